@@ -1,0 +1,341 @@
+"""The command line: parse, call, print. Heavy modules are imported inside commands."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = typer.Typer(
+    name="simclr",
+    help="Pre-train SimCLR on your images, and find out why it works.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Start with: simclr pretrain --preset shapes",
+)
+
+
+def _tables() -> dict[str, str]:
+    """The names that help texts list. They come from the tables themselves, which import torch."""
+    from experiments.configure import presets
+    from simclr.augment import AUGMENTATIONS
+    from simclr.data import DATASETS
+    from simclr.model import HEADS, STEMS
+
+    tables: dict[str, Any] = {
+        "augmentations": AUGMENTATIONS,
+        "datasets": DATASETS,
+        "heads": HEADS,
+        "stems": STEMS,
+        "presets": presets(),
+    }
+    return {key: ", ".join(table) for key, table in tables.items()}
+
+
+class Command(TyperCommand):
+    """A command whose help texts name the choices that exist; they are looked up only when help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        tables = _tables()
+        for parameter in self.params:
+            if text := getattr(parameter, "help", None):
+                parameter.help = text.format_map(tables)  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """One line for what a person can act on: exit code 2 for a mistake in the request, 1 for a run that failed."""
+    from simclr.errors import RunFailed, UserError
+
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except RunFailed as error:
+        typer.echo(f"failed: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def progress_bars() -> Iterator[tuple[Progress | None, Callable[[str, int, int], None]]]:
+    """Bars on a terminal, nothing elsewhere; and a callback that moves the bar of a name."""
+    if not sys.stderr.isatty():
+        yield None, lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield bars, advance
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; a second one ends the program at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        typer.echo("\nstopping: saving a checkpoint (again to stop at once)", err=True)
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, previous[name])
+
+    previous = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file in the format of the presets.")]
+Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, e.g. --set optim.weight_decay=1e-4.")]
+DatasetName = Annotated[str | None, typer.Option("--dataset", help="{datasets}.")]
+DataDir = Annotated[Path | None, typer.Option(help="The folder of images, or where a downloaded archive is.")]
+BadImage = Annotated[str | None, typer.Option("--on-bad-image", help="error or skip, for files that are no images.")]
+Seed = Annotated[int | None, typer.Option(help="Of weights, order and views.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", show_default="auto")]
+Drop = Annotated[list[str], typer.Option(help="Leave out an augmentation (repeatable): {augmentations}.")]
+
+
+@app.command(cls=Command)
+def pretrain(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    on_bad_image: BadImage = None,
+    backbone: Annotated[str | None, typer.Option(help="Any torchvision classifier, e.g. resnet18, vit_b_16.")] = None,
+    head: Annotated[str | None, typer.Option(help="{heads}.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; each gives two views.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the loss.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, before scaling with the batch size.")] = None,
+    drop: Drop = [],  # noqa: B006 (typer copies it)
+    seed: Seed = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run (default: the preset's).")] = None,
+    settings: Settings = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's unfinished run.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Train even if this config has a finished run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the config, steps and time; train nothing.")] = False,
+) -> None:
+    """Train an encoder. Settings: preset, then --config, then --set, then the other options."""
+    with plain_errors():
+        from experiments.configure import resolve
+
+        chosen = resolve(
+            preset,
+            config,
+            settings,
+            drop,
+            dataset=dataset,
+            data_dir=data_dir and str(data_dir),
+            on_bad_image=on_bad_image,
+            backbone=backbone,
+            head=head,
+            epochs=epochs,
+            batch_size=batch_size,
+            temperature=temperature,
+            lr=lr,
+            seed=seed,
+            device=device,
+            precision=precision,
+            name=name,
+        )
+        from experiments import runner, tracking
+        from simclr.config import to_toml
+        from simclr.loss import chance_loss
+
+        store = tracking.Store(tracking.home())
+        if dry_run:
+            with progress_bars() as (_, advance):
+                facts = runner.estimate(chosen, store, advance)
+            typer.echo(to_toml(chosen))
+            typer.echo(f"key         {chosen.key()}")
+            typer.echo(f"images      {facts['images']}")
+            typer.echo(f"steps       {facts['steps']} ({facts['steps_per_epoch']} an epoch)")
+            typer.echo(f"parameters  {facts['parameters']:,}")
+            typer.echo(f"device      {facts['device']}")
+            typer.echo(
+                f"time        about {_duration(facts['seconds'])} ({facts['seconds_per_step']:.3f} s a step, timed)"
+            )
+            return
+
+        from simclr.train import Interrupted
+
+        chance = chance_loss(chosen.train.batch_size)
+        latest: dict[str, float] = {}
+        total = 0
+        try:
+            with progress_bars() as (bars, advance), stop_on_signal() as stop:
+
+                def began(steps: int, run_id: str, reused: bool) -> None:
+                    nonlocal total
+                    total = steps
+                    if reused:
+                        typer.echo(f"run {run_id[:8]} has trained this config: --again or another --seed for a new one")
+                    else:
+                        typer.echo(f"run {run_id[:8]}: {steps} steps; a loss of {chance:.2f} is chance")
+
+                def show(metrics: dict[str, float], step: int) -> None:
+                    latest.update(metrics)
+                    if bars is None:
+                        if "val/knn_top1" in metrics:
+                            typer.echo(_status(latest, chance, step, total))
+                    else:
+                        advance("training", step, total)
+                        bars.update(bars.task_ids[-1], description=_status(latest, chance, step, total))
+
+                run_id = runner.train(
+                    chosen, store, resume=resume, again=again, progress=advance, show=show, began=began, stop=stop
+                )
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}: the same command with --resume goes on from there", err=True)
+            raise typer.Exit(130) from None
+        if latest:
+            typer.echo(f"done: {_status(latest, chance, total, total)}")
+        typer.echo(f"next: simclr eval {run_id[:8]} --knn --linear   or   simclr ui")
+
+
+def _status(latest: dict[str, float], chance: float, step: int, total: int) -> str:
+    parts = [f"step {step}/{total}"]
+    if "train/loss" in latest:
+        parts.append(f"loss {latest['train/loss']:.3f} (chance {chance:.2f})")
+        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
+    if "val/knn_top1" in latest:
+        parts.append(f"kNN {latest['val/knn_top1']:.1%}")
+    if "perf/images_per_second" in latest:
+        parts.append(f"{latest['perf/images_per_second']:.0f} images/s")
+    return "  ".join(parts)
+
+
+@app.command("eval", cls=Command)
+def evaluate(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's name, or how its id starts.", show_default="the newest")
+    ] = None,
+    knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
+    device: Device = None,
+) -> None:
+    """Test a frozen encoder, beside chance and an untrained one (without options: all there is)."""
+    with plain_errors():
+        from experiments import runner, tracking
+
+        store = tracking.Store(tracking.home())
+        if not knn and not linear:
+            knn = linear = True
+        with progress_bars() as (_, advance):
+            run_id, scores = runner.evaluate_run(run, store, knn=knn, linear=linear, device=device, progress=advance)
+        trained, untrained = scores["trained"], scores["random"]
+        typer.echo(f"run {run_id[:8]}, test accuracy (protocol {runner.PROTOCOL})")
+        typer.echo(f"{'':12}{'trained':>10}{'untrained':>12}{'chance':>10}")
+        for metric, label in (("knn_top1", "kNN"), ("linear_top1", "linear"), ("linear_top5", "linear top-5")):
+            if metric in trained.metrics:
+                row = trained.metrics[metric], untrained.metrics[metric]
+                chance = f"{trained.chance:10.2%}" if metric != "linear_top5" else ""
+                typer.echo(f"{label:12}{row[0]:10.2%}{row[1]:12.2%}{chance}")
+
+
+@app.command()
+def presets() -> None:
+    """List the recipes that come with the suite, and what each costs and gives."""
+    with plain_errors():
+        from experiments.configure import presets as load
+
+        for preset in load().values():
+            typer.echo(preset.name)
+            for key, text in preset.header.items():
+                typer.echo(f"    {key.lower():8} {text}")
+
+
+@app.command(cls=Command)
+def views(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("views.png"),
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    drop: Drop = [],  # noqa: B006
+    seed: Seed = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Draw what the network sees: originals, both views, and each operation alone."""
+    with plain_errors():
+        from experiments import runner, tracking
+        from experiments.configure import resolve
+        from simclr.data import open_dataset
+
+        chosen = resolve(
+            preset, config, settings, drop, dataset=dataset, data_dir=data_dir and str(data_dir), seed=seed
+        )
+        with progress_bars() as (_, advance):
+            data = open_dataset(chosen.data, tracking.home(), advance)
+        runner.view_grid(chosen, data, out)
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+def runs() -> None:
+    """List all runs, newest first."""
+    with plain_errors():
+        from experiments import tracking
+
+        table = tracking.Store(tracking.home()).table()
+        if table.empty:
+            typer.echo("no runs yet: simclr pretrain --preset shapes")
+            return
+        columns = ["id", "name", "status", "started", "train/loss", "val/knn_top1", "eval/knn_top1", "eval/linear_top1"]
+        shown = table.reindex(columns=columns).rename(
+            columns=lambda c: c.rpartition("/")[0][:5] + " " + c.rpartition("/")[2] if "/" in c else c
+        )
+        typer.echo(shown.to_string(index=False, na_rep="", float_format="{:.4f}".format))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """Open MLflow's pages on this machine (http://127.0.0.1:5000); Ctrl-C ends it."""
+    with plain_errors():
+        from experiments import tracking
+
+        folder = tracking.home()
+        tracking.Store(folder)
+        command, environment = tracking.ui_command(folder, port)
+        typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
+        try:
+            raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,93 @@
+"""From what a person asks for to a Config: preset < config file < --set < named flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simclr.augment import AUGMENTATIONS
+from simclr.config import Config, make, merge, nested, parse_setting, read_toml
+from simclr.errors import unknown
+
+# Named flags and the setting that each one sets.
+FLAGS = {
+    "dataset": "data.dataset",
+    "data_dir": "data.dir",
+    "on_bad_image": "data.on_bad_image",
+    "backbone": "model.backbone",
+    "head": "model.head",
+    "temperature": "loss.temperature",
+    "lr": "optim.lr",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "precision": "train.precision",
+    "seed": "seed",
+    "device": "device",
+    "name": "name",
+}
+
+
+class Preset(NamedTuple):
+    """A preset's file and the lines of its header (command, cost, result)."""
+
+    name: str
+    path: Path
+    header: dict[str, str]
+
+
+def presets() -> dict[str, Preset]:
+    """The presets that come with the suite, by name."""
+    folder = Path(str(files("experiments") / "presets"))
+    return {path.stem: Preset(path.stem, path, _header(path)) for path in sorted(folder.glob("*.toml"))}
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The `# Key: text` lines at the top of a preset; a line without a key goes on with the one before."""
+    header: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        key, colon, text = line[1:].strip().partition(": ")
+        if colon and key.isalpha():
+            header[key] = text.strip()
+        elif header:
+            header[list(header)[-1]] += " " + line[1:].strip()
+    return header
+
+
+def drop(table: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings without one augmentation, in both views."""
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, AUGMENTATIONS)
+    for view in ("augment", "augment2") if "augment2" in table else ("augment",):
+        table = merge(table, nested(f"{view}.{name}.p", 0.0))
+    return table
+
+
+def resolve(
+    preset: str | None = None,
+    config: Path | None = None,
+    settings: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    **flags: Any,
+) -> Config:
+    """The Config that was asked for; a flag that is None was not given. Raises UserError for what is not valid."""
+    known = presets()
+    name = preset or ("shapes" if config is None else None)
+    table: dict[str, Any] = {"name": name} if name else {}
+    if name is not None:
+        if name not in known:
+            raise unknown("preset", name, known)
+        table = merge(table, read_toml(known[name].path))
+    if config is not None:
+        table = merge(table, {"name": config.stem} | read_toml(config))
+    for text in settings:
+        table = merge(table, parse_setting(text))
+    for flag, value in flags.items():
+        if value is not None:
+            table = merge(table, nested(FLAGS[flag], value))
+    for augmentation in dropped:
+        table = drop(table, augmentation)
+    return make(table)

@@ -1,0 +1,215 @@
+"""The record of runs: the only file that knows MLflow.
+
+One sqlite store in one folder (`SIMCLR_HOME`, else ./simclr-runs) unless MLFLOW_TRACKING_URI names another. A run is
+found again by its config key and the digest of its data.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from simclr.errors import RunFailed, UserError
+
+EXPERIMENT = "simclr"
+FLUSH_SECONDS = 2.0
+
+
+def home() -> Path:
+    """Where runs, decoded data and downloads are kept."""
+    return Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
+
+
+def store_uri(folder: Path) -> str:
+    """The tracking store: MLFLOW_TRACKING_URI, else a sqlite file in the folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+
+
+class Store:
+    """A connection to the tracking store, made and migrated under a lock so that processes may start together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, store_uri(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "store.lock"):
+                self.client = MlflowClient(self.uri)
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
+                    local = self.uri.startswith("sqlite")
+                    self.experiment = self.client.create_experiment(
+                        EXPERIMENT, artifact_location=(folder / "artifacts").as_uri() if local else None
+                    )
+                    if local:  # concurrent readers and writers, and about half the time for a write
+                        with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as database:
+                            database.execute("PRAGMA journal_mode=WAL")
+                else:
+                    self.experiment = experiment.experiment_id
+        except OSError as error:
+            raise UserError(f"can't use {folder} (SIMCLR_HOME) for runs: {error}; name another folder") from None
+        except MlflowException as error:
+            raise UserError(f"can't open the tracking store {self.uri}: {str(error).splitlines()[0]}") from None
+
+    def search(self, condition: str = "") -> list[Run]:
+        """Runs that meet an MLflow filter, newest first; deleted ones are left out."""
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time DESC"], token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def of_key(self, key: str, digest: str) -> list[Run]:
+        """Pre-training runs of a config on the same data, newest first."""
+        return self.search(f"tags.kind = 'pretrain' and tags.config_key = '{key}' and tags.data_digest = '{digest}'")
+
+    def find(self, name: str | None) -> Run:
+        """The finished run with this name, or whose id starts with it; the newest of all without a name."""
+        runs = [run for run in self.search("tags.kind = 'pretrain'") if run.info.status == "FINISHED"]
+        if not runs:
+            raise UserError(f"no finished run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+        for run in runs:
+            if name is None or name == run.info.run_name or (len(name) >= 4 and run.info.run_id.startswith(name)):
+                return run
+        raise UserError(f"no finished run is called '{name}' or has an id that starts so: see `simclr runs`")
+
+    def table(self) -> pd.DataFrame:
+        """One row a run, newest first: id, name, status, start, and its latest metrics and tags."""
+        rows = [
+            {
+                "id": run.info.run_id[:8],
+                "name": run.info.run_name,
+                "kind": run.data.tags.get("kind"),
+                "status": run.info.status,
+                "started": pd.Timestamp(run.info.start_time, unit="ms").strftime("%Y-%m-%d %H:%M"),
+                "seed": run.data.tags.get("seed"),
+                **run.data.metrics,
+            }
+            for run in self.search()
+        ]
+        return pd.DataFrame(rows)
+
+    def history(self, run_id: str, metric: str) -> pd.DataFrame:
+        """The points of one metric of a run: step, value."""
+        points = self.client.get_metric_history(run_id, metric)
+        return pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a run keeps its checkpoints."""
+        return self.folder / "runs" / run_id
+
+    def artifact(self, run_id: str, name: str) -> Path:
+        """A local path of an artifact of a run. Raises UserError when it is not there."""
+        try:
+            path = Path(self.client.download_artifacts(run_id, name))
+        except (OSError, MlflowException):
+            path = Path("missing")
+        if not path.exists():
+            raise UserError(f"run {run_id[:8]} has no artifact '{name}': it was deleted, or the run did not finish")
+        return path
+
+    def start(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracker:
+        """A new run."""
+        run = self.client.create_run(self.experiment, tags=dict(tags), run_name=name)
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        self.client.log_batch(run.info.run_id, params=entries)
+        return Tracker(self, run.info.run_id)
+
+    def reopen(self, run: Run) -> Tracker:
+        """Go on with a run that did not finish."""
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        return Tracker(self, run.info.run_id)
+
+
+class Tracker:
+    """Writes to one run; metrics are gathered and sent every FLUSH_SECONDS."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store, self.run_id = store, run_id
+        self.pending: list[Metric] = []
+        self.flushed = time.monotonic()
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        self.pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        for start in range(0, len(self.pending), 1000):  # MLflow's limit for one call
+            self.store.client.log_batch(self.run_id, metrics=self.pending[start : start + 1000])
+        self.pending, self.flushed = [], time.monotonic()
+
+    def tag(self, **tags: object) -> None:
+        self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def artifact(self, name: str, write: Callable[[Path], object]) -> None:
+        """Store what `write(path)` writes as the artifact `name`."""
+        scratch = Path(tempfile.mkdtemp())
+        try:
+            write(scratch / name)
+            self.store.client.log_artifact(self.run_id, str(scratch / name))
+        except OSError as error:
+            raise RunFailed(
+                f"can't write the artifact {name}: {error}; free some space, then run with --resume"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
+        """Close the run: FINISHED, KILLED on `stopped` or an interrupt, FAILED (tag `error`) on anything else.
+
+        Its folder is locked meanwhile: a run is trained by one process at a time.
+        """
+        folder = self.store.run_folder(self.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(folder / "lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"run {self.run_id[:8]} is being trained by another process") from None
+        status = "FAILED"
+        try:
+            yield self
+            status = "FINISHED"
+        except (stopped, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        except BaseException as error:
+            self.tag(error=f"{type(error).__name__}: {error}"[:5000])
+            raise
+        finally:
+            try:
+                self.flush()
+                self.store.client.set_terminated(self.run_id, status)
+            finally:
+                lock.release()
+
+
+def ui_command(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command and environment that serve MLflow's UI on loopback, with telemetry and job execution off."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    return command, os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -1,0 +1,1 @@
+"""SimCLR: a Config in, numbers and weights out."""

@@ -1,0 +1,396 @@
+"""Views: batched augmentations with parameters of their own for each image, on whatever device the images are on.
+
+An augmentation is a parameter model and a function `(images, u, params) -> images`, where `images` is float32
+N x 3 x H x W in [0, 1] and `u` holds the uniform random numbers that it turns into its parameters, one row an image.
+The function is deterministic (all randomness is in `u`, drawn by key in `draw`) and may write over the images it is
+given. To add one, write the two
+and add a line to AUGMENTATIONS; the config, `--drop`, the tables and the tests follow.
+
+Distributions are torchvision's (2.x `transforms`), which the tests hold; strengths are the paper's (Appendix A).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .randomness import uniforms
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the first value must not exceed the second, got {list(pair)}")
+    return pair
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
+Positives = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+
+
+class Params(BaseModel):
+    """Parameters of one augmentation; `p` is the probability that an image gets it (0: the operation is absent)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    p: Probability = 0.0
+
+    def effective(self) -> dict[str, Any]:
+        """What reaches the pixels: equal for two settings that do the same."""
+        return self.model_dump(mode="json")
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+class Crop(Params):
+    """Random resized crop: area as a fraction of the image, then an aspect ratio (log-uniform), resized to `size`."""
+
+    p: Probability = 1.0
+    scale: Fractions = (0.08, 1.0)
+    ratio: Positives = (3 / 4, 4 / 3)
+    size: int | None = Field(None, ge=4)  # side of the view in pixels (default: the stored side); needs p = 1
+
+    def model_post_init(self, context: Any) -> None:
+        if self.size and self.p < 1:
+            raise ValueError(
+                f"a view size needs every image to be cropped: set p = 1 (now {self.p:g}) or leave size out"
+            )
+
+
+ATTEMPTS = 10  # of torchvision's RandomResizedCrop and RandomErasing, before they give up
+BOX_DRAWS = 2 * ATTEMPTS + 2
+
+
+def boxes(u: Tensor, scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int) -> Tensor:
+    """N boxes (top, left, height, width) in whole pixels, as torchvision samples them; `u` is N x BOX_DRAWS.
+
+    Where none of the attempts fits in the image the box is the largest central one with an allowed ratio.
+    """
+    attempts = u[:, : 2 * ATTEMPTS].unflatten(1, (ATTEMPTS, 2))
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * attempts[..., 1])  # width / height
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    central = min(max(width / height, ratio[0]), ratio[1])
+    none = ~fits.any(1)
+    w = w.gather(1, first).squeeze(1).masked_fill(none, round(min(width, height * central)))
+    h = h.gather(1, first).squeeze(1).masked_fill(none, round(min(height, width / central)))
+    top = (u[:, -2] * (height - h + 1)).floor()
+    left = (u[:, -1] * (width - w + 1)).floor()
+    return torch.stack(
+        [
+            torch.where(none, ((height - h) / 2).round(), top),
+            torch.where(none, ((width - w) / 2).round(), left),
+            h,
+            w,
+        ],
+        1,
+    )
+
+
+def resize_weights(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
+    """N x size_out x size_in weights that resample [start, start + length) to size_out pixels, antialiased bilinear."""
+    pixel = torch.arange(size_in, device=start.device) + 0.5
+    scale = (length / size_out).view(-1, 1, 1)
+    centre = (torch.arange(size_out, device=start.device) + 0.5).view(1, -1, 1) * scale
+    offset = (pixel - start.unsqueeze(1)).unsqueeze(1)  # of each source pixel's centre, within the box
+    weights = (1 - (offset - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((offset > 0) & (offset < length.view(-1, 1, 1)))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply to each image a linear map of its rows and one of its columns (N x out x in each): two batched products."""
+    n, c, h, w = images.shape
+    images = torch.bmm(images.reshape(n, c * h, w), columns.transpose(1, 2)).view(n, c, h, -1)
+    return torch.matmul(rows.unsqueeze(1), images)
+
+
+def resized_crop(images: Tensor, box: Tensor, size: int) -> Tensor:
+    """Each image's own box (N x 4: top, left, height, width), resized to size x size."""
+    h, w = images.shape[-2:]
+    rows = resize_weights(box[:, 0], box[:, 2], h, size)
+    columns = resize_weights(box[:, 1], box[:, 3], w, size)
+    return separable(images, rows, columns)
+
+
+def crop(images: Tensor, u: Tensor, params: Crop) -> Tensor:
+    h, w = images.shape[-2:]
+    return resized_crop(images, boxes(u, params.scale, params.ratio, h, w), params.size or h)
+
+
+class Flip(Params):
+    """Horizontal flip."""
+
+    p: Probability = 0.5
+
+
+def flip(images: Tensor, u: Tensor, params: Flip) -> Tensor:
+    return images.flip(-1)
+
+
+class Rotation(Params):
+    """Rotation about the centre by up to `degrees` either way; black outside."""
+
+    degrees: float = Field(10.0, ge=0, le=180)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotate each image counter-clockwise by its own angle, bilinear."""
+    theta = degrees.deg2rad()
+    zero = torch.zeros_like(theta)
+    matrix = torch.stack([theta.cos(), -theta.sin(), zero, theta.sin(), theta.cos(), zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def rotation(images: Tensor, u: Tensor, params: Rotation) -> Tensor:
+    return rotate(images, params.degrees * (2 * u[:, 0] - 1))
+
+
+# --- colour -----------------------------------------------------------------------------------------------------------
+
+
+class ColorJitter(Params):
+    """Brightness, contrast, saturation and hue in a random order; each is multiplied by `strength` (paper: s)."""
+
+    p: Probability = 0.8
+    strength: float = Field(1.0, ge=0)
+    brightness: float = Field(0.8, ge=0)
+    contrast: float = Field(0.8, ge=0)
+    saturation: float = Field(0.8, ge=0)
+    hue: float = Field(0.2, ge=0)
+
+    def ranges(self) -> tuple[float, float, float, float]:
+        """(brightness, contrast, saturation, hue), each times the strength."""
+        b, c, s, h = (self.strength * x for x in (self.brightness, self.contrast, self.saturation, self.hue))
+        return b, c, s, h
+
+    def model_post_init(self, context: Any) -> None:
+        if self.ranges()[3] > 0.5:
+            raise ValueError(f"hue * strength must not exceed 0.5 (half the colour circle), got {self.ranges()[3]:g}")
+
+    def effective(self) -> dict[str, Any]:
+        return {"p": self.p, "ranges": self.ranges()}
+
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, with torchvision's rounding
+
+
+def gray(images: Tensor) -> Tensor:
+    """Luma of each pixel, N x 1 x H x W."""
+    return torch.matmul(images.new_tensor([LUMA]), images.flatten(2)).unflatten(2, images.shape[2:])
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn each image's hue by its own `shift`, in turns of the colour circle (-0.5 to 0.5)."""
+    r, g, b = images.unbind(1)
+    top, bottom = images.amax(1), images.amin(1)
+    chroma = top - bottom
+    # Hue in sixths of the circle, where channels tie for the top by torchvision's preference: red, green, blue.
+    # A channel that is the top gives a finite number, the others are not used: no branch, few passes.
+    scale = chroma.clamp(min=1e-12).reciprocal_()
+    hue = torch.where(top == r, g - b, torch.where(top == g, (b - r).add_(2 * chroma), (r - g).add_(4 * chroma)))
+    hue.mul_(scale).add_(6 * shift.view(-1, 1, 1))
+    hue.sub_(hue.div(6).floor_().mul_(6))
+    # Each channel is a trapezoid over the circle: red is low around 3, green and blue high around 2 and 4.
+    for channel, (centre, sign) in enumerate(((3, -1), (2, 1), (4, 1))):
+        wave = (hue - centre).abs_().mul_(-sign).add_(1.5 * sign + 0.5).clamp_(0, 1)
+        torch.addcmul(bottom, wave, chroma, out=images[:, channel])
+    return images
+
+
+def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Colour jitter with each image's own factors (N x 4: brightness, contrast, saturation, hue shift) and order.
+
+    `order` (N x 4) lists for each image which of the four comes first, second, ... Brightness, contrast and
+    saturation each blend the image with a reference (black, its mean grey, its greys) and clamp, so one formula serves
+    whichever an image has in that place; images that have hue there are left by a factor of 1.
+    """
+    for place in range(4):
+        which = order[:, place : place + 1]
+        factor = factors.gather(1, which).masked_fill_(which == 3, 1.0).view(-1, 1, 1, 1)
+        rest = 1 - factor
+        luma = gray(images)
+        mean = luma.mean((1, 2, 3), keepdim=True) * rest * (which == 1).view(-1, 1, 1, 1)
+        reference = luma.mul_(rest * (which == 2).view(-1, 1, 1, 1)).add_(mean)
+        images.mul_(factor).add_(reference).clamp_(0, 1)
+        hue = (which == 3).squeeze(1).nonzero().squeeze(1)
+        images[hue] = shift_hue(images[hue], factors[hue, 3])
+    return images
+
+
+def color_jitter(images: Tensor, u: Tensor, params: ColorJitter) -> Tensor:
+    factors = torch.empty(len(u), 4, device=u.device)
+    for column, reach in enumerate(params.ranges()[:3]):
+        low, high = max(0.0, 1 - reach), 1 + reach
+        factors[:, column] = low + (high - low) * u[:, column]
+    factors[:, 3] = params.ranges()[3] * (2 * u[:, 3] - 1)
+    return jitter(images, factors, u[:, 4:8].argsort(1))
+
+
+class Grayscale(Params):
+    """Luma in all three channels."""
+
+    p: Probability = 0.2
+
+
+def grayscale(images: Tensor, u: Tensor, params: Grayscale) -> Tensor:
+    return gray(images).expand_as(images)
+
+
+class Solarize(Params):
+    """Invert pixels at or above a threshold."""
+
+    threshold: Probability = 0.5
+
+
+def solarize(images: Tensor, u: Tensor, params: Solarize) -> Tensor:
+    return torch.where(images >= params.threshold, 1 - images, images)
+
+
+# --- filters, noise, erasing ------------------------------------------------------------------------------------------
+
+
+class Blur(Params):
+    """Gaussian blur; the kernel is a fraction of the side (rounded to an odd number, 3 at least), sigma in pixels."""
+
+    kernel: Fraction = 0.1
+    sigma: Positives = (0.1, 2.0)
+
+
+def blur_kernel(fraction: float, side: int) -> int:
+    """The odd kernel size in pixels nearest to `fraction` of the side, at least 3 and at most what reflection allows."""
+    size = 2 * round((fraction * side - 1) / 2) + 1
+    return max(3, min(size, 2 * side - 1))
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Blur each image with its own sigma, reflecting at the edges; `kernel` is odd."""
+    side, reach = images.shape[-1], kernel // 2
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    taps = torch.exp(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2)
+    taps = taps / taps.sum(1, keepdim=True)
+    source = (torch.arange(side, device=images.device) + offsets.unsqueeze(1)).abs()
+    source = side - 1 - (side - 1 - source).abs()  # reflect, without repeating the edge
+    weights = (taps @ F.one_hot(source, side).float().flatten(1)).view(-1, side, side)
+    return separable(images, weights, weights)
+
+
+def blur(images: Tensor, u: Tensor, params: Blur) -> Tensor:
+    low, high = params.sigma
+    return gaussian_blur(images, low + (high - low) * u[:, 0], blur_kernel(params.kernel, images.shape[-1]))
+
+
+class Sobel(Params):
+    """Magnitude of the Sobel gradient of each channel, divided by 4 so that a full black-white edge gives 1."""
+
+
+def sobel(images: Tensor, u: Tensor, params: Sobel) -> Tensor:
+    smooth = torch.tensor([1.0, 2.0, 1.0], device=images.device) / 4
+    slope = torch.tensor([-1.0, 0.0, 1.0], device=images.device)
+    kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)]).unsqueeze(1)
+    padded = F.pad(images.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernels).square().sum(1).sqrt().clamp(max=1).view_as(images)
+
+
+class Noise(Params):
+    """Gaussian noise of standard deviation `sigma` on each channel of each pixel, then clamped to [0, 1]."""
+
+    sigma: Positive = 0.1
+
+
+def normals(seeds: Tensor, count: int) -> Tensor:
+    """N x count standard normal numbers, each row a function of its seed alone (N x 2 uniforms).
+
+    A counter hashed by the 64-bit finaliser of SplitMix64 (Steele et al. 2014), two halves of which go through
+    Box-Muller: any slice of a batch gets the noise that it would get in the whole batch, on any device.
+    """
+    key = (seeds * 2**24).long()
+    x = ((key[:, :1] << 24) + key[:, 1:2] << 15) * 0x9E3779B97F4A7C1 + torch.arange(count, device=seeds.device)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    x = x ^ ((x >> 31) & ((1 << 33) - 1))
+    radius = ((x & 0xFFFFFF) + 1).float() / 2**24
+    angle = ((x >> 32) & 0xFFFFFF).float() / 2**24
+    return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+
+
+def noise(images: Tensor, u: Tensor, params: Noise) -> Tensor:
+    return (images + params.sigma * normals(u, images[0].numel()).view_as(images)).clamp(0, 1)
+
+
+class Cutout(Params):
+    """Set a random box to black: area as a fraction of the image, aspect ratio log-uniform (RandomErasing's sampler)."""
+
+    scale: Fractions = (0.02, 0.33)
+    ratio: Positives = (0.3, 3.3)
+
+
+def cutout(images: Tensor, u: Tensor, params: Cutout) -> Tensor:
+    h, w = images.shape[-2:]
+    box = boxes(u, params.scale, params.ratio, h, w)
+    row = torch.arange(h, device=images.device) - box[:, :1]
+    column = torch.arange(w, device=images.device) - box[:, 1:2]
+    inside_rows = (row >= 0) & (row < box[:, 2:3])
+    inside_columns = (column >= 0) & (column < box[:, 3:4])
+    return images.masked_fill((inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)).unsqueeze(1), 0.0)
+
+
+class Augmentation(NamedTuple):
+    """One row of AUGMENTATIONS: its parameters, how many uniforms an image needs, and the function."""
+
+    params: type[Params]
+    draws: int
+    apply: Callable[[Tensor, Tensor, Any], Tensor]
+
+
+# In the order in which a view applies them (paper, Appendix A: crop, flip, colour, blur).
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "crop": Augmentation(Crop, BOX_DRAWS, crop),
+    "flip": Augmentation(Flip, 0, flip),
+    "rotation": Augmentation(Rotation, 1, rotation),
+    "color_jitter": Augmentation(ColorJitter, 8, color_jitter),
+    "grayscale": Augmentation(Grayscale, 0, grayscale),
+    "blur": Augmentation(Blur, 1, blur),
+    "solarize": Augmentation(Solarize, 0, solarize),
+    "sobel": Augmentation(Sobel, 0, sobel),
+    "noise": Augmentation(Noise, 2, noise),
+    "cutout": Augmentation(Cutout, BOX_DRAWS, cutout),
+}
+
+Pipeline = dict[str, Params]  # name -> parameters, in the order of AUGMENTATIONS, without those of p = 0
+
+
+def draw(pipeline: Pipeline, n: int, seed: int, step: int, view: int) -> dict[str, Tensor]:
+    """The random numbers of one view of a batch of `n`: for each operation n x (1 + its draws), on the CPU.
+
+    Each operation has a key of its own, so dropping one leaves the draws of the others as they were; the rows of a
+    micro-batch are a slice of these.
+    """
+    return {name: uniforms((n, 1 + AUGMENTATIONS[name].draws), seed, "view", step, view, name) for name in pipeline}
+
+
+def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tensor:
+    """One view: uint8 N x 3 x S x S -> float32 N x 3 x S x S in [0, 1]. The draws' rows are the images' rows."""
+    out = images.to(torch.float32).div_(255)
+    for name, params in pipeline.items():
+        u = draws[name]
+        chosen = (u[:, 0] < params.p).nonzero().squeeze(1)  # on the CPU: no wait for the accelerator
+        function = AUGMENTATIONS[name].apply
+        if len(chosen) == len(u):
+            out = function(out, u[:, 1:].to(out.device), params)
+        elif len(chosen):
+            rows = chosen.to(out.device)
+            out[rows] = function(out[rows], u[chosen, 1:].to(out.device), params)
+    return out

@@ -1,0 +1,281 @@
+"""A run is its Config: frozen, checked, and hashed into a key.
+
+TOML in, one object out. Derived values (peak learning rate, number of steps) are functions elsewhere; nothing is ever
+written back into a config. Sections are tables of the TOML; the augmentations' tables come from AUGMENTATIONS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from .augment import AUGMENTATIONS, Params, Pipeline
+from .data import DATASETS, NORMALIZATIONS
+from .errors import UserError, unknown
+from .model import HEADS, STEMS, backbones
+from .optim import OPTIMIZERS, SCALINGS, SCHEDULES, peak_rate
+
+
+def _one_of(kind: str, choices: Callable[[], Iterable[str]]) -> Any:
+    """A string type whose values are the names of a table."""
+
+    def check(name: str) -> str:
+        if name not in (names := list(choices())):
+            raise unknown(kind, name, names)
+        return name
+
+    return Annotated[str, AfterValidator(check)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which images, and how they are split."""
+
+    dataset: _one_of("data set", lambda: DATASETS) = "shapes"
+    dir: Path | None = None  # where the images or the downloaded archive are (default: under the home folder)
+    side: int | None = Field(None, ge=8, le=1024)  # stored image side in pixels (default: the data set's own)
+    val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training images, held out where there is no validation split
+    subset: int | None = Field(None, ge=2)  # pre-train on this many images, chosen by the split seed
+    split_seed: int = Field(0, ge=0)  # of the validation split and the subset: the same for all seeds of a study
+    normalize: _one_of("normalization", lambda: NORMALIZATIONS) = "dataset"
+    on_bad_image: Literal["error", "skip"] = "error"
+
+
+if TYPE_CHECKING:
+    AugmentConfig = Section
+else:
+    AugmentConfig = create_model(
+        "AugmentConfig",
+        __base__=Section,
+        __doc__="What a view goes through: one table for each of AUGMENTATIONS (p = 0: absent). Defaults: the paper's.",
+        **{name: (row.params, Field(default_factory=row.params)) for name, row in AUGMENTATIONS.items()},
+    )
+
+
+def pipeline(section: AugmentConfig) -> Pipeline:
+    """The operations that a view goes through, in order, without the absent ones."""
+    chosen: dict[str, Params] = {name: getattr(section, name) for name in AUGMENTATIONS}
+    return {name: params for name, params in chosen.items() if params.p > 0}
+
+
+class ModelConfig(Section):
+    """The encoder and the projection head."""
+
+    backbone: _one_of("backbone", backbones) = "resnet18"
+    stem: _one_of("stem", lambda: STEMS) = "cifar"
+    width: float = Field(1.0, ge=0.0625, le=8)  # multiplies the channels of a ResNet
+    head: _one_of("head", lambda: HEADS) = "mlp"
+    hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
+    out_dim: int = Field(128, ge=1)  # of z
+    head_batch_norm: bool = False  # batch norm after each linear layer of the head (the paper's code has it)
+
+
+class LossConfig(Section):
+    """NT-Xent."""
+
+    temperature: float = Field(0.5, ge=0.01, le=1000)
+    normalize: bool = True  # cosine similarity; without it a plain dot product (paper, Table 5)
+    include_self: bool = False  # leave each row's similarity to itself in the denominator: a mistake, reproducible
+
+
+class OptimConfig(Section):
+    """The optimizer and its learning rate."""
+
+    name: _one_of("optimizer", lambda: OPTIMIZERS) = "lars"
+    lr: float = Field(0.3, gt=0, allow_inf_nan=False)  # before scaling
+    lr_scaling: _one_of("learning-rate scaling", lambda: SCALINGS) = "linear"
+    weight_decay: float = Field(1e-6, ge=0)
+    decay_bias_and_norm: bool = False
+    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd
+    trust: float = Field(1e-3, gt=0)  # lars
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    schedule: _one_of("schedule", lambda: SCHEDULES) = "cosine"
+    warmup_epochs: float = Field(10.0, ge=0)
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
+    plateau_patience: int = Field(10, ge=0)  # in epochs
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(256, ge=2)  # images; 2N views
+    views: Literal["fused", "split"] = "fused"  # one forward for both views, or two: batch norm sees the difference
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation (0: never)
+    checkpoint_minutes: float = Field(5.0, gt=0)
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: str = "simclr"
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    augment2: AugmentConfig | None = None  # of the second view, where it differs
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def pipelines(self) -> tuple[Pipeline, Pipeline]:
+        """What view one and view two go through."""
+        return pipeline(self.augment), pipeline(self.augment2 or self.augment)
+
+    def result(self) -> dict[str, Any]:
+        """What decides the trained weights, with equal meanings written equally.
+
+        Left out: the name, the device, where the images lie (their digest is recorded beside the key), how often
+        something is measured or saved, and every setting that the chosen optimizer, head or schedule does not read.
+        """
+        out = self.model_dump(mode="json", exclude={"name", "device", "augment", "augment2"})
+        out["views"] = [{name: op.effective() for name, op in view.items()} for view in self.pipelines()]
+        for key in ("dir", "on_bad_image"):
+            del out["data"][key]
+        for key in ("knn_every", "checkpoint_minutes"):
+            del out["train"][key]
+        optim = out["optim"]
+        optim["peak_rate"] = peak_rate(self.optim, self.train.batch_size)
+        unread = {"lr", "lr_scaling"}
+        unread |= {"lars": {"betas"}, "sgd": {"betas", "trust"}, "adamw": {"momentum", "trust"}}[self.optim.name]
+        if self.optim.schedule != "plateau":
+            unread |= {"plateau_factor", "plateau_patience"}
+        if self.optim.weight_decay == 0 and self.optim.name != "lars":
+            unread.add("decay_bias_and_norm")
+        out["optim"] = {key: value for key, value in optim.items() if key not in unread}
+        unread = {"none": {"hidden_dim", "out_dim", "head_batch_norm"}, "linear": {"hidden_dim"}}
+        for key in unread.get(self.model.head, ()):
+            del out["model"][key]
+        return out
+
+    def key(self) -> str:
+        """Sixteen hexadecimal digits that two configs share if and only if they ask for the same result."""
+        text = json.dumps(self.result(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted names to plain values, absent augmentations left out: for records and tables."""
+        data = self.model_dump(mode="json")
+        for view in ("augment", "augment2"):
+            if data[view] is not None:
+                data[view] = {name: ops for name, ops in data[view].items() if ops["p"] > 0}
+        return _flatten(data)
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` in their place, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """`nested("loss.temperature", 0.1)` -> `{"loss": {"temperature": 0.1}}`."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`section.key=value` as a nested table; the value is TOML, or else a plain string."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"'{text}' is not a setting: expected section.key=value, e.g. loss.temperature=0.2")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return nested(path.strip(), parsed)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file, or a UserError that names the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the config file {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The config as TOML that `--config` reads back to an equal config."""
+    lines: list[str] = []
+
+    def write(table: Mapping[str, Any], path: str) -> None:
+        if path:
+            lines.append(f"\n[{path}]")
+        lines.extend(
+            f"{key} = {json.dumps(value)}"
+            for key, value in table.items()
+            if value is not None and not isinstance(value, Mapping)
+        )
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                write(value, f"{path}.{key}" if path else key)
+
+    write(config.model_dump(mode="json"), "")
+    return "\n".join(lines).strip() + "\n"
+
+
+def make(table: Mapping[str, Any]) -> Config:
+    """A Config from nested plain values; a UserError names the first bad one in a sentence."""
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def _readable(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown("setting", path, settings())
+    if first["type"] == "value_error":
+        return UserError(f"{path} = {_shown(first['input'])}: {first['ctx']['error']}")
+    message = first["msg"].removeprefix("Input should be ")
+    return UserError(f"{path} = {_shown(first['input'])}: expected {message}")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def settings() -> list[str]:
+    """Every dotted name that `--set` and a TOML file may use."""
+
+    def walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
+        for name, field in model.model_fields.items():
+            annotation = AugmentConfig if name == "augment2" else field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                yield from walk(annotation, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    return list(walk(Config, ""))

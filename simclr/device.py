@@ -1,0 +1,48 @@
+"""The device and the arithmetic that a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError
+
+
+def resolve(name: str) -> torch.device:
+    """`auto` (the accelerator if there is one, else the CPU) or a device by name. Raises UserError if it is absent."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast. `auto`: bfloat16 where it is fast, else float16 on CUDA, else float32."""
+    if name == "auto":
+        name = "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to a dtype, off for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,0 +1,22 @@
+"""Failures that a person can act on: each message names the value, what was expected, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what was asked for: a bad value, a missing file, a name that does not exist."""
+
+
+class RunFailed(Exception):
+    """A run that cannot go on: a loss that is not finite, a full disk, no memory left."""
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`, with the nearest one that is."""
+    names = sorted(choices)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return UserError(f"unknown {kind} '{name}': {hint}choose from {', '.join(names)}")

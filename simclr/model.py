@@ -1,0 +1,168 @@
+"""The network: an encoder f (any torchvision classifier without its last layer) and a projection head g.
+
+h = f(x) is the representation that is evaluated; z = g(h) is what the loss sees (paper, Section 2.1). Weights are
+initialised by key: the encoder, its stem and the head each from a seed of their own, so changing one leaves the others
+as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .data import NORMALIZATIONS, Dataset
+from .errors import UserError, unknown
+from .randomness import subseed
+
+if TYPE_CHECKING:
+    from .config import Config, ModelConfig
+
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+
+
+def _conv(width: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+
+
+# First convolution (from the number of channels) and what pools after it.
+STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
+    "imagenet": lambda width: (_conv(width, 7, 2), nn.MaxPool2d(3, 2, padding=1)),
+    "cifar": lambda width: (_conv(width, 3, 1), nn.Identity()),  # paper, B.9: 3x3, stride 1, no max-pool
+    "stride2": lambda width: (_conv(width, 3, 2), nn.Identity()),  # a quarter of the cost of `cifar`
+}
+
+
+class WideResNet(ResNet):
+    """torchvision's ResNet with every layer's number of channels multiplied by `width`, and one of STEMS."""
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: float) -> None:
+        self.width = width
+        super().__init__(block, layers)
+        self.fc = nn.Linear(self.inplanes, 1)  # of the scaled width; its place is what the encoder's output comes from
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes = round(64 * self.width)
+        return super()._make_layer(block, round(planes * self.width), blocks, stride, dilate)
+
+    def set_stem(self, name: str) -> None:
+        width = round(64 * self.width)
+        self.conv1, self.maxpool = STEMS[name](width)
+        self.bn1 = nn.BatchNorm2d(width)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+def backbones() -> list[str]:
+    """Names that `model.backbone` may have: torchvision's classifiers that end in a linear layer."""
+    special = ("inception_v3", "googlenet", "squeezenet")  # auxiliary heads, or no linear classifier
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
+
+
+def _detach_classifier(network: nn.Module) -> int:
+    """Replace the last linear layer by the identity; the number of features that went into it."""
+    name, layer = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return layer.in_features
+
+
+def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module, int]:
+    """The encoder f and the width of its output h. `side` is the image side in pixels (needed by vision transformers).
+
+    The global random state is left as it was.
+    """
+    if config.backbone not in backbones():
+        raise unknown("backbone", config.backbone, backbones())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subseed(seed, "init", "encoder"))
+        if config.backbone in RESNETS:
+            block, layers = RESNETS[config.backbone]
+            network: nn.Module = WideResNet(block, layers, config.width)
+            torch.manual_seed(subseed(seed, "init", "stem"))
+            network.set_stem(config.stem)  # type: ignore[operator]
+        else:
+            if config.width != 1 or config.stem != "imagenet":
+                raise UserError(
+                    f"model.width = {config.width:g} and model.stem = '{config.stem}' are for ResNets; "
+                    f"'{config.backbone}' needs model.width = 1 and model.stem = 'imagenet'"
+                )
+            builder = torchvision.models.get_model_builder(config.backbone)
+            is_transformer = config.backbone.startswith("vit_")
+            try:
+                network = builder(**({"image_size": side} if is_transformer else {}))
+            except ValueError as error:  # an image side that the patches don't divide
+                raise UserError(f"backbone '{config.backbone}' can't take {side} px images: {error}") from None
+        features = _detach_classifier(network)
+    return network, features
+
+
+def _mlp(depth: int) -> Callable[[int, int, int, bool], nn.Sequential]:
+    def build(features: int, hidden: int, out: int, batch_norm: bool) -> nn.Sequential:
+        widths = [features] + [hidden] * (depth - 1) + [out]
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers.append(nn.Linear(a, b, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(b))
+            if i < depth - 1:
+                layers.append(nn.ReLU(inplace=True))
+        return nn.Sequential(*layers)
+
+    return build
+
+
+# From (features, hidden width, output width, batch norm after each linear layer). Paper, Fig. 8: none, linear, mlp.
+HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
+    "none": lambda features, hidden, out, batch_norm: nn.Sequential(),
+    "linear": _mlp(1),
+    "mlp": _mlp(2),
+    "mlp3": _mlp(3),
+}
+
+
+class SimCLR(nn.Module):
+    """Encoder and head: images (float N x 3 x S x S in [0, 1]) -> (h: N x features, z: N x out_dim).
+
+    The images are normalised here, by `mean` and `std` of each channel, so that weights carry their transform.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, side: int, seed: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.encoder, self.features = build_encoder(config, side, seed)
+        hidden = config.hidden_dim or self.features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(subseed(seed, "init", "head"))
+            self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        h = self.encoder(normalized)
+        return h, self.head(h)
+
+
+def build_model(config: Config, data: Dataset, device: torch.device) -> SimCLR:
+    """The untrained network of a config, for the images of a data set."""
+    mean, std = NORMALIZATIONS[config.data.normalize](data)
+    model = SimCLR(config.model, data.side, config.seed, mean, std)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
