@@ -95,7 +95,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Whether SIGINT or SIGTERM came; a second one ends the program at once."""
     received: list[int] = []
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         received.append(number)
         typer.echo("\nstopping: saving a checkpoint (again to stop at once)", err=True)
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -241,7 +241,8 @@ def _status(latest: dict[str, float], chance: float, step: int, total: int) -> s
 @app.command("eval", cls=Command)
 def evaluate(
     run: Annotated[
-        str | None, typer.Argument(help="A run's name, or how its id starts.", show_default="the newest")
+        str | None,
+        typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
     ] = None,
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
@@ -250,14 +251,17 @@ def evaluate(
     """Test a frozen encoder, beside chance and an untrained one (without options: all there is)."""
     with plain_errors():
         from experiments import runner, tracking
+        from simclr.evaluate import PROTOCOL
 
         store = tracking.Store(tracking.home())
         if not knn and not linear:
             knn = linear = True
         with progress_bars() as (_, advance):
-            run_id, scores = runner.evaluate_run(run, store, knn=knn, linear=linear, device=device, progress=advance)
+            run_id, scores = runner.evaluate_encoder(
+                run, store, knn=knn, linear=linear, device=device, progress=advance
+            )
         trained, untrained = scores["trained"], scores["random"]
-        typer.echo(f"run {run_id[:8]}, test accuracy (protocol {runner.PROTOCOL})")
+        typer.echo(f"run {run_id[:8]}, test accuracy (protocol {PROTOCOL})")
         typer.echo(f"{'':12}{'trained':>10}{'untrained':>12}{'chance':>10}")
         for metric, label in (("knn_top1", "kNN"), ("linear_top1", "linear"), ("linear_top5", "linear top-5")):
             if metric in trained.metrics:

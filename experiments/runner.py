@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,9 +16,10 @@ import torch
 from analysis import plots
 from simclr import device as devices
 from simclr.augment import apply, draw
-from simclr.checkpoint import load_weights, save_weights
+from simclr.checkpoint import fill, load_weights, save_weights
 from simclr.config import Config, to_toml
 from simclr.data import Dataset, Progress, open_dataset, silent
+from simclr.errors import UserError
 from simclr.evaluate import PROTOCOL, Score, evaluate, random_encoder
 from simclr.loss import chance_loss
 from simclr.model import SimCLR, build_model, parameter_count
@@ -134,37 +134,49 @@ def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> No
     plots.image_rows({label: images.permute(0, 2, 3, 1).numpy() for label, images in grid.items()}, path)
 
 
-def evaluate_run(
+def evaluate_encoder(
     name: str | None, store: Store, *, knn: bool, linear: bool, device: str | None = None, progress: Progress = silent
 ) -> tuple[str, dict[str, Score]]:
-    """Evaluate a finished run's frozen encoder on its own data set's test split, beside chance and a random encoder.
+    """Test a frozen encoder on its own data set, beside an untrained one.
 
-    Returns the run's id and the scores by encoder ("trained", "random"); they are logged to the run.
+    `name` is a run (its name, or how its id starts; None: the newest), or a file: a model.safetensors or a checkpoint.
+    The scores ("trained", "random") are logged to the run, for a file to a new run; returns its id and them.
     """
-    run = store.find(name)
-    config, weights, digest = load_weights(store.artifact(run.info.run_id, "model.safetensors"))
-    if device is not None:
-        config = config.model_copy(update={"device": device})
-    where = devices.resolve(config.device)
+    from_file = name is not None and Path(name).is_file()
+    if from_file:
+        path = Path(str(name))
+    else:
+        tracker = Tracker(store, store.find(name).info.run_id)
+        path = store.artifact(tracker.run_id, "model.safetensors")
+    config, weights, digest = load_weights(path)
+    where = devices.resolve(device or config.device)
     data = open_dataset(config.data, store.folder, progress)
     if data.digest != digest:
-        progress("note: the images have changed since this encoder was trained", 1, 1)
-    dtype = devices.resolve_precision(config.train.precision, where)
+        raise UserError(
+            f"the images of '{data.name}' are not those that this encoder was trained on (digest {data.digest[:8]}, "
+            f"then {digest[:8]}): it may have seen some of the test images; bring the folder back to what it was"
+        )
     trained = build_model(config, data, where)
-    trained.load_state_dict(weights)
+    fill(trained, weights)
     encoders = {"trained": trained, "random": random_encoder(config, data, where)}
+    dtype = devices.resolve_precision(config.train.precision, where)
     scores = {
         label: evaluate(model, data, dtype, knn=knn, linear=linear, progress=progress)
         for label, model in encoders.items()
     }
-    tracker = Tracker(store, run.info.run_id)
+    if from_file:
+        tags = {"kind": "eval", "config_key": config.key(), "data_digest": digest, "seed": str(config.seed)}
+        tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())
+    metrics = {"eval/chance": scores["trained"].chance}
     for label, score in scores.items():
         prefix = "eval/" if label == "trained" else f"eval/{label}_"
-        tracker.log({f"{prefix}{key}": value for key, value in score.metrics.items()})
-    tracker.log({"eval/chance": scores["trained"].chance})
-    tracker.flush()
+        metrics |= {f"{prefix}{key}": value for key, value in score.metrics.items()}
+    tracker.log(metrics)
     tracker.tag(protocol=PROTOCOL)
-    return run.info.run_id, scores
+    if from_file:
+        tracker.finish("FINISHED")
+    tracker.flush()
+    return tracker.run_id, scores
 
 
 def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[str, Any]:

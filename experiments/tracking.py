@@ -16,15 +16,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import pandas as pd
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from simclr.errors import RunFailed, UserError
 
@@ -64,7 +68,7 @@ class Store:
                     self.experiment = experiment.experiment_id
         except OSError as error:
             raise UserError(f"can't use {folder} (SIMCLR_HOME) for runs: {error}; name another folder") from None
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
             raise UserError(f"can't open the tracking store {self.uri}: {str(error).splitlines()[0]}") from None
 
     def search(self, condition: str = "") -> list[Run]:
@@ -121,8 +125,12 @@ class Store:
 
     def artifact(self, run_id: str, name: str) -> Path:
         """A local path of an artifact of a run. Raises UserError when it is not there."""
+        place = urlparse(self.client.get_run(run_id).info.artifact_uri)
         try:
-            path = Path(self.client.download_artifacts(run_id, name))
+            if place.scheme == "file":
+                path = Path(url2pathname(place.path)) / name
+            else:
+                path = Path(self.client.download_artifacts(run_id, name))
         except (OSError, MlflowException):
             path = Path("missing")
         if not path.exists():
@@ -177,6 +185,10 @@ class Tracker:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def finish(self, status: str) -> None:
+        self.flush()
+        self.store.client.set_terminated(self.run_id, status)
+
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
         """Close the run: FINISHED, KILLED on `stopped` or an interrupt, FAILED (tag `error`) on anything else.
@@ -202,8 +214,7 @@ class Tracker:
             raise
         finally:
             try:
-                self.flush()
-                self.store.client.set_terminated(self.run_id, status)
+                self.finish(status)
             finally:
                 lock.release()
 

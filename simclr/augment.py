@@ -1,7 +1,7 @@
 """Views: batched augmentations with parameters of their own for each image, on whatever device the images are on.
 
 An augmentation is a parameter model and a function `(images, u, params) -> images`, where `images` is float32
-N x 3 x H x W in [0, 1] and `u` holds the uniform random numbers that it turns into its parameters, one row an image.
+N x 3 x H x W in [0, 1] and `u`, on the CPU, holds the uniform random numbers that become its parameters, a row each.
 The function is deterministic (all randomness is in `u`, drawn by key in `draw`) and may write over the images it is
 given. To add one, write the two
 and add a line to AUGMENTATIONS; the config, `--drop`, the tables and the tests follow.
@@ -31,7 +31,7 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Fractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Positives = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
@@ -39,7 +39,7 @@ Positives = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 class Params(BaseModel):
     """Parameters of one augmentation; `p` is the probability that an image gets it (0: the operation is absent)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     p: Probability = 0.0
 
     def effective(self) -> dict[str, Any]:
@@ -58,44 +58,42 @@ class Crop(Params):
     ratio: Positives = (3 / 4, 4 / 3)
     size: int | None = Field(None, ge=4)  # side of the view in pixels (default: the stored side); needs p = 1
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, _: Any) -> None:
         if self.size and self.p < 1:
             raise ValueError(
                 f"a view size needs every image to be cropped: set p = 1 (now {self.p:g}) or leave size out"
             )
 
 
+Range = tuple[float, float]
 ATTEMPTS = 10  # of torchvision's RandomResizedCrop and RandomErasing, before they give up
 BOX_DRAWS = 2 * ATTEMPTS + 2
 
 
-def boxes(u: Tensor, scale: tuple[float, float], ratio: tuple[float, float], height: int, width: int) -> Tensor:
+def boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int, margin: int = 0) -> Tensor:
     """N boxes (top, left, height, width) in whole pixels, as torchvision samples them; `u` is N x BOX_DRAWS.
 
-    Where none of the attempts fits in the image the box is the largest central one with an allowed ratio.
+    `scale` is of the area, `ratio` is width / height; a box is at least `margin` pixels smaller than the image in both
+    directions. Where none of the attempts is, the box is all zeros.
     """
     attempts = u[:, : 2 * ATTEMPTS].unflatten(1, (ATTEMPTS, 2))
     area = height * width * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(low + (high - low) * attempts[..., 1])  # width / height
+    aspect = torch.exp(low + (high - low) * attempts[..., 1])
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    fits = (w >= 1) & (w <= width - margin) & (h >= 1) & (h <= height - margin)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    central = min(max(width / height, ratio[0]), ratio[1])
-    none = ~fits.any(1)
-    w = w.gather(1, first).squeeze(1).masked_fill(none, round(min(width, height * central)))
-    h = h.gather(1, first).squeeze(1).masked_fill(none, round(min(height, width / central)))
-    top = (u[:, -2] * (height - h + 1)).floor()
-    left = (u[:, -1] * (width - w + 1)).floor()
-    return torch.stack(
-        [
-            torch.where(none, ((height - h) / 2).round(), top),
-            torch.where(none, ((width - w) / 2).round(), left),
-            h,
-            w,
-        ],
-        1,
-    )
+    h, w = h.gather(1, first).squeeze(1), w.gather(1, first).squeeze(1)
+    top, left = (u[:, -2] * (height - h + 1)).floor(), (u[:, -1] * (width - w + 1)).floor()
+    return torch.stack([top, left, h, w], 1) * fits.any(1, keepdim=True)
+
+
+def crop_boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int) -> Tensor:
+    """`boxes`, but where none of the attempts fits the largest central one with an allowed aspect ratio."""
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = round(min(width, height * aspect)), round(min(height, width / aspect))
+    box = boxes(u, scale, ratio, height, width)
+    return torch.where(box[:, 2:3] == 0, box.new_tensor([(height - h) // 2, (width - w) // 2, h, w]), box)
 
 
 def resize_weights(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
@@ -126,7 +124,8 @@ def resized_crop(images: Tensor, box: Tensor, size: int) -> Tensor:
 
 def crop(images: Tensor, u: Tensor, params: Crop) -> Tensor:
     h, w = images.shape[-2:]
-    return resized_crop(images, boxes(u, params.scale, params.ratio, h, w), params.size or h)
+    box = crop_boxes(u, params.scale, params.ratio, h, w)
+    return resized_crop(images, box.to(images.device), params.size or h)
 
 
 class Flip(Params):
@@ -155,7 +154,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def rotation(images: Tensor, u: Tensor, params: Rotation) -> Tensor:
-    return rotate(images, params.degrees * (2 * u[:, 0] - 1))
+    return rotate(images, (params.degrees * (2 * u[:, 0] - 1)).to(images.device))
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ class ColorJitter(Params):
         b, c, s, h = (self.strength * x for x in (self.brightness, self.contrast, self.saturation, self.hue))
         return b, c, s, h
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, _: Any) -> None:
         if self.ranges()[3] > 0.5:
             raise ValueError(f"hue * strength must not exceed 0.5 (half the colour circle), got {self.ranges()[3]:g}")
 
@@ -213,25 +212,28 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Colour jitter with each image's own factors (N x 4: brightness, contrast, saturation, hue shift) and order.
 
-    `order` (N x 4) lists for each image which of the four comes first, second, ... Brightness, contrast and
-    saturation each blend the image with a reference (black, its mean grey, its greys) and clamp, so one formula serves
-    whichever an image has in that place; images that have hue there are left by a factor of 1.
+    Both are on the CPU, so that choosing rows waits for no accelerator. `order` (N x 4) lists for each image which of
+    the four comes first, second, ... Brightness, contrast and saturation each blend the image with a reference (black,
+    its mean grey, its greys) and clamp, so one formula serves whichever an image has in that place; a factor of 1
+    leaves alone those that have hue there.
     """
     for place in range(4):
         which = order[:, place : place + 1]
-        factor = factors.gather(1, which).masked_fill_(which == 3, 1.0).view(-1, 1, 1, 1)
-        rest = 1 - factor
+        factor = factors.gather(1, which).masked_fill_(which == 3, 1.0)
+        # An image is multiplied by its factor; the rest is of its mean grey (contrast) or its greys (saturation).
+        columns = torch.cat([factor, (1 - factor) * (which == 1), (1 - factor) * (which == 2)], 1)
+        factor, of_mean, of_luma = columns.to(images.device).view(-1, 3, 1, 1, 1).unbind(1)
         luma = gray(images)
-        mean = luma.mean((1, 2, 3), keepdim=True) * rest * (which == 1).view(-1, 1, 1, 1)
-        reference = luma.mul_(rest * (which == 2).view(-1, 1, 1, 1)).add_(mean)
-        images.mul_(factor).add_(reference).clamp_(0, 1)
-        hue = (which == 3).squeeze(1).nonzero().squeeze(1)
-        images[hue] = shift_hue(images[hue], factors[hue, 3])
+        mean = luma.mean((1, 2, 3), keepdim=True)
+        images.mul_(factor).add_(luma.mul_(of_luma).add_(mean.mul_(of_mean))).clamp_(0, 1)
+        chosen = (which == 3).squeeze(1).nonzero().squeeze(1)
+        hue = chosen.to(images.device)
+        images[hue] = shift_hue(images[hue], factors[chosen, 3].to(images.device))
     return images
 
 
 def color_jitter(images: Tensor, u: Tensor, params: ColorJitter) -> Tensor:
-    factors = torch.empty(len(u), 4, device=u.device)
+    factors = torch.empty(len(u), 4)
     for column, reach in enumerate(params.ranges()[:3]):
         low, high = max(0.0, 1 - reach), 1 + reach
         factors[:, column] = low + (high - low) * u[:, column]
@@ -246,7 +248,7 @@ class Grayscale(Params):
 
 
 def grayscale(images: Tensor, u: Tensor, params: Grayscale) -> Tensor:
-    return gray(images).expand_as(images)
+    return gray(images).repeat(1, 3, 1, 1)
 
 
 class Solarize(Params):
@@ -270,7 +272,7 @@ class Blur(Params):
 
 
 def blur_kernel(fraction: float, side: int) -> int:
-    """The odd kernel size in pixels nearest to `fraction` of the side, at least 3 and at most what reflection allows."""
+    """The odd kernel size nearest to `fraction` of the side, at least 3 and at most what reflection allows."""
     size = 2 * round((fraction * side - 1) / 2) + 1
     return max(3, min(size, 2 * side - 1))
 
@@ -289,7 +291,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 def blur(images: Tensor, u: Tensor, params: Blur) -> Tensor:
     low, high = params.sigma
-    return gaussian_blur(images, low + (high - low) * u[:, 0], blur_kernel(params.kernel, images.shape[-1]))
+    sigma = (low + (high - low) * u[:, 0]).to(images.device)
+    return gaussian_blur(images, sigma, blur_kernel(params.kernel, images.shape[-1]))
 
 
 class Sobel(Params):
@@ -327,11 +330,11 @@ def normals(seeds: Tensor, count: int) -> Tensor:
 
 
 def noise(images: Tensor, u: Tensor, params: Noise) -> Tensor:
-    return (images + params.sigma * normals(u, images[0].numel()).view_as(images)).clamp(0, 1)
+    return (images + params.sigma * normals(u.to(images.device), images[0].numel()).view_as(images)).clamp(0, 1)
 
 
 class Cutout(Params):
-    """Set a random box to black: area as a fraction of the image, aspect ratio log-uniform (RandomErasing's sampler)."""
+    """Set a random box to black: area as a fraction of the image, log-uniform aspect (RandomErasing's sampler)."""
 
     scale: Fractions = (0.02, 0.33)
     ratio: Positives = (0.3, 3.3)
@@ -339,12 +342,14 @@ class Cutout(Params):
 
 def cutout(images: Tensor, u: Tensor, params: Cutout) -> Tensor:
     h, w = images.shape[-2:]
-    box = boxes(u, params.scale, params.ratio, h, w)
-    row = torch.arange(h, device=images.device) - box[:, :1]
-    column = torch.arange(w, device=images.device) - box[:, 1:2]
-    inside_rows = (row >= 0) & (row < box[:, 2:3])
-    inside_columns = (column >= 0) & (column < box[:, 3:4])
-    return images.masked_fill((inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)).unsqueeze(1), 0.0)
+    low, high = params.ratio  # of height / width, unlike a crop's
+    box = boxes(u, params.scale, (1 / high, 1 / low), h, w, margin=1)
+    top, left, height, width = box.to(images.device).unbind(1)
+    row = torch.arange(h, device=images.device) - top.unsqueeze(1)
+    column = torch.arange(w, device=images.device) - left.unsqueeze(1)
+    rows = (row >= 0) & (row < height.unsqueeze(1))
+    columns = (column >= 0) & (column < width.unsqueeze(1))
+    return images.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)
 
 
 class Augmentation(NamedTuple):
@@ -389,8 +394,8 @@ def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tenso
         chosen = (u[:, 0] < params.p).nonzero().squeeze(1)  # on the CPU: no wait for the accelerator
         function = AUGMENTATIONS[name].apply
         if len(chosen) == len(u):
-            out = function(out, u[:, 1:].to(out.device), params)
+            out = function(out, u[:, 1:], params)
         elif len(chosen):
             rows = chosen.to(out.device)
-            out[rows] = function(out[rows], u[chosen, 1:].to(out.device), params)
+            out[rows] = function(out[rows], u[chosen, 1:], params)
     return out

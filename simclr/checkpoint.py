@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import tomllib
-import warnings
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,28 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     The file appears under its name only when all of it is on the disk. Raises RunFailed when it can't be written (a
     full disk); the earlier checkpoints are then still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
     scratch = path.with_suffix(".tmp")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        scratch.unlink(missing_ok=True)
+        _remove(scratch)
         raise RunFailed(
             f"can't write the checkpoint {path}: {error}; free some space, then run with --resume"
         ) from error
-    for old in checkpoints(folder)[:-KEEP]:
+    for old in [p for p in checkpoints(folder) if p != path][: 1 - KEEP]:
         old.unlink()
     return path
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -53,17 +59,18 @@ def checkpoints(folder: Path) -> list[Path]:
 def read(path: Path) -> dict[str, Any]:
     """One checkpoint, tensors and plain values only. Raises UserError if it is damaged or holds anything else."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):  # torch checks no sums
+            raise ValueError(f"wrong checksum of {record}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is not a plain checkpoint: it holds objects beyond tensors, which are not loaded"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # torch's reader raises many kinds on a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, expected a checkpoint of this suite")
     return state
@@ -80,18 +87,50 @@ def latest(folder: Path, say: Any = print) -> dict[str, Any] | None:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """The weights of a trained network as safetensors; `metadata` holds its config as TOML, data digest and side."""
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, metadata)
+    """The weights of a trained network as safetensors; `metadata` holds its config as TOML and its data's digest.
+
+    Raises RunFailed when they can't be written.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, metadata)
+    except (SafetensorError, OSError) as error:
+        _remove(path)
+        raise RunFailed(f"can't write the weights {path}: {error}; free some space") from error
 
 
 def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
-    """Config, weights and data digest of a file of `save_weights`. Raises UserError for anything else."""
+    """Config, weights and data digest of a run's model.safetensors, or of one of its checkpoints.
+
+    Raises UserError for anything else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                state: dict[str, Any] = file.metadata() or {}
+                state["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} can't be read as safetensors ({error}): expected a run's model.safetensors"
+            ) from None
+    else:
+        state = read(path)
+    if not {"config", "digest", "model"} <= set(state):
+        raise UserError(f"{path} is not of this suite: expected a run's model.safetensors or one of its checkpoints")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} can't be read as safetensors ({error}): expected a run's model.safetensors") from None
-    if "config" not in metadata:
-        raise UserError(f"{path} holds weights without a config: expected a run's model.safetensors")
-    return make(tomllib.loads(metadata["config"])), weights, metadata["digest"]
+        config = make(tomllib.loads(str(state["config"])))
+    except (UserError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} holds a config that this version can't read: {error}") from None
+    return config, state["model"], state["digest"]
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network its weights. Raises UserError, naming the first difference, when they are of another one."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if own != given:
+        name = next(n for n in (*own, *given) if own.get(n) != given.get(n))
+        raise UserError(
+            f"the weights are of another architecture than their config: {name} is {given.get(name, 'absent')}, "
+            f"expected {own.get(name, 'no such entry')}"
+        )
+    model.load_state_dict(weights)

@@ -16,39 +16,42 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from .augment import AUGMENTATIONS, Params, Pipeline
-from .data import DATASETS, NORMALIZATIONS
+from .data import DATASETS, NORMALIZATIONS, stored_side
 from .errors import UserError, unknown
 from .model import HEADS, STEMS, backbones
 from .optim import OPTIMIZERS, SCALINGS, SCHEDULES, peak_rate
 
 
-def _one_of(kind: str, choices: Callable[[], Iterable[str]]) -> Any:
-    """A string type whose values are the names of a table."""
+def _one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Checks that a string is among the names of a table."""
 
     def check(name: str) -> str:
         if name not in (names := list(choices())):
             raise unknown(kind, name, names)
         return name
 
-    return Annotated[str, AfterValidator(check)]
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
     """A frozen table of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(Section):
     """Which images, and how they are split."""
 
-    dataset: _one_of("data set", lambda: DATASETS) = "shapes"
+    dataset: Annotated[str, _one_of("data set", lambda: DATASETS)] = "shapes"
     dir: Path | None = None  # where the images or the downloaded archive are (default: under the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # stored image side in pixels (default: the data set's own)
     val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training images, held out where there is no validation split
     subset: int | None = Field(None, ge=2)  # pre-train on this many images, chosen by the split seed
     split_seed: int = Field(0, ge=0)  # of the validation split and the subset: the same for all seeds of a study
-    normalize: _one_of("normalization", lambda: NORMALIZATIONS) = "dataset"
+    normalize: Annotated[str, _one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     on_bad_image: Literal["error", "skip"] = "error"
 
 
@@ -72,10 +75,10 @@ def pipeline(section: AugmentConfig) -> Pipeline:
 class ModelConfig(Section):
     """The encoder and the projection head."""
 
-    backbone: _one_of("backbone", backbones) = "resnet18"
-    stem: _one_of("stem", lambda: STEMS) = "cifar"
+    backbone: Annotated[str, _one_of("backbone", backbones)] = "resnet18"
+    stem: Annotated[str, _one_of("stem", lambda: STEMS)] = "cifar"
     width: float = Field(1.0, ge=0.0625, le=8)  # multiplies the channels of a ResNet
-    head: _one_of("head", lambda: HEADS) = "mlp"
+    head: Annotated[str, _one_of("head", lambda: HEADS)] = "mlp"
     hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
     out_dim: int = Field(128, ge=1)  # of z
     head_batch_norm: bool = False  # batch norm after each linear layer of the head (the paper's code has it)
@@ -92,15 +95,15 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its learning rate."""
 
-    name: _one_of("optimizer", lambda: OPTIMIZERS) = "lars"
-    lr: float = Field(0.3, gt=0, allow_inf_nan=False)  # before scaling
-    lr_scaling: _one_of("learning-rate scaling", lambda: SCALINGS) = "linear"
+    name: Annotated[str, _one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
+    lr: float = Field(0.3, gt=0)  # before scaling
+    lr_scaling: Annotated[str, _one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
     weight_decay: float = Field(1e-6, ge=0)
     decay_bias_and_norm: bool = False
     momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd
     trust: float = Field(1e-3, gt=0)  # lars
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
-    schedule: _one_of("schedule", lambda: SCHEDULES) = "cosine"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw
+    schedule: Annotated[str, _one_of("schedule", lambda: SCHEDULES)] = "cosine"
     warmup_epochs: float = Field(10.0, ge=0)
     plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
     plateau_patience: int = Field(10, ge=0)  # in epochs
@@ -125,7 +128,7 @@ class Config(Section):
     device: str = "auto"
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    augment2: AugmentConfig | None = None  # of the second view, where it differs
+    augment2: AugmentConfig | None = None  # of the second view: what differs from `augment`
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -145,6 +148,7 @@ class Config(Section):
         out["views"] = [{name: op.effective() for name, op in view.items()} for view in self.pipelines()]
         for key in ("dir", "on_bad_image"):
             del out["data"][key]
+        out["data"]["side"] = stored_side(self.data)
         for key in ("knn_every", "checkpoint_minutes"):
             del out["train"][key]
         optim = out["optim"]
@@ -156,8 +160,8 @@ class Config(Section):
         if self.optim.weight_decay == 0 and self.optim.name != "lars":
             unread.add("decay_bias_and_norm")
         out["optim"] = {key: value for key, value in optim.items() if key not in unread}
-        unread = {"none": {"hidden_dim", "out_dim", "head_batch_norm"}, "linear": {"hidden_dim"}}
-        for key in unread.get(self.model.head, ()):
+        by_head = {"none": {"hidden_dim", "out_dim", "head_batch_norm"}, "linear": {"hidden_dim"}}
+        for key in by_head.get(self.model.head, ()):
             del out["model"][key]
         return out
 
@@ -231,7 +235,7 @@ def to_toml(config: Config) -> str:
         if path:
             lines.append(f"\n[{path}]")
         lines.extend(
-            f"{key} = {json.dumps(value)}"
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
             for key, value in table.items()
             if value is not None and not isinstance(value, Mapping)
         )
@@ -244,7 +248,12 @@ def to_toml(config: Config) -> str:
 
 
 def make(table: Mapping[str, Any]) -> Config:
-    """A Config from nested plain values; a UserError names the first bad one in a sentence."""
+    """A Config from nested plain values; a UserError names the first bad one in a sentence.
+
+    `augment2` states what differs from `augment`.
+    """
+    if table.get("augment2") is not None:
+        table = {**table, "augment2": merge(table.get("augment", {}), table["augment2"])}
     try:
         return Config.model_validate(table)
     except ValidationError as error:

@@ -12,18 +12,19 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -38,6 +39,7 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]  # (what, done, total), called now and then
 UNLABELLED = -1
 FORMAT = 1  # of the store; a change makes every cache new
+CHUNK = 4096  # images that are copied or hashed at a time
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -55,18 +57,24 @@ class Files(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Images (files, or a function that makes the array N x 3 x H x W uint8) with a label each (-1: none)."""
+    """Images (files, or an array N x 3 x H x W uint8) with a label each (-1: none)."""
 
-    images: Files | Callable[[], Array]
+    images: Files | Array
     labels: Array
 
 
-class Source(NamedTuple):
-    """A listed data set: what identifies it, its class names, its splits (train, unlabeled, val, test)."""
+class Contents(NamedTuple):
+    """Class names and splits (train, unlabeled, val, test)."""
 
-    fingerprint: str
     classes: tuple[str, ...]
     splits: dict[str, Split]
+
+
+class Source(NamedTuple):
+    """What identifies a data set, cheaply; and how to read it, called only when it is not decoded yet."""
+
+    fingerprint: str
+    read: Callable[[], Contents]
 
 
 def _fingerprint(*parts: object) -> str:
@@ -74,26 +82,28 @@ def _fingerprint(*parts: object) -> str:
 
 
 def load_shapes(config: DataConfig, home: Path, progress: Progress) -> Source:
-    splits = {
-        name: Split(lambda n=n, seed=seed: shapes.render(n, seed)[0], shapes.labels(n))  # type: ignore[misc]
-        for name, n, seed in (("train", shapes.TRAIN, 0), ("test", shapes.TEST, 1))
-    }
-    return Source(_fingerprint("shapes", shapes.VERSION), shapes.CLASSES, splits)
+    def read() -> Contents:
+        parts = (("train", shapes.TRAIN, 0), ("test", shapes.TEST, 1))
+        return Contents(shapes.CLASSES, {name: Split(*shapes.render(n, seed)) for name, n, seed in parts})
+
+    return Source(_fingerprint("shapes", shapes.VERSION), read)
 
 
 def load_digits(config: DataConfig, home: Path, progress: Progress) -> Source:
     """scikit-learn's 1,797 digits of 8 x 8 pixels; a fixed fifth of them is the test set."""
-    from sklearn.datasets import load_digits as sklearn_digits
 
-    digits = sklearn_digits()
-    gray = np.repeat((digits.images * (255 / 16)).round().astype(np.uint8)[:, None], 3, axis=1)
-    order = permutation(len(gray), 0, "digits").numpy()
-    cut = len(gray) // 5
-    splits = {
-        name: Split(lambda rows=rows: gray[rows], digits.target[rows].astype(np.int64))  # type: ignore[misc]
-        for name, rows in (("train", order[cut:]), ("test", order[:cut]))
-    }
-    return Source(_fingerprint("digits"), tuple(map(str, range(10))), splits)
+    def read() -> Contents:
+        from sklearn.datasets import load_digits as sklearn_digits
+
+        digits = sklearn_digits()
+        images = np.repeat((digits.images * (255 / 16)).round().astype(np.uint8)[:, None], 3, axis=1)
+        labels = digits.target.astype(np.int64)
+        order = permutation(len(images), 0, "digits").numpy()
+        train, test = order[len(order) // 5 :], order[: len(order) // 5]
+        splits = {"train": Split(images[train], labels[train]), "test": Split(images[test], labels[test])}
+        return Contents(tuple(map(str, range(10))), splits)
+
+    return Source(_fingerprint("digits"), read)
 
 
 class Download(NamedTuple):
@@ -121,43 +131,48 @@ def _md5(path: Path) -> str:
 def fetch(dataset: str, folder: Path, progress: Progress) -> Path:
     """The data set's archive in `folder`, downloaded unless it is there; resumes a partial download.
 
-    The archive's checksum is verified once, when it is complete; archives are read in place and never unpacked, so no
-    member can write anywhere. Raises UserError when there is no network (naming the file to put where) or the
-    checksum is wrong.
+    Archives are read in place and never unpacked, so no member can write anywhere. Raises UserError when there is no
+    network (naming the file to put where) or the checksum is wrong.
     """
     url, md5 = DOWNLOADS[dataset]
     path = folder / url.rpartition("/")[2]
-    verified = path.with_name(path.name + ".verified")
     if path.exists():
-        if not (verified.exists() and verified.stat().st_mtime_ns >= path.stat().st_mtime_ns):
-            _verify(path, md5)
-            verified.touch()
+        _verify(path, md5)
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    done = part.stat().st_size if part.exists() else 0
-    try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            if response.status != 206:  # the server sends the whole file again
-                done = 0
-            total = done + int(response.headers.get("Content-Length") or 0)
-            with part.open("ab" if done else "wb") as file:
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    done += len(chunk)
-                    progress(f"downloading {path.name}", done, max(done, total))
-        if total and done < total:
-            raise urllib.error.URLError(f"the connection ended after {done} of {total} bytes")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: the partial file is already complete
-            raise _no_download(dataset, path, error) from None
-    except (urllib.error.URLError, OSError) as error:
-        raise _no_download(dataset, path, error) from None
-    _verify(part, md5)
-    os.replace(part, path)
-    verified.touch()
+    with FileLock(path.with_name(path.name + ".lock")):
+        if not path.exists():
+            try:
+                _download(url, part, progress)
+            except (OSError, HTTPException) as error:
+                raise _no_download(dataset, path, error) from None
+            _verify(part, md5)
+            os.replace(part, path)
     return path
+
+
+def _download(url: str, part: Path, progress: Progress) -> None:
+    """Fetch a URL into `part`, going on where it ends. Raises OSError or HTTPException."""
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the partial file is whole
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server sends the whole file again
+            done = 0
+        total = done + int(response.headers.get("Content-Length") or 0)
+        with part.open("ab" if done else "wb") as file:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                done += len(chunk)
+                progress(f"downloading {part.stem}", done, max(done, total))
+    if done < total:
+        raise urllib.error.URLError(f"the connection ended after {done} of {total} bytes")
 
 
 def _verify(path: Path, md5: str) -> None:
@@ -166,7 +181,7 @@ def _verify(path: Path, md5: str) -> None:
 
 
 def _no_download(dataset: str, path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "reason", None) or error
+    reason = " ".join(str(getattr(error, "reason", None) or error).split())
     return UserError(
         f"can't download {DOWNLOADS[dataset].url} ({reason}): run again to resume, or put that file at {path}; "
         f"`simclr pretrain --preset shapes` works now, without a network"
@@ -183,25 +198,22 @@ def load_cifar(
     """CIFAR's binary version: records of `label_bytes` labels (the last is used) and 3 x 32 x 32 pixels."""
 
     def load(config: DataConfig, home: Path, progress: Progress) -> Source:
-        archive = fetch(name, _download_folder(config, home), progress)
-        with tarfile.open(archive) as tar:
-            members = {Path(member.name).name: _member(tar, member) for member in tar if member.isfile()}
-        try:
-            classes = tuple(members[meta].decode().split())
-            records = {
-                split: np.concatenate([_records(members[file], label_bytes + 3072) for file in files])
-                for split, files in (("train", train), ("test", test))
-            }
-        except KeyError as error:
-            raise UserError(f"{archive} holds no file {error}: expected the binary version of {name}") from None
-        splits = {
-            split: Split(
-                lambda rows=rows: rows[:, label_bytes:].reshape(-1, 3, 32, 32),  # type: ignore[misc]
-                rows[:, label_bytes - 1].astype(np.int64),
-            )
-            for split, rows in records.items()
-        }
-        return Source(_fingerprint(name, DOWNLOADS[name].md5), classes, splits)
+        def split(members: dict[str, bytes], files: Sequence[str]) -> Split:
+            records = np.concatenate([np.frombuffer(members[file], np.uint8) for file in files])
+            records = records.reshape(-1, label_bytes + 3072)
+            return Split(records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1].astype(np.int64))
+
+        def read() -> Contents:
+            archive = fetch(name, _download_folder(config, home), progress)
+            with tarfile.open(archive) as tar:
+                members = {Path(member.name).name: _member(tar, member) for member in tar if member.isfile()}
+            try:
+                splits = {"train": split(members, train), "test": split(members, test)}
+                return Contents(tuple(members[meta].decode().split()), splits)
+            except (KeyError, ValueError) as error:
+                raise UserError(f"{archive} is not the binary version of {name} ({error})") from None
+
+        return Source(_fingerprint(name, DOWNLOADS[name].md5), read)
 
     return load
 
@@ -212,31 +224,29 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _records(data: bytes, size: int) -> Array:
-    return np.frombuffer(data, np.uint8).reshape(-1, size)
-
-
 def load_stl10(config: DataConfig, home: Path, progress: Progress) -> Source:
     """STL-10: 5,000 + 8,000 labelled images and 100,000 without labels, 96 x 96, stored column by column."""
-    archive = fetch("stl10", _download_folder(config, home), progress)
 
-    def read(file: str) -> bytes:
+    def read() -> Contents:
+        archive = fetch("stl10", _download_folder(config, home), progress)
         with tarfile.open(archive) as tar:
-            return _member(tar, tar.getmember(f"stl10_binary/{file}"))
+            members = {Path(member.name).name: _member(tar, member) for member in tar if member.isfile()}
 
-    def images(file: str) -> Callable[[], Array]:
-        return lambda: np.frombuffer(read(file), np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
+        def images(part: str) -> Array:
+            return np.frombuffer(members[f"{part}_X.bin"], np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
 
-    with tarfile.open(archive) as tar:
-        unlabelled = tar.getmember("stl10_binary/unlabeled_X.bin").size // (3 * 96 * 96)
-    splits = {
-        split: Split(images(f"{split}_X.bin"), np.frombuffer(read(f"{split}_y.bin"), np.uint8).astype(np.int64) - 1)
-        for split in ("train", "test")
-    }
-    splits["unlabeled"] = Split(images("unlabeled_X.bin"), np.full(unlabelled, UNLABELLED))
-    return Source(
-        _fingerprint("stl10", DOWNLOADS["stl10"].md5), tuple(read("class_names.txt").decode().split()), splits
-    )
+        def labels(part: str) -> Array:
+            return np.frombuffer(members[f"{part}_y.bin"], np.uint8).astype(np.int64) - 1
+
+        try:
+            splits = {part: Split(images(part), labels(part)) for part in ("train", "test")}
+            bare = images("unlabeled")
+            splits["unlabeled"] = Split(bare, np.full(len(bare), UNLABELLED))
+            return Contents(tuple(members["class_names.txt"].decode().split()), splits)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{archive} is not the binary version of STL-10 ({error})") from None
+
+    return Source(_fingerprint("stl10", DOWNLOADS["stl10"].md5), read)
 
 
 def load_tiny_imagenet(config: DataConfig, home: Path, progress: Progress) -> Source:
@@ -248,34 +258,29 @@ def load_tiny_imagenet(config: DataConfig, home: Path, progress: Progress) -> So
     folder = _download_folder(config, home)
     unpacked = next((f for f in (folder, folder / "tiny-imagenet-200") if (f / "wnids.txt").exists()), None)
     if unpacked:
-        names = sorted(str(p.relative_to(unpacked).as_posix()) for p in unpacked.rglob("*.JPEG"))
-        root = unpacked
+        found = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.JPEG"))
+        return Source(_listing(unpacked, found), lambda: _tiny_imagenet(found, lambda n: (unpacked / n).read_bytes()))
 
-        def read(name: str) -> bytes:
-            return (root / name).read_bytes()
-
-        fingerprint = _listing(unpacked, names)
-    else:
-        archive = fetch("tiny-imagenet", folder, progress)
-        bundle = zipfile.ZipFile(archive)
+    def read() -> Contents:
+        bundle = zipfile.ZipFile(fetch("tiny-imagenet", folder, progress))
         names = sorted(n.partition("/")[2] for n in bundle.namelist() if n.endswith(".JPEG"))
+        return _tiny_imagenet(names, lambda name: bundle.read(f"tiny-imagenet-200/{name}"))
 
-        def read(name: str) -> bytes:
-            return bundle.read(f"tiny-imagenet-200/{name}")
+    return Source(_fingerprint("tiny-imagenet", DOWNLOADS["tiny-imagenet"].md5), read)
 
-        fingerprint = _fingerprint("tiny-imagenet", DOWNLOADS["tiny-imagenet"].md5)
+
+def _tiny_imagenet(names: list[str], read: Callable[[str], bytes]) -> Contents:
     wnids = read("wnids.txt").decode().split()
     words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
     index = {wnid: i for i, wnid in enumerate(wnids)}
     annotations = (line.split("\t")[:2] for line in read("val/val_annotations.txt").decode().splitlines() if line)
     labels = {f"val/images/{file}": index[wnid] for file, wnid in annotations}
-    train = [n for n in names if n.startswith("train/")]
-    test = [n for n in names if n in labels]
+    train, test = [n for n in names if n.startswith("train/")], [n for n in names if n in labels]
     splits = {
-        "train": Split(Files(train, read), np.array([index[n.split("/")[1]] for n in train])),
-        "test": Split(Files(test, read), np.array([labels[n] for n in test])),
+        "train": Split(Files(train, read), np.array([index[n.split("/")[1]] for n in train], np.int64)),
+        "test": Split(Files(test, read), np.array([labels[n] for n in test], np.int64)),
     }
-    return Source(fingerprint, tuple(words.get(w, w).split(",")[0] for w in wnids), splits)
+    return Contents(tuple(words.get(w, w).split(",")[0] for w in wnids), splits)
 
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -287,58 +292,60 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _walk(folder: Path) -> list[str]:
-    return sorted(
-        os.path.join(root, file)
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if not file.startswith(".")
-    )
+def _walk(folder: str) -> list[str]:
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(root, name) for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
     """Any folder of images: <class>/..., or train|val|test/<class>/..., or images alone (no labels).
 
-    A labelled folder without a test split gets one: as many images as validation has, chosen by the split seed.
+    A labelled folder without a test split gets one, of `val_fraction` of its images, chosen by the split seed.
     """
     if config.dir is None:
         raise UserError("the data set 'folder' needs a folder of images: add --data-dir FOLDER")
     root = config.dir
     if not root.is_dir():
         raise UserError(f"the folder {root} does not exist (data.dir, --data-dir): expected a folder of images")
-    subfolders = [e.name for e in _visible(root) if e.is_dir()]
-    parts = [s for s in SPLIT_FOLDERS if s in subfolders] if "train" in subfolders else [""]
-    tops = {part: root / part for part in parts}
-    classes = sorted({e.name for top in tops.values() for e in _visible(top) if e.is_dir()})
+    subfolders = {entry.name for entry in _visible(root) if entry.is_dir()}
+    tops = (
+        {part: root / part for part in SPLIT_FOLDERS if part in subfolders}
+        if "train" in subfolders
+        else {"train": root}
+    )
+    classes = sorted({entry.name for top in tops.values() for entry in _visible(top) if entry.is_dir()})
     splits = {}
     for part, top in tops.items():
-        entries = _visible(top)
-        loose = [
-            e.path for e in entries if e.is_file() and (not classes or Path(e.name).suffix.lower() in IMAGE_SUFFIXES)
-        ]
-        if loose and classes:
-            raise UserError(
-                f"{top} holds images (such as {Path(loose[0]).name}) beside folders: expected one or the other"
-            )
-        names, labels = loose, [UNLABELLED] * len(loose)
-        for entry in entries:
+        names, labels = [], []
+        for entry in _visible(top):
             if entry.is_dir():
-                found = _walk(Path(entry.path))
-                names += found
-                labels += [classes.index(entry.name)] * len(found)
-        relative = [os.path.relpath(name, root) for name in names]
-        splits[part or "train"] = Split(Files(relative, lambda n: (root / n).read_bytes()), np.array(labels, np.int64))
+                found, label = _walk(entry.path), classes.index(entry.name)
+            elif not classes:
+                found, label = [entry.path], UNLABELLED
+            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                raise UserError(f"{top} holds images (such as {entry.name}) beside folders: expected one or the other")
+            else:
+                continue  # a text file beside the class folders
+            names += [os.path.relpath(path, root) for path in found]
+            labels += [label] * len(found)
+        splits[part] = Split(Files(names, lambda name: (root / name).read_bytes()), np.array(labels, np.int64))
     if not len(splits["train"].labels):
-        raise UserError(f"no images in {tops[parts[0]]}: expected image files, or one folder of them for each class")
-    listed = [name for split in splits.values() for name in split.images.names]  # type: ignore[union-attr]
-    return Source(_listing(root, listed), tuple(classes), splits)
+        raise UserError(f"no images in {tops['train']}: expected image files, or one folder of them for each class")
+    listed = [name for split in splits.values() for name in split.images.names]
+    return Source(_listing(root, listed), lambda: Contents(tuple(classes), splits))
 
 
 def _listing(root: Path, names: Sequence[str]) -> str:
-    """A fingerprint of files by name, size and time of change."""
-    digest = hashlib.blake2b(digest_size=8)
+    """A fingerprint of files by place, name, size and time of change."""
+    digest = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8)
     for name in names:
-        stat = os.stat(root / name)
+        try:
+            stat = os.stat(root / name)
+        except FileNotFoundError:  # a link that leads nowhere: reported with the other files that can't be read
+            stat = os.lstat(root / name)
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -405,19 +412,16 @@ def decode(data: bytes, side: int) -> Array:
     """Encoded image bytes -> 3 x side x side uint8: upright, RGB, shorter side to `side` (bicubic), central square."""
     with Image.open(BytesIO(data)) as image:
         image.draft("RGB", (2 * side, 2 * side))  # lets JPEG decode at a reduced size, never below twice the target
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    if upright.size != (side, side):
-        upright = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(upright).transpose(2, 0, 1)
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+        upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
+    return _square(upright.convert("RGB"), side)
 
 
-def _resize(images: Array, side: int) -> Array:
-    if images.shape[-1] == side:
-        return images
-    squares = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
-    return np.stack(
-        [np.asarray(ImageOps.fit(s, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1) for s in squares]
-    )
+def _square(image: Image.Image, side: int) -> Array:
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _decode_files(files: Files, out: Array, progress: Progress, what: str) -> list[tuple[int, str]]:
@@ -429,7 +433,7 @@ def _decode_files(files: Files, out: Array, progress: Progress, what: str) -> li
             out[row] = decode(files.read(files.names[row]), out.shape[-1])
         except OSError as error:  # PIL's UnidentifiedImageError is one
             bad.append((row, "not an image" if "identify" in str(error) else str(error)))
-        except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # PIL on broken files
+        except (ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:  # also PIL's
             bad.append((row, str(error)))
 
     total, chunk = len(files.names), 256
@@ -440,52 +444,50 @@ def _decode_files(files: Files, out: Array, progress: Progress, what: str) -> li
     return sorted(bad)
 
 
-def _write_store(folder: Path, source: Source, side: int, skip_bad: bool, progress: Progress) -> None:
-    counts = {name: len(split.labels) for name, split in source.splits.items()}
-    total = sum(counts.values())
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (total, 3, side, side))
-    labels = np.concatenate([split.labels for split in source.splits.values()])
+def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, progress: Progress) -> None:
+    """Decode all splits, one after the other, into `folder`: images.npy, labels.npy, meta.json."""
+    labels = np.concatenate([split.labels for split in contents.splits.values()])
+    images = _allocate(folder / "images.npy", (len(labels), 3, side, side))
     bad: dict[int, str] = {}
-    start, bounds = 0, {}
-    for name, split in source.splits.items():
-        rows = images[start : start + counts[name]]
+    end, bounds = 0, {}
+    for name, split in contents.splits.items():
+        start, end = end, end + len(split.labels)
+        bounds[name] = (start, end)
         if isinstance(split.images, Files):
-            for row, reason in _decode_files(split.images, rows, progress, f"decoding {name}"):
+            for row, reason in _decode_files(split.images, images[start:end], progress, f"decoding {name}"):
                 bad[start + row] = f"{split.images.names[row]} ({reason})"
+        elif split.images.shape[-1] == side:
+            images[start:end] = split.images
         else:
-            rows[:] = _resize(split.images(), side)
-        bounds[name] = (start, start + counts[name])
-        start += counts[name]
-    keep = np.setdiff1d(np.arange(total), list(bad))
+            for row, image in enumerate(split.images, start):
+                images[row] = _square(Image.fromarray(image.transpose(1, 2, 0)), side)
     if bad:
-        if not skip_bad or not len(keep):
-            raise bad_images(list(bad.values()), total)
-        for start in range(0, len(keep), 4096):  # rows only move towards the front
-            images[start : start + 4096] = images[keep[start : start + 4096]][:]
-        images.flush()
-        del images
-        _truncate(folder / "images.npy", (len(keep), 3, side, side))
-        labels = labels[keep]
-        bounds = {n: tuple(np.searchsorted(keep, ab).tolist()) for n, ab in bounds.items()}  # type: ignore[misc]
-        images = np.load(folder / "images.npy", mmap_mode="r+")
+        keep = np.setdiff1d(np.arange(len(labels)), list(bad))
+        bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}  # type: ignore[misc]
+        if not skip_bad or bounds["train"] == (0, 0):
+            raise bad_images(list(bad.values()), len(labels))
+        whole, labels = images, labels[keep]
+        images = _allocate(folder / "kept.npy", (len(keep), 3, side, side))
+        for start in range(0, len(keep), CHUNK):
+            images[start : start + CHUNK] = whole[keep[start : start + CHUNK]]
+        os.replace(folder / "kept.npy", folder / "images.npy")
     np.save(folder / "labels.npy", labels)
     digest = hashlib.blake2b(labels.tobytes(), digest_size=16)
-    for start in range(0, len(images), 4096):
-        digest.update(images[start : start + 4096].tobytes())
+    for start in range(0, len(images), CHUNK):
+        digest.update(images[start : start + CHUNK].tobytes())
     mean, std = channel_statistics(images[slice(*bounds["train"])])
-    meta = {"digest": digest.hexdigest(), "classes": source.classes, "bounds": bounds, "mean": mean, "std": std}
+    meta = {"digest": digest.hexdigest(), "classes": contents.classes, "bounds": bounds, "mean": mean, "std": std}
     images.flush()
-    (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values())}))
+    (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values()), "files": len(labels) + len(bad)}))
 
 
-def _truncate(path: Path, shape: tuple[int, ...]) -> None:
-    """Cut a .npy file of uint8 to its first rows, header included."""
-    old = np.load(path, mmap_mode="r")
-    new = np.lib.format.open_memmap(path.with_suffix(".tmp"), "w+", old.dtype, shape)
-    for start in range(0, shape[0], 4096):
-        new[start : start + 4096] = old[start : min(start + 4096, shape[0])]
-    new.flush()
-    os.replace(path.with_suffix(".tmp"), path)
+def _allocate(path: Path, shape: tuple[int, ...]) -> Array:
+    """A writable memory-mapped uint8 array whose blocks exist: a full disk is an error now, not a signal later."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def bad_images(bad: Sequence[str], total: int) -> UserError:
@@ -498,9 +500,9 @@ def bad_images(bad: Sequence[str], total: int) -> UserError:
 def channel_statistics(images: Array) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, in [0, 1], over N x 3 x H x W uint8."""
     counts = np.zeros((3, 256))
-    for start in range(0, len(images), 4096):
+    for start in range(0, len(images), CHUNK):
         for channel in range(3):
-            counts[channel] += np.bincount(images[start : start + 4096, channel].reshape(-1), minlength=256)
+            counts[channel] += np.bincount(images[start : start + CHUNK, channel].reshape(-1), minlength=256)
     levels = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels
@@ -515,25 +517,28 @@ def open_dataset(config: DataConfig, home: Path, progress: Progress = silent) ->
     """
     side = stored_side(config)
     source = DATASETS[config.dataset].load(config, home, progress)
-    cache = home / "cache"
-    folder = cache / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
+    folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{config.dataset}-", dir=cache))
+        scratch = folder.with_name(f".{folder.name}.partial")
         try:
-            _write_store(scratch, source, side, config.on_bad_image == "skip", progress)
-            try:
-                os.rename(scratch, folder)
-            except OSError:
-                if not folder.exists():  # else another process was first, with the same content
-                    raise
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(
+                folder.with_name(f".{folder.name}.lock")
+            ):  # another process may be at it: wait, then use what it made
+                if not folder.exists():
+                    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+                    scratch.mkdir()
+                    _write_store(scratch, source.read(), side, config.on_bad_image == "skip", progress)
+                    os.rename(scratch, folder)
         except OSError as error:
-            raise RunFailed(f"can't write the decoded images to {cache}: {error}; free some space there") from error
+            raise RunFailed(
+                f"can't write the decoded images to {folder.parent}: {error}; free some space there"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     meta = json.loads((folder / "meta.json").read_text())
     if meta["bad"] and config.on_bad_image == "error":
-        raise bad_images(meta["bad"], sum(len(split.labels) for split in source.splits.values()))
+        raise bad_images(meta["bad"], meta["files"])
     labels = np.load(folder / "labels.npy")
     return Dataset(
         name=config.dataset,
@@ -549,16 +554,22 @@ def open_dataset(config: DataConfig, home: Path, progress: Progress = silent) ->
 
 def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[str, Array]:
     """Disjoint rows of train, val and test; pretrain is train and whatever has no label."""
-    order = splits["train"][permutation(len(splits["train"]), config.split_seed, "split").numpy()]
-    held = max(1, round(config.val_fraction * len(order)))
-    if "val" not in splits:
-        splits["val"], order = order[:held], order[held:]
-    if "test" not in splits:
-        splits["test"], order = order[:held], order[held:]
-    order = order[: config.subset]
-    pretrain = np.concatenate([order, splits.get("unlabeled", order[:0])])[: config.subset]
-    parts = {"pretrain": np.sort(pretrain), "train": np.sort(order)} | {k: np.sort(splits[k]) for k in ("val", "test")}
-    return {k: rows if k == "pretrain" else rows[labels[rows] != UNLABELLED] for k, rows in parts.items()}
+    train = splits["train"][permutation(len(splits["train"]), config.split_seed, "split").numpy()]
+    held = {}
+    labelled = bool((labels[train] != UNLABELLED).any())
+    for part in ("val", "test"):
+        count = max(1, round(config.val_fraction * len(splits["train"]))) if labelled else 0
+        held[part] = splits[part] if part in splits else train[:count]
+        train = train if part in splits else train[count:]
+    if not len(train):
+        raise UserError(
+            f"data.val_fraction = {config.val_fraction:g} of {len(splits['train'])} images leaves none to train on: "
+            f"lower it, or add images"
+        )
+    train = train[: config.subset]
+    pretrain = np.concatenate([train, splits.get("unlabeled", train[:0])])[: config.subset]
+    parts = {part: np.sort(rows[labels[rows] != UNLABELLED]) for part, rows in ({"train": train} | held).items()}
+    return {"pretrain": np.sort(pretrain)} | parts
 
 
 # How images in [0, 1] are shifted and scaled before the network: (mean, std) of each channel.

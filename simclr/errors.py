@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake in what was asked for: a bad value, a missing file, a name that does not exist."""
 
 
-class RunFailed(Exception):
+class RunFailed(Exception):  # noqa: N818 (it is what happened)
     """A run that cannot go on: a loss that is not finite, a full disk, no memory left."""
 
 

@@ -145,8 +145,8 @@ def evaluate(
     """Test accuracies of a frozen encoder, by PROTOCOL. Raises UserError where the data has no labels to test on."""
     if not data.has_labels or not len(data.parts["test"]):
         raise UserError(
-            f"the data set has {len(data.classes)} classes and {len(data.parts['test'])} labelled test images: accuracies "
-            f"need at least two folders of images, one for each class"
+            f"the data set has {len(data.classes)} classes and {len(data.parts['test'])} labelled test images: "
+            f"accuracies need at least two folders of images, one for each class"
         )
     device, classes = model.mean.device, len(data.classes)
     train, val, test = (features(model, data.images, data.parts[part], dtype) for part in ("train", "val", "test"))
@@ -167,9 +167,9 @@ def evaluate(
 
 @torch.no_grad()
 def random_encoder(config: Config, data: Dataset, device: torch.device) -> SimCLR:
-    """The untrained network of a config, its batch norms given the statistics of the training images.
+    """The untrained network of a config, its batch norms with the statistics of the training images.
 
-    Without them a deep untrained network scales its activations out of range, and the comparison would flatter training.
+    Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
     """
     model = build_model(config, data, device).train()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]

@@ -8,6 +8,7 @@ as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
 }
 
 
-class WideResNet(ResNet):
+class WideResNet(ResNet):  # type: ignore[misc]
     """torchvision's ResNet with every layer's number of channels multiplied by `width`, and one of STEMS."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: float) -> None:
@@ -54,7 +55,8 @@ class WideResNet(ResNet):
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == 64:
             self.inplanes = round(64 * self.width)
-        return super()._make_layer(block, round(planes * self.width), blocks, stride, dilate)
+        layer: nn.Sequential = super()._make_layer(block, round(planes * self.width), blocks, stride, dilate)
+        return layer
 
     def set_stem(self, name: str) -> None:
         width = round(64 * self.width)
@@ -86,11 +88,11 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
     if config.backbone not in backbones():
         raise unknown("backbone", config.backbone, backbones())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(subseed(seed, "init", "encoder"))
+        torch.default_generator.manual_seed(subseed(seed, "init", "encoder"))
         if config.backbone in RESNETS:
             block, layers = RESNETS[config.backbone]
             network: nn.Module = WideResNet(block, layers, config.width)
-            torch.manual_seed(subseed(seed, "init", "stem"))
+            torch.default_generator.manual_seed(subseed(seed, "init", "stem"))
             network.set_stem(config.stem)  # type: ignore[operator]
         else:
             if config.width != 1 or config.stem != "imagenet":
@@ -102,7 +104,7 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
             is_transformer = config.backbone.startswith("vit_")
             try:
                 network = builder(**({"image_size": side} if is_transformer else {}))
-            except ValueError as error:  # an image side that the patches don't divide
+            except (ValueError, AssertionError) as error:  # a side that the patches don't divide
                 raise UserError(f"backbone '{config.backbone}' can't take {side} px images: {error}") from None
         features = _detach_classifier(network)
     return network, features
@@ -112,7 +114,7 @@ def _mlp(depth: int) -> Callable[[int, int, int, bool], nn.Sequential]:
     def build(features: int, hidden: int, out: int, batch_norm: bool) -> nn.Sequential:
         widths = [features] + [hidden] * (depth - 1) + [out]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             layers.append(nn.Linear(a, b, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(b))
@@ -148,7 +150,7 @@ class SimCLR(nn.Module):
         self.encoder, self.features = build_encoder(config, side, seed)
         hidden = config.hidden_dim or self.features
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(subseed(seed, "init", "head"))
+            torch.default_generator.manual_seed(subseed(seed, "init", "head"))
             self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch passes it)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -93,7 +93,7 @@ SCALINGS: dict[str, Callable[[int], float]] = {
     "sqrt": lambda batch: math.sqrt(batch) / 16,
 }
 
-# What follows the warm-up, as a factor of the peak, for a progress in [0, 1). The plateau's factor is kept by `Plateau`.
+# What follows the warm-up, as a factor of the peak, for a progress in [0, 1). `Plateau` keeps a factor of its own.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "constant": lambda progress: 1.0,

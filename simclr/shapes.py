@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .randomness import generator
+from .randomness import subseed
 
 Array = NDArray[Any]
 VERSION = 1  # a change makes every cache new
@@ -65,7 +65,7 @@ OUTLINES = {
 
 def render(n: int, seed: int) -> tuple[Array, Array]:
     """n images (uint8, n x 3 x 32 x 32) and their labels."""
-    u = np.random.default_rng(generator(seed, "shapes").initial_seed())
+    u = np.random.default_rng(subseed(seed, "shapes"))
     label = labels(n)
     scale = u.uniform(8, 12, (n, 1, 1))  # radius in pixels
     reach = SIDE / 2 - scale

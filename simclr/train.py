@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
-from .config import Config
+from .config import Config, to_toml
 from .data import Dataset
 from .device import autocast, resolve_precision
 from .errors import RunFailed, UserError
@@ -26,7 +26,7 @@ from .randomness import permutation, subseed
 Log = Callable[[dict[str, float], int], None]  # metrics and the number of steps that they describe
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Training was asked to stop; a checkpoint of `step` is on the disk."""
 
     def __init__(self, step: int) -> None:
@@ -90,7 +90,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler", "plateau")}
-        identity = {"key": self.config.key(), "digest": self.digest}
+        identity = {"key": self.config.key(), "digest": self.digest, "config": to_toml(self.config)}
         return parts | identity | {"step": self.step, "epoch_loss": self.epoch_loss}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -162,8 +162,8 @@ def pretrain(
             meter.add(train_step(training, store[rows.to(store.device)].to(device)))
         except torch.OutOfMemoryError as error:
             raise RunFailed(
-                f"out of memory on {device} at batch size {config.train.batch_size}: lower --batch-size or model.width, "
-                f"or choose a smaller --backbone ({str(error).splitlines()[0]})"
+                f"out of memory on {device} at batch size {config.train.batch_size}: lower --batch-size or "
+                f"model.width, or choose a smaller --backbone ({str(error).splitlines()[0]})"
             ) from None
 
         done = training.step
@@ -181,11 +181,21 @@ def pretrain(
         stopping = stop()
         if stopping or done == total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
             meter.flush()
+            if not all(p.isfinite().all() for p in training.model.parameters()):
+                raise diverged(training, "a weight that is not finite")
             checkpoint.save(folder, done, training.state())
             saved_at = time.perf_counter()
         if stopping and done < total:
             raise Interrupted(done)
     return training.model
+
+
+def diverged(training: Training, what: str) -> RunFailed:
+    """The error for a training whose numbers have left all range. Checkpoints are only ever made of finite weights."""
+    return RunFailed(
+        f"training diverged, with {what} by step {training.step}: lower --lr (now {training.config.optim.lr:g}), raise "
+        f"optim.warmup_epochs, or use --precision fp32; the checkpoints before are kept"
+    )
 
 
 class Meter:
@@ -210,10 +220,7 @@ class Meter:
             return
         loss, top1, top5 = (self.sums / count).tolist()
         if not math.isfinite(loss):
-            raise RunFailed(
-                f"the loss is {loss} at step {step}: lower --lr (now {config.optim.lr:g}), raise optim.warmup_epochs, or "
-                f"use --precision fp32; the checkpoints before are kept"
-            )
+            raise diverged(self.training, f"a loss of {loss}")
         self.training.epoch_loss += loss * count
         metrics = {"train/loss": loss, "train/contrastive_top1": top1, "train/contrastive_top5": top5}
         metrics["train/learning_rate"] = self.training.optimizer.param_groups[0]["lr"]

@@ -1,0 +1,30 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; PYTHON names the interpreter to start from.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test check install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+# The main job on the embedded data set: pre-train, then test the encoder by kNN and a linear classifier.
+demo: install
+	$(BIN)/simclr pretrain --preset shapes
+	$(BIN)/simclr eval --knn --linear
+	@echo
+	@echo "Where to look next:"
+	@echo "  $(BIN)/simclr pretrain --preset shapes --drop color_jitter --drop grayscale   (then eval: why colour matters)"
+	@echo "  $(BIN)/simclr ui                                                               (every run, in the browser)"
+	@echo "  $(BIN)/simclr presets                                                          (CIFAR-10 and more)"
+
+# Lint, format, types, tests.
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest

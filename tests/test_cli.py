@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, simclr, tiny
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import cli
+from experiments.tracking import Store
+from simclr.config import to_toml
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a tiny config file in it."""
+    home = tmp_path_factory.mktemp("cli")
+    (home / "tiny.toml").write_text(to_toml(tiny(train={"knn_every": 1})))
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> subprocess.CompletedProcess[str]:
+    return simclr("pretrain", "--config", "tiny.toml", home=folder)
+
+
+def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, cli\ntry: cli.app(['--help'])\nfinally: print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    )
+    clock = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - clock
+    assert "pretrain" in done.stdout
+    assert done.stdout.strip().endswith("False False")
+    assert seconds < 2  # 0.5 s on an idle machine; the import check is the sharp one
+
+
+def test_the_help_of_a_command_lists_what_the_tables_hold() -> None:
+    from simclr.augment import AUGMENTATIONS
+    from simclr.data import DATASETS
+
+    text = "".join(CliRunner().invoke(cli.app, ["pretrain", "--help"]).output.split())
+    for name in (*AUGMENTATIONS, *DATASETS):
+        assert name in text
+
+
+def test_pretrain_leaves_a_tracked_run_with_everything_needed_to_use_it(
+    trained: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    assert trained.returncode == 0, trained.stderr
+    assert "is chance" in trained.stdout
+    assert "kNN" in trained.stdout
+    store = Store(folder)
+    run = store.find("tiny-s0")
+    assert run.data.tags["config_key"] == tiny().key()
+    assert {"data_digest", "seed", "kind", "device", "precision", "torch"} <= set(run.data.tags)
+    assert {"train/loss", "train/contrastive_top1", "train/contrastive_top5", "val/knn_top1"} <= set(run.data.metrics)
+    assert run.data.metrics["perf/images_per_second"] > 0
+    assert run.data.params["loss.temperature"] == "0.2"
+    for artifact in ("model.safetensors", "config.toml", "environment.json", "loss.png", "views.png"):
+        assert store.artifact(run.info.run_id, artifact).stat().st_size > 0
+    assert json.loads(store.artifact(run.info.run_id, "environment.json").read_text())["torch"]
+    with safe_open(store.artifact(run.info.run_id, "model.safetensors"), "pt") as file:
+        assert "encoder.conv1.weight" in file.keys()  # noqa: SIM118
+    assert not list(store.run_folder(run.info.run_id).glob("step-*"))
+
+
+def test_a_finished_config_is_not_trained_twice_unless_asked(
+    trained: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    first = Store(folder).find("tiny-s0").info.run_id
+    again = simclr("pretrain", "--config", "tiny.toml", "--name", "same-thing", home=folder)
+    assert again.returncode == 0
+    assert f"run {first[:8]} has trained this config" in again.stdout
+    assert len(Store(folder).search()) == 1
+
+
+def test_eval_reports_trained_untrained_and_chance_and_logs_them(
+    trained: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    done = simclr("eval", "--knn", "--linear", home=folder)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("protocol 1", "untrained", "chance", "kNN", "linear", "linear top-5"))
+    run = Store(folder).find(None)
+    logged = run.data.metrics
+    assert f"{logged['eval/knn_top1']:.2%}" in done.stdout
+    assert f"{logged['eval/random_linear_top1']:.2%}" in done.stdout
+    assert run.data.tags["protocol"].startswith("1:")
+    assert logged["eval/linear_top1"] > logged["eval/chance"] + 0.1
+    twice = simclr("eval", "--knn", "--linear", home=folder)
+    assert twice.stdout == done.stdout
+
+
+def test_runs_lists_them(trained: subprocess.CompletedProcess[str], folder: Path) -> None:
+    done = simclr("runs", home=folder)
+    assert "tiny-s0" in done.stdout
+    assert "FINISHED" in done.stdout
+
+
+def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny()))
+    done = simclr("pretrain", "--config", "tiny.toml", "--dry-run", "--temperature", "0.3", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "temperature = 0.3" in done.stdout
+    for word in ("key", "steps       10 (5 an epoch)", "parameters", "time"):
+        assert word in done.stdout
+    assert Store(tmp_path).search() == []
+
+
+def test_views_draws_a_picture(folder: Path) -> None:
+    done = simclr("views", "--config", "tiny.toml", "--out", "grid.png", home=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_presets_show_command_cost_and_result(folder: Path) -> None:
+    done = simclr("presets", home=folder)
+    for word in ("shapes", "cifar10", "cifar10-cpu", "command", "cost", "result"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_says_how_to_go_on_and_does(number: int, tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(to_toml(tiny(train={"epochs": 60})))
+    command = [sys.executable, "-u", str(ROOT / "cli.py"), "pretrain", "--config", "long.toml"]
+    environment = os.environ | {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "is chance" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on from there" in errors
+    store = Store(tmp_path)
+    (run,) = store.search()
+    assert run.info.status == "KILLED"
+    done = simclr("pretrain", "--config", "long.toml", "--resume", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = store.search()
+    assert run.info.status == "FINISHED"
+    steps = store.history(run.info.run_id, "train/loss")["step"]
+    assert steps.is_monotonic_increasing
+    assert steps.iloc[-1] == 300
+
+
+def test_a_failed_run_is_marked_failed_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny(optim={"name": "sgd", "lr": 1e30, "weight_decay": 0})))
+    done = simclr("pretrain", "--config", "tiny.toml", home=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: training diverged")
+    (run,) = Store(tmp_path).search()
+    assert run.info.status == "FAILED"
+    assert "training diverged" in run.data.tags["error"]
+
+
+class Code:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.system, ("touch ran",)
+
+
+BAD = {
+    "preset": (["--preset", "shaps"], "unknown preset 'shaps': did you mean 'shapes'?"),
+    "data set": (["--dataset", "cifar"], "unknown data set 'cifar': did you mean 'cifar10'?"),
+    "augmentation": (["--drop", "colour_jitter"], "unknown augmentation 'colour_jitter': did you mean 'color_jitter'?"),
+    "backbone": (["--backbone", "resnet17"], "unknown backbone 'resnet17': did you mean 'resnet"),
+    "key": (["--set", "loss.temprature=1"], "unknown setting 'loss.temprature': did you mean 'loss.temperature'?"),
+    "temperature": (["--temperature", "0"], "loss.temperature = 0.0: expected greater than or equal to 0.01"),
+    "batch of one": (["--batch-size", "1"], "train.batch_size = 1: expected greater than or equal to 2"),
+    "batch over data": (["--dataset", "digits", "--batch-size", "5000"], "train.batch_size = 5000 is larger than"),
+    "no folder": (["--dataset", "folder"], "needs a folder of images: add --data-dir"),
+    "missing folder": (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere does not exist"),
+    "text files": (["--dataset", "folder", "--data-dir", "texts"], "2 of 2 files can't be read as images"),
+    "config file": (["--config", "nowhere.toml"], "can't read the config file nowhere.toml"),
+    "device": (["--device", "tpu"], "device 'tpu' can't be used here"),
+    "precision": (["--precision", "int8"], 'train.precision = "int8"'),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for name in "ab":
+        (tmp_path / "texts" / f"{name}.txt").write_text("not an image")
+    arguments, message = BAD[case]
+    done = CliRunner().invoke(cli.app, ["pretrain", *arguments])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_checkpoints_that_cannot_be_used_are_refused_in_one_line(
+    trained: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+    source = Store(folder).artifact(Store(folder).find("tiny-s0").info.run_id, "model.safetensors")
+    whole = source.read_bytes()
+    cases = {
+        "unreadable": whole[: len(whole) // 2],
+        "code": pickle.dumps({"model": Code()}),
+        "another": whole.replace(b"width = 0.0625", b"width = 0.1250"),
+    }
+    for name, data in cases.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(data)
+        done = CliRunner().invoke(cli.app, ["eval", str(path)])
+        assert done.exit_code == 2, (name, done.output)
+        assert done.stderr.count("\n") == 1, name
+    assert not (tmp_path / "ran").exists()
+    torch.save({"model": Code()}, tmp_path / "code.pt")
+    done = CliRunner().invoke(cli.app, ["eval", str(tmp_path / "code.pt")])
+    assert done.exit_code == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_tiny_config_file_is_the_tiny_config(folder: Path) -> None:
+    import tomllib
+
+    from simclr.config import make
+
+    assert make(tomllib.loads((folder / "tiny.toml").read_text())) == tiny(train={"knn_every": 1})
+    assert TINY["name"] == "tiny"

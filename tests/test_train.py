@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, tiny
+
+from simclr import checkpoint, optim
+from simclr.config import Config
+from simclr.data import Dataset
+from simclr.errors import RunFailed, UserError
+from simclr.loss import chance_loss
+from simclr.model import build_model
+from simclr.train import Interrupted, batch_rows, begin, plan, pretrain, stored_images, train_step, two_views
+
+CPU = torch.device("cpu")
+
+
+def ignore(metrics: dict[str, float], step: int) -> None:
+    pass
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_step_is_the_gradient_of_the_loss_written_out(digits: Dataset) -> None:
+    config = tiny(optim={"name": "sgd", "momentum": 0.0, "lr": 0.1, "weight_decay": 0.0}, train={"batch_size": 8})
+    training = begin(config, digits, CPU)
+    reference = build_model(config, digits, CPU).train()
+    images = stored_images(digits, CPU)[batch_rows(config, digits, plan(config, digits)[1], 0)]
+    first, second = two_views(images, config.pipelines(), config.seed, 0)
+    z = torch.nn.functional.normalize(reference(torch.cat([first, second]))[1], dim=1)
+    terms = []
+    for i in range(16):
+        others = torch.stack([z[i] @ z[k] for k in range(16) if k != i]) / 0.2
+        terms.append(-(z[i] @ z[(i + 8) % 16] / 0.2 - others.exp().sum().log()))
+    loss = torch.stack(terms).mean()
+    loss.backward()
+    report = train_step(training, images)
+    assert report[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    for mine, theirs in zip(training.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_falls_below_chance(digits: Dataset, tmp_path: Path) -> None:
+    losses: list[float] = []
+    config = tiny(train={"epochs": 12}, model={"width": 0.25}, optim={"lr": 3e-3})
+    pretrain(config, digits, CPU, tmp_path, lambda metrics, step: losses.append(metrics["train/loss"]))
+    assert losses[0] == pytest.approx(chance_loss(256), rel=0.1)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_views_are_new_at_each_step_and_the_same_at_the_same_step(digits: Dataset) -> None:
+    images, pipelines = stored_images(digits, CPU)[:4], tiny().pipelines()
+    first, second = two_views(images, pipelines, 0, 7)
+    assert torch.equal(first, two_views(images, pipelines, 0, 7)[0])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, two_views(images, pipelines, 0, 8)[0])
+    assert not torch.equal(first, two_views(images, pipelines, 1, 7)[0])
+
+
+def test_an_epoch_visits_no_image_twice_and_only_training_images(digits: Dataset) -> None:
+    config = tiny()
+    total, per_epoch = plan(config, digits)
+    assert total == 2 * per_epoch
+    epochs = [
+        torch.cat([batch_rows(config, digits, per_epoch, e * per_epoch + s) for s in range(per_epoch)]) for e in (0, 1)
+    ]
+    for rows in epochs:
+        assert len(rows.unique()) == len(rows)
+        assert set(rows.tolist()) <= set(digits.parts["pretrain"].tolist())
+    assert not torch.equal(*epochs)
+
+
+def test_fused_and_split_views_differ_only_by_batch_norm(digits: Dataset) -> None:
+    def report(views: str, backbone: dict[str, object]) -> float:
+        training = begin(tiny(train={"views": views, "batch_size": 16}, model=backbone), digits, CPU)
+        training.model.train()
+        return train_step(training, stored_images(digits, CPU)[:16])[0].item()
+
+    assert report("fused", {}) != pytest.approx(report("split", {}), rel=1e-4)
+    # Without batch norm (AlexNet-like networks have dropout, VGG too; evaluation mode of the norms stands in).
+    training = [begin(tiny(train={"views": v, "batch_size": 16}), digits, CPU) for v in ("fused", "split")]
+    losses = [train_step(_frozen_norms(t), stored_images(digits, CPU)[:16])[0].item() for t in training]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def _frozen_norms(training):  # type: ignore[no-untyped-def]
+    training.model.eval()
+    return training
+
+
+def test_a_batch_larger_than_the_data_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size = 4000 is larger than the \d+ images"):
+        pretrain(tiny(train={"batch_size": 4000}), digits, CPU, tmp_path, ignore)
+
+
+RESUMABLE = {
+    "adamw": tiny(),
+    "lars": tiny(optim={"name": "lars", "lr": 0.3, "warmup_epochs": 1}),
+    "plateau": tiny(optim={"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5, "lr": 1e-8}),
+    "dropout": tiny(model={"backbone": "mobilenet_v2", "stem": "imagenet", "width": 1}, train={"epochs": 1}),
+}
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(name: str, digits: Dataset, tmp_path: Path) -> None:
+    config = RESUMABLE[name]
+    whole = pretrain(config, digits, CPU, tmp_path / "whole", ignore)
+    total = plan(config, digits)[0]
+    first, second = sorted(random.Random(name).sample(range(1, total), 2))
+    for steps in (first, second - first):
+        calls = count(steps, -1)  # down to 1 at the last of these steps
+        with pytest.raises(Interrupted):
+            pretrain(config, digits, CPU, tmp_path / "parts", ignore, resume=True, stop=lambda c=calls: next(c) == 1)
+    parts = pretrain(config, digits, CPU, tmp_path / "parts", ignore, resume=True)
+    assert same_weights(whole, parts)
+
+
+def test_a_checkpoint_of_another_config_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    pretrain(tiny(train={"epochs": 1}), digits, CPU, tmp_path, ignore)
+    with pytest.raises(UserError, match="another config"):
+        pretrain(tiny(train={"epochs": 1}, loss={"temperature": 0.3}), digits, CPU, tmp_path, ignore, resume=True)
+
+
+HARNESS = """
+import sys, torch
+from pathlib import Path
+from conftest import tiny
+from simclr.data import open_dataset
+from simclr.train import pretrain
+from simclr.checkpoint import save_weights
+torch.set_num_threads(1)
+config, folder, home = tiny(train={"epochs": 4, "checkpoint_minutes": 1e-9}), Path(sys.argv[1]), Path(sys.argv[2])
+"""
+RUN = """
+say = lambda metrics, step: print(step, flush=True)
+model = pretrain(config, open_dataset(config.data, home), torch.device("cpu"), folder, say, resume=True)
+save_weights(folder / "done.safetensors", model, {})
+"""
+DIE_WHILE_WRITING = """
+import os, signal, simclr.checkpoint as c
+whole = torch.save
+def half(state, file):
+    if state["step"] == 6:
+        file.write(b"PK half a checkpoint"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    whole(state, file)
+c.torch.save = half
+"""
+
+
+def start(script: str, folder: Path, home: Path) -> subprocess.Popen[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(home)],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_run_killed_at_random_steps_and_while_saving_ends_in_the_same_bits(
+    digits: Dataset, home: Path, tmp_path: Path
+) -> None:
+    assert start(HARNESS + RUN, tmp_path / "whole", home).wait() == 0
+    folder, luck = tmp_path / "killed", random.Random(0)
+    assert start(HARNESS + DIE_WHILE_WRITING + RUN, folder, home).wait() == -signal.SIGKILL
+    assert [p.name for p in checkpoint.checkpoints(folder)] == ["step-000000004.pt", "step-000000005.pt"]
+    for _ in range(2):
+        process = start(HARNESS + RUN, folder, home)
+        assert process.stdout is not None
+        process.stdout.readline()  # a step has been logged
+        time.sleep(luck.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    assert start(HARNESS + RUN, folder, home).wait() == 0
+    assert (folder / "done.safetensors").read_bytes() == (tmp_path / "whole" / "done.safetensors").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(train={"checkpoint_minutes": 1e-9})
+    rate = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", lambda *a: float("nan") if a[2] >= 3 else rate(*a))
+    with pytest.raises(RunFailed, match=r"training diverged, with a .* by step [45]: lower --lr"):
+        pretrain(config, digits, CPU, tmp_path, ignore)
+    state = checkpoint.latest(tmp_path)
+    assert state is not None
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_out_of_memory_is_a_sentence(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("simclr.train.train_step", full)
+    with pytest.raises(RunFailed, match="out of memory on cpu at batch size 256: lower --batch-size"):
+        pretrain(tiny(), digits, CPU, tmp_path, ignore)
+
+
+def test_the_same_config_gives_the_same_bits_and_another_seed_others(digits: Dataset, tmp_path: Path) -> None:
+    def train(config: Config, folder: str) -> torch.nn.Module:
+        return pretrain(config, digits, CPU, tmp_path / folder, ignore)
+
+    one = tiny(train={"epochs": 1})
+    assert same_weights(train(one, "a"), train(one, "b"))
+    assert not same_weights(train(one, "c"), train(tiny(train={"epochs": 1}, seed=1), "d"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_a_run_on_the_accelerator_learns_and_resumes(digits: Dataset, tmp_path: Path) -> None:
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    losses: list[float] = []
+    config = tiny(train={"epochs": 10, "precision": "auto"})
+    pretrain(config, digits, device, tmp_path, lambda metrics, step: losses.append(metrics["train/loss"]))
+    assert losses[-1] < losses[0] - 0.5
