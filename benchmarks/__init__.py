@@ -1,0 +1,1 @@
+"""Speed and memory, measured in one run so that a machine's drift cancels."""
