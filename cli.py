@@ -308,6 +308,14 @@ def views(
         typer.echo(f"wrote {out}")
 
 
+RUN_COLUMNS = {
+    "train/loss": "loss",
+    "val/knn_top1": "val kNN",
+    "eval/knn_top1": "test kNN",
+    "eval/linear_top1": "test linear",
+}
+
+
 @app.command()
 def runs() -> None:
     """List all runs, newest first."""
@@ -318,10 +326,8 @@ def runs() -> None:
         if table.empty:
             typer.echo("no runs yet: simclr pretrain --preset shapes")
             return
-        columns = ["id", "name", "status", "started", "train/loss", "val/knn_top1", "eval/knn_top1", "eval/linear_top1"]
-        shown = table.reindex(columns=columns).rename(
-            columns=lambda c: c.rpartition("/")[0][:5] + " " + c.rpartition("/")[2] if "/" in c else c
-        )
+        columns = {"id": "id", "name": "name", "status": "status", "started": "started"} | RUN_COLUMNS
+        shown = table.reindex(columns=list(columns)).rename(columns=columns)
         typer.echo(shown.to_string(index=False, na_rep="", float_format="{:.4f}".format))
 
 

@@ -77,7 +77,9 @@ def main(preset: str, settings: list[str]) -> None:
     print(f"bare step      {bare_time * 1e3:8.1f} ms  {size / bare_time:8.0f} images/s")
     print(f"training step  {full_time * 1e3:8.1f} ms  {size / full_time:8.0f} images/s")
     print(f"two views      {views_time * 1e3:8.1f} ms  {size / views_time:8.0f} images/s")
-    print(f"training / bare speed  {median(b / f for b, f in zip(times[0], times[1], strict=True)):.3f} (median of pairs)")
+    print(
+        f"training / bare speed  {median(b / f for b, f in zip(times[0], times[1], strict=True)):.3f} (median of pairs)"
+    )
     print(f"tracking               {tracking[0] / ((ROUNDS + 2) * full_time):.2%} of a step")
 
 

@@ -29,6 +29,9 @@ FLAGS = {
 }
 
 
+UNNAMED = ("data_dir", "on_bad_image", "seed", "device", "name")  # flags that don't show in a run's name
+
+
 class Preset(NamedTuple):
     """A preset's file and the lines of its header (command, cost, result)."""
 
@@ -73,10 +76,14 @@ def resolve(
     dropped: Sequence[str] = (),
     **flags: Any,
 ) -> Config:
-    """The Config that was asked for; a flag that is None was not given. Raises UserError for what is not valid."""
+    """The Config that was asked for; a flag that is None was not given. Raises UserError for what is not valid.
+
+    Without a name of its own it is called by its preset or file and by what was changed, e.g. shapes-temperature=0.1.
+    """
     known = presets()
     name = preset or ("shapes" if config is None else None)
     table: dict[str, Any] = {"name": name} if name else {}
+    changes: list[str] = []
     if name is not None:
         if name not in known:
             raise unknown("preset", name, known)
@@ -85,9 +92,15 @@ def resolve(
         table = merge(table, {"name": config.stem} | read_toml(config))
     for text in settings:
         table = merge(table, parse_setting(text))
+        changes.append(text.partition("=")[0].strip().rpartition(".")[2] + "=" + text.partition("=")[2].strip())
     for flag, value in flags.items():
         if value is not None:
             table = merge(table, nested(FLAGS[flag], value))
+            if flag not in UNNAMED:
+                changes.append(f"{FLAGS[flag].rpartition('.')[2]}={value}")
     for augmentation in dropped:
         table = drop(table, augmentation)
+        changes.append(f"no-{augmentation}")
+    if flags.get("name") is None:
+        table["name"] = "-".join([str(table.get("name", "simclr")), *changes])
     return make(table)

@@ -80,7 +80,7 @@ def train(
     finished = [run for run in earlier if run.info.status == "FINISHED"]
     if finished and not again:
         began(steps, finished[0].info.run_id, True)
-        return finished[0].info.run_id
+        return str(finished[0].info.run_id)
     unfinished = [r for r in earlier if r.info.status != "FINISHED" and store.run_folder(r.info.run_id).is_dir()]
     if resume and unfinished:
         tracker = store.reopen(unfinished[0])

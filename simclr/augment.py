@@ -76,7 +76,7 @@ def boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int, margin
     `scale` is of the area, `ratio` is width / height; a box is at least `margin` pixels smaller than the image in both
     directions. Where none of the attempts is, the box is all zeros.
     """
-    attempts = u[:, : 2 * ATTEMPTS].unflatten(1, (ATTEMPTS, 2))
+    attempts = u[:, : 2 * ATTEMPTS].reshape(-1, ATTEMPTS, 2)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * attempts[..., 1])
@@ -85,7 +85,8 @@ def boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int, margin
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     h, w = h.gather(1, first).squeeze(1), w.gather(1, first).squeeze(1)
     top, left = (u[:, -2] * (height - h + 1)).floor(), (u[:, -1] * (width - w + 1)).floor()
-    return torch.stack([top, left, h, w], 1) * fits.any(1, keepdim=True)
+    found: Tensor = torch.stack([top, left, h, w], 1) * fits.any(1, keepdim=True)
+    return found
 
 
 def crop_boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int) -> Tensor:
@@ -188,7 +189,8 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, with torchvision's rounding
 
 def gray(images: Tensor) -> Tensor:
     """Luma of each pixel, N x 1 x H x W."""
-    return torch.matmul(images.new_tensor([LUMA]), images.flatten(2)).unflatten(2, images.shape[2:])
+    n, _, h, w = images.shape
+    return torch.matmul(images.new_tensor([LUMA]), images.flatten(2)).view(n, 1, h, w)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:

@@ -317,6 +317,7 @@ def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
         else {"train": root}
     )
     classes = sorted({entry.name for top in tops.values() for entry in _visible(top) if entry.is_dir()})
+    listed: list[str] = []
     splits = {}
     for part, top in tops.items():
         names, labels = [], []
@@ -331,10 +332,10 @@ def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
                 continue  # a text file beside the class folders
             names += [os.path.relpath(path, root) for path in found]
             labels += [label] * len(found)
+        listed += names
         splits[part] = Split(Files(names, lambda name: (root / name).read_bytes()), np.array(labels, np.int64))
     if not len(splits["train"].labels):
         raise UserError(f"no images in {tops['train']}: expected image files, or one folder of them for each class")
-    listed = [name for split in splits.values() for name in split.images.names]
     return Source(_listing(root, listed), lambda: Contents(tuple(classes), splits))
 
 
@@ -463,7 +464,7 @@ def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, pr
                 images[row] = _square(Image.fromarray(image.transpose(1, 2, 0)), side)
     if bad:
         keep = np.setdiff1d(np.arange(len(labels)), list(bad))
-        bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}  # type: ignore[misc]
+        bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}
         if not skip_bad or bounds["train"] == (0, 0):
             raise bad_images(list(bad.values()), len(labels))
         whole, labels = images, labels[keep]
@@ -481,9 +482,9 @@ def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, pr
     (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values()), "files": len(labels) + len(bad)}))
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> Array:
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """A writable memory-mapped uint8 array whose blocks exist: a full disk is an error now, not a signal later."""
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -103,7 +103,7 @@ def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, iterations: int
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return weights.detach()
 
 

@@ -7,6 +7,7 @@ the colours away (colour jitter, grayscale) and the shape is what is left. Gener
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _box(x: Array, y: Array, width: float, height: float) -> Array:
 
 
 # Signed distance (negative inside) of each class, in a frame where the shape has about unit radius.
-OUTLINES = {
+OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.9,
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "triangle": lambda x, y: _polygon(x, y, 1.1 * _regular(3)),
@@ -67,10 +68,10 @@ def render(n: int, seed: int) -> tuple[Array, Array]:
     """n images (uint8, n x 3 x 32 x 32) and their labels."""
     u = np.random.default_rng(subseed(seed, "shapes"))
     label = labels(n)
-    scale = u.uniform(8, 12, (n, 1, 1))  # radius in pixels
+    scale = u.uniform(9, 12, (n, 1, 1))  # radius in pixels
     reach = SIDE / 2 - scale
     centre = SIDE / 2 + reach * u.uniform(-1, 1, (2, n, 1, 1))
-    tilt = u.uniform(-np.pi / 8, np.pi / 8, (n, 1, 1))
+    tilt = u.uniform(-0.2, 0.2, (n, 1, 1))  # radians
     pixel = np.arange(SIDE) + 0.5
     dx, dy = (pixel[None, None, :] - centre[0]) / scale, (pixel[None, :, None] - centre[1]) / scale
     x, y = np.cos(tilt) * dx + np.sin(tilt) * dy, np.cos(tilt) * dy - np.sin(tilt) * dx
@@ -85,7 +86,7 @@ def render(n: int, seed: int) -> tuple[Array, Array]:
         close = np.abs(((fore - back) * luma).sum((1, 2, 3))) < 0.2
         fore[close], back[close] = u.uniform(0, 1, (2, int(close.sum()), 3, 1, 1))
     angle, period, phase = (u.uniform(a, b, (2, n, 1, 1)) for a, b in ((0, np.pi), (4, 10), (0, 2 * np.pi)))
-    stripes = 0.06 * np.sin(2 * np.pi * (np.cos(angle) * pixel + np.sin(angle) * pixel[:, None]) / period + phase)
+    stripes = 0.03 * np.sin(2 * np.pi * (np.cos(angle) * pixel + np.sin(angle) * pixel[:, None]) / period + phase)
     blend = cover[:, None]
     image = blend * (fore + stripes[0][:, None]) + (1 - blend) * (back + stripes[1][:, None])
     image += u.normal(0, 0.02, image.shape)

@@ -53,9 +53,7 @@ def test_a_step_is_the_gradient_of_the_loss_written_out(digits: Dataset) -> None
 
 def test_the_loss_falls_below_chance(digits: Dataset, tmp_path: Path) -> None:
     losses: list[float] = []
-    config = tiny(
-        train={"epochs": 8, "batch_size": 64}, model={"width": 0.25}, augment={"crop": {"scale": [0.6, 1.0]}}
-    )
+    config = tiny(train={"epochs": 8, "batch_size": 64}, model={"width": 0.25}, augment={"crop": {"scale": [0.6, 1.0]}})
     pretrain(config, digits, CPU, tmp_path, lambda metrics, step: losses.append(metrics["train/loss"]))
     assert losses[0] == pytest.approx(chance_loss(64), rel=0.1)
     assert losses[-1] < chance_loss(64) - 0.5
