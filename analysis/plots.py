@@ -26,11 +26,10 @@ def loss_curve(curves: Mapping[str, pd.DataFrame], chance: float, path: Path) ->
         color, style = COLORS[index % len(COLORS)], STYLES[index % len(STYLES)]
         axes.plot(curve["step"], curve["value"], color=color, linestyle=style, label=name)
     axes.axhline(chance, color="0.5", linewidth=1)
-    axes.annotate(
-        f"chance, ln(2N - 1) = {chance:.2f}", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-    )
-    axes.set(xlabel="step", ylabel="NT-Xent loss", ylim=(0, None))
-    axes.legend(frameon=False)
+    label = f"chance, ln(2N - 1) = {chance:.2f}"
+    axes.annotate(label, (0.99, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.3")
+    axes.set(xlabel="step", ylabel="NT-Xent loss", ylim=(0, 1.1 * chance))
+    axes.legend(frameon=False, loc="lower left")
     _save(figure, path)
 
 

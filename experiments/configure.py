@@ -29,7 +29,7 @@ FLAGS = {
 }
 
 
-UNNAMED = ("data_dir", "on_bad_image", "seed", "device", "name")  # flags that don't show in a run's name
+UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device")  # settings that don't show in a run's name
 
 
 class Preset(NamedTuple):
@@ -83,24 +83,23 @@ def resolve(
     known = presets()
     name = preset or ("shapes" if config is None else None)
     table: dict[str, Any] = {"name": name} if name else {}
-    changes: list[str] = []
     if name is not None:
         if name not in known:
             raise unknown("preset", name, known)
         table = merge(table, read_toml(known[name].path))
     if config is not None:
         table = merge(table, {"name": config.stem} | read_toml(config))
+    changes: dict[str, object] = {}
     for text in settings:
-        table = merge(table, parse_setting(text))
-        changes.append(text.partition("=")[0].strip().rpartition(".")[2] + "=" + text.partition("=")[2].strip())
+        path, value = parse_setting(text)
+        table, changes[path] = merge(table, nested(path, value)), value
     for flag, value in flags.items():
         if value is not None:
-            table = merge(table, nested(FLAGS[flag], value))
-            if flag not in UNNAMED:
-                changes.append(f"{FLAGS[flag].rpartition('.')[2]}={value}")
+            path = FLAGS[flag]
+            table, changes[path] = merge(table, nested(path, value)), value
     for augmentation in dropped:
         table = drop(table, augmentation)
-        changes.append(f"no-{augmentation}")
-    if flags.get("name") is None:
-        table["name"] = "-".join([str(table.get("name", "simclr")), *changes])
+    if "name" not in changes:
+        shown = [f"{path.rpartition('.')[2]}={value}" for path, value in changes.items() if path not in UNNAMED]
+        table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
     return make(table)

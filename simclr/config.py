@@ -205,8 +205,8 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def parse_setting(text: str) -> dict[str, Any]:
-    """`section.key=value` as a nested table; the value is TOML, or else a plain string."""
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`section.key=value` as (section.key, value); the value is TOML, or else a plain string."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise UserError(f"'{text}' is not a setting: expected section.key=value, e.g. loss.temperature=0.2")
@@ -214,7 +214,7 @@ def parse_setting(text: str) -> dict[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    return nested(path.strip(), parsed)
+    return path.strip(), parsed
 
 
 def read_toml(path: Path) -> dict[str, Any]:
