@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test check install
+.PHONY: demo test install
 
 install: $(STAMP)
 

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 def _tables() -> dict[str, str]:
     """The names that help texts list. They come from the tables themselves, which import torch."""
-    from experiments.configure import presets
+    from experiments.recipes import presets
     from simclr.augment import AUGMENTATIONS
     from simclr.data import DATASETS
     from simclr.model import HEADS, STEMS
@@ -47,10 +47,10 @@ class Command(TyperCommand):
     """A command whose help texts name the choices that exist; they are looked up only when help is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        tables = _tables()
-        for parameter in self.params:
-            if text := getattr(parameter, "help", None):
-                parameter.help = text.format_map(tables)  # type: ignore[attr-defined]
+        texts = [p for p in self.params if "{" in (getattr(p, "help", None) or "")]
+        tables = _tables() if texts else {}
+        for parameter in texts:
+            parameter.help = parameter.help.format_map(tables)  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 
@@ -67,6 +67,9 @@ def plain_errors() -> Iterator[None]:
     except RunFailed as error:
         typer.echo(f"failed: {error}", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
 
 
 @contextmanager
@@ -76,9 +79,9 @@ def progress_bars() -> Iterator[tuple[Progress | None, Callable[[str, int, int],
         yield None, lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=6), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
@@ -91,11 +94,13 @@ def progress_bars() -> Iterator[tuple[Progress | None, Callable[[str, int, int],
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; a second one ends the program at once."""
+def stop_on_signal(training: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; before training has begun, and the second time, one ends the program at once."""
     received: list[int] = []
 
     def handle(number: int, _: Any) -> None:
+        if not training():
+            raise KeyboardInterrupt
         received.append(number)
         typer.echo("\nstopping: saving a checkpoint (again to stop at once)", err=True)
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -158,7 +163,7 @@ def pretrain(
             settings,
             drop,
             dataset=dataset,
-            data_dir=data_dir and str(data_dir),
+            data_dir=data_dir,
             on_bad_image=on_bad_image,
             backbone=backbone,
             head=head,
@@ -192,11 +197,11 @@ def pretrain(
 
         from simclr.train import Interrupted
 
-        chance = chance_loss(chosen.train.batch_size)
+        chance, epochs = chance_loss(chosen.train.batch_size), chosen.train.epochs
         latest: dict[str, float] = {}
         total = 0
         try:
-            with progress_bars() as (bars, advance), stop_on_signal() as stop:
+            with progress_bars() as (bars, advance), stop_on_signal(lambda: total > 0) as stop:
 
                 def began(steps: int, run_id: str, reused: bool) -> None:
                     nonlocal total
@@ -208,12 +213,12 @@ def pretrain(
 
                 def show(metrics: dict[str, float], step: int) -> None:
                     latest.update(metrics)
-                    if bars is None:
-                        if "val/knn_top1" in metrics:
-                            typer.echo(_status(latest, chance, step, total))
-                    else:
+                    status = _status(latest, chance, step / total * epochs, epochs)
+                    if bars is not None:
                         advance("training", step, total)
-                        bars.update(bars.task_ids[-1], description=_status(latest, chance, step, total))
+                        bars.update(bars.task_ids[-1], description=status)
+                    elif "val/knn_top1" in metrics:
+                        typer.echo(status)
 
                 run_id = runner.train(
                     chosen, store, resume=resume, again=again, progress=advance, show=show, began=began, stop=stop
@@ -222,20 +227,20 @@ def pretrain(
             typer.echo(f"{stopped}: the same command with --resume goes on from there", err=True)
             raise typer.Exit(130) from None
         if latest:
-            typer.echo(f"done: {_status(latest, chance, total, total)}")
+            typer.echo(f"done: {_status(latest, chance, epochs, epochs)}")
         typer.echo(f"next: simclr eval {run_id[:8]} --knn --linear   or   simclr ui")
 
 
-def _status(latest: dict[str, float], chance: float, step: int, total: int) -> str:
-    parts = [f"step {step}/{total}"]
+def _status(latest: dict[str, float], chance: float, epoch: float, epochs: int) -> str:
+    parts = [f"epoch {epoch:.1f}/{epochs}"]
     if "train/loss" in latest:
-        parts.append(f"loss {latest['train/loss']:.3f} (chance {chance:.2f})")
-        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
+        parts.append(f"loss {latest['train/loss']:.2f} (chance {chance:.2f})")
+        parts.append(f"top-1 {latest['train/contrastive_top1']:.1%}")
     if "val/knn_top1" in latest:
         parts.append(f"kNN {latest['val/knn_top1']:.1%}")
     if "perf/images_per_second" in latest:
-        parts.append(f"{latest['perf/images_per_second']:.0f} images/s")
-    return "  ".join(parts)
+        parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
+    return " ".join(parts)
 
 
 @app.command("eval", cls=Command)
@@ -246,6 +251,7 @@ def evaluate(
     ] = None,
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
+    data_dir: DataDir = None,
     device: Device = None,
 ) -> None:
     """Test a frozen encoder, beside chance and an untrained one (without options: all there is)."""
@@ -258,7 +264,7 @@ def evaluate(
             knn = linear = True
         with progress_bars() as (_, advance):
             run_id, scores = runner.evaluate_encoder(
-                run, store, knn=knn, linear=linear, device=device, progress=advance
+                run, store, knn=knn, linear=linear, data_dir=data_dir, device=device, progress=advance
             )
         trained, untrained = scores["trained"], scores["random"]
         typer.echo(f"run {run_id[:8]}, test accuracy (protocol {PROTOCOL})")
@@ -274,7 +280,7 @@ def evaluate(
 def presets() -> None:
     """List the recipes that come with the suite, and what each costs and gives."""
     with plain_errors():
-        from experiments.configure import presets as load
+        from experiments.recipes import presets as load
 
         for preset in load().values():
             typer.echo(preset.name)
@@ -298,12 +304,13 @@ def views(
         from experiments import runner, tracking
         from experiments.configure import resolve
         from simclr.data import open_dataset
+        from simclr.errors import UserError
 
-        chosen = resolve(
-            preset, config, settings, drop, dataset=dataset, data_dir=data_dir and str(data_dir), seed=seed
-        )
+        chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
         with progress_bars() as (_, advance):
             data = open_dataset(chosen.data, tracking.home(), advance)
+        if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
+            raise UserError(f"can't draw to {out}: expected a .png, .svg or .pdf in a folder that exists")
         runner.view_grid(chosen, data, out)
         typer.echo(f"wrote {out}")
 

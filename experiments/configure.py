@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make, merge, nested, parse_setting, read_toml
 from simclr.errors import unknown
+
+from .recipes import presets
 
 # Named flags and the setting that each one sets.
 FLAGS = {
@@ -30,34 +31,6 @@ FLAGS = {
 
 
 UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device")  # settings that don't show in a run's name
-
-
-class Preset(NamedTuple):
-    """A preset's file and the lines of its header (command, cost, result)."""
-
-    name: str
-    path: Path
-    header: dict[str, str]
-
-
-def presets() -> dict[str, Preset]:
-    """The presets that come with the suite, by name."""
-    folder = Path(str(files("experiments") / "presets"))
-    return {path.stem: Preset(path.stem, path, _header(path)) for path in sorted(folder.glob("*.toml"))}
-
-
-def _header(path: Path) -> dict[str, str]:
-    """The `# Key: text` lines at the top of a preset; a line without a key goes on with the one before."""
-    header: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        key, colon, text = line[1:].strip().partition(": ")
-        if colon and key.isalpha():
-            header[key] = text.strip()
-        elif header:
-            header[list(header)[-1]] += " " + line[1:].strip()
-    return header
 
 
 def drop(table: dict[str, Any], name: str) -> dict[str, Any]:
@@ -96,6 +69,7 @@ def resolve(
     for flag, value in flags.items():
         if value is not None:
             path = FLAGS[flag]
+            value = str(value.expanduser().resolve()) if isinstance(value, Path) else value
             table, changes[path] = merge(table, nested(path, value)), value
     for augmentation in dropped:
         table = drop(table, augmentation)

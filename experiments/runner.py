@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,33 +14,33 @@ import torch
 
 from analysis import plots
 from simclr import device as devices
-from simclr.augment import apply, draw
-from simclr.checkpoint import fill, load_weights, save_weights
+from simclr.augment import Pipeline, apply, draw
+from simclr.checkpoint import checkpoints, fill, load_weights, save_weights
 from simclr.config import Config, to_toml
 from simclr.data import Dataset, Progress, open_dataset, silent
 from simclr.errors import UserError
 from simclr.evaluate import PROTOCOL, Score, evaluate, random_encoder
 from simclr.loss import chance_loss
-from simclr.model import SimCLR, build_model, parameter_count
+from simclr.model import build_model, parameter_count
 from simclr.train import Interrupted, plan, pretrain, timed_steps
 
-from .tracking import Store, Tracker
+from .tracking import Run, Store, Tracker
 
 Show = Callable[[dict[str, float], int], None]
 
 
-def git_state(folder: Path) -> dict[str, str]:
-    """Commit and dirty flag of the checkout that a folder is in; empty outside one."""
+def git_state() -> dict[str, str]:
+    """Commit and dirty flag of the checkout that this code is in; empty where it is installed otherwise."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit, status = (
-            subprocess.run(
-                ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            for args in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"git_commit": commit.strip(), "git_dirty": str(bool(status.strip())).lower()}
 
 
 def environment(config: Config, device: torch.device) -> dict[str, str]:
@@ -53,7 +52,7 @@ def environment(config: Config, device: torch.device) -> dict[str, str]:
         "device": devices.describe(device),
         "precision": str(devices.resolve_precision(config.train.precision, device)).removeprefix("torch."),
         **{package: version(package) for package in packages},
-        **git_state(Path(__file__).parent),
+        **git_state(),
     }
 
 
@@ -70,26 +69,25 @@ def train(
 ) -> str:
     """Pre-train a config and record it; the id of its run.
 
-    A finished run of the same key and data is returned as it is (unless `again`); with `resume`, one that did not
-    finish goes on. `began` is told the number of steps, the run and whether it was already finished.
+    A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the one that got
+    furthest without finishing goes on. `began` is told the number of steps, the run, and whether it is a finished one.
     """
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, _ = plan(config, data)
+    check(config, data)
     earlier = store.of_key(config.key(), data.digest)
     finished = [run for run in earlier if run.info.status == "FINISHED"]
     if finished and not again:
-        began(steps, finished[0].info.run_id, True)
+        began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
-    unfinished = [r for r in earlier if r.info.status != "FINISHED" and store.run_folder(r.info.run_id).is_dir()]
-    if resume and unfinished:
-        tracker = store.reopen(unfinished[0])
+    if resume:
+        tracker = store.reopen(_furthest(store, earlier))
     else:
-        resume = False
         tags = {"kind": "pretrain", "config_key": config.key(), "data_digest": data.digest, "seed": str(config.seed)}
         tracker = store.start(f"{config.name}-s{config.seed}", tags, config.flat())
     with tracker.finishing(Interrupted):
-        tracker.tag(**environment(config, device))
+        _describe(tracker, config, data, device)
         began(steps, tracker.run_id, False)
 
         def log(metrics: dict[str, float], step: int) -> None:
@@ -97,45 +95,81 @@ def train(
             show(metrics, step)
 
         folder = store.run_folder(tracker.run_id)
-        clock = time.perf_counter()
         model = pretrain(config, data, device, folder, log, resume=resume, stop=stop)
-        tracker.log({"perf/train_seconds": time.perf_counter() - clock}, steps)
         tracker.flush()
-        _artifacts(tracker, config, data, device, model)
-        for checkpoint in folder.glob("step-*.pt"):  # the weights are an artifact now
+        metadata = {"config": to_toml(config), "digest": data.digest}
+        tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
+        curve, chance = store.history(tracker.run_id, "train/loss"), chance_loss(config.train.batch_size)
+        tracker.artifact("loss.png", lambda path: plots.loss_curve({config.name: curve}, chance, path))
+        for checkpoint in checkpoints(folder):  # the weights are an artifact now
             checkpoint.unlink()
     return tracker.run_id
 
 
-def _artifacts(tracker: Tracker, config: Config, data: Dataset, device: torch.device, model: SimCLR) -> None:
-    store = tracker.store
-    metadata = {"config": to_toml(config), "digest": data.digest, "side": str(data.side)}
-    tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
+def check(config: Config, data: Dataset) -> None:
+    """Raises UserError where the network of a config can't take the images of the data set, or its views of them."""
+    model = build_model(config, data, torch.device("cpu")).eval()
+    for side in {data.side, config.view_size() or data.side}:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(2, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
+                f"--backbone"
+            ) from None
+
+
+def _furthest(store: Store, earlier: list[Run]) -> Run:
+    """Of the runs that did not finish, the one whose checkpoint is of the latest step."""
+    saved = {}
+    for run in earlier:
+        if run.info.status != "FINISHED" and (files := checkpoints(store.run_folder(run.info.run_id))):
+            saved[files[-1].name] = run
+    if not saved:
+        raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
+    return saved[max(saved)]
+
+
+def _describe(tracker: Tracker, config: Config, data: Dataset, device: torch.device) -> None:
+    """Record what a run is, before it begins."""
+    facts = environment(config, device)
+    tracker.tag(**facts)
     tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    info = json.dumps(environment(config, device), indent=2)
-    tracker.artifact("environment.json", lambda path: path.write_text(info, encoding="utf-8"))
-    curve = store.history(tracker.run_id, "train/loss")
-    chance = chance_loss(config.train.batch_size)
-    tracker.artifact("loss.png", lambda path: plots.loss_curve({config.name: curve}, chance, path))
+    tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
     tracker.artifact("views.png", lambda path: view_grid(config, data, path))
 
 
 def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
-    """A picture: originals, both views, and each operation of view one (then two) alone with probability one."""
+    """A picture: originals, both views, and each operation alone (p = 1), view two's where they differ."""
     rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
     originals = torch.from_numpy(data.images[rows])
     grid = {"original": originals.float() / 255}
-    for index, pipeline in enumerate(config.pipelines()):
-        grid[f"view {index + 1}"] = apply(originals, pipeline, draw(pipeline, len(rows), config.seed, 0, index))
-    for index, pipeline in enumerate(config.pipelines()):
-        for name, params in pipeline.items():
-            alone = {name: params.model_copy(update={"p": 1.0})}
-            grid.setdefault(name, apply(originals, alone, draw(alone, len(rows), config.seed, 0, index)))
-    plots.image_rows({label: images.permute(0, 2, 3, 1).numpy() for label, images in grid.items()}, path)
+
+    def add(label: str, pipeline: Pipeline, view: int) -> None:
+        grid[label] = apply(originals, pipeline, draw(pipeline, len(rows), config.seed, 0, view))
+
+    first, second = config.pipelines()
+    add("view 1", first, 0)
+    add("view 2", second, 1)
+    for name, params in first.items():
+        add(name, {name: params.model_copy(update={"p": 1.0})}, 0)
+    for name, params in second.items():
+        if params != first.get(name):
+            add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
+    plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
 
 
 def evaluate_encoder(
-    name: str | None, store: Store, *, knn: bool, linear: bool, device: str | None = None, progress: Progress = silent
+    name: str | None,
+    store: Store,
+    *,
+    knn: bool,
+    linear: bool,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> tuple[str, dict[str, Score]]:
     """Test a frozen encoder on its own data set, beside an untrained one.
 
@@ -149,6 +183,8 @@ def evaluate_encoder(
         tracker = Tracker(store, store.find(name).info.run_id)
         path = store.artifact(tracker.run_id, "model.safetensors")
     config, weights, digest = load_weights(path)
+    if data_dir is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"dir": data_dir.resolve()})})
     where = devices.resolve(device or config.device)
     data = open_dataset(config.data, store.folder, progress)
     if data.digest != digest:
@@ -159,11 +195,10 @@ def evaluate_encoder(
     trained = build_model(config, data, where)
     fill(trained, weights)
     encoders = {"trained": trained, "random": random_encoder(config, data, where)}
-    dtype = devices.resolve_precision(config.train.precision, where)
-    scores = {
-        label: evaluate(model, data, dtype, knn=knn, linear=linear, progress=progress)
-        for label, model in encoders.items()
-    }
+    scores = {}
+    for label, model in encoders.items():
+        with devices.memory_errors("evaluate with --device cpu"):
+            scores[label] = evaluate(model, data, knn=knn, linear=linear, progress=progress)
     if from_file:
         tags = {"kind": "eval", "config_key": config.key(), "data_digest": digest, "seed": str(config.seed)}
         tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())

@@ -6,6 +6,7 @@ found again by its config key and the digest of its data.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -34,6 +36,7 @@ from simclr.errors import RunFailed, UserError
 
 EXPERIMENT = "simclr"
 FLUSH_SECONDS = 2.0
+PATIENCE_SECONDS = 300.0  # a locked database or a restarting server is waited for; training goes on meanwhile
 
 
 def home() -> Path:
@@ -62,7 +65,7 @@ class Store:
                         EXPERIMENT, artifact_location=(folder / "artifacts").as_uri() if local else None
                     )
                     if local:  # concurrent readers and writers, and about half the time for a write
-                        with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as database:
+                        with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
                             database.execute("PRAGMA journal_mode=WAL")
                 else:
                     self.experiment = experiment.experiment_id
@@ -99,14 +102,14 @@ class Store:
         raise UserError(f"no finished run is called '{name}' or has an id that starts so: see `simclr runs`")
 
     def table(self) -> pd.DataFrame:
-        """One row a run, newest first: id, name, status, start, and its latest metrics and tags."""
+        """One row a run, newest first: id, name, kind, status, local start time, seed, and its latest metrics."""
         rows = [
             {
                 "id": run.info.run_id[:8],
                 "name": run.info.run_name,
                 "kind": run.data.tags.get("kind"),
                 "status": run.info.status,
-                "started": pd.Timestamp(run.info.start_time, unit="ms").strftime("%Y-%m-%d %H:%M"),
+                "started": datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
                 "seed": run.data.tags.get("seed"),
                 **run.data.metrics,
             }
@@ -139,15 +142,27 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracker:
         """A new run."""
-        run = self.client.create_run(self.experiment, tags=dict(tags), run_name=name)
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        self.client.log_batch(run.info.run_id, params=entries)
+        with _writing(self):
+            run = self.client.create_run(self.experiment, tags=dict(tags), run_name=name)
+            entries = [Param(key, str(value)) for key, value in params.items()]
+            self.client.log_batch(run.info.run_id, params=entries)
         return Tracker(self, run.info.run_id)
 
     def reopen(self, run: Run) -> Tracker:
         """Go on with a run that did not finish."""
-        self.client.update_run(run.info.run_id, status="RUNNING")
+        with _writing(self):
+            self.client.update_run(run.info.run_id, status="RUNNING")
         return Tracker(self, run.info.run_id)
+
+
+@contextmanager
+def _writing(store: Store) -> Iterator[None]:
+    """A store that can't be written is a RunFailed."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}; is its disk full?") from error
 
 
 class Tracker:
@@ -156,7 +171,7 @@ class Tracker:
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
         self.pending: list[Metric] = []
-        self.flushed = time.monotonic()
+        self.flushed = self.accepted = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
@@ -165,19 +180,31 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        for start in range(0, len(self.pending), 1000):  # MLflow's limit for one call
-            self.store.client.log_batch(self.run_id, metrics=self.pending[start : start + 1000])
-        self.pending, self.flushed = [], time.monotonic()
+        """Send what has been gathered. Raises RunFailed when the store has refused it for PATIENCE_SECONDS."""
+        try:
+            while self.pending:
+                self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
+                self.pending = self.pending[1000:]
+            self.flushed = self.accepted = time.monotonic()
+        except RunFailed:
+            self.flushed = time.monotonic()
+            if self.flushed - self.accepted > PATIENCE_SECONDS:
+                raise
 
     def tag(self, **tags: object) -> None:
-        self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self._send(tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
+
+    def _send(self, **entries: Any) -> None:
+        with _writing(self.store):
+            self.store.client.log_batch(self.run_id, **entries)
 
     def artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Store what `write(path)` writes as the artifact `name`."""
         scratch = Path(tempfile.mkdtemp())
         try:
             write(scratch / name)
-            self.store.client.log_artifact(self.run_id, str(scratch / name))
+            with _writing(self.store):
+                self.store.client.log_artifact(self.run_id, str(scratch / name))
         except OSError as error:
             raise RunFailed(
                 f"can't write the artifact {name}: {error}; free some space, then run with --resume"
@@ -186,8 +213,11 @@ class Tracker:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def finish(self, status: str) -> None:
-        self.flush()
-        self.store.client.set_terminated(self.run_id, status)
+        """Send what is left and close the run with a status. Raises RunFailed when the store can't be written."""
+        self.accepted = -math.inf  # no more waiting
+        with _writing(self.store):
+            self.flush()
+            self.store.client.set_terminated(self.run_id, status)
 
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
@@ -210,11 +240,16 @@ class Tracker:
             status = "KILLED"
             raise
         except BaseException as error:
-            self.tag(error=f"{type(error).__name__}: {error}"[:5000])
+            with suppress(RunFailed):
+                self.tag(error=f"{type(error).__name__}: {error}")
             raise
         finally:
+            failing = sys.exc_info()[0] is not None
             try:
                 self.finish(status)
+            except RunFailed:
+                if not failing:  # a store that can't be written must not hide why the run failed
+                    raise
             finally:
                 lock.release()
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from .device import send
 from .randomness import uniforms
 
 
@@ -126,7 +127,7 @@ def resized_crop(images: Tensor, box: Tensor, size: int) -> Tensor:
 def crop(images: Tensor, u: Tensor, params: Crop) -> Tensor:
     h, w = images.shape[-2:]
     box = crop_boxes(u, params.scale, params.ratio, h, w)
-    return resized_crop(images, box.to(images.device), params.size or h)
+    return resized_crop(images, send(box, images.device), params.size or h)
 
 
 class Flip(Params):
@@ -155,7 +156,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def rotation(images: Tensor, u: Tensor, params: Rotation) -> Tensor:
-    return rotate(images, (params.degrees * (2 * u[:, 0] - 1)).to(images.device))
+    return rotate(images, send(params.degrees * (2 * u[:, 0] - 1), images.device))
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
@@ -184,13 +185,10 @@ class ColorJitter(Params):
         return {"p": self.p, "ranges": self.ranges()}
 
 
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, with torchvision's rounding
-
-
 def gray(images: Tensor) -> Tensor:
-    """Luma of each pixel, N x 1 x H x W."""
-    n, _, h, w = images.shape
-    return torch.matmul(images.new_tensor([LUMA]), images.flatten(2)).view(n, 1, h, w)
+    """Luma of each pixel (ITU-R 601-2, with torchvision's rounding of its weights), N x 1 x H x W."""
+    r, g, b = images.split(1, dim=1)
+    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -224,13 +222,13 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         factor = factors.gather(1, which).masked_fill_(which == 3, 1.0)
         # An image is multiplied by its factor; the rest is of its mean grey (contrast) or its greys (saturation).
         columns = torch.cat([factor, (1 - factor) * (which == 1), (1 - factor) * (which == 2)], 1)
-        factor, of_mean, of_luma = columns.to(images.device).view(-1, 3, 1, 1, 1).unbind(1)
+        factor, of_mean, of_luma = send(columns, images.device).view(-1, 3, 1, 1, 1).unbind(1)
         luma = gray(images)
         mean = luma.mean((1, 2, 3), keepdim=True)
         images.mul_(factor).add_(luma.mul_(of_luma).add_(mean.mul_(of_mean))).clamp_(0, 1)
         chosen = (which == 3).squeeze(1).nonzero().squeeze(1)
-        hue = chosen.to(images.device)
-        images[hue] = shift_hue(images[hue], factors[chosen, 3].to(images.device))
+        hue = send(chosen, images.device)
+        images[hue] = shift_hue(images[hue], send(factors[chosen, 3], images.device))
     return images
 
 
@@ -293,7 +291,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 def blur(images: Tensor, u: Tensor, params: Blur) -> Tensor:
     low, high = params.sigma
-    sigma = (low + (high - low) * u[:, 0]).to(images.device)
+    sigma = send(low + (high - low) * u[:, 0], images.device)
     return gaussian_blur(images, sigma, blur_kernel(params.kernel, images.shape[-1]))
 
 
@@ -332,7 +330,7 @@ def normals(seeds: Tensor, count: int) -> Tensor:
 
 
 def noise(images: Tensor, u: Tensor, params: Noise) -> Tensor:
-    return (images + params.sigma * normals(u.to(images.device), images[0].numel()).view_as(images)).clamp(0, 1)
+    return (images + params.sigma * normals(send(u, images.device), images[0].numel()).view_as(images)).clamp(0, 1)
 
 
 class Cutout(Params):
@@ -346,7 +344,7 @@ def cutout(images: Tensor, u: Tensor, params: Cutout) -> Tensor:
     h, w = images.shape[-2:]
     low, high = params.ratio  # of height / width, unlike a crop's
     box = boxes(u, params.scale, (1 / high, 1 / low), h, w, margin=1)
-    top, left, height, width = box.to(images.device).unbind(1)
+    top, left, height, width = send(box, images.device).unbind(1)
     row = torch.arange(h, device=images.device) - top.unsqueeze(1)
     column = torch.arange(w, device=images.device) - left.unsqueeze(1)
     rows = (row >= 0) & (row < height.unsqueeze(1))
@@ -398,6 +396,6 @@ def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tenso
         if len(chosen) == len(u):
             out = function(out, u[:, 1:], params)
         elif len(chosen):
-            rows = chosen.to(out.device)
+            rows = send(chosen, out.device)
             out[rows] = function(out[rows], u[chosen, 1:], params)
     return out

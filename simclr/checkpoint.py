@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import tomllib
@@ -42,7 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"can't write the checkpoint {path}: {error}; free some space, then run with --resume"
         ) from error
     for old in [p for p in checkpoints(folder) if p != path][: 1 - KEEP]:
-        old.unlink()
+        _remove(old)
     return path
 
 
@@ -76,14 +77,17 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def latest(folder: Path, say: Any = print) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None; says which damaged ones were passed over."""
+def latest(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint that can be read; warns of damaged ones that were passed over.
+
+    Raises UserError when there is none.
+    """
     for path in reversed(checkpoints(folder)):
         try:
             return read(path)
         except UserError as error:
-            say(f"{error}; falling back to the one before")
-    return None
+            logging.getLogger(__name__).warning("%s; falling back to the one before", error)
+    raise UserError(f"no checkpoint in {folder} can be read: run without --resume to begin anew")
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from .augment import AUGMENTATIONS, Params, Pipeline
+from .augment import AUGMENTATIONS, Crop, Params, Pipeline
 from .data import DATASETS, NORMALIZATIONS, stored_side
 from .errors import UserError, unknown
 from .model import HEADS, STEMS, backbones
-from .optim import OPTIMIZERS, SCALINGS, SCHEDULES, peak_rate
+from .optim import OPTIMIZERS, OWN_SETTINGS, SCALINGS, SCHEDULES, peak_rate
 
 
 def _one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -49,8 +49,10 @@ class DataConfig(Section):
     dir: Path | None = None  # where the images or the downloaded archive are (default: under the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # stored image side in pixels (default: the data set's own)
     val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training images, held out where there is no validation split
-    subset: int | None = Field(None, ge=2)  # pre-train on this many images, chosen by the split seed
-    split_seed: int = Field(0, ge=0)  # of the validation split and the subset: the same for all seeds of a study
+    limit: int | None = Field(
+        None, ge=2
+    )  # use this many training images, chosen by the split seed (kNN and linear too)
+    split_seed: int = Field(0, ge=0)  # of the validation split and the limit: the same for all seeds of a study
     normalize: Annotated[str, _one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     on_bad_image: Literal["error", "skip"] = "error"
 
@@ -120,6 +122,9 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(5.0, gt=0)
 
 
+METHOD = 1  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -134,6 +139,18 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _views_agree(self) -> Config:
+        sizes = [getattr(view, "crop").size for view in (self.augment, self.augment2 or self.augment)]  # noqa: B009
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"both views need one size, got augment.crop.size = {sizes[0]} and {sizes[1]} in augment2")
+        return self
+
+    def view_size(self) -> int | None:
+        """The side of the views in pixels; None: the stored side."""
+        crop: Crop = self.augment.crop  # type: ignore[attr-defined]
+        return crop.size if crop.p > 0 else None
+
     def pipelines(self) -> tuple[Pipeline, Pipeline]:
         """What view one and view two go through."""
         return pipeline(self.augment), pipeline(self.augment2 or self.augment)
@@ -145,6 +162,7 @@ class Config(Section):
         something is measured or saved, and every setting that the chosen optimizer, head or schedule does not read.
         """
         out = self.model_dump(mode="json", exclude={"name", "device", "augment", "augment2"})
+        out["method"] = METHOD
         out["views"] = [{name: op.effective() for name, op in view.items()} for view in self.pipelines()]
         for key in ("dir", "on_bad_image"):
             del out["data"][key]
@@ -153,8 +171,7 @@ class Config(Section):
             del out["train"][key]
         optim = out["optim"]
         optim["peak_rate"] = peak_rate(self.optim, self.train.batch_size)
-        unread = {"lr", "lr_scaling"}
-        unread |= {"lars": {"betas"}, "sgd": {"betas", "trust"}, "adamw": {"momentum", "trust"}}[self.optim.name]
+        unread = {"lr", "lr_scaling"} | (OWN_SETTINGS - OPTIMIZERS[self.optim.name].reads)
         if self.optim.schedule != "plateau":
             unread |= {"plateau_factor", "plateau_patience"}
         if self.optim.weight_decay == 0 and self.optim.name != "lars":
@@ -252,8 +269,9 @@ def make(table: Mapping[str, Any]) -> Config:
 
     `augment2` states what differs from `augment`.
     """
-    if table.get("augment2") is not None:
-        table = {**table, "augment2": merge(table.get("augment", {}), table["augment2"])}
+    first, second = table.get("augment", {}), table.get("augment2")
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        table = {**table, "augment2": merge(first, second)}
     try:
         return Config.model_validate(table)
     except ValidationError as error:
@@ -266,7 +284,7 @@ def _readable(error: ValidationError) -> UserError:
     if first["type"] == "extra_forbidden":
         return unknown("setting", path, settings())
     if first["type"] == "value_error":
-        return UserError(f"{path} = {_shown(first['input'])}: {first['ctx']['error']}")
+        return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")
     return UserError(f"{path} = {_shown(first['input'])}: expected {message}")
 

@@ -40,6 +40,7 @@ Progress = Callable[[str, int, int], None]  # (what, done, total), called now an
 UNLABELLED = -1
 FORMAT = 1  # of the store; a change makes every cache new
 CHUNK = 4096  # images that are copied or hashed at a time
+STATISTICS = 10_000  # images that are enough for a channel's mean and standard deviation
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -303,7 +304,7 @@ def _walk(folder: str) -> list[str]:
 def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
     """Any folder of images: <class>/..., or train|val|test/<class>/..., or images alone (no labels).
 
-    A labelled folder without a test split gets one, of `val_fraction` of its images, chosen by the split seed.
+    A labelled folder without a test split gets one, of `val_fraction` of its images.
     """
     if config.dir is None:
         raise UserError("the data set 'folder' needs a folder of images: add --data-dir FOLDER")
@@ -311,6 +312,10 @@ def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
     if not root.is_dir():
         raise UserError(f"the folder {root} does not exist (data.dir, --data-dir): expected a folder of images")
     subfolders = {entry.name for entry in _visible(root) if entry.is_dir()}
+    if "train" in subfolders and (others := sorted(subfolders - set(SPLIT_FOLDERS))):
+        raise UserError(
+            f"{root} holds {', '.join(others[:5])} beside 'train': expected train, val and test, or classes alone"
+        )
     tops = (
         {part: root / part for part in SPLIT_FOLDERS if part in subfolders}
         if "train" in subfolders
@@ -391,7 +396,7 @@ class Dataset:
     classes: tuple[str, ...]
     parts: dict[str, Array]
     digest: str  # of images and labels
-    mean: tuple[float, ...]  # of each channel over the training images, in [0, 1]
+    mean: tuple[float, ...]  # of each channel over (at most STATISTICS or so of) the images to pre-train on, in [0, 1]
     std: tuple[float, ...]
 
     @property
@@ -445,6 +450,22 @@ def _decode_files(files: Files, out: Array, progress: Progress, what: str) -> li
     return sorted(bad)
 
 
+def _decode_once(folder: Path, contents: Contents, side: int, skip_bad: bool, progress: Progress) -> None:
+    """Make `folder` with the decoded images, or wait for the process that is making it."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            return
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            scratch.mkdir()
+            _write_store(scratch, contents, side, skip_bad, progress)
+            os.rename(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, progress: Progress) -> None:
     """Decode all splits, one after the other, into `folder`: images.npy, labels.npy, meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
@@ -471,13 +492,15 @@ def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, pr
         images = _allocate(folder / "kept.npy", (len(keep), 3, side, side))
         for start in range(0, len(keep), CHUNK):
             images[start : start + CHUNK] = whole[keep[start : start + CHUNK]]
+        images.flush()
+        del images, whole  # Windows replaces no file that is mapped
         os.replace(folder / "kept.npy", folder / "images.npy")
+        images = np.load(folder / "images.npy", mmap_mode="r+")
     np.save(folder / "labels.npy", labels)
     digest = hashlib.blake2b(labels.tobytes(), digest_size=16)
     for start in range(0, len(images), CHUNK):
         digest.update(images[start : start + CHUNK].tobytes())
-    mean, std = channel_statistics(images[slice(*bounds["train"])])
-    meta = {"digest": digest.hexdigest(), "classes": contents.classes, "bounds": bounds, "mean": mean, "std": std}
+    meta = {"digest": digest.hexdigest(), "classes": contents.classes, "bounds": bounds}
     images.flush()
     (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values()), "files": len(labels) + len(bad)}))
 
@@ -517,49 +540,54 @@ def open_dataset(config: DataConfig, home: Path, progress: Progress = silent) ->
     Raises UserError for a missing folder, a failed download, unreadable images, or too few images.
     """
     side = stored_side(config)
-    source = DATASETS[config.dataset].load(config, home, progress)
-    folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
-    if not folder.exists():
-        scratch = folder.with_name(f".{folder.name}.partial")
+    try:
+        source = DATASETS[config.dataset].load(config, home, progress)
+        folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
+        contents = None if folder.exists() else source.read()
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(f"can't read the data set '{config.dataset}': {error}") from None
+    if contents is not None:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                folder.with_name(f".{folder.name}.lock")
-            ):  # another process may be at it: wait, then use what it made
-                if not folder.exists():
-                    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-                    scratch.mkdir()
-                    _write_store(scratch, source.read(), side, config.on_bad_image == "skip", progress)
-                    os.rename(scratch, folder)
+            _decode_once(folder, contents, side, config.on_bad_image == "skip", progress)
         except OSError as error:
-            raise RunFailed(
-                f"can't write the decoded images to {folder.parent}: {error}; free some space there"
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            message = f"can't write the decoded images to {folder.parent}: {error}; free some space there"
+            raise RunFailed(message) from error
     meta = json.loads((folder / "meta.json").read_text())
     if meta["bad"] and config.on_bad_image == "error":
         raise bad_images(meta["bad"], meta["files"])
     labels = np.load(folder / "labels.npy")
+    images = np.load(folder / "images.npy", mmap_mode="c")
+    parts = _parts({name: np.arange(*ab) for name, ab in meta["bounds"].items()}, labels, config)
+    mean, std = channel_statistics(images[parts["pretrain"][:: max(1, len(parts["pretrain"]) // STATISTICS)]])
     return Dataset(
         name=config.dataset,
-        images=np.load(folder / "images.npy", mmap_mode="c"),
+        images=images,
         labels=labels,
         classes=tuple(meta["classes"]),
-        parts=_parts({name: np.arange(*ab) for name, ab in meta["bounds"].items()}, labels, config),
+        parts=parts,
         digest=meta["digest"],
-        mean=tuple(meta["mean"]),
-        std=tuple(meta["std"]),
+        mean=tuple(mean),
+        std=tuple(std),
     )
 
 
+def _shuffled(rows: Array, labels: Array, config: DataConfig) -> Array:
+    """The rows in an order of the split seed, such that the first n hold every class in its share, for any n."""
+    rows = rows[permutation(len(rows), config.split_seed, "split").numpy()]
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        same = np.flatnonzero(labels[rows] == label)
+        place[same] = (np.arange(len(same)) + 0.5) / len(same)
+    return rows[np.argsort(place, kind="stable")]
+
+
 def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[str, Array]:
-    """Disjoint rows of train, val and test; pretrain is train and whatever has no label."""
-    train = splits["train"][permutation(len(splits["train"]), config.split_seed, "split").numpy()]
+    """Disjoint rows of train, val and test, stratified; pretrain is train and whatever has no label."""
+    train = _shuffled(splits["train"], labels, config)
     held = {}
-    labelled = bool((labels[train] != UNLABELLED).any())
+    classes = np.unique(labels[train][labels[train] != UNLABELLED])
     for part in ("val", "test"):
-        count = max(1, round(config.val_fraction * len(splits["train"]))) if labelled else 0
+        count = max(1, round(config.val_fraction * len(splits["train"]))) if len(classes) > 1 else 0
         held[part] = splits[part] if part in splits else train[:count]
         train = train if part in splits else train[count:]
     if not len(train):
@@ -567,8 +595,9 @@ def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[
             f"data.val_fraction = {config.val_fraction:g} of {len(splits['train'])} images leaves none to train on: "
             f"lower it, or add images"
         )
-    train = train[: config.subset]
-    pretrain = np.concatenate([train, splits.get("unlabeled", train[:0])])[: config.subset]
+    everything = np.concatenate([train, splits.get("unlabeled", train[:0])])
+    pretrain = _shuffled(everything, labels, config)[: config.limit]
+    train = np.intersect1d(train, pretrain)
     parts = {part: np.sort(rows[labels[rows] != UNLABELLED]) for part, rows in ({"train": train} | held).items()}
     return {"pretrain": np.sort(pretrain)} | parts
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from .errors import UserError
+import torch
+from torch import Tensor
+
+from .errors import RunFailed, UserError
 
 
 def resolve(name: str) -> torch.device:
@@ -18,6 +22,22 @@ def resolve(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device, without waiting for what the device is at."""
+    return tensor.to(device, non_blocking=True)
+
+
+@contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Out of memory, on whatever device, becomes a RunFailed with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises no kind of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise RunFailed(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -18,7 +18,9 @@ from .model import SimCLR, build_model
 
 # What the figures mean; a change in anything that it states gives it a new number. Choices are made on validation
 # (train as bank or training set), the test set is used once (train and validation together as bank or training set).
-PROTOCOL = "1: h, whole images; kNN k=200 t=0.1 cosine; logistic regression on standardised h, L2 of 45 values"
+PROTOCOL = (
+    "1: h in float32, whole images; kNN k=200 t=0.1 cosine; logistic regression on standardised h, L2 of 45 values"
+)
 K, TEMPERATURE = 200, 0.1
 L2_GRID = np.logspace(5, -6, 45)  # paper, B.8.1; on the sum of the cross-entropies, strongest first
 BLOCK = 1024  # images of a forward pass, queries of a kNN block
@@ -139,9 +141,7 @@ class Score(NamedTuple):
     chance: float
 
 
-def evaluate(
-    model: SimCLR, data: Dataset, dtype: torch.dtype, *, knn: bool, linear: bool, progress: Progress = silent
-) -> Score:
+def evaluate(model: SimCLR, data: Dataset, *, knn: bool, linear: bool, progress: Progress = silent) -> Score:
     """Test accuracies of a frozen encoder, by PROTOCOL. Raises UserError where the data has no labels to test on."""
     if not data.has_labels or not len(data.parts["test"]):
         raise UserError(
@@ -149,7 +149,9 @@ def evaluate(
             f"accuracies need at least two folders of images, one for each class"
         )
     device, classes = model.mean.device, len(data.classes)
-    train, val, test = (features(model, data.images, data.parts[part], dtype) for part in ("train", "val", "test"))
+    train, val, test = (
+        features(model, data.images, data.parts[part], torch.float32) for part in ("train", "val", "test")
+    )
     train_y, val_y, test_y = (labels_of(data, part, device) for part in ("train", "val", "test"))
     metrics = {}
     if knn:
@@ -171,11 +173,12 @@ def random_encoder(config: Config, data: Dataset, device: torch.device) -> SimCL
 
     Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
     """
-    model = build_model(config, data, device).train()
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = None  # a plain average over the batches
+    model = build_model(config, data, device).eval()
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = None  # a plain average over the batches
     rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // (4 * BLOCK))]
-    for start in range(0, len(rows), BLOCK):
-        model(torch.from_numpy(data.images[rows[start : start + BLOCK]]).to(device).float().div_(255))
+    for batch in np.array_split(rows, max(1, len(rows) // BLOCK)):
+        model(torch.from_numpy(data.images[batch]).to(device).float().div_(255))
     return model.eval()

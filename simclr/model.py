@@ -73,11 +73,18 @@ def backbones() -> list[str]:
 
 
 def _detach_classifier(network: nn.Module) -> int:
-    """Replace the last linear layer by the identity; the number of features that went into it."""
-    name, layer = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
-    return layer.in_features
+    """Replace the classifier by the identity, keeping a norm or a pooling at its start; the features that went into it.
+
+    torchvision calls it fc, classifier, head or heads; it ends in the last linear layer and begins at its own first.
+    """
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    name = last.partition(".")[0]
+    classifier = network.get_submodule(name)
+    layers = list(classifier.children()) if isinstance(classifier, nn.Sequential) else [classifier]
+    first = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    setattr(network, name, nn.Sequential(*(layer for layer in layers[:first] if not isinstance(layer, nn.Dropout))))
+    features: int = layers[first].in_features
+    return features
 
 
 def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module, int]:

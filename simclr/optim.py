@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -55,6 +55,7 @@ class LARS(Optimizer):
 
 
 def _lars(groups: Any, config: OptimConfig) -> Optimizer:
+    groups[1]["adapt"] = config.decay_bias_and_norm
     return LARS(groups, config.lr, momentum=config.momentum, trust=config.trust)
 
 
@@ -66,7 +67,19 @@ def _adamw(groups: Any, config: OptimConfig) -> Optimizer:
     return torch.optim.AdamW(groups, config.lr, betas=config.betas)
 
 
-OPTIMIZERS: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {"lars": _lars, "sgd": _sgd, "adamw": _adamw}
+class OptimizerRow(NamedTuple):
+    """One row of OPTIMIZERS: how to build it, and the settings of its own that it reads."""
+
+    build: Callable[[Any, OptimConfig], Optimizer]
+    reads: frozenset[str]
+
+
+OPTIMIZERS: dict[str, OptimizerRow] = {
+    "lars": OptimizerRow(_lars, frozenset({"momentum", "trust"})),
+    "sgd": OptimizerRow(_sgd, frozenset({"momentum"})),
+    "adamw": OptimizerRow(_adamw, frozenset({"betas"})),
+}
+OWN_SETTINGS = frozenset().union(*(row.reads for row in OPTIMIZERS.values()))
 
 
 def build(model: nn.Module, config: OptimConfig) -> Optimizer:
@@ -81,9 +94,7 @@ def build(model: nn.Module, config: OptimConfig) -> Optimizer:
             "weight_decay": config.weight_decay if config.decay_bias_and_norm else 0.0,
         },
     ]
-    if config.name == "lars":
-        groups[1]["adapt"] = config.decay_bias_and_norm
-    return OPTIMIZERS[config.name](groups, config)
+    return OPTIMIZERS[config.name].build(groups, config)
 
 
 # How the learning rate follows the batch size (paper, Appendix B.1): the factor on `lr`.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
 from .config import Config, to_toml
 from .data import Dataset
-from .device import autocast, resolve_precision
+from .device import autocast, memory_errors, resolve_precision, send
 from .errors import RunFailed, UserError
 from .evaluate import knn_accuracy
 from .loss import contrastive_accuracy, nt_xent, similarities
@@ -56,8 +57,13 @@ def batch_rows(config: Config, data: Dataset, steps_per_epoch: int, step: int) -
     """The rows of `data.images` that a step trains on: a slice of its epoch's own shuffle."""
     rows, batch = data.parts["pretrain"], config.train.batch_size
     epoch, within = divmod(step, steps_per_epoch)
-    order = permutation(len(rows), config.seed, "order", epoch)[within * batch : (within + 1) * batch]
+    order = _epoch_order(len(rows), config.seed, epoch)[within * batch : (within + 1) * batch]
     return torch.from_numpy(rows[order.numpy()])
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    return permutation(n, seed, "order", epoch)
 
 
 def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -77,10 +83,11 @@ def embed(model: SimCLR, first: Tensor, second: Tensor, views: str) -> tuple[Ten
 
 @dataclass
 class Training:
-    """What steps change: the content of a checkpoint."""
+    """A network being trained, and what its steps change: the content of a checkpoint."""
 
     config: Config
     digest: str  # of the data
+    dtype: torch.dtype  # of autocast
     model: SimCLR
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -90,13 +97,18 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler", "plateau")}
-        identity = {"key": self.config.key(), "digest": self.digest, "config": to_toml(self.config)}
+        identity = {"key": self.config.key(), "digest": self.digest, "dtype": str(self.dtype)}
+        identity["config"] = to_toml(self.config)
         return parts | identity | {"step": self.step, "epoch_loss": self.epoch_loss}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state. Raises UserError when it is of another config or other data."""
         if (state.get("key"), state.get("digest")) != (self.config.key(), self.digest):
             raise UserError("the checkpoint is of another config or other data: resume with the settings it began with")
+        if state["dtype"] != str(self.dtype):
+            raise UserError(
+                f"the run began in {state['dtype']}, and this would be {self.dtype}: set --precision to go on"
+            )
         for name in ("model", "optimizer", "scaler", "plateau"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.epoch_loss = state["step"], state["epoch_loss"]
@@ -104,22 +116,28 @@ class Training:
 
 def begin(config: Config, data: Dataset, device: torch.device) -> Training:
     """A training at step 0."""
-    model = build_model(config, data, device)
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=resolve_precision(config.train.precision, device) == torch.float16
+    model, dtype = build_model(config, data, device), resolve_precision(config.train.precision, device)
+    return Training(
+        config=config,
+        digest=data.digest,
+        dtype=dtype,
+        model=model,
+        optimizer=optim.build(model, config.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        plateau=optim.Plateau(config.optim),
     )
-    return Training(config, data.digest, model, optim.build(model, config.optim), scaler, optim.Plateau(config.optim))
 
 
 def train_step(training: Training, images: Tensor) -> Tensor:
     """One step on a batch (uint8 N x 3 x S x S, on the model's device).
 
-    Returns loss, contrastive top-1 and top-5 as one tensor on the device; nothing here waits for the device.
+    Returns loss, contrastive top-1 and top-5 as one tensor on the device. Nothing here waits for the device, but the
+    scaler of float16, which looks for overflow.
     """
     config, model, device = training.config, training.model, images.device
     torch.manual_seed(subseed(config.seed, "network", training.step))  # dropout, stochastic depth: where there is any
     first, second = two_views(images, config.pipelines(), config.seed, training.step)
-    with autocast(device, resolve_precision(config.train.precision, device)):
+    with autocast(device, training.dtype):
         z1, z2 = embed(model, first, second, config.train.views)
     similarity = similarities(z1, z2, normalize=config.loss.normalize)
     loss = nt_xent(similarity, config.loss.temperature, include_self=config.loss.include_self)
@@ -143,14 +161,14 @@ def pretrain(
 ) -> SimCLR:
     """Train the network of a config; checkpoints go to `folder`, metrics to `log`.
 
-    With `resume`, goes on from the newest readable checkpoint in `folder`, to the same bits as if it had never stopped.
+    With `resume`, goes on from the newest readable checkpoint in `folder`: on the CPU, to the bits it would have had.
     When `stop()` says so, saves and raises Interrupted. Raises RunFailed when the loss is not finite, when memory runs
     out, or when a checkpoint can't be written.
     """
     total, per_epoch = plan(config, data)
     training = begin(config, data, device)
-    if resume and (state := checkpoint.latest(folder)):
-        training.load(state)
+    if resume:
+        training.load(checkpoint.latest(folder))
     store, meter = stored_images(data, device), Meter(training, log)
     log_every, saved_at = max(1, per_epoch // 10), time.perf_counter()
     training.model.train()
@@ -158,13 +176,8 @@ def pretrain(
         rate = optim.learning_rate(config.optim, config.train.batch_size, training.step, total, per_epoch)
         optim.set_rate(training.optimizer, rate * training.plateau.scale)
         rows = batch_rows(config, data, per_epoch, training.step)
-        try:
-            meter.add(train_step(training, store[rows.to(store.device)].to(device)))
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(
-                f"out of memory on {device} at batch size {config.train.batch_size}: lower --batch-size or "
-                f"model.width, or choose a smaller --backbone ({str(error).splitlines()[0]})"
-            ) from None
+        with memory_errors(f"lower --batch-size (now {config.train.batch_size}) or model.width, or another --backbone"):
+            meter.add(train_step(training, store[send(rows, store.device)].to(device)))
 
         done = training.step
         epoch, within = divmod(done, per_epoch)
@@ -175,8 +188,7 @@ def pretrain(
                 training.plateau.update(training.epoch_loss / per_epoch)
             training.epoch_loss = 0.0
             if config.train.knn_every and (epoch % config.train.knn_every == 0 or done == total) and data.has_labels:
-                dtype = resolve_precision(config.train.precision, device)
-                log({"val/knn_top1": knn_accuracy(training.model, data, dtype)}, done)
+                log({"val/knn_top1": knn_accuracy(training.model, data, training.dtype)}, done)
                 meter.restart()
         stopping = stop()
         if stopping or done == total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
@@ -237,6 +249,6 @@ def timed_steps(config: Config, data: Dataset, device: torch.device, steps: int 
     for _ in range(steps + 1):
         clock = time.perf_counter()
         rows = batch_rows(config, data, per_epoch, training.step)
-        train_step(training, store[rows.to(store.device)].to(device)).tolist()
+        train_step(training, store[send(rows, store.device)].to(device)).tolist()
         times.append(time.perf_counter() - clock)
     return sorted(times[1:])[steps // 2]

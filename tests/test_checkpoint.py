@@ -83,8 +83,8 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
 
 
 def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
-    assert latest(tmp_path) is None
-    assert latest(tmp_path / "none") is None
+    assert "no checkpoint" in refusal(latest, tmp_path)
+    assert "no checkpoint" in refusal(latest, tmp_path / "none")
 
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
@@ -96,9 +96,9 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
 def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
     for step in (20, 30):
         save(tmp_path, step, state(step)).write_bytes(b"damaged")
-    assert latest(tmp_path, say=lambda text: None) is None  # so that training begins again
+    assert "begin anew" in refusal(latest, tmp_path)
     assert save(tmp_path, 5, state(5)).exists()
-    assert latest(tmp_path, say=lambda text: None)["step"] == 5
+    assert latest(tmp_path)["step"] == 5
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -126,12 +126,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(damage, tmp_path):
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(damage, tmp_path, caplog):
     save(tmp_path, 10, state(10))
     path = save(tmp_path, 20, state(20))
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    said = []
-    found = latest(tmp_path, said.append)
+    found = latest(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
     assert found["step"] == 10
     assert torch.equal(found["model"]["large"], state(10)["model"]["large"])
     assert len(said) == 1
@@ -139,13 +139,12 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(damage, 
     assert "falling back" in said[0]
 
 
-def test_where_every_checkpoint_is_damaged_there_is_none_and_each_is_said(tmp_path):
+def test_where_every_checkpoint_is_damaged_that_is_said(tmp_path, caplog):
     for step in (10, 20):
         path = save(tmp_path, step, state(step))
         path.write_bytes(cut(path.read_bytes()))
-    said = []
-    assert latest(tmp_path, said.append) is None
-    assert len(said) == 2
+    assert "no checkpoint" in refusal(latest, tmp_path)
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -209,7 +208,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind, tmp_path):
         content = state(1) | {"model": {"w": torch.ones(2), "deep": [bomb]}} if kind == "nested" else bomb
         torch.save(content, path, _use_new_zipfile_serialization=kind != "torch legacy")
     assert str(path) in refusal(read, path)
-    assert latest(tmp_path, say=lambda text: None) is None
+    assert "no checkpoint" in refusal(latest, tmp_path)
     assert not mark.exists()
 
 

@@ -93,7 +93,7 @@ def test_an_unknown_setting_like_no_other_is_refused_without_a_guess():
         ("train.epochs", 0, "greater than or equal to 1"),
         ("data.val_fraction", 0, "greater than 0"),
         ("data.val_fraction", 1, "less than 1"),
-        ("data.subset", 1, "greater than or equal to 2"),
+        ("data.limit", 1, "greater than or equal to 2"),
         ("data.side", 7, "greater than or equal to 8"),
         ("data.on_bad_image", "ignore", "'error' or 'skip'"),
         ("augment.blur.p", 1.5, "less than or equal to 1"),
@@ -210,7 +210,7 @@ def test_flat_leaves_absent_augmentations_out():
         {"name": 'quotes " and \\ back\n\tslashes', "seed": 7},
         {"name": "déjà vu"},
         {"name": "a run \N{GRINNING FACE}"},
-        {"data.dir": "/data/\N{GRINNING FACE}/my photos", "data.side": 48, "data.subset": 100},
+        {"data.dir": "/data/\N{GRINNING FACE}/my photos", "data.side": 48, "data.limit": 100},
         {"augment2.solarize.p": 0.2, "augment.crop.size": 16},
         {"augment2": {}},
         {"optim.name": "adamw", "optim.betas": [0.5, 0.75], "optim.weight_decay": 1e-12, "optim.lr": 1e22},
@@ -240,7 +240,7 @@ MATTERS = {
     "data.dataset": "digits",
     "data.side": 48,
     "data.val_fraction": 0.2,
-    "data.subset": 100,
+    "data.limit": 100,
     "data.split_seed": 1,
     "data.normalize": "half",
     "model.backbone": "resnet34",
@@ -309,6 +309,11 @@ IGNORED = {
     "train.checkpoint_minutes": 1.0,
 }
 
+# Settings that must agree with another one, which matters.
+FOLLOWS = {"augment2.crop.size": 24}
+for _name in FOLLOWS:
+    del MATTERS[_name]
+
 # What makes a setting count that is not read by default.
 CONTEXT = {
     "optim.betas": {"optim.name": "adamw"},
@@ -327,13 +332,19 @@ def context(name):
 
 def test_every_setting_either_matters_or_is_ignored():
     """A new setting belongs in one of the two tables above."""
-    assert sorted([*MATTERS, *IGNORED]) == sorted(settings())
+    assert sorted([*MATTERS, *IGNORED, *FOLLOWS]) == sorted(settings())
 
 
 @pytest.mark.parametrize("name", MATTERS)
 def test_the_key_changes_with(name):
     base = context(name)
     assert configured(base | {name: MATTERS[name]}).key() != configured(base).key()
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_views_of_different_sizes_are_refused(name):
+    with pytest.raises(UserError, match="both views need one size"):
+        configured({name: FOLLOWS[name]})
 
 
 @pytest.mark.parametrize("name", IGNORED)

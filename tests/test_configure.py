@@ -2,8 +2,9 @@
 
 import pytest
 
-from experiments import configure
-from experiments.configure import FLAGS, Preset, presets, resolve
+from experiments import configure, recipes
+from experiments.configure import FLAGS, resolve
+from experiments.recipes import Preset, presets
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, settings
 from simclr.errors import UserError
@@ -214,4 +215,4 @@ def test_a_preset_is_a_valid_config_with_command_cost_and_result_in_its_header(n
 def test_a_header_line_without_a_key_goes_on_with_the_one_before(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text("# About: one\n#   and more\n# Cost: 1 h\n\n# Result: not in the header\n[loss]\n")
-    assert configure._header(path) == {"About": "one and more", "Cost": "1 h"}
+    assert recipes._header(path) == {"About": "one and more", "Cost": "1 h"}

@@ -957,13 +957,13 @@ def test_the_split_seed_alone_decides_the_split(home):
     assert rows(first, "test") == rows(other, "test")  # given, and so never drawn
 
 
-def test_a_subset_is_drawn_from_train_alone_and_grows_into_the_larger_one(home):
-    whole, large, small = (opened(home, "digits", subset=n) for n in (None, 200, 50))
+def test_a_limit_is_drawn_from_train_alone_and_grows_into_the_larger_one(home):
+    whole, large, small = (opened(home, "digits", limit=n) for n in (None, 200, 50))
     assert [len(d.parts["pretrain"]) for d in (large, small)] == [200, 50]
     assert rows(small, "pretrain") < rows(large, "pretrain") < rows(whole, "pretrain")
     assert rows(small, "pretrain") == rows(small, "train")
     assert all(rows(small, part) == rows(whole, part) for part in ("val", "test"))
-    assert rows(small, "train") != rows(opened(home, "digits", subset=50, split_seed=1), "train")
+    assert rows(small, "train") != rows(opened(home, "digits", limit=50, split_seed=1), "train")
     assert len(set(small.labels[small.parts["train"]])) > 5  # a random draw, not the first images of a sorted folder
 
 
@@ -1063,5 +1063,28 @@ def test_the_statistics_of_a_data_set_are_of_its_training_images(home, tmp_path)
     class_folder(tmp_path / "photos" / "train", each=5)
     class_folder(tmp_path / "photos" / "test", each=5, first=200)
     found = opened(home, dir=tmp_path / "photos", side=8)
-    assert np.allclose(found.mean, np.arange(15).mean() / 255, atol=1e-6)
-    assert np.allclose(found.std, np.arange(15).std() / 255, atol=1e-6)
+    trained_on = found.images[found.parts["pretrain"]] / 255
+    assert len(trained_on) == 13
+    assert np.allclose(found.mean, trained_on.mean((0, 2, 3)), atol=1e-6)
+    assert np.allclose(found.std, trained_on.std((0, 2, 3)), atol=1e-6)
+
+
+def test_splits_are_stratified(home):
+    found = opened(home, "digits")
+    for part in ("train", "val"):
+        counts = np.bincount(found.labels[found.parts[part]], minlength=10) / len(found.parts[part])
+        whole = np.bincount(found.labels[np.concatenate([found.parts["train"], found.parts["val"]])]) / 1438
+        assert np.abs(counts - whole).max() < 1.5 / len(found.parts[part])
+
+
+def test_folders_beside_train_are_refused_by_name(home, tmp_path):
+    class_folder(tmp_path / "photos" / "train")
+    class_folder(tmp_path / "photos" / "valid")
+    assert "holds valid beside 'train'" in refusal(home, dir=tmp_path / "photos", side=8)
+
+
+def test_one_folder_of_images_is_all_trained_on(home, tmp_path):
+    class_folder(tmp_path / "photos", classes=("all",), each=20)
+    found = opened(home, dir=tmp_path / "photos", side=8)
+    assert len(found.parts["pretrain"]) == 20
+    assert not found.has_labels

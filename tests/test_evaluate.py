@@ -90,7 +90,7 @@ def test_evaluating_changes_no_weight_and_no_buffer(digits: Dataset) -> None:
         return hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values())).hexdigest()
 
     before = state()
-    score = ev.evaluate(model, digits, torch.float32, knn=True, linear=False)
+    score = ev.evaluate(model, digits, knn=True, linear=False)
     assert state() == before
     assert model.training
     assert 0 <= score.metrics["knn_top1"] <= 1
@@ -133,4 +133,4 @@ def test_data_without_labels_says_what_it_needs(digits: Dataset) -> None:
 
     bare = replace(digits, classes=(), parts=digits.parts | {"train": digits.parts["train"][:0]})
     with pytest.raises(UserError, match="need at least two folders"):
-        ev.evaluate(build_model(tiny(), digits, CPU), bare, torch.float32, knn=True, linear=True)
+        ev.evaluate(build_model(tiny(), digits, CPU), bare, knn=True, linear=True)

@@ -118,10 +118,18 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(name: str, digits: D
     whole = pretrain(config, digits, CPU, tmp_path / "whole", ignore)
     total = plan(config, digits)[0]
     first, second = sorted(random.Random(name).sample(range(1, total), 2))
-    for steps in (first, second - first):
+    for steps, resume in ((first, False), (second - first, True)):
         calls = count(steps, -1)  # down to 1 at the last of these steps
         with pytest.raises(Interrupted):
-            pretrain(config, digits, CPU, tmp_path / "parts", ignore, resume=True, stop=lambda c=calls: next(c) == 1)
+            pretrain(
+                config,
+                digits,
+                CPU,
+                tmp_path / "parts",
+                ignore,
+                resume=steps != first,
+                stop=lambda c=calls: next(c) == 1,
+            )
     parts = pretrain(config, digits, CPU, tmp_path / "parts", ignore, resume=True)
     assert same_weights(whole, parts)
 
@@ -138,13 +146,13 @@ from pathlib import Path
 from conftest import tiny
 from simclr.data import open_dataset
 from simclr.train import pretrain
-from simclr.checkpoint import save_weights
+from simclr.checkpoint import checkpoints, save_weights
 torch.set_num_threads(1)
 config, folder, home = tiny(train={"epochs": 4, "checkpoint_minutes": 1e-9}), Path(sys.argv[1]), Path(sys.argv[2])
 """
 RUN = """
 say = lambda metrics, step: print(step, flush=True)
-model = pretrain(config, open_dataset(config.data, home), torch.device("cpu"), folder, say, resume=True)
+model = pretrain(config, open_dataset(config.data, home), torch.device("cpu"), folder, say, resume=bool(checkpoints(folder)))
 save_weights(folder / "done.safetensors", model, {})
 """
 DIE_WHILE_WRITING = """
@@ -201,12 +209,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
-def test_out_of_memory_is_a_sentence(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes"),
+    ],
+)
+def test_out_of_memory_is_a_sentence(
+    error: RuntimeError, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     monkeypatch.setattr("simclr.train.train_step", full)
-    with pytest.raises(RunFailed, match="out of memory on cpu at batch size 256: lower --batch-size"):
+    with pytest.raises(RunFailed, match=r"out of memory: lower --batch-size \(now 256\)"):
         pretrain(tiny(), digits, CPU, tmp_path, ignore)
 
 
