@@ -24,7 +24,7 @@ from simclr.loss import chance_loss
 from simclr.model import build_model, parameter_count
 from simclr.train import Interrupted, plan, pretrain, timed_steps
 
-from .tracking import Run, Store, Tracker
+from .tracking import Store, Tracker
 
 Show = Callable[[dict[str, float], int], None]
 
@@ -121,7 +121,7 @@ def check(config: Config, data: Dataset) -> None:
             ) from None
 
 
-def _furthest(store: Store, earlier: list[Run]) -> Run:
+def _furthest(store: Store, earlier: list[Any]) -> Any:
     """Of the runs that did not finish, the one whose checkpoint is of the latest step."""
     saved = {}
     for run in earlier:

@@ -188,7 +188,8 @@ class ColorJitter(Params):
 def gray(images: Tensor) -> Tensor:
     """Luma of each pixel (ITU-R 601-2, with torchvision's rounding of its weights), N x 1 x H x W."""
     r, g, b = images.split(1, dim=1)
-    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
+    luma: Tensor = 0.2989 * r
+    return luma.add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:

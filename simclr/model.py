@@ -81,10 +81,9 @@ def _detach_classifier(network: nn.Module) -> int:
     name = last.partition(".")[0]
     classifier = network.get_submodule(name)
     layers = list(classifier.children()) if isinstance(classifier, nn.Sequential) else [classifier]
-    first = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    first, linear = next((i, layer) for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     setattr(network, name, nn.Sequential(*(layer for layer in layers[:first] if not isinstance(layer, nn.Dropout))))
-    features: int = layers[first].in_features
-    return features
+    return linear.in_features
 
 
 def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module, int]:

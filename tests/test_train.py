@@ -127,7 +127,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(name: str, digits: D
                 CPU,
                 tmp_path / "parts",
                 ignore,
-                resume=steps != first,
+                resume=resume,
                 stop=lambda c=calls: next(c) == 1,
             )
     parts = pretrain(config, digits, CPU, tmp_path / "parts", ignore, resume=True)
@@ -152,7 +152,8 @@ config, folder, home = tiny(train={"epochs": 4, "checkpoint_minutes": 1e-9}), Pa
 """
 RUN = """
 say = lambda metrics, step: print(step, flush=True)
-model = pretrain(config, open_dataset(config.data, home), torch.device("cpu"), folder, say, resume=bool(checkpoints(folder)))
+model = pretrain(config, open_dataset(config.data, home), torch.device("cpu"), folder, say,
+                 resume=bool(checkpoints(folder)))
 save_weights(folder / "done.safetensors", model, {})
 """
 DIE_WHILE_WRITING = """
