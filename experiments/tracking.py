@@ -6,7 +6,6 @@ found again by its config key and the digest of its data.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sqlite3
@@ -171,25 +170,26 @@ class Tracker:
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
         self.pending: list[Metric] = []
-        self.flushed = self.accepted = time.monotonic()
+        self.tried = self.accepted = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Gather metrics, and send them now and then; a store that refuses them is tried again for PATIENCE_SECONDS."""
         now = int(time.time() * 1000)
         self.pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
+        if time.monotonic() - self.tried > FLUSH_SECONDS:
+            try:
+                self.flush()
+            except RunFailed:
+                if self.tried - self.accepted > PATIENCE_SECONDS:
+                    raise
 
     def flush(self) -> None:
-        """Send what has been gathered. Raises RunFailed when the store has refused it for PATIENCE_SECONDS."""
-        try:
-            while self.pending:
-                self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
-                self.pending = self.pending[1000:]
-            self.flushed = self.accepted = time.monotonic()
-        except RunFailed:
-            self.flushed = time.monotonic()
-            if self.flushed - self.accepted > PATIENCE_SECONDS:
-                raise
+        """Send what has been gathered. Raises RunFailed when the store can't be written; it is then kept."""
+        self.tried = time.monotonic()
+        while self.pending:
+            self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
+            self.pending = self.pending[1000:]
+        self.accepted = self.tried
 
     def tag(self, **tags: object) -> None:
         self._send(tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
@@ -214,10 +214,11 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """Send what is left and close the run with a status. Raises RunFailed when the store can't be written."""
-        self.accepted = -math.inf  # no more waiting
-        with _writing(self.store):
+        try:
             self.flush()
-            self.store.client.set_terminated(self.run_id, status)
+        finally:
+            with _writing(self.store):
+                self.store.client.set_terminated(self.run_id, status)
 
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
@@ -244,11 +245,10 @@ class Tracker:
                 self.tag(error=f"{type(error).__name__}: {error}")
             raise
         finally:
-            failing = sys.exc_info()[0] is not None
             try:
                 self.finish(status)
             except RunFailed:
-                if not failing:  # a store that can't be written must not hide why the run failed
+                if status == "FINISHED":  # a store that can't be written must not hide why the run ended
                     raise
             finally:
                 lock.release()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from mlflow.exceptions import MlflowException
 
+from experiments import tracking
 from experiments.tracking import Store, ui_command
-from simclr.errors import UserError
+from simclr.errors import RunFailed, UserError
 from simclr.train import Interrupted
 
 
@@ -89,6 +91,7 @@ def test_runs_are_found_by_key_name_and_id(tmp_path: Path) -> None:
 OPEN = """
 import sys, time
 from pathlib import Path
+from experiments import tracking
 from experiments.tracking import Store
 from simclr.train import Interrupted
 while time.time() < float(sys.argv[2]): pass
@@ -132,3 +135,29 @@ def test_the_page_is_served_on_loopback_without_telemetry_or_jobs(tmp_path: Path
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_a_store_that_refuses_is_waited_for_in_training_but_nothing_is_lost_unsaid(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = store.start("refused", {"kind": "pretrain"}, {})
+    send = store.client.log_batch
+
+    def refuse(*arguments: object, **entries: object) -> None:
+        raise MlflowException("database is locked")
+
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr(store.client, "log_batch", refuse)
+    tracker.log({"train/loss": 1.0}, 1)
+    with pytest.raises(RunFailed, match="database is locked"):
+        tracker.flush()
+    with pytest.raises(ValueError, match="why it failed"), tracker.finishing(Interrupted):
+        raise ValueError("why it failed")
+    assert store.client.get_run(tracker.run_id).info.status == "FAILED"
+    monkeypatch.setattr(store.client, "log_batch", send)
+    tracker.flush()
+    assert len(store.history(tracker.run_id, "train/loss")) == 1
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(store.client, "log_batch", refuse)
+    with pytest.raises(RunFailed, match="can't write to the tracking store"):
+        tracker.log({"train/loss": 1.0}, 2)
