@@ -415,10 +415,15 @@ def stored_side(config: DataConfig) -> int:
 
 
 def decode(data: bytes, side: int) -> Array:
-    """Encoded image bytes -> 3 x side x side uint8: upright, RGB, shorter side to `side` (bicubic), central square."""
+    """Encoded image bytes -> their `pixels`."""
     with Image.open(BytesIO(data)) as image:
-        image.draft("RGB", (2 * side, 2 * side))  # lets JPEG decode at a reduced size, never below twice the target
-        upright = ImageOps.exif_transpose(image)
+        return pixels(image, side)
+
+
+def pixels(image: Image.Image, side: int) -> Array:
+    """Any image -> 3 x side x side uint8: upright, RGB, shorter side to `side` (bicubic), central square."""
+    image.draft("RGB", (2 * side, 2 * side))  # lets JPEG decode at a reduced size, never below twice the target
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
         upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
     return _square(upright.convert("RGB"), side)
@@ -430,7 +435,7 @@ def _square(image: Image.Image, side: int) -> Array:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _decode_files(files: Files, out: Array, progress: Progress, what: str) -> list[tuple[int, str]]:
+def decode_files(files: Files, out: Array, progress: Progress, what: str) -> list[tuple[int, str]]:
     """Decode files into the rows of `out`, in threads (PIL lets go of the interpreter); the rows that failed."""
     bad: list[tuple[int, str]] = []
 
@@ -476,7 +481,7 @@ def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, pr
         start, end = end, end + len(split.labels)
         bounds[name] = (start, end)
         if isinstance(split.images, Files):
-            for row, reason in _decode_files(split.images, images[start:end], progress, f"decoding {name}"):
+            for row, reason in decode_files(split.images, images[start:end], progress, f"decoding {name}"):
                 bad[start + row] = f"{split.images.names[row]} ({reason})"
         elif split.images.shape[-1] == side:
             images[start:end] = split.images
@@ -514,11 +519,9 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     return array
 
 
-def bad_images(bad: Sequence[str], total: int) -> UserError:
+def bad_images(bad: Sequence[str], total: int, remedy: str = "Remove them, or pass --on-bad-image skip") -> UserError:
     shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
-    return UserError(
-        f"{len(bad)} of {total} files can't be read as images: {shown}. Remove them, or pass --on-bad-image skip"
-    )
+    return UserError(f"{len(bad)} of {total} files can't be read as images: {shown}. {remedy}")
 
 
 def channel_statistics(images: Array) -> tuple[list[float], list[float]]:
