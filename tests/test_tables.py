@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.tables import FORMATS, comparison, mcnemar_table
+
+AWKWARD = pd.DataFrame({"a_b": ["50% & #1|{x}", None], "lr": [0.1, float("nan")], "n": ["1e5", "007"]})
+NOTES = ["protocol 1: k=200", "simclr compare a b"]
+
+
+def run(name: str = "a", **changes: object) -> dict[str, object]:
+    base = {"name": name, "id": "1f", "config": {"lr": 0.3, "drop": []}, "metrics": {"knn_top1": 0.93654}}
+    return base | {"intervals": {"knn_top1": (0.926, 0.947)}, "protocols": {"knn_top1": "1"}} | changes
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_every_format_has_every_note_and_cell_and_writes_numbers_as_they_are(style: str) -> None:
+    text = FORMATS[style](AWKWARD, NOTES)
+    for piece in (*NOTES, "lr", "1e5", "007", "0.1", "—"):
+        assert piece in text
+    assert "nan" not in text.lower()
+    assert FORMATS[style](AWKWARD.iloc[:0], [])
+
+
+def test_csv_is_read_back_past_its_comments() -> None:
+    text = FORMATS["csv"](pd.DataFrame({"a, b": ['say "x"', None], "c": [1 / 3, 2.0]}), NOTES)
+    assert text.splitlines()[:2] == [f"# {note}" for note in NOTES]
+    rows = list(csv.reader(io.StringIO(text.split("\n", 2)[2])))
+    assert rows == [["a, b", "c"], ['say "x"', str(1 / 3)], ["—", "2.0"]]
+
+
+def test_markdown_keeps_pipes_inside_their_cells() -> None:
+    lines = FORMATS["markdown"](AWKWARD, NOTES).splitlines()
+    assert {line.replace(r"\|", "").count("|") for line in lines[:4]} == {4}
+    assert lines[4:] == ["", *(f"- {note}" for note in NOTES)]
+
+
+def test_latex_escapes_what_latex_reads_as_code(tmp_path: Path) -> None:
+    text = FORMATS["latex"](AWKWARD, NOTES)
+    assert text.startswith("% protocol 1")
+    assert r"a\_b" in text
+    assert r"50\% \& \#1|\{x\}" in text
+    if latex := shutil.which("pdflatex"):
+        document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
+        (tmp_path / "table.tex").write_text(document)
+        subprocess.run([latex, "-halt-on-error", "table.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_runs_are_told_apart_by_the_settings_in_which_they_differ() -> None:
+    frame = comparison([run(), run("b", config={"lr": 0.3, "drop": ["color_jitter"], "width": 64})])
+    assert list(frame) == ["run", "drop", "width", "kNN top-1"]
+    assert frame["width"].tolist() == [None, 64]
+    assert frame["kNN top-1"].tolist() == ["93.65 (92.6 to 94.7)"] * 2
+    assert "['color_jitter']" in FORMATS["terminal"](frame, [])
+
+
+def test_runs_of_one_name_show_their_id_and_a_figure_without_interval_stands_alone() -> None:
+    frame = comparison([run(intervals={}), run(id="2e", metrics={})])
+    assert frame.to_dict("list") == {"run": ["a (1f)", "a (2e)"], "kNN top-1": ["93.65", None]}
+
+
+def test_figures_of_two_protocols_never_stand_in_one_column() -> None:
+    both = {"knn_top1": 0.9, "linear_top1": 0.95}
+    frame = comparison([run(), run("b", metrics=both, protocols={"knn_top1": "2", "linear_top1": "2"}, intervals={})])
+    assert list(frame) == ["run", "kNN top-1 [1]", "kNN top-1 [2]", "linear top-1"]
+    assert frame.iloc[1].tolist() == ["b", None, "90.00", "95.00"]
+    assert frame.iloc[0].tolist() == ["a", "93.65 (92.6 to 94.7)", None, None]
+
+
+def test_mcnemar_compares_each_pair_on_each_metric_of_both() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    wrong = labels.copy()
+    wrong[:6] += 1
+    frame = mcnemar_table({"a": {"knn": wrong, "linear": labels}, "b": {"knn": labels}, "c": {"knn": labels}}, labels)
+    assert frame[["run A", "run B"]].to_numpy().tolist() == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert frame.iloc[0].tolist() == ["knn", "a", "b", "40.00", "100.00", "+60.00", 0, 6, "0.031"]
+    assert frame.iloc[2].tolist()[5:] == ["+0.00", 0, 0, "1"]
+    assert len(mcnemar_table({"a": {"knn": labels}}, labels)) == 0
+    with pytest.raises(ValueError, match="got 9 and 10 values"):
+        mcnemar_table({"a": {"knn": labels}, "b": {"knn": labels[:9]}}, labels)
