@@ -243,37 +243,142 @@ def _status(latest: dict[str, float], chance: float, epoch: float, epochs: int) 
     return " ".join(parts)
 
 
+Run = Annotated[
+    str | None,
+    typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
+]
+Transfer = Annotated[str | None, typer.Option(help="Another data set to judge it on ({datasets}), or a folder.")]
+Layer = Annotated[str | None, typer.Option(help="h, z, or head.N: module N of the head.", show_default="h")]
+ProtocolSettings = Annotated[
+    list[str], typer.Option("--set", help="A setting of the protocol, e.g. --set knn.k=[20,200].")
+]
+
+
 @app.command("eval", cls=Command)
 def evaluate(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
-    ] = None,
+    run: Run = None,
     knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
+    linear_sgd: Annotated[bool, typer.Option("--linear-sgd", help="The paper's probe: SGD on random crops.")] = False,
+    finetune: Annotated[
+        str | None, typer.Option(help="Train all of it on these fractions of the labels, e.g. 0.01,0.1,1.0.")
+    ] = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Contrastive accuracy, alignment, uniformity, effective rank.")
+    ] = False,
+    transfer: Transfer = None,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    settings: ProtocolSettings = [],  # noqa: B006
+) -> None:
+    """Judge a frozen encoder, beside chance, raw pixels and an untrained one (without options: --knn --linear)."""
+    with plain_errors():
+        from experiments import encoders, evaluation, tracking
+        from simclr.protocol import make_protocol
+
+        asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
+        names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
+        fractions = [f"finetune.fractions=[{finetune}]"] if finetune else []
+        protocol = make_protocol([*fractions, *settings], layer=layer)
+        store = tracking.Store(tracking.home())
+        found = encoders.find(run, store)
+        with progress_bars() as (_, advance):
+            subject = encoders.place(
+                found, store, protocol, data_dir=data_dir, transfer=transfer, device=device, progress=advance
+            )
+            report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
+        data = report.protocol["data"]
+        typer.echo(
+            f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {data['train']} train, "
+            f"{data['val']} val, {data['test']} test), layer {protocol.layer}, protocol {protocol.version}"
+        )
+        typer.echo(_evaluation_table(report.table))
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+
+
+def _evaluation_table(table: Any) -> str:
+    """Accuracies in percent with their 95 % intervals; other figures as they are."""
+    from math import isnan
+
+    from tabulate import tabulate
+
+    def number(value: float, accuracy: bool) -> str:
+        return "" if isnan(value) else f"{value:.2%}" if accuracy else f"{value:.4g}"
+
+    rows = []
+    for row in table.itertuples():
+        accuracy = row.metric.endswith(("_top1", "_top5", "_std"))
+        interval = "" if isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}"
+        others = [number(value, accuracy) for value in (row.untrained, row.pixels, row.chance)]
+        rows.append([row.metric, number(row.trained, accuracy), interval, *others, row.protocol])
+    headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
+    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 6)))
+
+
+Format = Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex.")]
+
+
+@app.command(cls=Command)
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
+    form: Format = "terminal",
+) -> None:
+    """Compare evaluated runs: settings that differ, figures with intervals, McNemar's test of each pair."""
+    with plain_errors():
+        from analysis.tables import FORMATS
+        from experiments import comparison, tracking
+        from simclr.errors import unknown
+
+        if form not in FORMATS:
+            raise unknown("format", form, FORMATS)
+        result = comparison.compare(runs, tracking.Store(tracking.home()))
+        typer.echo(FORMATS[form](result.table, [] if len(result.tests) else result.notes))
+        if len(result.tests):
+            typer.echo(FORMATS[form](result.tests, result.notes))
+
+
+@app.command(cls=Command)
+def tsne(
+    run: Run = None,
+    out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("tsne"),
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    images: Annotated[int, typer.Option(min=4, help="At most so many, evenly picked.")] = 5000,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images themselves.")] = False,
+    perplexity: Annotated[float, typer.Option(help="About how many neighbours an image has.")] = 30,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    transfer: Transfer = None,
+    layer: Layer = None,
     data_dir: DataDir = None,
     device: Device = None,
 ) -> None:
-    """Test a frozen encoder, beside chance and an untrained one (without options: all there is)."""
+    """Draw a t-SNE map of an encoder's features, with how far it can be trusted."""
     with plain_errors():
-        from experiments import runner, tracking
-        from simclr.evaluate import PROTOCOL
+        from experiments import encoders, pictures, tracking
+        from simclr.errors import UserError
+        from simclr.evaluate import check
+        from simclr.protocol import make_protocol
 
+        if not out.parent.is_dir():
+            raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
         store = tracking.Store(tracking.home())
-        if not knn and not linear:
-            knn = linear = True
         with progress_bars() as (_, advance):
-            run_id, scores = runner.evaluate_encoder(
-                run, store, knn=knn, linear=linear, data_dir=data_dir, device=device, progress=advance
+            subject = encoders.place(
+                encoders.find(run, store),
+                store,
+                make_protocol([], layer=layer),
+                data_dir=data_dir,
+                transfer=transfer,
+                device=device,
+                progress=advance,
             )
-        trained, untrained = scores["trained"], scores["random"]
-        typer.echo(f"run {run_id[:8]}, test accuracy (protocol {PROTOCOL})")
-        typer.echo(f"{'':12}{'trained':>10}{'untrained':>12}{'chance':>10}")
-        for metric, label in (("knn_top1", "kNN"), ("linear_top1", "linear"), ("linear_top5", "linear top-5")):
-            if metric in trained.metrics:
-                row = trained.metrics[metric], untrained.metrics[metric]
-                chance = f"{trained.chance:10.2%}" if metric != "linear_top5" else ""
-                typer.echo(f"{label:12}{row[0]:10.2%}{row[1]:12.2%}{chance}")
+            check(subject, [])
+            note = pictures.tsne(
+                subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
+            )
+        typer.echo(note)
+        typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
 
 
 @app.command()

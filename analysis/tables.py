@@ -20,9 +20,9 @@ ABSENT = object()
 
 
 def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a run: its name, the settings in which the runs differ, and its accuracies in percent.
+    """One row a run: its name, the settings in which the runs differ, and its figures, accuracies in percent.
 
-    A run is {"name", "id", "config": {setting: value}, "metrics": {metric: accuracy in [0, 1]}, "intervals":
+    A run is {"name", "id", "config": {setting: value}, "metrics": {metric: value, accuracies in [0, 1]}, "intervals":
     {metric: (low, high)}, "protocols": {metric: id}}. A name that occurs twice is followed by the run's id. A metric
     measured by several protocols has a column for each, so that one column never mixes them.
     """
@@ -42,15 +42,20 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {key: run["config"].get(key) for key in settings}
         for metric, protocol in sorted(figures, key=lambda figure: order.index(figure[0])):
             label = LABELS.get(metric, metric) + (f" [{protocol or 'unknown'}]" if protocols[metric] > 1 else "")
-            row[label] = _accuracy(run, metric) if run["protocols"].get(metric) == protocol else None
+            row[label] = _figure(run, metric) if run["protocols"].get(metric) == protocol else None
         rows.append(row)
     return pd.DataFrame(rows, dtype=object)
 
 
-def _accuracy(run: Mapping[str, Any], metric: str) -> str | None:
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is a share of images, in [0, 1]."""
+    return metric.endswith(("_top1", "_top5"))
+
+
+def _figure(run: Mapping[str, Any], metric: str) -> str | None:
     value, interval = run["metrics"].get(metric), run["intervals"].get(metric)
-    if value is None:
-        return None
+    if value is None or not is_accuracy(metric):
+        return None if value is None else f"{value:.4g}"
     return f"{100 * value:.2f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
 
 

@@ -15,11 +15,10 @@ import torch
 from analysis import plots
 from simclr import device as devices
 from simclr.augment import Pipeline, apply, draw
-from simclr.checkpoint import checkpoints, fill, load_weights, save_weights
+from simclr.checkpoint import checkpoints, save_weights
 from simclr.config import Config, to_toml
 from simclr.data import Dataset, Progress, open_dataset, silent
 from simclr.errors import UserError
-from simclr.evaluate import PROTOCOL, Score, evaluate, random_encoder
 from simclr.loss import chance_loss
 from simclr.model import build_model, parameter_count
 from simclr.train import Interrupted, plan, pretrain, timed_steps
@@ -159,59 +158,6 @@ def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> No
         if params != first.get(name):
             add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
     plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
-
-
-def evaluate_encoder(
-    name: str | None,
-    store: Store,
-    *,
-    knn: bool,
-    linear: bool,
-    data_dir: Path | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> tuple[str, dict[str, Score]]:
-    """Test a frozen encoder on its own data set, beside an untrained one.
-
-    `name` is a run (its name, or how its id starts; None: the newest), or a file: a model.safetensors or a checkpoint.
-    The scores ("trained", "random") are logged to the run, for a file to a new run; returns its id and them.
-    """
-    from_file = name is not None and Path(name).is_file()
-    if from_file:
-        path = Path(str(name))
-    else:
-        tracker = Tracker(store, store.find(name).info.run_id)
-        path = store.artifact(tracker.run_id, "model.safetensors")
-    config, weights, digest = load_weights(path)
-    if data_dir is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"dir": data_dir.resolve()})})
-    where = devices.resolve(device or config.device)
-    data = open_dataset(config.data, store.folder, progress)
-    if data.digest != digest:
-        raise UserError(
-            f"the images of '{data.name}' are not those that this encoder was trained on (digest {data.digest[:8]}, "
-            f"then {digest[:8]}): it may have seen some of the test images; bring the folder back to what it was"
-        )
-    trained = build_model(config, data, where)
-    fill(trained, weights)
-    encoders = {"trained": trained, "random": random_encoder(config, data, where)}
-    scores = {}
-    for label, model in encoders.items():
-        with devices.memory_errors("evaluate with --device cpu"):
-            scores[label] = evaluate(model, data, knn=knn, linear=linear, progress=progress)
-    if from_file:
-        tags = {"kind": "eval", "config_key": config.key(), "data_digest": digest, "seed": str(config.seed)}
-        tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())
-    metrics = {"eval/chance": scores["trained"].chance}
-    for label, score in scores.items():
-        prefix = "eval/" if label == "trained" else f"eval/{label}_"
-        metrics |= {f"{prefix}{key}": value for key, value in score.metrics.items()}
-    tracker.log(metrics)
-    tracker.tag(protocol=PROTOCOL)
-    if from_file:
-        tracker.finish("FINISHED")
-    tracker.flush()
-    return tracker.run_id, scores
 
 
 def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[str, Any]:

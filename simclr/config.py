@@ -275,14 +275,15 @@ def make(table: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise readable(error, Config) from None
 
 
-def _readable(error: ValidationError) -> UserError:
+def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
+    """The first mistake that pydantic found, in a sentence."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return unknown("setting", path, settings())
+        return unknown("setting", path, settings(model))
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")
@@ -294,8 +295,8 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def settings() -> list[str]:
-    """Every dotted name that `--set` and a TOML file may use."""
+def settings(model: type[BaseModel]) -> list[str]:
+    """Every dotted name of a setting of Config, or of another model, that `--set` and a TOML file may use."""
 
     def walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
         for name, field in model.model_fields.items():
@@ -305,4 +306,4 @@ def settings() -> list[str]:
             else:
                 yield f"{prefix}{name}"
 
-    return list(walk(Config, ""))
+    return list(walk(model, ""))

@@ -159,9 +159,12 @@ class SimCLR(nn.Module):
             torch.default_generator.manual_seed(subseed(seed, "init", "head"))
             self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the encoder is given."""
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        h = self.encoder(normalized)
+        h = self.encoder(self.normalize(images))
         return h, self.head(h)
 
 

@@ -19,7 +19,7 @@ from .config import Config, to_toml
 from .data import Dataset
 from .device import autocast, memory_errors, resolve_precision, send
 from .errors import RunFailed, UserError
-from .evaluate import knn_accuracy
+from .knn import knn_accuracy
 from .loss import contrastive_accuracy, nt_xent, similarities
 from .model import SimCLR, build_model
 from .randomness import permutation, subseed

@@ -12,6 +12,8 @@ import torch
 
 from simclr.config import Config, make, merge
 from simclr.data import Dataset, open_dataset
+from simclr.model import build_model
+from simclr.protocol import Subject, make_protocol
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -43,6 +45,23 @@ def digits(home: Path) -> Dataset:
 def tiny(**sections: object) -> Config:
     """The tiny config with some sections' settings changed."""
     return make(merge(TINY, sections))
+
+
+def subject_of(data: Dataset, settings: list[str] | None = None, layer: str = "h", **sections: object) -> Subject:
+    """The untrained tiny network on a data set, under a protocol with some settings changed."""
+    config = tiny(**sections)
+    model = build_model(config, data, torch.device("cpu"))
+    return Subject(model, config, data, make_protocol(settings or [], layer=layer))
+
+
+@pytest.fixture(scope="session")
+def clusters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Overlapping classes: train features and labels, test features and labels."""
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 16, generator=draw)
+    y = torch.arange(600) % 5
+    x = centres[y] + 1.2 * torch.randn(600, 16, generator=draw)
+    return x[:400], y[:400], x[400:], y[400:]
 
 
 def simclr(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,84 @@
+"""Runs beside each other: settings that differ, figures, and whether two of them differ beyond chance."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.tables import comparison, mcnemar_table
+from simclr.errors import UserError
+
+from .tracking import Store
+
+PROTOCOL_TAG = "protocol/eval/"  # before a metric's name: the identity of the protocol that its value was found under
+
+
+class Comparison(NamedTuple):
+    """What `simclr compare` prints: `table` has a column a run, and a row a setting that differs or a figure.
+
+    `tests` is empty where no two runs have predictions of the same images.
+    """
+
+    table: pd.DataFrame
+    tests: pd.DataFrame
+    notes: list[str]
+
+
+def compare(names: Sequence[str], store: Store) -> Comparison:
+    """The runs of these names (or of how their ids start): all their evaluations, and McNemar's test of each pair.
+
+    Two runs are tested on a figure only where both found it under one protocol, on the same images.
+    """
+    runs: list[dict[str, Any]] = []
+    predicted: dict[tuple[str, str], dict[str, NDArray[np.int64]]] = defaultdict(dict)
+    truth: dict[tuple[str, str], NDArray[np.int64]] = {}
+    chosen = {run.info.run_id: run for run in map(store.find, names)}.values()
+    shared = Counter(run.info.run_name for run in chosen)
+    for run in chosen:
+        metrics, run_id = run.data.metrics, run.info.run_id
+        protocols = {
+            tag.removeprefix(PROTOCOL_TAG): identity
+            for tag, identity in run.data.tags.items()
+            if tag.startswith(PROTOCOL_TAG)
+        }
+        if not protocols:
+            raise UserError(f"run {run_id[:8]} has not been evaluated: simclr eval {run_id[:8]} --knn --linear")
+        name = str(run.info.run_name)
+        label = name if shared[name] == 1 else f"{name} ({run_id[:8]})"
+        runs.append(
+            {
+                "name": label,
+                "id": run_id,
+                "config": {key: value for key, value in run.data.params.items() if key != "name"},
+                "metrics": {name: metrics[f"eval/{name}"] for name in protocols},
+                "intervals": {
+                    name: (metrics[f"eval/low/{name}"], metrics[f"eval/high/{name}"])
+                    for name in protocols
+                    if f"eval/low/{name}" in metrics
+                },
+                "protocols": protocols,
+            }
+        )
+        for name, identity in protocols.items():
+            file = f"{name.replace('/', '-')}-predictions.npz"
+            with suppress(UserError), np.load(store.artifact(run_id, file)) as arrays:  # figures without predictions
+                predicted[name, identity][label], truth[name, identity] = arrays["predicted"], arrays["labels"]
+    tests = [
+        mcnemar_table({label: {name: array} for label, array in by_run.items()}, truth[name, identity])
+        for (name, identity), by_run in predicted.items()
+        if len(by_run) > 1
+    ]
+    notes = ["accuracies in percent, in brackets the 95 % bootstrap interval over the test images"]
+    notes += [f"{name}: protocol {identity}, {len(truth[name, identity])} test images" for name, identity in truth]
+    if tests:
+        notes.append(
+            "McNemar: exact, two-sided, on the images that one run alone got right; no correction for many tests"
+        )
+    table = comparison(runs).set_index("run").T.rename_axis("run").reset_index()
+    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes)

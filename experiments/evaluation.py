@@ -1,0 +1,161 @@
+"""Evaluate an encoder beside its baselines, and record what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis import plots
+from analysis.statistics import accuracy_interval
+from analysis.tables import is_accuracy
+from simclr import device as devices
+from simclr.data import Dataset
+from simclr.evaluate import EVALUATIONS, chance, check, evaluate
+from simclr.protocol import Outcome, Protocol, Subject, random_encoder
+
+from .encoders import Found
+from .tracking import Store, Tracker
+
+PIXELS = "pixels"
+
+
+class Report(NamedTuple):
+    """What `simclr eval` prints."""
+
+    run_id: str
+    table: pd.DataFrame  # a row a metric: trained, low, high, untrained, pixels, chance, protocol
+    protocol: dict[str, Any]
+    warnings: list[str]
+
+
+def _baseline(subject: Subject, name: str, store: Store, *, pixels: bool = False) -> dict[str, float]:
+    """The metrics of the untrained network of the same config, or of raw pixels: computed once, then read from a file.
+
+    For fine-tuning this is the same network trained from scratch on the same labels.
+    """
+    if pixels:
+        subject = replace(subject, protocol=subject.protocol.model_copy(update={"layer": PIXELS}))
+    config = subject.config
+    reads = [config.model.model_dump(), config.seed, config.train.precision] if not pixels else []
+    normalize = [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
+    key = json.dumps([reads, normalize, name, subject.identity(EVALUATIONS[name].sections)], sort_keys=True)
+    path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
+    if path.exists():
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    if not pixels:
+        subject = replace(subject, model=random_encoder(config, subject.data, subject.device))
+    metrics = evaluate(subject, name).metrics
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(metrics))
+    scratch.replace(path)
+    return metrics
+
+
+def evaluate_encoder(
+    found: Found, subject: Subject, store: Store, names: Sequence[str], transfer: str | None = None
+) -> Report:
+    """Judge an encoder by some of EVALUATIONS, beside chance, raw pixels and the untrained network.
+
+    All of it is logged to the encoder's run; for a file, to a new one.
+    """
+    names = list(names)
+    check(subject, names)
+    labelled = any(EVALUATIONS[name].labels for name in names)
+    odds = chance(subject) if labelled else {}
+    rows: list[dict[str, Any]] = []
+    outcomes: dict[str, Outcome] = {}
+    with devices.memory_errors("evaluate with --device cpu"):
+        raw = _baseline(subject, "knn", store, pixels=True) if labelled else {}
+        for name in names:
+            outcomes[name] = evaluate(subject, name)
+            untrained = _baseline(subject, name, store)
+            identity = subject.identity(EVALUATIONS[name].sections)
+            for metric, value in outcomes[name].metrics.items():
+                row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": identity}
+                if is_accuracy(metric) and EVALUATIONS[name].labels:
+                    count = len(subject.data.parts["test"])
+                    row["low"], row["high"] = accuracy_interval(round(value * count), count)
+                    row["chance"] = odds[metric[-4:]]
+                    row["pixels"] = raw["knn_top1"] if metric.endswith("top1") else float("nan")
+                rows.append(row)
+    columns = ["metric", "trained", "low", "high", "untrained", "pixels", "chance", "protocol"]
+    table = pd.DataFrame(rows).reindex(columns=columns)
+    return Report(_record(found, subject, store, table, outcomes, transfer), table, subject.describe(), _doubts(table))
+
+
+def _doubts(table: pd.DataFrame) -> list[str]:
+    """A sentence for each accuracy that is not above the untrained network's, as far as the test images tell."""
+    doubtful = table[table["low"] <= table["untrained"]]
+    return [
+        f"{row.metric}: {row.trained:.2%} (at least {row.low:.2%} with 95 % confidence) is not above the untrained "
+        f"network's {row.untrained:.2%}: this encoder has learned nothing that shows here"
+        for row in doubtful.itertuples()
+    ]
+
+
+def prefix(protocol: Protocol, data: Dataset, transfer: str | None) -> str:
+    """What stands before a metric's name, after `eval/`: another data set, another layer than h."""
+    parts = ([data.name] if transfer else []) + ([protocol.layer] if protocol.layer != "h" else [])
+    return "".join(f"{part}/" for part in parts)
+
+
+def _record(
+    found: Found,
+    subject: Subject,
+    store: Store,
+    table: pd.DataFrame,
+    outcomes: dict[str, Outcome],
+    transfer: str | None,
+) -> str:
+    """Log the figures, each with its protocol, and the predictions that they come from; the id of the run."""
+    if found.run_id is not None:
+        tracker = Tracker(store, found.run_id)
+    else:
+        config = found.config
+        tags = {"kind": "eval", "config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
+        tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())
+    before = prefix(subject.protocol, subject.data, transfer)
+    metrics, tags = {}, {"protocol": str(subject.protocol.version)}
+    for row in table.to_dict("records"):
+        name = f"{before}{row['metric']}"
+        metrics[f"eval/{name}"] = row["trained"]
+        metrics |= {f"eval/{key}/{name}": row[key] for key in ("low", "high", "untrained", "pixels", "chance")}
+        tags[f"protocol/eval/{name}"] = row["protocol"]
+    tracker.log({key: value for key, value in metrics.items() if not np.isnan(value)})
+    tracker.tag(**tags)
+    label = before.replace("/", "-")
+    description = json.dumps(subject.describe(), indent=2)
+    for name, outcome in outcomes.items():
+        tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
+        for metric, predicted in outcome.predictions.items():
+            _predictions(tracker, subject, f"{label}{metric}", predicted.cpu().numpy())
+    if found.run_id is None:
+        tracker.finish("FINISHED")
+    tracker.flush()
+    return tracker.run_id
+
+
+def _predictions(tracker: Tracker, subject: Subject, name: str, predicted: NDArray[np.int64]) -> None:
+    """The predicted classes of the test images, accuracy by class, and the confusion matrix."""
+    classes, truth = subject.data.classes, subject.labels("test").cpu().numpy()
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(matrix, (truth, predicted), 1)
+    by_class = pd.DataFrame(
+        {"class": classes, "images": matrix.sum(1), "accuracy": matrix.diagonal() / np.maximum(1, matrix.sum(1))}
+    )
+
+    def arrays(path: Path) -> None:
+        np.savez_compressed(path, predicted=predicted, labels=truth)
+
+    tracker.artifact(f"{name}-predictions.npz", arrays)
+    tracker.artifact(f"{name}-classes.csv", lambda path: by_class.to_csv(path, index=False))
+    tracker.artifact(f"{name}-confusion.png", lambda path: plots.confusion_matrix(matrix, list(classes), path))

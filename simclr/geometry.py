@@ -1,0 +1,79 @@
+"""Figures that need no labels: how two views of an image lie to each other, and all images on the sphere."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+from .loss import contrastive_accuracy, similarities
+from .protocol import BLOCK, Outcome, Subject
+from .train import two_views
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Mean squared distance of the two views of an image on the unit sphere, in [0, 4]; both N x D.
+
+    Wang & Isola 2020 (arXiv 2005.10242), equation 4 with alpha = 2. Lower is closer.
+    """
+    return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean().item()
+
+
+def uniformity(x: Tensor) -> float:
+    """log of the mean of exp(-2 |a - b|^2) over all pairs of different rows on the unit sphere, in [-8, 0]; N x D.
+
+    Wang & Isola 2020, equation 5 with t = 2. Lower is more evenly spread.
+    """
+    x, total = F.normalize(x.double(), dim=1), 0.0
+    for block in x.split(BLOCK):
+        total += ((block @ x.T - 1) * 4).exp().sum().item()  # |a - b|^2 = 2 - 2ab
+    return math.log((total - len(x)) / (len(x) * (len(x) - 1)))  # a row with itself counts 1
+
+
+def effective_rank(x: Tensor) -> float:
+    """exp of the entropy of the singular values' shares, from 1 to D; N x D.
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1). Low in a collapsed representation.
+    """
+    values = torch.linalg.svdvals(x.double())
+    shares = values / values.sum() + 1e-7  # the paper's epsilon
+    return math.exp(-(shares * shares.log()).sum().item())
+
+
+@torch.no_grad()
+def geometry(subject: Subject) -> Outcome:
+    """Contrastive top-1 and top-5, alignment, uniformity and effective rank, each of h and of z.
+
+    Two views as in pre-training, of validation images (of the images pre-trained on, where none were held out), in
+    batches of pre-training's size, which contrastive accuracy depends on: the candidates are 2N - 1.
+    """
+    data, config, settings = subject.data, subject.config, subject.protocol.views
+    rows = data.parts["val"] if len(data.parts["val"]) else data.parts["pretrain"]
+    rows = rows[:: max(1, len(rows) // settings.images)][: settings.images]
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} image to look at: figures without labels need two or more")
+    batch = min(config.train.batch_size, len(rows))
+    layers: dict[str, list[tuple[Tensor, Tensor]]] = {"h": [], "z": []}
+    model, training = subject.model, subject.model.training
+    model.eval()
+    for step, start in enumerate(range(0, len(rows) - batch + 1, batch)):
+        images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
+        both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)]
+        for layer, first, second in zip(layers, *both, strict=True):
+            layers[layer].append((first, second))
+    model.train(training)
+    metrics: dict[str, float] = {}
+    for layer, batches in layers.items():
+        top = torch.stack([contrastive_accuracy(similarities(*pair)) for pair in batches]).mean(0).tolist()
+        first, second = (torch.cat(view) for view in zip(*batches, strict=True))
+        metrics |= {
+            f"contrastive_{layer}_top1": top[0],
+            f"contrastive_{layer}_top5": top[1],
+            f"alignment_{layer}": alignment(first, second),
+            f"uniformity_{layer}": uniformity(first),
+            f"effective_rank_{layer}": effective_rank(first),
+        }
+    return Outcome(metrics, {})

@@ -1,0 +1,90 @@
+"""Logistic regression on frozen features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data import Progress, silent
+from .protocol import Linear, Outcome, Subject
+
+
+def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """All of them shifted and scaled by the mean and standard deviation of each column of the first."""
+    mean, std = train.mean(0), train.std(0, correction=0)
+    std = torch.where(std > 1e-6 * std.max(), std, 1.0)  # a constant column carries nothing
+    return [(x - mean) / std for x in (train, *others)]
+
+
+def logits(x: Tensor, weights: Tensor) -> Tensor:
+    """Scores of a linear classifier whose last row of `weights` ((D + 1) x classes) is the bias."""
+    return torch.addmm(weights[-1], x, weights[:-1])
+
+
+def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, iterations: int = 200) -> Tensor:
+    """Multinomial logistic regression by L-BFGS: the weights ((D + 1) x classes) that minimise
+    sum of cross-entropies + l2 / 2 * |weights without bias|^2 (scikit-learn's C is 1 / l2), from `start`.
+    """
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=iterations, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits(x, weights), y) + l2 / (2 * len(x)) * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
+    """Fraction of rows whose label is among the k highest scores."""
+    return (scores.topk(min(k, scores.shape[1]), dim=1).indices == y.unsqueeze(1)).any(1).float().mean().item()
+
+
+def accuracies(scores: Tensor, y: Tensor, name: str) -> Outcome:
+    """Top-1, and top-5 where there are more than five classes, with the predictions."""
+    metrics = {f"{name}_top1": accuracy(scores, y)}
+    if scores.shape[1] > 5:
+        metrics[f"{name}_top5"] = accuracy(scores, y, 5)
+    return Outcome(metrics, {f"{name}_top1": scores.argmax(1)})
+
+
+def linear_classifier(
+    train: Tensor,
+    train_labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    classes: int,
+    settings: Linear,
+    progress: Progress = silent,
+) -> tuple[Tensor, float]:
+    """Weights fitted on train and validation together, with the L2 value that was best on validation, and that value.
+
+    Walks the grid from strong to weak, each fit started from the one before; of equal accuracies the strongest wins.
+    """
+    grid, weights = settings.grid(), train.new_zeros(train.shape[1] + 1, classes)
+    best, chosen, best_weights = -1.0, grid[0], weights
+    for done, l2 in enumerate(grid, 1):
+        weights = fit_logistic(train, train_labels, weights, l2)
+        score = accuracy(logits(val, weights), val_labels)
+        if score > best:
+            best, chosen, best_weights = score, l2, weights
+        progress("linear classifier", done, len(grid))
+    both, labels = torch.cat([train, val]), torch.cat([train_labels, val_labels])
+    return fit_logistic(both, labels, best_weights, chosen), chosen
+
+
+def linear(subject: Subject) -> Outcome:
+    """Test accuracy of the linear classifier, and the L2 value that was chosen."""
+    settings, (train, val, test) = subject.protocol.linear, (subject.train, subject.val, subject.test)
+    scale = standardise if settings.standardise else lambda *parts: list(parts)
+    x, held, queries = scale(train[0], val[0], test[0])
+    classes = len(subject.data.classes)
+    weights, l2 = linear_classifier(x, train[1], held, val[1], classes, settings, subject.progress)
+    metrics, predictions = accuracies(logits(queries, weights), test[1], "linear")
+    return Outcome(metrics | {"linear_l2": l2}, predictions)

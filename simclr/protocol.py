@@ -1,0 +1,224 @@
+"""What the figures of an evaluation mean, and the frozen encoder on a data set that they are of.
+
+Choices (L2, learning rates) are made on validation; the test set is used once. In kNN and the linear classifier the
+validation images then join the training images; fine-tuning keeps them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from .config import Config, Section, merge, nested, parse_setting, readable
+from .data import Array, Dataset, Progress, silent
+from .device import autocast
+from .model import SimCLR, build_model
+
+BLOCK = 1024  # images of a forward pass
+IN_NAMES = ("k", "fractions")  # settings of which each has figures of its own, named by it
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Knn(Section):
+    """Votes of the k nearest by cosine similarity, each weighted by exp(similarity / temperature)."""
+
+    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (200,)
+    temperature: float = Field(0.1, gt=0)
+
+
+class Linear(Section):
+    """Multinomial logistic regression by L-BFGS; L2 values log-spaced between two bounds (paper, B.8.1)."""
+
+    standardise: bool = True
+    l2_max: float = Field(1e5, gt=0)
+    l2_min: float = Field(1e-6, gt=0)
+    l2_values: int = Field(45, ge=1)
+
+    def grid(self) -> list[float]:
+        """Of the penalty on the sum of the cross-entropies, strongest first."""
+        grid: list[float] = np.geomspace(self.l2_max, self.l2_min, self.l2_values).tolist()
+        return grid
+
+
+class Sgd(Section):
+    """A classifier trained by SGD with Nesterov momentum .9, no weight decay, cosine decay, random crop and flip."""
+
+    lr: Rates = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation
+    epochs: Count = 90  # paper, B.6
+    min_steps: Count = 1
+    batch_size: int = Field(256, ge=2)
+    crop: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a fraction of the image
+    head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
+
+
+class Finetune(Sgd):
+    """Encoder and classifier trained together on some of the labels (paper, B.5, where the rate is .05 at 256)."""
+
+    lr: Rates = (0.01, 0.05, 0.2)
+    epochs: Count = 30
+    min_steps: Count = 200  # so that 1 % of the labels are not left after a handful of steps
+    seeds: Count = 3  # of the labels that are picked, the classifier's weights, the order and the crops
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.01, 0.1, 1.0)
+
+
+class Views(Section):
+    """Figures without labels, of two views of validation images (training images where there is no validation)."""
+
+    images: int = Field(5000, ge=2)
+    seed: int = Field(0, ge=0)
+
+
+class Protocol(Section):
+    """How encoders are judged: frozen, versioned, written beside every figure."""
+
+    version: Literal[2] = 2  # a change in what any figure means gives a new number
+    layer: str = "h"  # h, z, or head.N: the output of module N of the head
+    knn: Knn = Knn()
+    linear: Linear = Linear()
+    linear_sgd: Sgd = Sgd()
+    finetune: Finetune = Finetune()
+    views: Views = Views()
+
+
+def make_protocol(settings: list[str], **changes: object) -> Protocol:
+    """The protocol with settings changed: `knn.k=[20,200]`. Raises UserError for what is not valid."""
+    table: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    for text in settings:
+        table = merge(table, nested(*parse_setting(text)))
+    try:
+        return Protocol.model_validate(table)
+    except ValidationError as error:
+        raise readable(error, Protocol) from None
+
+
+def represent(model: SimCLR, images: Tensor, layer: str) -> Tensor:
+    """The layer's output, N x D, for images N x 3 x S x S in [0, 1]; `pixels`: the normalised pixels themselves."""
+    if layer == "pixels":
+        return model.normalize(images).flatten(1)
+    h: Tensor = model.encoder(model.normalize(images))
+    if layer == "h":
+        return h
+    z: Tensor = model.head(h) if layer == "z" else model.head[: int(layer.removeprefix("head.")) + 1](h)
+    return z
+
+
+def layers(model: SimCLR) -> list[str]:
+    """The layers that can be evaluated."""
+    return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z", "pixels"]
+
+
+@torch.no_grad()
+def features(model: SimCLR, images: Array, rows: Array, dtype: torch.dtype, layer: str = "h") -> Tensor:
+    """A layer's output for the images in `rows` (whole, not augmented): float32 N x D on the model's device."""
+    device, training = model.mean.device, model.training
+    out: list[Tensor] = []
+    model.eval()
+    for start in range(0, len(rows), BLOCK):
+        batch = torch.from_numpy(images[rows[start : start + BLOCK]]).to(device).float().div_(255)
+        with autocast(device, dtype):
+            out.append(represent(model, batch, layer).float())
+    model.train(training)
+    return torch.cat(out)
+
+
+class Outcome(NamedTuple):
+    """Metrics by name (accuracies, in [0, 1], end in _top1 or _top5), and predicted classes of the test images."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, Tensor]  # by the accuracy that they are of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen encoder on a data set; features are computed when they are first asked for."""
+
+    model: SimCLR
+    config: Config  # of the encoder's own pre-training: views, batch size, precision
+    data: Dataset
+    protocol: Protocol
+    progress: Progress = silent
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.mean.device
+
+    def labels(self, part: str) -> Tensor:
+        """Class of each image of a part, on the device."""
+        return torch.from_numpy(self.data.labels[self.data.parts[part]]).to(self.device)
+
+    def _part(self, part: str) -> tuple[Tensor, Tensor]:
+        rows = self.data.parts[part]
+        return features(self.model, self.data.images, rows, torch.float32, self.protocol.layer), self.labels(part)
+
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Features and labels."""
+        return self._part("train")
+
+    @cached_property
+    def val(self) -> tuple[Tensor, Tensor]:
+        """Features and labels."""
+        return self._part("val")
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Features and labels."""
+        return self._part("test")
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol in full, with the images that it was applied to."""
+        rows = {part: self.data.parts[part] for part in ("train", "val", "test")}
+        split = hashlib.blake2b(b"".join(r.tobytes() for r in rows.values()), digest_size=8).hexdigest()
+        data = {"name": self.data.name, "digest": self.data.digest, "side": self.data.side, "split": split}
+        return self.protocol.model_dump(mode="json") | {
+            "data": data | {part: len(r) for part, r in rows.items()},
+            "images": "whole, normalised as in pre-training, not augmented; features in float32",
+            "distance": "cosine",
+        }
+
+    def identity(self, sections: tuple[str, ...]) -> str:
+        """Version and a short hash of all that a figure depends on beside the encoder: equal ones may be compared."""
+        whole = self.describe()
+        read = {key: whole[key] for key in ("version", "layer", "data")}
+        for section in sections:
+            read[section] = {key: value for key, value in whole[section].items() if key not in IN_NAMES}
+        if "views" in sections:  # two views are made by the encoder's own pipelines, and compared in its own batches
+            read["pretraining"] = [self.config.train.batch_size, self.config.result()["views"]]
+        digest = hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=3).hexdigest()
+        return f"{self.protocol.version}-{digest}"
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights and buffers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def random_encoder(config: Config, data: Dataset, device: torch.device) -> SimCLR:
+    """The untrained network of a config, its batch norms with the statistics of the training images.
+
+    Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
+    """
+    model = build_model(config, data, device).eval()
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = None  # a plain average over the batches
+    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // (4 * BLOCK))]
+    for batch in np.array_split(rows, max(1, len(rows) // BLOCK)):
+        model(torch.from_numpy(data.images[batch]).to(device).float().div_(255))
+    return model.eval()
