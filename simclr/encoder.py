@@ -1,0 +1,120 @@
+"""The Python door: a trained encoder from its file, its features for tensors, PIL images and image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .checkpoint import fill, load_weights
+from .config import Config
+from .data import Array, Files, Progress, bad_images, decode_files, pixels, silent, stored_side
+from .errors import RunFailed, UserError, unknown
+from .model import SimCLR
+
+Batches = Iterator[tuple[list[str], Array]]  # names of files, and their features: float32, names x D
+
+
+class Encoder(nn.Module):
+    """The encoder f of a SimCLR: images (float N x 3 x S x S in [0, 1]) -> h (N x features).
+
+    It normalises the images itself. `side` is what `transform` makes of an image, as in training. In eval mode when
+    made; its parameters can be trained. Raises UserError when the weights are not of the config's network.
+    """
+
+    def __init__(self, config: Config, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.config, self.side = config, stored_side(config.data)
+        headless = config.model.model_copy(update={"head": "none"})
+        self.model = SimCLR(headless, self.side, config.seed, (0.0,) * 3, (1.0,) * 3)
+        fill(self.model, {name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
+        self.features = self.model.features
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        h: Tensor = self.model(images)[0]
+        return h
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """An image of any mode and size -> float 3 x side x side in [0, 1], the pixels that training saw.
+
+        Give it the opened file: one whose pixels were loaded before is not shrunk in the same two steps (JPEG).
+        """
+        return torch.tensor(pixels(image, self.side)).float().div_(255)
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder of a run's model.safetensors, or of one of its checkpoints, on the CPU. UserError for another file.
+
+    Its data set is not needed.
+    """
+    config, weights, _ = load_weights(Path(path))
+    return Encoder(config, weights)
+
+
+@torch.no_grad()
+def embed_files(encoder: Encoder, files: Sequence[Path], batch: int = 256, progress: Progress = silent) -> Batches:
+    """Features of image files, `batch` at a time: (names, float32 n x features), on the encoder's device.
+
+    Raises UserError when there are none, and for files that can't be read as images, naming them.
+    """
+    if not files:
+        raise UserError("no images to embed: expected at least one image file")
+    device = encoder.model.mean.device
+    for start in range(0, len(files), batch):
+        names = [str(file) for file in files[start : start + batch]]
+        images = np.empty((len(names), 3, encoder.side, encoder.side), np.uint8)
+        if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), images, silent, ""):
+            raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Remove them")
+        yield names, encoder(torch.from_numpy(images).to(device).float().div_(255)).cpu().numpy()
+        progress("embedding", start + len(names), len(files))
+
+
+def _write_parquet(path: Path, batches: Batches) -> None:
+    """Columns `file` and `features` (list<float32>[D]); a row group for each batch, one in memory at a time."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    first = next(batches)
+    width = first[1].shape[1]
+    schema = pyarrow.schema({"file": pyarrow.string(), "features": pyarrow.list_(pyarrow.float32(), width)})
+    with ParquetWriter(path, schema) as writer:
+        for files, features in chain([first], batches):
+            lists = pyarrow.FixedSizeListArray.from_arrays(features.reshape(-1), width)
+            writer.write_table(pyarrow.table([files, lists], schema=schema))
+
+
+def _write_npz(path: Path, batches: Batches) -> None:
+    """Arrays `files` and `features` (float32 N x D); all of them in memory."""
+    files, features = zip(*batches, strict=True)
+    with path.open("wb") as file:
+        np.savez(file, files=np.concatenate(files), features=np.concatenate(features))
+
+
+WRITERS: dict[str, Callable[[Path, Batches], None]] = {".parquet": _write_parquet, ".npz": _write_npz}
+
+
+def write_features(path: Path, batches: Batches) -> None:
+    """Write a stream of features as its suffix says, one of WRITERS; the file appears when all of it is on the disk.
+
+    Raises UserError for another suffix, RunFailed when it can't be written.
+    """
+    if path.suffix not in WRITERS:
+        raise unknown("suffix of a file of features", path.suffix, WRITERS)
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[path.suffix](scratch, batches)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise RunFailed(f"can't write the features {path}: {error}; free some space, or name another place") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
