@@ -30,7 +30,8 @@ def _tables() -> dict[str, str]:
     """The names that help texts list. They come from the tables themselves, which import torch."""
     from experiments.recipes import presets
     from simclr.augment import AUGMENTATIONS
-    from simclr.data import DATASETS
+    from simclr.data import DATASETS, NORMALIZATIONS
+    from simclr.formats import EXPORTS, LAYOUTS
     from simclr.model import HEADS, STEMS
 
     tables: dict[str, Any] = {
@@ -38,6 +39,9 @@ def _tables() -> dict[str, str]:
         "datasets": DATASETS,
         "heads": HEADS,
         "stems": STEMS,
+        "layouts": LAYOUTS,
+        "exports": EXPORTS,
+        "normalizations": NORMALIZATIONS,
         "presets": presets(),
     }
     return {key: ", ".join(table) for key, table in tables.items()}
@@ -117,6 +121,13 @@ def stop_on_signal(training: Callable[[], bool]) -> Iterator[Callable[[], bool]]
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def _drawable(out: Path) -> None:
+    from simclr.errors import UserError
+
+    if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
+        raise UserError(f"can't draw to {out}: expected a .png, .svg or .pdf in a folder that exists")
 
 
 Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes")]
@@ -344,7 +355,7 @@ def tsne(
     run: Run = None,
     out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("tsne"),
     part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    images: Annotated[int, typer.Option(min=4, help="At most so many, evenly picked.")] = 5000,
+    images: Annotated[int, typer.Option(min=4, help="At most so many, picked by the seed.")] = 5000,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images themselves.")] = False,
     perplexity: Annotated[float, typer.Option(help="About how many neighbours an image has.")] = 30,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -381,6 +392,121 @@ def tsne(
         typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
 
 
+Encoder = Annotated[str, typer.Argument(help="A run's name, how its id starts, or a file of weights.")]
+
+
+@app.command(cls=Command)
+def neighbours(
+    run: Encoder,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("neighbours.png"),
+    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each image.")] = 8,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Draw the training images that lie nearest to some images."""
+    with plain_errors():
+        from experiments import encoders, pictures, tracking
+        from simclr.evaluate import check
+        from simclr.protocol import make_protocol
+
+        _drawable(out)
+        store, protocol = tracking.Store(tracking.home()), make_protocol([], layer=layer)
+        with progress_bars() as (_, advance):
+            subject = encoders.place(
+                encoders.find(run, store), store, protocol, data_dir=data_dir, device=device, progress=advance
+            )
+            check(subject, [])
+            pictures.neighbours(subject, images, out, count)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(cls=Command)
+def embed(
+    run: Encoder,
+    folder: Annotated[Path, typer.Argument(help="A folder of images; all below it are taken.")],
+    out: Annotated[Path, typer.Option(help="A .parquet or .npz file.")] = Path("features.parquet"),
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    device: Device = None,
+) -> None:
+    """Write the features (h) of all images in a folder, with their file names."""
+    with plain_errors():
+        from experiments import encoders, tracking
+        from simclr import device as devices
+        from simclr.data import walk
+        from simclr.encoder import Encoder, embed_files, write_features
+        from simclr.errors import UserError
+
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: expected one with images in it")
+        found = encoders.find(run, tracking.Store(tracking.home()))
+        encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
+        files = [Path(name) for name in walk(str(folder))]
+        with progress_bars() as (_, advance):
+            write_features(out, embed_files(encoder, files, batch_size, advance))
+        typer.echo(f"wrote {out}: {len(files)} images, {encoder.features} numbers each")
+
+
+@app.command("import", cls=Command)
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights of another program (.pth, .ckpt, .safetensors, ...).")],
+    form: Annotated[str, typer.Option("--format", help="auto, {layouts}.")] = "auto",
+    dataset: Annotated[str, typer.Option(help="To judge it on: {datasets}.")] = "cifar10",
+    data_dir: DataDir = None,
+    side: Annotated[int | None, typer.Option(help="Pixels of the images.", show_default="the data set's")] = None,
+    normalize: Annotated[str, typer.Option(help="Of the images it was trained on: {normalizations}.")] = "imagenet",
+    backbone: Annotated[str | None, typer.Option(help="Where it is no ResNet.", show_default="found")] = None,
+    stem: Annotated[str | None, typer.Option(help="{stems}.", show_default="found")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept missing and unknown entries.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the run.", show_default="the file's")] = None,
+) -> None:
+    """Take in an encoder that another program trained, to judge it as our own. Nothing in the file is run."""
+    with plain_errors():
+        from experiments import encoders, tracking
+        from simclr.config import make
+
+        where = data_dir and str(data_dir.expanduser().resolve())
+        data = make({"data": {"dataset": dataset, "dir": where, "side": side, "normalize": normalize}}).data
+        with progress_bars() as (_, advance):
+            run_id, imported = encoders.bring_in(
+                file,
+                tracking.Store(tracking.home()),
+                data=data,
+                name=name,
+                layout=form,
+                backbone=backbone,
+                stem=stem,
+                partial=partial,
+                progress=advance,
+            )
+        model = imported.model
+        typer.echo(f"run {run_id[:8]}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
+        typer.echo(f"images are normalised by '{normalize}': if it was trained otherwise, say so with --normalize")
+        for what in ("left_out", "missing", "unmatched"):
+            if keys := getattr(imported, what):
+                typer.echo(f"{what.replace('_', ' ')}: {', '.join(keys)}")
+        typer.echo(f"next: simclr eval {run_id[:8]}")
+
+
+@app.command(cls=Command)
+def export(
+    run: Run = None,
+    form: Annotated[str, typer.Option("--format", help="{exports}.")] = "safetensors",
+    out: Annotated[Path, typer.Option(help="A folder, or a file.")] = Path(),
+) -> None:
+    """Write an encoder for other programs, with a card; checked by loading it as they do."""
+    with plain_errors():
+        from experiments import encoders, tracking
+
+        store = tracking.Store(tracking.home())
+        parity = encoders.hand_out(encoders.find(run, store), store, out, form)
+        typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}: how to load it")
+        typer.echo(
+            f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
+        )
+
+
 @app.command()
 def presets() -> None:
     """List the recipes that come with the suite, and what each costs and gives."""
@@ -409,13 +535,11 @@ def views(
         from experiments import runner, tracking
         from experiments.configure import resolve
         from simclr.data import open_dataset
-        from simclr.errors import UserError
 
+        _drawable(out)
         chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
         with progress_bars() as (_, advance):
             data = open_dataset(chosen.data, tracking.home(), advance)
-        if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
-            raise UserError(f"can't draw to {out}: expected a .png, .svg or .pdf in a folder that exists")
         runner.view_grid(chosen, data, out)
         typer.echo(f"wrote {out}")
 

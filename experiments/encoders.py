@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from analysis.tables import is_accuracy
 from simclr import device as devices
-from simclr.checkpoint import fill, load_weights
-from simclr.config import Config, DataConfig
+from simclr.checkpoint import fill, load_weights, save_weights
+from simclr.config import Config, DataConfig, ModelConfig, to_toml
 from simclr.data import DATASETS, Progress, open_dataset, silent, stored_side
 from simclr.errors import UserError, unknown
-from simclr.model import build_model
+from simclr.formats import Imported, Parity, export_encoder, import_encoder
+from simclr.model import SimCLR, build_model
 from simclr.protocol import Protocol, Subject
 
 from .tracking import Store
@@ -37,6 +40,52 @@ def find(name: str | None, store: Store) -> Found:
     run_id = store.find(name).info.run_id
     path = store.artifact(run_id, "model.safetensors")
     return Found(*load_weights(path), path, run_id)
+
+
+def bring_in(
+    path: Path,
+    store: Store,
+    *,
+    data: DataConfig,
+    name: str | None,
+    layout: str,
+    backbone: str | None,
+    stem: str | None,
+    partial: bool,
+    progress: Progress = silent,
+) -> tuple[str, Imported]:
+    """A run that holds the encoder in another program's file, to be judged on a data set; its id, and what was read."""
+    imported = import_encoder(path, layout, backbone=backbone, stem=stem, partial=partial)
+    if imported.side and stored_side(data) != imported.side:
+        data = data.model_copy(update={"side": imported.side})
+    config = Config(name=name or path.stem, data=data, model=ModelConfig.model_validate(imported.model))
+    images = open_dataset(data, store.folder, progress)
+    model = build_model(config, images, torch.device("cpu"))
+    fill(model.encoder, imported.weights)
+    tags = {"kind": "import", "data_digest": images.digest, "source": path.name}
+    tracker = store.start(config.name, tags, config.flat())
+    metadata = {"config": to_toml(config), "digest": UNKNOWN_DATA}
+    tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))
+    tracker.finish("FINISHED")
+    return tracker.run_id, imported
+
+
+def hand_out(found: Found, store: Store, path: Path, form: str) -> Parity:
+    """Export an encoder with a card of what is known of it: data, accuracies with their protocols, config."""
+    config = found.config
+    model = SimCLR(config.model, stored_side(config.data), config.seed, (0.0,) * 3, (1.0,) * 3)
+    fill(model, found.weights)
+    card = {"data": config.data.dataset, "digest": found.digest}
+    if found.run_id is not None:
+        run = store.client.get_run(found.run_id)
+        card["run"] = f"{run.info.run_name} ({found.run_id})"
+        for tag, protocol in run.data.tags.items():
+            metric = tag.removeprefix("protocol/")
+            if tag.startswith("protocol/") and is_accuracy(metric):
+                low, high = (run.data.metrics.get(metric.replace("eval/", f"eval/{end}/")) for end in ("low", "high"))
+                interval = f" (95 % interval {low:.2%} to {high:.2%})" if low is not None and high is not None else ""
+                card[metric] = f"{run.data.metrics[metric]:.2%}{interval}, protocol {protocol}"
+    return export_encoder(model, config, path, form, card)
 
 
 def place(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,17 +37,17 @@ class Report(NamedTuple):
     warnings: list[str]
 
 
-def _baseline(subject: Subject, name: str, store: Store, *, pixels: bool = False) -> dict[str, float]:
+def _baseline(subject: Subject, name: str, store: Store) -> dict[str, float]:
     """The metrics of the untrained network of the same config, or of raw pixels: computed once, then read from a file.
 
     For fine-tuning this is the same network trained from scratch on the same labels.
     """
-    if pixels:
-        subject = replace(subject, protocol=subject.protocol.model_copy(update={"layer": PIXELS}))
-    config = subject.config
+    config, protocol = subject.config, subject.protocol
+    pixels, sections = protocol.layer == PIXELS, EVALUATIONS[name].sections
     reads = [config.model.model_dump(), config.seed, config.train.precision] if not pixels else []
-    normalize = [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
-    key = json.dumps([reads, normalize, name, subject.identity(EVALUATIONS[name].sections)], sort_keys=True)
+    reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
+    settings = [getattr(protocol, section).model_dump() for section in sections]
+    key = json.dumps([reads, settings, name, subject.identity(sections)], sort_keys=True)
     path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
@@ -58,6 +59,15 @@ def _baseline(subject: Subject, name: str, store: Store, *, pixels: bool = False
     scratch.write_text(json.dumps(metrics))
     scratch.replace(path)
     return metrics
+
+
+def _pixels(subject: Subject, store: Store) -> float:
+    """Accuracy of kNN on raw pixels, with the protocol's first k (at most as many as there are images)."""
+    bank = len(subject.data.parts["train"]) + len(subject.data.parts["val"])
+    knn = subject.protocol.knn.model_copy(update={"k": (min(subject.protocol.knn.k[0], bank),)})
+    protocol = subject.protocol.model_copy(update={"layer": PIXELS, "knn": knn})
+    (accuracy,) = _baseline(replace(subject, protocol=protocol), "knn", store).values()
+    return accuracy
 
 
 def evaluate_encoder(
@@ -74,7 +84,7 @@ def evaluate_encoder(
     rows: list[dict[str, Any]] = []
     outcomes: dict[str, Outcome] = {}
     with devices.memory_errors("evaluate with --device cpu"):
-        raw = _baseline(subject, "knn", store, pixels=True) if labelled else {}
+        raw = _pixels(subject, store) if labelled else nan
         for name in names:
             outcomes[name] = evaluate(subject, name)
             untrained = _baseline(subject, name, store)
@@ -85,7 +95,7 @@ def evaluate_encoder(
                     count = len(subject.data.parts["test"])
                     row["low"], row["high"] = accuracy_interval(round(value * count), count)
                     row["chance"] = odds[metric[-4:]]
-                    row["pixels"] = raw["knn_top1"] if metric.endswith("top1") else float("nan")
+                    row["pixels"] = raw if metric.endswith("top1") else nan
                 rows.append(row)
     columns = ["metric", "trained", "low", "high", "untrained", "pixels", "chance", "protocol"]
     table = pd.DataFrame(rows).reindex(columns=columns)

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from analysis import plots
 from analysis.embedding import neighbour_agreement
 from analysis.embedding import tsne as embed
-from simclr.data import UNLABELLED
+from simclr.data import UNLABELLED, Files, bad_images, decode_files, silent
 from simclr.errors import UserError, unknown
+from simclr.knn import nearest
 from simclr.protocol import Subject, features
+from simclr.randomness import permutation
+
+
+def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
+    """Draw the images to pre-train on that are nearest to each file, by cosine similarity."""
+    data, layer = subject.data, subject.protocol.layer
+    queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
+    names = [str(file) for file in files]
+    if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), queries, silent, ""):
+        raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Name images")
+    rows = data.parts["pretrain"]
+    bank = features(subject.model, data.images, rows, torch.float32, layer)
+    found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
+
+    def label(row: int) -> str | None:
+        return data.classes[data.labels[row]] if data.labels[row] != UNLABELLED else None
+
+    lines = []
+    for query, similarities, index in zip(queries, *(part.cpu().numpy() for part in found), strict=True):
+        near = rows[index]
+        pictures, labels = data.images[near].transpose(0, 2, 3, 1), [label(row) for row in near]
+        lines.append((query.transpose(1, 2, 0), pictures, similarities.tolist(), labels))
+    plots.neighbours(lines, out)
 
 
 def tsne(subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool) -> str:
@@ -27,7 +53,7 @@ def tsne(subject: Subject, out: Path, *, part: str, images: int, perplexity: flo
     if not len(rows):
         full = ", ".join(name for name in data.parts if len(data.parts[name]))
         raise UserError(f"'{data.name}' has no images in part '{part}': choose from {full}")
-    rows = rows[:: -(-len(rows) // images)]
+    rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
     x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
     labels = data.labels[rows]
     try:

@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from simclr.errors import RunFailed, UserError
 
 EXPERIMENT = "simclr"
+ENCODERS = ("pretrain", "import")  # kinds of runs that hold an encoder
 FLUSH_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0  # a locked database or a restarting server is waited for; training goes on meanwhile
 
@@ -91,8 +92,9 @@ class Store:
         return self.search(f"tags.kind = 'pretrain' and tags.config_key = '{key}' and tags.data_digest = '{digest}'")
 
     def find(self, name: str | None) -> Run:
-        """The finished run with this name, or whose id starts with it; the newest of all without a name."""
-        runs = [run for run in self.search("tags.kind = 'pretrain'") if run.info.status == "FINISHED"]
+        """The finished run with an encoder that has this name, or an id that starts so; without a name the newest."""
+        encoders = [run for run in self.search() if run.data.tags.get("kind") in ENCODERS]
+        runs = [run for run in encoders if run.info.status == "FINISHED"]
         if not runs:
             raise UserError(f"no finished run in {self.folder}: train one with `simclr pretrain --preset shapes`")
         for run in runs:

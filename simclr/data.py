@@ -293,7 +293,8 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _walk(folder: str) -> list[str]:
+def walk(folder: str) -> list[str]:
+    """The paths of all files below a folder, hidden ones left out, sorted."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -328,7 +329,7 @@ def load_folder(config: DataConfig, home: Path, progress: Progress) -> Source:
         names, labels = [], []
         for entry in _visible(top):
             if entry.is_dir():
-                found, label = _walk(entry.path), classes.index(entry.name)
+                found, label = walk(entry.path), classes.index(entry.name)
             elif not classes:
                 found, label = [entry.path], UNLABELLED
             elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
@@ -609,5 +610,6 @@ def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[
 NORMALIZATIONS: dict[str, Callable[[Dataset], tuple[Sequence[float], Sequence[float]]]] = {
     "dataset": lambda data: (data.mean, data.std),
     "half": lambda data: ((0.5,) * 3, (0.5,) * 3),
+    "imagenet": lambda data: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # what torchvision's weights expect
     "none": lambda data: ((0.0,) * 3, (1.0,) * 3),
 }

@@ -98,7 +98,7 @@ class Layout(NamedTuple):
     prefix: str
     heads: tuple[str, ...]
     children: Mapping[str, str] = {}  # its names of the encoder's parts, where they are not torchvision's
-    small_stem: str | None = "cifar"  # which of STEMS a 3 x 3 convolution means; None: none of them
+    small_stem: str = "cifar"  # which of STEMS a 3 x 3 convolution means
 
 
 # nn.Sequential(*list(resnet.children())[:-1])
@@ -109,7 +109,7 @@ LAYOUTS: dict[str, Layout] = {
     "sequential": Layout("", (), NUMBERED),
     "sthalles": Layout("backbone.", ("backbone.fc.",)),
     "spijkervet": Layout("encoder.", ("projector.",)),
-    "solo-learn": Layout("backbone.", ("projector.", "classifier."), small_stem=None),  # pads by 2, which changes h
+    "solo-learn": Layout("backbone.", ("projector.", "classifier."), small_stem="cifar_pad2"),
     "lightly": Layout("backbone.", ("projection_head.",), NUMBERED),  # its examples
     "lightly-benchmarks": Layout("backbone.", ("projection_head.", "online_classifier.")),
 }
@@ -170,11 +170,6 @@ def _resnet(state: Mapping[str, Tensor], backbone: str | None, stem: str | None,
         raise UserError(f"layers of {layers} {block.__name__}s are of no known ResNet: name the backbone (--backbone)")
     shape = state["conv1.weight"].shape
     stem = stem or (row.small_stem if shape[-1] == 3 else "imagenet")
-    if stem is None:
-        raise UserError(
-            "the program of this layout pads its 3 x 3 stem by 2 pixels, which none here does: name a stem (--stem "
-            "cifar) to take the weights all the same, with features that differ from the original's"
-        )
     return {"backbone": backbone, "stem": stem, "width": shape[0] / 64}
 
 

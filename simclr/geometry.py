@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import UserError
 from .loss import contrastive_accuracy, similarities
 from .protocol import BLOCK, Outcome, Subject
+from .randomness import permutation
 from .train import two_views
 
 
@@ -52,7 +53,7 @@ def geometry(subject: Subject) -> Outcome:
     """
     data, config, settings = subject.data, subject.config, subject.protocol.views
     rows = data.parts["val"] if len(data.parts["val"]) else data.parts["pretrain"]
-    rows = rows[:: max(1, len(rows) // settings.images)][: settings.images]
+    rows = rows[permutation(len(rows), settings.seed, "geometry").numpy()[: settings.images]]
     if len(rows) < 2:
         raise UserError(f"{len(rows)} image to look at: figures without labels need two or more")
     batch = min(config.train.batch_size, len(rows))

@@ -32,15 +32,16 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 
 
-def _conv(width: int, kernel: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+def _conv(width: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    return nn.Conv2d(3, width, kernel, stride, padding, bias=False)
 
 
 # First convolution (from the number of channels) and what pools after it.
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
-    "imagenet": lambda width: (_conv(width, 7, 2), nn.MaxPool2d(3, 2, padding=1)),
-    "cifar": lambda width: (_conv(width, 3, 1), nn.Identity()),  # paper, B.9: 3x3, stride 1, no max-pool
-    "stride2": lambda width: (_conv(width, 3, 2), nn.Identity()),  # a quarter of the cost of `cifar`
+    "imagenet": lambda width: (_conv(width, 7, 2, 3), nn.MaxPool2d(3, 2, padding=1)),
+    "cifar": lambda width: (_conv(width, 3, 1, 1), nn.Identity()),  # paper, B.9: 3x3, stride 1, no max-pool
+    "cifar_pad2": lambda width: (_conv(width, 3, 1, 2), nn.Identity()),  # solo-learn's, for encoders from there
+    "stride2": lambda width: (_conv(width, 3, 2, 1), nn.Identity()),  # a quarter of the cost of `cifar`
 }
 
 

@@ -186,11 +186,13 @@ def test_the_backbone_is_inferred(backbone, tmp_path):
     assert import_encoder(tmp_path / "foreign.pt").model["backbone"] == backbone
 
 
-def test_the_small_stem_of_solo_learn_is_not_taken_for_ours(tmp_path):
-    path = tmp_path / "foreign.ckpt"
-    torch.save(SAVED["solo-learn"](resnet(stem="cifar")), path)
-    assert "--stem cifar" in refusal(import_encoder, path)
-    assert import_encoder(path, stem="cifar").model["stem"] == "cifar"
+def test_the_small_stem_of_solo_learn_pads_by_two(tmp_path):
+    network = resnet(stem="cifar")
+    network.conv1.padding = (2, 2)
+    torch.save(SAVED["solo-learn"](network), tmp_path / "foreign.ckpt")
+    imported = import_encoder(tmp_path / "foreign.ckpt")
+    assert imported.model["stem"] == "cifar_pad2"
+    assert torch.equal(imported_features(imported), features(network))
 
 
 def test_a_named_backbone_keeps_the_norm_at_the_start_of_its_classifier(tmp_path):
