@@ -1,0 +1,140 @@
+"""The commands that judge, draw, import and export encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import tiny
+from PIL import Image
+from typer.testing import CliRunner
+
+import cli
+from experiments import runner
+from experiments.tracking import Store
+from simclr import load_encoder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one trained run, and folders of images."""
+    home = tmp_path_factory.mktemp("encoders")
+    runner.train(tiny(train={"epochs": 1}), Store(home))
+    for label in ("a", "b"):
+        (home / "images" / label).mkdir(parents=True)
+        for n in range(30):
+            pixels = np.random.default_rng(n).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(home / "images" / label / f"{n}.png")
+    (home / "flat").mkdir()
+    for n in range(12):
+        Image.new("RGB", (16, 16), (20 * n, 0, 255 - 20 * n)).save(home / "flat" / f"{n}.png")
+    return home
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Runs a command in an empty folder; its result."""
+    monkeypatch.setenv("SIMCLR_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def test_every_picture_and_file_is_written_where_it_was_asked_for(run, home: Path, tmp_path: Path) -> None:
+    commands = [
+        (["tsne", "tiny-s0", "--images", 100, "--perplexity", 5, "--out", "map"], ["map.png", "map.svg", "map.csv"]),
+        (["neighbours", "tiny-s0", home / "flat" / "3.png", home / "flat" / "4.png", "--count", 3], ["neighbours.png"]),
+        (["embed", "tiny-s0", home / "images", "--out", "f.npz", "--batch-size", 7], ["f.npz"]),
+        (["export", "tiny-s0", "--out", "mine"], ["mine/tiny-safetensors.safetensors", "mine/tiny-safetensors.md"]),
+    ]
+    for command, files in commands:
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+        for file in files:
+            assert (tmp_path / file).stat().st_size > 0
+            assert Path(file).name in done.output or file.endswith((".svg", ".csv"))
+
+
+def test_embedded_features_are_those_of_the_python_door(run, home: Path, tmp_path: Path) -> None:
+    assert run("embed", "tiny-s0", home / "images", "--out", "f.parquet").exit_code == 0
+    assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
+    encoder, table = load_encoder("e.safetensors"), pd.read_parquet("f.parquet")
+    assert len(table) == 60
+    for row in table.sample(5, random_state=0).itertuples():
+        with torch.no_grad(), Image.open(row.file) as image:
+            h = encoder(encoder.transform(image).unsqueeze(0))[0]
+        np.testing.assert_allclose(row.features, h.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_encoder_is_judged_like_its_run(run) -> None:
+    assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
+    of_run, of_file = (run("eval", name, "--knn") for name in ("tiny-s0", "e.safetensors"))
+    assert of_run.exit_code == of_file.exit_code == 0
+    lines = [line.split() for done in (of_run, of_file) for line in done.stdout.splitlines()]
+    figures = [line[:5] for line in lines if line and line[0] == "knn_top1"]
+    assert figures[0] == figures[1]
+
+
+def test_an_import_is_a_run_like_others(run, home: Path) -> None:
+    network = torchvision.models.resnet18()
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, "foreign.pth")
+    done = run("import", "foreign.pth", "--dataset", "digits", "--side", 32, "--name", "theirs")
+    assert done.exit_code == 0, done.output
+    assert "resnet18, stem imagenet, width 1" in done.output
+    assert "left out: backbone.fc.weight, backbone.fc.bias" in done.output
+    judged = run("eval", "theirs", "--knn")
+    assert judged.exit_code == 0, judged.output
+    assert "knn_top1" in judged.output
+    assert Store(home).find("theirs").data.params["data.normalize"] == "imagenet"
+    compared = run("compare", "theirs", "theirs", "--format", "csv")
+    assert compared.exit_code == 0, compared.output
+
+
+BAD = {
+    "no such run": (["eval", "nothing"], "no finished run is called 'nothing'"),
+    "no such layer": (["eval", "tiny-s0", "--layer", "g"], "unknown layer 'g'"),
+    "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
+    "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),
+    "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
+    "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
+    "fewer images than k": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/images"], "knn.k = 200 needs"),
+    "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "HOME/flat"], "--linear needs labels"),
+    "one class": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/one"], "--knn needs labels"),
+    "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
+    "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
+    "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity 30 with 20 images"),
+    "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "does not exist"),
+    "no image": (["neighbours", "tiny-s0", "HOME/mlflow.db"], "mlflow.db"),
+    "no folder": (["embed", "tiny-s0", "nowhere"], "there is no folder nowhere"),
+    "suffix": (["embed", "tiny-s0", "HOME/images", "--out", "f.csv"], "suffix"),
+    "export format": (["export", "tiny-s0", "--format", "tf"], "unknown export format 'tf'"),
+    "cannot hold it": (["export", "tiny-s0", "--format", "torchvision"], "choose from"),
+    "no file": (["import", "nothing.pth"], "nothing.pth"),
+    "not evaluated": (["compare", "fresh-s1"], "has not been evaluated"),
+    "table format": (["compare", "tiny-s0", "--format", "html"], "unknown format 'html'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case: str, run, home: Path) -> None:
+    (home / "one" / "only").mkdir(parents=True, exist_ok=True)
+    for n in range(8):
+        Image.new("RGB", (16, 16), (30 * n, 0, 0)).save(home / "one" / "only" / f"{n}.png")
+    if case == "not evaluated" and not Store(home).search("attributes.run_name = 'fresh-s1'"):
+        runner.train(tiny(name="fresh", seed=1, train={"epochs": 1}), Store(home))
+    arguments, message = BAD[case]
+    done = run(*(argument.replace("HOME", str(home)) for argument in arguments))
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unlabelled_folder_is_judged_without_labels(run, home: Path) -> None:
+    done = run("eval", "tiny-s0", "--no-labels", "--transfer", home / "flat")
+    assert done.exit_code == 0, done.output
+    assert "effective_rank_h" in done.output
+    assert "alignment_z" in done.output
