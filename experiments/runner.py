@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def train(
             show(metrics, step)
 
         folder = store.run_folder(tracker.run_id)
-        model = pretrain(config, data, device, folder, log, resume=resume, stop=stop)
+        with _enough_memory(config):
+            model = pretrain(config, data, device, folder, log, resume=resume, stop=stop)
         tracker.flush()
         metadata = {"config": to_toml(config), "digest": data.digest}
         tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
@@ -103,6 +105,12 @@ def train(
         for checkpoint in checkpoints(folder):  # the weights are an artifact now
             checkpoint.unlink()
     return tracker.run_id
+
+
+def _enough_memory(config: Config) -> AbstractContextManager[None]:
+    return devices.memory_errors(
+        f"lower --batch-size (now {config.train.batch_size}) or model.width, or take another --backbone"
+    )
 
 
 def check(config: Config, data: Dataset) -> None:
@@ -165,7 +173,8 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, per_epoch = plan(config, data)
-    seconds = timed_steps(config, data, device)
+    with _enough_memory(config):
+        seconds = timed_steps(config, data, device)
     return {
         "images": len(data.parts["pretrain"]),
         "steps": steps,

@@ -17,7 +17,7 @@ from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
 from .config import Config, to_toml
 from .data import Dataset
-from .device import autocast, memory_errors, resolve_precision, send
+from .device import autocast, resolve_precision, send
 from .errors import RunFailed, UserError
 from .knn import knn_accuracy
 from .loss import contrastive_accuracy, nt_xent, similarities
@@ -162,8 +162,8 @@ def pretrain(
     """Train the network of a config; checkpoints go to `folder`, metrics to `log`.
 
     With `resume`, goes on from the newest readable checkpoint in `folder`: on the CPU, to the bits it would have had.
-    When `stop()` says so, saves and raises Interrupted. Raises RunFailed when the loss is not finite, when memory runs
-    out, or when a checkpoint can't be written.
+    When `stop()` says so, saves and raises Interrupted. Raises RunFailed when the loss is not finite, or when a
+    checkpoint can't be written.
     """
     total, per_epoch = plan(config, data)
     training = begin(config, data, device)
@@ -176,8 +176,7 @@ def pretrain(
         rate = optim.learning_rate(config.optim, config.train.batch_size, training.step, total, per_epoch)
         optim.set_rate(training.optimizer, rate * training.plateau.scale)
         rows = batch_rows(config, data, per_epoch, training.step)
-        with memory_errors(f"lower --batch-size (now {config.train.batch_size}) or model.width, or another --backbone"):
-            meter.add(train_step(training, store[send(rows, store.device)].to(device)))
+        meter.add(train_step(training, store[send(rows, store.device)].to(device)))
 
         done = training.step
         epoch, within = divmod(done, per_epoch)

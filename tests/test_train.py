@@ -210,24 +210,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes"),
-    ],
-)
-def test_out_of_memory_is_a_sentence(
-    error: RuntimeError, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr("simclr.train.train_step", full)
-    with pytest.raises(RunFailed, match=r"out of memory: lower --batch-size \(now 256\)"):
-        pretrain(tiny(), digits, CPU, tmp_path, ignore)
-
-
 def test_the_same_config_gives_the_same_bits_and_another_seed_others(digits: Dataset, tmp_path: Path) -> None:
     def train(config: Config, folder: str) -> torch.nn.Module:
         return pretrain(config, digits, CPU, tmp_path / folder, ignore)
