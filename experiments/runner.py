@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +62,7 @@ def train(
     *,
     resume: bool = False,
     again: bool = False,
+    tags: Mapping[str, str] = {},
     progress: Progress = silent,
     show: Show = lambda metrics, step: None,
     began: Callable[[int, str, bool], None] = lambda steps, run_id, reused: None,
@@ -82,10 +83,12 @@ def train(
         began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
     if resume:
-        tracker = store.reopen(_furthest(store, earlier))
+        if (run := furthest(store, earlier)) is None:
+            raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
+        tracker = store.reopen(run)
     else:
-        tags = {"kind": "pretrain", "config_key": config.key(), "data_digest": data.digest, "seed": str(config.seed)}
-        tracker = store.start(f"{config.name}-s{config.seed}", tags, config.flat())
+        own = {"kind": "pretrain", "config_key": config.key(), "data_digest": data.digest, "seed": str(config.seed)}
+        tracker = store.start(f"{config.name}-s{config.seed}", own | dict(tags), config.flat())
     with tracker.finishing(Interrupted):
         _describe(tracker, config, data, device)
         began(steps, tracker.run_id, False)
@@ -128,15 +131,13 @@ def check(config: Config, data: Dataset) -> None:
             ) from None
 
 
-def _furthest(store: Store, earlier: list[Any]) -> Any:
-    """Of the runs that did not finish, the one whose checkpoint is of the latest step."""
+def furthest(store: Store, earlier: list[Any]) -> Any:
+    """Of the runs that did not finish, the one whose checkpoint is of the latest step; None where there is none."""
     saved = {}
     for run in earlier:
         if run.info.status != "FINISHED" and (files := checkpoints(store.run_folder(run.info.run_id))):
             saved[files[-1].name] = run
-    if not saved:
-        raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
-    return saved[max(saved)]
+    return saved[max(saved)] if saved else None
 
 
 def _describe(tracker: Tracker, config: Config, data: Dataset, device: torch.device) -> None:

@@ -149,6 +149,19 @@ class Store:
             self.client.log_batch(run.info.run_id, params=entries)
         return Tracker(self, run.info.run_id)
 
+    def copy(self, run: Run, tags: Mapping[str, str]) -> str:
+        """A new, finished run with the params, tags and points of all metrics of another, and some tags more."""
+        own = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+        tracker = self.start(str(run.info.run_name), own | dict(tags), run.data.params)
+        for metric in run.data.metrics:
+            tracker.pending += self.client.get_metric_history(run.info.run_id, metric)
+        tracker.finish("FINISHED")
+        return tracker.run_id
+
+    def studies(self) -> list[Run]:
+        """The parent runs of ablations, newest first."""
+        return self.search("tags.kind = 'study'")
+
     def reopen(self, run: Run) -> Tracker:
         """Go on with a run that did not finish."""
         with _writing(self):

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+from experiments.plan import BASELINE, axes, make_plan
+from simclr.augment import draw
+from simclr.config import Config, settings
+from simclr.errors import UserError
+from simclr.model import SimCLR
+from simclr.train import batch_rows
+
+AUGMENTED = {"augment": {"blur": {"p": 0.5}}}
+
+
+def baseline(**sections: object) -> Config:
+    return tiny(**(AUGMENTED | sections))
+
+
+def names(config: Config) -> set[str]:
+    return set(config.pipelines()[0])
+
+
+def test_each_dropped_augmentation_is_a_cell_against_the_baseline_or_all_are_one() -> None:
+    each = make_plan(baseline(), drop=["color_jitter", "grayscale"])
+    assert [cell.name for cell in each.cells] == [BASELINE, "no color_jitter", "no grayscale"]
+    assert names(baseline()) - names(each.cells[1].config) == {"color_jitter"}
+    together = make_plan(baseline(), drop=["color_jitter", "grayscale"], together=True)
+    assert [cell.name for cell in together.cells] == [BASELINE, "no color_jitter, grayscale"]
+    assert names(baseline()) - names(together.cells[1].config) == {"color_jitter", "grayscale"}
+
+
+def test_only_keeps_one_augmentation_and_turns_an_absent_one_on() -> None:
+    plan = make_plan(baseline(), alone=["crop", "cutout"])
+    assert [names(cell.config) for cell in plan.cells[1:]] == [{"crop"}, {"cutout"}]
+
+
+def test_both_views_lose_what_is_dropped_when_they_differ() -> None:
+    config = baseline(augment2={"solarize": {"p": 0.2}})
+    cell = make_plan(config, drop=["flip"]).cells[1]
+    assert all("flip" not in view for view in cell.config.pipelines())
+    assert "solarize" in cell.config.pipelines()[1]
+    assert "solarize" not in cell.config.pipelines()[0]
+
+
+def test_leaving_each_one_out_has_a_cell_for_each_augmentation_of_the_baseline() -> None:
+    plan = make_plan(baseline(), axis="augmentations")
+    assert [cell.name for cell in plan.cells] == [BASELINE, *(f"no {name}" for name in baseline().pipelines()[0])]
+    assert {cell.name: cell.direction for cell in plan.cells}["no crop"] == "lower"
+
+
+@pytest.mark.parametrize("axis", ["augmentation-pairs", "augmentation-pairs-one-sided"])
+def test_the_matrix_of_pairs_has_every_two_and_each_alone(axis: str) -> None:
+    plan = make_plan(baseline(), axis=axis)
+    k = len(axes()[axis]["pairs"])
+    assert len(plan.cells) == 1 + k + k * (k - 1) // 2
+    first, second = next(cell for cell in plan.cells if cell.name == "only cutout + sobel").config.pipelines()
+    assert set(second) == {"crop", "cutout", "sobel"} if "one-sided" in axis else {"cutout", "sobel"}
+    assert set(first) == ({"crop"} if "one-sided" in axis else {"cutout", "sobel"})
+
+
+@pytest.mark.parametrize("axis", list(axes()))
+def test_every_axis_that_comes_with_the_suite_makes_valid_cells(axis: str) -> None:
+    plan = make_plan(baseline(), axis=axis)
+    assert len(plan.cells) > 1
+    assert plan.cells[0].name == BASELINE
+    assert len({cell.identity() for cell in plan.cells}) == len(plan.cells)
+    assert len({cell.name for cell in plan.cells}) == len(plan.cells)
+    if plan.x:
+        assert plan.x in settings(Config)
+
+
+def test_the_papers_differences_are_to_the_cell_that_the_baseline_is() -> None:
+    plan = make_plan(baseline(loss={"temperature": 0.1}), axis="temperature")
+    by_name = {cell.name: cell.difference for cell in plan.cells}
+    assert by_name["temperature=0.05"] == pytest.approx(59.7 - 64.4)
+    assert by_name["temperature=0.2"] is None
+    assert "temperature=0.1" not in by_name  # it is the baseline
+    unknown = make_plan(baseline(loss={"temperature": 0.3}), axis="temperature")
+    assert {cell.difference for cell in unknown.cells} == {None}
+
+
+def test_a_layer_of_the_same_network_is_a_cell_of_its_own() -> None:
+    plan = make_plan(baseline(), axis="head")
+    (judged,) = [cell for cell in plan.cells if cell.layer == "z"]
+    assert judged.config.key() == plan.cells[0].config.key()
+    assert judged.difference == -10
+
+
+def test_any_setting_can_be_varied_and_crossed() -> None:
+    plan = make_plan(baseline(), vary=["loss.temperature=0.1,0.2,0.5"])
+    assert [cell.config.loss.temperature for cell in plan.cells] == [0.2, 0.1, 0.5]  # 0.2 is the baseline
+    assert plan.x == "loss.temperature"
+    crossed = make_plan(baseline(), vary=["loss.temperature=0.1,0.5", "train.views=fused,split"])
+    assert len(crossed.cells) == 1 + 4
+    assert crossed.x is None
+    lists = make_plan(baseline(), vary=["augment.crop.scale=[0.2,1.0],[0.5,1.0]"])
+    assert [cell.config.augment.crop.scale for cell in lists.cells[1:]] == [(0.2, 1.0), (0.5, 1.0)]  # type: ignore[attr-defined]
+    both = make_plan(baseline(), drop=["flip"], vary=["train.views=fused,split"])
+    expected = [BASELINE, "views=split", "no flip, views=fused", "no flip, views=split"]
+    assert [cell.name for cell in both.cells] == expected
+
+
+def test_an_axis_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[mine]\nabout = "rates"\nx = "optim.lr"\ncells = [{ set = { "optim.lr" = 0.1 } }]\n')
+    plan = make_plan(baseline(), axis=str(path))
+    assert [cell.name for cell in plan.cells] == [BASELINE, "lr=0.1"]
+    assert plan.x == "optim.lr"
+
+
+BAD = {
+    "axis": ({"axis": "temprature"}, "did you mean 'temperature'"),
+    "augmentation": ({"drop": ["colour_jitter"]}, "did you mean 'color_jitter'"),
+    "absent augmentation": ({"drop": ["sobel"]}, "the baseline has no 'sobel' to drop"),
+    "one value": ({"vary": ["loss.temperature=0.1"]}, "has 1 value: expected two or more"),
+    "the same value": ({"vary": ["loss.temperature=0.1,0.1"]}, "expected two or more"),
+    "no value": ({"vary": ["loss.temperature"]}, "expected two or more"),
+    "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
+    "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
+    "nothing": ({}, "nothing differs from the baseline"),
+    "file": ({"axis": "nowhere.toml"}, "can't read the config file nowhere.toml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_can_not_be_planned_is_said(case: str) -> None:
+    arguments, message = BAD[case]
+    with pytest.raises(UserError, match=message.replace("'", ".")):
+        make_plan(baseline(), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('about = "x"', "'about' is not an axis"),
+        ("[a]\ncell = []", "did you mean 'cells'"),
+        ('[a]\ncells = [{ sett = { "optim.lr" = 1 } }]', "did you mean 'set'"),
+        ("[a]\n[b]", "holds 2 axes"),
+    ],
+)
+def test_a_file_that_is_no_axis_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UserError, match=message.replace("'", ".")):
+        make_plan(baseline(), axis=str(tmp_path / "mine.toml"))
+
+
+def test_cells_are_paired_same_weights_same_order_same_draws(digits) -> None:  # type: ignore[no-untyped-def]
+    from simclr.model import build_model
+
+    plan = make_plan(baseline(), drop=["color_jitter", "crop"])
+    first, *others = [cell.of_seed(3) for cell in plan.cells]
+
+    def weights(config: Config) -> SimCLR:
+        return build_model(config, digits, torch.device("cpu"))
+
+    for other in others:
+        assert other.seed == first.seed == 3
+        for a, b in zip(weights(first).state_dict().values(), weights(other).state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(batch_rows(first, digits, 5, 7), batch_rows(other, digits, 5, 7))
+        for view in (0, 1):
+            mine, theirs = (draw(config.pipelines()[view], 16, 3, 7, view) for config in (first, other))
+            assert set(theirs) < set(mine)
+            assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_changed_head_leaves_the_encoders_initial_weights(digits) -> None:  # type: ignore[no-untyped-def]
+    from simclr.model import build_model
+
+    plan = make_plan(baseline(), axis="head")
+    encoders = [build_model(cell.of_seed(1), digits, torch.device("cpu")).encoder.state_dict() for cell in plan.cells]
+    for encoder in encoders[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(encoders[0].values(), encoder.values(), strict=True))
+
+
+def test_seeds_are_the_outer_loop_so_that_a_study_cut_short_is_paired() -> None:
+    plan = make_plan(baseline(), drop=["flip"])
+    jobs = [(cell.name, seed) for cell, seed in plan.jobs([0, 1])]
+    assert jobs == [(BASELINE, 0), ("no flip", 0), (BASELINE, 1), ("no flip", 1)]
