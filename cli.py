@@ -28,6 +28,7 @@ app = typer.Typer(
 
 def _tables() -> dict[str, str]:
     """The names that help texts list. They come from the tables themselves, which import torch."""
+    from experiments.plan import axes
     from experiments.recipes import presets
     from simclr.augment import AUGMENTATIONS
     from simclr.data import DATASETS, NORMALIZATIONS
@@ -39,6 +40,7 @@ def _tables() -> dict[str, str]:
         "datasets": DATASETS,
         "heads": HEADS,
         "stems": STEMS,
+        "axes": axes(),
         "layouts": LAYOUTS,
         "exports": EXPORTS,
         "normalizations": NORMALIZATIONS,
@@ -505,6 +507,121 @@ def export(
         typer.echo(
             f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
         )
+
+
+@app.command(cls=Command)
+def ablate(
+    drop: Annotated[list[str], typer.Option(help="Without an augmentation: {augmentations}.")] = [],  # noqa: B006
+    alone: Annotated[list[str], typer.Option("--only", help="With one augmentation alone.")] = [],  # noqa: B006
+    together: Annotated[bool, typer.Option("--together", help="All of --drop, or of --only, as one cell.")] = False,
+    axis: Annotated[str | None, typer.Option(help="{axes}, or a TOML file of your own.")] = None,
+    vary: Annotated[list[str], typer.Option(help="A setting's values: loss.temperature=0.1,0.5.")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Of each cell: 0, 1, ... .")] = 3,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; each gives two views.")] = None,
+    device: Device = None,
+    settings: Settings = [],  # noqa: B006
+    name: Annotated[str | None, typer.Option(help="Of the study.", show_default="what it varies")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their time; run nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before a study of over an hour.")] = False,
+) -> None:
+    """Run a study: a baseline, and what differs from it in one thing, with the same seeds; then report differences."""
+    with plain_errors():
+        import shlex
+
+        from experiments import ablate as study
+        from experiments import reporting, tracking
+        from experiments.configure import resolve
+        from experiments.plan import make_plan
+        from simclr.train import Interrupted
+
+        baseline = resolve(
+            preset,
+            config,
+            settings,
+            dataset=dataset,
+            data_dir=data_dir,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+        )
+        plan = make_plan(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
+        varied = [
+            *(f"no-{one}" for one in drop),
+            *(f"only-{one}" for one in alone),
+            *([Path(axis).stem] if axis else []),
+        ]
+        varied += [text.partition("=")[0].rpartition(".")[2] for text in vary]
+        name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
+        store, places = tracking.Store(tracking.home()), range(baseline.seed, baseline.seed + seeds)
+        with progress_bars() as (_, advance):
+            cells = study.forecast(plan, store, places, advance)
+        total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
+        typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} to go")
+        for each in cells:
+            typer.echo(f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed")
+        if dry_run:
+            return
+        if total > 3600 and not yes and sys.stdin.isatty():
+            typer.confirm("go on?", abort=True)
+        parent = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
+        running = False
+        try:
+            with progress_bars() as (bars, advance), stop_on_signal(lambda: running) as stop:
+                running = True
+
+                def began(cell: str, seed: int) -> None:
+                    if bars is None:
+                        typer.echo(f"{cell}, seed {seed}")
+                    else:
+                        bars.console.print(f"{cell}, seed {seed}")
+
+                failures = study.ablate(parent, plan, store, places, progress=advance, began=began, stop=stop)
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}: the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(reporting.report(parent, store))
+        for failure in failures:
+            typer.echo(f"failed: {failure}", err=True)
+        if failures:
+            raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def report(
+    study: Annotated[str, typer.Argument(help="A study's name, or how its id starts.")],
+    form: Format = "terminal",
+    out: Annotated[Path | None, typer.Option(help="Also copy its tables, figures and page to this folder.")] = None,
+) -> None:
+    """Make the tables, figures and page of a study anew, from its records."""
+    with plain_errors():
+        from analysis.tables import FORMATS
+        from experiments import reporting, tracking
+        from simclr.errors import unknown
+
+        if form not in FORMATS:
+            raise unknown("format", form, FORMATS)
+        store = tracking.Store(tracking.home())
+        typer.echo(reporting.report(store.find_study(study).info.run_id, store, form, out))
+
+
+@app.command(cls=Command)
+def plot(
+    metric: Annotated[str, typer.Argument(help="loss, knn, top1, top5, rate, or a metric by its name.")],
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
+    out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("curves"),
+    smooth: Annotated[int, typer.Option(min=0, help="Running mean over so many points (0: none).")] = 0,
+) -> None:
+    """Draw curves of runs over each other."""
+    with plain_errors():
+        from experiments import reporting, tracking
+
+        written = reporting.plot(metric, runs, tracking.Store(tracking.home()), out, smooth)
+        typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
 @app.command()

@@ -22,6 +22,8 @@ from .evaluation import evaluate_encoder
 from .plan import Cell, Plan
 from .tracking import Store
 
+EVALUATE = ("knn", "linear")
+METRICS = ("linear_top1", "knn_top1")  # that a report is about
 PARENT = "mlflow.parentRunId"  # how MLflow nests runs
 
 
@@ -56,16 +58,16 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
     return found
 
 
-def open_study(name: str, plan: Plan, store: Store, evaluations: Sequence[str]) -> str:
+def open_study(name: str, plan: Plan, store: Store, command: str) -> str:
     """The id of a study's parent run: the one of this name, if it has this plan, else a new one.
 
-    Raises UserError where the name belongs to another plan.
+    `command` is what the report says remakes it. Raises UserError where the name belongs to another plan.
     """
     for run in store.studies():
         if run.info.run_name == name:
             if run.data.tags["plan"] != plan.digest():
-                cells = ", ".join(cell["cell"] for cell in cells_of(run.info.run_id, store))
-                raise UserError(f"study '{name}' exists with another plan ({cells}): give this one another --name")
+                names = ", ".join(cell["cell"] for cell in document_of(run.info.run_id, store)["cells"])
+                raise UserError(f"study '{name}' exists with another plan ({names}): give this one another --name")
             return str(run.info.run_id)
     tracker = store.start(name, {"kind": "study", "study": name, "plan": plan.digest()}, plan.cells[0].config.flat())
     cells = [
@@ -74,21 +76,22 @@ def open_study(name: str, plan: Plan, store: Store, evaluations: Sequence[str]) 
             "settings": cell.settings,
             "layer": cell.layer,
             "x": cell.config.flat().get(plan.x) if plan.x else None,
-            "difference": cell.difference,
+            "paper": cell.difference,
             "direction": cell.direction,
             "source": cell.source,
+            "pair": cell.pair,
         }
         for cell in plan.cells
     ]
-    document = {"x": plan.x, "log": plan.log, "evaluations": list(evaluations), "cells": cells}
+    document = {"x": plan.x, "log": plan.log, "command": command, "cells": cells}
     tracker.artifact("plan.json", lambda path: path.write_text(json.dumps(document, indent=2), encoding="utf-8"))
     return tracker.run_id
 
 
-def cells_of(study: str, store: Store) -> list[dict[str, Any]]:
-    """The cells in a study's record, the baseline first."""
-    cells: list[dict[str, Any]] = json.loads(store.artifact(study, "plan.json").read_text(encoding="utf-8"))["cells"]
-    return cells
+def document_of(study: str, store: Store) -> dict[str, Any]:
+    """The plan in a study's record: its cells (the baseline first), numeric axis and command."""
+    document: dict[str, Any] = json.loads(store.artifact(study, "plan.json").read_text(encoding="utf-8"))
+    return document
 
 
 def ablate(
@@ -96,10 +99,9 @@ def ablate(
     plan: Plan,
     store: Store,
     seeds: Sequence[int],
-    evaluations: Sequence[str],
     *,
     progress: Progress = silent,
-    began: Callable[[Cell, int], None] = lambda cell, seed: None,
+    began: Callable[[str, int], None] = lambda cell, seed: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Run what is missing of a study; a sentence for each cell that failed.
@@ -108,9 +110,9 @@ def ablate(
     """
     failures = []
     for cell, seed in plan.jobs(seeds):
-        began(cell, seed)
+        began(cell.name, seed)
         try:
-            run_cell(study, cell, seed, store, evaluations, progress=progress, stop=stop)
+            run_cell(study, cell, seed, store, progress=progress, stop=stop)
         except (UserError, RunFailed) as error:
             failures.append(f"'{cell.name}', seed {seed}: {error}")
     return failures
@@ -121,7 +123,6 @@ def run_cell(
     cell: Cell,
     seed: int,
     store: Store,
-    evaluations: Sequence[str],
     *,
     progress: Progress = silent,
     stop: Callable[[], bool] = lambda: False,
@@ -134,7 +135,7 @@ def run_cell(
     data = open_dataset(config.data, store.folder, progress)
     resume = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
     run_id = runner.train(config, store, resume=resume, tags=tags, progress=progress, stop=stop)
-    judge(run_id, cell.layer, store, evaluations, progress)
+    judge(run_id, cell.layer, store, progress)
     run = store.client.get_run(run_id)
     if (run.data.tags.get(PARENT), run.data.tags.get("cell")) == (study, cell.name):
         return
@@ -143,13 +144,13 @@ def run_cell(
         store.copy(run, {**tags, "kind": "cell", "copied_from": run_id})
 
 
-def judge(run_id: str, layer: str, store: Store, evaluations: Sequence[str], progress: Progress) -> None:
-    """Evaluate a run, unless its record holds these evaluations under today's protocol."""
+def judge(run_id: str, layer: str, store: Store, progress: Progress) -> None:
+    """Evaluate a run by EVALUATE, unless its record holds that under today's protocol."""
     found = encoders.find(run_id, store)
     subject = encoders.place(found, store, Protocol(layer=layer), progress=progress)
     tags = store.client.get_run(run_id).data.tags
     known = {identity for tag, identity in tags.items() if tag.startswith(PROTOCOL_TAG)}
-    missing = [name for name in evaluations if subject.identity(EVALUATIONS[name].sections) not in known]
+    missing = [name for name in EVALUATE if subject.identity(EVALUATIONS[name].sections) not in known]
     if missing:
         evaluate_encoder(found, subject, store, missing)
 
@@ -167,15 +168,16 @@ class Records(NamedTuple):
     runs: dict[tuple[str, int], Run]
 
 
-def records(study: str, store: Store, metrics: Sequence[str]) -> Records:
+def records(study: str, store: Store) -> Records:
     """Read a study's records: of the runs of one cell and seed the finished one, else the newest."""
-    cells = {cell["cell"]: cell for cell in cells_of(study, store)}
+    cells = {cell["cell"]: cell for cell in document_of(study, store)["cells"]}
     runs: dict[tuple[str, int], Run] = {}
     for run in children(study, store):
         place = run.data.tags["cell"], int(run.data.tags["seed"])
         if place not in runs or (run.info.status == "FINISHED" and runs[place].info.status != "FINISHED"):
             runs[place] = run
-    rows, correct = [], {metric: {} for metric in metrics}
+    rows: list[dict[str, Any]] = []
+    correct: dict[str, dict[tuple[str, int], Any]] = {metric: {} for metric in METRICS}
     for (cell, seed), run in runs.items():
         prefix = "" if cells[cell]["layer"] == "h" else f"{cells[cell]['layer']}/"
         source = run.data.tags.get("copied_from", run.info.run_id)
@@ -189,7 +191,7 @@ def records(study: str, store: Store, metrics: Sequence[str]) -> Records:
             "images_per_second": speed,
             "seconds": steps * int(run.data.params["train.batch_size"]) / speed,
         }
-        for metric in metrics:
+        for metric in METRICS:
             row[metric] = run.data.metrics.get(f"eval/{prefix}{metric}", np.nan)
             try:
                 path = store.artifact(source, f"{prefix.replace('/', '-')}{metric}-predictions.npz")

@@ -33,6 +33,7 @@ class Cell(NamedTuple):
     difference: float | None = None  # the paper's difference to its baseline, in points
     direction: str | None = None  # "lower", "higher"
     source: str | None = None
+    pair: tuple[str, str] | None = None  # of augmentations; one twice where it stands alone
 
     def of_seed(self, seed: int) -> Config:
         """The config of one seed."""
@@ -75,7 +76,8 @@ def axes(path: Path | None = None) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _settings_name(settings: Mapping[str, Any]) -> str:
+def settings_name(settings: Mapping[str, Any]) -> str:
+    """`temperature=0.1, normalize=False`."""
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
 
 
@@ -84,7 +86,7 @@ def _cell(baseline: Config, settings: Mapping[str, Any], name: str | None = None
     table = baseline.model_dump(mode="json")
     for path, value in settings.items():
         table = merge(table, nested(path, value))
-    return Cell(name or _settings_name(settings), make(table), dict(settings), **facts)
+    return Cell(name or settings_name(settings), make(table), dict(settings), **facts)
 
 
 def _views(baseline: Config) -> list[str]:
@@ -142,10 +144,10 @@ def of_axis(baseline: Config, axis: Mapping[str, Any]) -> list[Cell]:
             without(baseline, [name], direction=directions.get(name), source=source if name in directions else None)
             for name in _present(baseline)
         ]
-    if pairs := axis.get("pairs"):
-        groups = [group.split("+") for group in pairs]
-        together = [*groups, *(first + second for first, second in combinations(groups, 2))]
-        return [only(baseline, names, one_sided=axis.get("one_sided", False), source=source) for names in together]
+    if groups := axis.get("pairs"):
+        facts = {"one_sided": axis.get("one_sided", False), "source": source}
+        pairs = [(group, group) for group in groups] + list(combinations(groups, 2))
+        return [only(baseline, "+".join(dict.fromkeys(pair)).split("+"), pair=pair, **facts) for pair in pairs]
     return [
         _cell(baseline, cell["set"], **{key: value for key, value in cell.items() if key != "set"}, source=source)
         for cell in axis.get("cells", [])

@@ -162,6 +162,14 @@ class Store:
         """The parent runs of ablations, newest first."""
         return self.search("tags.kind = 'study'")
 
+    def find_study(self, name: str) -> Run:
+        """The study with this name, or whose id starts so."""
+        for run in self.studies():
+            if name == run.info.run_name or (len(name) >= 4 and run.info.run_id.startswith(name)):
+                return run
+        known = ", ".join(str(run.info.run_name) for run in self.studies()) or "none yet"
+        raise UserError(f"no study is called '{name}': there are {known}; `simclr ablate` makes one")
+
     def reopen(self, run: Run) -> Tracker:
         """Go on with a run that did not finish."""
         with _writing(self):

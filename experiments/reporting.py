@@ -1,0 +1,168 @@
+"""Reports of studies and curves of runs, made from the records alone."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import plots
+from analysis.report import page
+from analysis.study import shown, summary
+from analysis.tables import FORMATS, LABELS
+from simclr.errors import UserError, unknown
+from simclr.loss import chance_loss
+
+from .ablate import METRICS, Records, document_of, records
+from .comparison import PROTOCOL_TAG
+from .plan import settings_name
+from .tracking import Store, Tracker
+
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+CURVES = {"train/loss": "NT-Xent loss", "val/knn_top1": "kNN accuracy on validation"}
+SHORT = {  # what `simclr plot` calls them
+    "loss": "train/loss",
+    "knn": "val/knn_top1",
+    "top1": "train/contrastive_top1",
+    "top5": "train/contrastive_top5",
+    "rate": "train/learning_rate",
+}
+
+
+def report(study: str, store: Store, form: str = "terminal", out: Path | None = None) -> str:
+    """Make the tables, figures and page of a study and keep them with it (and in `out`); its tables in a format.
+
+    Raises UserError when the study has no finished cell.
+    """
+    document, found = document_of(study, store), records(study, store)
+    metrics = [metric for metric in METRICS if found.table.get(metric, pd.Series(dtype=float)).notna().any()]
+    if not metrics:
+        raise UserError("no cell of this study has finished: run `simclr ablate` again with the same options")
+    notes = _notes(document, found)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sections: list[tuple[str, str, Any]] = [("", "text", "\n".join(notes))]
+        texts = []
+        for metric in metrics:
+            table = summary(found.table, document["cells"], metric, found.correct[metric])
+            text = shown(table, metric)
+            for name, suffix in SUFFIXES.items():
+                (folder / f"{metric}{suffix}").write_text(FORMATS[name](text, notes), encoding="utf-8")
+            texts.append(FORMATS[form](text, notes if metric == metrics[-1] else []))
+            sections.append((LABELS[metric], "table", text))
+            sections += [("", "figure", (path, caption)) for path, caption in _figures(table, metric, document, folder)]
+        sections += [("", "figure", (path, caption)) for path, caption in _curves(found, document, store, folder)]
+        failed = found.table[found.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
+        if len(failed):
+            sections.append(("Not finished", "table", failed))
+        run = next(iter(found.runs.values()))
+        sections += [
+            ("Config of the baseline", "code", store.artifact(_source(run), "config.toml").read_text(encoding="utf-8")),
+            ("Environment", "code", store.artifact(_source(run), "environment.json").read_text(encoding="utf-8")),
+            ("To remake", "code", f"{document['command']}\nsimclr report {store.client.get_run(study).info.run_name}"),
+        ]
+        title = f"Study {store.client.get_run(study).info.run_name}"
+        (folder / "report.html").write_text(page(title, sections), encoding="utf-8")
+        for path in sorted(folder.iterdir()):
+            Tracker(store, study).artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, out / path.name)
+    place = store.artifact(study, "report.html")
+    return "\n".join([*texts, f"report: {place}"])
+
+
+def _source(run: Any) -> str:
+    """The run that a cell's record was made by."""
+    return str(run.data.tags.get("copied_from", run.info.run_id))
+
+
+def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
+    """What the figures are of."""
+    run = next(iter(found.runs.values()))
+    protocols = {run.data.tags.get(f"{PROTOCOL_TAG}{metric}") for run in found.runs.values() for metric in METRICS}
+    seeds = sorted({seed for _, seed in found.runs})
+    images = {len(right) for by_run in found.correct.values() for right in by_run.values()}
+    return [
+        f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
+        f"{', '.join(map(str, sorted(images)))} test images; seeds {', '.join(map(str, seeds))}",
+        f"protocols {', '.join(sorted(filter(None, protocols)))}",
+        "intervals: Student's t, 95 %, over seeds; differences: paired by seed; p: paired t test, and after Holm's "
+        "correction over the cells; McNemar: exact, on the test images, for each seed",
+        "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50)",
+        f"made by: {document['command']}",
+    ]
+
+
+def _figures(table: pd.DataFrame, metric: str, document: Mapping[str, Any], folder: Path) -> list[tuple[Path, str]]:
+    """The figures of one metric that the plan has data for: files and captions."""
+    label, made = f"{LABELS[metric]} (%)", []
+    for suffix in (".svg", ".png"):
+        path = folder / f"differences-{metric}{suffix}"
+        plots.differences(table, path, f"difference to the baseline in {LABELS[metric]} (points)")
+    made.append((folder / f"differences-{metric}.svg", "Differences to the baseline, paired by seed"))
+    cells = document["cells"]
+    if (setting := document["x"]) is not None:
+        lines: dict[str, dict[str, float]] = {}
+        for cell in cells:
+            if isinstance(cell["x"], int | float):
+                others = {key: value for key, value in cell["settings"].items() if key != setting}
+                lines.setdefault(settings_name(others) or LABELS[metric], {})[cell["cell"]] = float(cell["x"])
+        for suffix in (".svg", ".png") if lines else ():
+            plots.against(table, lines, folder / f"against-{metric}{suffix}", setting, label, document["log"])
+        if lines:
+            made.append((folder / f"against-{metric}.svg", f"{LABELS[metric]} against {setting}"))
+    pairs = {tuple(cell["pair"]): cell["cell"] for cell in cells if cell["pair"]}
+    if pairs:
+        names = [first for first, second in pairs if first == second]
+        means = table.set_index("cell")["mean"]
+        values = np.array([[means.get(pairs.get((a, b)) or pairs.get((b, a))) for b in names] for a in names], float)
+        for suffix in (".svg", ".png"):
+            plots.pair_matrix(names, values, folder / f"pairs-{metric}{suffix}", label)
+        made.append((folder / f"pairs-{metric}.svg", f"{LABELS[metric]} with two augmentations alone (paper, Fig. 5)"))
+    return made
+
+
+def _curves(found: Records, document: Mapping[str, Any], store: Store, folder: Path) -> list[tuple[Path, str]]:
+    """Learning curves of the cells, over their seeds."""
+    made = []
+    for metric, label in CURVES.items():
+        histories: dict[str, list[pd.DataFrame]] = {}
+        for cell in document["cells"]:
+            runs = [run for (name, _), run in found.runs.items() if name == cell["cell"]]
+            curves = [curve for run in runs if len(curve := store.history(_source(run), metric))]
+            if curves and cell["layer"] == "h":
+                histories[cell["cell"]] = curves
+        if not histories:
+            continue
+        for suffix in (".svg", ".png"):
+            plots.curves(histories, folder / f"curves-{metric.replace('/', '-')}{suffix}", label)
+        made.append((folder / f"curves-{metric.replace('/', '-')}.svg", f"{label}, mean and range over seeds"))
+    return made
+
+
+def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
+    """Draw curves of runs over each other, and write their points; the files. The loss has its chance level.
+
+    Raises UserError for a metric that a run does not have.
+    """
+    key, histories, chances = SHORT.get(metric, metric), {}, set()
+    for run in map(store.find, names):
+        curve = store.history(run.info.run_id, key)
+        if curve.empty:
+            raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*SHORT, *run.data.metrics])
+        histories[f"{run.info.run_name} ({run.info.run_id[:8]})"] = [curve]
+        chances.add(chance_loss(int(run.data.params["train.batch_size"])))
+    if not out.parent.is_dir():
+        raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
+    chance = chances.pop() if key == "train/loss" and len(chances) == 1 else None
+    files = [out.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
+    for path in files[:2]:
+        plots.curves(histories, path, CURVES.get(key, key), chance, smooth)
+    plots.curve_points(histories).to_csv(files[2], index=False)
+    return files
