@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, tiny
+from typer.testing import CliRunner
+
+import cli
+from experiments import ablate, reporting, runner
+from experiments.plan import BASELINE, Plan, make_plan
+from experiments.tracking import Store
+from simclr.config import to_toml
+from simclr.errors import RunFailed, UserError
+
+QUICK: dict[str, Any] = {"train": {"epochs": 1}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(tiny(**QUICK), drop=["color_jitter", "crop"])
+
+
+@pytest.fixture(scope="module")
+def study(store: Store, plan: Plan) -> str:
+    parent = ablate.open_study("first", plan, store, "simclr ablate --drop color_jitter --drop crop")
+    assert ablate.ablate(parent, plan, store, [0, 1]) == []
+    return parent
+
+
+def trained(store: Store) -> Counter[str]:
+    """How many finished runs each config has."""
+    runs = [run for run in store.search("tags.kind = 'pretrain'") if run.info.status == "FINISHED"]
+    return Counter(run.data.tags["config_key"] for run in runs)
+
+
+def test_a_study_is_a_parent_with_a_nested_run_for_each_cell_and_seed(store: Store, plan: Plan, study: str) -> None:
+    runs = ablate.children(study, store)
+    assert {(run.data.tags["cell"], run.data.tags["seed"]) for run in runs} == {
+        (cell.name, str(seed)) for cell in plan.cells for seed in (0, 1)
+    }
+    for run in runs:
+        assert run.data.tags["mlflow.parentRunId"] == study
+        assert {"eval/knn_top1", "eval/linear_top1", "train/loss"} <= set(run.data.metrics)
+        assert {"config_key", "data_digest", "protocol"} <= set(run.data.tags)
+
+
+def test_nothing_is_trained_or_judged_twice(
+    store: Store, plan: Plan, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "pretrain", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate, "evaluate_encoder", lambda *a: pytest.fail("judged again"))
+    before = len(store.search())
+    assert ablate.open_study("first", plan, store, "") == study
+    assert ablate.ablate(study, plan, store, [0, 1]) == []
+    assert len(store.search()) == before
+
+
+def test_a_baseline_of_another_study_is_taken_over_as_a_copy(
+    store: Store, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_plan(tiny(**QUICK), vary=["loss.temperature=0.2,0.4"])
+    parent = ablate.open_study("second", other, store, "")
+    assert ablate.ablate(parent, other, store, [0]) == []
+    assert set(trained(store).values()) == {1}
+    (copy,) = [run for run in ablate.children(parent, store) if run.data.tags["cell"] == BASELINE]
+    source = store.client.get_run(copy.data.tags["copied_from"])
+    assert copy.data.metrics == source.data.metrics
+    assert copy.data.params == source.data.params
+    assert store.history(copy.info.run_id, "train/loss").equals(store.history(source.info.run_id, "train/loss"))
+    assert store.find("tiny-s0").info.run_id != copy.info.run_id
+    again = len(store.search())
+    assert ablate.ablate(parent, other, store, [0]) == []
+    assert len(store.search()) == again
+
+
+def test_more_seeds_extend_a_study_and_another_plan_needs_another_name(store: Store, plan: Plan, study: str) -> None:
+    assert ablate.open_study("first", plan, store, "") == study
+    with pytest.raises(UserError, match=r"exists with another plan \(baseline, no color_jitter, no crop\)"):
+        ablate.open_study("first", make_plan(tiny(**QUICK), drop=["flip"]), store, "")
+
+
+def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = make_plan(tiny(**QUICK, optim={"name": "sgd", "lr": 0.1, "weight_decay": 0}), vary=["optim.lr=1e30,0.01"])
+    parent = ablate.open_study("fails", plan, store, "simclr ablate")
+    failures = ablate.ablate(parent, plan, store, [0, 1])
+    assert [failure.partition(":")[0] for failure in failures] == ["'lr=1e+30', seed 0", "'lr=1e+30', seed 1"]
+    assert "training diverged" in failures[0]
+    text = reporting.report(parent, store, "csv")
+    (row,) = [line for line in text.splitlines() if line.startswith("lr=1e+30") and "linear" not in line][:1]
+    assert row.split(",")[1] == "0"
+    assert "—" in row
+    page = store.artifact(parent, "report.html").read_text()
+    assert "Not finished" in page
+    assert "training diverged" in page
+
+
+def test_the_report_is_made_of_records_alone(store: Store, study: str, tmp_path: Path) -> None:
+    text = reporting.report(study, Store(store.folder), "markdown", tmp_path / "out")
+    assert "no color_jitter" in text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"report.html", "linear_top1.csv", "linear_top1.tex", "knn_top1.md"} <= names
+    assert {"differences-linear_top1.svg", "differences-linear_top1.png", "curves-train-loss.svg"} <= names
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "simclr ablate --drop color_jitter --drop crop" in page
+    assert "[augment.crop]" in page  # the config
+    found = ablate.records(study, store)
+    assert (found.table["status"] == "FINISHED").all()
+    for (cell, seed), right in found.correct["linear_top1"].items():
+        row = found.table[(found.table["cell"] == cell) & (found.table["seed"] == seed)].iloc[0]
+        assert right.mean() == pytest.approx(row["linear_top1"], abs=1e-6)
+
+
+def test_a_layer_of_the_same_network_is_judged_without_training_it_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = make_plan(tiny(**QUICK), axis="head")
+    chosen = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, z judged")])
+    parent = ablate.open_study("layers", chosen, store, "")
+    assert ablate.ablate(parent, chosen, store, [0]) == []
+    assert sum(trained(store).values()) == 1
+    table = ablate.records(parent, store).table.set_index("cell")
+    assert table.loc[BASELINE, "linear_top1"] != table.loc["head=mlp, z judged", "linear_top1"]
+
+
+def test_a_cell_that_can_not_run_is_said_before_anything_starts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = make_plan(tiny(**QUICK), vary=["train.batch_size=128,5000"])
+    with pytest.raises(UserError, match=r"1 of 3 cells can't run: 'batch_size=5000': train.batch_size = 5000"):
+        ablate.forecast(plan, store, [0])
+    assert store.search() == []
+
+
+def test_the_forecast_knows_what_is_done(store: Store, plan: Plan, study: str) -> None:
+    cells = ablate.forecast(plan, store, [0, 1, 2])
+    assert [each.done for each in cells] == [[0, 1]] * 3
+    assert all(each.seconds > 0 for each in cells)
+
+
+def test_an_unexpected_error_is_not_taken_for_a_failed_cell(
+    store: Store, plan: Plan, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*a: object, **k: object) -> None:
+        raise RunFailed("full disk")
+
+    monkeypatch.setattr(ablate, "run_cell", broken)
+    assert len(ablate.ablate(study, plan, store, [0])) == 3
+
+    def bug(*a: object, **k: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(ablate, "run_cell", bug)
+    with pytest.raises(KeyError):
+        ablate.ablate(study, plan, store, [0])
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_any_moment_goes_on_to_the_same_figures(tmp_path: Path) -> None:
+    config = tiny(train={"epochs": 12, "checkpoint_minutes": 0.001})
+    arguments = ["ablate", "--config", "tiny.toml", "--drop", "color_jitter", "--seeds", "2"]
+
+    def start(home: Path) -> subprocess.Popen[bytes]:
+        home.mkdir(exist_ok=True)
+        (home / "tiny.toml").write_text(to_toml(config))
+        environment = os.environ | {"SIMCLR_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+        return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.DEVNULL)
+
+    whole = start(tmp_path / "whole")
+    moments, draw = 0, random.Random(0)
+    assert whole.wait(300) == 0
+    killed = start(tmp_path / "killed")
+    runs = Store(tmp_path / "killed")
+    while killed.poll() is None and moments < 6:
+        seen = len(runs.search())
+        limit = time.monotonic() + 60
+        while killed.poll() is None and len(runs.search()) == seen and time.monotonic() < limit:
+            time.sleep(0.2)  # a cell has begun
+        time.sleep(draw.uniform(0, 4))  # in the middle of it, of its evaluation, or between it and the next
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        moments += 1
+        killed = start(tmp_path / "killed")
+    assert killed.wait(300) == 0
+    tables = []
+    for home in ("whole", "killed"):
+        store = Store(tmp_path / home)
+        (parent,) = store.studies()
+        columns = ["cell", "seed", "status", "knn_top1", "linear_top1"]
+        tables.append(ablate.records(parent.info.run_id, store).table[columns].sort_values(["cell", "seed"]))
+        assert set(trained(store).values()) == {1}
+    assert moments > 0
+    assert tables[0].to_numpy().tolist() == tables[1].to_numpy().tolist()
+
+
+BAD = {
+    "axis": (["--axis", "temprature"], "did you mean 'temperature'"),
+    "augmentation": (["--drop", "colour_jitter"], "did you mean 'color_jitter'"),
+    "one value": (["--vary", "loss.temperature=0.1"], "expected two or more"),
+    "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
+    "nothing": ([], "nothing differs from the baseline"),
+    "too large a batch": (["--vary", "train.batch_size=64,9000"], "cells can't run"),
+    "name taken": (["--drop", "flip", "--name", "first"], "exists with another plan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    case: str, store: Store, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    (store.folder / "tiny.toml").write_text(to_toml(tiny(**QUICK)))
+    arguments, message = BAD[case]
+    done = CliRunner().invoke(cli.app, ["ablate", "--config", str(store.folder / "tiny.toml"), *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_seeds_0_is_refused() -> None:
+    done = CliRunner().invoke(cli.app, ["ablate", "--drop", "crop", "--seeds", "0"])
+    assert done.exit_code == 2
+    assert "--seeds" in done.stderr
+
+
+def test_curves_of_runs_are_drawn_with_their_points(
+    store: Store, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["plot", "loss", "tiny-s0", "tiny-s1", "--smooth", "3"])
+    assert done.exit_code == 0, done.output
+    points = (tmp_path / "curves.csv").read_text().splitlines()
+    assert points[0] == "label,run,step,value"
+    assert {line.split(" ")[0] for line in points[1:]} == {"tiny-s0", "tiny-s1"}
+    assert (tmp_path / "curves.svg").exists()
+    done = CliRunner().invoke(cli.app, ["plot", "los", "tiny-s0"])
+    assert done.exit_code == 2
+    assert "did you mean 'loss'" in done.stderr
