@@ -24,6 +24,7 @@ from .plan import settings_name
 from .tracking import Store, Tracker
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+DETAILS = ["pairs", "p", "p (McNemar, by seed)", "source", "images/s"]  # columns that a terminal is spared
 CURVES = {"train/loss": "NT-Xent loss", "val/knn_top1": "kNN accuracy on validation"}
 SHORT = {  # what `simclr plot` calls them
     "loss": "train/loss",
@@ -53,7 +54,8 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
             text = shown(table, metric)
             for name, suffix in SUFFIXES.items():
                 (folder / f"{metric}{suffix}").write_text(FORMATS[name](text, notes), encoding="utf-8")
-            texts.append(FORMATS[form](text, notes if metric == metrics[-1] else []))
+            brief = text.drop(columns=DETAILS) if form == "terminal" else text
+            texts.append(FORMATS[form](brief, notes if metric == metrics[-1] else []))
             sections.append((LABELS[metric], "table", text))
             sections += [("", "figure", (path, caption)) for path, caption in _figures(table, metric, document, folder)]
         sections += [("", "figure", (path, caption)) for path, caption in _curves(found, document, store, folder)]
