@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import tiny
+from conftest import ROOT, tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -138,3 +139,15 @@ def test_an_unlabelled_folder_is_judged_without_labels(run, home: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "effective_rank_h" in done.output
     assert "alignment_z" in done.output
+
+
+def test_the_python_in_the_readme_runs(run, home: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    assert run("export", "tiny-s0", "--out", "shapes-safetensors.safetensors").exit_code == 0
+    (tmp_path / "photos").mkdir()
+    for name in ("one", "two"):
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / f"{name}.jpg")
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert torch.isfinite(scope["loss"])  # type: ignore[arg-type]
