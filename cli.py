@@ -256,257 +256,7 @@ def _status(latest: dict[str, float], chance: float, epoch: float, epochs: int) 
     return " ".join(parts)
 
 
-Run = Annotated[
-    str | None,
-    typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
-]
-Transfer = Annotated[str | None, typer.Option(help="Another data set to judge it on ({datasets}), or a folder.")]
-Layer = Annotated[str | None, typer.Option(help="h, z, or head.N: module N of the head.", show_default="h")]
-ProtocolSettings = Annotated[
-    list[str], typer.Option("--set", help="A setting of the protocol, e.g. --set knn.k=[20,200].")
-]
-
-
-@app.command("eval", cls=Command)
-def evaluate(
-    run: Run = None,
-    knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
-    linear_sgd: Annotated[bool, typer.Option("--linear-sgd", help="The paper's probe: SGD on random crops.")] = False,
-    finetune: Annotated[
-        str | None, typer.Option(help="Train all of it on these fractions of the labels, e.g. 0.01,0.1,1.0.")
-    ] = None,
-    no_labels: Annotated[
-        bool, typer.Option("--no-labels", help="Contrastive accuracy, alignment, uniformity, effective rank.")
-    ] = False,
-    transfer: Transfer = None,
-    layer: Layer = None,
-    data_dir: DataDir = None,
-    device: Device = None,
-    settings: ProtocolSettings = [],  # noqa: B006
-) -> None:
-    """Judge a frozen encoder, beside chance, raw pixels and an untrained one (without options: --knn --linear)."""
-    with plain_errors():
-        from experiments import encoders, evaluation, tracking
-        from simclr.protocol import make_protocol
-
-        asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
-        names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
-        fractions = [f"finetune.fractions=[{finetune}]"] if finetune else []
-        protocol = make_protocol([*fractions, *settings], layer=layer)
-        store = tracking.Store(tracking.home())
-        found = encoders.find(run, store)
-        with progress_bars() as (_, advance):
-            subject = encoders.place(
-                found, store, protocol, data_dir=data_dir, transfer=transfer, device=device, progress=advance
-            )
-            report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
-        data = report.protocol["data"]
-        typer.echo(
-            f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {data['train']} train, "
-            f"{data['val']} val, {data['test']} test), layer {protocol.layer}, protocol {protocol.version}"
-        )
-        typer.echo(_evaluation_table(report.table))
-        for warning in report.warnings:
-            typer.echo(f"warning: {warning}", err=True)
-
-
-def _evaluation_table(table: Any) -> str:
-    """Accuracies in percent with their 95 % intervals; other figures as they are."""
-    from math import isnan
-
-    from tabulate import tabulate
-
-    def number(value: float, accuracy: bool) -> str:
-        return "" if isnan(value) else f"{value:.2%}" if accuracy else f"{value:.4g}"
-
-    rows = []
-    for row in table.itertuples():
-        accuracy = row.metric.endswith(("_top1", "_top5", "_std"))
-        interval = "" if isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}"
-        others = [number(value, accuracy) for value in (row.untrained, row.pixels, row.chance)]
-        rows.append([row.metric, number(row.trained, accuracy), interval, *others, row.protocol])
-    headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
-    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 6)))
-
-
 Format = Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex.")]
-
-
-@app.command(cls=Command)
-def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
-    form: Format = "terminal",
-) -> None:
-    """Compare evaluated runs: settings that differ, figures with intervals, McNemar's test of each pair."""
-    with plain_errors():
-        from analysis.tables import FORMATS
-        from experiments import comparison, tracking
-        from simclr.errors import unknown
-
-        if form not in FORMATS:
-            raise unknown("format", form, FORMATS)
-        result = comparison.compare(runs, tracking.Store(tracking.home()))
-        typer.echo(FORMATS[form](result.table, [] if len(result.tests) else result.notes))
-        if len(result.tests):
-            typer.echo(FORMATS[form](result.tests, result.notes))
-
-
-@app.command(cls=Command)
-def tsne(
-    run: Run = None,
-    out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("tsne"),
-    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    images: Annotated[int, typer.Option(min=4, help="At most so many, picked by the seed.")] = 5000,
-    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images themselves.")] = False,
-    perplexity: Annotated[float, typer.Option(help="About how many neighbours an image has.")] = 30,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    transfer: Transfer = None,
-    layer: Layer = None,
-    data_dir: DataDir = None,
-    device: Device = None,
-) -> None:
-    """Draw a t-SNE map of an encoder's features, with how far it can be trusted."""
-    with plain_errors():
-        from experiments import encoders, pictures, tracking
-        from simclr.errors import UserError
-        from simclr.evaluate import check
-        from simclr.protocol import make_protocol
-
-        if not out.parent.is_dir():
-            raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
-        store = tracking.Store(tracking.home())
-        with progress_bars() as (_, advance):
-            subject = encoders.place(
-                encoders.find(run, store),
-                store,
-                make_protocol([], layer=layer),
-                data_dir=data_dir,
-                transfer=transfer,
-                device=device,
-                progress=advance,
-            )
-            check(subject, [])
-            note = pictures.tsne(
-                subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
-            )
-        typer.echo(note)
-        typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
-
-
-Encoder = Annotated[str, typer.Argument(help="A run's name, how its id starts, or a file of weights.")]
-
-
-@app.command(cls=Command)
-def neighbours(
-    run: Encoder,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("neighbours.png"),
-    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each image.")] = 8,
-    layer: Layer = None,
-    data_dir: DataDir = None,
-    device: Device = None,
-) -> None:
-    """Draw the training images that lie nearest to some images."""
-    with plain_errors():
-        from experiments import encoders, pictures, tracking
-        from simclr.evaluate import check
-        from simclr.protocol import make_protocol
-
-        _drawable(out)
-        store, protocol = tracking.Store(tracking.home()), make_protocol([], layer=layer)
-        with progress_bars() as (_, advance):
-            subject = encoders.place(
-                encoders.find(run, store), store, protocol, data_dir=data_dir, device=device, progress=advance
-            )
-            check(subject, [])
-            pictures.neighbours(subject, images, out, count)
-        typer.echo(f"wrote {out}")
-
-
-@app.command(cls=Command)
-def embed(
-    run: Encoder,
-    folder: Annotated[Path, typer.Argument(help="A folder of images; all below it are taken.")],
-    out: Annotated[Path, typer.Option(help="A .parquet or .npz file.")] = Path("features.parquet"),
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    device: Device = None,
-) -> None:
-    """Write the features (h) of all images in a folder, with their file names."""
-    with plain_errors():
-        from experiments import encoders, tracking
-        from simclr import device as devices
-        from simclr.data import walk
-        from simclr.encoder import Encoder, embed_files, write_features
-        from simclr.errors import UserError
-
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}: expected one with images in it")
-        found = encoders.find(run, tracking.Store(tracking.home()))
-        encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
-        files = [Path(name) for name in walk(str(folder))]
-        with progress_bars() as (_, advance):
-            write_features(out, embed_files(encoder, files, batch_size, advance))
-        typer.echo(f"wrote {out}: {len(files)} images, {encoder.features} numbers each")
-
-
-@app.command("import", cls=Command)
-def import_(
-    file: Annotated[Path, typer.Argument(help="Weights of another program (.pth, .ckpt, .safetensors, ...).")],
-    form: Annotated[str, typer.Option("--format", help="auto, {layouts}.")] = "auto",
-    dataset: Annotated[str, typer.Option(help="To judge it on: {datasets}.")] = "cifar10",
-    data_dir: DataDir = None,
-    side: Annotated[int | None, typer.Option(help="Pixels of the images.", show_default="the data set's")] = None,
-    normalize: Annotated[str, typer.Option(help="Of the images it was trained on: {normalizations}.")] = "imagenet",
-    backbone: Annotated[str | None, typer.Option(help="Where it is no ResNet.", show_default="found")] = None,
-    stem: Annotated[str | None, typer.Option(help="{stems}.", show_default="found")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Accept missing and unknown entries.")] = False,
-    name: Annotated[str | None, typer.Option(help="Of the run.", show_default="the file's")] = None,
-) -> None:
-    """Take in an encoder that another program trained, to judge it as our own. Nothing in the file is run."""
-    with plain_errors():
-        from experiments import encoders, tracking
-        from simclr.config import make
-
-        where = data_dir and str(data_dir.expanduser().resolve())
-        data = make({"data": {"dataset": dataset, "dir": where, "side": side, "normalize": normalize}}).data
-        with progress_bars() as (_, advance):
-            run_id, imported = encoders.bring_in(
-                file,
-                tracking.Store(tracking.home()),
-                data=data,
-                name=name,
-                layout=form,
-                backbone=backbone,
-                stem=stem,
-                partial=partial,
-                progress=advance,
-            )
-        model = imported.model
-        typer.echo(f"run {run_id[:8]}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
-        typer.echo(f"images are normalised by '{normalize}': if it was trained otherwise, say so with --normalize")
-        for what in ("left_out", "missing", "unmatched"):
-            if keys := getattr(imported, what):
-                typer.echo(f"{what.replace('_', ' ')}: {', '.join(keys)}")
-        typer.echo(f"next: simclr eval {run_id[:8]}")
-
-
-@app.command(cls=Command)
-def export(
-    run: Run = None,
-    form: Annotated[str, typer.Option("--format", help="{exports}.")] = "safetensors",
-    out: Annotated[Path, typer.Option(help="A folder, or a file.")] = Path(),
-) -> None:
-    """Write an encoder for other programs, with a card; checked by loading it as they do."""
-    with plain_errors():
-        from experiments import encoders, tracking
-
-        store = tracking.Store(tracking.home())
-        parity = encoders.hand_out(encoders.find(run, store), store, out, form)
-        typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}: how to load it")
-        typer.echo(
-            f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
-        )
 
 
 @app.command(cls=Command)
@@ -516,7 +266,7 @@ def ablate(
     together: Annotated[bool, typer.Option("--together", help="All of --drop, or of --only, as one cell.")] = False,
     axis: Annotated[str | None, typer.Option(help="{axes}, or a TOML file of your own.")] = None,
     vary: Annotated[list[str], typer.Option(help="A setting's values: loss.temperature=0.1,0.5.")] = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(min=1, help="Of each cell: 0, 1, ... .")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, counted from the config's seed.")] = 3,
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -529,7 +279,7 @@ def ablate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their time; run nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before a study of over an hour.")] = False,
 ) -> None:
-    """Run a study: a baseline, and what differs from it in one thing, with the same seeds; then report differences."""
+    """Run a study and report it. A baseline, and what differs from it in one thing, with the same seeds."""
     with plain_errors():
         import shlex
 
@@ -597,7 +347,7 @@ def report(
     form: Format = "terminal",
     out: Annotated[Path | None, typer.Option(help="Also copy its tables, figures and page to this folder.")] = None,
 ) -> None:
-    """Make the tables, figures and page of a study anew, from its records."""
+    """Report a study anew. Its tables, figures and page are made from its records."""
     with plain_errors():
         from analysis.tables import FORMATS
         from experiments import reporting, tracking
@@ -624,9 +374,259 @@ def plot(
         typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
+Run = Annotated[
+    str | None,
+    typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
+]
+Transfer = Annotated[str | None, typer.Option(help="Another data set to judge it on ({datasets}), or a folder.")]
+Layer = Annotated[str | None, typer.Option(help="h, z, or head.N: module N of the head.", show_default="h")]
+ProtocolSettings = Annotated[
+    list[str], typer.Option("--set", help="A setting of the protocol, e.g. --set knn.k=[20,200].")
+]
+
+
+@app.command("eval", cls=Command)
+def evaluate(
+    run: Run = None,
+    knn: Annotated[bool, typer.Option("--knn", help="Weighted k nearest neighbours.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Logistic regression on frozen features.")] = False,
+    linear_sgd: Annotated[bool, typer.Option("--linear-sgd", help="The paper's probe: SGD on random crops.")] = False,
+    finetune: Annotated[
+        str | None, typer.Option(help="Train all of it on these fractions of the labels, e.g. 0.01,0.1,1.0.")
+    ] = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Contrastive accuracy, alignment, uniformity, effective rank.")
+    ] = False,
+    transfer: Transfer = None,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    settings: ProtocolSettings = [],  # noqa: B006
+) -> None:
+    """Judge a frozen encoder. Beside it stand chance, raw pixels and an untrained one. Default: --knn --linear."""
+    with plain_errors():
+        from experiments import encoders, evaluation, tracking
+        from simclr.protocol import make_protocol
+
+        asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
+        names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
+        fractions = [f"finetune.fractions=[{finetune}]"] if finetune else []
+        protocol = make_protocol([*fractions, *settings], layer=layer)
+        store = tracking.Store(tracking.home())
+        found = encoders.find(run, store)
+        with progress_bars() as (_, advance):
+            subject = encoders.place(
+                found, store, protocol, data_dir=data_dir, transfer=transfer, device=device, progress=advance
+            )
+            report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
+        data = report.protocol["data"]
+        typer.echo(
+            f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {data['train']} train, "
+            f"{data['val']} val, {data['test']} test), layer {protocol.layer}, protocol {protocol.version}"
+        )
+        typer.echo(_evaluation_table(report.table))
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+
+
+def _evaluation_table(table: Any) -> str:
+    """Accuracies in percent with their 95 % intervals; other figures as they are."""
+    from math import isnan
+
+    from tabulate import tabulate
+
+    def number(value: float, accuracy: bool) -> str:
+        return "" if isnan(value) else f"{value:.2%}" if accuracy else f"{value:.4g}"
+
+    rows = []
+    for row in table.itertuples():
+        accuracy = row.metric.endswith(("_top1", "_top5", "_std"))
+        interval = "" if isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}"
+        others = [number(value, accuracy) for value in (row.untrained, row.pixels, row.chance)]
+        rows.append([row.metric, number(row.trained, accuracy), interval, *others, row.protocol])
+    headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
+    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 6)))
+
+
+@app.command(cls=Command)
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
+    form: Format = "terminal",
+) -> None:
+    """Compare evaluated runs. Settings that differ, figures with intervals, McNemar's test of each pair."""
+    with plain_errors():
+        from analysis.tables import FORMATS
+        from experiments import comparison, tracking
+        from simclr.errors import unknown
+
+        if form not in FORMATS:
+            raise unknown("format", form, FORMATS)
+        result = comparison.compare(runs, tracking.Store(tracking.home()))
+        typer.echo(FORMATS[form](result.table, [] if len(result.tests) else result.notes))
+        if len(result.tests):
+            typer.echo(FORMATS[form](result.tests, result.notes))
+
+
+@app.command(cls=Command)
+def tsne(
+    run: Run = None,
+    out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("tsne"),
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    images: Annotated[int, typer.Option(min=4, help="At most so many, picked by the seed.")] = 5000,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images themselves.")] = False,
+    perplexity: Annotated[float, typer.Option(help="About how many neighbours an image has.")] = 30,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    transfer: Transfer = None,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Draw a t-SNE map of features. Below it stands how far it can be trusted."""
+    with plain_errors():
+        from experiments import encoders, pictures, tracking
+        from simclr.errors import UserError
+        from simclr.evaluate import check
+        from simclr.protocol import make_protocol
+
+        if not out.parent.is_dir():
+            raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
+        store = tracking.Store(tracking.home())
+        with progress_bars() as (_, advance):
+            subject = encoders.place(
+                encoders.find(run, store),
+                store,
+                make_protocol([], layer=layer),
+                data_dir=data_dir,
+                transfer=transfer,
+                device=device,
+                progress=advance,
+            )
+            check(subject, [])
+            note = pictures.tsne(
+                subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
+            )
+        typer.echo(note)
+        typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
+
+
+Encoder = Annotated[str, typer.Argument(help="A run's name, how its id starts, or a file of weights.")]
+
+
+@app.command(cls=Command)
+def neighbours(
+    run: Encoder,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("neighbours.png"),
+    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each image.")] = 8,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Draw the training images nearest to an image."""
+    with plain_errors():
+        from experiments import encoders, pictures, tracking
+        from simclr.evaluate import check
+        from simclr.protocol import make_protocol
+
+        _drawable(out)
+        store, protocol = tracking.Store(tracking.home()), make_protocol([], layer=layer)
+        with progress_bars() as (_, advance):
+            subject = encoders.place(
+                encoders.find(run, store), store, protocol, data_dir=data_dir, device=device, progress=advance
+            )
+            check(subject, [])
+            pictures.neighbours(subject, images, out, count)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(cls=Command)
+def embed(
+    run: Encoder,
+    folder: Annotated[Path, typer.Argument(help="A folder of images; all below it are taken.")],
+    out: Annotated[Path, typer.Option(help="A .parquet or .npz file.")] = Path("features.parquet"),
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    device: Device = None,
+) -> None:
+    """Write the features of a folder of images. They are h, with file names."""
+    with plain_errors():
+        from experiments import encoders, tracking
+        from simclr import device as devices
+        from simclr.data import walk
+        from simclr.encoder import Encoder, embed_files, write_features
+        from simclr.errors import UserError
+
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: expected one with images in it")
+        found = encoders.find(run, tracking.Store(tracking.home()))
+        encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
+        files = [Path(name) for name in walk(str(folder))]
+        with progress_bars() as (_, advance):
+            write_features(out, embed_files(encoder, files, batch_size, advance))
+        typer.echo(f"wrote {out}: {len(files)} images, {encoder.features} numbers each")
+
+
+@app.command("import", cls=Command)
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights of another program (.pth, .ckpt, .safetensors, ...).")],
+    form: Annotated[str, typer.Option("--format", help="auto, {layouts}.")] = "auto",
+    dataset: Annotated[str, typer.Option(help="To judge it on: {datasets}.")] = "cifar10",
+    data_dir: DataDir = None,
+    side: Annotated[int | None, typer.Option(help="Pixels of the images.", show_default="the data set's")] = None,
+    normalize: Annotated[str, typer.Option(help="Of the images it was trained on: {normalizations}.")] = "imagenet",
+    backbone: Annotated[str | None, typer.Option(help="Where it is no ResNet.", show_default="found")] = None,
+    stem: Annotated[str | None, typer.Option(help="{stems}.", show_default="found")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept missing and unknown entries.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the run.", show_default="the file's")] = None,
+) -> None:
+    """Take in another program's encoder. It can then be judged as our own. Nothing in the file is run."""
+    with plain_errors():
+        from experiments import encoders, tracking
+        from simclr.config import make
+
+        where = data_dir and str(data_dir.expanduser().resolve())
+        data = make({"data": {"dataset": dataset, "dir": where, "side": side, "normalize": normalize}}).data
+        with progress_bars() as (_, advance):
+            run_id, imported = encoders.bring_in(
+                file,
+                tracking.Store(tracking.home()),
+                data=data,
+                name=name,
+                layout=form,
+                backbone=backbone,
+                stem=stem,
+                partial=partial,
+                progress=advance,
+            )
+        model = imported.model
+        typer.echo(f"run {run_id[:8]}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
+        typer.echo(f"images are normalised by '{normalize}': if it was trained otherwise, say so with --normalize")
+        for what in ("left_out", "missing", "unmatched"):
+            if keys := getattr(imported, what):
+                typer.echo(f"{what.replace('_', ' ')}: {', '.join(keys)}")
+        typer.echo(f"next: simclr eval {run_id[:8]}")
+
+
+@app.command(cls=Command)
+def export(
+    run: Run = None,
+    form: Annotated[str, typer.Option("--format", help="{exports}.")] = "safetensors",
+    out: Annotated[Path, typer.Option(help="A folder, or a file.")] = Path(),
+) -> None:
+    """Write an encoder for other programs. With a card; checked by loading it as they do."""
+    with plain_errors():
+        from experiments import encoders, tracking
+
+        store = tracking.Store(tracking.home())
+        parity = encoders.hand_out(encoders.find(run, store), store, out, form)
+        typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}: how to load it")
+        typer.echo(
+            f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
+        )
+
+
 @app.command()
 def presets() -> None:
-    """List the recipes that come with the suite, and what each costs and gives."""
+    """List the recipes, with what each costs and gives."""
     with plain_errors():
         from experiments.recipes import presets as load
 
@@ -647,7 +647,7 @@ def views(
     seed: Seed = None,
     settings: Settings = [],  # noqa: B006
 ) -> None:
-    """Draw what the network sees: originals, both views, and each operation alone."""
+    """Draw what the network sees. Originals, both views, and each operation alone."""
     with plain_errors():
         from experiments import runner, tracking
         from experiments.configure import resolve
@@ -686,7 +686,7 @@ def runs() -> None:
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
-    """Open MLflow's pages on this machine (http://127.0.0.1:5000); Ctrl-C ends it."""
+    """Open MLflow's pages on this machine. At http://127.0.0.1:5000; Ctrl-C ends it."""
     with plain_errors():
         from experiments import tracking
 

@@ -18,26 +18,157 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's palette: told apart by colour-blind readers; the line styles tell them apart in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h", "d", "8", "H")  # with colours: 105 pairs
 
 
-def loss_curve(curves: Mapping[str, pd.DataFrame], chance: float, path: Path) -> None:
-    """Loss against the step (columns step, value) for each run, with the chance level ln(2N - 1)."""
+def loss_curve(runs: Mapping[str, pd.DataFrame], chance: float, path: Path) -> None:
+    """`curves` of the loss of single runs, with the chance level ln(2N - 1)."""
+    curves({name: [run] for name, run in runs.items()}, path, "NT-Xent loss", chance)
+
+
+def curves(
+    histories: Mapping[str, Sequence[pd.DataFrame]],
+    path: Path,
+    ylabel: str,
+    chance: float | None = None,
+    smooth: int = 0,
+) -> None:
+    """A curve against the step (columns step, value) for each label: the mean of its runs, and their range as a band.
+
+    `smooth` draws running means over so many points of a run, and says so. A step that only some runs have is a mean of
+    those. Raises ValueError for a negative `smooth`.
+    """
+    if smooth < 0:
+        raise ValueError(f"smooth {smooth}: expected 0 (as it is), or over how many points to take running means")
+    points = curve_points(histories)
+    if smooth > 1:
+        runs = points.groupby(["label", "run"])["value"]
+        points["value"] = runs.transform(lambda run: run.rolling(smooth, center=True, min_periods=1).mean())
+        ylabel += f" (running mean of {smooth} points)"
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    title = None
+    for index, (label, group) in enumerate(points.groupby("label", sort=False)):
+        n = group["run"].nunique()
+        name = _entry(str(label))
+        if n > 1:
+            name, title = f"{name} (n = {n})", "mean and range of runs"
+        at = group.groupby("step")["value"].agg(["mean", "min", "max"])
+        axes.plot(at.index, at["mean"], label=name, **_look(index))
+        axes.fill_between(at.index, at["min"], at["max"], color=_color(index), alpha=0.2, linewidth=0)
+    axes.set(xlabel="step", ylabel=_plain(ylabel))
+    axes.margins(y=0.1)
+    if chance is not None:
+        axes.axhline(chance, color="0.5", linewidth=1)
+        note, place = f"chance = {chance:.3g}", ("axes fraction", "data")
+        axes.annotate(note, (0.99, chance), xycoords=place, ha="right", va="bottom", color="0.3")
+    _legend(figure, title)
+    _save(figure, path)
+
+
+def curve_points(histories: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """What `curves` draws, one row a point: label, run (its index in the label), step, value."""
+    columns = ["label", "run", "step", "value"]
+    runs = [
+        run.assign(label=label, run=index)[columns]
+        for label, of_label in histories.items()
+        for index, run in enumerate(of_label)
+    ]
+    return pd.concat(runs, ignore_index=True) if runs else pd.DataFrame(columns=columns)
+
+
+def differences(summary: pd.DataFrame, path: Path, xlabel: str) -> None:
+    """The difference of each cell to the baseline with its interval, sorted, from `study.summary` (the baseline first).
+
+    Light marks show what was expected: a bar at the size, or a triangle from 0 to the side.
+    """
+    rows = summary.iloc[1:].sort_values("difference", ascending=False, na_position="first")
+    y = np.arange(len(rows))
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes.axvline(0, color="0.5", linewidth=1)
+    low, middle, high = (rows[f"difference{end}"] for end in ("_low", "", "_high"))
+    bars = [middle - low, high - middle]
+    axes.errorbar(middle, y, xerr=bars, fmt="o", color=COLORS[0], capsize=3, label="difference, 95 % interval")
+    sizes = pd.to_numeric(rows["expected"], errors="coerce")
+    light: dict[str, Any] = {"color": "0.7", "linestyle": "none", "zorder": 0}
+    if sizes.notna().any():
+        axes.plot(sizes, y, marker="|", markersize=15, markeredgewidth=4, label="expected size", **light)
+    for side, marker in (("lower", CARETLEFTBASE), ("higher", CARETRIGHTBASE)):
+        if (expected := (rows["expected"] == side).to_numpy()).any():
+            zeros = np.zeros(expected.sum())
+            axes.plot(zeros, y[expected], marker=marker, markersize=11, label=f"expected {side}", **light)
+    names = [f"{_short(cell, 40)} (n = {pairs})" for cell, pairs in zip(rows["cell"], rows["pairs"], strict=True)]
+    axes.set_yticks(y, names, fontsize=8)
+    axes.set(xlabel=_plain(xlabel), ylim=(-0.6, len(rows) - 0.4))
+    _legend(figure)
+    _save(figure, path)
+
+
+def against(
+    summary: pd.DataFrame,
+    lines: Mapping[str, Mapping[str, float]],
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+) -> None:
+    """The figures of `study.summary` with their intervals against a number: for each label, a line of {cell: number}.
+
+    The baseline (the first row) is a dotted level, and a ring where a line passes it. Raises ValueError for a number
+    that has no place on a logarithmic axis.
+    """
+    places = {cell: x for line in lines.values() for cell, x in line.items()}
+    if log and (wrong := [cell for cell, x in places.items() if x <= 0]):
+        raise ValueError(
+            f"{xlabel} {places[wrong[0]]:g} of cell '{wrong[0]}' on a logarithmic axis: "
+            f"expected a positive number, so draw the axis linear"
+        )
+    table = summary.set_index("cell")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for index, (name, curve) in enumerate(curves.items()):
-        color, style = COLORS[index % len(COLORS)], STYLES[index % len(STYLES)]
-        axes.plot(curve["step"], curve["value"], color=color, linestyle=style, label=name)
-    axes.axhline(chance, color="0.5", linewidth=1)
-    label = f"chance, ln(2N - 1) = {chance:.2f}"
-    axes.annotate(label, (0.99, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.3")
-    axes.set(xlabel="step", ylabel="NT-Xent loss", ylim=(0, 1.1 * chance))
-    axes.legend(frameon=False, loc="lower left")
+    baseline = summary["cell"].iloc[0]
+    level = table.loc[baseline, "mean"]
+    for index, (label, line) in enumerate(lines.items()):
+        at = table.loc[list(line)].assign(x=list(line.values())).sort_values("x")
+        bars, look = [at["mean"] - at["low"], at["high"] - at["mean"]], _look(index)
+        axes.errorbar(at["x"], at["mean"], yerr=bars, marker=MARKERS[index], capsize=3, label=_entry(label), **look)
+        axes.fill_between(at["x"], at["low"], at["high"], color=_color(index), alpha=0.2, linewidth=0)
+    axes.axhline(level, color="0.4", linestyle=":", label=_entry(baseline))
+    if baseline in places:
+        axes.plot(places[baseline], level, marker="o", markersize=12, color="0.4", fillstyle="none")
+    if log:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    ticks = sorted(set(places.values()))
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set(xlabel=_plain(xlabel), ylabel=_plain(ylabel))
+    _legend(figure)
+    _save(figure, path)
+
+
+def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: str) -> None:
+    """Figures (K x K, nan: none) of pairs of augmentations, the row's applied first, and their average over the row.
+
+    As Fig. 5 of arXiv 2002.05709; on the diagonal are single augmentations.
+    """
+    shown = np.column_stack([values, pd.DataFrame(values).mean(axis=1)])
+    side = 2.5 + 0.75 * len(names)
+    figure, axes = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
+    image = axes.imshow(shown, cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, label=_plain(label), shrink=0.8)
+    _numbers(axes, image, np.argwhere(np.ones_like(shown)), ".1f")
+    axes.axvline(len(names) - 0.5, color="white", linewidth=4)
+    ticks = [_short(name, 30) for name in names]
+    axes.set_xticks(range(len(names) + 1), [*ticks, "average"], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), ticks, fontsize=8)
+    axes.set(xlabel="second", ylabel="first")
     _save(figure, path)
 
 
@@ -77,10 +208,7 @@ def confusion_matrix(matrix: NDArray[np.integer], classes: Sequence[str], path: 
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     if n <= 20:
-        for row, column in np.argwhere(matrix):
-            value = share[row, column]
-            color = "white" if value > 40 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+        _numbers(axes, image, np.argwhere(matrix), ".0f")
     ticks = range(0, n, -(-n // 50))
     names = [_short(classes[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8)
@@ -165,12 +293,37 @@ def _thumbnails(
     axes.autoscale()
 
 
+def _numbers(axes: Axes, image: AxesImage, cells: NDArray[np.integer], style: str) -> None:
+    """The numbers of an image (blue: high) in some of its cells (N x 2: row, column)."""
+    values = np.ma.filled(image.get_array(), np.nan)
+    for row, column in cells:
+        value = values[row, column]
+        text = "—" if np.isnan(value) else f"{value:{style}}"
+        color = "white" if image.norm(value) > 0.63 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+
+
+def _look(index: int) -> dict[str, Any]:
+    """The colour and style of a line: 28 pairs."""
+    return {"color": _color(index), "linestyle": STYLES[index % len(STYLES)]}
+
+
 def _color(label: int) -> str:
     return COLORS[label % len(COLORS)] if label >= 0 else "0.5"
 
 
 def _short(name: str, longest: int = 20) -> str:
     return _plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
+
+
+def _entry(label: str) -> str:
+    """A label for the legend, which leaves out what begins with an underscore; hence the blank."""
+    return f" {_short(label, 40)}"
+
+
+def _legend(figure: Figure, title: str | None = None) -> None:
+    """A legend beside the figure, of what has a label."""
+    figure.legend(loc="outside right upper", title=title, fontsize=8, title_fontsize=8, frameon=False)
 
 
 def _plain(text: str) -> str:
@@ -191,5 +344,5 @@ def _grid(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]
 
 def _save(figure: Figure, *paths: Path) -> None:
     for path in paths:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, dpi=150, metadata=UNDATED.get(path.suffix))
     plt.close(figure)
