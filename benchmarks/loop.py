@@ -21,7 +21,7 @@ from experiments.tracking import Store
 from simclr import device as devices
 from simclr.augment import apply, draw
 from simclr.data import open_dataset
-from simclr.loss import nt_xent, similarities
+from simclr.loss import contrast
 from simclr.train import Meter, batch_rows, begin, embed, plan, stored_images, train_step, two_views
 
 ROUNDS = 15
@@ -54,7 +54,7 @@ def main(preset: str, settings: list[str]) -> None:
         def bare_step() -> None:
             with devices.autocast(device, dtype):
                 z1, z2 = embed(bare.model, first, second, config.train.views)
-            loss = nt_xent(similarities(z1, z2), config.loss.temperature)
+            loss = contrast(z1, z2, config.loss.temperature)[0]
             bare.scaler.scale(loss).backward()
             bare.scaler.step(bare.optimizer)
             bare.scaler.update()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
-from .loss import contrastive_accuracy, similarities
+from .loss import contrast
 from .protocol import BLOCK, Outcome, Subject
 from .randomness import permutation
 from .train import two_views
@@ -68,7 +68,7 @@ def geometry(subject: Subject) -> Outcome:
     model.train(training)
     metrics: dict[str, float] = {}
     for layer, batches in layers.items():
-        top = torch.stack([contrastive_accuracy(similarities(*pair)) for pair in batches]).mean(0).tolist()
+        top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
         first, second = (torch.cat(view) for view in zip(*batches, strict=True))
         metrics |= {
             f"contrastive_{layer}_top1": top[0],

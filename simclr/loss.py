@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 1024  # rows and columns of a block of similarities: 4 MiB in float32
+PLAIN_ROWS = 4096  # up to here the whole matrix is held, 64 MiB in float32; above, blocks of it
 
 
 def chance_loss(batch_size: int) -> float:
     """ln(2N - 1): the loss of embeddings that tell nothing, one positive among 2N - 1 candidates."""
     return math.log(2 * batch_size - 1)
+
+
+def _embeddings(z1: Tensor, z2: Tensor, normalize: bool) -> Tensor:
+    """Both views' embeddings, one after the other, in float32 (float64 stays); each of length one if `normalize`."""
+    z = torch.cat([z1, z2])
+    z = z if z.dtype == torch.float64 else z.float()
+    return F.normalize(z, dim=1) if normalize else z
 
 
 def similarities(z1: Tensor, z2: Tensor, *, normalize: bool = True) -> Tensor:
@@ -20,10 +33,7 @@ def similarities(z1: Tensor, z2: Tensor, *, normalize: bool = True) -> Tensor:
     Cosine similarities, or plain dot products without `normalize` (paper, Table 5). Rows 0 .. N-1 are view one.
     """
     with torch.autocast(z1.device.type, enabled=False):
-        z = torch.cat([z1, z2])
-        z = z if z.dtype == torch.float64 else z.float()
-        if normalize:
-            z = F.normalize(z, dim=1)
+        z = _embeddings(z1, z2, normalize)
         return z @ z.T
 
 
@@ -54,3 +64,78 @@ def contrastive_accuracy(similarity: Tensor, topk: tuple[int, ...] = (1, 5)) -> 
     # Candidates at least as similar, less the row itself and the positive itself.
     better = (similarity >= rank).sum(1) - (similarity.diagonal() >= rank.squeeze(1)).long() - 1
     return torch.stack([(better < k).float().mean() for k in topk])
+
+
+def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and similarities of each block on and above the diagonal; the matrix is symmetric."""
+    for top in range(0, len(z), BLOCK):
+        for left in range(top, len(z), BLOCK):
+            rows, columns = slice(top, top + BLOCK), slice(left, left + BLOCK)
+            yield rows, columns, z[rows] @ z[columns].T
+
+
+class _Blockwise(torch.autograd.Function):
+    """`nt_xent` of z (2N x D), and for each row how many candidates are at least as similar as its positive.
+
+    Holds one block of similarities at a time and the logsumexp of each row, from which backward makes them anew:
+    memory grows with N, not with its square.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, temperature: float, include_self: bool) -> tuple[Tensor, Tensor]:
+        positive = positives(len(z) // 2, z.device)
+        index = torch.arange(len(z), device=z.device)
+        of_positive = (z * z[positive]).sum(1)
+        total, better = z.new_full((len(z),), -math.inf), torch.zeros_like(index)
+        for rows, columns, similarity in _blocks(z):
+            on_diagonal = rows == columns
+            if on_diagonal and not include_self:
+                similarity.fill_diagonal_(-math.inf)
+            logits = similarity / temperature
+            total[rows] = torch.logaddexp(total[rows], logits.logsumexp(1))
+            if not on_diagonal:
+                total[columns] = torch.logaddexp(total[columns], logits.logsumexp(0))
+            if on_diagonal:
+                similarity.fill_diagonal_(-math.inf)
+            similarity.masked_fill_(positive[rows].unsqueeze(1) == index[columns], -math.inf)
+            better[rows] += (similarity >= of_positive[rows].unsqueeze(1)).sum(1)
+            if not on_diagonal:
+                better[columns] += (similarity >= of_positive[columns]).sum(0)
+        ctx.save_for_backward(z, total)
+        ctx.temperature, ctx.include_self = temperature, include_self
+        ctx.mark_non_differentiable(better)
+        return (total - of_positive / temperature).mean(), better
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        z, total = ctx.saved_tensors
+        gradient = torch.zeros_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for rows, columns, similarity in _blocks(z):
+                logits = similarity / ctx.temperature
+                if rows == columns and not ctx.include_self:
+                    logits.fill_diagonal_(-math.inf)
+                # Softmax by rows and by columns: a similarity stands in the loss of both of its images.
+                weight = (logits - total[rows].unsqueeze(1)).exp_() + (logits - total[columns]).exp_()
+                gradient[rows] += weight @ z[columns]
+                if rows != columns:
+                    gradient[columns] += weight.T @ z[rows]
+        gradient -= 2 * z[positives(len(z) // 2, z.device)]
+        return gradient * (scale / (len(z) * ctx.temperature)), None, None
+
+
+def contrast(
+    z1: Tensor, z2: Tensor, temperature: float, *, normalize: bool = True, include_self: bool = False
+) -> tuple[Tensor, Tensor]:
+    """NT-Xent of two views' embeddings (each N x D), and contrastive top-1 and top-5: see the functions above.
+
+    From whole similarities for up to PLAIN_ROWS embeddings, else block by block: the same to rounding.
+    """
+    if len(z1) + len(z2) <= PLAIN_ROWS:
+        similarity = similarities(z1, z2, normalize=normalize)
+        loss = nt_xent(similarity, temperature, include_self=include_self)
+        return loss, contrastive_accuracy(similarity.detach())
+    with torch.autocast(z1.device.type, enabled=False):
+        loss, better = _Blockwise.apply(_embeddings(z1, z2, normalize), temperature, include_self)
+    return loss, torch.stack([(better < k).float().mean() for k in (1, 5)])

@@ -20,7 +20,7 @@ from .data import Dataset
 from .device import autocast, resolve_precision, send
 from .errors import RunFailed, UserError
 from .knn import knn_accuracy
-from .loss import contrastive_accuracy, nt_xent, similarities
+from .loss import contrast
 from .model import SimCLR, build_model
 from .randomness import permutation, subseed
 
@@ -139,14 +139,15 @@ def train_step(training: Training, images: Tensor) -> Tensor:
     first, second = two_views(images, config.pipelines(), config.seed, training.step)
     with autocast(device, training.dtype):
         z1, z2 = embed(model, first, second, config.train.views)
-    similarity = similarities(z1, z2, normalize=config.loss.normalize)
-    loss = nt_xent(similarity, config.loss.temperature, include_self=config.loss.include_self)
+    loss, top = contrast(
+        z1, z2, config.loss.temperature, normalize=config.loss.normalize, include_self=config.loss.include_self
+    )
     training.scaler.scale(loss).backward()
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad()
     training.step += 1
-    return torch.cat([loss.detach().view(1), contrastive_accuracy(similarity.detach())])
+    return torch.cat([loss.detach().view(1), top])
 
 
 def pretrain(

@@ -1,12 +1,15 @@
 """NT-Xent against the paper's Algorithm 1 in plain loops, and its behaviour in low precision and at the edges."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from simclr.loss import chance_loss, contrastive_accuracy, nt_xent, positives, similarities
+from simclr import loss
+from simclr.loss import chance_loss, contrast, contrastive_accuracy, nt_xent, positives, similarities
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64, sums in another order
 SINGLE = {"atol": 1e-6, "rtol": 1e-5}  # the same in float32
@@ -230,3 +233,68 @@ def test_loss_on_the_accelerator_under_autocast_equals_the_cpu(dtype):
         loss = loss_of(z1.to(device), z2.to(device), 0.1)
     # Ten times the rounding of cosines; half precision anywhere would be off by 1e-3 and more.
     torch.testing.assert_close(loss.cpu(), loss_of(z1, z2, 0.1), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(params=[1, 3, 5, 64])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of that many rows, whatever the size."""
+    monkeypatch.setattr(loss, "BLOCK", request.param)
+    monkeypatch.setattr(loss, "PLAIN_ROWS", 0)
+    return int(request.param)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 5.0])
+def test_block_by_block_is_the_plain_loss_gradient_and_accuracy(blocks, temperature, normalize, include_self):
+    z1, z2 = (z.requires_grad_() for z in views(7))
+    value, top = contrast(z1, z2, temperature, normalize=normalize, include_self=include_self)
+    gradients = torch.autograd.grad(3 * value, (z1, z2))
+    plain = loss_of(z1, z2, temperature, normalize, include_self)
+    torch.testing.assert_close(value, plain, **EXACT)
+    for mine, theirs in zip(gradients, torch.autograd.grad(3 * plain, (z1, z2)), strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+    assert torch.equal(top, contrastive_accuracy(similarities(z1, z2, normalize=normalize).detach()))
+
+
+def test_block_by_block_passes_gradcheck(blocks):
+    z1, z2 = (z.requires_grad_() for z in views(4, 3))
+    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.5)[0], (z1, z2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])
+def test_block_by_block_is_finite_in_float32_whatever_comes_in(blocks, temperature, dtype):
+    z1, z2 = views(9, dtype=dtype)
+    z1.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = contrast(z1, z2, temperature)
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss_of(z1, z2, temperature), **SINGLE)
+    assert z1.grad is not None
+    assert z1.grad.isfinite().all()
+
+
+def test_collapsed_embeddings_score_zero_block_by_block(blocks):
+    same = torch.ones(6, 4)
+    value, top = contrast(same, same, 0.5)
+    assert top.tolist() == [0, 0]
+    assert value.item() == pytest.approx(chance_loss(6), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_memory_of_blocks_grows_with_n_not_with_its_square():
+    script = """
+import resource, torch
+from simclr.loss import contrast
+torch.set_num_threads(1)
+z1, z2 = (torch.randn(8192, 128, requires_grad=True) for _ in range(2))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+contrast(z1[:2100], z2[:2100], 0.5)[0].backward()
+before = peak()
+contrast(z1, z2, 0.5)[0].backward()
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert float(run.stdout) < 160  # MiB; the matrix alone has 1,024, and the plain loss several of them
