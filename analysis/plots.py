@@ -137,8 +137,9 @@ def against(
     level = table.loc[baseline, "mean"]
     for index, (label, line) in enumerate(lines.items()):
         at = table.loc[list(line)].assign(x=list(line.values())).sort_values("x")
-        bars, look = [at["mean"] - at["low"], at["high"] - at["mean"]], _look(index)
-        axes.errorbar(at["x"], at["mean"], yerr=bars, marker=MARKERS[index], capsize=3, label=_entry(label), **look)
+        bars = [at["mean"] - at["low"], at["high"] - at["mean"]]
+        look = _look(index) | {"marker": MARKERS[index % len(MARKERS)], "label": _entry(label)}
+        axes.errorbar(at["x"], at["mean"], yerr=bars, capsize=3, **look)
         axes.fill_between(at["x"], at["low"], at["high"], color=_color(index), alpha=0.2, linewidth=0)
     axes.axhline(level, color="0.4", linestyle=":", label=_entry(baseline))
     if baseline in places:
@@ -163,7 +164,7 @@ def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: s
     figure, axes = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
     image = axes.imshow(shown, cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label=_plain(label), shrink=0.8)
-    _numbers(axes, image, np.argwhere(np.ones_like(shown)), ".1f")
+    _numbers(axes, image, shown, np.argwhere(np.ones_like(shown)), ".1f")
     axes.axvline(len(names) - 0.5, color="white", linewidth=4)
     ticks = [_short(name, 30) for name in names]
     axes.set_xticks(range(len(names) + 1), [*ticks, "average"], rotation=90, fontsize=8)
@@ -208,7 +209,7 @@ def confusion_matrix(matrix: NDArray[np.integer], classes: Sequence[str], path: 
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     if n <= 20:
-        _numbers(axes, image, np.argwhere(matrix), ".0f")
+        _numbers(axes, image, share, np.argwhere(matrix), ".0f")
     ticks = range(0, n, -(-n // 50))
     names = [_short(classes[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8)
@@ -293,13 +294,12 @@ def _thumbnails(
     axes.autoscale()
 
 
-def _numbers(axes: Axes, image: AxesImage, cells: NDArray[np.integer], style: str) -> None:
-    """The numbers of an image (blue: high) in some of its cells (N x 2: row, column)."""
-    values = np.ma.filled(image.get_array(), np.nan)
+def _numbers(axes: Axes, image: AxesImage, values: NDArray[Any], cells: NDArray[np.integer], style: str) -> None:
+    """The values (R x C) of an image (blue: high), in some of its cells (N x 2: row, column)."""
+    dark = np.asarray(image.norm(values)) > 0.63
     for row, column in cells:
-        value = values[row, column]
-        text = "—" if np.isnan(value) else f"{value:{style}}"
-        color = "white" if image.norm(value) > 0.63 else "black"
+        text = "—" if np.isnan(values[row, column]) else f"{values[row, column]:{style}}"
+        color = "white" if dark[row, column] else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 

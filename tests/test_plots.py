@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,131 @@ def test_curves_and_rows_are_drawn(tmp_path: Path) -> None:
     plots.loss_curve({"a": curve, "b": curve}, 6.2, tmp_path / "loss.png")
     plots.image_rows({"color_jitter": IMAGES[:3] / 255, "crop": IMAGES[:2] / 255}, tmp_path / "rows.png")
     assert {Image.open(path).format for path in tmp_path.iterdir()} == {"PNG"}
+
+
+def frame(values: Sequence[float], steps: Sequence[int] = (0, 10, 20, 30)) -> pd.DataFrame:
+    return pd.DataFrame({"step": list(steps)[: len(values)], "value": values})
+
+
+HISTORIES = {
+    "_a$": [frame([1, 2, 6, 3]), frame([3, 4, 8]), frame([2, 3, 7, 5])],
+    "b": [frame([0, 0, 0, 9])],
+    "none": [],
+}
+
+
+def test_curves_are_the_mean_of_runs_within_their_range(figures: list[Figure]) -> None:
+    plots.curves(HISTORIES, Path("unused"), "top-1", chance=0.1)
+    axes = figures[0].axes[0]
+    first, second, chance = axes.lines
+    assert first.get_xydata().tolist() == [[0, 2], [10, 3], [20, 7], [30, 4]]
+    assert second.get_ydata().tolist() == [0, 0, 0, 9]
+    assert list(chance.get_ydata()) == [0.1, 0.1]
+    assert [text.get_text() for text in axes.texts] == ["chance = 0.1"]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(x, low, high) for x, low, high in [(0, 1, 3), (10, 2, 4), (20, 6, 8), (30, 3, 5)]} == {
+        (x, band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0, 10, 20, 30)
+    }
+    assert axes.get_ylabel() == "top-1"
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [r" _a\$ (n = 3)", " b"]
+
+
+def test_smoothing_is_done_when_asked_and_then_said(figures: list[Figure]) -> None:
+    plots.curves(HISTORIES, Path("unused"), "top-1", smooth=3)
+    axes = figures[0].axes[0]
+    assert axes.get_ylabel() == "top-1 (running mean of 3 points)"
+    assert axes.lines[1].get_ydata().tolist() == [0, 0, 3, 4.5]  # of one run: never over the border to another
+    assert len(axes.lines) == 2
+    with pytest.raises(ValueError, match="smooth -1: expected 0"):
+        plots.curves(HISTORIES, Path("unused"), "top-1", smooth=-1)
+
+
+def test_the_points_of_curves_are_those_of_the_runs() -> None:
+    points = plots.curve_points(HISTORIES)
+    assert list(points) == ["label", "run", "step", "value"]
+    assert len(points) == 15
+    assert points[(points["label"] == "_a$") & (points["run"] == 1)]["value"].tolist() == [3, 4, 8]
+    assert list(plots.curve_points({})) == list(points)
+
+
+def a_summary() -> pd.DataFrame:
+    """A baseline, a cell of each expectation, one without seeds, and one with a single seed."""
+    columns = ["cell", "mean", "low", "high", "pairs", "difference", "difference_low", "difference_high", "expected"]
+    nan = float("nan")
+    rows = [
+        ["baseline", 60, 59, 61, 0, nan, nan, nan, None],
+        ["failed", nan, nan, nan, 0, nan, nan, nan, "lower"],
+        ["$x$", 50, 48, 52, 3, -10, -11, -9, "lower"],
+        ["up", 63, 62, 65, 3, 3, 2, 5, "higher"],
+        ["size", 55, 54, 56, 3, -5, -6, -4, -6.4],
+        ["once", 59, nan, nan, 1, -1, nan, nan, None],
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_differences_are_sorted_with_their_intervals_and_what_was_expected(figures: list[Figure]) -> None:
+    plots.differences(a_summary(), Path("unused"), "points")
+    axes = figures[0].axes[0]
+    from_below = ["failed (n = 0)", "up (n = 3)", "once (n = 1)", "size (n = 3)", r"\$x\$ (n = 3)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == from_below
+    drawn = {line.get_label(): line for line in axes.lines}
+    points = axes.containers[0].lines[0]
+    np.testing.assert_array_equal(points.get_xdata().astype(float), [np.nan, 3, -1, -5, -10])
+    bars = {segment[0, 1]: segment[:, 0].tolist() for segment in axes.collections[0].get_segments() if len(segment)}
+    assert (bars[1], bars[3], bars[4]) == ([2, 5], [-6, -4], [-11, -9])
+    np.testing.assert_array_equal(drawn["expected size"].get_xdata(), [np.nan] * 3 + [-6.4, np.nan])
+    assert drawn["expected lower"].get_ydata().tolist() == [0, 4]
+    assert drawn["expected higher"].get_ydata().tolist() == [1]
+
+
+def test_lines_against_a_number_are_sorted_and_mark_the_baseline(figures: list[Figure]) -> None:
+    lines = {"with": {"up": 1.0, "baseline": 0.5, "$x$": 0.05}, "without": {"once": 0.1, "size": 0.5}}
+    plots.against(a_summary(), lines, Path("unused"), "temperature", "top-1", log=True)
+    axes = figures[0].axes[0]
+    first, second = (container.lines[0].get_xydata().tolist() for container in axes.containers)
+    assert first == [[0.05, 50], [0.5, 60], [1, 63]]
+    assert second == [[0.1, 59], [0.5, 55]]
+    band = axes.collections[1].get_paths()[0].vertices
+    assert [(band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0.05, 0.5, 1)] == [
+        (48, 52),
+        (59, 61),
+        (62, 65),
+    ]
+    level, ring = axes.lines[-2:]
+    assert (list(level.get_ydata()), ring.get_xydata().tolist()) == ([60, 60], [[0.5, 60]])
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.05", "0.1", "0.5", "1"]
+    with pytest.raises(ValueError, match=r"^strength 0 of cell 'up' on a logarithmic axis: .* draw the axis linear$"):
+        plots.against(a_summary(), {"": {"up": 0.0}}, Path("unused"), "strength", "top-1", log=True)
+
+
+def test_a_pair_matrix_has_its_numbers_and_the_averages_of_rows(figures: list[Figure]) -> None:
+    plots.pair_matrix(["crop", "blur"], np.array([[60, 40.06], [np.nan, 20]]), Path("unused"), "top-1 (%)")
+    axes = figures[0].axes[0]
+    texts = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert [[texts[column, row][0] for column in range(3)] for row in range(2)] == [
+        ["60.0", "40.1", "50.0"],
+        ["—", "20.0", "20.0"],
+    ]
+    assert (texts[0, 0][1], texts[1, 1][1]) == ("white", "black")
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("first", "second")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["crop", "blur", "average"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_same_figure_of_a_study_is_the_same_file(suffix: str, tmp_path: Path) -> None:
+    draw: dict[str, Callable[[Path], None]] = {
+        "curves": lambda path: plots.curves(HISTORIES, path, "y", 0.1, 2),
+        "differences": lambda path: plots.differences(a_summary(), path, "x"),
+        "against": lambda path: plots.against(a_summary(), {"": {"up": 1, "failed": 2, "baseline": 0}}, path, "x", "y"),
+        "pairs": lambda path: plots.pair_matrix(["a", "b"], np.full((2, 2), np.nan), path, "top-1"),
+    }
+    for name, function in draw.items():
+        paths = [tmp_path / f"{name}{copy}.{suffix}" for copy in "ab"]
+        for path in paths:
+            function(path)
+        first, second = [path.read_bytes() for path in paths]
+        assert first == second
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
