@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from .tables import _cell
+from .tables import cell
 
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -101,7 +101,7 @@ def _text(content: str) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     heads = "".join(f'<th scope="col"><button>{escape(str(name))}</button></th>' for name in frame)
-    rows = ["".join(f"<td>{escape(_cell(value))}</td>" for value in row) for row in frame.to_numpy(object)]
+    rows = ["".join(f"<td>{escape(cell(value))}</td>" for value in row) for row in frame.to_numpy(object)]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f'<div class="wide" tabindex="0">{table}</div>'

@@ -111,11 +111,12 @@ FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {
 
 def _table(frame: pd.DataFrame, style: str, escapes: Mapping[str, str] | None = None) -> str:
     escaped = str.maketrans(dict(escapes or {}))
-    cells = [[_cell(value).translate(escaped) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
+    cells = [[cell(value).translate(escaped) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
     return str(tabulate(cells[1:], cells[0], style, disable_numparse=True))
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as a table shows it."""
     if value is None or value != value:
         return MISSING
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
 
 from simclr.data import Progress, open_dataset, silent
 from simclr.errors import RunFailed, UserError
@@ -20,7 +19,7 @@ from . import encoders, runner
 from .comparison import PROTOCOL_TAG
 from .evaluation import evaluate_encoder
 from .plan import Cell, Plan
-from .tracking import Store
+from .tracking import Run, Store
 
 EVALUATE = ("knn", "linear")
 METRICS = ("linear_top1", "knn_top1")  # that a report is about

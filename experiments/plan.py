@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations, product
@@ -240,9 +241,11 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell]) -> list[Cell]:
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
     first = first._replace(paper=same.paper)
     unique = {first.identity(): first}
+    long = Counter(cell.name for cell in {cell.identity(): cell for cell in cells}.values())
     for cell in cells:
         difference = cell.difference
         if cell.paper is not None and first.paper is not None:
             difference = round(cell.paper - first.paper, 2)
-        unique.setdefault(cell.identity(), cell._replace(difference=difference))
+        name = cell.name if long[cell.name] < 2 else ", ".join(f"{key}={value}" for key, value in cell.settings.items())
+        unique.setdefault(cell.identity(), cell._replace(name=name, difference=difference))
     return list(unique.values())

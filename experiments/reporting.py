@@ -24,7 +24,7 @@ from .plan import settings_name
 from .tracking import Store, Tracker
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
-DETAILS = ["pairs", "p", "p (McNemar, by seed)", "source", "images/s"]  # columns that a terminal is spared
+DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that a terminal is spared
 CURVES = {"train/loss": "NT-Xent loss", "val/knn_top1": "kNN accuracy on validation"}
 SHORT = {  # what `simclr plot` calls them
     "loss": "train/loss",

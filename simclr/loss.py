@@ -108,7 +108,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         z, total = ctx.saved_tensors
         gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):

@@ -181,3 +181,8 @@ def test_seeds_are_the_outer_loop_so_that_a_study_cut_short_is_paired() -> None:
     plan = make_plan(baseline(), drop=["flip"])
     jobs = [(cell.name, seed) for cell, seed in plan.jobs([0, 1])]
     assert jobs == [(BASELINE, 0), ("no flip", 0), (BASELINE, 1), ("no flip", 1)]
+
+
+def test_settings_that_end_in_the_same_word_give_cells_of_different_names() -> None:
+    plan = make_plan(baseline(), vary=["augment.crop.p=0.1,0.5", "augment.blur.p=0.1,0.5"])
+    assert len({cell.name for cell in plan.cells}) == len(plan.cells) == 5
