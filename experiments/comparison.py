@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.tables import comparison, mcnemar_table
 from simclr.errors import UserError
 
-from .tracking import Store
+from .tracking import ENCODERS, Store
 
 PROTOCOL_TAG = "protocol/eval/"  # before a metric's name: the identity of the protocol that its value was found under
 
@@ -38,7 +38,8 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     runs: list[dict[str, Any]] = []
     predicted: dict[tuple[str, str], dict[str, NDArray[np.int64]]] = defaultdict(dict)
     truth: dict[tuple[str, str], NDArray[np.int64]] = {}
-    chosen = {run.info.run_id: run for run in map(store.find, names)}.values()
+    found = (store.find(name, (*ENCODERS, "eval")) for name in names)
+    chosen = {run.info.run_id: run for run in found}.values()
     shared = Counter(run.info.run_name for run in chosen)
     for run in chosen:
         metrics, run_id = run.data.metrics, run.info.run_id
@@ -78,7 +79,8 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     notes += [f"{name}: protocol {identity}, {len(truth[name, identity])} test images" for name, identity in truth]
     if tests:
         notes.append(
-            "McNemar: exact, two-sided, on the images that one run alone got right; no correction for many tests"
+            "McNemar: exact, two-sided, on the images that one run alone got right; no correction for many tests; of "
+            "figures over several seeds (finetune), the first seed's predictions"
         )
     table = comparison(runs).set_index("run").T.rename_axis("run").reset_index()
     return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes)

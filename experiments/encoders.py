@@ -117,8 +117,13 @@ def place(
     if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
         raise UserError(
             f"the images of '{data.name}' are not those that this encoder was trained on (digest {data.digest[:8]}, "
-            f"then {found.digest[:8]}): it may have seen some of the test images; bring the folder back to what it "
-            f"was, or name it with --transfer"
+            f"then {found.digest[:8]}): it may have seen some of the test images; bring the folder back to what it was"
+        )
+    own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
+    if transfer is not None and (own or data.digest == found.digest):
+        raise UserError(
+            f"'{transfer}' is what this encoder was trained on, so it may have seen some of its test images: judge it "
+            f"there without --transfer, or name other images"
         )
     model = build_model(found.config, data, devices.resolve(device or found.config.device))
     fill(model, found.weights)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
@@ -18,14 +20,17 @@ from analysis import plots
 from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy
 from simclr import device as devices
+from simclr.config import METHOD
 from simclr.data import Dataset
+from simclr.errors import RunFailed
 from simclr.evaluate import EVALUATIONS, chance, check, evaluate
 from simclr.protocol import Outcome, Protocol, Subject, random_encoder
 
 from .encoders import Found
 from .tracking import Store, Tracker
 
-PIXELS = "pixels"
+PIXELS = "pixels"  # the layer that stands for the normalised image itself
+MOST_PIXELS = 2**31  # 8 GiB in float32
 
 
 class Report(NamedTuple):
@@ -44,7 +49,7 @@ def _baseline(subject: Subject, name: str, store: Store) -> dict[str, float]:
     """
     config, protocol = subject.config, subject.protocol
     pixels, sections = protocol.layer == PIXELS, EVALUATIONS[name].sections
-    reads = [config.model.model_dump(), config.seed, config.train.precision] if not pixels else []
+    reads = [config.model.model_dump(), config.seed, METHOD] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
     settings = [getattr(protocol, section).model_dump() for section in sections]
     key = json.dumps([reads, settings, name, subject.identity(sections)], sort_keys=True)
@@ -52,21 +57,34 @@ def _baseline(subject: Subject, name: str, store: Store) -> dict[str, float]:
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     if not pixels:
-        subject = replace(subject, model=random_encoder(config, subject.data, subject.device))
+        subject = replace(subject, model=random_encoder(subject))
     metrics = evaluate(subject, name).metrics
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(metrics))
-    scratch.replace(path)
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be at the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(metrics))
+        scratch.replace(path)
+    except OSError as error:
+        raise RunFailed(f"can't keep the baseline {path}: {error}; free some space") from error
     return metrics
 
 
 def _pixels(subject: Subject, store: Store) -> float:
-    """Accuracy of kNN on raw pixels, with the protocol's first k (at most as many as there are images)."""
-    bank = len(subject.data.parts["train"]) + len(subject.data.parts["val"])
-    knn = subject.protocol.knn.model_copy(update={"k": (min(subject.protocol.knn.k[0], bank),)})
-    protocol = subject.protocol.model_copy(update={"layer": PIXELS, "knn": knn})
-    (accuracy,) = _baseline(replace(subject, protocol=protocol), "knn", store).values()
+    """Accuracy of kNN on raw pixels, with the protocol's first k (at most as many as there are images).
+
+    On the host, which has more memory; nan where they would take more than MOST_PIXELS.
+    """
+    data, protocol = subject.data, subject.protocol
+    bank = len(data.parts["train"]) + len(data.parts["val"])
+    if bank * 3 * data.side**2 > MOST_PIXELS:
+        return nan
+    knn = protocol.knn.model_copy(update={"k": (min(protocol.knn.k[0], bank),)})
+    host = replace(
+        subject,
+        model=copy.deepcopy(subject.model).cpu(),
+        protocol=protocol.model_copy(update={"layer": PIXELS, "knn": knn}),
+    )
+    (accuracy,) = _baseline(host, "knn", store).values()
     return accuracy
 
 
@@ -93,7 +111,8 @@ def evaluate_encoder(
                 row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": identity}
                 if is_accuracy(metric) and EVALUATIONS[name].labels:
                     count = len(subject.data.parts["test"])
-                    row["low"], row["high"] = accuracy_interval(round(value * count), count)
+                    if f"{metric.rpartition('_')[0]}_std" not in outcomes[name].metrics:  # else a mean over seeds
+                        row["low"], row["high"] = accuracy_interval(round(value * count), count)
                     row["chance"] = odds[metric[-4:]]
                     row["pixels"] = raw if metric.endswith("top1") else nan
                 rows.append(row)
@@ -104,10 +123,11 @@ def evaluate_encoder(
 
 def _doubts(table: pd.DataFrame) -> list[str]:
     """A sentence for each accuracy that is not above the untrained network's, as far as the test images tell."""
-    doubtful = table[table["low"] <= table["untrained"]]
+    rows = table[table["chance"].notna()]
+    doubtful = rows[rows["low"].fillna(rows["trained"]) <= rows["untrained"]]
     return [
-        f"{row.metric}: {row.trained:.2%} (at least {row.low:.2%} with 95 % confidence) is not above the untrained "
-        f"network's {row.untrained:.2%}: this encoder has learned nothing that shows here"
+        f"{row.metric}: {row.trained:.2%} is not above the untrained network's {row.untrained:.2%}, or not by more "
+        f"than its interval: this encoder has learned nothing that shows here"
         for row in doubtful.itertuples()
     ]
 
@@ -140,17 +160,17 @@ def _record(
         metrics[f"eval/{name}"] = row["trained"]
         metrics |= {f"eval/{key}/{name}": row[key] for key in ("low", "high", "untrained", "pixels", "chance")}
         tags[f"protocol/eval/{name}"] = row["protocol"]
-    tracker.log({key: value for key, value in metrics.items() if not np.isnan(value)})
-    tracker.tag(**tags)
     label = before.replace("/", "-")
     description = json.dumps(subject.describe(), indent=2)
     for name, outcome in outcomes.items():
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
             _predictions(tracker, subject, f"{label}{metric}", predicted.cpu().numpy())
+    tracker.log({key: value for key, value in metrics.items() if not np.isnan(value)})
+    tracker.flush()
+    tracker.tag(**tags)  # last: what has a tag is there
     if found.run_id is None:
         tracker.finish("FINISHED")
-    tracker.flush()
     return tracker.run_id
 
 

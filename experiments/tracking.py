@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -92,9 +92,9 @@ class Store:
         """Pre-training runs of a config on the same data, newest first."""
         return self.search(f"tags.kind = 'pretrain' and tags.config_key = '{key}' and tags.data_digest = '{digest}'")
 
-    def find(self, name: str | None) -> Run:
-        """The finished run with an encoder that has this name, or an id that starts so; without a name the newest."""
-        encoders = [run for run in self.search() if run.data.tags.get("kind") in ENCODERS]
+    def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Run:
+        """The finished run of one of the kinds that has this name, or an id that starts so; None: the newest."""
+        encoders = [run for run in self.search() if run.data.tags.get("kind") in kinds]
         runs = [run for run in encoders if run.info.status == "FINISHED"]
         if not runs:
             raise UserError(f"no finished run in {self.folder}: train one with `simclr pretrain --preset shapes`")

@@ -61,6 +61,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """float32 convolutions with all their bits: cuDNN would round their inputs to TF32's ten."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def describe(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":

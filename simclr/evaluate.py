@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .errors import RunFailed, UserError, unknown
 from .finetune import finetune, linear_sgd
 from .geometry import geometry
-from .knn import knn
+from .knn import check_k, knn
 from .linear import linear
 from .protocol import Outcome, Subject, fingerprint, layers
 
@@ -42,6 +42,8 @@ def check(subject: Subject, names: list[str]) -> None:
             f"{len(data.parts['test'])} labelled test images: give two or more folders of images, one for each class, "
             f"or ask for --no-labels"
         )
+    if "knn" in names:
+        check_k(subject)
 
 
 def evaluate(subject: Subject, name: str) -> Outcome:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .augment import Crop, Flip, Pipeline, apply, draw
 from .data import Array
-from .device import autocast, resolve_precision
+from .device import autocast, whole_float32
 from .errors import UserError
 from .linear import accuracies, accuracy
-from .protocol import BLOCK, Outcome, Sgd, Subject, represent
+from .protocol import Outcome, Sgd, Subject, blocks, features, represent
 from .randomness import permutation, subseed
 
 
@@ -25,7 +25,9 @@ class Classifier(nn.Module):
     def __init__(self, subject: Subject, classes: int, kind: str, seed: int) -> None:
         super().__init__()
         self.model, self.layer = copy.deepcopy(subject.model), subject.protocol.layer
-        width = subject.train[0].shape[1]
+        width = features(
+            self.model, subject.data.images, subject.data.parts["test"][:1], torch.float32, self.layer
+        ).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(subseed(seed, "init", "classifier"))
             last = nn.Linear(width, classes)
@@ -59,7 +61,7 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
     batch = min(settings.batch_size, len(rows))
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0, momentum=0.9, nesterov=True)
     steps = max(settings.min_steps, settings.epochs * len(rows) // batch)
-    dtype = resolve_precision(subject.config.train.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=subject.dtype == torch.float16)
     views: Pipeline = {"crop": Crop(scale=settings.crop), "flip": Flip()}
     classifier.train(not frozen)
     for step in range(steps):
@@ -67,15 +69,16 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
         picked = rows[permutation(len(rows), seed, "classifier", epoch).numpy()[within * batch : (within + 1) * batch]]
         images = apply(torch.from_numpy(data.images[picked]).to(device), views, draw(views, batch, seed, step, 0))
         labels = torch.from_numpy(data.labels[picked]).to(device)
-        with autocast(device, dtype):
+        with autocast(device, subject.dtype):
             scores = classifier(images, frozen)
         loss = F.cross_entropy(scores.float(), labels)
         optimizer.zero_grad()
-        loss.backward()
+        scaler.scale(loss).backward()
         rate = lr * settings.batch_size / 256 * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if step % 10 == 9:
             subject.progress("classifier", step + 1, steps)
     return classifier.eval()
@@ -84,10 +87,14 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
 @torch.no_grad()
 def scores_of(classifier: Classifier, subject: Subject, part: str) -> Tensor:
     """Class scores of the whole images of a part, in float32."""
-    rows = subject.data.parts[part]
-    blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-    images = (torch.from_numpy(subject.data.images[block]).to(subject.device).float().div_(255) for block in blocks)
-    return torch.cat([classifier(batch) for batch in images])
+    images = subject.data.images
+    with whole_float32():
+        return torch.cat(
+            [
+                classifier(torch.from_numpy(images[block]).to(subject.device).float().div_(255))
+                for block in blocks(images, subject.data.parts[part])
+            ]
+        )
 
 
 def best_rate(subject: Subject, rows: Array, settings: Sgd, seed: int, *, frozen: bool) -> tuple[float, Classifier]:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .errors import UserError
 from .loss import contrast
-from .protocol import BLOCK, Outcome, Subject
+from .protocol import Outcome, Subject
 from .randomness import permutation
 from .train import two_views
+
+BLOCK = 1024  # rows of a block of distances
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
@@ -28,7 +30,7 @@ def uniformity(x: Tensor) -> float:
 
     Wang & Isola 2020, equation 5 with t = 2. Lower is more evenly spread.
     """
-    x, total = F.normalize(x.double(), dim=1), 0.0
+    x, total = F.normalize(x.cpu().double(), dim=1), 0.0
     for block in x.split(BLOCK):
         total += ((block @ x.T - 1) * 4).exp().sum().item()  # |a - b|^2 = 2 - 2ab
     return math.log((total - len(x)) / (len(x) * (len(x) - 1)))  # a row with itself counts 1
@@ -39,7 +41,7 @@ def effective_rank(x: Tensor) -> float:
 
     RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1). Low in a collapsed representation.
     """
-    values = torch.linalg.svdvals(x.double())
+    values = torch.linalg.svdvals(x.cpu().double())
     shares = values / values.sum() + 1e-7  # the paper's epsilon
     return math.exp(-(shares * shares.log()).sum().item())
 

@@ -57,16 +57,22 @@ def knn_predict(
     return {k: torch.cat(chunks) for k, chunks in predictions.items()}
 
 
+def check_k(subject: Subject) -> None:
+    """Raises UserError when k is larger than the bank."""
+    k, bank = max(subject.protocol.knn.k), len(subject.data.parts["train"]) + len(subject.data.parts["val"])
+    if k > bank:
+        raise UserError(
+            f"knn.k = {k} needs as many labelled images and there are {bank}: "
+            f"lower it with --set knn.k=[{max(1, bank // 10)}]"
+        )
+
+
 def knn(subject: Subject) -> Outcome:
     """Test accuracy for each k, with train and validation as the bank: `knn_top1` for k = 200, else `knn_k20_top1`."""
     settings = subject.protocol.knn
+    check_k(subject)
     (train, train_y), (val, val_y), (test, test_y) = subject.train, subject.val, subject.test
     bank, bank_y = torch.cat([train, val]), torch.cat([train_y, val_y])
-    if max(settings.k) > len(bank):
-        raise UserError(
-            f"knn.k = {max(settings.k)} needs as many labelled images and there are {len(bank)}: "
-            f"lower it with --set knn.k=[{max(1, len(bank) // 10)}]"
-        )
     predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), settings.k, settings.temperature)
     names = {k: "knn_top1" if k == K else f"knn_k{k}_top1" for k in settings.k}
     metrics = {names[k]: (predicted[k] == test_y).float().mean().item() for k in settings.k}

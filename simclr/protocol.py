@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,12 +18,14 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from .augment import Fractions
 from .config import Config, Section, merge, nested, parse_setting, readable
 from .data import Array, Dataset, Progress, silent
-from .device import autocast
+from .device import autocast, resolve_precision, whole_float32
 from .model import SimCLR, build_model
 
-BLOCK = 1024  # images of a forward pass
+STATISTICS = 4096  # images that an untrained network's batch norms are measured on
+PIXELS = 2**20  # of the images in a forward pass: 1,024 of 32 px, 20 of 224 px (a quarter of a GiB in ResNet-50)
 IN_NAMES = ("k", "fractions")  # settings of which each has figures of its own, named by it
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
@@ -57,7 +60,7 @@ class Sgd(Section):
     epochs: Count = 90  # paper, B.6
     min_steps: Count = 1
     batch_size: int = Field(256, ge=2)
-    crop: tuple[float, float] = (0.08, 1.0)  # area of the random crop as a fraction of the image
+    crop: Fractions = (0.08, 1.0)  # area of the random crop as a fraction of the image
     head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
 
 
@@ -81,7 +84,7 @@ class Views(Section):
 class Protocol(Section):
     """How encoders are judged: frozen, versioned, written beside every figure."""
 
-    version: Literal[2] = 2  # a change in what any figure means gives a new number
+    version: Literal[3] = 3  # a change in what any figure means gives a new number
     layer: str = "h"  # h, z, or head.N: the output of module N of the head
     knn: Knn = Knn()
     linear: Linear = Linear()
@@ -114,21 +117,31 @@ def represent(model: SimCLR, images: Tensor, layer: str) -> Tensor:
 
 def layers(model: SimCLR) -> list[str]:
     """The layers that can be evaluated."""
-    return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z", "pixels"]
+    return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z"]
+
+
+def blocks(images: Array, rows: Array) -> Iterator[Array]:
+    """The rows, in pieces that one forward pass can take."""
+    size = max(1, PIXELS // images.shape[-1] ** 2)
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 @torch.no_grad()
 def features(model: SimCLR, images: Array, rows: Array, dtype: torch.dtype, layer: str = "h") -> Tensor:
     """A layer's output for the images in `rows` (whole, not augmented): float32 N x D on the model's device."""
     device, training = model.mean.device, model.training
-    out: list[Tensor] = []
+    out, done = torch.empty(0, 0), 0
     model.eval()
-    for start in range(0, len(rows), BLOCK):
-        batch = torch.from_numpy(images[rows[start : start + BLOCK]]).to(device).float().div_(255)
-        with autocast(device, dtype):
-            out.append(represent(model, batch, layer).float())
+    for block in blocks(images, rows):
+        batch = torch.from_numpy(images[block]).to(device).float().div_(255)
+        with autocast(device, dtype), whole_float32():
+            x = represent(model, batch, layer)
+        if not done:
+            out = torch.empty(len(rows), x.shape[1], device=device)
+        out[done : done + len(block)] = x
+        done += len(block)
     model.train(training)
-    return torch.cat(out)
+    return out
 
 
 class Outcome(NamedTuple):
@@ -151,6 +164,11 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return self.model.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of autocast where a classifier is trained by SGD: as in pre-training."""
+        return resolve_precision(self.config.train.precision, self.device)
 
     def labels(self, part: str) -> Tensor:
         """Class of each image of a part, on the device."""
@@ -177,25 +195,42 @@ class Subject:
 
     def describe(self) -> dict[str, Any]:
         """The protocol in full, with the images that it was applied to."""
-        rows = {part: self.data.parts[part] for part in ("train", "val", "test")}
-        split = hashlib.blake2b(b"".join(r.tobytes() for r in rows.values()), digest_size=8).hexdigest()
-        data = {"name": self.data.name, "digest": self.data.digest, "side": self.data.side, "split": split}
-        return self.protocol.model_dump(mode="json") | {
-            "data": data | {part: len(r) for part, r in rows.items()},
-            "images": "whole, normalised as in pre-training, not augmented; features in float32",
-            "distance": "cosine",
-        }
+        return describe(self.protocol, self.data)
 
     def identity(self, sections: tuple[str, ...]) -> str:
         """Version and a short hash of all that a figure depends on beside the encoder: equal ones may be compared."""
-        whole = self.describe()
-        read = {key: whole[key] for key in ("version", "layer", "data")}
-        for section in sections:
-            read[section] = {key: value for key, value in whole[section].items() if key not in IN_NAMES}
-        if "views" in sections:  # two views are made by the encoder's own pipelines, and compared in its own batches
-            read["pretraining"] = [self.config.train.batch_size, self.config.result()["views"]]
-        digest = hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=3).hexdigest()
-        return f"{self.protocol.version}-{digest}"
+        more: dict[str, Any] = {}
+        if "views" in sections:  # views are made by the encoder's own pipelines, and compared in its own batches
+            config, rows = self.config, self.data.parts["pretrain"]  # whose images are used where none are held out
+            more = {"batch": config.train.batch_size, "views": config.result()["views"], "pretrain": _hash(rows)}
+        if {"linear_sgd", "finetune"} & set(sections):
+            more = {"dtype": str(self.dtype)}
+        return identity(self.protocol, self.data, sections, more)
+
+
+def _hash(*rows: Array) -> str:
+    return hashlib.blake2b(b"".join(r.tobytes() for r in rows), digest_size=8).hexdigest()
+
+
+def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
+    """A protocol in full, with the images that it is applied to."""
+    rows = {part: data.parts[part] for part in ("train", "val", "test")}
+    about = {"name": data.name, "digest": data.digest, "side": data.side, "split": _hash(*rows.values())}
+    return protocol.model_dump(mode="json") | {
+        "data": about | {part: len(r) for part, r in rows.items()},
+        "images": "whole, normalised as in pre-training, not augmented; features in float32",
+        "distance": "cosine",
+    }
+
+
+def identity(protocol: Protocol, data: Dataset, sections: tuple[str, ...], more: Mapping[str, Any]) -> str:
+    """See Subject.identity; `more` is what a figure depends on beside the protocol's sections and the images."""
+    whole = describe(protocol, data)
+    read: dict[str, Any] = {key: whole[key] for key in ("version", "layer", "data")} | {"more": more}
+    for section in sections:
+        read[section] = {key: value for key, value in whole[section].items() if key not in IN_NAMES}
+    digest = hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=3).hexdigest()
+    return f"{protocol.version}-{digest}"
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -208,17 +243,22 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def random_encoder(config: Config, data: Dataset, device: torch.device) -> SimCLR:
-    """The untrained network of a config, its batch norms with the statistics of the training images.
+def random_encoder(subject: Subject) -> SimCLR:
+    """The untrained network of a subject's config, its batch norms with the statistics of the training images.
 
     Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
     """
-    model = build_model(config, data, device).eval()
-    for module in model.encoder.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.train()
-            module.momentum = None  # a plain average over the batches
-    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // (4 * BLOCK))]
-    for batch in np.array_split(rows, max(1, len(rows) // BLOCK)):
-        model(torch.from_numpy(data.images[batch]).to(device).float().div_(255))
+    data, model = subject.data, build_model(subject.config, subject.data, subject.device).eval()
+    model.mean.copy_(subject.model.mean)  # on another data set: the encoder's, not that one's
+    model.std.copy_(subject.model.std)
+    norms = [m for m in model.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # a plain average over the batches
+    rows = data.parts["pretrain"]
+    for block in blocks(data.images, rows[:: max(1, len(rows) // STATISTICS)]):
+        model(torch.from_numpy(data.images[block]).to(subject.device).float().div_(255))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model.eval()

@@ -90,13 +90,13 @@ def test_eval_reports_trained_untrained_and_chance_and_logs_them(
 ) -> None:
     done = simclr("eval", "--knn", "--linear", home=folder)
     assert done.returncode == 0, done.stderr
-    words = ("protocol 2", "untrained", "chance", "95 % interval", "pixels (kNN)", "knn_top1", "linear_top5")
+    words = ("protocol 3", "untrained", "chance", "95 % interval", "pixels (kNN)", "knn_top1", "linear_top5")
     assert all(word in done.stdout for word in words)
     run = Store(folder).find(None)
     logged = run.data.metrics
     assert f"{logged['eval/knn_top1']:.2%}" in done.stdout
     assert f"{logged['eval/untrained/linear_top1']:.2%}" in done.stdout
-    assert run.data.tags["protocol"] == "2"
+    assert run.data.tags["protocol"] == "3"
     assert run.data.tags["protocol/eval/knn_top1"] in done.stdout
     assert logged["eval/low/knn_top1"] < logged["eval/knn_top1"] < logged["eval/high/knn_top1"]
     assert logged["eval/linear_top1"] > logged["eval/chance/linear_top1"] + 0.1

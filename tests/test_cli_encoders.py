@@ -79,6 +79,16 @@ def test_an_exported_encoder_is_judged_like_its_run(run) -> None:
     assert figures[0] == figures[1]
 
 
+def test_a_file_that_was_judged_can_be_compared(run) -> None:
+    assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
+    judged = run("eval", "e.safetensors", "--knn")
+    run_id = judged.stdout.split()[1]
+    assert run("eval", "tiny-s0", "--knn").exit_code == 0
+    done = run("compare", run_id, "tiny-s0")
+    assert done.exit_code == 0, done.output
+    assert "p (McNemar)" in done.output
+
+
 def test_an_import_is_a_run_like_others(run, home: Path) -> None:
     network = torchvision.models.resnet18()
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, "foreign.pth")
@@ -105,6 +115,9 @@ BAD = {
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "HOME/flat"], "--linear needs labels"),
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
+    "pixels": (["eval", "tiny-s0", "--layer", "pixels"], "unknown layer 'pixels'"),
+    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "is what this encoder was trained on"),
+    "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity 30 with 20 images"),
     "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "does not exist"),
