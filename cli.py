@@ -311,14 +311,14 @@ def ablate(
         with progress_bars() as (_, advance):
             cells = study.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
-        typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} to go")
+        typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} of training to go")
         for each in cells:
             typer.echo(f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed")
         if dry_run:
             return
         if total > 3600 and not yes and sys.stdin.isatty():
             typer.confirm("go on?", abort=True)
-        parent = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
+        tracker = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
         running = False
         try:
             with progress_bars() as (bars, advance), stop_on_signal(lambda: running) as stop:
@@ -330,11 +330,12 @@ def ablate(
                     else:
                         bars.console.print(f"{cell}, seed {seed}")
 
-                failures = study.ablate(parent, plan, store, places, progress=advance, began=began, stop=stop)
+                failures = study.ablate(tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop)
         except Interrupted as stopped:
             typer.echo(f"{stopped}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        typer.echo(reporting.report(parent, store))
+        typer.echo(reporting.report(tracker.run_id, store))
+        tracker.finish("FAILED" if failures else "FINISHED")
         for failure in failures:
             typer.echo(f"failed: {failure}", err=True)
         if failures:
@@ -408,9 +409,15 @@ def evaluate(
         from experiments import encoders, evaluation, tracking
         from simclr.protocol import make_protocol
 
-        asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
+        asked = {
+            "knn": knn,
+            "linear": linear,
+            "linear-sgd": linear_sgd,
+            "finetune": finetune is not None,
+            "no-labels": no_labels,
+        }
         names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
-        fractions = [f"finetune.fractions=[{finetune}]"] if finetune else []
+        fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
         protocol = make_protocol([*fractions, *settings], layer=layer)
         store = tracking.Store(tracking.home())
         found = encoders.find(run, store)

@@ -8,26 +8,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from simclr.data import Progress, open_dataset, silent
 from simclr.errors import RunFailed, UserError
-from simclr.evaluate import EVALUATIONS
-from simclr.protocol import Protocol
+from simclr.evaluate import EVALUATIONS, check
+from simclr.model import build_model
+from simclr.protocol import Protocol, Subject, identity
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
 from .comparison import PROTOCOL_TAG
 from .evaluation import evaluate_encoder
 from .plan import Cell, Plan
-from .tracking import Run, Store
+from .tracking import Run, Store, Tracker
 
-EVALUATE = ("knn", "linear")
-METRICS = ("linear_top1", "knn_top1")  # that a report is about
+EVALUATE = {"linear": "linear_top1", "knn": "knn_top1"}  # evaluations, and the figure of each that a report is about
 PARENT = "mlflow.parentRunId"  # how MLflow nests runs
 
 
 class Forecast(NamedTuple):
-    """What a cell will take, before anything starts: seconds a seed, and the seeds that are done."""
+    """What a cell will take, before anything starts: seconds of training a seed, and the seeds that are done."""
 
     cell: Cell
     seconds: float
@@ -35,19 +36,23 @@ class Forecast(NamedTuple):
 
 
 def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress = silent) -> list[Forecast]:
-    """Time each cell by a few steps. Raises UserError, naming all of them, where cells can't run."""
-    found, broken = [], []
+    """Time each cell by a few steps. Raises UserError, naming all of them, where cells can't be run or judged."""
+    found: list[Forecast] = []
+    broken = []
     for count, cell in enumerate(plan.cells, 1):
         try:
-            data = open_dataset(cell.config.data, store.folder, progress)
-            steps_of(cell.config, data)
-            runner.check(cell.config, data)
+            config, data = cell.config, open_dataset(cell.config.data, store.folder, progress)
+            steps_of(config, data)
+            runner.check(config, data)
+            model = build_model(config, data, torch.device("cpu"))
+            check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
             done = [
                 seed
                 for seed in seeds
                 if any(run.info.status == "FINISHED" for run in store.of_key(cell.of_seed(seed).key(), data.digest))
             ]
-            seconds = 0.0 if len(done) == len(seeds) else runner.estimate(cell.config, store, progress)["seconds"]
+            shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
+            seconds = 0.0 if shared or len(done) == len(seeds) else runner.estimate(config, store, progress)["seconds"]
             found.append(Forecast(cell, seconds, done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")
@@ -57,34 +62,46 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
     return found
 
 
-def open_study(name: str, plan: Plan, store: Store, command: str) -> str:
-    """The id of a study's parent run: the one of this name, if it has this plan, else a new one.
+def prefix(layer: str) -> str:
+    """What stands before a figure's name, by the layer that it is of."""
+    return "" if layer == "h" else f"{layer}/"
+
+
+def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
+    """A study's parent run: the one of this name, if it has this plan on this data, else a new one.
 
     `command` is what the report says remakes it. Raises UserError where the name belongs to another plan.
     """
-    for run in store.studies():
-        if run.info.run_name == name:
-            if run.data.tags["plan"] != plan.digest():
-                names = ", ".join(cell["cell"] for cell in document_of(run.info.run_id, store)["cells"])
-                raise UserError(f"study '{name}' exists with another plan ({names}): give this one another --name")
-            return str(run.info.run_id)
-    tracker = store.start(name, {"kind": "study", "study": name, "plan": plan.digest()}, plan.cells[0].config.flat())
+    data = open_dataset(plan.cells[0].config.data, store.folder)
+    digest = plan.digest(data.digest)
+    same = [run for run in store.studies() if run.info.run_name == name]
+    if same and same[0].data.tags["plan"] != digest:
+        raise UserError(f"study '{name}' exists with another plan or other images: give this one another --name")
+    if same:
+        tracker = store.reopen(same[0])
+    else:
+        tags = {"kind": "study", "study": name, "plan": digest, "data_digest": data.digest}
+        tracker = store.start(name, tags, plan.cells[0].config.flat())
     cells = [
         {
             "cell": cell.name,
             "settings": cell.settings,
             "layer": cell.layer,
-            "x": cell.config.flat().get(plan.x) if plan.x else None,
+            "x": cell.x,
             "paper": cell.difference,
             "direction": cell.direction,
             "source": cell.source,
             "pair": cell.pair,
+            "protocols": {
+                metric: identity(Protocol(layer=cell.layer), data, EVALUATIONS[evaluation].sections, {})
+                for evaluation, metric in EVALUATE.items()
+            },
         }
         for cell in plan.cells
     ]
     document = {"x": plan.x, "log": plan.log, "command": command, "cells": cells}
     tracker.artifact("plan.json", lambda path: path.write_text(json.dumps(document, indent=2), encoding="utf-8"))
-    return tracker.run_id
+    return tracker
 
 
 def document_of(study: str, store: Store) -> dict[str, Any]:
@@ -103,7 +120,7 @@ def ablate(
     began: Callable[[str, int], None] = lambda cell, seed: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Run what is missing of a study; a sentence for each cell that failed.
+    """Run what is missing of a study; a sentence for each cell that failed, which its record says too.
 
     Killed at any point, it goes on where it was when it is called again.
     """
@@ -114,7 +131,13 @@ def ablate(
             run_cell(study, cell, seed, store, progress=progress, stop=stop)
         except (UserError, RunFailed) as error:
             failures.append(f"'{cell.name}', seed {seed}: {error}")
+            config, tags = cell.of_seed(seed), {**_place(study, cell, seed), "kind": "cell", "error": str(error)}
+            store.start(f"{config.name}-s{seed}", tags, config.flat()).finish("FAILED")
     return failures
+
+
+def _place(study: str, cell: Cell, seed: int) -> dict[str, str]:
+    return {PARENT: study, "cell": cell.name, "seed": str(seed)}
 
 
 def run_cell(
@@ -128,28 +151,49 @@ def run_cell(
 ) -> None:
     """Train and evaluate one cell with one seed, as far as that is not done, and put its record under the study.
 
-    A run of this config from elsewhere is taken over as a copy of its record.
+    A run of this config from elsewhere is taken over as a copy of its record; one that was cut short goes on, or begins
+    anew where its checkpoint can't be used here.
     """
-    config, tags = cell.of_seed(seed), {PARENT: study, "cell": cell.name, "seed": str(seed)}
+    config, tags = cell.of_seed(seed), _place(study, cell, seed)
     data = open_dataset(config.data, store.folder, progress)
-    resume = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
-    run_id = runner.train(config, store, resume=resume, tags=tags, progress=progress, stop=stop)
-    judge(run_id, cell.layer, store, progress)
+    begun = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
+    try:
+        run_id = runner.train(config, store, resume=begun, tags=tags, progress=progress, stop=stop)
+    except UserError:
+        if not begun:
+            raise
+        run_id = runner.train(config, store, tags=tags, progress=progress, stop=stop)
+    judge(run_id, cell, store, progress)
     run = store.client.get_run(run_id)
     if (run.data.tags.get(PARENT), run.data.tags.get("cell")) == (study, cell.name):
         return
-    known = [child for child in children(study, store) if child.data.tags.get("copied_from") == run_id]
-    if not any(child.data.tags["cell"] == cell.name for child in known):
+    copies = (
+        child.data.tags["cell"]
+        for child in children(study, store)
+        if child.data.tags.get("copied_from") == run_id and child.info.status == "FINISHED"
+    )
+    if cell.name not in copies:
         store.copy(run, {**tags, "kind": "cell", "copied_from": run_id})
 
 
-def judge(run_id: str, layer: str, store: Store, progress: Progress) -> None:
-    """Evaluate a run by EVALUATE, unless its record holds that under today's protocol."""
+def judge(run_id: str, cell: Cell, store: Store, progress: Progress) -> None:
+    """Evaluate a run by EVALUATE, unless its record holds those very figures under today's protocol."""
     found = encoders.find(run_id, store)
-    subject = encoders.place(found, store, Protocol(layer=layer), progress=progress)
+    config = cell.config
+    subject = encoders.place(
+        found,
+        store,
+        Protocol(layer=cell.layer),
+        data_dir=config.data.dir,
+        device=config.device,
+        progress=progress,
+    )
     tags = store.client.get_run(run_id).data.tags
-    known = {identity for tag, identity in tags.items() if tag.startswith(PROTOCOL_TAG)}
-    missing = [name for name in EVALUATE if subject.identity(EVALUATIONS[name].sections) not in known]
+    missing = [
+        name
+        for name, metric in EVALUATE.items()
+        if tags.get(f"{PROTOCOL_TAG}{prefix(cell.layer)}{metric}") != subject.identity(EVALUATIONS[name].sections)
+    ]
     if missing:
         evaluate_encoder(found, subject, store, missing)
 
@@ -164,39 +208,44 @@ class Records(NamedTuple):
 
     table: pd.DataFrame
     correct: dict[str, dict[tuple[str, int], Any]]
-    runs: dict[tuple[str, int], Run]
+    runs: dict[tuple[str, int], Run]  # that were trained: of a copy, the run that it is of
 
 
 def records(study: str, store: Store) -> Records:
-    """Read a study's records: of the runs of one cell and seed the finished one, else the newest."""
+    """Read a study's records: of the runs of one cell and seed the finished one that was judged, else the newest.
+
+    A figure counts where it was found under the study's own protocol.
+    """
     cells = {cell["cell"]: cell for cell in document_of(study, store)["cells"]}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    correct: dict[str, dict[tuple[str, int], Any]] = {metric: {} for metric in EVALUATE.values()}
     runs: dict[tuple[str, int], Run] = {}
-    for run in children(study, store):
-        place = run.data.tags["cell"], int(run.data.tags["seed"])
-        if place not in runs or (run.info.status == "FINISHED" and runs[place].info.status != "FINISHED"):
+    for child in reversed(children(study, store)):  # the oldest first: what is newer stands over it
+        cell, place = cells[child.data.tags["cell"]], (child.data.tags["cell"], int(child.data.tags["seed"]))
+        source = child.data.tags.get("copied_from")
+        run = child if source is None else store.client.get_run(source)
+        before, figures = prefix(cell["layer"]), {}
+        for metric, protocol in cell["protocols"].items():
+            if run.data.tags.get(f"{PROTOCOL_TAG}{before}{metric}") == protocol:
+                figures[metric] = run.data.metrics[f"eval/{before}{metric}"]
+                with np.load(
+                    store.artifact(run.info.run_id, f"{before.replace('/', '-')}{metric}-predictions.npz")
+                ) as a:
+                    correct[metric][place] = a["predicted"] == a["labels"]
+        if place in rows and rows[place]["status"] == "FINISHED" and not figures:
+            continue
+        judged = child.info.status == "FINISHED" and len(figures) == len(EVALUATE)
+        speed = store.history(run.info.run_id, "perf/images_per_second")["value"].median()
+        steps = store.history(run.info.run_id, "train/loss")["step"].max()
+        if run.data.tags["kind"] == "pretrain":
             runs[place] = run
-    rows: list[dict[str, Any]] = []
-    correct: dict[str, dict[tuple[str, int], Any]] = {metric: {} for metric in METRICS}
-    for (cell, seed), run in runs.items():
-        prefix = "" if cells[cell]["layer"] == "h" else f"{cells[cell]['layer']}/"
-        source = run.data.tags.get("copied_from", run.info.run_id)
-        speed = store.history(source, "perf/images_per_second")["value"].median()
-        steps = store.history(source, "train/loss")["step"].max()
-        row = {
-            "cell": cell,
-            "seed": seed,
-            "status": run.info.status,
-            "error": run.data.tags.get("error"),
+        rows[place] = {
+            "cell": place[0],
+            "seed": place[1],
+            "status": child.info.status if judged or child.info.status != "FINISHED" else "NOT JUDGED",
+            "error": child.data.tags.get("error"),
             "images_per_second": speed,
             "seconds": steps * int(run.data.params["train.batch_size"]) / speed,
+            **{metric: figures.get(metric, np.nan) for metric in EVALUATE.values()},
         }
-        for metric in METRICS:
-            row[metric] = run.data.metrics.get(f"eval/{prefix}{metric}", np.nan)
-            try:
-                path = store.artifact(source, f"{prefix.replace('/', '-')}{metric}-predictions.npz")
-            except UserError:
-                continue
-            with np.load(path) as arrays:
-                correct[metric][cell, seed] = arrays["predicted"] == arrays["labels"]
-        rows.append(row)
-    return Records(pd.DataFrame(rows), correct, runs)
+    return Records(pd.DataFrame(rows.values()), correct, runs)

@@ -12,15 +12,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, make, merge, nested, parse_setting, read_toml
+from simclr.config import Config, Section, make, merge, nested, parse_setting, read_toml, readable, settings
 from simclr.errors import UserError, unknown
 
 BASELINE = "baseline"
-AXIS_KEYS = ("about", "source", "x", "log", "cells", "leave_out", "direction", "pairs", "one_sided")
-CELL_KEYS = ("name", "set", "layer", "paper", "difference", "direction")
+
+
+class AxisCell(Section):
+    """A cell of an axis: see the header of axes.toml."""
+
+    set: dict[str, Any] = Field(min_length=1)
+    name: str | None = None
+    layer: str = "h"
+    paper: float | None = None
+    difference: float | None = None
+    direction: Literal["lower", "higher"] | None = None
+
+
+class Axis(Section):
+    """A table of axes.toml: see its header."""
+
+    about: str = ""
+    source: str | None = None
+    x: str | None = None
+    log: bool = False
+    cells: tuple[dict[str, Any], ...] = ()  # each an AxisCell
+    reference: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    rising_from: float | None = None
+    leave_out: bool = False
+    lower: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    one_sided: bool = False
 
 
 class Cell(NamedTuple):
@@ -35,6 +62,7 @@ class Cell(NamedTuple):
     direction: str | None = None  # "lower", "higher"
     source: str | None = None
     pair: tuple[str, str] | None = None  # of augmentations; one twice where it stands alone
+    x: Any = None  # its place on the numeric axis
 
     def of_seed(self, seed: int) -> Config:
         """The config of one seed."""
@@ -52,42 +80,66 @@ class Plan(NamedTuple):
     x: str | None = None
     log: bool = False
 
-    def digest(self) -> str:
-        """What identifies the plan, whatever its seeds."""
-        return hashlib.blake2b(repr([cell.identity() for cell in self.cells]).encode(), digest_size=6).hexdigest()
+    def digest(self, data: str) -> str:
+        """What identifies the plan on some data (by their digest), whatever its seeds."""
+        parts = [data, *((cell.name, *cell.identity()) for cell in self.cells)]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
     def jobs(self, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
         """Every cell with every seed; all cells of one seed first, so that a study cut short is still paired."""
         return ((cell, seed) for seed in seeds for cell in self.cells)
 
 
-def axes(path: Path | None = None) -> dict[str, dict[str, Any]]:
+def axes(path: Path | None = None) -> dict[str, Axis]:
     """The axes of a file (default: those that come with the suite). Raises UserError for what is not in the format."""
-    table = read_toml(path or Path(str(files("experiments") / "axes.toml")))
-    for name, axis in table.items():
-        if not isinstance(axis, Mapping):
+    found = {}
+    for name, table in read_toml(path or Path(str(files("experiments") / "axes.toml"))).items():
+        if not isinstance(table, Mapping):
             raise UserError(f"{path}: '{name}' is not an axis: expected a table [{name}] with cells")
-        for key in axis:
-            if key not in AXIS_KEYS:
-                raise unknown(f"key of axis '{name}'", key, AXIS_KEYS)
-        for cell in axis.get("cells", []):
-            for key in cell:
-                if key not in CELL_KEYS:
-                    raise unknown(f"key of a cell of axis '{name}'", key, CELL_KEYS)
-    return table
+        axis: Axis = _valid(Axis, table, f"axis '{name}'")
+        if axis.x is not None and axis.x not in settings(Config):
+            raise unknown("setting", axis.x, settings(Config))
+        found[name] = axis
+    return found
 
 
-def settings_name(settings: Mapping[str, Any]) -> str:
+def _valid(model: type[Section], table: Mapping[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise UserError(f"{where}: {readable(error, model)}") from None
+
+
+def settings_name(changes: Mapping[str, Any]) -> str:
     """`temperature=0.1, normalize=False`."""
-    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
+    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
 
 
-def _cell(baseline: Config, settings: Mapping[str, Any], name: str | None = None, **facts: Any) -> Cell:
-    """The cell that differs from the baseline in some settings. Raises UserError where one is not valid."""
+def _at(table: Mapping[str, Any], path: str) -> Any:
+    """The value of a dotted name in nested tables; None where there is none."""
+    value: Any = table
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _cell(
+    baseline: Config, changes: Mapping[str, Any], name: str | None = None, layer: str = "h", **facts: Any
+) -> Cell:
+    """The cell that differs from the baseline in some settings. Raises UserError where one is not valid.
+
+    As in a preset, what is set for view one holds for view two where the two agree.
+    """
     table = baseline.model_dump(mode="json")
-    for path, value in settings.items():
-        table = merge(table, nested(path, value))
-    return Cell(name or settings_name(settings), make(table), dict(settings), **facts)
+    for path, value in changes.items():
+        if path in ("seed", "name", "device") or (path.startswith("data.") and path != "data.normalize"):
+            raise UserError(f"{path} can't be varied: all cells of a study have the same seeds and the same images")
+        second = "augment2." + path.removeprefix("augment.")
+        follows = path.startswith("augment.") and _at(table, path) == _at(table, second) and second not in changes
+        for each in (path, second) if follows and baseline.augment2 is not None else (path,):
+            table = merge(table, nested(each, value))
+    judged = f", {layer} judged" if layer != "h" else ""
+    return Cell(name or settings_name(changes) + judged, make(table), dict(changes), layer, **facts)
 
 
 def _views(baseline: Config) -> list[str]:
@@ -106,13 +158,23 @@ def _check(name: str) -> str:
     return name
 
 
-def without(baseline: Config, names: Sequence[str], **facts: Any) -> Cell:
-    """The baseline without some augmentations, in both views. UserError for one that it does not have."""
+def without(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
+    """The baseline without some augmentations, in both views; `axis` knows of which the paper expects a fall.
+
+    Raises UserError for one that the baseline does not have.
+    """
     for name in names:
         if _check(name) not in _present(baseline):
             raise UserError(f"the baseline has no '{name}' to drop: it has {', '.join(_present(baseline))}")
-    settings = {f"{view}.{name}.p": 0.0 for view in _views(baseline) for name in names}
-    return _cell(baseline, settings, f"no {', '.join(names)}", **facts)
+    changes = {f"{view}.{name}.p": 0.0 for view in _views(baseline) for name in names}
+    falls = bool(set(names) & set(axis.lower))
+    return _cell(
+        baseline,
+        changes,
+        f"no {', '.join(names)}",
+        direction="lower" if falls else None,
+        source=axis.source if falls else None,
+    )
 
 
 def only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **facts: Any) -> Cell:
@@ -128,30 +190,43 @@ def only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **f
     wanted = (
         {"augment": {"crop"}, "augment2": {"crop"} | chosen} if one_sided else dict.fromkeys(_views(baseline), chosen)
     )
-    settings = {
+    changes = {
         f"{view}.{name}.p": probability("augment", name) if name in keep else 0.0
         for view, keep in wanted.items()
         for name in AUGMENTATIONS
     }
-    return _cell(baseline, settings, f"only {' + '.join(names)}", **facts)
+    return _cell(baseline, changes, f"only {' + '.join(names)}", **facts)
 
 
-def of_axis(baseline: Config, axis: Mapping[str, Any]) -> list[Cell]:
+def of_axis(baseline: Config, axis: Axis) -> list[Cell]:
     """The cells of an axis."""
-    source = axis.get("source")
-    if axis.get("leave_out"):
-        directions = axis.get("direction", {})
+    if axis.leave_out:
+        return [without(baseline, [name], axis) for name in _present(baseline)]
+    if axis.pairs:
+        pairs = [(group, group) for group in axis.pairs] + list(combinations(axis.pairs, 2))
         return [
-            without(baseline, [name], direction=directions.get(name), source=source if name in directions else None)
-            for name in _present(baseline)
+            only(
+                baseline,
+                "+".join(dict.fromkeys(pair)).split("+"),
+                one_sided=axis.one_sided,
+                pair=pair,
+                source=axis.source,
+            )
+            for pair in pairs
         ]
-    if groups := axis.get("pairs"):
-        facts = {"one_sided": axis.get("one_sided", False), "source": source}
-        pairs = [(group, group) for group in groups] + list(combinations(groups, 2))
-        return [only(baseline, "+".join(dict.fromkeys(pair)).split("+"), pair=pair, **facts) for pair in pairs]
+    cells: list[AxisCell] = [_valid(AxisCell, cell, f"cell {n} of the axis") for n, cell in enumerate(axis.cells, 1)]
     return [
-        _cell(baseline, cell["set"], **{key: value for key, value in cell.items() if key != "set"}, source=source)
-        for cell in axis.get("cells", [])
+        _cell(
+            baseline,
+            cell.set,
+            cell.name,
+            cell.layer,
+            paper=cell.paper,
+            difference=cell.difference,
+            direction=cell.direction,
+            source=axis.source,
+        )
+        for cell in cells
     ]
 
 
@@ -189,40 +264,36 @@ def make_plan(
 
     A cell that equals the baseline is the baseline. Raises UserError for unknown names and for fewer than two cells.
     """
-    chosen, known = _axis(axis) if axis is not None else {}, axes()["augmentations"]
+    if together and not drop and not alone:
+        raise UserError("--together has nothing to join: name augmentations by --drop or --only")
+    chosen = _axis(axis) if axis is not None else Axis()
 
     def groups(names: Sequence[str]) -> list[list[str]]:
         return [list(names)] if together and names else [[name] for name in names]
 
+    known = axes()["augmentations"]
     cells = [
-        *(
-            without(baseline, names, source=known["source"], direction=_direction(names, known))
-            for names in groups(drop)
-        ),
+        *(without(baseline, names, known) for names in groups(drop)),
         *(only(baseline, names) for names in groups(alone)),
         *of_axis(baseline, chosen),
     ]
-    x = chosen.get("x")
+    x = chosen.x
     if vary:
         crossed = of_vary(baseline, vary)
         if not cells and len(vary) == 1:
             x = vary[0].partition("=")[0].strip()
         cells = crossed + [
-            _cell(baseline, cell.settings | other.settings, f"{cell.name}, {other.name}", layer=cell.layer)
+            _cell(baseline, cell.settings | other.settings, f"{cell.name}, {other.name}", cell.layer)
             for cell in cells
             for other in crossed
         ]
-    plan = _with_baseline(baseline, cells)
+    plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: name something by --drop, --only, --axis or --vary")
-    return Plan(plan, x, bool(chosen.get("log")))
+    return Plan(plan, x, chosen.log)
 
 
-def _direction(names: Sequence[str], axis: Mapping[str, Any]) -> str | None:
-    return "lower" if any(axis["direction"].get(name) == "lower" for name in names) else None
-
-
-def _axis(name: str) -> dict[str, Any]:
+def _axis(name: str) -> Axis:
     """An axis by name, or the only one in a file."""
     if name.endswith(".toml"):
         found = axes(Path(name))
@@ -235,17 +306,32 @@ def _axis(name: str) -> dict[str, Any]:
     return known[name]
 
 
-def _with_baseline(baseline: Config, cells: Sequence[Cell]) -> list[Cell]:
-    """The baseline and the cells that differ from it, without doubles; the paper's differences worked out."""
-    first = Cell(BASELINE, baseline)
+def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[Cell]:
+    """The baseline and the cells that differ from it, without doubles; what the paper expects of each worked out."""
+
+    def placed(cell: Cell) -> Cell:
+        return cell._replace(x=_at(cell.config.model_dump(mode="json"), axis.x)) if axis.x else cell
+
+    first = placed(Cell(BASELINE, baseline))
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
     first = first._replace(paper=same.paper)
+    table = baseline.model_dump(mode="json")
+    holds = all(_at(table, path) == value for path, value in axis.reference.items())
     unique = {first.identity(): first}
-    long = Counter(cell.name for cell in {cell.identity(): cell for cell in cells}.values())
-    for cell in cells:
-        difference = cell.difference
+    for cell in map(placed, cells):
+        if not holds:
+            cell = cell._replace(difference=None, direction=None)
         if cell.paper is not None and first.paper is not None:
-            difference = round(cell.paper - first.paper, 2)
-        name = cell.name if long[cell.name] < 2 else ", ".join(f"{key}={value}" for key, value in cell.settings.items())
-        unique.setdefault(cell.identity(), cell._replace(name=name, difference=difference))
-    return list(unique.values())
+            cell = cell._replace(difference=round(cell.paper - first.paper, 2))
+        if axis.rising_from is not None and min(cell.x, first.x) >= axis.rising_from:
+            cell = cell._replace(direction="higher" if cell.x > first.x else "lower")
+        unique.setdefault(cell.identity(), cell)
+    shared = Counter(cell.name for cell in unique.values())
+    named = [first] + [
+        cell if shared[cell.name] == 1 else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
+        for cell in list(unique.values())[1:]
+    ]
+    for name, count in Counter(cell.name for cell in named).items():
+        if count > 1:
+            raise UserError(f"{count} cells are called '{name}': give each a name of its own")
+    return named

@@ -18,8 +18,7 @@ from analysis.tables import FORMATS, LABELS
 from simclr.errors import UserError, unknown
 from simclr.loss import chance_loss
 
-from .ablate import METRICS, Records, document_of, records
-from .comparison import PROTOCOL_TAG
+from .ablate import EVALUATE, Records, document_of, records
 from .plan import settings_name
 from .tracking import Store, Tracker
 
@@ -40,8 +39,13 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
 
     Raises UserError when the study has no finished cell.
     """
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't write to {out}: {error.strerror}; name another folder") from None
     document, found = document_of(study, store), records(study, store)
-    metrics = [metric for metric in METRICS if found.table.get(metric, pd.Series(dtype=float)).notna().any()]
+    metrics = [metric for metric in EVALUATE.values() if found.table.get(metric, pd.Series(dtype=float)).notna().any()]
     if not metrics:
         raise UserError("no cell of this study has finished: run `simclr ablate` again with the same options")
     notes = _notes(document, found)
@@ -50,7 +54,8 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
         sections: list[tuple[str, str, Any]] = [("", "text", "\n".join(notes))]
         texts = []
         for metric in metrics:
-            table = summary(found.table, document["cells"], metric, found.correct[metric])
+            cells = document["cells"] if metric == "linear_top1" else [_direction(cell) for cell in document["cells"]]
+            table = summary(found.table, cells, metric, found.correct[metric])
             text = shown(table, metric)
             for name, suffix in SUFFIXES.items():
                 (folder / f"{metric}{suffix}").write_text(FORMATS[name](text, notes), encoding="utf-8")
@@ -62,10 +67,14 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
         failed = found.table[found.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
         if len(failed):
             sections.append(("Not finished", "table", failed))
-        run = next(iter(found.runs.values()))
+        run = _baseline(document, found)
         sections += [
-            ("Config of the baseline", "code", store.artifact(_source(run), "config.toml").read_text(encoding="utf-8")),
-            ("Environment", "code", store.artifact(_source(run), "environment.json").read_text(encoding="utf-8")),
+            (
+                "Config of the baseline",
+                "code",
+                store.artifact(run.info.run_id, "config.toml").read_text(encoding="utf-8"),
+            ),
+            ("Environment", "code", store.artifact(run.info.run_id, "environment.json").read_text(encoding="utf-8")),
             ("To remake", "code", f"{document['command']}\nsimclr report {store.client.get_run(study).info.run_name}"),
         ]
         title = f"Study {store.client.get_run(study).info.run_name}"
@@ -73,27 +82,33 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
         for path in sorted(folder.iterdir()):
             Tracker(store, study).artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
             if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, out / path.name)
     place = store.artifact(study, "report.html")
     return "\n".join([*texts, f"report: {place}"])
 
 
-def _source(run: Any) -> str:
-    """The run that a cell's record was made by."""
-    return str(run.data.tags.get("copied_from", run.info.run_id))
+def _direction(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What is expected of another figure than the paper's linear classifier: the direction alone."""
+    side = cell["direction"] if cell["paper"] is None else "lower" if cell["paper"] < 0 else "higher"
+    return {**cell, "paper": None, "direction": side}
+
+
+def _baseline(document: Mapping[str, Any], found: Records) -> Any:
+    """A run of the baseline; where there is none, of the first cell that has one."""
+    names = [cell["cell"] for cell in document["cells"]]
+    return found.runs[min(found.runs, key=lambda place: (names.index(place[0]), place[1]))]
 
 
 def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
     """What the figures are of."""
-    run = next(iter(found.runs.values()))
-    protocols = {run.data.tags.get(f"{PROTOCOL_TAG}{metric}") for run in found.runs.values() for metric in METRICS}
+    run = _baseline(document, found)
+    protocols = {protocol for cell in document["cells"] for protocol in cell["protocols"].values()}
     seeds = sorted({seed for _, seed in found.runs})
     images = {len(right) for by_run in found.correct.values() for right in by_run.values()}
     return [
         f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
         f"{', '.join(map(str, sorted(images)))} test images; seeds {', '.join(map(str, seeds))}",
-        f"protocols {', '.join(sorted(filter(None, protocols)))}",
+        f"protocols {', '.join(sorted(protocols))}",
         "intervals: Student's t, 95 %, over seeds; differences: paired by seed; p: paired t test, and after Holm's "
         "correction over the cells; McNemar: exact, on the test images, for each seed",
         "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50)",
@@ -137,7 +152,7 @@ def _curves(found: Records, document: Mapping[str, Any], store: Store, folder: P
         histories: dict[str, list[pd.DataFrame]] = {}
         for cell in document["cells"]:
             runs = [run for (name, _), run in found.runs.items() if name == cell["cell"]]
-            curves = [curve for run in runs if len(curve := store.history(_source(run), metric))]
+            curves = [curve for run in runs if len(curve := store.history(run.info.run_id, metric))]
             if curves and cell["layer"] == "h":
                 histories[cell["cell"]] = curves
         if not histories:

@@ -105,8 +105,8 @@ def train(
         tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
         curve, chance = store.history(tracker.run_id, "train/loss"), chance_loss(config.train.batch_size)
         tracker.artifact("loss.png", lambda path: plots.loss_curve({config.name: curve}, chance, path))
-        for checkpoint in checkpoints(folder):  # the weights are an artifact now
-            checkpoint.unlink()
+    for checkpoint in checkpoints(folder):  # the weights are an artifact now
+        checkpoint.unlink()
     return tracker.run_id
 
 

@@ -280,10 +280,12 @@ def make(table: Mapping[str, Any]) -> Config:
 
 def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     """The first mistake that pydantic found, in a sentence."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, before others
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("setting", path, settings(model))
+    if first["type"] == "missing":
+        return UserError(f"{path} is missing")
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")

@@ -21,6 +21,7 @@ from experiments.tracking import Store
 from simclr.config import to_toml
 from simclr.errors import RunFailed, UserError
 
+COMMAND = "simclr ablate --drop color_jitter --drop crop"
 QUICK: dict[str, Any] = {"train": {"epochs": 1}}
 
 
@@ -36,7 +37,7 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="module")
 def study(store: Store, plan: Plan) -> str:
-    parent = ablate.open_study("first", plan, store, "simclr ablate --drop color_jitter --drop crop")
+    parent = ablate.open_study("first", plan, store, COMMAND).run_id
     assert ablate.ablate(parent, plan, store, [0, 1]) == []
     return parent
 
@@ -64,7 +65,7 @@ def test_nothing_is_trained_or_judged_twice(
     monkeypatch.setattr(runner, "pretrain", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(ablate, "evaluate_encoder", lambda *a: pytest.fail("judged again"))
     before = len(store.search())
-    assert ablate.open_study("first", plan, store, "") == study
+    assert ablate.open_study("first", plan, store, COMMAND).run_id == study
     assert ablate.ablate(study, plan, store, [0, 1]) == []
     assert len(store.search()) == before
 
@@ -73,7 +74,7 @@ def test_a_baseline_of_another_study_is_taken_over_as_a_copy(
     store: Store, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_plan(tiny(**QUICK), vary=["loss.temperature=0.2,0.4"])
-    parent = ablate.open_study("second", other, store, "")
+    parent = ablate.open_study("second", other, store, "").run_id
     assert ablate.ablate(parent, other, store, [0]) == []
     assert set(trained(store).values()) == {1}
     (copy,) = [run for run in ablate.children(parent, store) if run.data.tags["cell"] == BASELINE]
@@ -88,15 +89,15 @@ def test_a_baseline_of_another_study_is_taken_over_as_a_copy(
 
 
 def test_more_seeds_extend_a_study_and_another_plan_needs_another_name(store: Store, plan: Plan, study: str) -> None:
-    assert ablate.open_study("first", plan, store, "") == study
-    with pytest.raises(UserError, match=r"exists with another plan \(baseline, no color_jitter, no crop\)"):
+    assert ablate.open_study("first", plan, store, COMMAND).run_id == study
+    with pytest.raises(UserError, match="study 'first' exists with another plan or other images"):
         ablate.open_study("first", make_plan(tiny(**QUICK), drop=["flip"]), store, "")
 
 
 def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     store = Store(tmp_path)
     plan = make_plan(tiny(**QUICK, optim={"name": "sgd", "lr": 0.1, "weight_decay": 0}), vary=["optim.lr=1e30,0.01"])
-    parent = ablate.open_study("fails", plan, store, "simclr ablate")
+    parent = ablate.open_study("fails", plan, store, "simclr ablate").run_id
     failures = ablate.ablate(parent, plan, store, [0, 1])
     assert [failure.partition(":")[0] for failure in failures] == ["'lr=1e+30', seed 0", "'lr=1e+30', seed 1"]
     assert "training diverged" in failures[0]
@@ -129,7 +130,7 @@ def test_a_layer_of_the_same_network_is_judged_without_training_it_again(tmp_pat
     store = Store(tmp_path)
     plan = make_plan(tiny(**QUICK), axis="head")
     chosen = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, z judged")])
-    parent = ablate.open_study("layers", chosen, store, "")
+    parent = ablate.open_study("layers", chosen, store, "").run_id
     assert ablate.ablate(parent, chosen, store, [0]) == []
     assert sum(trained(store).values()) == 1
     table = ablate.records(parent, store).table.set_index("cell")
@@ -165,6 +166,102 @@ def test_an_unexpected_error_is_not_taken_for_a_failed_cell(
     monkeypatch.setattr(ablate, "run_cell", bug)
     with pytest.raises(KeyError):
         ablate.ablate(study, plan, store, [0])
+
+
+def test_figures_of_another_protocol_are_judged_anew_and_never_reported(
+    store: Store, plan: Plan, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ablate.records(study, store).table
+    finished = [run for run in ablate.children(study, store) if run.info.status == "FINISHED"]
+    run = next(run for run in finished if run.data.tags["cell"] == BASELINE)
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    other = ["--set", "linear.l2_min=1e5", "--set", "linear.l2_values=1", "--set", "knn.k=[20]"]
+    done = CliRunner().invoke(cli.app, ["eval", run.info.run_id, "--linear", "--knn", *other])
+    assert done.exit_code == 0, done.output
+    table = ablate.records(study, store).table
+    place = (table["cell"] == BASELINE) & (table["seed"] == int(run.data.tags["seed"]))
+    assert table[place]["linear_top1"].isna().all()
+    assert table[place]["knn_top1"].notna().all()  # k = 20 has a name of its own
+    assert (table[place]["status"] == "NOT JUDGED").all()
+    assert ablate.ablate(study, plan, store, [0, 1]) == []
+    again = ablate.records(study, store).table
+    assert again.sort_values(["cell", "seed"]).equals(before.sort_values(["cell", "seed"]))
+
+
+def test_the_same_name_on_other_images_is_another_study(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plans = [make_plan(tiny(**QUICK, data={"limit": limit}), drop=["flip"]) for limit in (None, 1000)]
+    ablate.open_study("one", plans[0], store, "")
+    with pytest.raises(UserError, match="another plan or other images"):
+        ablate.open_study("one", plans[1], store, "")
+
+
+def test_a_kill_at_the_worst_moments_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    plan = make_plan(tiny(**QUICK), drop=["flip"])
+    parent = ablate.open_study("killed", plan, store, "").run_id
+    store.artifact(parent, "plan.json").unlink()  # before it was written
+
+    class Killed(BaseException): ...
+
+    def killed(*a: object, **k: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.evaluation.plots.confusion_matrix", killed)  # in the middle of recording
+        with pytest.raises(Killed):
+            ablate.ablate(parent, plan, store, [0])
+    assert ablate.open_study("killed", plan, store, "").run_id == parent
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runner.Path.unlink", killed)  # trained, its checkpoints not yet removed
+        with pytest.raises(Killed):
+            ablate.ablate(parent, plan, store, [0])
+    other = make_plan(tiny(**QUICK), drop=["crop"])
+    second = ablate.open_study("copied", other, store, "").run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "history", killed)
+        patch.setattr("experiments.tracking.Tracker.finish", killed)  # in the middle of a copy
+        with pytest.raises(Killed):
+            ablate.ablate(second, other, store, [0])
+    for study, planned in ((parent, plan), (second, other)):
+        assert ablate.ablate(study, planned, store, [0]) == []
+        table = ablate.records(study, store).table
+        assert (table["status"] == "FINISHED").all()
+        assert table[["knn_top1", "linear_top1"]].notna().all().all()
+    assert set(trained(store).values()) == {1}
+
+
+def test_a_moved_folder_and_another_device_are_those_of_the_command(tmp_path: Path) -> None:
+    from PIL import Image
+
+    store, folder = Store(tmp_path / "store"), tmp_path / "a"
+    for label in ("x", "y"):
+        (folder / label).mkdir(parents=True)
+        for n in range(150):
+            Image.new("RGB", (8, 8), (n, 255 * (label == "x"), 2 * n % 256)).save(folder / label / f"{n}.png")
+    data = {"dataset": "folder", "side": 8}
+
+    def plan_in(place: Path) -> Plan:
+        return make_plan(tiny(data=data | {"dir": str(place)}, train={"epochs": 1, "batch_size": 64}), drop=["flip"])
+
+    parent = ablate.open_study("moves", plan_in(folder), store, "").run_id
+    assert ablate.ablate(parent, plan_in(folder), store, [0]) == []
+    folder = folder.rename(tmp_path / "b")
+    assert ablate.open_study("moves", plan_in(folder), store, "").run_id == parent
+    assert ablate.ablate(parent, plan_in(folder), store, [0]) == []
+    assert set(trained(store).values()) == {1}
+
+
+def test_cells_that_can_not_be_judged_are_said_before_anything_starts(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "flat").mkdir()
+    for n in range(40):
+        Image.new("RGB", (8, 8), (5 * n, 0, 0)).save(tmp_path / "flat" / f"{n}.png")
+    data = {"dataset": "folder", "dir": str(tmp_path / "flat"), "side": 8}
+    plan = make_plan(tiny(data=data, train={"epochs": 1, "batch_size": 16}), drop=["flip"])
+    with pytest.raises(UserError, match=r"2 of 2 cells can't run: 'baseline': --linear needs labels"):
+        ablate.forecast(plan, Store(tmp_path / "store"), [0])
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_leaving_each_one_out_has_a_cell_for_each_augmentation_of_the_baseline()
 @pytest.mark.parametrize("axis", ["augmentation-pairs", "augmentation-pairs-one-sided"])
 def test_the_matrix_of_pairs_has_every_two_and_each_alone(axis: str) -> None:
     plan = make_plan(baseline(), axis=axis)
-    k = len(axes()[axis]["pairs"])
+    k = len(axes()[axis].pairs)
     assert len(plan.cells) == 1 + k + k * (k - 1) // 2
     first, second = next(cell for cell in plan.cells if cell.name == "only cutout + sobel").config.pipelines()
     assert set(second) == {"crop", "cutout", "sobel"} if "one-sided" in axis else {"cutout", "sobel"}
@@ -90,6 +90,37 @@ def test_a_layer_of_the_same_network_is_a_cell_of_its_own() -> None:
     assert judged.difference == -10
 
 
+def test_expectations_hold_only_where_the_paper_looked() -> None:
+    def expected(axis: str, **sections: object) -> dict[str, tuple[float | None, str | None]]:
+        plan = make_plan(baseline(**sections), axis=axis)
+        return {cell.name: (cell.difference, cell.direction) for cell in plan.cells}
+
+    assert expected("head")["head=none"] == (-10, None)
+    assert set(expected("head", model={"head": "linear"}).values()) == {(None, None)}
+    assert expected("batch-size", train={"batch_size": 512}) == {
+        BASELINE: (None, None),
+        "batch_size=64": (None, None),
+        "batch_size=128": (None, None),
+        "batch_size=256": (None, "lower"),
+        "batch_size=1024": (None, "higher"),
+    }
+
+
+def test_what_is_set_for_view_one_holds_for_view_two_where_they_agree() -> None:
+    config = baseline(augment2={"solarize": {"p": 0.2}})
+    strength = make_plan(config, vary=["augment.color_jitter.strength=0.3,0.6"]).cells[1].config
+    assert strength.augment2 is not None
+    assert strength.augment.color_jitter.strength == strength.augment2.color_jitter.strength == 0.3  # type: ignore[attr-defined]
+    solarized = make_plan(config, vary=["augment.solarize.p=0.5,0.9"]).cells[1].config
+    assert solarized.augment2 is not None
+    assert solarized.augment2.solarize.p == 0.2  # type: ignore[attr-defined]
+
+
+def test_every_cell_of_a_numeric_axis_has_its_place_also_where_an_operation_is_absent() -> None:
+    plan = make_plan(baseline(), axis="grayscale")
+    assert sorted(cell.x for cell in plan.cells) == [0.0, 0.1, 0.2, 0.5]
+
+
 def test_any_setting_can_be_varied_and_crossed() -> None:
     plan = make_plan(baseline(), vary=["loss.temperature=0.1,0.2,0.5"])
     assert [cell.config.loss.temperature for cell in plan.cells] == [0.2, 0.1, 0.5]  # 0.2 is the baseline
@@ -121,6 +152,9 @@ BAD = {
     "no value": ({"vary": ["loss.temperature"]}, "expected two or more"),
     "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
+    "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: all cells of a study have the same seeds"),
+    "images": ({"vary": ["data.limit=100,200"]}, "data.limit can't be varied"),
+    "together": ({"together": True, "axis": "head"}, "--together has nothing to join"),
     "nothing": ({}, "nothing differs from the baseline"),
     "file": ({"axis": "nowhere.toml"}, "can't read the config file nowhere.toml"),
 }
@@ -140,6 +174,15 @@ def test_what_can_not_be_planned_is_said(case: str) -> None:
         ("[a]\ncell = []", "did you mean 'cells'"),
         ('[a]\ncells = [{ sett = { "optim.lr" = 1 } }]', "did you mean 'set'"),
         ("[a]\n[b]", "holds 2 axes"),
+        ("[a]\ncells = [{}]", "cell 1 of the axis: set is missing"),
+        ("[a]\ncells = 3", "axis 'a': cells = 3"),
+        ('[a]\ncells = [{ set = { "optim.lr" = 1 }, direction = "up" }]', "direction = .up."),
+        ('[a]\nx = "optim.lrr"', "did you mean 'optim.lr'"),
+        (
+            "[a]\ncells = ["
+            '{ set = { "optim.lr" = 1 }, name = "a" }, { set = { "optim.lr" = 1 }, name = "a", layer = "z" }]',
+            "2 cells are called 'optim.lr=1'",
+        ),
     ],
 )
 def test_a_file_that_is_no_axis_is_refused(text: str, message: str, tmp_path: Path) -> None:
