@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Progress, silent
@@ -25,20 +24,28 @@ def logits(x: Tensor, weights: Tensor) -> Tensor:
 def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, iterations: int = 200) -> Tensor:
     """Multinomial logistic regression by L-BFGS: the weights ((D + 1) x classes) that minimise
     sum of cross-entropies + l2 / 2 * |weights without bias|^2 (scikit-learn's C is 1 / l2), from `start`.
+
+    The gradient is written out, with classes as rows: on a CPU five times as fast as autograd's, whose product
+    x.T @ (N x classes) and softmax along short rows take most of the time.
     """
-    weights = start.clone().requires_grad_()
+    weights, rows = start.T.clone(), torch.arange(len(x), device=x.device)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=iterations, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits(x, weights), y) + l2 / (2 * len(x)) * weights[:-1].square().sum()
-        loss.backward()
+        slope = weights[:, :-1]
+        scores = torch.addmm(weights[:, -1:], slope, x.T)  # classes x N
+        total = scores.logsumexp(0)
+        loss = (total - scores[y, rows]).mean() + l2 / (2 * len(x)) * slope.square().sum()
+        residual = (scores - total).exp_()
+        residual[y, rows] -= 1
+        weights.grad = torch.cat([residual @ x + l2 * slope, residual.sum(1, keepdim=True)], 1) / len(x)
         return loss
 
     optimizer.step(closure)
-    return weights.detach()
+    return weights.T
 
 
 def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
