@@ -260,7 +260,8 @@ def scatter(
             middle = (float(np.median(x)), float(np.median(y)))
             axes.annotate(str(label), middle, ha="center", va="center", fontsize=7, path_effects=outline, zorder=4)
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-    axes.set_xlabel(_plain(textwrap.fill(note, 100)), fontsize=8)
+    lines = [textwrap.fill(line, 100) for line in note.splitlines()]
+    axes.set_xlabel(_plain("\n".join(lines)), fontsize=8)
     if thumbnails is not None:
         _thumbnails(axes, points, labels, thumbnails)
     if present:
