@@ -197,7 +197,7 @@ def test_flat_leaves_absent_augmentations_out():
     flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
     assert flat["augment.solarize.threshold"] == 0.5
     assert not [name for name in flat if name.startswith("augment.blur")]
-    assert set(flat) <= set(settings())
+    assert set(flat) <= set(settings(Config))
 
 
 # --- TOML -------------------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def context(name):
 
 def test_every_setting_either_matters_or_is_ignored():
     """A new setting belongs in one of the two tables above."""
-    assert sorted([*MATTERS, *IGNORED, *FOLLOWS]) == sorted(settings())
+    assert sorted([*MATTERS, *IGNORED, *FOLLOWS]) == sorted(settings(Config))
 
 
 @pytest.mark.parametrize("name", MATTERS)

@@ -73,7 +73,7 @@ def test_a_file_alone_starts_from_the_defaults_and_not_from_a_preset(tmp_path):
 
 
 def test_every_flag_stands_for_a_setting():
-    assert set(FLAGS.values()) <= set(settings())
+    assert set(FLAGS.values()) <= set(settings(Config))
 
 
 @pytest.mark.parametrize(

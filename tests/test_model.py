@@ -132,7 +132,12 @@ def test_width_that_is_not_a_power_of_two_rounds_channels():
 
 @pytest.mark.parametrize(
     ("stem", "kernel", "stride", "pooled", "after_stem", "last"),
-    [("imagenet", 7, 2, True, 8, 1), ("cifar", 3, 1, False, 32, 4), ("stride2", 3, 2, False, 16, 2)],
+    [
+        ("imagenet", 7, 2, True, 8, 1),
+        ("cifar", 3, 1, False, 32, 4),
+        ("cifar_pad2", 3, 1, False, 34, 5),
+        ("stride2", 3, 2, False, 16, 2),
+    ],
 )
 def test_stems_have_their_convolution_pooling_and_spatial_sizes(stem, kernel, stride, pooled, after_stem, last):
     encoder = build_meta(backbone="resnet18", stem=stem).encoder
@@ -144,7 +149,7 @@ def test_stems_have_their_convolution_pooling_and_spatial_sizes(stem, kernel, st
 
 
 def test_every_stem_was_tested():
-    assert set(STEMS) == {"imagenet", "cifar", "stride2"}
+    assert set(STEMS) == {"imagenet", "cifar", "cifar_pad2", "stride2"}
 
 
 def test_images_are_normalised_by_mean_and_deviation_before_the_encoder():

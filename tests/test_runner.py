@@ -10,7 +10,7 @@ from conftest import tiny
 from experiments import runner
 from experiments.tracking import Store
 from simclr.config import Config
-from simclr.errors import RunFailed
+from simclr.errors import RunFailed, UserError
 
 OUT_OF_MEMORY = {
     "accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -38,3 +38,8 @@ def test_out_of_memory_is_a_sentence_wherever_it_happens(
     with pytest.raises(RunFailed, match=r"out of memory: lower --batch-size \(now 256\)"):
         run(tiny(train={"knn_every": 1, "epochs": 1}), store)
     assert [item.info.status for item in store.search()] == ["FAILED"] * (run is runner.train)
+
+
+def test_resume_without_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: run without --resume"):
+        runner.train(tiny(), Store(tmp_path), resume=True)
