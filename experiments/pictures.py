@@ -12,6 +12,7 @@ import torch
 from analysis import plots
 from analysis.embedding import neighbour_agreement
 from analysis.embedding import tsne as embed
+from simclr import device as devices
 from simclr.data import UNLABELLED, Files, bad_images, decode_files, silent
 from simclr.errors import UserError, unknown
 from simclr.knn import nearest
@@ -27,8 +28,9 @@ def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -
     if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), queries, silent, ""):
         raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Name images")
     rows = data.parts["pretrain"]
-    bank = features(subject.model, data.images, rows, torch.float32, layer)
-    found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
+    with devices.memory_errors("use --device cpu"):
+        bank = features(subject.model, data.images, rows, torch.float32, layer)
+        found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
 
     def label(row: int) -> str | None:
         return data.classes[data.labels[row]] if data.labels[row] != UNLABELLED else None
@@ -54,7 +56,8 @@ def tsne(subject: Subject, out: Path, *, part: str, images: int, perplexity: flo
         full = ", ".join(name for name in data.parts if len(data.parts[name]))
         raise UserError(f"'{data.name}' has no images in part '{part}': choose from {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
-    x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
+    with devices.memory_errors("use --device cpu"):
+        x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
     labels = data.labels[rows]
     try:
         points, how = embed(x, seed, perplexity)

@@ -164,3 +164,17 @@ def test_the_python_in_the_readme_runs(run, home: Path, tmp_path: Path) -> None:
     scope: dict[str, object] = {}
     exec(code, scope)
     assert torch.isfinite(scope["loss"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "command", [["tsne", "tiny-s0"], ["neighbours", "tiny-s0", "HOME/flat/3.png"], ["embed", "tiny-s0", "HOME/flat"]]
+)
+def test_out_of_memory_is_a_sentence(command: list[str], run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("simclr.model.SimCLR.normalize", full)
+    done = run(*(argument.replace("HOME", str(home)) for argument in command))
+    assert done.exit_code == 1
+    assert done.stderr.startswith("failed: out of memory: ")
+    assert "--device cpu" in done.stderr
