@@ -567,9 +567,9 @@ def embed(
         found = encoders.find(run, tracking.Store(tracking.home()))
         encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
         files = [Path(name) for name in walk(str(folder))]
-        with progress_bars() as (_, advance):
-            with devices.memory_errors(f"lower --batch-size (now {batch_size}), or use --device cpu"):
-                write_features(out, embed_files(encoder, files, batch_size, advance))
+        remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
+        with progress_bars() as (_, advance), devices.memory_errors(remedy):
+            write_features(out, embed_files(encoder, files, batch_size, advance))
         typer.echo(f"wrote {out}: {len(files)} images, {encoder.features} numbers each")
 
 
