@@ -30,11 +30,6 @@ UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"Creation
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h", "d", "8", "H")  # with colours: 105 pairs
 
 
-def loss_curve(runs: Mapping[str, pd.DataFrame], chance: float, path: Path) -> None:
-    """`curves` of the loss of single runs, with the chance level ln(2N - 1)."""
-    curves({name: [run] for name, run in runs.items()}, path, "NT-Xent loss", chance)
-
-
 def curves(
     histories: Mapping[str, Sequence[pd.DataFrame]],
     path: Path,

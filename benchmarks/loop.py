@@ -19,7 +19,6 @@ import torch
 from experiments.configure import resolve
 from experiments.tracking import Store
 from simclr import device as devices
-from simclr.augment import apply, draw
 from simclr.data import open_dataset
 from simclr.loss import contrast
 from simclr.train import Meter, batch_rows, begin, embed, plan, stored_images, train_step, two_views
@@ -43,18 +42,16 @@ def main(preset: str, settings: list[str]) -> None:
             tracking[0] += time.perf_counter() - clock
 
         _, per_epoch = plan(config, data)
-        images = stored_images(data, device)
+        images = stored_images(data, device, on_device=device.type != "cpu")
         training, bare = begin(config, data, device), begin(config, data, device)
-        training.model.train()
-        bare.model.train()
         meter, log_every = Meter(training, log), max(1, per_epoch // 10)
         batch = images[batch_rows(config, data, per_epoch, 0).to(images.device)].to(device)
-        first, second = two_views(batch, config.pipelines(), config.seed, 0)
+        first, second = two_views(batch, config.pipelines(), config.seed, 0)(slice(None))
 
         def bare_step() -> None:
             with devices.autocast(device, dtype):
-                z1, z2 = embed(bare.model, first, second, config.train.views)
-            loss = contrast(z1, z2, config.loss.temperature)[0]
+                z = embed(bare.model, first, second, config.train.views)
+            loss = contrast(z[0], z[1], config.loss.temperature)[0]
             bare.scaler.scale(loss).backward()
             bare.scaler.step(bare.optimizer)
             bare.scaler.update()
@@ -67,8 +64,7 @@ def main(preset: str, settings: list[str]) -> None:
                 meter.flush()
 
         def views_alone() -> None:
-            for view, pipeline in enumerate(config.pipelines()):
-                apply(batch, pipeline, draw(pipeline, len(batch), config.seed, training.step, view))
+            two_views(batch, config.pipelines(), config.seed, training.step)(slice(None))
 
         times = _in_turn([bare_step, full_step, views_alone], device)
     bare_time, full_time, views_time = (median(row) for row in times)

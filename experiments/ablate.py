@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simclr import device as devices
+from simclr import memory
 from simclr.data import Progress, open_dataset, silent
 from simclr.errors import RunFailed, UserError
 from simclr.evaluate import EVALUATIONS, check
@@ -18,20 +20,20 @@ from simclr.protocol import Protocol, Subject, identity
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
-from .comparison import PROTOCOL_TAG
-from .evaluation import evaluate_encoder
+from .evaluation import evaluate_encoder, predictions_file, prefix
 from .plan import Cell, Plan
-from .tracking import Run, Store, Tracker
+from .tracking import PROTOCOL_TAG, Run, Store, Tracker
 
 EVALUATE = {"linear": "linear_top1", "knn": "knn_top1"}  # evaluations, and the figure of each that a report is about
 PARENT = "mlflow.parentRunId"  # how MLflow nests runs
 
 
 class Forecast(NamedTuple):
-    """What a cell will take, before anything starts: seconds of training a seed, and the seeds that are done."""
+    """What a cell will take, before anything starts: seconds of training a seed, bytes, and the seeds that are done."""
 
-    cell: Cell
+    cell: Cell  # with the micro-batch that fits
     seconds: float
+    memory: int
     done: list[int]
 
 
@@ -44,6 +46,8 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             config, data = cell.config, open_dataset(cell.config.data, store.folder, progress)
             steps_of(config, data)
             runner.check(config, data)
+            config, _ = memory.fit(config, len(data.images), devices.resolve(config.device))
+            cell = cell._replace(config=config)
             model = build_model(config, data, torch.device("cpu"))
             check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
             done = [
@@ -53,18 +57,14 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             ]
             shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
             seconds = 0.0 if shared or len(done) == len(seeds) else runner.estimate(config, store, progress)["seconds"]
-            found.append(Forecast(cell, seconds, done))
+            need = sum(memory.predict(config, memory.micro_batches(config)[0]).values())
+            found.append(Forecast(cell, seconds, need, done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")
         progress("timing", count, len(plan.cells))
     if broken:
         raise UserError(f"{len(broken)} of {len(plan.cells)} cells can't run: {'; '.join(broken)}")
     return found
-
-
-def prefix(layer: str) -> str:
-    """What stands before a figure's name, by the layer that it is of."""
-    return "" if layer == "h" else f"{layer}/"
 
 
 def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
@@ -228,10 +228,8 @@ def records(study: str, store: Store) -> Records:
         for metric, protocol in cell["protocols"].items():
             if run.data.tags.get(f"{PROTOCOL_TAG}{before}{metric}") == protocol:
                 figures[metric] = run.data.metrics[f"eval/{before}{metric}"]
-                with np.load(
-                    store.artifact(run.info.run_id, f"{before.replace('/', '-')}{metric}-predictions.npz")
-                ) as a:
-                    correct[metric][place] = a["predicted"] == a["labels"]
+                with np.load(store.artifact(run.info.run_id, predictions_file(before + metric))) as arrays:
+                    correct[metric][place] = arrays["predicted"] == arrays["labels"]
         if place in rows and rows[place]["status"] == "FINISHED" and not figures:
             continue
         judged = child.info.status == "FINISHED" and len(figures) == len(EVALUATE)

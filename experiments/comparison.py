@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from analysis.tables import comparison, mcnemar_table
 from simclr.errors import UserError
 
-from .tracking import ENCODERS, Store
-
-PROTOCOL_TAG = "protocol/eval/"  # before a metric's name: the identity of the protocol that its value was found under
+from .evaluation import predictions_file
+from .tracking import ENCODERS, PROTOCOL_TAG, Store
 
 
 class Comparison(NamedTuple):
@@ -67,8 +66,10 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
             }
         )
         for name, identity in protocols.items():
-            file = f"{name.replace('/', '-')}-predictions.npz"
-            with suppress(UserError), np.load(store.artifact(run_id, file)) as arrays:  # figures without predictions
+            with (
+                suppress(UserError),
+                np.load(store.artifact(run_id, predictions_file(name))) as arrays,
+            ):  # figures without predictions
                 predicted[name, identity][label], truth[name, identity] = arrays["predicted"], arrays["labels"]
     tests = [
         mcnemar_table({label: {name: array} for label, array in by_run.items()}, truth[name, identity])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ FLAGS = {
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
     "precision": "train.precision",
+    "micro_batch": "train.micro_batch",
+    "memory": "memory",
     "seed": "seed",
     "device": "device",
     "name": "name",
 }
 
 
-UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device")  # settings that don't show in a run's name
+UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # settings that don't show in a run's name
 
 
 def drop(table: dict[str, Any], name: str) -> dict[str, Any]:
@@ -40,6 +42,28 @@ def drop(table: dict[str, Any], name: str) -> dict[str, Any]:
     for view in ("augment", "augment2") if "augment2" in table else ("augment",):
         table = merge(table, nested(f"{view}.{name}.p", 0.0))
     return table
+
+
+def at(table: Mapping[str, Any], path: str) -> Any:
+    """The value of a dotted name in nested tables; None where there is none."""
+    value: Any = table
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A config with some settings changed. Raises UserError where one is not valid.
+
+    As in a preset, what is set for view one holds for view two where the two agree.
+    """
+    table = config.model_dump(mode="json")
+    for path, value in changes.items():
+        second = "augment2." + path.removeprefix("augment.")
+        follows = path.startswith("augment.") and at(table, path) == at(table, second) and second not in changes
+        for each in (path, second) if follows and config.augment2 is not None else (path,):
+            table = merge(table, nested(each, value))
+    return make(table)
 
 
 def resolve(

@@ -15,10 +15,10 @@ from simclr.config import Config, DataConfig, ModelConfig, to_toml
 from simclr.data import DATASETS, Progress, open_dataset, silent, stored_side
 from simclr.errors import UserError, unknown
 from simclr.formats import Imported, Parity, export_encoder, import_encoder
-from simclr.model import SimCLR, build_model
+from simclr.model import build_model
 from simclr.protocol import Protocol, Subject
 
-from .tracking import Store
+from .tracking import PROTOCOL_TAG, Store
 
 UNKNOWN_DATA = ""  # the digest of an imported encoder's data: nobody knows what it has seen
 
@@ -73,19 +73,17 @@ def bring_in(
 def hand_out(found: Found, store: Store, path: Path, form: str) -> Parity:
     """Export an encoder with a card of what is known of it: data, accuracies with their protocols, config."""
     config = found.config
-    model = SimCLR(config.model, stored_side(config.data), config.seed, (0.0,) * 3, (1.0,) * 3)
-    fill(model, found.weights)
     card = {"data": config.data.dataset, "digest": found.digest}
     if found.run_id is not None:
         run = store.client.get_run(found.run_id)
         card["run"] = f"{run.info.run_name} ({found.run_id})"
         for tag, protocol in run.data.tags.items():
-            metric = tag.removeprefix("protocol/")
-            if tag.startswith("protocol/") and is_accuracy(metric):
-                low, high = (run.data.metrics.get(metric.replace("eval/", f"eval/{end}/")) for end in ("low", "high"))
+            metric = tag.removeprefix(PROTOCOL_TAG)
+            if tag.startswith(PROTOCOL_TAG) and is_accuracy(metric):
+                low, high = (run.data.metrics.get(f"eval/{end}/{metric}") for end in ("low", "high"))
                 interval = f" (95 % interval {low:.2%} to {high:.2%})" if low is not None and high is not None else ""
-                card[metric] = f"{run.data.metrics[metric]:.2%}{interval}, protocol {protocol}"
-    return export_encoder(model, config, path, form, card)
+                card[f"eval/{metric}"] = f"{run.data.metrics[f'eval/{metric}']:.2%}{interval}, protocol {protocol}"
+    return export_encoder(found.weights, config, path, form, card)
 
 
 def place(

@@ -21,13 +21,12 @@ from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.config import METHOD
-from simclr.data import Dataset
 from simclr.errors import RunFailed
 from simclr.evaluate import EVALUATIONS, chance, check, evaluate
-from simclr.protocol import Outcome, Protocol, Subject, random_encoder
+from simclr.protocol import Outcome, Subject, describe, random_encoder
 
 from .encoders import Found
-from .tracking import Store, Tracker
+from .tracking import PROTOCOL_TAG, Store, Tracker
 
 PIXELS = "pixels"  # the layer that stands for the normalised image itself
 MOST_PIXELS = 2**31  # 8 GiB in float32
@@ -118,7 +117,8 @@ def evaluate_encoder(
                 rows.append(row)
     columns = ["metric", "trained", "low", "high", "untrained", "pixels", "chance", "protocol"]
     table = pd.DataFrame(rows).reindex(columns=columns)
-    return Report(_record(found, subject, store, table, outcomes, transfer), table, subject.describe(), _doubts(table))
+    run_id = _record(found, subject, store, table, outcomes, transfer)
+    return Report(run_id, table, describe(subject.protocol, subject.data), _doubts(table))
 
 
 def _doubts(table: pd.DataFrame) -> list[str]:
@@ -132,10 +132,15 @@ def _doubts(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def prefix(protocol: Protocol, data: Dataset, transfer: str | None) -> str:
-    """What stands before a metric's name, after `eval/`: another data set, another layer than h."""
-    parts = ([data.name] if transfer else []) + ([protocol.layer] if protocol.layer != "h" else [])
+def prefix(layer: str, elsewhere: str | None = None) -> str:
+    """What stands before a metric's name, after `eval/`: another data set's name, another layer than h."""
+    parts = ([elsewhere] if elsewhere else []) + ([layer] if layer != "h" else [])
     return "".join(f"{part}/" for part in parts)
+
+
+def predictions_file(metric: str) -> str:
+    """The artifact that holds the predictions that a metric (with its prefix) comes from."""
+    return f"{metric.replace('/', '-')}-predictions.npz"
 
 
 def _record(
@@ -153,19 +158,19 @@ def _record(
         config = found.config
         tags = {"kind": "eval", "config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
         tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())
-    before = prefix(subject.protocol, subject.data, transfer)
+    before = prefix(subject.protocol.layer, subject.data.name if transfer else None)
     metrics, tags = {}, {"protocol": str(subject.protocol.version)}
     for row in table.to_dict("records"):
         name = f"{before}{row['metric']}"
         metrics[f"eval/{name}"] = row["trained"]
         metrics |= {f"eval/{key}/{name}": row[key] for key in ("low", "high", "untrained", "pixels", "chance")}
-        tags[f"protocol/eval/{name}"] = row["protocol"]
+        tags[f"{PROTOCOL_TAG}{name}"] = row["protocol"]
     label = before.replace("/", "-")
-    description = json.dumps(subject.describe(), indent=2)
+    description = json.dumps(describe(subject.protocol, subject.data), indent=2)
     for name, outcome in outcomes.items():
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
-            _predictions(tracker, subject, f"{label}{metric}", predicted.cpu().numpy())
+            _predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value)})
     tracker.flush()
     tracker.tag(**tags)  # last: what has a tag is there
@@ -174,7 +179,7 @@ def _record(
     return tracker.run_id
 
 
-def _predictions(tracker: Tracker, subject: Subject, name: str, predicted: NDArray[np.int64]) -> None:
+def _predictions(tracker: Tracker, subject: Subject, metric: str, predicted: NDArray[np.int64]) -> None:
     """The predicted classes of the test images, accuracy by class, and the confusion matrix."""
     classes, truth = subject.data.classes, subject.labels("test").cpu().numpy()
     matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -186,6 +191,7 @@ def _predictions(tracker: Tracker, subject: Subject, name: str, predicted: NDArr
     def arrays(path: Path) -> None:
         np.savez_compressed(path, predicted=predicted, labels=truth)
 
-    tracker.artifact(f"{name}-predictions.npz", arrays)
+    tracker.artifact(predictions_file(metric), arrays)
+    name = metric.replace("/", "-")
     tracker.artifact(f"{name}-classes.csv", lambda path: by_class.to_csv(path, index=False))
     tracker.artifact(f"{name}-confusion.png", lambda path: plots.confusion_matrix(matrix, list(classes), path))

@@ -17,8 +17,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, Section, make, merge, nested, parse_setting, read_toml, readable, settings
+from simclr.config import Config, Section, parse_setting, read_toml, readable, settings
 from simclr.errors import UserError, unknown
+
+from .configure import at, changed
 
 BASELINE = "baseline"
 
@@ -115,31 +117,15 @@ def settings_name(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
 
 
-def _at(table: Mapping[str, Any], path: str) -> Any:
-    """The value of a dotted name in nested tables; None where there is none."""
-    value: Any = table
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def _cell(
     baseline: Config, changes: Mapping[str, Any], name: str | None = None, layer: str = "h", **facts: Any
 ) -> Cell:
-    """The cell that differs from the baseline in some settings. Raises UserError where one is not valid.
-
-    As in a preset, what is set for view one holds for view two where the two agree.
-    """
-    table = baseline.model_dump(mode="json")
-    for path, value in changes.items():
+    """The cell that differs from the baseline in some settings. Raises UserError where one is not valid."""
+    for path in changes:
         if path in ("seed", "name", "device") or (path.startswith("data.") and path != "data.normalize"):
             raise UserError(f"{path} can't be varied: all cells of a study have the same seeds and the same images")
-        second = "augment2." + path.removeprefix("augment.")
-        follows = path.startswith("augment.") and _at(table, path) == _at(table, second) and second not in changes
-        for each in (path, second) if follows and baseline.augment2 is not None else (path,):
-            table = merge(table, nested(each, value))
     judged = f", {layer} judged" if layer != "h" else ""
-    return Cell(name or settings_name(changes) + judged, make(table), dict(changes), layer, **facts)
+    return Cell(name or settings_name(changes) + judged, changed(baseline, changes), dict(changes), layer, **facts)
 
 
 def _views(baseline: Config) -> list[str]:
@@ -310,13 +296,13 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
     """The baseline and the cells that differ from it, without doubles; what the paper expects of each worked out."""
 
     def placed(cell: Cell) -> Cell:
-        return cell._replace(x=_at(cell.config.model_dump(mode="json"), axis.x)) if axis.x else cell
+        return cell._replace(x=at(cell.config.model_dump(mode="json"), axis.x)) if axis.x else cell
 
     first = placed(Cell(BASELINE, baseline))
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
     first = first._replace(paper=same.paper)
     table = baseline.model_dump(mode="json")
-    holds = all(_at(table, path) == value for path, value in axis.reference.items())
+    holds = all(at(table, path) == value for path, value in axis.reference.items())
     unique = {first.identity(): first}
     for cell in map(placed, cells):
         if not holds:

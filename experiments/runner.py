@@ -15,6 +15,7 @@ import torch
 
 from analysis import plots
 from simclr import device as devices
+from simclr import memory
 from simclr.augment import Pipeline, apply, draw
 from simclr.checkpoint import checkpoints, save_weights
 from simclr.config import Config, to_toml
@@ -77,6 +78,7 @@ def train(
     data = open_dataset(config.data, store.folder, progress)
     steps, _ = plan(config, data)
     check(config, data)
+    config, fitted = memory.fit(config, len(data.images), device)
     earlier = store.of_key(config.key(), data.digest)
     finished = [run for run in earlier if run.info.status == "FINISHED"]
     if finished and not again:
@@ -91,6 +93,8 @@ def train(
         tracker = store.start(f"{config.name}-s{config.seed}", own | dict(tags), config.flat())
     with tracker.finishing(Interrupted):
         _describe(tracker, config, data, device)
+        if fitted is not None:
+            tracker.log({"perf/predicted_memory_mib": fitted.peak / memory.MIB}, 0)
         began(steps, tracker.run_id, False)
 
         def log(metrics: dict[str, float], step: int) -> None:
@@ -98,13 +102,14 @@ def train(
             show(metrics, step)
 
         folder = store.run_folder(tracker.run_id)
-        with _enough_memory(config):
-            model = pretrain(config, data, device, folder, log, resume=resume, stop=stop)
+        on_device = fitted is not None and fitted.on_device
+        with _enough_memory(config), memory.enforced(config.memory, device):
+            model = pretrain(config, data, device, folder, log, images_on_device=on_device, resume=resume, stop=stop)
         tracker.flush()
         metadata = {"config": to_toml(config), "digest": data.digest}
         tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
         curve, chance = store.history(tracker.run_id, "train/loss"), chance_loss(config.train.batch_size)
-        tracker.artifact("loss.png", lambda path: plots.loss_curve({config.name: curve}, chance, path))
+        tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, "NT-Xent loss", chance))
     for checkpoint in checkpoints(folder):  # the weights are an artifact now
         checkpoint.unlink()
     return tracker.run_id
@@ -112,7 +117,7 @@ def train(
 
 def _enough_memory(config: Config) -> AbstractContextManager[None]:
     return devices.memory_errors(
-        f"lower --batch-size (now {config.train.batch_size}) or model.width, or take another --backbone"
+        f"lower --micro-batch (train.micro_batch, now {config.train.micro_batch}), or model.width"
     )
 
 
@@ -170,13 +175,18 @@ def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> No
 
 
 def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[str, Any]:
-    """What a run would be, without starting one: steps, parameters, and the time by a few timed steps."""
+    """What a run would be, without starting one: steps, parameters, memory, and the time by a few timed steps."""
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, per_epoch = plan(config, data)
+    config, fitted = memory.fit(config, len(data.images), device)
     with _enough_memory(config):
-        seconds = timed_steps(config, data, device)
+        seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)
+    micro_batch = memory.micro_batches(config)[0]
     return {
+        "config": config,
+        "micro_batch": micro_batch,
+        "memory": sum(memory.predict(config, micro_batch).values()),
         "images": len(data.parts["pretrain"]),
         "steps": steps,
         "steps_per_epoch": per_epoch,

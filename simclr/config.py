@@ -40,6 +40,25 @@ class Section(BaseModel):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+def memory_bytes(text: str) -> int:
+    """The bytes that "8GiB" or "8188MiB" is. Raises ValueError for anything else."""
+    number, unit = text[:-3].strip(), text[-3:]
+    if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) == 0:
+        raise ValueError(f"memory = '{text}' is not an amount: write it as 8GiB or 8188MiB")
+    return round(float(number) * UNITS[unit])
+
+
+def _memory(text: str) -> str:
+    memory_bytes(text)
+    return text
+
+
+Memory = Annotated[str, AfterValidator(_memory)]
 
 
 class DataConfig(Section):
@@ -111,18 +130,32 @@ class OptimConfig(Section):
     plateau_patience: int = Field(10, ge=0)  # in epochs
 
 
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest_divisor(n: int, wish: int) -> int:
+    return min(divisors(n), key=lambda d: abs(d - wish))
+
+
 class TrainConfig(Section):
     """The loop."""
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=2)  # images; 2N views
+    micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are held at a time; auto: what fits
+    norm_batch: Count | None = None  # images that share batch norm's statistics (default: the micro-batch)
     views: Literal["fused", "split"] = "fused"  # one forward for both views, or two: batch norm sees the difference
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation (0: never)
     checkpoint_minutes: float = Field(5.0, gt=0)
 
+    def norm_images(self) -> int:
+        """How many images share batch norm's statistics."""
+        return self.norm_batch or (self.batch_size if self.micro_batch == "auto" else self.micro_batch)
 
-METHOD = 1  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
+
+METHOD = 2  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
 
 
 class Config(Section):
@@ -131,6 +164,7 @@ class Config(Section):
     name: str = "simclr"
     seed: int = Field(0, ge=0)
     device: str = "auto"
+    memory: Memory | None = None  # of the accelerator, e.g. "8GiB" (default: of the one at hand)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     augment2: AugmentConfig | None = None  # of the second view: what differs from `augment`
@@ -146,6 +180,19 @@ class Config(Section):
             raise ValueError(f"both views need one size, got augment.crop.size = {sizes[0]} and {sizes[1]} in augment2")
         return self
 
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Config:
+        """Each of norm_batch, micro_batch and batch_size is a multiple of the one before."""
+        train = self.train
+        micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
+        for name, part, whole in (
+            ("micro_batch", micro_batch, train.batch_size),
+            ("norm_batch", train.norm_batch or micro_batch, micro_batch),
+        ):
+            if whole % part:
+                raise ValueError(f"train.{name} = {part} must divide {whole}: try {_nearest_divisor(whole, part)}")
+        return self
+
     def view_size(self) -> int | None:
         """The side of the views in pixels; None: the stored side."""
         crop: Crop = self.augment.crop  # type: ignore[attr-defined]
@@ -159,16 +206,18 @@ class Config(Section):
         """What decides the trained weights, with equal meanings written equally.
 
         Left out: the name, the device, where the images lie (their digest is recorded beside the key), how often
-        something is measured or saved, and every setting that the chosen optimizer, head or schedule does not read.
+        something is measured or saved, in which micro-batches a batch is computed (but for what batch norm sees), and
+        every setting that the chosen optimizer, head or schedule does not read.
         """
-        out = self.model_dump(mode="json", exclude={"name", "device", "augment", "augment2"})
+        out = self.model_dump(mode="json", exclude={"name", "device", "memory", "augment", "augment2"})
         out["method"] = METHOD
         out["views"] = [{name: op.effective() for name, op in view.items()} for view in self.pipelines()]
         for key in ("dir", "on_bad_image"):
             del out["data"][key]
         out["data"]["side"] = stored_side(self.data)
-        for key in ("knn_every", "checkpoint_minutes"):
+        for key in ("knn_every", "checkpoint_minutes", "micro_batch"):
             del out["train"][key]
+        out["train"]["norm_batch"] = self.train.norm_images()
         optim = out["optim"]
         optim["peak_rate"] = peak_rate(self.optim, self.train.batch_size)
         unread = {"lr", "lr_scaling"} | (OWN_SETTINGS - OPTIMIZERS[self.optim.name].reads)

@@ -29,13 +29,24 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError is of an accelerator; the CPU's allocator raises no kind of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what the accelerator's allocator holds for later."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
     """Out of memory, on whatever device, becomes a RunFailed with a remedy."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises no kind of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise RunFailed(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 

@@ -15,7 +15,7 @@ from .data import Array
 from .device import autocast, whole_float32
 from .errors import UserError
 from .linear import accuracies, accuracy
-from .protocol import Outcome, Sgd, Subject, blocks, features, represent
+from .protocol import Outcome, Sgd, Subject, features, represent, whole_images
 from .randomness import permutation, subseed
 
 
@@ -66,7 +66,9 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
     classifier.train(not frozen)
     for step in range(steps):
         epoch, within = divmod(step, len(rows) // batch)
-        picked = rows[permutation(len(rows), seed, "classifier", epoch).numpy()[within * batch : (within + 1) * batch]]
+        if within == 0:
+            order = rows[permutation(len(rows), seed, "classifier", epoch).numpy()]
+        picked = order[within * batch : (within + 1) * batch]
         images = apply(torch.from_numpy(data.images[picked]).to(device), views, draw(views, batch, seed, step, 0))
         labels = torch.from_numpy(data.labels[picked]).to(device)
         with autocast(device, subject.dtype):
@@ -87,14 +89,9 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
 @torch.no_grad()
 def scores_of(classifier: Classifier, subject: Subject, part: str) -> Tensor:
     """Class scores of the whole images of a part, in float32."""
-    images = subject.data.images
+    images = whole_images(subject.data.images, subject.data.parts[part], subject.device)
     with whole_float32():
-        return torch.cat(
-            [
-                classifier(torch.from_numpy(images[block]).to(subject.device).float().div_(255))
-                for block in blocks(images, subject.data.parts[part])
-            ]
-        )
+        return torch.cat([classifier(batch) for batch in images])
 
 
 def best_rate(subject: Subject, rows: Array, settings: Sgd, seed: int, *, frozen: bool) -> tuple[float, Classifier]:
@@ -117,11 +114,6 @@ def linear_sgd(subject: Subject) -> Outcome:
     return Outcome(metrics | {"linear_sgd_lr": lr}, predictions)
 
 
-def share(fraction: float) -> str:
-    """0.01 -> `1pct`."""
-    return f"{fraction * 100:g}pct"
-
-
 def finetune(subject: Subject) -> Outcome:
     """Test accuracy after training encoder and classifier on each fraction of the labels.
 
@@ -133,7 +125,7 @@ def finetune(subject: Subject) -> Outcome:
     metrics: dict[str, float] = {}
     predictions: dict[str, Tensor] = {}
     for fraction in settings.fractions:
-        name, found = f"finetune_{share(fraction)}", []
+        name, found = f"finetune_{fraction * 100:g}pct", []
         for seed in range(settings.seeds):
             rows = label_subset(data.labels, data.parts["train"], fraction, seed)
             if len(rows) < 2:

@@ -26,7 +26,7 @@ from .checkpoint import fill, save_weights
 from .config import Config, ModelConfig, to_toml
 from .encoder import Encoder
 from .errors import RunFailed, UserError, unknown
-from .model import RESNETS, SimCLR, build_encoder
+from .model import RESNETS, build_encoder
 
 # --- import -----------------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ features = encoder(images)"""
 
 
 def _standard(model: ModelConfig) -> bool:
-    return model.stem == "imagenet" and model.width == 1
+    return model.stem == "imagenet" and model.width == 1 and model.backbone != "resnet10"  # which only this suite has
 
 
 class Export(NamedTuple):
@@ -366,9 +366,12 @@ def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity
 """
 
 
-def export_encoder(model: SimCLR, config: Config, path: Path, format: str, card: Mapping[str, str]) -> Parity:
+def export_encoder(
+    weights: Mapping[str, Tensor], config: Config, path: Path, format: str, card: Mapping[str, str]
+) -> Parity:
     """Write the encoder of a network as one of EXPORTS, and a card beside it (same name, .md), checked by loading it.
 
+    `weights` are the network's, named as a run keeps them.
     `path` is a folder, or a file with the format's suffix. `card` is what to say of the encoder: data, accuracies;
     its "digest" is that of the data. Neither the head nor the folder of the images goes into the file. Raises UserError
     for a format that can't hold the encoder or needs a library, RunFailed when the file can't be written or its
@@ -389,7 +392,7 @@ def export_encoder(model: SimCLR, config: Config, path: Path, format: str, card:
         raise UserError(f"{path} does not end in {row.suffix}, as '{format}' needs: expected such a name, or a folder")
     headless = config.model.model_copy(update={"head": "none"})
     anywhere = config.data.model_copy(update={"dir": None})
-    encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), model.state_dict())
+    encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
     file = path if path.suffix == row.suffix else path / f"{config.name}-{format}{row.suffix}"
     scratch = file.with_name(f".{file.name}")
     try:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import whole_float32
 from .errors import UserError
 from .loss import contrast
 from .protocol import Outcome, Subject
@@ -64,7 +65,8 @@ def geometry(subject: Subject) -> Outcome:
     model.eval()
     for step, start in enumerate(range(0, len(rows) - batch + 1, batch)):
         images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
-        both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)]
+        with whole_float32():
+            both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)(slice(None))]
         for layer, first, second in zip(layers, *both, strict=True):
             layers[layer].append((first, second))
     model.train(training)

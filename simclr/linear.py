@@ -70,7 +70,22 @@ def linear_classifier(
     settings: Linear,
     progress: Progress = silent,
 ) -> tuple[Tensor, float]:
-    """Weights fitted on train and validation together, with the L2 value that was best on validation, and that value.
+    """Weights fitted on train and validation together with the L2 value that was best on validation; that value."""
+    _, l2, weights = choose_l2(train, train_labels, val, val_labels, classes, settings, progress)
+    both, labels = torch.cat([train, val]), torch.cat([train_labels, val_labels])
+    return fit_logistic(both, labels, weights, l2), l2
+
+
+def choose_l2(
+    train: Tensor,
+    train_labels: Tensor,
+    val: Tensor,
+    val_labels: Tensor,
+    classes: int,
+    settings: Linear,
+    progress: Progress = silent,
+) -> tuple[float, float, Tensor]:
+    """The best accuracy on validation over the L2 values, the value, and the weights fitted on train with it.
 
     Walks the grid from strong to weak, each fit started from the one before; of equal accuracies the strongest wins.
     """
@@ -82,15 +97,24 @@ def linear_classifier(
         if score > best:
             best, chosen, best_weights = score, l2, weights
         progress("linear classifier", done, len(grid))
-    both, labels = torch.cat([train, val]), torch.cat([train_labels, val_labels])
-    return fit_logistic(both, labels, best_weights, chosen), chosen
+    return best, chosen, best_weights
+
+
+def _scaled(settings: Linear, train: Tensor, *others: Tensor) -> list[Tensor]:
+    return standardise(train, *others) if settings.standardise else [train, *others]
+
+
+def best_on_validation(subject: Subject) -> float:
+    """Accuracy on validation of the classifier fitted on train, at the best L2 value: what a search may look at."""
+    settings, train, val = subject.protocol.linear, subject.train, subject.val
+    x, held = _scaled(settings, train[0], val[0])
+    return choose_l2(x, train[1], held, val[1], len(subject.data.classes), settings, subject.progress)[0]
 
 
 def linear(subject: Subject) -> Outcome:
     """Test accuracy of the linear classifier, and the L2 value that was chosen."""
     settings, (train, val, test) = subject.protocol.linear, (subject.train, subject.val, subject.test)
-    scale = standardise if settings.standardise else lambda *parts: list(parts)
-    x, held, queries = scale(train[0], val[0], test[0])
+    x, held, queries = _scaled(settings, train[0], val[0], test[0])
     classes = len(subject.data.classes)
     weights, l2 = linear_classifier(x, train[1], held, val[1], classes, settings, subject.progress)
     metrics, predictions = accuracies(logits(queries, weights), test[1], "linear")

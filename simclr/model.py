@@ -7,7 +7,8 @@ as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import StochasticDepth
 
 from .data import NORMALIZATIONS, Dataset
 from .errors import UserError, unknown
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .config import Config, ModelConfig
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not torchvision's: half of ResNet-18, for short runs
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
@@ -67,10 +70,10 @@ class WideResNet(ResNet):  # type: ignore[misc]
 
 
 def backbones() -> list[str]:
-    """Names that `model.backbone` may have: torchvision's classifiers that end in a linear layer."""
-    special = ("inception_v3", "googlenet", "squeezenet")  # auxiliary heads, or no linear classifier
+    """Names that `model.backbone` may have: RESNETS, and torchvision's classifiers that end in a linear layer."""
+    special = ("inception_v3", "googlenet", "squeezenet", *RESNETS)  # auxiliary heads, or no linear classifier
     names = torchvision.models.list_models(module=torchvision.models)
-    return [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
+    return list(RESNETS) + [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
 
 
 def _detach_classifier(network: nn.Module) -> int:
@@ -167,6 +170,26 @@ class SimCLR(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         h = self.encoder(self.normalize(images))
         return h, self.head(h)
+
+
+def mixes_images(model: nn.Module) -> bool:
+    """Whether what a network makes of an image depends on the images that it comes with: by batch norm, or by the draws
+    of dropout and stochastic depth."""
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, StochasticDepth)
+    return any(isinstance(m, mixing) and getattr(m, "p", 1) > 0 for m in model.modules())
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch norms leave their running averages, and their counts of batches, as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def build_model(config: Config, data: Dataset, device: torch.device) -> SimCLR:

@@ -120,10 +120,11 @@ def layers(model: SimCLR) -> list[str]:
     return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z"]
 
 
-def blocks(images: Array, rows: Array) -> Iterator[Array]:
-    """The rows, in pieces that one forward pass can take."""
+def whole_images(images: Array, rows: Array, device: torch.device) -> Iterator[Tensor]:
+    """The images in `rows`, float n x 3 x S x S in [0, 1], as many at a time as a forward pass can take."""
     size = max(1, PIXELS // images.shape[-1] ** 2)
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    for start in range(0, len(rows), size):
+        yield torch.from_numpy(images[rows[start : start + size]]).to(device).float().div_(255)
 
 
 @torch.no_grad()
@@ -132,14 +133,13 @@ def features(model: SimCLR, images: Array, rows: Array, dtype: torch.dtype, laye
     device, training = model.mean.device, model.training
     out, done = torch.empty(0, 0), 0
     model.eval()
-    for block in blocks(images, rows):
-        batch = torch.from_numpy(images[block]).to(device).float().div_(255)
+    for batch in whole_images(images, rows, device):
         with autocast(device, dtype), whole_float32():
             x = represent(model, batch, layer)
         if not done:
             out = torch.empty(len(rows), x.shape[1], device=device)
-        out[done : done + len(block)] = x
-        done += len(block)
+        out[done : done + len(x)] = x
+        done += len(x)
     model.train(training)
     return out
 
@@ -192,10 +192,6 @@ class Subject:
     def test(self) -> tuple[Tensor, Tensor]:
         """Features and labels."""
         return self._part("test")
-
-    def describe(self) -> dict[str, Any]:
-        """The protocol in full, with the images that it was applied to."""
-        return describe(self.protocol, self.data)
 
     def identity(self, sections: tuple[str, ...]) -> str:
         """Version and a short hash of all that a figure depends on beside the encoder: equal ones may be compared."""
@@ -257,8 +253,8 @@ def random_encoder(subject: Subject) -> SimCLR:
         norm.train()
         norm.momentum = None  # a plain average over the batches
     rows = data.parts["pretrain"]
-    for block in blocks(data.images, rows[:: max(1, len(rows) // STATISTICS)]):
-        model(torch.from_numpy(data.images[block]).to(subject.device).float().div_(255))
+    for batch in whole_images(data.images, rows[:: max(1, len(rows) // STATISTICS)], subject.device):
+        model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

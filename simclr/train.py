@@ -15,16 +15,17 @@ from torch import Tensor
 
 from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
-from .config import Config, to_toml
+from .config import Config, divisors, to_toml
 from .data import Dataset
-from .device import autocast, resolve_precision, send
+from .device import autocast, is_out_of_memory, release_memory, resolve_precision, send
 from .errors import RunFailed, UserError
 from .knn import knn_accuracy
 from .loss import contrast
-from .model import SimCLR, build_model
+from .model import SimCLR, build_model, mixes_images, statistics_kept
 from .randomness import permutation, subseed
 
 Log = Callable[[dict[str, float], int], None]  # metrics and the number of steps that they describe
+Views = Callable[[slice], tuple[Tensor, Tensor]]  # both views of some rows of a batch, each float n x 3 x S x S
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -45,12 +46,10 @@ def plan(config: Config, data: Dataset) -> tuple[int, int]:
     return images // batch * config.train.epochs, images // batch
 
 
-def stored_images(data: Dataset, device: torch.device) -> Tensor:
-    """All images as uint8: on the accelerator when they take at most a quarter of its memory, else on the host."""
+def stored_images(data: Dataset, device: torch.device, on_device: bool) -> Tensor:
+    """All images as uint8, on the device or the host."""
     images = torch.from_numpy(data.images)
-    if device.type == "cuda" and images.nbytes <= torch.cuda.get_device_properties(device).total_memory / 4:
-        return images.to(device)
-    return images
+    return images.to(device) if on_device else images
 
 
 def batch_rows(config: Config, data: Dataset, steps_per_epoch: int, step: int) -> Tensor:
@@ -66,19 +65,28 @@ def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return permutation(n, seed, "order", epoch)
 
 
-def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Both views of a batch (uint8 N x 3 x S x S), as the step's own random numbers make them."""
-    n = len(images)
-    first, second = (apply(images, ops, draw(ops, n, seed, step, view)) for view, ops in enumerate(pipelines))
-    return first, second
+def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> Views:
+    """Makes both views of any rows of a batch (uint8 N x 3 x S x S), by the step's own random numbers.
+
+    A row's views do not depend on which rows they are asked for with.
+    """
+    draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines)]
+
+    def views(rows: slice) -> tuple[Tensor, Tensor]:
+        first, second = (
+            apply(images[rows], ops, {name: u[rows] for name, u in drawn.items()})
+            for ops, drawn in zip(pipelines, draws, strict=True)
+        )
+        return first, second
+
+    return views
 
 
-def embed(model: SimCLR, first: Tensor, second: Tensor, views: str) -> tuple[Tensor, Tensor]:
-    """z of both views. `fused`: one forward over both, so batch norm sees 2N images; `split`: one forward each."""
+def embed(model: SimCLR, first: Tensor, second: Tensor, views: str) -> Tensor:
+    """z of both views, 2 x n x D. `fused`: one forward over both, so batch norm sees 2n images; `split`: one each."""
     if views == "split":
-        return model(first)[1], model(second)[1]
-    z1, z2 = model(torch.cat([first, second]))[1].chunk(2)
-    return z1, z2
+        return torch.stack([model(first)[1], model(second)[1]])
+    return model(torch.cat([first, second]))[1].unflatten(0, (2, -1))  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -92,6 +100,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     plateau: optim.Plateau
+    micro_batch: int  # images whose activations are held at a time; it never changes what is computed
+    group: int | None  # images that go through the network together, where that matters to what comes out
     step: int = 0  # done
     epoch_loss: float = 0.0  # sum over the steps of the epoch under way
 
@@ -116,16 +126,99 @@ class Training:
 
 def begin(config: Config, data: Dataset, device: torch.device) -> Training:
     """A training at step 0."""
-    model, dtype = build_model(config, data, device), resolve_precision(config.train.precision, device)
+    dtype = resolve_precision(config.train.precision, device)
+    return training_of(config, build_model(config, data, device), dtype, data.digest)
+
+
+def training_of(config: Config, model: SimCLR, dtype: torch.dtype, digest: str) -> Training:
+    """A training of a network that is at hand, at step 0."""
+    train, mixing = config.train, mixes_images(model)
+    if mixing and train.norm_images() == 1:
+        raise UserError(
+            "batch norm's statistics would be of one image (train.norm_batch, or else train.micro_batch, is 1): "
+            "set 2 or more"
+        )
+    micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
     return Training(
         config=config,
-        digest=data.digest,
+        digest=digest,
         dtype=dtype,
-        model=model,
+        model=model.train(),
         optimizer=optim.build(model, config.optim),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        scaler=torch.amp.GradScaler(model.mean.device.type, enabled=dtype == torch.float16),
         plateau=optim.Plateau(config.optim),
+        micro_batch=micro_batch,
+        group=train.norm_images() if mixing else None,
     )
+
+
+def pieces(rows: slice, size: int | None) -> list[slice]:
+    """Rows cut into pieces of a size; in one piece without a size."""
+    step = size or rows.stop - rows.start
+    return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+
+
+def embeddings(training: Training, views: Views, rows: slice) -> Tensor:
+    """z of both views of some rows of the batch, 2 x n x D, each group of images by itself."""
+    config, device, parts = training.config, training.model.mean.device, []
+    for group in pieces(rows, training.group):
+        # Dropout and stochastic depth, where there are any, draw the same each time that this group is computed.
+        torch.manual_seed(subseed(config.seed, "network", training.step, group.start))
+        first, second = views(group)
+        with autocast(device, training.dtype):
+            parts.append(embed(training.model, first, second, config.train.views))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def accumulate(training: Training, views: Views) -> Tensor:
+    """Adds the gradient of a whole batch's loss to the parameters'; (loss, contrastive top-1, top-5) of the batch.
+
+    A batch of one micro-batch goes forward and backward once. One of several goes by gradient caching (Gao et al.
+    2021, arXiv 2101.06983): forward without a graph, the loss's gradient on the embeddings, then each micro-batch
+    forward again, with a graph that takes its part of that gradient back to the weights. The sum is the gradient of the
+    whole batch, not of losses within micro-batches.
+    """
+    settings = training.config.loss
+    parts = pieces(slice(0, training.config.train.batch_size), training.micro_batch)
+    whole = len(parts) == 1
+    with torch.set_grad_enabled(whole):
+        z = torch.cat([embeddings(training, views, part) for part in parts], 1)
+    z.requires_grad_()  # as it does already where it has a graph
+    loss, top = contrast(
+        z[0], z[1], settings.temperature, normalize=settings.normalize, include_self=settings.include_self
+    )
+    training.scaler.scale(loss).backward()
+    if not whole:
+        with statistics_kept(training.model):  # the first pass has updated batch norm's running averages
+            for part in parts:
+                embeddings(training, views, part).backward(z.grad[:, part])  # type: ignore[index]
+    return torch.cat([loss.detach().view(1), top])
+
+
+def accumulate_within_memory(training: Training, views: Views) -> Tensor:
+    """`accumulate`; out of memory, it begins again with the next smaller micro-batch that gives the same gradient."""
+    while (smaller := smaller_micro_batch(training)) is not None:
+        buffers = [buffer.clone() for buffer in training.model.buffers()]
+        try:
+            return accumulate(training, views)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        training.micro_batch = smaller
+        training.optimizer.zero_grad()
+        for buffer, before in zip(training.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        release_memory()
+    return accumulate(training, views)
+
+
+def smaller_micro_batch(training: Training) -> int | None:
+    """The largest micro-batch below the training's own that computes the same; None where there is none.
+
+    It divides the batch, and is of whole groups.
+    """
+    batch, group = training.config.train.batch_size, training.group or 1
+    return max((m for m in divisors(batch) if m < training.micro_batch and m % group == 0), default=None)
 
 
 def train_step(training: Training, images: Tensor) -> Tensor:
@@ -134,20 +227,13 @@ def train_step(training: Training, images: Tensor) -> Tensor:
     Returns loss, contrastive top-1 and top-5 as one tensor on the device. Nothing here waits for the device, but the
     scaler of float16, which looks for overflow.
     """
-    config, model, device = training.config, training.model, images.device
-    torch.manual_seed(subseed(config.seed, "network", training.step))  # dropout, stochastic depth: where there is any
-    first, second = two_views(images, config.pipelines(), config.seed, training.step)
-    with autocast(device, training.dtype):
-        z1, z2 = embed(model, first, second, config.train.views)
-    loss, top = contrast(
-        z1, z2, config.loss.temperature, normalize=config.loss.normalize, include_self=config.loss.include_self
-    )
-    training.scaler.scale(loss).backward()
+    views = two_views(images, training.config.pipelines(), training.config.seed, training.step)
+    report = accumulate_within_memory(training, views)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad()
     training.step += 1
-    return torch.cat([loss.detach().view(1), top])
+    return report
 
 
 def pretrain(
@@ -157,22 +243,22 @@ def pretrain(
     folder: Path,
     log: Log,
     *,
+    images_on_device: bool = False,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> SimCLR:
     """Train the network of a config; checkpoints go to `folder`, metrics to `log`.
 
-    With `resume`, goes on from the newest readable checkpoint in `folder`: on the CPU, to the bits it would have had.
-    When `stop()` says so, saves and raises Interrupted. Raises RunFailed when the loss is not finite, or when a
-    checkpoint can't be written.
+    `images_on_device` keeps all stored images there. With `resume`, goes on from the newest readable checkpoint in
+    `folder`: on the CPU, to the bits it would have had. When `stop()` says so, saves and raises Interrupted. Raises
+    RunFailed when the loss is not finite, or when a checkpoint can't be written.
     """
     total, per_epoch = plan(config, data)
     training = begin(config, data, device)
     if resume:
         training.load(checkpoint.latest(folder))
-    store, meter = stored_images(data, device), Meter(training, log)
+    store, meter = stored_images(data, device, images_on_device), Meter(training, log)
     log_every, saved_at = max(1, per_epoch // 10), time.perf_counter()
-    training.model.train()
     while training.step < total:
         rate = optim.learning_rate(config.optim, config.train.batch_size, training.step, total, per_epoch)
         optim.set_rate(training.optimizer, rate * training.plateau.scale)
@@ -214,7 +300,7 @@ class Meter:
     """Sums what steps report on the device, and logs their mean when it is flushed: the loop's only wait for it."""
 
     def __init__(self, training: Training, log: Log) -> None:
-        self.training, self.log = training, log
+        self.training, self.log, self.planned = training, log, training.micro_batch
         self.sums = torch.zeros(3, device=training.model.mean.device)
         self.restart()
 
@@ -237,13 +323,19 @@ class Meter:
         metrics = {"train/loss": loss, "train/contrastive_top1": top1, "train/contrastive_top5": top5}
         metrics["train/learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         metrics["perf/images_per_second"] = count * config.train.batch_size / (time.perf_counter() - self.clock)
+        if self.sums.device.type != "cpu":
+            metrics["perf/peak_memory_mib"] = torch.accelerator.max_memory_allocated(self.sums.device) / 2**20
+        if self.training.micro_batch != self.planned:
+            metrics["perf/micro_batch"] = self.training.micro_batch
         self.log(metrics, step)
         self.restart()
 
 
-def timed_steps(config: Config, data: Dataset, device: torch.device, steps: int = 3) -> float:
+def timed_steps(
+    config: Config, data: Dataset, device: torch.device, *, images_on_device: bool = False, steps: int = 3
+) -> float:
     """Seconds that a step takes: the median of a few, after one to warm up. Changes nothing."""
-    training, store = begin(config, data, device), stored_images(data, device)
+    training, store = begin(config, data, device), stored_images(data, device, images_on_device)
     _, per_epoch = plan(config, data)
     times = []
     for _ in range(steps + 1):

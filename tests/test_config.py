@@ -267,6 +267,8 @@ MATTERS = {
     "optim.plateau_patience": 3,
     "train.epochs": 50,
     "train.batch_size": 128,
+    "train.micro_batch": 64,  # which batch norm sees
+    "train.norm_batch": 64,
     "train.views": "split",
     "train.precision": "fp32",
 }
@@ -303,6 +305,7 @@ for _view in ("augment", "augment2"):
 IGNORED = {
     "name": "another",
     "device": "cpu",
+    "memory": "4GiB",
     "data.dir": "/somewhere/else",
     "data.on_bad_image": "skip",
     "train.knn_every": 0,
@@ -406,6 +409,10 @@ JITTER = "augment.color_jitter"
         ),
         pytest.param({"augment.flip.p": 0.25}, {"augment.flip.p": 0.25, "augment2.flip.p": 0.25}, id="augment2 alike"),
         pytest.param({}, {"augment2": {}}, id="augment2 empty"),
+        pytest.param({}, {"train.micro_batch": 256}, id="a micro-batch that is the batch"),
+        pytest.param(
+            {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="batch norm in groups"
+        ),
         pytest.param({"optim.lr": 1}, {"optim.lr": 1.0}, id="integer for a float"),
         pytest.param(
             {"data.dataset": "folder", "data.dir": "a"}, {"data.dataset": "folder", "data.dir": "b"}, id="dir"
@@ -425,6 +432,12 @@ def test_parameters_of_an_absent_augmentation_do_not_change_the_key(name):
         assert "set p = 1" in refusal(absent | {name: MATTERS[name]})
     else:
         assert configured(absent | {name: MATTERS[name]}).key() == configured(absent).key()
+
+
+def test_batches_that_do_not_divide_are_refused():
+    assert refusal({"train.micro_batch": 100}) == "train.micro_batch = 100 must divide 256: try 128"
+    assert refusal({"train.micro_batch": 64, "train.norm_batch": 48}) == "train.norm_batch = 48 must divide 64: try 32"
+    assert refusal({"train.micro_batch": 512}) == "train.micro_batch = 512 must divide 256: try 256"
 
 
 def test_which_view_an_augmentation_is_missing_from_changes_the_key():

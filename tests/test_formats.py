@@ -376,7 +376,7 @@ def card_lines(file):
 @pytest.mark.parametrize("format", EXPORTS)
 def test_the_lines_of_the_card_give_the_features(format, small, standard, tmp_path, monkeypatch):
     config, model = standard if format in ("torchvision", "timm") else small
-    found = export_encoder(model, config, tmp_path / "out", format, FACTS)
+    found = export_encoder(model.state_dict(), config, tmp_path / "out", format, FACTS)
     assert found.file.name == f"mine-{format}{EXPORTS[format].suffix}"
     assert found.difference <= found.tolerance <= 1e-4
     monkeypatch.chdir(found.file.parent)
@@ -395,13 +395,13 @@ def test_the_lines_of_the_card_give_the_features(format, small, standard, tmp_pa
 
 def test_a_backbone_of_torchvision_with_a_norm_in_its_classifier_is_exported(tmp_path):
     config = tiny(data={"side": 32}, model=STANDARD | {"backbone": "convnext_tiny"})
-    export_encoder(trained(config, 32), config, tmp_path / "deep" / "encoder.pth", "torchvision", {})
+    export_encoder(trained(config, 32).state_dict(), config, tmp_path / "deep" / "encoder.pth", "torchvision", {})
     assert "encoder.classifier = encoder.classifier[:2]" in card_lines(tmp_path / "deep" / "encoder.pth")
 
 
 def test_the_suites_own_file_holds_no_head_and_no_folder(small, tmp_path):
     config, model = small
-    export_encoder(model, config, tmp_path / "encoder.safetensors", "safetensors", FACTS)
+    export_encoder(model.state_dict(), config, tmp_path / "encoder.safetensors", "safetensors", FACTS)
     found, weights, digest = load_weights(tmp_path / "encoder.safetensors")
     assert (found.model.head, found.data.dir, digest) == ("none", None, "0123")
     assert weights.keys() == {name for name in model.state_dict() if not name.startswith("head.")}
@@ -412,7 +412,7 @@ def test_the_network_is_left_as_it_was(small, tmp_path):
     config, model = small
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    export_encoder(model, config, tmp_path, "safetensors", {})
+    export_encoder(model.state_dict(), config, tmp_path, "safetensors", {})
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     model.eval()
@@ -420,7 +420,7 @@ def test_the_network_is_left_as_it_was(small, tmp_path):
 
 def test_an_exported_torchvision_file_is_imported_again(standard, tmp_path):
     config, model = standard
-    file = export_encoder(model, config, tmp_path, "torchvision", {}).file
+    file = export_encoder(model.state_dict(), config, tmp_path, "torchvision", {}).file
     imported = import_encoder(file)
     assert all(torch.equal(imported.weights[name], value) for name, value in model.encoder.state_dict().items())
 
@@ -447,7 +447,7 @@ def test_a_file_with_other_features_does_not_appear(standard, tmp_path, monkeypa
     config, model = standard
     monkeypatch.setitem(EXPORTS, "torchvision", EXPORTS["torchvision"]._replace(write=spoil))
     with pytest.raises(RunFailed, match="other features"):
-        export_encoder(model, config, tmp_path, "torchvision", {})
+        export_encoder(model.state_dict(), config, tmp_path, "torchvision", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -468,13 +468,13 @@ def test_bad_names_are_refused(small, tmp_path):
 def test_a_place_that_cannot_be_written_is_named(small, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunFailed, match=r"mine-safetensors\.safetensors"):
-        export_encoder(small[1], small[0], tmp_path / "file", "safetensors", {})
+        export_encoder(small[1].state_dict(), small[0], tmp_path / "file", "safetensors", {})
 
 
 def test_normalization_is_inside_or_in_the_lines(standard, tmp_path):
     config, model = standard
-    inside = export_encoder(model, config, tmp_path, "safetensors", {}).file
+    inside = export_encoder(model.state_dict(), config, tmp_path, "safetensors", {}).file
     assert load_encoder(inside).model.mean.flatten().tolist() == pytest.approx(MEAN)
-    lines = card_lines(export_encoder(model, config, tmp_path, "torchvision", {}).file)
+    lines = card_lines(export_encoder(model.state_dict(), config, tmp_path, "torchvision", {}).file)
     assert str(list(MEAN)) in lines
     assert str(list(STD)) in lines

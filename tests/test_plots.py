@@ -33,7 +33,7 @@ def names(count: int) -> list[str]:
 
 def test_curves_and_rows_are_drawn(tmp_path: Path) -> None:
     curve = pd.DataFrame({"step": [1, 2], "value": [6.0, 5.0]})
-    plots.loss_curve({"a": curve, "b": curve}, 6.2, tmp_path / "loss.png")
+    plots.curves({"a": [curve], "b": [curve]}, tmp_path / "loss.png", "NT-Xent loss", 6.2)
     plots.image_rows({"color_jitter": IMAGES[:3] / 255, "crop": IMAGES[:2] / 255}, tmp_path / "rows.png")
     assert {Image.open(path).format for path in tmp_path.iterdir()} == {"PNG"}
 

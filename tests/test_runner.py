@@ -35,7 +35,7 @@ def test_out_of_memory_is_a_sentence_wherever_it_happens(
     name, run = PLACES[place]
     monkeypatch.setattr(name, full)
     store = Store(tmp_path)
-    with pytest.raises(RunFailed, match=r"out of memory: lower --batch-size \(now 256\)"):
+    with pytest.raises(RunFailed, match=r"out of memory: lower --micro-batch \(train.micro_batch, now auto\)"):
         run(tiny(train={"knn_every": 1, "epochs": 1}), store)
     assert [item.info.status for item in store.search()] == ["FAILED"] * (run is runner.train)
 

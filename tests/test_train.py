@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from itertools import count
 from pathlib import Path
 
@@ -19,9 +20,22 @@ from simclr.data import Dataset
 from simclr.errors import RunFailed, UserError
 from simclr.loss import chance_loss
 from simclr.model import build_model
-from simclr.train import Interrupted, batch_rows, begin, plan, pretrain, stored_images, train_step, two_views
+from simclr.train import (
+    Interrupted,
+    Training,
+    accumulate,
+    batch_rows,
+    begin,
+    embed,
+    plan,
+    pretrain,
+    stored_images,
+    train_step,
+    two_views,
+)
 
 CPU = torch.device("cpu")
+ALL = slice(None)
 
 
 def ignore(metrics: dict[str, float], step: int) -> None:
@@ -36,8 +50,8 @@ def test_a_step_is_the_gradient_of_the_loss_written_out(digits: Dataset) -> None
     config = tiny(optim={"name": "sgd", "momentum": 0.0, "lr": 0.1, "weight_decay": 0.0}, train={"batch_size": 8})
     training = begin(config, digits, CPU)
     reference = build_model(config, digits, CPU).train()
-    images = stored_images(digits, CPU)[batch_rows(config, digits, plan(config, digits)[1], 0)]
-    first, second = two_views(images, config.pipelines(), config.seed, 0)
+    images = stored_images(digits, CPU, False)[batch_rows(config, digits, plan(config, digits)[1], 0)]
+    first, second = two_views(images, config.pipelines(), config.seed, 0)(ALL)
     z = torch.nn.functional.normalize(reference(torch.cat([first, second]))[1], dim=1)
     terms = []
     for i in range(16):
@@ -60,12 +74,12 @@ def test_the_loss_falls_below_chance(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_views_are_new_at_each_step_and_the_same_at_the_same_step(digits: Dataset) -> None:
-    images, pipelines = stored_images(digits, CPU)[:4], tiny().pipelines()
-    first, second = two_views(images, pipelines, 0, 7)
-    assert torch.equal(first, two_views(images, pipelines, 0, 7)[0])
+    images, pipelines = stored_images(digits, CPU, False)[:4], tiny().pipelines()
+    first, second = two_views(images, pipelines, 0, 7)(ALL)
+    assert torch.equal(first, two_views(images, pipelines, 0, 7)(ALL)[0])
     assert not torch.equal(first, second)
-    assert not torch.equal(first, two_views(images, pipelines, 0, 8)[0])
-    assert not torch.equal(first, two_views(images, pipelines, 1, 7)[0])
+    assert not torch.equal(first, two_views(images, pipelines, 0, 8)(ALL)[0])
+    assert not torch.equal(first, two_views(images, pipelines, 1, 7)(ALL)[0])
 
 
 def test_an_epoch_visits_no_image_twice_and_only_training_images(digits: Dataset) -> None:
@@ -84,19 +98,133 @@ def test_an_epoch_visits_no_image_twice_and_only_training_images(digits: Dataset
 def test_fused_and_split_views_differ_only_by_batch_norm(digits: Dataset) -> None:
     def report(views: str, backbone: dict[str, object]) -> float:
         training = begin(tiny(train={"views": views, "batch_size": 16}, model=backbone), digits, CPU)
-        training.model.train()
-        return train_step(training, stored_images(digits, CPU)[:16])[0].item()
+        return train_step(training, stored_images(digits, CPU, False)[:16])[0].item()
 
     assert report("fused", {}) != pytest.approx(report("split", {}), rel=1e-4)
     # Without batch norm (AlexNet-like networks have dropout, VGG too; evaluation mode of the norms stands in).
     training = [begin(tiny(train={"views": v, "batch_size": 16}), digits, CPU) for v in ("fused", "split")]
-    losses = [train_step(_frozen_norms(t), stored_images(digits, CPU)[:16])[0].item() for t in training]
+    losses = [train_step(_frozen_norms(t), stored_images(digits, CPU, False)[:16])[0].item() for t in training]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def _frozen_norms(training):  # type: ignore[no-untyped-def]
     training.model.eval()
     return training
+
+
+def exact(digits: Dataset, network: dict[str, object] | None = None, **train: object) -> Training:
+    """A training in float64, where what is equal but for the order of sums is equal to ten digits."""
+    training = begin(tiny(train=train, model=network or {}, optim={"name": "sgd", "lr": 0.1}), digits, CPU)
+    training.model.double()
+    return training
+
+
+def three_steps(training: Training, digits: Dataset) -> Training:
+    images = stored_images(digits, CPU, False)
+    size = training.config.train.batch_size
+    for step in range(3):
+        train_step(training, images[step * size : (step + 1) * size])
+    return training
+
+
+def equal(a: Training, b: Training) -> bool:
+    """Weights and buffers, but for rounding."""
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return all(torch.allclose(x, y, rtol=1e-9, atol=1e-12) for x, y in pairs)
+
+
+@pytest.mark.parametrize("views", ["fused", "split"])
+@pytest.mark.parametrize("micro_batch", [32, 16, 4])
+def test_micro_batches_give_the_whole_batch_s_gradient(micro_batch: int, views: str, digits: Dataset) -> None:
+    whole, parts = (exact(digits, batch_size=64, micro_batch=size, views=views) for size in (64, micro_batch))
+    for training in (whole, parts):
+        training.model.eval()  # batch norm out of the way
+        training.group = None
+        accumulate(training, two_views(stored_images(digits, CPU, False)[:64], training.config.pipelines(), 0, 0))
+    for mine, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-12)
+    assert not equal(three_steps(parts, digits), exact(digits, batch_size=64))
+    assert equal(parts, three_steps(whole, digits))
+
+
+NETWORKS: dict[str, dict[str, object]] = {
+    "batch norm": {},
+    "batch norm in the head": {"head_batch_norm": True},
+    "dropout": {"backbone": "efficientnet_b0", "stem": "imagenet", "width": 1},  # stochastic depth
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_with_norm_batch_the_micro_batch_changes_nothing(network: str, digits: Dataset) -> None:
+    def trained(micro_batch: int) -> Training:
+        train = {"batch_size": 32, "micro_batch": micro_batch, "norm_batch": 8}
+        return three_steps(exact(digits, NETWORKS[network], **train), digits)
+
+    whole = trained(32)
+    assert equal(trained(16), whole)
+    assert equal(trained(8), whole)
+
+
+def test_running_averages_are_updated_once_by_each_group(digits: Dataset) -> None:
+    training = exact(digits, batch_size=32, micro_batch=8)
+    before = next(m for m in training.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    three_steps(training, digits)
+    assert before.num_batches_tracked == 3 * 4
+
+
+def test_batch_norm_sees_the_micro_batch_and_a_key_says_so(digits: Dataset) -> None:
+    whole, parts = exact(digits, batch_size=32), exact(digits, batch_size=32, micro_batch=16)
+    assert not equal(three_steps(whole, digits), three_steps(parts, digits))
+    assert whole.config.key() != parts.config.key()
+
+
+def full_memory(monkeypatch: pytest.MonkeyPatch, limit: int, spared: int = 0) -> None:
+    """More than `limit` images with a graph are out of memory, from the call after `spared` on."""
+    calls, held = count(), []
+
+    def within(model: torch.nn.Module, first: torch.Tensor, second: torch.Tensor, views: str) -> torch.Tensor:
+        z = embed(model, first, second, views)  # type: ignore[arg-type]
+        held[:] = [n for n in held if n() is not None]
+        if torch.is_grad_enabled():
+            held.append(weakref.ref(z))
+            if next(calls) >= spared and len(held) * len(first) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return z
+
+    monkeypatch.setattr("simclr.train.embed", within)
+
+
+@pytest.mark.parametrize("spared", [0, 3])
+def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
+    spared: int, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"batch_size": 32, "norm_batch": 4}
+    whole = three_steps(exact(digits, **settings), digits)
+    full_memory(monkeypatch, limit=8, spared=spared)
+    limited = three_steps(exact(digits, **settings), digits)
+    assert limited.micro_batch == 8
+    assert equal(limited, whole)
+
+
+def test_out_of_memory_is_an_error_where_a_smaller_micro_batch_would_change_the_result(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_memory(monkeypatch, limit=8)
+    with pytest.raises(torch.OutOfMemoryError):
+        three_steps(exact(digits, batch_size=32), digits)
+    with pytest.raises(torch.OutOfMemoryError):
+        three_steps(exact(digits, batch_size=32, norm_batch=16), digits)
+
+
+def test_batch_norm_over_one_image_is_refused(digits: Dataset) -> None:
+    with pytest.raises(UserError, match="batch norm's statistics would be of one image"):
+        begin(tiny(train={"batch_size": 32, "micro_batch": 1}), digits, CPU)
+
+
+def test_a_row_s_views_do_not_depend_on_the_rows_beside_it(digits: Dataset) -> None:
+    views = two_views(stored_images(digits, CPU, False)[:16], tiny(augment={"noise": {"p": 0.5}}).pipelines(), 0, 7)
+    for whole, part in zip(views(ALL), views(slice(5, 9)), strict=True):
+        assert torch.equal(whole[5:9], part)
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,319 @@
+"""What a training step takes of an accelerator's memory, predicted without taking it; and the micro-batch that fits.
+
+The prediction is the step itself on fake tensors, which have shapes and no content, while `Tally` counts what lives at
+each moment. It needs no accelerator. What only an accelerator can show (its context, the workspaces of its
+convolutions, fragmentation) is a reserve with a name.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .config import Config, divisors, memory_bytes
+from .data import stored_side
+from .device import resolve_precision
+from .errors import UserError
+from .loss import contrast
+from .model import RESNETS, SimCLR
+from .train import Training, accumulate, embeddings, training_of, two_views
+
+MIB = 2**20
+# The card that the suite is made for, and what of it is never a run's. Not measured here: no GPU has run this code.
+RTX_4060 = 8188 * MIB
+DESKTOP = 600 * MIB  # seen on desktops with such a card; 15 MiB where there is no screen
+CONTEXT = 400 * MIB  # an estimate: CUDA's context with the kernels that are loaded
+# Of any accelerator, at hand or not.
+WORKSPACES = 256 * MIB  # an estimate: scratch memory of cuDNN's convolutions and cuBLAS
+FRAGMENTATION = 0.05  # an estimate: the share of the rest that the allocator holds in pieces of the wrong size
+SAMPLE = 16  # images that the memory of making views is measured on
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "views", "data")
+
+
+class Tally(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside it, by part, while they live; `peak` has the counts of the
+    moment when their sum was largest. A tensor is of the part whose function is innermost on the stack.
+    """
+
+    def __init__(self, functions: dict[CodeType, str], default: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.functions, self.part = functions, default
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.known: dict[int, tuple[str, int]] = {}  # part and bytes of each storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        new = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.known]
+        if new:
+            self.count(new, self._asking())
+        return out
+
+    def _asking(self) -> str:
+        frame = sys._getframe(2)
+        while frame.f_back is not None:
+            if frame.f_code in self.functions:
+                return self.functions[frame.f_code]
+            frame = frame.f_back
+        return self.part
+
+    def count(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count tensors as of a part from now until they are gone; those that are known move there."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self.known:
+                self.live[self.known[key][0]] -= size
+            else:
+                weakref.finalize(storage, self._gone, key)
+            self.known[key] = part, size
+            self.live[part] += size
+        if self.live.total() > self.peak.total():
+            self.peak = self.live.copy()
+
+    def _gone(self, key: int) -> None:
+        part, size = self.known.pop(key)
+        self.live[part] -= size
+
+
+def predict(config: Config, micro_batch: int) -> dict[str, int]:
+    """Bytes of each of PARTS, but the data, at the peak of a training step. Their sum is the peak.
+
+    As on an accelerator: with an optimizer that updates all parameters at once, and in 16 bits where the precision is
+    auto. `optimizer` is its state; `activations` has the gradients of activations too; `views` the batch that they are
+    made of.
+    """
+    batch, side = config.train.batch_size, stored_side(config.data)
+    same = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
+    train = config.train.model_copy(update={"batch_size": micro_batch, "micro_batch": "auto", "epochs": 1})
+    alike = {"name": "", "seed": 0, "device": "cpu", "memory": None, "optim": same, "train": train}
+    network = _network(config.model_copy(update=alike), whole=micro_batch == batch)
+    standing, peak, images = network.standing, network.peak, Counter({"views": batch * 3 * side**2})
+    if micro_batch < batch:
+        held, at_loss = _loss(network.z, batch, config.loss.normalize)
+        # `held` waits while the micro-batches go by. Before them, at the loss, there are no gradients yet.
+        peak, before = peak + held, standing + at_loss
+        if before.total() > peak.total():
+            peak = before
+    return {part: (peak + images)[part] for part in PARTS}
+
+
+class _Network(NamedTuple):
+    standing: Counter[str]  # what always lives
+    peak: Counter[str]
+    z: tuple[int, torch.dtype]  # width of an embedding, and its type
+
+
+@lru_cache(maxsize=256)
+def _network(config: Config, whole: bool) -> _Network:
+    """Of a micro-batch, which is the config's batch: with its own loss if it is the `whole` batch, else with the
+    gradients of the micro-batches before it.
+    """
+    side, batch = config.view_size() or stored_side(config.data), config.train.batch_size
+    making = _making(config)
+
+    def views(rows: slice) -> tuple[Tensor, Tensor]:
+        size = rows.stop - rows.start, 3, side, side
+        torch.empty(round(making * size[0]), dtype=torch.uint8)
+        return torch.empty(size), torch.empty(size)
+
+    functions = {views.__code__: "views", contrast.__code__: "loss"}
+    model = SimCLR(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3)
+    model.to(memory_format=torch.channels_last)
+    fake = FakeTensorMode()
+    for module in model.modules():
+        module._parameters.update(
+            {k: nn.Parameter(fake.from_tensor(p.data)) for k, p in module._parameters.items() if p is not None}
+        )
+        module._buffers.update({k: fake.from_tensor(b) for k, b in module._buffers.items() if b is not None})
+    with fake, Tally(functions, "weights") as tally:
+        tally.count([*model.parameters(), *model.buffers()], "weights")
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: tally.count([p.grad], "gradients"))
+        precision = "bf16" if config.train.precision == "auto" else config.train.precision
+        dtype = resolve_precision(precision, torch.device("cpu"))
+        training = training_of(config, model, dtype, "")
+        training.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it would look at values
+        _update(training, tally)
+        standing = tally.peak = tally.live.copy()
+        tally.part = "activations"
+        with torch.no_grad():
+            z = embeddings(training, views, slice(0, batch))
+        of_z = z.shape[2], z.dtype
+        if whole:
+            accumulate(training, views)
+        else:
+            _zero_gradients(model, tally)
+            z = embeddings(training, views, slice(0, batch))
+            z.backward(torch.empty_like(z))
+        del z
+        peak = tally.peak
+        tally.peak = tally.live.copy()
+        _update(training, tally)
+    return _Network(standing, max(peak, tally.peak, key=Counter.total), of_z)
+
+
+def _zero_gradients(model: SimCLR, tally: Tally) -> None:
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+        tally.count([p.grad], "gradients")
+
+
+def _update(training: Training, tally: Tally) -> None:
+    """A step of the optimizer, whose state is there from now on."""
+    tally.part = "optimizer"
+    for group in training.optimizer.param_groups:
+        group["foreach"] = True
+    if all(p.grad is None for p in training.model.parameters()):
+        _zero_gradients(training.model, tally)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+
+
+@lru_cache(maxsize=256)
+def _loss(z: tuple[int, torch.dtype], batch: int, normalize: bool) -> tuple[Counter[str], Counter[str]]:
+    """What of a batch's loss is held while its micro-batches go by (embeddings and their gradient), and its peak."""
+    with FakeTensorMode(), Tally({}, "loss") as tally:
+        embedded = torch.empty(2, batch, z[0], dtype=z[1], requires_grad=True)
+        contrast(embedded[0], embedded[1], 1.0, normalize=normalize)[0].backward()
+        return tally.live.copy(), tally.peak
+
+
+def _making(config: Config) -> float:
+    """Bytes for each image at the peak of making both its views, measured on real pixels."""
+    side = stored_side(config.data)
+    images = torch.zeros(SAMPLE, 3, side, side, dtype=torch.uint8)
+    with Tally({}, "views") as tally:
+        two_views(images, config.pipelines(), 0, 0)(slice(0, SAMPLE))
+    return float(tally.peak.total() / SAMPLE)
+
+
+class Budget(NamedTuple):
+    """An accelerator's memory, and what of it is never a run's."""
+
+    total: int
+    reserved: dict[str, int]
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a run's tensors may take."""
+        return int((self.total - sum(self.reserved.values())) * (1 - FRAGMENTATION))
+
+
+def budget(memory: str | None, device: torch.device) -> Budget:
+    """Of the accelerator at hand, or of one with so much `memory`; of an RTX 4060 where there is neither."""
+    if memory is None and device.type != "cpu":
+        free, total = torch.accelerator.get_memory_info(device)
+        return Budget(total, {"taken already": total - free, "workspaces": WORKSPACES})
+    total = memory_bytes(memory) if memory else RTX_4060
+    return Budget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES})
+
+
+class Plan(NamedTuple):
+    """How a config is run within a budget."""
+
+    micro_batch: int
+    on_device: bool  # whether the stored images are
+    parts: dict[str, int]  # predicted bytes at the peak
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+def micro_batches(config: Config) -> list[int]:
+    """The micro-batches that a config may be computed in, largest first."""
+    train = config.train
+    if train.micro_batch != "auto":
+        return [train.micro_batch]
+    sizes = [m for m in divisors(train.batch_size) if m % (train.norm_batch or 1) == 0]
+    return [m for m in reversed(sizes) if m > 1 or train.batch_size == 1]
+
+
+def make_plan(config: Config, images: int, limit: Budget) -> Plan:
+    """The largest micro-batch that fits, with the stored images (so many) on the accelerator if they fit beside it.
+
+    Raises UserError where none fits, with the nearest network that would.
+    """
+    stored = images * 3 * stored_side(config.data) ** 2
+    for micro_batch in micro_batches(config):
+        parts = predict(config, micro_batch)
+        need = sum(parts.values())
+        for on_device in (True, False):
+            if need + stored * on_device <= limit.usable:
+                return Plan(micro_batch, on_device, parts | {"data": stored * on_device})
+    raise UserError(
+        f"{config.name} needs {gib(need)} in micro-batches of {micro_batch}, and a run may take {gib(limit.usable)} of "
+        f"{gib(limit.total)}: {_narrower(config, limit)}"
+    )
+
+
+def grid(config: Config) -> tuple[list[int], dict[int, dict[int, int]]]:
+    """Micro-batches, and for the config's batch, halves and doubles of it the predicted peak of each: what if."""
+    batch = config.train.batch_size
+    batches = [b for b in (batch // 4, batch // 2, batch, 2 * batch, 4 * batch) if b >= 2]
+    sizes = [b for b in (batch // 16, batch // 8) if b >= 2] + batches
+    table = {}
+    for b in batches:
+        train = config.train.model_copy(update={"batch_size": b})
+        own = config.model_copy(update={"train": train})
+        table[b] = {m: sum(predict(own, m).values()) for m in sizes if b % m == 0}
+    return sizes, table
+
+
+def fit(config: Config, images: int, device: torch.device) -> tuple[Config, Plan | None]:
+    """The config with the micro-batch that it is run in on a device, and the plan behind it.
+
+    On a CPU, whose memory is the whole system's, all is left as it is unless the config names a `memory`.
+    """
+    if device.type == "cpu" and config.memory is None:
+        return config, None
+    plan = make_plan(config, images, budget(config.memory, device))
+    train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
+    return config.model_copy(update={"train": train}), plan
+
+
+@contextmanager
+def enforced(memory: str | None, device: torch.device) -> Iterator[None]:
+    """A GPU's allocator takes no more than the budget, so that a run is out of memory before the desktop is."""
+    if device.type != "cuda":
+        yield
+        return
+    limit = budget(memory, device)
+    own = limit.total - sum(limit.reserved.values()) + WORKSPACES  # which come from the allocator
+    there = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, own / there), device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _narrower(config: Config, limit: Budget) -> str:
+    """What would fit where a config does not, in words."""
+    width = config.model.width / 2
+    while config.model.backbone in RESNETS and width >= 0.0625:
+        narrow = config.model_copy(update={"model": config.model.model_copy(update={"width": width})})
+        if sum(predict(narrow, micro_batches(narrow)[-1]).values()) <= limit.usable:
+            return f"model.width = {width:g} would fit"
+        width /= 2
+    return "take a smaller --backbone, or smaller images (data.side, augment.crop.size)"
+
+
+def gib(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / MIB:.0f} MiB"

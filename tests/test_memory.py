@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import simclr, tiny
+
+from benchmarks.memory import CONFIGS, configured, measured
+from simclr import memory
+from simclr.config import Config
+from simclr.data import Dataset, stored_side
+from simclr.errors import UserError
+from simclr.train import plan, pretrain
+
+CPU = torch.device("cpu")
+SIDE = stored_side(tiny().data)
+ROWS = {f"{row[0]}-{row[1]}-{row[3]}px-{row[6]}-{row[4]}in{row[5]}": row for row in CONFIGS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_the_predicted_peak_is_that_of_a_real_step(name: str) -> None:
+    config = configured(*ROWS[name])
+    prediction = sum(memory.predict(config, config.train.micro_batch).values())
+    assert prediction == pytest.approx(measured(config, CPU), rel=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("name", ROWS)
+def test_the_reserves_cover_what_only_an_accelerator_shows(name: str) -> None:
+    config = configured(*ROWS[name])
+    prediction = sum(memory.predict(config, config.train.micro_batch).values())
+    peak = measured(config, torch.accelerator.current_accelerator())
+    assert peak <= prediction / (1 - memory.FRAGMENTATION) + memory.WORKSPACES
+
+
+def test_parts_are_what_they_say() -> None:
+    config = tiny(train={"batch_size": 64})
+    model = memory.SimCLR(config.model, SIDE, 0, (0.5,) * 3, (0.5,) * 3)
+    weights = sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
+    parts = memory.predict(config, 16)
+    assert tuple(parts) == memory.PARTS
+    assert parts["weights"] == weights
+    assert parts["gradients"] <= weights
+    assert parts["optimizer"] == pytest.approx(2 * sum(p.nbytes for p in model.parameters()), rel=0.01)  # AdamW
+    assert parts["data"] == 0
+
+
+def test_memory_grows_with_the_micro_batch_and_hardly_with_the_batch() -> None:
+    def peak(batch: int, micro_batch: int) -> int:
+        return sum(memory.predict(tiny(train={"batch_size": batch}), micro_batch).values())
+
+    assert peak(256, 32) < peak(256, 64) < peak(256, 256)
+    embeddings = 2 * 128 * 16 * 4  # z of both views of 128 images more, and its gradient
+    assert peak(256, 64) - peak(128, 64) == 2 * embeddings + 128 * 3 * SIDE**2
+
+
+def test_the_loss_of_a_large_batch_counts() -> None:
+    """With micro-batches of two images, the similarities of the whole batch are what is largest."""
+    parts = memory.predict(tiny(train={"batch_size": 2048}), 2)
+    assert parts["loss"] > 2 * 4096**2 * 4
+    assert parts["loss"] > parts["activations"]
+
+
+def budget_of(size: int) -> memory.Budget:
+    return memory.Budget(round(size / (1 - memory.FRAGMENTATION)) + 1, {})
+
+
+def test_the_largest_micro_batch_that_fits_is_taken_and_the_images_go_to_the_host_first() -> None:
+    config, images = tiny(train={"batch_size": 256}), 1797
+    stored = images * 3 * SIDE**2
+    peaks = {m: sum(memory.predict(config, m).values()) for m in (256, 128, 64)}
+    both = memory.make_plan(config, images, budget_of(peaks[256] + stored))
+    assert (both.micro_batch, both.on_device, both.peak) == (256, True, peaks[256] + stored)
+    host = memory.make_plan(config, images, budget_of(peaks[256]))
+    assert (host.micro_batch, host.on_device, host.peak) == (256, False, peaks[256])
+    half = memory.make_plan(config, images, budget_of(peaks[256] - 1))
+    assert half.micro_batch == 128
+    grouped = tiny(train={"batch_size": 256, "norm_batch": 128})
+    with pytest.raises(UserError, match=r"tiny needs .* in micro-batches of 128"):
+        memory.make_plan(grouped, images, budget_of(memory.make_plan(config, 0, budget_of(peaks[64])).peak))
+
+
+def test_where_nothing_fits_a_narrower_network_is_named() -> None:
+    config = tiny(model={"width": 1.0}, train={"batch_size": 16})
+    quarter = tiny(model={"width": 0.25}, train={"batch_size": 16})
+    limit = budget_of(sum(memory.predict(quarter, 2).values()))
+    with pytest.raises(UserError, match=r"needs \d+ MiB in micro-batches of 2, and .*: model.width = 0.25 would fit"):
+        memory.make_plan(config, 0, limit)
+    vit = tiny(model={"backbone": "vit_b_32", "stem": "imagenet", "width": 1}, data={"side": 32})
+    with pytest.raises(UserError, match="take a smaller --backbone"):
+        memory.make_plan(vit, 0, limit)
+
+
+def test_a_card_that_is_not_at_hand_has_its_reserves_taken_off() -> None:
+    limit = memory.budget(None, CPU)
+    assert limit.total == 8188 * memory.MIB
+    assert limit.usable == int((8188 - 600 - 400 - 256) * memory.MIB * 0.95)
+    assert memory.budget("2GiB", CPU).total == 2 * 2**30
+
+
+@pytest.mark.parametrize("text", ["8", "8GB", "GiB", "-1GiB", "0GiB", "lots"])
+def test_a_memory_that_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="write it as 8GiB or 8188MiB"):
+        tiny(memory=text)
+
+
+def test_a_run_within_a_budget_is_recorded_with_its_micro_batch(digits: Dataset) -> None:
+    config = tiny(memory="1.5GiB", train={"batch_size": 512})
+    config, fitted = memory.fit(config, len(digits.images), CPU)
+    assert fitted is not None
+    assert config.train.micro_batch == fitted.micro_batch
+    untouched = tiny()
+    assert memory.fit(untouched, len(digits.images), CPU) == (untouched, None)
+
+
+def test_a_run_in_micro_batches_learns_and_resumes(digits: Dataset, tmp_path: Path) -> None:
+    config: Config = tiny(train={"batch_size": 256, "micro_batch": 64, "epochs": 1})
+    reports: list[dict[str, float]] = []
+    pretrain(config, digits, CPU, tmp_path, lambda metrics, step: reports.append(metrics))
+    assert len(reports) == plan(config, digits)[1]
+    assert "perf/micro_batch" not in reports[-1]  # it is only told when it is not the planned one
+
+
+def test_budget_on_the_command_line(tmp_path: Path) -> None:
+    done = simclr("budget", "--preset", "cifar10", "--batch-size", "64", "--images", "60000", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "cifar10-batch_size=64: a batch of 64 in micro-batches of 64"
+    assert [line.split()[0] for line in lines[1:8]] == list(memory.PARTS)
+    assert "data            176 MiB" in done.stdout
+    assert "the 60000 stored images are kept on the device" in done.stdout
+    done = simclr("budget", "--preset", "cifar10", "--batch-size", "64", "--memory", "1.4GiB", home=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cifar10-batch_size=64 needs ")
+    assert done.stderr.endswith("model.width = 0.5 would fit\n") or "model.width" in done.stderr
