@@ -140,6 +140,12 @@ DataDir = Annotated[Path | None, typer.Option(help="The folder of images, or whe
 BadImage = Annotated[str | None, typer.Option("--on-bad-image", help="error or skip, for files that are no images.")]
 Seed = Annotated[int | None, typer.Option(help="Of weights, order and views.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", show_default="auto")]
+Backbone = Annotated[str | None, typer.Option(help="Any torchvision classifier, e.g. resnet18, vit_b_16.")]
+Head = Annotated[str | None, typer.Option(help="{heads}.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step; each gives two views.")]
+MicroBatch = Annotated[str | None, typer.Option(help="Images in memory at a time.", show_default="auto: what fits")]
+Memory = Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="the GPU's own")]
+Precision = Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")]
 Drop = Annotated[list[str], typer.Option(help="Leave out an augmentation (repeatable): {augmentations}.")]
 
 
@@ -150,16 +156,18 @@ def pretrain(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     on_bad_image: BadImage = None,
-    backbone: Annotated[str | None, typer.Option(help="Any torchvision classifier, e.g. resnet18, vit_b_16.")] = None,
-    head: Annotated[str | None, typer.Option(help="{heads}.")] = None,
+    backbone: Backbone = None,
+    head: Head = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step; each gives two views.")] = None,
+    batch_size: BatchSize = None,
     temperature: Annotated[float | None, typer.Option(help="Of the loss.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, before scaling with the batch size.")] = None,
     drop: Drop = [],  # noqa: B006 (typer copies it)
     seed: Seed = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
+    precision: Precision = None,
+    micro_batch: MicroBatch = None,
+    memory: Memory = None,
     name: Annotated[str | None, typer.Option(help="Of the run (default: the preset's).")] = None,
     settings: Settings = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's unfinished run.")] = False,
@@ -187,22 +195,26 @@ def pretrain(
             seed=seed,
             device=device,
             precision=precision,
+            micro_batch=micro_batch,
+            memory=memory,
             name=name,
         )
         from experiments import runner, tracking
         from simclr.config import to_toml
         from simclr.loss import chance_loss
+        from simclr.memory import gib
 
         store = tracking.Store(tracking.home())
         if dry_run:
             with progress_bars() as (_, advance):
                 facts = runner.estimate(chosen, store, advance)
-            typer.echo(to_toml(chosen))
-            typer.echo(f"key         {chosen.key()}")
+            typer.echo(to_toml(facts["config"]))
+            typer.echo(f"key         {facts['config'].key()}")
             typer.echo(f"images      {facts['images']}")
             typer.echo(f"steps       {facts['steps']} ({facts['steps_per_epoch']} an epoch)")
             typer.echo(f"parameters  {facts['parameters']:,}")
             typer.echo(f"device      {facts['device']}")
+            typer.echo(f"memory      {gib(facts['memory'])}, in micro-batches of {facts['micro_batch']} (predicted)")
             typer.echo(
                 f"time        about {_duration(facts['seconds'])} ({facts['seconds_per_step']:.3f} s a step, timed)"
             )
@@ -272,8 +284,9 @@ def ablate(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step; each gives two views.")] = None,
+    batch_size: BatchSize = None,
     device: Device = None,
+    memory: Memory = None,
     settings: Settings = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="Of the study.", show_default="what it varies")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their time; run nothing.")] = False,
@@ -287,6 +300,7 @@ def ablate(
         from experiments import reporting, tracking
         from experiments.configure import resolve
         from experiments.plan import make_plan
+        from simclr.memory import gib
         from simclr.train import Interrupted
 
         baseline = resolve(
@@ -298,6 +312,7 @@ def ablate(
             epochs=epochs,
             batch_size=batch_size,
             device=device,
+            memory=memory,
         )
         plan = make_plan(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
         varied = [
@@ -313,16 +328,18 @@ def ablate(
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
         typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} of training to go")
         for each in cells:
-            typer.echo(f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed")
+            typer.echo(
+                f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed, "
+                f"{gib(each.memory)}"
+            )
+        plan = plan._replace(cells=[each.cell for each in cells])
         if dry_run:
             return
         if total > 3600 and not yes and sys.stdin.isatty():
             typer.confirm("go on?", abort=True)
         tracker = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
-        running = False
         try:
-            with progress_bars() as (bars, advance), stop_on_signal(lambda: running) as stop:
-                running = True
+            with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
 
                 def began(cell: str, seed: int) -> None:
                     if bars is None:
@@ -630,6 +647,147 @@ def export(
         typer.echo(
             f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
         )
+
+
+@app.command(cls=Command)
+def search(
+    trials: Annotated[int, typer.Option(min=1, help="How many, with those of this search that are done.")] = 30,
+    space: Annotated[Path | None, typer.Option(help="A TOML file of parameters.", show_default="the suite's")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    device: Device = None,
+    memory: Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="its own")] = None,
+    settings: Settings = [],  # noqa: B006
+    proxy: Annotated[list[str], typer.Option(help="A setting of trials alone: data.limit=5000.")] = [],  # noqa: B006
+    objectives: Annotated[str, typer.Option(help="accuracy, or accuracy,time for a Pareto front.")] = "accuracy",
+    pruner: Annotated[str, typer.Option(help="median, hyperband or none.")] = "median",
+    hours: Annotated[float | None, typer.Option("--max-hours", min=0, help="Begin no trial after that.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best to train anew.")] = 1,
+    seeds: Annotated[int, typer.Option(min=0, help="Fresh ones, to train the best and the start with.")] = 3,
+    name: Annotated[str | None, typer.Option(help="Of the search.", show_default="the preset's")] = None,
+) -> None:
+    """Search settings by validation accuracy within the memory, then judge the best with fresh seeds."""
+    with plain_errors():
+        import shlex
+
+        from analysis.tables import FORMATS
+        from experiments import ablate as study
+        from experiments import reporting, tracking
+        from experiments import search as searching
+        from experiments.configure import resolve
+        from simclr.train import Interrupted
+
+        full = resolve(
+            preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
+        )
+        store, name = tracking.Store(tracking.home()), name or f"search-{full.name}"
+        found = searching.open_search(
+            name,
+            full,
+            searching.space(space),
+            store,
+            proxy=proxy,
+            objectives=[one.strip() for one in objectives.split(",")],
+            pruner=pruner,
+        )
+        try:
+            with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
+                say = typer.echo if bars is None else bars.console.print
+                start = searching.reference(found, store, advance, stop)
+
+                def began(number: int, what: str) -> None:
+                    say(f"trial {number}: {what}")
+
+                searching.search(found, store, trials, hours=hours, progress=advance, began=began, stop=stop)
+                typer.echo(searching.record(found, start))
+                if not seeds:
+                    found.tracker.finish("FINISHED")
+                    return
+                plan, places = searching.confirmation(found, top), range(full.seed + 1, full.seed + 1 + seeds)
+                command = shlex.join(["simclr", *sys.argv[1:]])
+                tracker = study.open_study(f"{name}-confirmed", plan, store, command)
+                failures = study.ablate(
+                    tracker.run_id,
+                    plan,
+                    store,
+                    places,
+                    progress=advance,
+                    began=lambda cell, seed: say(f"{cell}, seed {seed}"),
+                    stop=stop,
+                )
+        except Interrupted as stopped:
+            found.tracker.finish("KILLED")
+            typer.echo(f"{stopped}: the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(reporting.report(tracker.run_id, store))
+        table = searching.selection(found, plan, start, places, store)
+        found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
+        typer.echo(FORMATS["terminal"](table, [searching.CAVEAT]))
+        tracker.finish("FAILED" if failures else "FINISHED")
+        found.tracker.finish("FAILED" if failures else "FINISHED")
+        for failure in failures:
+            typer.echo(f"failed: {failure}", err=True)
+        if failures:
+            raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def budget(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    backbone: Backbone = None,
+    head: Head = None,
+    batch_size: BatchSize = None,
+    precision: Precision = None,
+    micro_batch: MicroBatch = None,
+    memory: Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="an RTX 4060's")] = None,
+    images: Annotated[int, typer.Option(min=0, help="How many the data set stores, to see if they fit too.")] = 0,
+    device: Device = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Predict a config's memory, part by part, and what fits. Needs neither a GPU nor the images."""
+    with plain_errors():
+        from experiments.configure import resolve
+        from simclr import device as devices
+        from simclr import memory as planner
+
+        chosen = resolve(
+            preset,
+            config,
+            settings,
+            dataset=dataset,
+            backbone=backbone,
+            head=head,
+            batch_size=batch_size,
+            precision=precision,
+            micro_batch=micro_batch,
+            memory=memory,
+            device=device,
+        )
+        limit = planner.budget(chosen.memory, devices.resolve(chosen.device))
+        plan = planner.make_plan(chosen, images, limit)
+        typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size} in micro-batches of {plan.micro_batch}")
+        for part, size in plan.parts.items():
+            typer.echo(f"  {part:12} {planner.gib(size):>10}")
+        typer.echo(f"  {'sum':12} {planner.gib(plan.peak):>10}   at the peak of a step, predicted")
+        reserved = ", ".join(f"{what} {planner.gib(size)}" for what, size in limit.reserved.items())
+        typer.echo(f"  {'usable':12} {planner.gib(limit.usable):>10}   of {planner.gib(limit.total)}, less {reserved}")
+        typer.echo(f"  {'':25}and {planner.FRAGMENTATION:.0%} for fragmentation")
+        if images:
+            typer.echo(f"the {images} stored images are kept on the {'device' if plan.on_device else 'host'}")
+        sizes, table = planner.grid(chosen)
+        typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
+        typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
+        for batch, peaks in table.items():
+            shown = [planner.gib(peaks[m]) if m in peaks and peaks[m] <= limit.usable else "-" for m in sizes]
+            typer.echo(
+                f"{batch:>8}"
+                + "".join(f"{text if m <= batch else '':>10}" for m, text in zip(sizes, shown, strict=True))
+            )
 
 
 @app.command()

@@ -121,9 +121,9 @@ class OptimConfig(Section):
     lr_scaling: Annotated[str, _one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
     weight_decay: float = Field(1e-6, ge=0)
     decay_bias_and_norm: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd
+    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd, muon (which is run with 0.95)
     trust: float = Field(1e-3, gt=0)  # lars
-    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw, muon
     schedule: Annotated[str, _one_of("schedule", lambda: SCHEDULES)] = "cosine"
     warmup_epochs: float = Field(10.0, ge=0)
     plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"

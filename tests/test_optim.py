@@ -1,5 +1,6 @@
 """LARS against its paper in plain loops, parameter groups, the learning rate, and the plateau rule against torch's."""
 
+import copy
 import itertools
 import math
 
@@ -126,6 +127,71 @@ class Toy(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 4).double()
         self.norm = nn.BatchNorm1d(4).double()
+
+
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (24, 5, 3, 3)])
+def test_orthogonal_keeps_directions_and_makes_singular_values_alike(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape).flatten(1)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = optim.orthogonal(1000 * matrix)
+    projected = left.T @ found @ right.T
+    well = torch.linalg.svdvals(matrix) > 0.1 * torch.linalg.matrix_norm(matrix, 2)
+    assert projected.diagonal()[well].min() > 0.5  # the coefficients aim at speed, not at 1
+    assert projected.diagonal().max() < 1.3
+    assert (projected - projected.diag().diag()).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_muon_is_torchs_on_matrices_and_adam_on_vectors(decay):
+    torch.manual_seed(0)
+    start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 3, 3, 3), torch.randn(9)]
+    mine = [torch.nn.Parameter(p.clone()) for p in start]
+    mine[2].data = mine[2].data.contiguous(memory_format=torch.channels_last)
+    theirs = [torch.nn.Parameter(p.flatten(1).clone()) for p in start[:3]]
+    vector = torch.nn.Parameter(start[3].clone())
+    groups = [{"params": mine[:3], "weight_decay": decay}, {"params": mine[3:], "orthogonal": False}]
+    ours = optim.Muon(groups, lr=0.02, momentum=0.9)
+    muon = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, weight_decay=decay)
+    adam = torch.optim.Adam([vector], lr=0.02 * optim.VECTOR_RATE)
+    for _ in range(4):
+        gradients = [torch.randn_like(p) for p in start]
+        for p, g in zip(mine, gradients, strict=True):
+            p.grad = g.clone()
+        for p, g in zip([*theirs, vector], gradients, strict=True):
+            p.grad = g.reshape(p.shape).clone()
+        for optimizer in (ours, muon, adam):
+            optimizer.step()
+    for p, q in zip(mine, [*theirs, vector], strict=True):
+        torch.testing.assert_close(p.detach().contiguous().view(q.shape), q.detach(), rtol=0, atol=2e-3)
+
+
+def test_muon_restored_from_its_state_goes_on_as_if_it_had_not_stopped():
+    def stepped(optimizer, parameters, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            for p in parameters:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+
+    def build(values):
+        parameters = [torch.nn.Parameter(v.clone()) for v in values]
+        return parameters, optim.Muon(
+            [{"params": parameters[:1]}, {"params": parameters[1:], "orthogonal": False}], 0.02
+        )
+
+    values = [torch.ones(3, 5), torch.ones(4)]
+    whole, optimizer = build(values)
+    stepped(optimizer, whole, range(3))
+    saved, weights = copy.deepcopy(optimizer.state_dict()), [p.detach() for p in whole]
+    parts, restored = build(weights)
+    restored.load_state_dict(saved)
+    stepped(optimizer, whole, range(3, 6))
+    stepped(restored, parts, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(whole, parts, strict=True))
 
 
 def test_excluded_parameters_take_plain_momentum_steps():

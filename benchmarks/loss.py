@@ -1,0 +1,141 @@
+"""Time and peak memory of NT-Xent, forward and backward, beside other implementations: `python -m benchmarks.loss`.
+
+`plain` and `blockwise` are simclr.loss's two ways; `lightly` and `pytorch-metric-learning` are installed by
+`pip install '.[peers]'`; `broadcast` is the cosine similarity of all pairs by broadcasting, as several repositories
+write it. Each case runs in a process of its own, limited to MEMORY bytes; a dash is one that did not get by with that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.memory import profiled_peak
+from simclr import loss
+
+WIDTH = 128
+TEMPERATURE = 0.2
+MEMORY = 16 * 2**30
+SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768]  # embeddings: 2N
+ROUNDS = 3
+
+
+def plain(z1: Tensor, z2: Tensor) -> Tensor:
+    return loss.nt_xent(loss.similarities(z1, z2), TEMPERATURE)
+
+
+def blockwise(z1: Tensor, z2: Tensor) -> Tensor:
+    value: Tensor = loss._Blockwise.apply(F.normalize(torch.cat([z1, z2]), dim=1), TEMPERATURE, False)[0]
+    return value
+
+
+def lightly(z1: Tensor, z2: Tensor) -> Tensor:
+    from lightly.loss import NTXentLoss
+
+    value: Tensor = NTXentLoss(temperature=TEMPERATURE)(z1, z2)
+    return value
+
+
+def pytorch_metric_learning(z1: Tensor, z2: Tensor) -> Tensor:
+    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+    value: Tensor = SelfSupervisedLoss(NTXentLoss(temperature=TEMPERATURE))(z1, z2)
+    return value
+
+
+def broadcast(z1: Tensor, z2: Tensor) -> Tensor:
+    z = torch.cat([z1, z2])
+    return loss.nt_xent(F.cosine_similarity(z.unsqueeze(1), z.unsqueeze(0), dim=2), TEMPERATURE)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": plain,
+    "blockwise": blockwise,
+    "lightly": lightly,
+    "pytorch-metric-learning": pytorch_metric_learning,
+    "broadcast": broadcast,
+}
+
+
+def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, float] | None]) -> None:
+    """Seconds (median of rounds after one to warm up), peak bytes and value of one form; None: out of memory."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    draw = torch.Generator().manual_seed(0)
+    z1, z2 = (torch.randn(size // 2, WIDTH, generator=draw).requires_grad_() for _ in range(2))
+    value = 0.0
+
+    def once() -> None:
+        nonlocal value
+        z1.grad = z2.grad = None
+        result = FORMS[form](z1, z2)
+        result.backward()  # type: ignore[no-untyped-call]
+        value = result.item()
+
+    try:
+        times = []
+        for _ in range(ROUNDS + 1):
+            clock = time.perf_counter()
+            once()
+            times.append(time.perf_counter() - clock)
+        results.put((median(times[1:]), profiled_peak(once), value))
+    except (RuntimeError, MemoryError):
+        results.put(None)
+
+
+def main(out: Path | None) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    print(
+        f"CPU, {torch.get_num_threads()} threads, width {WIDTH}, float32; median of {ROUNDS}, a process for each case"
+    )
+    print(f"| 2N | {' | '.join(FORMS)} |")
+    print("| ---: |" + " ---: |" * len(FORMS))
+    found: dict[str, dict[int, tuple[float, int]]] = {form: {} for form in FORMS}
+    for size in SIZES:
+        cells, values = [], []
+        for form in FORMS:
+            previous = [n for n in SIZES if n < size]
+            if previous and previous[-1] not in found[form]:
+                cells.append("-")
+                continue
+            results: multiprocessing.Queue[tuple[float, int, float] | None] = spawn.Queue()
+            process = spawn.Process(target=case, args=(form, size, results))
+            process.start()
+            process.join()
+            measured = results.get() if not results.empty() else None
+            if measured is None:
+                cells.append("-")
+                continue
+            seconds, peak, value = measured
+            found[form][size] = seconds, peak
+            values.append(value)
+            cells.append(f"{seconds * 1e3:.0f} ms, {peak / 2**20:.0f} MiB")
+        assert max(values) - min(values) < 1e-4, values
+        print(f"| {size} | {' | '.join(cells)} |", flush=True)
+    if out is not None:
+        draw_figure(found, out)
+
+
+def draw_figure(found: dict[str, dict[int, tuple[float, int]]], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, which, unit, label in ((axes[0], 0, 1e-3, "time (ms)"), (axes[1], 1, 2**20, "peak memory (MiB)")):
+        for (form, points), marker in zip(found.items(), "os^Dv", strict=True):
+            axis.plot(list(points), [point[which] / unit for point in points.values()], marker=marker, label=form)
+        axis.set(xscale="log", yscale="log", xlabel="embeddings, 2N", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=150)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from conftest import ROOT, simclr, tiny
+from optuna.trial import TrialState
+
+from experiments import runner, search
+from experiments.search import Parameter, open_search, ranked, space
+from experiments.tracking import Store
+from simclr import memory
+from simclr.errors import RunFailed, UserError
+from simclr.train import Interrupted
+
+SPACE = [
+    Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True),
+    Parameter(setting="train.batch_size", choices=(128, 256)),
+]
+SHORT = tiny(train={"epochs": 1, "knn_every": 1})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_the_space_that_comes_with_the_suite_is_valid_and_conditional() -> None:
+    parameters = space()
+    assert len({parameter.name for parameter in parameters}) == len(parameters)
+    study = optuna.create_study()
+    seen = set()
+    for _ in range(60):
+        trial = study.ask()
+        values = search.suggested(trial, parameters, tiny())
+        search.changed(tiny(), values)
+        seen.add((values["optim.name"], "model.hidden_dim" in values, values["model.head"]))
+        low, high = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.3), "lars": (0.1, 3.0)}[values["optim.name"]]
+        assert low <= values["optim.lr"] <= high
+        study.tell(trial, 0.0)
+    assert all(wide == (head != "linear") for _, wide, head in seen)
+    assert {name for name, _, _ in seen} == {"adamw", "sgd", "lars"}
+
+
+BAD_SPACES = {
+    "setting = 'optim.rate'\nlow = 1\nhigh = 2": "unknown setting 'optim.rate': did you mean",
+    "setting = 'optim.lr'\nlow = 2.0\nhigh = 1.0": "an empty range: low = 2.0 is not below high = 1.0",
+    "setting = 'optim.lr'\nlow = 2.0": "expected either choices, or low and high",
+    "setting = 'optim.lr'\nchoices = []": "expected either choices, or low and high",
+    "setting = 'optim.lr'\nvalues = [1]": "unknown setting 'values'",
+    "setting = 'optim.lr'\nchoices = [1]\nwhen = { 'optim.nam' = 'sgd' }": "unknown setting 'optim.nam'",
+}
+
+
+@pytest.mark.parametrize("text", BAD_SPACES)
+def test_a_bad_space_is_an_error_of_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(f"[[parameter]]\n{text}\n")
+    with pytest.raises(UserError, match=BAD_SPACES[text]):
+        space(tmp_path / "space.toml")
+
+
+def test_a_space_without_parameters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text("lr = 1\n")
+    with pytest.raises(UserError, match=r"has no \[\[parameter\]\]"):
+        space(tmp_path / "space.toml")
+
+
+def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    train = runner.train
+
+    def counted(*arguments: object, **options: object) -> str:
+        trained.append(arguments[0])
+        return train(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "train", counted)
+    found = open_search("s", SHORT, SPACE, store)
+    search.search(found, store, 3)
+    assert len(found.study.trials) == 3
+    again = open_search("s", SHORT, SPACE, store)
+    search.search(again, store, 3)
+    assert len(trained) == 3
+    search.search(again, store, 4)
+    assert len(again.study.trials) == 4
+    best = ranked(again.study)[0]
+    run = store.client.get_run(best.user_attrs["run"])
+    assert run.data.metrics[search.VALIDATION] == best.values[0]
+    assert run.data.tags["mlflow.parentRunId"] == found.tracker.run_id
+    assert float(run.data.params["optim.lr"]) == best.params["optim.lr"]
+    with pytest.raises(UserError, match="search 's' exists with another config, space or objective"):
+        open_search("s", SHORT, SPACE[:1], store)
+
+
+def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = [Parameter(setting="model.width", choices=(0.0625, 4.0))]
+    narrow = search.smallest_need(search.changed(SHORT, {"model.width": 0.0625}))
+    monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(narrow * 1.2), {}))
+    started = []
+    found = open_search("s", SHORT, widths, store)
+    search.search(found, store, 8, began=lambda number, what: started.append(what))
+    assert set(started) == {"width=0.0625"}
+    away = [trial for trial in found.study.trials if "turned away" in trial.user_attrs]
+    assert len(away) + len(started) == 8
+    assert away
+    assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in away)
+    text = search.record(found, 0.5)
+    assert f"{len(away)} were turned away (by up to " in text
+
+
+def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
+    found = open_search("s", SHORT, SPACE, store)
+    search.search(found, store, 2)
+    states = [trial.state for trial in found.study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert sorted(run.info.status for run in store.search("tags.kind = 'pretrain'")) == ["FINISHED", "KILLED"]
+    assert found.study.trials[1].intermediate_values.keys() == {1}
+
+
+def test_a_failing_trial_is_recorded_and_the_search_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = runner.train
+
+    def failing(config: object, *arguments: object, **options: object) -> str:
+        if not failed:
+            failed.append(1)
+            raise RunFailed("training diverged")
+        return train(config, *arguments, **options)  # type: ignore[arg-type]
+
+    failed: list[int] = []
+    monkeypatch.setattr(runner, "train", failing)
+    found = open_search("s", SHORT, SPACE, store)
+    search.search(found, store, 2)
+    assert found.study.trials[0].user_attrs["error"] == "training diverged"
+    assert len(ranked(found.study)) == 1
+
+
+def test_stopped_in_a_trial_it_goes_on_with_that_trial(store: Store) -> None:
+    config = tiny(train={"epochs": 2, "batch_size": 256})
+    found = open_search("s", config, SPACE[:1], store)
+    with pytest.raises(Interrupted):
+        search.search(found, store, 1, stop=lambda: True)
+    (cut,) = found.study.trials
+    again = open_search("s", config, SPACE[:1], store)
+    search.search(again, store, 1)
+    (done,) = ranked(again.study)
+    assert done.params == cut.params
+    assert done.user_attrs["goes on from"] == cut.number
+    runs = store.search("tags.kind = 'pretrain'")
+    assert [run.info.status for run in runs] == ["FINISHED"]  # one run, gone on with
+
+
+@pytest.mark.slow
+def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.0625\n[optim]\nname = "adamw"\nlr = 1e-3\n'
+        '[train]\nepochs = 60\nknn_every = 0\nprecision = "fp32"\ncheckpoint_minutes = 0.01\n'
+    )
+    (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
+    command = [sys.executable, str(ROOT / "cli.py"), "search", "--config", "c.toml", "--space", "space.toml"]
+    process = subprocess.Popen(
+        [*command, "--trials", "1", "--seeds", "0", "--name", "s", "--set", "device=cpu"],
+        cwd=tmp_path,
+        env={**__import__("os").environ, "SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        runs = store.search("tags.trial = '0'")
+        if runs and list(store.run_folder(runs[0].info.run_id).glob("*.pt")):
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (cut,) = store.search("tags.trial = '0'")
+    assert cut.info.status == "RUNNING"
+    done = simclr(*command[2:], "--trials", "1", "--seeds", "0", "--name", "s", "--set", "device=cpu", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert store.client.get_run(cut.info.run_id).info.status == "FINISHED"
+
+
+def test_two_objectives_give_a_front_with_its_picture(store: Store) -> None:
+    found = open_search("s", SHORT, SPACE, store, objectives=["accuracy", "time"])
+    search.search(found, store, 3)
+    assert all(len(trial.values) == 2 and trial.values[1] > 0 for trial in ranked(found.study))
+    assert set(search.pictures(found.study)) == {"pareto-front"}
+
+
+def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -> None:
+    found = open_search("s", SHORT, SPACE, store)
+    search.search(found, store, 4)
+    text = search.record(found, 0.5)
+    assert "4 trials: 4 ran to their end, 0 were turned away, 0 were given up early" in text
+    table = pd.read_csv(store.artifact(found.tracker.run_id, "trials.csv"))
+    assert list(table["trial"]) == [0, 1, 2, 3]
+    assert table["accuracy"].max() == ranked(found.study)[0].values[0]
+    for name in ("history", "importance", "slice", "contour", "parallel-coordinates"):
+        assert store.artifact(found.tracker.run_id, f"{name}.png").stat().st_size > 5000
+    from experiments.configure import resolve
+
+    best = resolve(config=store.artifact(found.tracker.run_id, "best.toml"))
+    assert best.optim.lr == ranked(found.study)[0].params["optim.lr"]
+
+
+def test_a_proxy_is_searched_and_the_full_size_is_confirmed(store: Store) -> None:
+    found = open_search("s", tiny(train={"epochs": 2, "knn_every": 0}), SPACE, store, proxy=["train.epochs=1"])
+    search.search(found, store, 2)
+    plan = search.confirmation(found, 2)
+    assert [cell.config.train.epochs for cell in plan.cells] == [2, 2, 2]
+    assert {cell.name for cell in plan.cells} == {"baseline", "trial 0", "trial 1"}
+
+
+def test_an_unknown_objective_or_pruner_is_refused(store: Store) -> None:
+    with pytest.raises(UserError, match="unknown objective 'loss'"):
+        open_search("s", SHORT, SPACE, store, objectives=["loss"])
+    with pytest.raises(UserError, match="unknown pruner 'medium': did you mean 'median'"):
+        open_search("s", SHORT, SPACE, store, pruner="medium")
+
+
+def test_a_record_of_another_optuna_and_a_locked_one_are_errors_of_one_line(store: Store) -> None:
+    open_search("s", SHORT, SPACE, store)
+    path = store.folder / search.STATE
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE version_info SET schema_version = 1")
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+    with pytest.raises(UserError, match=r"search\.db is of another version of Optuna"):
+        open_search("s", SHORT, SPACE, store)
+
+
+def test_search_on_the_command_line_confirms_with_fresh_seeds(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.0625\n[optim]\nname = "adamw"\nlr = 1e-3\n'
+        '[train]\nepochs = 1\nknn_every = 1\nprecision = "fp32"\n'
+    )
+    (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
+    arguments = [
+        "search",
+        "--config",
+        "c.toml",
+        "--space",
+        "space.toml",
+        "--trials",
+        "2",
+        "--seeds",
+        "2",
+        "--name",
+        "s",
+    ]
+    done = simclr(*arguments, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 trials: 2 ran to their end" in done.stdout
+    table = pd.read_csv(store.artifact(store.search("tags.kind = 'search'")[0].info.run_id, "selection.csv"))
+    assert list(table["n"]) == [2, 2]
+    (study,) = store.studies()
+    seeds = {run.data.tags["seed"] for run in store.search(f"tags.`mlflow.parentRunId` = '{study.info.run_id}'")}
+    assert seeds == {"1", "2"}
+    assert json.loads(store.artifact(study.info.run_id, "plan.json").read_text())["cells"][0]["cell"] == "baseline"
