@@ -348,8 +348,9 @@ def ablate(
                         bars.console.print(f"{cell}, seed {seed}")
 
                 failures = study.ablate(tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop)
-        except Interrupted as stopped:
-            typer.echo(f"{stopped}: the same command goes on from there", err=True)
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            tracker.finish("KILLED")
+            typer.echo(f"{stopped or 'stopped'}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None
         typer.echo(reporting.report(tracker.run_id, store))
         tracker.finish("FAILED" if failures else "FINISHED")

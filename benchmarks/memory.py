@@ -35,6 +35,8 @@ CONFIGS: list[tuple[str, str, float, int, int, int, str, str]] = [
     ("resnet50", "imagenet", 0.5, 224, 16, 8, "bf16", "adamw"),
     ("vit_b_32", "imagenet", 1.0, 64, 16, 8, "fp32", "adamw"),
     ("mobilenet_v2", "imagenet", 1.0, 96, 32, 32, "bf16", "sgd"),
+    ("resnet18", "stride2", 0.25, 32, 4096, 256, "bf16", "adamw"),
+    ("resnet10", "stride2", 0.5, 32, 256, 256, "bf16", "muon"),
 ]
 
 

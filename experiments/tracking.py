@@ -121,9 +121,10 @@ class Store:
         return pd.DataFrame(rows)
 
     def history(self, run_id: str, metric: str) -> pd.DataFrame:
-        """The points of one metric of a run: step, value."""
+        """The points of one metric of a run: step, value. Of a step that was logged twice (after a kill) the last."""
         points = self.client.get_metric_history(run_id, metric)
-        return pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
+        frame = pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
+        return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
     def run_folder(self, run_id: str) -> Path:
         """Where a run keeps its checkpoints."""

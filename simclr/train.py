@@ -103,7 +103,7 @@ class Training:
     micro_batch: int  # images whose activations are held at a time; it never changes what is computed
     group: int | None  # images that go through the network together, where that matters to what comes out
     step: int = 0  # done
-    epoch_loss: float = 0.0  # sum over the steps of the epoch under way
+    epoch_loss: Tensor | float = 0.0  # sum over the steps of the epoch under way, on the device
 
     def state(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler", "plateau")}
@@ -271,7 +271,7 @@ def pretrain(
             meter.flush()
         if within == 0:
             if config.optim.schedule == "plateau":
-                training.plateau.update(training.epoch_loss / per_epoch)
+                training.plateau.update(float(training.epoch_loss) / per_epoch)
             training.epoch_loss = 0.0
             if config.train.knn_every and (epoch % config.train.knn_every == 0 or done == total) and data.has_labels:
                 log({"val/knn_top1": knn_accuracy(training.model, data, training.dtype)}, done)
@@ -310,6 +310,7 @@ class Meter:
 
     def add(self, report: Tensor) -> None:
         self.sums += report
+        self.training.epoch_loss = self.training.epoch_loss + report[0]
 
     def flush(self) -> None:
         """Log the steps since the last flush. Raises RunFailed when their loss is not finite."""
@@ -319,7 +320,6 @@ class Meter:
         loss, top1, top5 = (self.sums / count).tolist()
         if not math.isfinite(loss):
             raise diverged(self.training, f"a loss of {loss}")
-        self.training.epoch_loss += loss * count
         metrics = {"train/loss": loss, "train/contrastive_top1": top1, "train/contrastive_top5": top5}
         metrics["train/learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         metrics["perf/images_per_second"] = count * config.train.batch_size / (time.perf_counter() - self.clock)

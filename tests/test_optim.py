@@ -206,8 +206,8 @@ def test_excluded_parameters_take_plain_momentum_steps():
     gradients = [[random(*p.shape, seed=10 * i + step) for step in range(4)] for i, p in enumerate(excluded)]
     run(optimizer, excluded, gradients, [0.2] * 4)
     run(torch.optim.SGD(copies, 0.2, momentum=0.9), copies, gradients, [0.2] * 4)
-    for parameter, copy in zip(excluded, copies, strict=True):
-        torch.testing.assert_close(parameter.detach(), copy.detach(), **EXACT)
+    for parameter, other in zip(excluded, copies, strict=True):
+        torch.testing.assert_close(parameter.detach(), other.detach(), **EXACT)
 
 
 def test_excluded_parameters_keep_each_steps_rate_in_the_momentum():
