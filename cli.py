@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -679,60 +680,61 @@ def search(
         from experiments import reporting, tracking
         from experiments import search as searching
         from experiments.configure import resolve
+        from experiments.space import space as load_space
+        from simclr.errors import RunFailed
         from simclr.train import Interrupted
 
         full = resolve(
             preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
         )
         store, name = tracking.Store(tracking.home()), name or f"search-{full.name}"
-        found = searching.open_search(
+        opened = searching.open_search(
             name,
             full,
-            searching.space(space),
+            load_space(space),
             store,
             proxy=proxy,
-            objectives=[one.strip() for one in objectives.split(",")],
+            objectives=objectives,
             pruner=pruner,
         )
         try:
-            with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
-                say = typer.echo if bars is None else bars.console.print
+            with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop, opened as found:
+                say = typer.echo if bars is None else partial(bars.console.print, markup=False, highlight=False)
                 start = searching.reference(found, store, advance, stop)
-
-                def began(number: int, what: str) -> None:
-                    say(f"trial {number}: {what}")
-
-                searching.search(found, store, trials, hours=hours, progress=advance, began=began, stop=stop)
-                typer.echo(searching.record(found, start))
-                if not seeds:
-                    found.tracker.finish("FINISHED")
-                    return
-                plan, places = searching.confirmation(found, top), range(full.seed + 1, full.seed + 1 + seeds)
-                command = shlex.join(["simclr", *sys.argv[1:]])
-                tracker = study.open_study(f"{name}-confirmed", plan, store, command)
-                failures = study.ablate(
-                    tracker.run_id,
-                    plan,
+                searching.search(
+                    found,
                     store,
-                    places,
+                    trials,
+                    hours=hours,
                     progress=advance,
-                    began=lambda cell, seed: say(f"{cell}, seed {seed}"),
+                    began=lambda number, what: say(f"trial {number}: {what}"),
                     stop=stop,
                 )
+                say(searching.record(found, start))
+                if not seeds:
+                    return
+                plan, places = searching.confirmation(found, top), range(full.seed + 1, full.seed + 1 + seeds)
+                confirmed = "-".join([name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
+                tracker = study.open_study(confirmed, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
+                with tracker.finishing(Interrupted):
+                    failures = study.ablate(
+                        tracker.run_id,
+                        plan,
+                        store,
+                        places,
+                        progress=advance,
+                        began=lambda cell, seed: say(f"{cell}, seed {seed}"),
+                        stop=stop,
+                    )
+                    say(reporting.report(tracker.run_id, store))
+                    if failures:
+                        raise RunFailed("; ".join(failures))
+                table = searching.selection(found, plan, start, places, store)
+                found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
+                say(FORMATS["terminal"](table, searching.notes(found, table)))
         except Interrupted as stopped:
-            found.tracker.finish("KILLED")
             typer.echo(f"{stopped}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        typer.echo(reporting.report(tracker.run_id, store))
-        table = searching.selection(found, plan, start, places, store)
-        found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
-        typer.echo(FORMATS["terminal"](table, [searching.CAVEAT]))
-        tracker.finish("FAILED" if failures else "FINISHED")
-        found.tracker.finish("FAILED" if failures else "FINISHED")
-        for failure in failures:
-            typer.echo(f"failed: {failure}", err=True)
-        if failures:
-            raise typer.Exit(1)
 
 
 @app.command(cls=Command)
@@ -784,11 +786,10 @@ def budget(
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
         typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
         for batch, peaks in table.items():
-            shown = [planner.gib(peaks[m]) if m in peaks and peaks[m] <= limit.usable else "-" for m in sizes]
-            typer.echo(
-                f"{batch:>8}"
-                + "".join(f"{text if m <= batch else '':>10}" for m, text in zip(sizes, shown, strict=True))
-            )
+            shown = [
+                "" if m not in peaks else planner.gib(peaks[m]) if peaks[m] <= limit.usable else "-" for m in sizes
+            ]
+            typer.echo(f"{batch:>8}" + "".join(f"{text:>10}" for text in shown))
 
 
 @app.command()

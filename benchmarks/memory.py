@@ -48,7 +48,12 @@ def configured(
             "data": {"dataset": "folder", "side": side},
             "model": {"backbone": backbone, "stem": stem, "width": width},
             "optim": {"name": optimizer, "lr": 1e-3},
-            "train": {"batch_size": batch, "micro_batch": micro_batch, "precision": precision},
+            "train": {
+                "batch_size": batch,
+                "micro_batch": micro_batch,
+                "norm_batch": min(micro_batch, 256),
+                "precision": precision,
+            },
         }
     )
 

@@ -28,7 +28,6 @@ def main(batch: int, micro_batch: int) -> None:
     trainings, times = [], []
     for size in (batch, micro_batch):
         config = configured("resnet18", "stride2", 0.25, 32, batch, size, "fp32", "sgd")
-        config = config.model_copy(update={"train": config.train.model_copy(update={"norm_batch": micro_batch})})
         model = SimCLR(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trainings.append(training_of(config, model, torch.float32, ""))
         times.append([0.0] * STEPS)
@@ -38,7 +37,7 @@ def main(batch: int, micro_batch: int) -> None:
             train_step(training, images[step].to(device)).tolist()
             row[step] = time.perf_counter() - clock
     whole, parts = trainings
-    print(f"{devices.describe(device)}, ResNet-18 of width 0.25, 32 px, float32, batch norm over {micro_batch} images")
+    print(f"{devices.describe(device)}, ResNet-18 of width 0.25, 32 px, float32, batch norm over 256 images")
     print(f"batch {batch} in one piece: {median(times[0]):.2f} s a step; in {micro_batch}s: {median(times[1]):.2f} s")
     ratio = median(b / a for a, b in zip(*times, strict=True))
     print(f"time: x {ratio:.3f} (theory: 4/3); weights after {STEPS} steps differ by {difference(whole, parts):.1e}")

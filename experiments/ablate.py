@@ -155,14 +155,7 @@ def run_cell(
     anew where its checkpoint can't be used here.
     """
     config, tags = cell.of_seed(seed), _place(study, cell, seed)
-    data = open_dataset(config.data, store.folder, progress)
-    begun = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
-    try:
-        run_id = runner.train(config, store, resume=begun, tags=tags, progress=progress, stop=stop)
-    except UserError:
-        if not begun:
-            raise
-        run_id = runner.train(config, store, tags=tags, progress=progress, stop=stop)
+    run_id = runner.train_or_go_on(config, store, tags=tags, progress=progress, stop=stop)
     judge(run_id, cell, store, progress)
     run = store.client.get_run(run_id)
     if (run.data.tags.get(PARENT), run.data.tags.get("cell")) == (study, cell.name):

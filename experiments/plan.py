@@ -117,13 +117,18 @@ def settings_name(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
 
 
+def varies(path: str) -> None:
+    """Raises UserError for a setting that no study or search may vary."""
+    if path in ("seed", "name", "device", "memory") or (path.startswith("data.") and path != "data.normalize"):
+        raise UserError(f"{path} can't be varied: what is compared has the same seeds and the same images")
+
+
 def _cell(
     baseline: Config, changes: Mapping[str, Any], name: str | None = None, layer: str = "h", **facts: Any
 ) -> Cell:
     """The cell that differs from the baseline in some settings. Raises UserError where one is not valid."""
     for path in changes:
-        if path in ("seed", "name", "device") or (path.startswith("data.") and path != "data.normalize"):
-            raise UserError(f"{path} can't be varied: all cells of a study have the same seeds and the same images")
+        varies(path)
     judged = f", {layer} judged" if layer != "h" else ""
     return Cell(name or settings_name(changes) + judged, changed(baseline, changes), dict(changes), layer, **facts)
 

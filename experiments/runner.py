@@ -20,7 +20,7 @@ from simclr.augment import Pipeline, apply, draw
 from simclr.checkpoint import checkpoints, save_weights
 from simclr.config import Config, to_toml
 from simclr.data import Dataset, Progress, open_dataset, silent
-from simclr.errors import UserError
+from simclr.errors import UnusableCheckpoint, UserError
 from simclr.loss import chance_loss
 from simclr.model import build_model, parameter_count
 from simclr.train import Interrupted, plan, pretrain, timed_steps
@@ -61,7 +61,7 @@ def train(
     config: Config,
     store: Store,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
     again: bool = False,
     tags: Mapping[str, str] = {},
     progress: Progress = silent,
@@ -72,7 +72,8 @@ def train(
     """Pre-train a config and record it; the id of its run.
 
     A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the one that got
-    furthest without finishing goes on. `began` is told the number of steps, the run, and whether it is a finished one.
+    furthest without finishing goes on (None: if there is one). `began` is told the number of steps, the run, and
+    whether it is a finished one.
     """
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
@@ -84,10 +85,11 @@ def train(
     if finished and not again:
         began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
-    if resume:
-        if (run := furthest(store, earlier)) is None:
-            raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
-        tracker = store.reopen(run)
+    begun = furthest(store, earlier) if resume is not False else None
+    if resume and begun is None:
+        raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
+    if begun is not None:
+        tracker = store.reopen(begun)
     else:
         own = {"kind": "pretrain", "config_key": config.key(), "data_digest": data.digest, "seed": str(config.seed)}
         tracker = store.start(f"{config.name}-s{config.seed}", own | dict(tags), config.flat())
@@ -104,7 +106,9 @@ def train(
         folder = store.run_folder(tracker.run_id)
         on_device = fitted is not None and fitted.on_device
         with _enough_memory(config), memory.enforced(config.memory, device):
-            model = pretrain(config, data, device, folder, log, images_on_device=on_device, resume=resume, stop=stop)
+            model = pretrain(
+                config, data, device, folder, log, images_on_device=on_device, resume=begun is not None, stop=stop
+            )
         tracker.flush()
         metadata = {"config": to_toml(config), "digest": data.digest}
         tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
@@ -113,6 +117,14 @@ def train(
     for checkpoint in checkpoints(folder):  # the weights are an artifact now
         checkpoint.unlink()
     return tracker.run_id
+
+
+def train_or_go_on(config: Config, store: Store, **options: Any) -> str:
+    """`train`, going on with an unfinished run of the config, if there is one whose checkpoint can be used here."""
+    try:
+        return train(config, store, resume=None, **options)
+    except UnusableCheckpoint:
+        return train(config, store, **options)
 
 
 def _enough_memory(config: Config) -> AbstractContextManager[None]:

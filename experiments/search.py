@@ -1,7 +1,7 @@
 """Search the settings of a config with Optuna, within the memory of a card, on validation alone.
 
-A trial is a config like any other: what it asks for is trained by `runner.train`, so a finished run of its key is
-taken over and one that was cut short goes on. Trials that the memory can't hold are turned away before they start.
+A trial is a config like any other: `runner.train` trains it, so a finished run of its key is taken over and one that
+was cut short goes on. Trials that the memory can't hold are turned away before they start.
 """
 
 from __future__ import annotations
@@ -10,109 +10,50 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optuna
 import pandas as pd
+import torch
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from pydantic import ValidationError, model_validator
+from scipy.stats import spearmanr
 from sqlalchemy.exc import SQLAlchemyError
 
+from analysis.search import outcome, pictures, ranked, trials
 from simclr import device as devices
 from simclr import memory
-from simclr.config import Config, Section, parse_setting, read_toml, readable, settings, to_toml
+from simclr.config import Config, parse_setting, to_toml
 from simclr.data import Progress, open_dataset, silent
-from simclr.errors import RunFailed, UserError, unknown
+from simclr.errors import BadSettings, UserError, unknown
+from simclr.evaluate import check
 from simclr.linear import best_on_validation
-from simclr.protocol import Linear, Protocol
+from simclr.model import build_model
+from simclr.protocol import Linear, Protocol, Subject
+from simclr.randomness import subseed
 from simclr.train import Interrupted
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
 from .ablate import PARENT
-from .configure import at, changed
+from .configure import changed
 from .plan import BASELINE, Cell, Plan
+from .space import Parameter, check_space, suggested
 from .tracking import Store, Tracker
 
 VALIDATION = "val/linear_top1"  # what is searched for, on the run of each trial
 PROBE = Linear(l2_values=9)  # of the paper's 45 values; the choice among encoders does not need the others
-STARTUP = 10  # trials before TPE takes over from random ones, and before any is pruned
-CAVEAT = (
-    "accuracies on validation; the trial was chosen because its figure in the search was high, fresh seeds are not "
-    "chosen: the difference between the columns is selection, and only what is left with fresh seeds is gain"
-)
+STARTUP = 10  # trials before TPE takes over from random ones, and before any is given up
 STATE = "search.db"  # Optuna's own record, beside the tracking store's
-
-
-class Parameter(Section):
-    """A [[parameter]] of a space: see the header of space.toml."""
-
-    setting: str
-    choices: tuple[Any, ...] = ()
-    low: float | int | None = None
-    high: float | int | None = None
-    log: bool = False
-    when: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
-
-    @model_validator(mode="after")
-    def _a_range_or_choices(self) -> Parameter:
-        known = settings(Config)
-        for name in (self.setting, *self.when):
-            if name not in known:
-                raise unknown("setting", name, known)
-        ranged = self.low is not None and self.high is not None
-        if ranged == bool(self.choices):
-            raise ValueError("expected either choices, or low and high")
-        if ranged and not self.low < self.high:  # type: ignore[operator]
-            raise ValueError(f"an empty range: low = {self.low} is not below high = {self.high}")
-        return self
-
-    @property
-    def name(self) -> str:
-        """Of the parameter in Optuna: the setting, and when it is varied."""
-        conditions = ", ".join(f"{name}={value}" for name, value in self.when.items())
-        return f"{self.setting} ({conditions})" if conditions else self.setting
-
-    def suggest(self, trial: Trial) -> Any:
-        if self.choices:
-            labels = {json.dumps(choice): choice for choice in self.choices}  # Optuna knows no lists
-            return labels[trial.suggest_categorical(self.name, list(labels))]
-        assert self.low is not None
-        assert self.high is not None
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
-def space(path: Path | None = None) -> list[Parameter]:
-    """The parameters in a file (default: those that come with the suite). Raises UserError for what is not valid."""
-    path = path or Path(str(files("experiments") / "space.toml"))
-    tables = read_toml(path).get("parameter")
-    if not isinstance(tables, list) or not tables:
-        raise UserError(f"{path} has no [[parameter]]: expected them as in experiments/space.toml")
-    try:
-        found = [Parameter.model_validate(table) for table in tables]
-    except ValidationError as error:
-        raise UserError(f"{path}: {readable(error, Parameter)}") from None
-    return found
-
-
-def suggested(trial: Trial, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
-    """A value for each setting that is varied, in this trial's conditions."""
-    values: dict[str, Any] = {}
-    table = baseline.model_dump(mode="json")
-    for parameter in parameters:
-        if all(values.get(name, at(table, name)) == value for name, value in parameter.when.items()):
-            values[parameter.setting] = parameter.suggest(trial)
-    return values
-
-
-class Pruned(Interrupted):
-    """A trial was given up: others had done better by then."""
+ACCURACY, TIME = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+OBJECTIVES = {"accuracy": [ACCURACY], "accuracy,time": [ACCURACY, TIME]}
+PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1),
+}
 
 
 class Search(NamedTuple):
@@ -124,6 +65,7 @@ class Search(NamedTuple):
     baseline: Config  # with what `proxy` makes smaller
     full: Config
     parameters: list[Parameter]
+    objectives: str
 
 
 @contextmanager
@@ -142,6 +84,7 @@ def _optuna_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
 def open_search(
     name: str,
     full: Config,
@@ -149,79 +92,85 @@ def open_search(
     store: Store,
     *,
     proxy: Sequence[str] = (),
-    objectives: Sequence[str] = ("accuracy",),
+    objectives: str = "accuracy",
     pruner: str = "median",
-) -> Search:
-    """The search of this name, begun or gone on with. Trials that were cut short are asked for again.
+    progress: Progress = silent,
+) -> Iterator[Search]:
+    """The search of this name, begun or gone on with, by one process at a time. Trials that were cut short are asked
+    for again. `proxy` settings are those of trials alone.
 
-    Raises UserError where the name belongs to another config, space or objective, and for unknown objectives.
+    Raises UserError where the name belongs to another config, space, objective or images, where the images have no
+    labels to judge by, and for unknown choices.
     """
-    for objective in objectives:
-        if objective not in OBJECTIVES:
-            raise unknown("objective", objective, OBJECTIVES)
+    if objectives not in OBJECTIVES:
+        raise unknown("objectives", objectives, OBJECTIVES)
     if pruner not in PRUNERS:
         raise unknown("pruner", pruner, PRUNERS)
     baseline = changed(full, dict(parse_setting(text) for text in proxy))
-    path = store.folder / STATE
+    check_space(parameters, baseline)
+    data = {config.key(): open_dataset(config.data, store.folder, progress) for config in (full, baseline)}
+    for config in (full, baseline):
+        model = build_model(config, data[config.key()], torch.device("cpu"))
+        check(Subject(model, config, data[config.key()], Protocol()), ["linear"])
     identity = {
-        "config": baseline.key(),
-        "space": json.dumps([p.model_dump(mode="json") for p in parameters]),
-        "objectives": list(objectives),
+        "configs": {key: images.digest for key, images in data.items()},
+        "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
+        "objectives": objectives,
     }
+    path = store.folder / STATE
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _optuna_errors(path):
         study = optuna.create_study(
             storage=f"sqlite:///{path.as_posix()}",
             study_name=name,
-            directions=[OBJECTIVES[objective] for objective in objectives],
-            sampler=optuna.samplers.TPESampler(seed=full.seed, n_startup_trials=STARTUP),
+            directions=OBJECTIVES[objectives],
             pruner=PRUNERS[pruner](),
             load_if_exists=True,
         )
-        if study.user_attrs and study.user_attrs["identity"] != identity:
-            raise UserError(f"search '{name}' exists with another config, space or objective: give this one --name")
-        if not study.user_attrs:
-            study.set_user_attr("identity", identity)
-        runs = store.search(f"tags.kind = 'search' and tags.search = '{name}'")
+        # A sampler begins its random numbers anew with each process: without the count, it would repeat itself.
+        seed = subseed(full.seed, "search", len(study.trials)) % 2**32
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        if study.user_attrs.get("identity", identity) != identity:
+            raise UserError(
+                f"search '{name}' exists with another config, space, objective or other images: give this one a --name"
+            )
+        study.set_user_attr("identity", identity)
+        runs = [run for run in store.search("tags.kind = 'search'") if run.data.tags["search"] == name]
         tracker = store.reopen(runs[0]) if runs else store.start(name, {"kind": "search", "search": name}, full.flat())
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):  # whose process was killed
-            study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={"goes on from": trial.number})
-    return Search(name, study, tracker, baseline, full, parameters)
-
-
-OBJECTIVES = {"accuracy": StudyDirection.MAXIMIZE, "time": StudyDirection.MINIMIZE}
-PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-    "none": optuna.pruners.NopPruner,
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
-    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1),
-}
+        with tracker.finishing(Interrupted):
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):  # whose process was stopped
+                study.tell(trial.number, state=TrialState.FAIL)
+                study.enqueue_trial(trial.params, user_attrs={"goes on from": trial.number})
+            yield Search(name, study, tracker, baseline, full, parameters, objectives)
 
 
 def search(
     found: Search,
     store: Store,
-    trials: int,
+    number: int,
     *,
     hours: float | None = None,
     progress: Progress = silent,
     began: Callable[[int, str], None] = lambda number, what: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run trials until there are so many, or the time is up. Raises Interrupted when `stop()` says so."""
+    """Run trials until there are so many, or the time is up. Raises Interrupted when `stop()` says so.
+
+    What is told to Optuna about a trial is in `run_trial`. Anything that goes wrong but a trial's own settings ends
+    the search with its trial open, to go on with.
+    """
     clock = time.perf_counter()
     data = open_dataset(found.baseline.data, store.folder, progress)
     limit = memory.budget(found.baseline.memory, devices.resolve(found.baseline.device))
-    while len(_done(found.study)) < trials and (hours is None or time.perf_counter() - clock < 3600 * hours):
-        with _optuna_errors(store.folder / STATE):
-            trial = found.study.ask()
-            values = suggested(trial, found.parameters, found.baseline)
-            trial.set_user_attr("settings", values)
-        what = ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in values.items())
+    while len(_done(found.study)) < number and (hours is None or time.perf_counter() - clock < 3600 * hours):
+        asked = time.perf_counter()
+        trial = found.study.ask()
+        values = suggested(trial, found.parameters, found.baseline)
+        trial.set_user_attr("settings", values)
         try:
             config = changed(found.baseline, values).model_copy(update={"name": f"{found.name}-{trial.number}"})
             steps_of(config, data)
-            need = smallest_need(config)
+            need = sum(memory.predict(config, memory.micro_batches(config)[-1]).values())  # in the smallest pieces
         except UserError as error:
             _turn_away(found.study, trial, str(error))
             continue
@@ -229,7 +178,8 @@ def search(
         if need > limit.usable:
             _turn_away(found.study, trial, f"needs {memory.gib(need)}, {memory.gib(need - limit.usable)} too much")
             continue
-        began(trial.number, what)
+        trial.set_user_attr("cost", time.perf_counter() - asked)
+        began(trial.number, ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in values.items()))
         run_trial(found, trial, config, store, progress=progress, stop=stop)
 
 
@@ -246,11 +196,6 @@ def _turn_away(study: optuna.Study, trial: Trial, reason: str) -> None:
     study.tell(trial, state=TrialState.PRUNED)
 
 
-def smallest_need(config: Config) -> int:
-    """Predicted bytes of a config in the smallest micro-batches that it may be computed in."""
-    return sum(memory.predict(config, memory.micro_batches(config)[-1]).values())
-
-
 def run_trial(
     found: Search,
     trial: Trial,
@@ -260,36 +205,38 @@ def run_trial(
     progress: Progress = silent,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train and judge one trial, and tell Optuna. Cut short by `stop`, it stays open and goes on next time."""
-    study, single = found.study, len(found.study.directions) == 1
-    data = open_dataset(config.data, store.folder, progress)
-    begun = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
-    per_epoch = steps_of(config, data)[1]
+    """Train and judge one trial, and tell Optuna: its figures, or that it was given up, or that its settings failed."""
+    study, poor = found.study, False
+    total, per_epoch = steps_of(config, open_dataset(config.data, store.folder, progress))
 
     def show(metrics: dict[str, float], step: int) -> None:
-        if single and "val/knn_top1" in metrics:
+        nonlocal poor
+        if len(study.directions) == 1 and "val/knn_top1" in metrics and step < total:
             trial.report(metrics["val/knn_top1"], step // per_epoch)
-            if trial.should_prune():
-                raise Pruned(step)
+            poor = trial.should_prune()
 
     clock = time.perf_counter()
     tags = {PARENT: found.tracker.run_id, "search": found.name, "trial": str(trial.number)}
     try:
-        run_id = runner.train(config, store, resume=begun, tags=tags, progress=progress, show=show, stop=stop)
-    except Pruned:
+        run_id = runner.train_or_go_on(
+            config, store, tags=tags, progress=progress, show=show, stop=lambda: poor or stop()
+        )
+    except Interrupted:
+        if not poor:
+            raise
         study.tell(trial, state=TrialState.PRUNED)
         return
-    except (UserError, RunFailed) as error:
+    except BadSettings as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.PRUNED)
         return
-    seconds = training_seconds(run_id, config, store)
-    accuracy = validation_accuracy(run_id, config, store, progress)
-    trial.set_user_attr("run", run_id)
-    trial.set_user_attr("seconds", seconds)
-    trial.set_user_attr("overhead", time.perf_counter() - clock - seconds)
-    measured = {"accuracy": accuracy, "time": seconds}
-    study.tell(trial, [measured[name] for name in study.user_attrs["identity"]["objectives"]])
+    measured = {
+        "accuracy": validation_accuracy(run_id, config, store, progress),
+        "time": training_seconds(run_id, config, store),
+    }
+    for fact, value in {"run": run_id, "seconds": measured["time"], "wall": time.perf_counter() - clock}.items():
+        trial.set_user_attr(fact, value)
+    study.tell(trial, [measured[objective] for objective in found.objectives.split(",")])
 
 
 def training_seconds(run_id: str, config: Config, store: Store) -> float:
@@ -307,25 +254,30 @@ def validation_accuracy(run_id: str, config: Config, store: Store, progress: Pro
     subject = encoders.place(
         encoders.find(run_id, store), store, Protocol(linear=PROBE), data_dir=config.data.dir, progress=progress
     )
-    accuracy = best_on_validation(subject)
+    with devices.memory_errors("a search judges its trials on their device: take --device cpu"):
+        accuracy = best_on_validation(subject)
     store.client.log_metric(run_id, VALIDATION, accuracy)
     return accuracy
 
 
 def reference(found: Search, store: Store, progress: Progress, stop: Callable[[], bool]) -> float:
     """Validation accuracy of the config that the search starts from."""
-    config = found.baseline
-    data = open_dataset(config.data, store.folder, progress)
-    begun = runner.furthest(store, store.of_key(config.key(), data.digest)) is not None
     tags = {PARENT: found.tracker.run_id, "search": found.name, "trial": BASELINE}
-    run_id = runner.train(config, store, resume=begun, tags=tags, progress=progress, stop=stop)
-    return validation_accuracy(run_id, config, store, progress)
+    run_id = runner.train_or_go_on(found.baseline, store, tags=tags, progress=progress, stop=stop)
+    return validation_accuracy(run_id, found.baseline, store, progress)
 
 
-def ranked(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that ran to their end, the most accurate first."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(finished, key=lambda trial: -trial.values[0])
+def record(found: Search, start: float) -> str:
+    """Keep a search's trials, pictures and best config with its parent run; a summary in a few lines."""
+    study, tracker = found.study, found.tracker
+    table = trials(study, found.objectives.split(","))
+    tracker.artifact("trials.csv", lambda path: table.to_csv(path, index=False))
+    if best := ranked(study):
+        config = changed(found.full, best[0].user_attrs["settings"]).model_copy(update={"name": f"{found.name}-best"})
+        tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+    for name, draw in pictures(study).items():
+        tracker.artifact(f"{name}.png", draw)
+    return "\n".join(outcome(study, start))
 
 
 def confirmation(found: Search, top: int) -> Plan:
@@ -333,108 +285,43 @@ def confirmation(found: Search, top: int) -> Plan:
 
     Raises UserError where no trial ran to its end.
     """
-    best = ranked(found.study)[:top]
-    if not best:
-        raise UserError("no trial ran to its end: allow more memory, trials or hours")
-    cells = [
-        Cell(f"trial {t.number}", changed(found.full, t.user_attrs["settings"]), t.user_attrs["settings"]) for t in best
-    ]
-    return Plan([Cell(BASELINE, found.full), *cells])
+    cells: dict[str, Cell] = {}
+    for trial in ranked(found.study):
+        settings = trial.user_attrs["settings"]
+        config = changed(found.full, settings)
+        cells.setdefault(config.key(), Cell(f"trial {trial.number}", config, settings))
+    if not cells:
+        raise UserError("no trial ran to its end: allow more --memory, --trials or --max-hours")
+    return Plan([Cell(BASELINE, found.full), *list(cells.values())[:top]])
 
 
 def selection(
     found: Search, plan: Plan, start: float, seeds: Sequence[int], store: Store, progress: Progress = silent
 ) -> pd.DataFrame:
-    """What of the gain was selection: accuracy on validation in the search and, with fresh seeds, of the same config.
-
-    A row a cell of the confirmation: of the best of many trials the first is too high on average, the second is not.
-    """
-    by_number = {f"trial {trial.number}": trial.values[0] for trial in ranked(found.study)}
+    """Accuracy on validation of each cell of the confirmation: in the search, and the mean over fresh seeds."""
+    by_cell = {f"trial {trial.number}": trial.values[0] for trial in ranked(found.study)} | {BASELINE: start}
+    digest = open_dataset(found.full.data, store.folder, progress).digest
     rows = []
     for cell in plan.cells:
-        fresh = []
-        for seed in seeds:
-            config, _ = memory.fit(cell.of_seed(seed), 0, devices.resolve(cell.config.device))
-            runs = store.of_key(config.key(), open_dataset(config.data, store.folder, progress).digest)
-            fresh += [
-                validation_accuracy(r.info.run_id, config, store, progress) for r in runs if r.info.status == "FINISHED"
-            ][:1]
+        runs = [store.of_key(cell.of_seed(seed).key(), digest) for seed in seeds]
+        finished = [next(run for run in of_seed if run.info.status == "FINISHED").info.run_id for of_seed in runs]
+        fresh = [validation_accuracy(run_id, cell.config, store, progress) for run_id in finished]
         rows.append(
-            {
-                "cell": cell.name,
-                "in the search": by_number.get(cell.name, start),
-                "fresh seeds": np.mean(fresh),
-                "n": len(fresh),
-            }
+            {"cell": cell.name, "in the search": by_cell[cell.name], "fresh seeds": np.mean(fresh), "n": len(fresh)}
         )
-    table = pd.DataFrame(rows)
-    table["selection"] = table["in the search"] - table["fresh seeds"]
-    return table
+    return pd.DataFrame(rows)
 
 
-def record(found: Search, start: float) -> str:
-    """Keep a search's trials, pictures and best config with its parent run; a summary in a few lines."""
-    study, tracker = found.study, found.tracker
-    trials = study.get_trials(deepcopy=False)
-    table = pd.DataFrame(
-        {
-            "trial": t.number,
-            "state": t.state.name,
-            **dict(zip(study.user_attrs["identity"]["objectives"], t.values or [], strict=False)),
-            **t.user_attrs.get("settings", {}),
-        }
-        | {key: t.user_attrs.get(key) for key in ("turned away", "error", "seconds", "overhead", "run")}
-        for t in trials
-    )
-    tracker.artifact("trials.csv", lambda path: table.to_csv(path, index=False))
-    best = ranked(study)
-    if best:
-        config = changed(found.full, best[0].user_attrs["settings"]).model_copy(update={"name": f"{found.name}-best"})
-        tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    for name, draw in pictures(study).items():
-        tracker.artifact(f"{name}.png", draw)
-    away = [t.user_attrs["turned away"] for t in trials if "turned away" in t.user_attrs]
-    excess = [v for t in trials if (v := t.constraints.get("memory", 0.0)) > 0]
-    ran = sum(t.user_attrs.get("seconds", 0.0) for t in best)
-    lines = [
-        f"{len(trials)} trials: {len(best)} ran to their end, {len(away)} were turned away"
-        + (f" (by up to {memory.gib(max(excess) * memory.MIB)} of memory)" if excess else "")
-        + f", {sum(t.state is TrialState.PRUNED for t in trials) - len(away)} were given up early",
-    ]
-    if best:
-        overhead = sum(t.user_attrs["overhead"] for t in best) / ran
-        lines += [
-            f"best: trial {best[0].number}, {best[0].values[0]:.2%} on validation; where it started {start:.2%}",
-            f"beside training, trials took {overhead:.1%} more: evaluation, tracking and the search itself",
+def notes(found: Search, table: pd.DataFrame) -> list[str]:
+    """How to read `selection`; of a proxy, whether it ranks configs as the full size does."""
+    if found.baseline.key() == found.full.key():
+        return [
+            "accuracies on validation; a trial was chosen because its figure in the search was high, fresh seeds are "
+            "not chosen: what it loses beside them was selection, and what is left beside the baseline is gain"
         ]
-    return "\n".join(lines)
-
-
-def pictures(study: optuna.Study) -> dict[str, Callable[[Path], object]]:
-    """Optuna's plots of a study, as far as its trials allow, each a function that draws it to a file."""
-    from optuna.visualization import matplotlib as plots
-
-    if len(study.directions) > 1:
-        return {"pareto-front": _drawn(plots.plot_pareto_front, study)}
-    if len(ranked(study)) < 2:
-        return {}
-    kinds: dict[str, Callable[..., Any]] = {
-        "history": plots.plot_optimization_history,
-        "importance": plots.plot_param_importances,
-        "slice": plots.plot_slice,
-        "contour": plots.plot_contour,
-        "parallel-coordinates": plots.plot_parallel_coordinate,
-    }
-    return {name: _drawn(plot, study) for name, plot in kinds.items()}
-
-
-def _drawn(plot: Callable[..., Any], study: optuna.Study) -> Callable[[Path], object]:
-    def draw(path: Path) -> None:
-        import matplotlib.pyplot as plt
-
-        plot(study)
-        plt.gcf().set_size_inches(12, 8)
-        plt.savefig(path, dpi=100, bbox_inches="tight")
-        plt.close("all")
-
-    return draw
+    found_trials = table[table["cell"] != BASELINE]
+    lines = ["accuracies on validation, in the search of the proxy, with fresh seeds of the full size"]
+    if len(found_trials) > 2:
+        rank = spearmanr(found_trials["in the search"], found_trials["fresh seeds"]).statistic
+        lines.append(f"rank correlation (Spearman) of the two over {len(found_trials)} trials: {rank:.2f}")
+    return lines

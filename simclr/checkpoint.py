@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import Config, make
-from .errors import RunFailed, UserError
+from .errors import RunFailed, UnusableCheckpoint, UserError
 
 KEEP = 2
 
@@ -87,7 +87,7 @@ def latest(folder: Path) -> dict[str, Any]:
             return read(path)
         except UserError as error:
             logging.getLogger(__name__).warning("%s; falling back to the one before", error)
-    raise UserError(f"no checkpoint in {folder} can be read: run without --resume to begin anew")
+    raise UnusableCheckpoint(f"no checkpoint in {folder} can be read: run without --resume to begin anew")
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:

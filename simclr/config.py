@@ -134,8 +134,11 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _nearest_divisor(n: int, wish: int) -> int:
-    return min(divisors(n), key=lambda d: abs(d - wish))
+def _nearest(numbers: list[int], wish: int) -> int:
+    return min(numbers, key=lambda n: abs(n - wish))
+
+
+NORM_BATCH = 256  # what a device usually holds of a large batch; the paper's are over the whole batch of all devices
 
 
 class TrainConfig(Section):
@@ -144,15 +147,19 @@ class TrainConfig(Section):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=2)  # images; 2N views
     micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are held at a time; auto: what fits
-    norm_batch: Count | None = None  # images that share batch norm's statistics (default: the micro-batch)
+    norm_batch: Count | None = None  # images that share batch norm's statistics (default: up to NORM_BATCH of them)
     views: Literal["fused", "split"] = "fused"  # one forward for both views, or two: batch norm sees the difference
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation (0: never)
     checkpoint_minutes: float = Field(5.0, gt=0)
 
+    def micro_batches(self) -> list[int]:
+        """The micro-batches that a batch may be computed in: whole groups of `norm_images`."""
+        return [m for m in divisors(self.batch_size) if m % self.norm_images() == 0]
+
     def norm_images(self) -> int:
-        """How many images share batch norm's statistics."""
-        return self.norm_batch or (self.batch_size if self.micro_batch == "auto" else self.micro_batch)
+        """How many images share batch norm's statistics: a part of the batch, whatever the memory."""
+        return self.norm_batch or max(d for d in divisors(self.batch_size) if d <= NORM_BATCH)
 
 
 METHOD = 2  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
@@ -183,14 +190,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _batches_divide(self) -> Config:
         """Each of norm_batch, micro_batch and batch_size is a multiple of the one before."""
-        train = self.train
-        micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
-        for name, part, whole in (
-            ("micro_batch", micro_batch, train.batch_size),
-            ("norm_batch", train.norm_batch or micro_batch, micro_batch),
-        ):
-            if whole % part:
-                raise ValueError(f"train.{name} = {part} must divide {whole}: try {_nearest_divisor(whole, part)}")
+        train, group = self.train, self.train.norm_images()
+        if train.batch_size % group:
+            raise ValueError(
+                f"train.norm_batch = {group} must divide train.batch_size = {train.batch_size}: "
+                f"try {_nearest(divisors(train.batch_size), group)}"
+            )
+        if train.micro_batch != "auto" and train.micro_batch not in (sizes := train.micro_batches()):
+            raise ValueError(
+                f"train.micro_batch = {train.micro_batch} must divide train.batch_size = {train.batch_size} and be of "
+                f"whole groups of train.norm_batch ({group}): try {_nearest(sizes, train.micro_batch)}, or set that too"
+            )
         return self
 
     def view_size(self) -> int | None:
@@ -206,8 +216,8 @@ class Config(Section):
         """What decides the trained weights, with equal meanings written equally.
 
         Left out: the name, the device, where the images lie (their digest is recorded beside the key), how often
-        something is measured or saved, in which micro-batches a batch is computed (but for what batch norm sees), and
-        every setting that the chosen optimizer, head or schedule does not read.
+        something is measured or saved, the micro-batches that a batch is computed in, and every setting that the chosen
+        optimizer, head or schedule does not read.
         """
         out = self.model_dump(mode="json", exclude={"name", "device", "memory", "augment", "augment2"})
         out["method"] = METHOD
@@ -330,7 +340,7 @@ def make(table: Mapping[str, Any]) -> Config:
 def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     """The first mistake that pydantic found, in a sentence."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, before others
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"] if not set("-[") & set(str(part)))  # pydantic's own tags
     if first["type"] == "extra_forbidden":
         return unknown("setting", path, settings(model))
     if first["type"] == "missing":

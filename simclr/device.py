@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .errors import RunFailed, UserError
+from .errors import BadSettings, UserError
 
 
 def resolve(name: str) -> torch.device:
@@ -42,13 +42,13 @@ def release_memory() -> None:
 
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
-    """Out of memory, on whatever device, becomes a RunFailed with a remedy."""
+    """Out of memory, on whatever device, becomes a RunFailed (BadSettings) with a remedy."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise RunFailed(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
+        raise BadSettings(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -14,6 +14,14 @@ class RunFailed(Exception):  # noqa: N818 (it is what happened)
     """A run that cannot go on: a loss that is not finite, a full disk, no memory left."""
 
 
+class BadSettings(RunFailed):
+    """A run that its own settings ended: it diverged, or ran out of memory. Another machine state would not help."""
+
+
+class UnusableCheckpoint(UserError):  # noqa: N818 (it is a checkpoint)
+    """A checkpoint that can't be gone on from here: damaged, of another precision, of other settings."""
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among `choices`, with the nearest one that is."""
     names = sorted(choices)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from .config import Config, divisors, memory_bytes
 from .data import stored_side
-from .device import resolve_precision
+from .device import release_memory, resolve_precision
 from .errors import UserError
 from .loss import contrast
 from .model import RESNETS, SimCLR
@@ -97,8 +97,11 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
     made of.
     """
     batch, side = config.train.batch_size, stored_side(config.data)
+    group = min(micro_batch, config.train.norm_images())
     same = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
-    train = config.train.model_copy(update={"batch_size": micro_batch, "micro_batch": "auto", "epochs": 1})
+    train = config.train.model_copy(
+        update={"batch_size": micro_batch, "micro_batch": "auto", "norm_batch": group, "epochs": 1}
+    )
     alike = {"name": "", "seed": 0, "device": "cpu", "memory": None, "optim": same, "train": train}
     network = _network(config.model_copy(update=alike), whole=micro_batch == batch)
     standing, peak, images = network.standing, network.peak, Counter({"views": batch * 3 * side**2})
@@ -215,9 +218,12 @@ class Budget(NamedTuple):
 
 def budget(memory: str | None, device: torch.device) -> Budget:
     """Of the accelerator at hand, or of one with so much `memory`; of an RTX 4060 where there is neither."""
-    if memory is None and device.type != "cpu":
+    if device.type != "cpu":
+        release_memory()
         free, total = torch.accelerator.get_memory_info(device)
-        return Budget(total, {"taken already": total - free, "workspaces": WORKSPACES})
+        taken = total - free - torch.accelerator.memory_reserved(device)  # by others, and by the context
+        total = min(total, memory_bytes(memory)) if memory else total
+        return Budget(total, {"taken already": taken, "workspaces": WORKSPACES})
     total = memory_bytes(memory) if memory else RTX_4060
     return Budget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES})
 
@@ -237,16 +243,13 @@ class Plan(NamedTuple):
 def micro_batches(config: Config) -> list[int]:
     """The micro-batches that a config may be computed in, largest first."""
     train = config.train
-    if train.micro_batch != "auto":
-        return [train.micro_batch]
-    sizes = [m for m in divisors(train.batch_size) if m % (train.norm_batch or 1) == 0]
-    return [m for m in reversed(sizes) if m > 1 or train.batch_size == 1]
+    return train.micro_batches()[::-1] if train.micro_batch == "auto" else [train.micro_batch]
 
 
 def make_plan(config: Config, images: int, limit: Budget) -> Plan:
     """The largest micro-batch that fits, with the stored images (so many) on the accelerator if they fit beside it.
 
-    Raises UserError where none fits, with the nearest network that would.
+    Raises UserError where none fits, with the nearest change that would.
     """
     stored = images * 3 * stored_side(config.data) ** 2
     for micro_batch in micro_batches(config):
@@ -257,7 +260,7 @@ def make_plan(config: Config, images: int, limit: Budget) -> Plan:
                 return Plan(micro_batch, on_device, parts | {"data": stored * on_device})
     raise UserError(
         f"{config.name} needs {gib(need)} in micro-batches of {micro_batch}, and a run may take {gib(limit.usable)} of "
-        f"{gib(limit.total)}: {_narrower(config, limit)}"
+        f"{gib(limit.total)}: {_remedy(config, limit)}"
     )
 
 
@@ -265,12 +268,12 @@ def grid(config: Config) -> tuple[list[int], dict[int, dict[int, int]]]:
     """Micro-batches, and for the config's batch, halves and doubles of it the predicted peak of each: what if."""
     batch = config.train.batch_size
     batches = [b for b in (batch // 4, batch // 2, batch, 2 * batch, 4 * batch) if b >= 2]
-    sizes = [b for b in (batch // 16, batch // 8) if b >= 2] + batches
+    sizes = sorted({m for b in batches for m in (b, config.train.norm_images()) if m <= 4 * batch})
     table = {}
     for b in batches:
         train = config.train.model_copy(update={"batch_size": b})
         own = config.model_copy(update={"train": train})
-        table[b] = {m: sum(predict(own, m).values()) for m in sizes if b % m == 0}
+        table[b] = {m: sum(predict(own, m).values()) for m in sizes if m in own.train.micro_batches()}
     return sizes, table
 
 
@@ -303,14 +306,22 @@ def enforced(memory: str | None, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _narrower(config: Config, limit: Budget) -> str:
-    """What would fit where a config does not, in words."""
-    width = config.model.width / 2
-    while config.model.backbone in RESNETS and width >= 0.0625:
-        narrow = config.model_copy(update={"model": config.model.model_copy(update={"width": width})})
-        if sum(predict(narrow, micro_batches(narrow)[-1]).values()) <= limit.usable:
-            return f"model.width = {width:g} would fit"
+def _remedy(config: Config, limit: Budget) -> str:
+    """What would fit where a config does not, in words: the nearest change first."""
+    train, model = config.train, config.model
+    changes = {"--micro-batch auto": train.model_copy(update={"micro_batch": "auto"})}
+    for size in (s for s in reversed(divisors(train.batch_size)) if 1 < s < train.norm_images()):
+        smaller = {"micro_batch": "auto", "norm_batch": size}
+        changes[f"--set train.norm_batch={size} (batch norm over {size} images)"] = train.model_copy(update=smaller)
+    candidates = {what: config.model_copy(update={"train": change}) for what, change in changes.items()}
+    width = model.width / 2
+    while model.backbone in RESNETS and width >= 0.0625:
+        narrow = {"model": model.model_copy(update={"width": width}), "train": changes["--micro-batch auto"]}
+        candidates[f"--set model.width={width:g}"] = config.model_copy(update=narrow)
         width /= 2
+    for what, candidate in candidates.items():
+        if sum(predict(candidate, micro_batches(candidate)[-1]).values()) <= limit.usable:
+            return f"{what} would fit"
     return "take a smaller --backbone, or smaller images (data.side, augment.crop.size)"
 
 

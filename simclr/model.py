@@ -172,17 +172,21 @@ class SimCLR(nn.Module):
         return h, self.head(h)
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 def mixes_images(model: nn.Module) -> bool:
     """Whether what a network makes of an image depends on the images that it comes with: by batch norm, or by the draws
     of dropout and stochastic depth."""
-    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, StochasticDepth)
-    return any(isinstance(m, mixing) and getattr(m, "p", 1) > 0 for m in model.modules())
+    random = (nn.modules.dropout._DropoutNd, StochasticDepth)
+    return bool(batch_norms(model)) or any(isinstance(m, random) and m.p > 0 for m in model.modules())
 
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """Batch norms leave their running averages, and their counts of batches, as they are."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

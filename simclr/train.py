@@ -18,10 +18,10 @@ from .augment import Pipeline, apply, draw
 from .config import Config, divisors, to_toml
 from .data import Dataset
 from .device import autocast, is_out_of_memory, release_memory, resolve_precision, send
-from .errors import RunFailed, UserError
+from .errors import BadSettings, UnusableCheckpoint, UserError
 from .knn import knn_accuracy
 from .loss import contrast
-from .model import SimCLR, build_model, mixes_images, statistics_kept
+from .model import SimCLR, batch_norms, build_model, mixes_images, statistics_kept
 from .randomness import permutation, subseed
 
 Log = Callable[[dict[str, float], int], None]  # metrics and the number of steps that they describe
@@ -114,9 +114,11 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state. Raises UserError when it is of another config or other data."""
         if (state.get("key"), state.get("digest")) != (self.config.key(), self.digest):
-            raise UserError("the checkpoint is of another config or other data: resume with the settings it began with")
+            raise UnusableCheckpoint(
+                "the checkpoint is of another config or other data: resume with the settings it began with"
+            )
         if state["dtype"] != str(self.dtype):
-            raise UserError(
+            raise UnusableCheckpoint(
                 f"the run began in {state['dtype']}, and this would be {self.dtype}: set --precision to go on"
             )
         for name in ("model", "optimizer", "scaler", "plateau"):
@@ -132,12 +134,9 @@ def begin(config: Config, data: Dataset, device: torch.device) -> Training:
 
 def training_of(config: Config, model: SimCLR, dtype: torch.dtype, digest: str) -> Training:
     """A training of a network that is at hand, at step 0."""
-    train, mixing = config.train, mixes_images(model)
-    if mixing and train.norm_images() == 1:
-        raise UserError(
-            "batch norm's statistics would be of one image (train.norm_batch, or else train.micro_batch, is 1): "
-            "set 2 or more"
-        )
+    train = config.train
+    if batch_norms(model) and train.norm_images() == 1:
+        raise UserError("train.norm_batch = 1: batch norm needs statistics of 2 or more images")
     micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
     return Training(
         config=config,
@@ -148,7 +147,7 @@ def training_of(config: Config, model: SimCLR, dtype: torch.dtype, digest: str) 
         scaler=torch.amp.GradScaler(model.mean.device.type, enabled=dtype == torch.float16),
         plateau=optim.Plateau(config.optim),
         micro_batch=micro_batch,
-        group=train.norm_images() if mixing else None,
+        group=train.norm_images() if mixes_images(model) else None,
     )
 
 
@@ -288,9 +287,9 @@ def pretrain(
     return training.model
 
 
-def diverged(training: Training, what: str) -> RunFailed:
+def diverged(training: Training, what: str) -> BadSettings:
     """The error for a training whose numbers have left all range. Checkpoints are only ever made of finite weights."""
-    return RunFailed(
+    return BadSettings(
         f"training diverged, with {what} by step {training.step}: lower --lr (now {training.config.optim.lr:g}), raise "
         f"optim.warmup_epochs, or use --precision fp32; the checkpoints before are kept"
     )

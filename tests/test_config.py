@@ -267,7 +267,6 @@ MATTERS = {
     "optim.plateau_patience": 3,
     "train.epochs": 50,
     "train.batch_size": 128,
-    "train.micro_batch": 64,  # which batch norm sees
     "train.norm_batch": 64,
     "train.views": "split",
     "train.precision": "fp32",
@@ -309,6 +308,7 @@ IGNORED = {
     "data.dir": "/somewhere/else",
     "data.on_bad_image": "skip",
     "train.knn_every": 0,
+    "train.micro_batch": 256,
     "train.checkpoint_minutes": 1.0,
 }
 
@@ -409,9 +409,9 @@ JITTER = "augment.color_jitter"
         ),
         pytest.param({"augment.flip.p": 0.25}, {"augment.flip.p": 0.25, "augment2.flip.p": 0.25}, id="augment2 alike"),
         pytest.param({}, {"augment2": {}}, id="augment2 empty"),
-        pytest.param({}, {"train.micro_batch": 256}, id="a micro-batch that is the batch"),
+        pytest.param({}, {"train.norm_batch": 256}, id="the groups of batch norm that it has anyway"),
         pytest.param(
-            {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="batch norm in groups"
+            {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="another micro-batch"
         ),
         pytest.param({"optim.lr": 1}, {"optim.lr": 1.0}, id="integer for a float"),
         pytest.param(
@@ -434,10 +434,24 @@ def test_parameters_of_an_absent_augmentation_do_not_change_the_key(name):
         assert configured(absent | {name: MATTERS[name]}).key() == configured(absent).key()
 
 
+def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
+    assert configured({"train.batch_size": 128}).train.norm_images() == 128
+    assert configured({"train.batch_size": 4096}).train.norm_images() == 256
+    assert configured({"train.batch_size": 384}).train.norm_images() == 192
+    assert configured({"train.batch_size": 4096}).train.micro_batches() == [256, 512, 1024, 2048, 4096]
+    assert configured({"train.batch_size": 4096, "train.norm_batch": 64}).train.norm_images() == 64
+
+
 def test_batches_that_do_not_divide_are_refused():
-    assert refusal({"train.micro_batch": 100}) == "train.micro_batch = 100 must divide 256: try 128"
-    assert refusal({"train.micro_batch": 64, "train.norm_batch": 48}) == "train.norm_batch = 48 must divide 64: try 32"
-    assert refusal({"train.micro_batch": 512}) == "train.micro_batch = 512 must divide 256: try 256"
+    assert refusal({"train.norm_batch": 100}) == "train.norm_batch = 100 must divide train.batch_size = 256: try 128"
+    message = refusal({"train.batch_size": 1024, "train.micro_batch": 300})
+    assert message.startswith("train.micro_batch = 300 must divide train.batch_size = 1024 and be of whole groups")
+    assert message.endswith("of train.norm_batch (256): try 256, or set that too")
+    assert refusal({"train.micro_batch": 64}).endswith("try 256, or set that too")
+
+
+def test_a_micro_batch_that_is_no_number_is_named_by_its_setting():
+    assert refusal({"train.micro_batch": "half"}).startswith('train.micro_batch = "half": expected')
 
 
 def test_which_view_an_augmentation_is_missing_from_changes_the_key():

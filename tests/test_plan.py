@@ -152,7 +152,7 @@ BAD = {
     "no value": ({"vary": ["loss.temperature"]}, "expected two or more"),
     "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
-    "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: all cells of a study have the same seeds"),
+    "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: what is compared has the same seeds"),
     "images": ({"vary": ["data.limit=100,200"]}, "data.limit can't be varied"),
     "together": ({"together": True, "axis": "head"}, "--together has nothing to join"),
     "nothing": ({}, "nothing differs from the baseline"),

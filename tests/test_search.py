@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -13,12 +15,15 @@ import pandas as pd
 import pytest
 from conftest import ROOT, simclr, tiny
 from optuna.trial import TrialState
+from PIL import Image
 
+from analysis.search import outcome, pictures, ranked
 from experiments import runner, search
-from experiments.search import Parameter, open_search, ranked, space
+from experiments.search import open_search
+from experiments.space import Parameter
 from experiments.tracking import Store
 from simclr import memory
-from simclr.errors import RunFailed, UserError
+from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.train import Interrupted
 
 SPACE = [
@@ -33,46 +38,6 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def test_the_space_that_comes_with_the_suite_is_valid_and_conditional() -> None:
-    parameters = space()
-    assert len({parameter.name for parameter in parameters}) == len(parameters)
-    study = optuna.create_study()
-    seen = set()
-    for _ in range(60):
-        trial = study.ask()
-        values = search.suggested(trial, parameters, tiny())
-        search.changed(tiny(), values)
-        seen.add((values["optim.name"], "model.hidden_dim" in values, values["model.head"]))
-        low, high = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.3), "lars": (0.1, 3.0)}[values["optim.name"]]
-        assert low <= values["optim.lr"] <= high
-        study.tell(trial, 0.0)
-    assert all(wide == (head != "linear") for _, wide, head in seen)
-    assert {name for name, _, _ in seen} == {"adamw", "sgd", "lars"}
-
-
-BAD_SPACES = {
-    "setting = 'optim.rate'\nlow = 1\nhigh = 2": "unknown setting 'optim.rate': did you mean",
-    "setting = 'optim.lr'\nlow = 2.0\nhigh = 1.0": "an empty range: low = 2.0 is not below high = 1.0",
-    "setting = 'optim.lr'\nlow = 2.0": "expected either choices, or low and high",
-    "setting = 'optim.lr'\nchoices = []": "expected either choices, or low and high",
-    "setting = 'optim.lr'\nvalues = [1]": "unknown setting 'values'",
-    "setting = 'optim.lr'\nchoices = [1]\nwhen = { 'optim.nam' = 'sgd' }": "unknown setting 'optim.nam'",
-}
-
-
-@pytest.mark.parametrize("text", BAD_SPACES)
-def test_a_bad_space_is_an_error_of_one_line(text: str, tmp_path: Path) -> None:
-    (tmp_path / "space.toml").write_text(f"[[parameter]]\n{text}\n")
-    with pytest.raises(UserError, match=BAD_SPACES[text]):
-        space(tmp_path / "space.toml")
-
-
-def test_a_space_without_parameters_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "space.toml").write_text("lr = 1\n")
-    with pytest.raises(UserError, match=r"has no \[\[parameter\]\]"):
-        space(tmp_path / "space.toml")
-
-
 def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     train = runner.train
@@ -82,74 +47,122 @@ def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypat
         return train(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "train", counted)
-    found = open_search("s", SHORT, SPACE, store)
-    search.search(found, store, 3)
+    with open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 3)
+        with (
+            pytest.raises(UserError, match="is being trained by another process"),
+            open_search("s", SHORT, SPACE, store),
+        ):
+            pass
     assert len(found.study.trials) == 3
-    again = open_search("s", SHORT, SPACE, store)
-    search.search(again, store, 3)
-    assert len(trained) == 3
-    search.search(again, store, 4)
+    with open_search("s", SHORT, SPACE, store) as again:
+        search.search(again, store, 3)
+        assert len(trained) == 3
+        search.search(again, store, 4)
     assert len(again.study.trials) == 4
+    assert len({trial.params["optim.lr"] for trial in again.study.trials}) == 4  # a resumed sampler does not repeat
+    assert store.client.get_run(again.tracker.run_id).info.status == "FINISHED"
     best = ranked(again.study)[0]
     run = store.client.get_run(best.user_attrs["run"])
     assert run.data.metrics[search.VALIDATION] == best.values[0]
     assert run.data.tags["mlflow.parentRunId"] == found.tracker.run_id
     assert float(run.data.params["optim.lr"]) == best.params["optim.lr"]
-    with pytest.raises(UserError, match="search 's' exists with another config, space or objective"):
-        open_search("s", SHORT, SPACE[:1], store)
+    other = open_search("s", SHORT, SPACE[:1], store)
+    with (
+        pytest.raises(UserError, match="search 's' exists with another config, space, objective or other images"),
+        other,
+    ):
+        pass
 
 
 def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = [Parameter(setting="model.width", choices=(0.0625, 4.0))]
-    narrow = search.smallest_need(search.changed(SHORT, {"model.width": 0.0625}))
+    narrow = sum(memory.predict(SHORT, 256).values())
     monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(narrow * 1.2), {}))
     started = []
-    found = open_search("s", SHORT, widths, store)
-    search.search(found, store, 8, began=lambda number, what: started.append(what))
+    with open_search("s", SHORT, widths, store) as found:
+        search.search(found, store, 8, began=lambda number, what: started.append(what))
     assert set(started) == {"width=0.0625"}
     away = [trial for trial in found.study.trials if "turned away" in trial.user_attrs]
     assert len(away) + len(started) == 8
     assert away
     assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in away)
-    text = search.record(found, 0.5)
-    assert f"{len(away)} were turned away (by up to " in text
+    assert f", {len(away)} turned away (by up to " in outcome(found.study, 0.5)[0]
 
 
 def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
-    found = open_search("s", SHORT, SPACE, store)
-    search.search(found, store, 2)
+    with open_search("s", tiny(train={"epochs": 2, "knn_every": 1}), SPACE, store) as found:
+        search.search(found, store, 2)
     states = [trial.state for trial in found.study.trials]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED]
     assert sorted(run.info.status for run in store.search("tags.kind = 'pretrain'")) == ["FINISHED", "KILLED"]
-    assert found.study.trials[1].intermediate_values.keys() == {1}
+    assert found.study.trials[1].intermediate_values.keys() == {1}  # not at its last epoch, when it was done
+    assert "2 trials: 1 ran to their end, 0 turned away, 1 given up early, 0 failed" in outcome(found.study, 0.5)[0]
 
 
-def test_a_failing_trial_is_recorded_and_the_search_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = runner.train
+def failing_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    train, failed = runner.train, []
 
-    def failing(config: object, *arguments: object, **options: object) -> str:
+    def failing(*arguments: object, **options: object) -> str:
         if not failed:
             failed.append(1)
-            raise RunFailed("training diverged")
-        return train(config, *arguments, **options)  # type: ignore[arg-type]
+            raise error
+        return train(*arguments, **options)  # type: ignore[arg-type]
 
-    failed: list[int] = []
     monkeypatch.setattr(runner, "train", failing)
-    found = open_search("s", SHORT, SPACE, store)
-    search.search(found, store, 2)
-    assert found.study.trials[0].user_attrs["error"] == "training diverged"
+
+
+def test_settings_that_fail_are_recorded_and_the_search_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_once(monkeypatch, BadSettings("training diverged"))
+    with open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 2)
     assert len(ranked(found.study)) == 1
+    lines = outcome(found.study, 0.5)
+    assert lines[0].endswith("0 given up early, 1 failed")
+    assert lines[1] == "trial 0 failed: training diverged"
+
+
+def test_a_machine_that_fails_ends_the_search_and_spends_no_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_once(monkeypatch, RunFailed("can't write the checkpoint: no space left"))
+    with pytest.raises(RunFailed, match="no space left"), open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 2)
+    assert store.client.get_run(found.tracker.run_id).info.status == "FAILED"
+    (cut,) = found.study.trials
+    with open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 2)
+    assert len(ranked(found.study)) == 2
+    assert cut.params in [trial.params for trial in ranked(found.study)]
+
+
+def test_images_without_labels_are_refused_before_anything_is_trained(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for n in range(8):
+        Image.new("RGB", (16, 16), (n * 30, 0, 0)).save(tmp_path / "photos" / f"{n}.png")
+    config = tiny(data={"dataset": "folder", "dir": str(tmp_path / "photos"), "side": 16}, train={"batch_size": 4})
+    with pytest.raises(UserError, match="label"), open_search("s", config, SPACE[:1], store):
+        pass
+    assert not store.search()
+
+
+def test_other_images_are_another_search(store: Store) -> None:
+    with open_search("s", SHORT, SPACE, store):
+        pass
+    other = open_search("s", tiny(data={"limit": 500}, train={"epochs": 1, "knn_every": 1}), SPACE, store)
+    with pytest.raises(UserError, match="or other images"), other:
+        pass
 
 
 def test_stopped_in_a_trial_it_goes_on_with_that_trial(store: Store) -> None:
     config = tiny(train={"epochs": 2, "batch_size": 256})
-    found = open_search("s", config, SPACE[:1], store)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), open_search("s", config, SPACE[:1], store) as found:
         search.search(found, store, 1, stop=lambda: True)
+    assert store.client.get_run(found.tracker.run_id).info.status == "KILLED"
     (cut,) = found.study.trials
-    again = open_search("s", config, SPACE[:1], store)
-    search.search(again, store, 1)
+    with open_search("s", config, SPACE[:1], store) as again:
+        search.search(again, store, 1)
     (done,) = ranked(again.study)
     assert done.params == cut.params
     assert done.user_attrs["goes on from"] == cut.number
@@ -168,7 +181,7 @@ def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path
     process = subprocess.Popen(
         [*command, "--trials", "1", "--seeds", "0", "--name", "s", "--set", "device=cpu"],
         cwd=tmp_path,
-        env={**__import__("os").environ, "SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -188,17 +201,17 @@ def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path
 
 
 def test_two_objectives_give_a_front_with_its_picture(store: Store) -> None:
-    found = open_search("s", SHORT, SPACE, store, objectives=["accuracy", "time"])
-    search.search(found, store, 3)
+    with open_search("s", SHORT, SPACE, store, objectives="accuracy,time") as found:
+        search.search(found, store, 3)
     assert all(len(trial.values) == 2 and trial.values[1] > 0 for trial in ranked(found.study))
-    assert set(search.pictures(found.study)) == {"pareto-front"}
+    assert set(pictures(found.study)) == {"pareto-front"}
 
 
 def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -> None:
-    found = open_search("s", SHORT, SPACE, store)
-    search.search(found, store, 4)
-    text = search.record(found, 0.5)
-    assert "4 trials: 4 ran to their end, 0 were turned away, 0 were given up early" in text
+    with open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 4)
+        text = search.record(found, 0.5)
+    assert "4 trials: 4 ran to their end, 0 turned away, 0 given up early, 0 failed" in text
     table = pd.read_csv(store.artifact(found.tracker.run_id, "trials.csv"))
     assert list(table["trial"]) == [0, 1, 2, 3]
     assert table["accuracy"].max() == ranked(found.study)[0].values[0]
@@ -211,28 +224,39 @@ def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -
 
 
 def test_a_proxy_is_searched_and_the_full_size_is_confirmed(store: Store) -> None:
-    found = open_search("s", tiny(train={"epochs": 2, "knn_every": 0}), SPACE, store, proxy=["train.epochs=1"])
-    search.search(found, store, 2)
-    plan = search.confirmation(found, 2)
+    full = tiny(train={"epochs": 2, "knn_every": 0})
+    with open_search("s", full, SPACE, store, proxy=["train.epochs=1"]) as found:
+        search.search(found, store, 2)
+        plan = search.confirmation(found, 3)
     assert [cell.config.train.epochs for cell in plan.cells] == [2, 2, 2]
     assert {cell.name for cell in plan.cells} == {"baseline", "trial 0", "trial 1"}
 
 
 def test_an_unknown_objective_or_pruner_is_refused(store: Store) -> None:
-    with pytest.raises(UserError, match="unknown objective 'loss'"):
-        open_search("s", SHORT, SPACE, store, objectives=["loss"])
-    with pytest.raises(UserError, match="unknown pruner 'medium': did you mean 'median'"):
-        open_search("s", SHORT, SPACE, store, pruner="medium")
+    loss = open_search("s", SHORT, SPACE, store, objectives="time")
+    with pytest.raises(UserError, match="unknown objectives 'time'"), loss:
+        pass
+    medium = open_search("s", SHORT, SPACE, store, pruner="medium")
+    with pytest.raises(UserError, match="unknown pruner 'medium': did you mean 'median'"), medium:
+        pass
 
 
 def test_a_record_of_another_optuna_and_a_locked_one_are_errors_of_one_line(store: Store) -> None:
-    open_search("s", SHORT, SPACE, store)
+    with open_search("s", SHORT, SPACE, store):
+        pass
+    again = open_search("s", SHORT, SPACE, store)
     path = store.folder / search.STATE
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path, timeout=0)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"can't use the search's record .*search\.db: .*locked"), again:
+            pass
+        database.rollback()
         database.execute("UPDATE version_info SET schema_version = 1")
         database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
-    with pytest.raises(UserError, match=r"search\.db is of another version of Optuna"):
-        open_search("s", SHORT, SPACE, store)
+        database.commit()
+    again = open_search("s", SHORT, SPACE, store)
+    with pytest.raises(UserError, match=r"search\.db is of another version of Optuna"), again:
+        pass
 
 
 def test_search_on_the_command_line_confirms_with_fresh_seeds(store: Store, tmp_path: Path) -> None:
