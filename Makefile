@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 # The main job on the embedded data set: pre-train, then test the encoder by kNN and a linear classifier.
 demo: install
 	$(BIN)/simclr pretrain --preset shapes
-	$(BIN)/simclr eval --knn --linear
+	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
 	@echo "Where to look next:"
 	@echo "  $(BIN)/simclr pretrain --preset shapes --drop color_jitter --drop grayscale   (then eval: why colour matters)"

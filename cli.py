@@ -133,19 +133,24 @@ def _drawable(out: Path) -> None:
         raise UserError(f"can't draw to {out}: expected a .png, .svg or .pdf in a folder that exists")
 
 
-Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes")]
+Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes, or none with --config")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file in the format of the presets.")]
-Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, e.g. --set optim.weight_decay=1e-4.")]
+Settings = Annotated[list[str], typer.Option("--set", help="Any other setting (repeatable): optim.weight_decay=1e-4.")]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="{datasets}.")]
 DataDir = Annotated[Path | None, typer.Option(help="The folder of images, or where a downloaded archive is.")]
 BadImage = Annotated[str | None, typer.Option("--on-bad-image", help="error or skip, for files that are no images.")]
 Seed = Annotated[int | None, typer.Option(help="Of weights, order and views.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", show_default="auto")]
-Backbone = Annotated[str | None, typer.Option(help="Any torchvision classifier, e.g. resnet18, vit_b_16.")]
+Backbone = Annotated[str | None, typer.Option(help="resnet10, resnet18, ..., or another torchvision classifier.")]
 Head = Annotated[str | None, typer.Option(help="{heads}.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images a step; each gives two views.")]
-MicroBatch = Annotated[str | None, typer.Option(help="Images in memory at a time.", show_default="auto: what fits")]
-Memory = Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="the GPU's own")]
+MicroBatch = Annotated[
+    str | None,
+    typer.Option(help="Images in memory at a time, in groups of train.norm_batch.", show_default="what fits the GPU"),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="To plan for, e.g. 8GiB.", show_default="the GPU's at hand, else an RTX 4060's")
+]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")]
 Drop = Annotated[list[str], typer.Option(help="Leave out an augmentation (repeatable): {augmentations}.")]
 
@@ -169,11 +174,15 @@ def pretrain(
     precision: Precision = None,
     micro_batch: MicroBatch = None,
     memory: Memory = None,
-    name: Annotated[str | None, typer.Option(help="Of the run (default: the preset's).")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run.", show_default="the preset's, and what was changed")
+    ] = None,
     settings: Settings = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's unfinished run.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Train even if this config has a finished run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the config, steps and time; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fetch the images, time a few steps, show all; no run.")
+    ] = False,
 ) -> None:
     """Train an encoder. Settings: preset, then --config, then --set, then the other options."""
     with plain_errors():
@@ -254,14 +263,14 @@ def pretrain(
             raise typer.Exit(130) from None
         if latest:
             typer.echo(f"done: {_status(latest, chance, epochs, epochs)}")
-        typer.echo(f"next: simclr eval {run_id[:8]} --knn --linear   or   simclr ui")
+        typer.echo(f"next: simclr eval {run_id[:8]} --knn --linear (without labels: --no-labels)   or   simclr ui")
 
 
 def _status(latest: dict[str, float], chance: float, epoch: float, epochs: int) -> str:
     parts = [f"epoch {epoch:.1f}/{epochs}"]
     if "train/loss" in latest:
         parts.append(f"loss {latest['train/loss']:.2f} (chance {chance:.2f})")
-        parts.append(f"top-1 {latest['train/contrastive_top1']:.1%}")
+        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
     if "val/knn_top1" in latest:
         parts.append(f"kNN {latest['val/knn_top1']:.1%}")
     if "perf/images_per_second" in latest:
@@ -274,12 +283,12 @@ Format = Annotated[str, typer.Option("--format", help="terminal, markdown, csv o
 
 @app.command(cls=Command)
 def ablate(
-    drop: Annotated[list[str], typer.Option(help="Without an augmentation: {augmentations}.")] = [],  # noqa: B006
-    alone: Annotated[list[str], typer.Option("--only", help="With one augmentation alone.")] = [],  # noqa: B006
+    drop: Annotated[list[str], typer.Option(help="Without an augmentation (repeatable): {augmentations}.")] = [],  # noqa: B006
+    alone: Annotated[list[str], typer.Option("--only", help="With one augmentation alone (repeatable).")] = [],  # noqa: B006
     together: Annotated[bool, typer.Option("--together", help="All of --drop, or of --only, as one cell.")] = False,
     axis: Annotated[str | None, typer.Option(help="{axes}, or a TOML file of your own.")] = None,
-    vary: Annotated[list[str], typer.Option(help="A setting's values: loss.temperature=0.1,0.5.")] = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(min=1, help="How many, counted from the config's seed.")] = 3,
+    vary: Annotated[list[str], typer.Option(help="A setting's values (repeatable): loss.temperature=0.1,0.5.")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the config's own on.")] = 3,
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -363,7 +372,7 @@ def ablate(
 
 @app.command(cls=Command)
 def report(
-    study: Annotated[str, typer.Argument(help="A study's name, or how its id starts.")],
+    study: Annotated[str, typer.Argument(help="A study's name, or the first letters of its id.")],
     form: Format = "terminal",
     out: Annotated[Path | None, typer.Option(help="Also copy its tables, figures and page to this folder.")] = None,
 ) -> None:
@@ -382,7 +391,7 @@ def report(
 @app.command(cls=Command)
 def plot(
     metric: Annotated[str, typer.Argument(help="loss, knn, top1, top5, rate, or a metric by its name.")],
-    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or the first letters of their ids.")],
     out: Annotated[Path, typer.Option(help="Where to; .png, .svg and .csv are written.")] = Path("curves"),
     smooth: Annotated[int, typer.Option(min=0, help="Running mean over so many points (0: none).")] = 0,
 ) -> None:
@@ -396,7 +405,7 @@ def plot(
 
 Run = Annotated[
     str | None,
-    typer.Argument(help="A run's name, how its id starts, or a file of weights.", show_default="the newest"),
+    typer.Argument(help="A run's name, the first letters of its id, or a file of weights.", show_default="the newest"),
 ]
 Transfer = Annotated[str | None, typer.Option(help="Another data set to judge it on ({datasets}), or a folder.")]
 Layer = Annotated[str | None, typer.Option(help="h, z, or head.N: module N of the head.", show_default="h")]
@@ -476,7 +485,7 @@ def _evaluation_table(table: Any) -> str:
 
 @app.command(cls=Command)
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names of runs, or how their ids start.")],
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or the first letters of their ids.")],
     form: Format = "terminal",
 ) -> None:
     """Compare evaluated runs. Settings that differ, figures with intervals, McNemar's test of each pair."""
@@ -535,7 +544,7 @@ def tsne(
         typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
 
 
-Encoder = Annotated[str, typer.Argument(help="A run's name, how its id starts, or a file of weights.")]
+Encoder = Annotated[str, typer.Argument(help="A run's name, the first letters of its id, or a file of weights.")]
 
 
 @app.command(cls=Command)
@@ -653,7 +662,7 @@ def export(
 
 @app.command(cls=Command)
 def search(
-    trials: Annotated[int, typer.Option(min=1, help="How many, with those of this search that are done.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="How many in all, with those already done.")] = 30,
     space: Annotated[Path | None, typer.Option(help="A TOML file of parameters.", show_default="the suite's")] = None,
     preset: Preset = None,
     config: ConfigFile = None,
@@ -661,14 +670,16 @@ def search(
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     device: Device = None,
-    memory: Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="its own")] = None,
+    memory: Memory = None,
     settings: Settings = [],  # noqa: B006
-    proxy: Annotated[list[str], typer.Option(help="A setting of trials alone: data.limit=5000.")] = [],  # noqa: B006
+    proxy: Annotated[list[str], typer.Option(help="A setting for the trials only (repeatable): data.limit=5000.")] = [],  # noqa: B006
     objectives: Annotated[str, typer.Option(help="accuracy, or accuracy,time for a Pareto front.")] = "accuracy",
     pruner: Annotated[str, typer.Option(help="median, hyperband or none.")] = "median",
-    hours: Annotated[float | None, typer.Option("--max-hours", min=0, help="Begin no trial after that.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best to train anew.")] = 1,
-    seeds: Annotated[int, typer.Option(min=0, help="Fresh ones, to train the best and the start with.")] = 3,
+    hours: Annotated[
+        float | None, typer.Option("--max-hours", min=0, help="Begin no new trial after so many hours.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to train anew.")] = 1,
+    seeds: Annotated[int, typer.Option(min=0, help="Fresh seeds to train the best and the start with; 0: none.")] = 3,
     name: Annotated[str | None, typer.Option(help="Of the search.", show_default="the preset's")] = None,
 ) -> None:
     """Search settings by validation accuracy within the memory, then judge the best with fresh seeds."""
@@ -710,7 +721,7 @@ def search(
                     began=lambda number, what: say(f"trial {number}: {what}"),
                     stop=stop,
                 )
-                say(searching.record(found, start))
+                say(searching.record(found, start, store))
                 if not seeds:
                     return
                 plan, places = searching.confirmation(found, top), range(full.seed + 1, full.seed + 1 + seeds)
@@ -747,7 +758,7 @@ def budget(
     batch_size: BatchSize = None,
     precision: Precision = None,
     micro_batch: MicroBatch = None,
-    memory: Annotated[str | None, typer.Option(help="Of the GPU, e.g. 8GiB.", show_default="an RTX 4060's")] = None,
+    memory: Memory = None,
     images: Annotated[int, typer.Option(min=0, help="How many the data set stores, to see if they fit too.")] = 0,
     device: Device = None,
     settings: Settings = [],  # noqa: B006

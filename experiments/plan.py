@@ -67,8 +67,9 @@ class Cell(NamedTuple):
     x: Any = None  # its place on the numeric axis
 
     def of_seed(self, seed: int) -> Config:
-        """The config of one seed."""
-        return self.config.model_copy(update={"seed": seed})
+        """The config of one seed, called by the cell too; the baseline keeps its name."""
+        name = self.config.name if self.name == BASELINE else f"{self.config.name}-{self.name.replace(' ', '-')}"
+        return self.config.model_copy(update={"seed": seed, "name": name})
 
     def identity(self) -> tuple[str, str]:
         """Two cells with one identity are one."""

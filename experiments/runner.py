@@ -129,7 +129,8 @@ def train_or_go_on(config: Config, store: Store, **options: Any) -> str:
 
 def _enough_memory(config: Config) -> AbstractContextManager[None]:
     return devices.memory_errors(
-        f"lower --micro-batch (train.micro_batch, now {config.train.micro_batch}), or model.width"
+        f"lower --micro-batch (now {config.train.micro_batch}), for that train.norm_batch "
+        f"(now {config.train.norm_images()}), or model.width"
     )
 
 

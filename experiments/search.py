@@ -267,7 +267,7 @@ def reference(found: Search, store: Store, progress: Progress, stop: Callable[[]
     return validation_accuracy(run_id, found.baseline, store, progress)
 
 
-def record(found: Search, start: float) -> str:
+def record(found: Search, start: float, store: Store) -> str:
     """Keep a search's trials, pictures and best config with its parent run; a summary in a few lines."""
     study, tracker = found.study, found.tracker
     table = trials(study, found.objectives.split(","))
@@ -277,7 +277,7 @@ def record(found: Search, start: float) -> str:
         tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     for name, draw in pictures(study).items():
         tracker.artifact(f"{name}.png", draw)
-    return "\n".join(outcome(study, start))
+    return "\n".join([*outcome(study, start), f"all of it: {store.artifact(tracker.run_id, 'trials.csv').parent}"])
 
 
 def confirmation(found: Search, top: int) -> Plan:

@@ -35,7 +35,9 @@ def test_out_of_memory_is_a_sentence_wherever_it_happens(
     name, run = PLACES[place]
     monkeypatch.setattr(name, full)
     store = Store(tmp_path)
-    with pytest.raises(RunFailed, match=r"out of memory: lower --micro-batch \(train.micro_batch, now auto\)"):
+    with pytest.raises(
+        RunFailed, match=r"out of memory: lower --micro-batch \(now auto\), for that train.norm_batch \(now 256\)"
+    ):
         run(tiny(train={"knn_every": 1, "epochs": 1}), store)
     assert [item.info.status for item in store.search()] == ["FAILED"] * (run is runner.train)
 

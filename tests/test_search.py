@@ -210,7 +210,7 @@ def test_two_objectives_give_a_front_with_its_picture(store: Store) -> None:
 def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -> None:
     with open_search("s", SHORT, SPACE, store) as found:
         search.search(found, store, 4)
-        text = search.record(found, 0.5)
+        text = search.record(found, 0.5, store)
     assert "4 trials: 4 ran to their end, 0 turned away, 0 given up early, 0 failed" in text
     table = pd.read_csv(store.artifact(found.tracker.run_id, "trials.csv"))
     assert list(table["trial"]) == [0, 1, 2, 3]

@@ -21,11 +21,13 @@ def test_the_space_that_comes_with_the_suite_is_valid_and_conditional() -> None:
         values = suggested(trial, parameters, tiny())
         changed(tiny(), values)
         seen.add((values["optim.name"], "model.hidden_dim" in values, values["model.head"]))
-        low, high = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.3), "lars": (0.1, 3.0)}[values["optim.name"]]
+        low, high = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.3), "lars": (0.1, 3.0), "muon": (5e-3, 5e-2)}[
+            values["optim.name"]
+        ]
         assert low <= values["optim.lr"] <= high
         study.tell(trial, 0.0)
     assert all(wide == (head != "linear") for _, wide, head in seen)
-    assert {name for name, _, _ in seen} == {"adamw", "sgd", "lars"}
+    assert {name for name, _, _ in seen} == {"adamw", "sgd", "lars", "muon"}
 
 
 BAD_SPACES = {
