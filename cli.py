@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -710,7 +709,13 @@ def search(
         )
         try:
             with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop, opened as found:
-                say = typer.echo if bars is None else partial(bars.console.print, markup=False, highlight=False)
+
+                def say(text: str) -> None:
+                    if bars is None:
+                        typer.echo(text)
+                    else:
+                        bars.console.print(text, markup=False, highlight=False)
+
                 start = searching.reference(found, store, advance, stop)
                 searching.search(
                     found,

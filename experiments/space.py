@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import Trial
 from pydantic import ValidationError, model_validator
 
 from simclr.config import Config, Section, read_toml, readable, settings
@@ -55,8 +54,8 @@ class Parameter(Section):
         """Its choices, or the ends of its range."""
         return self.choices or (self.low, self.high)
 
-    def suggest(self, trial: Trial) -> Any:
-        """A trial's value of it."""
+    def suggest(self, trial: Any) -> Any:
+        """A trial's value of it; a trial is Optuna's."""
         if self.choices:
             labels = {json.dumps(choice): choice for choice in self.choices}  # Optuna knows no lists
             return labels[trial.suggest_categorical(self.name, list(labels))]
@@ -96,7 +95,7 @@ def check_space(parameters: Sequence[Parameter], baseline: Config) -> None:
             changed(baseline, {**parameter.when, parameter.setting: value})
 
 
-def suggested(trial: Trial, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
+def suggested(trial: Any, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
     """A value for each setting that is varied, in this trial's conditions."""
     values: dict[str, Any] = {}
     table = baseline.model_dump(mode="json")

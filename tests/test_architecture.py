@@ -1,4 +1,4 @@
-"""The house rules: imports run one way, and mlflow and optuna each have one door."""
+"""The house rules: imports run one way, and mlflow and optuna each have one door to write through."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ ALLOWED = {
     "experiments": {"experiments", "analysis", "simclr"},
     "cli": {"experiments", "analysis", "simclr"},
 }
-DOORS = {"mlflow": "experiments/tracking.py", "optuna": "experiments/search.py"}
+DOORS = {
+    "mlflow": {"experiments/tracking.py"},
+    "optuna": {"experiments/search.py", "analysis/search.py"},  # one runs a study, the other reads it
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -38,7 +41,7 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize("library", DOORS)
 def test_a_tracked_library_has_one_door(library: str) -> None:
     doors = {path.relative_to(ROOT).as_posix() for path in MODULES if library in imported(path)}
-    assert doors <= {DOORS[library]}
+    assert doors == DOORS[library]
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
