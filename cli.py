@@ -341,7 +341,6 @@ def ablate(
                 f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed, "
                 f"{gib(each.memory)}"
             )
-        plan = plan._replace(cells=[each.cell for each in cells])
         if dry_run:
             return
         if total > 3600 and not yes and sys.stdin.isatty():
@@ -359,7 +358,7 @@ def ablate(
                 failures = study.ablate(tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             tracker.finish("KILLED")
-            typer.echo(f"{stopped or 'stopped'}: the same command goes on from there", err=True)
+            typer.echo(f"{str(stopped) or 'stopped'}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None
         typer.echo(reporting.report(tracker.run_id, store))
         tracker.finish("FAILED" if failures else "FINISHED")

@@ -1,4 +1,4 @@
-"""A large batch in one piece and in micro-batches: `python -m benchmarks.micro [BATCH MICRO_BATCH]`.
+"""A large batch in one piece and in micro-batches: `python -m benchmarks.micro [BATCH MICRO_BATCH float32|float64]`.
 
 Three steps of each with batch norm in the same groups: the largest difference between the weights, and the time, which
 a second forward should raise by a third (backward costs about two forwards).
@@ -20,7 +20,7 @@ from simclr.train import Training, train_step, training_of
 STEPS = 3
 
 
-def main(batch: int, micro_batch: int) -> None:
+def main(batch: int = 4096, micro_batch: int = 256, dtype: str = "float32") -> None:
     device = devices.resolve("auto")
     images = torch.randint(
         256, (STEPS, batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -29,6 +29,7 @@ def main(batch: int, micro_batch: int) -> None:
     for size in (batch, micro_batch):
         config = configured("resnet18", "stride2", 0.25, 32, batch, size, "fp32", "sgd")
         model = SimCLR(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(getattr(torch, dtype))
         trainings.append(training_of(config, model, torch.float32, ""))
         times.append([0.0] * STEPS)
     for step in range(STEPS):  # in turn
@@ -37,7 +38,7 @@ def main(batch: int, micro_batch: int) -> None:
             train_step(training, images[step].to(device)).tolist()
             row[step] = time.perf_counter() - clock
     whole, parts = trainings
-    print(f"{devices.describe(device)}, ResNet-18 of width 0.25, 32 px, float32, batch norm over 256 images")
+    print(f"{devices.describe(device)}, ResNet-18 of width 0.25, 32 px, {dtype}, batch norm over 256 images")
     print(f"batch {batch} in one piece: {median(times[0]):.2f} s a step; in {micro_batch}s: {median(times[1]):.2f} s")
     ratio = median(b / a for a, b in zip(*times, strict=True))
     print(f"time: x {ratio:.3f} (theory: 4/3); weights after {STEPS} steps differ by {difference(whole, parts):.1e}")
@@ -50,4 +51,4 @@ def difference(a: Training, b: Training) -> float:
 
 
 if __name__ == "__main__":
-    main(*(map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (4096, 256)))
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])

@@ -31,7 +31,7 @@ PARENT = "mlflow.parentRunId"  # how MLflow nests runs
 class Forecast(NamedTuple):
     """What a cell will take, before anything starts: seconds of training a seed, bytes, and the seeds that are done."""
 
-    cell: Cell  # with the micro-batch that fits
+    cell: Cell
     seconds: float
     memory: int
     done: list[int]
@@ -47,7 +47,6 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             steps_of(config, data)
             runner.check(config, data)
             config, _ = memory.fit(config, len(data.images), devices.resolve(config.device))
-            cell = cell._replace(config=config)
             model = build_model(config, data, torch.device("cpu"))
             check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
             done = [

@@ -118,7 +118,7 @@ def settings_name(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
 
 
-def varies(path: str) -> None:
+def refuse_fixed(path: str) -> None:
     """Raises UserError for a setting that no study or search may vary."""
     if path in ("seed", "name", "device", "memory") or (path.startswith("data.") and path != "data.normalize"):
         raise UserError(f"{path} can't be varied: what is compared has the same seeds and the same images")
@@ -129,7 +129,7 @@ def _cell(
 ) -> Cell:
     """The cell that differs from the baseline in some settings. Raises UserError where one is not valid."""
     for path in changes:
-        varies(path)
+        refuse_fixed(path)
     judged = f", {layer} judged" if layer != "h" else ""
     return Cell(name or settings_name(changes) + judged, changed(baseline, changes), dict(changes), layer, **facts)
 

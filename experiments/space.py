@@ -14,7 +14,7 @@ from simclr.config import Config, Section, read_toml, readable, settings
 from simclr.errors import UserError, unknown
 
 from .configure import at, changed
-from .plan import varies
+from .plan import refuse_fixed
 
 
 class Parameter(Section):
@@ -33,7 +33,7 @@ class Parameter(Section):
         for name in (self.setting, *self.when):
             if name not in known:
                 raise unknown("setting", name, known)
-        varies(self.setting)
+        refuse_fixed(self.setting)
         if (self.low is not None and self.high is not None) == bool(self.choices):
             raise ValueError("expected either choices, or low and high")
         if self.low is not None and self.high is not None:

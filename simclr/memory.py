@@ -117,7 +117,7 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
 class _Network(NamedTuple):
     standing: Counter[str]  # what always lives
     peak: Counter[str]
-    z: tuple[int, torch.dtype]  # width of an embedding, and its type
+    z: tuple[int, torch.dtype]  # width of an embedding, and its type (of a part of a batch)
 
 
 @lru_cache(maxsize=256)
@@ -153,20 +153,19 @@ def _network(config: Config, whole: bool) -> _Network:
         _update(training, tally)
         standing = tally.peak = tally.live.copy()
         tally.part = "activations"
-        with torch.no_grad():
-            z = embeddings(training, views, slice(0, batch))
-        of_z = z.shape[2], z.dtype
+        width = 0
         if whole:
             accumulate(training, views)
         else:
             _zero_gradients(model, tally)
             z = embeddings(training, views, slice(0, batch))
+            width, dtype = z.shape[2], z.dtype
             z.backward(torch.empty_like(z))
-        del z
+            del z
         peak = tally.peak
         tally.peak = tally.live.copy()
         _update(training, tally)
-    return _Network(standing, max(peak, tally.peak, key=Counter.total), of_z)
+    return _Network(standing, max(peak, tally.peak, key=Counter.total), (width, dtype))
 
 
 def _zero_gradients(model: SimCLR, tally: Tally) -> None:

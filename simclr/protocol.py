@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from .augment import Fractions
-from .config import Config, Section, merge, nested, parse_setting, readable
+from .config import Config, Count, Section, merge, nested, parse_setting, readable
 from .data import Array, Dataset, Progress, silent
 from .device import autocast, resolve_precision, whole_float32
 from .model import SimCLR, build_model
@@ -29,7 +29,6 @@ PIXELS = 2**20  # of the images in a forward pass: 1,024 of 32 px, 20 of 224 px 
 IN_NAMES = ("k", "fractions")  # settings of which each has figures of its own, named by it
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class Knn(Section):
