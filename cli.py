@@ -164,6 +164,7 @@ def pretrain(
     backbone: Backbone = None,
     head: Head = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Instead: as many epochs as fit, by measured speed.")] = None,
     batch_size: BatchSize = None,
     temperature: Annotated[float | None, typer.Option(help="Of the loss.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, before scaling with the batch size.")] = None,
@@ -185,9 +186,9 @@ def pretrain(
 ) -> None:
     """Train an encoder. Settings: preset, then --config, then --set, then the other options."""
     with plain_errors():
-        from experiments.configure import resolve
+        from experiments.configure import resolve_timed
 
-        chosen = resolve(
+        chosen, clock = resolve_timed(
             preset,
             config,
             settings,
@@ -198,6 +199,7 @@ def pretrain(
             backbone=backbone,
             head=head,
             epochs=epochs,
+            hours=hours,
             batch_size=batch_size,
             temperature=temperature,
             lr=lr,
@@ -208,12 +210,15 @@ def pretrain(
             memory=memory,
             name=name,
         )
-        from experiments import runner, tracking
+        from experiments import runner, timed, tracking
         from simclr.config import to_toml
         from simclr.loss import chance_loss
         from simclr.memory import gib
 
-        store = tracking.Store(tracking.home())
+        store, tags = tracking.Store(tracking.home()), {}
+        if clock is not None:
+            with progress_bars() as (_, advance):
+                chosen, tags["request"] = timed.within(chosen, clock, store, again=again, progress=advance)
         if dry_run:
             with progress_bars() as (_, advance):
                 facts = runner.estimate(chosen, store, advance)
@@ -255,7 +260,15 @@ def pretrain(
                         typer.echo(status)
 
                 run_id = runner.train(
-                    chosen, store, resume=resume, again=again, progress=advance, show=show, began=began, stop=stop
+                    chosen,
+                    store,
+                    resume=resume,
+                    again=again,
+                    tags=tags,
+                    progress=advance,
+                    show=show,
+                    began=began,
+                    stop=stop,
                 )
         except Interrupted as stopped:
             typer.echo(f"{stopped}: the same command with --resume goes on from there", err=True)
@@ -795,8 +808,15 @@ def budget(
         reserved = ", ".join(f"{what} {planner.gib(size)}" for what, size in limit.reserved.items())
         typer.echo(f"  {'usable':12} {planner.gib(limit.usable):>10}   of {planner.gib(limit.total)}, less {reserved}")
         typer.echo(f"  {'':25}and {planner.FRAGMENTATION:.0%} for fragmentation")
+        work = planner.flops(chosen, plan.micro_batch)
+        typer.echo(f"  {'work':12} {work / 1e9:>6.3g} GFLOP   an image")
         if images:
+            hours = _duration(work * images * chosen.train.epochs / planner.SPEED)
             typer.echo(f"the {images} stored images are kept on the {'device' if plan.on_device else 'host'}")
+            typer.echo(
+                f"{chosen.train.epochs} epochs of them take about {hours} at {planner.SPEED / 1e12:g} TFLOP/s, a guess "
+                f"at an RTX 4060: nothing has been measured on one"
+            )
         sizes, table = planner.grid(chosen)
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
         typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))

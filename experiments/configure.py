@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, make, merge, nested, parse_setting, read_toml
-from simclr.errors import unknown
+from simclr.config import Config, Count, Section, make, merge, nested, parse_setting, read_toml, readable
+from simclr.errors import UserError, unknown
 
 from .recipes import presets
 
@@ -22,6 +24,7 @@ FLAGS = {
     "temperature": "loss.temperature",
     "lr": "optim.lr",
     "epochs": "train.epochs",
+    "hours": "time.hours",
     "batch_size": "train.batch_size",
     "precision": "train.precision",
     "micro_batch": "train.micro_batch",
@@ -30,6 +33,24 @@ FLAGS = {
     "device": "device",
     "name": "name",
 }
+
+
+class Choice(Section):
+    """Settings that are worth training for at least so many epochs."""
+
+    epochs: Count = 1
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Time(Section):
+    """Of a training that goes by the clock: its choices, the best first (`timed.within` takes one)."""
+
+    hours: Annotated[float, Field(gt=0)]
+    choices: Annotated[tuple[Choice, ...], Field(min_length=1)] = (Choice(),)
+
+
+class _Clock(Section):
+    time: Time | None = None
 
 
 UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # settings that don't show in a run's name
@@ -66,6 +87,20 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return make(table)
 
 
+def preset_table(name: str) -> dict[str, Any]:
+    """The settings of a preset, over those of the preset that it builds on (its key `preset`), and so on."""
+    known = presets()
+    if name not in known:
+        raise unknown("preset", name, known)
+    return on_preset(read_toml(known[name].path))
+
+
+def on_preset(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of settings, over those of the preset that it builds on."""
+    own = {key: value for key, value in table.items() if key != "preset"}
+    return merge(preset_table(str(table["preset"])), own) if "preset" in table else own
+
+
 def resolve(
     preset: str | None = None,
     config: Path | None = None,
@@ -77,15 +112,29 @@ def resolve(
 
     Without a name of its own it is called by its preset or file and by what was changed, e.g. shapes-temperature=0.1.
     """
-    known = presets()
+    chosen, time = resolve_timed(preset, config, settings, dropped, **flags)
+    if time is not None:
+        raise UserError(
+            f"{chosen.name} goes by the clock, which is for `simclr pretrain` alone: give what it chose there, the "
+            f"config.toml of its run, as --config"
+        )
+    return chosen
+
+
+def resolve_timed(
+    preset: str | None = None,
+    config: Path | None = None,
+    settings: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    **flags: Any,
+) -> tuple[Config, Time | None]:
+    """`resolve`, with the [time] of a preset that goes by the clock."""
+    if flags.get("epochs") is not None and flags.get("hours") is not None:
+        raise UserError("--epochs and --hours both say how long to train: give one of them")
     name = preset or ("shapes" if config is None else None)
-    table: dict[str, Any] = {"name": name} if name else {}
-    if name is not None:
-        if name not in known:
-            raise unknown("preset", name, known)
-        table = merge(table, read_toml(known[name].path))
+    table: dict[str, Any] = {"name": name} | preset_table(name) if name else {}
     if config is not None:
-        table = merge(table, {"name": config.stem} | read_toml(config))
+        table = merge(table, {"name": config.stem} | on_preset(read_toml(config)))
     changes: dict[str, object] = {}
     for text in settings:
         path, value = parse_setting(text)
@@ -100,4 +149,8 @@ def resolve(
     if "name" not in changes:
         shown = [f"{path.rpartition('.')[2]}={value}" for path, value in changes.items() if path not in UNNAMED]
         table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
-    return make(table)
+    try:
+        clock = _Clock.model_validate({"time": table.pop("time", None)})
+    except ValidationError as error:
+        raise readable(error, _Clock) from None
+    return make(table), clock.time

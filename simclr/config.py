@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -361,9 +361,9 @@ def settings(model: type[BaseModel]) -> list[str]:
 
     def walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
         for name, field in model.model_fields.items():
-            annotation = AugmentConfig if name == "augment2" else field.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                yield from walk(annotation, f"{prefix}{name}.")
+            kinds = field.annotation, *get_args(field.annotation)  # also of `Section | None`
+            if section := next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None):
+                yield from walk(section, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}"
 

@@ -538,18 +538,49 @@ def channel_statistics(images: Array) -> tuple[list[float], list[float]]:
     return mean.round(6).tolist(), std.clip(1e-3).round(6).tolist()
 
 
+def source_of(config: DataConfig, home: Path, progress: Progress = silent) -> Source:
+    """What a config's images come from. Raises UserError (`read` too) where they are missing or can't be read."""
+
+    def unreadable(error: Exception) -> UserError:
+        return UserError(f"can't read the data set '{config.dataset}': {error}")
+
+    def read() -> Contents:
+        try:
+            return source.read()
+        except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise unreadable(error) from None
+
+    try:
+        source = DATASETS[config.dataset].load(config, home, progress)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise unreadable(error) from None
+    return Source(source.fingerprint, read)
+
+
+def image_side(contents: Contents, sample: int = 64) -> int:
+    """The side in pixels of the images to train on as they come: the median of a sample's shorter sides."""
+    images = contents.splits["train"].images
+    if not isinstance(images, Files):
+        return int(images.shape[-1])
+    sides = []
+    for name in images.names[:: max(1, len(images.names) // sample)]:
+        try:
+            with Image.open(BytesIO(images.read(name))) as image:
+                sides.append(min(image.size))
+        except (OSError, Image.DecompressionBombError):
+            continue  # reported with all others when they are decoded
+    return int(np.median(sides)) if sides else 0
+
+
 def open_dataset(config: DataConfig, home: Path, progress: Progress = silent) -> Dataset:
     """The data set of a config, decoded into `home`/cache at the first call and memory-mapped from then on.
 
     Raises UserError for a missing folder, a failed download, unreadable images, or too few images.
     """
     side = stored_side(config)
-    try:
-        source = DATASETS[config.dataset].load(config, home, progress)
-        folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
-        contents = None if folder.exists() else source.read()
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"can't read the data set '{config.dataset}': {error}") from None
+    source = source_of(config, home, progress)
+    folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
+    contents = None if folder.exists() else source.read()
     if contents is not None:
         try:
             _decode_once(folder, contents, side, config.on_bad_image == "skip", progress)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .checkpoint import fill, save_weights
@@ -264,6 +264,15 @@ encoder.load_state_dict(torch.load({file!r}))
 features = encoder({_normalized(encoder)})"""
 
 
+def _sequential_lines(file: str, encoder: Encoder) -> str:
+    return f"""\
+import torch, torchvision
+resnet = torchvision.models.get_model("{encoder.config.model.backbone}")
+encoder = torch.nn.Sequential(*list(resnet.children())[:-1]).eval()
+encoder.load_state_dict(torch.load({file!r}))
+features = encoder({_normalized(encoder)}).flatten(1)"""
+
+
 def _timm_lines(file: str, encoder: Encoder) -> str:
     return f"""\
 import timm, torch
@@ -296,6 +305,15 @@ def _standard(model: ModelConfig) -> bool:
     return model.stem == "imagenet" and model.width == 1 and model.backbone != "resnet10"  # which only this suite has
 
 
+def _standard_resnet(model: ModelConfig) -> bool:
+    return model.backbone in RESNETS and _standard(model)
+
+
+def _numbered(resnet: nn.Module) -> nn.Sequential:
+    """Its parts but the classifier, as several repositories keep them."""
+    return nn.Sequential(*list(resnet.children())[:-1])
+
+
 class Export(NamedTuple):
     """One row of EXPORTS: the file's suffix, how to write it, the Python that makes `features` of `images` with it."""
 
@@ -317,13 +335,20 @@ EXPORTS: dict[str, Export] = {
         CLOSE,
         holds=_standard,
     ),
+    "sequential": Export(
+        ".pth",
+        lambda path, encoder, digest: torch.save(_numbered(encoder.model.encoder).state_dict(), path),
+        _sequential_lines,
+        CLOSE,
+        holds=_standard_resnet,
+    ),
     "timm": Export(
         ".safetensors",
         lambda path, encoder, digest: save_file(encoder.model.encoder.state_dict(), path),
         _timm_lines,
         CLOSE,
         needs=("timm",),
-        holds=lambda model: model.backbone in RESNETS and _standard(model),
+        holds=_standard_resnet,
     ),
     "onnx": Export(".onnx", _write_onnx, _onnx_lines, CLOSE, needs=("onnx", "onnxscript", "onnxruntime")),
     "pt2": Export(".pt2", lambda path, encoder, digest: torch.export.save(_program(encoder), path), _pt2_lines, SAME),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 1024  # rows and columns of a block of similarities: 4 MiB in float32
-PLAIN_ROWS = 4096  # up to here the whole matrix is held, 64 MiB in float32; above, blocks of it
+PLAIN_ROWS = 2048  # up to here the whole matrix is held and faster, above it blocks of it are (docs/memory.md)
 
 
 def chance_loss(batch_size: int) -> float:

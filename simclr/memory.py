@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config, divisors, memory_bytes
 from .data import stored_side
@@ -37,6 +38,7 @@ DESKTOP = 600 * MIB  # seen on desktops with such a card; 15 MiB where there is 
 CONTEXT = 400 * MIB  # an estimate: CUDA's context with the kernels that are loaded
 # Of any accelerator, at hand or not.
 WORKSPACES = 256 * MIB  # an estimate: scratch memory of cuDNN's convolutions and cuBLAS
+SPEED = 10e12  # FLOP/s that training is assumed to reach on an RTX 4060: a guess, well under its peak in 16 bits
 FRAGMENTATION = 0.05  # an estimate: the share of the rest that the allocator holds in pieces of the wrong size
 SAMPLE = 16  # images that the memory of making views is measured on
 
@@ -243,6 +245,16 @@ def micro_batches(config: Config) -> list[int]:
     """The micro-batches that a config may be computed in, largest first."""
     train = config.train
     return train.micro_batches()[::-1] if train.micro_batch == "auto" else [train.micro_batch]
+
+
+def flops(config: Config, micro_batch: int) -> int:
+    """Floating-point operations of training on one image: both views forward, backward at twice that (as every
+    matrix product has two in backward), and forward once more where the batch goes in micro-batches."""
+    side = config.view_size() or stored_side(config.data)
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = SimCLR(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3)
+        model(torch.empty(2, 3, side, side))  # two views; batch norm needs more than one
+    return int(counter.get_total_flops()) * (4 if micro_batch < config.train.batch_size else 3)
 
 
 def make_plan(config: Config, images: int, limit: Budget) -> Plan:

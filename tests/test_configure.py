@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import configure, recipes
-from experiments.configure import FLAGS, resolve
+from experiments.configure import FLAGS, resolve, resolve_timed
 from experiments.recipes import Preset, presets
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, settings
@@ -73,7 +73,7 @@ def test_a_file_alone_starts_from_the_defaults_and_not_from_a_preset(tmp_path):
 
 
 def test_every_flag_stands_for_a_setting():
-    assert set(FLAGS.values()) <= set(settings(Config))
+    assert set(FLAGS.values()) <= set(settings(Config)) | {"time.hours"}
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,59 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_nearest_name(tmp_path):
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_is_a_valid_config_with_command_cost_and_result_in_its_header(name):
     row = presets()[name]
-    config = resolve(name)
+    config, _ = resolve_timed(name)
     assert config.name == name
     assert config != Config(name=name)  # it sets something
     header = {key.lower(): text for key, text in row.header.items()}
     assert {"about", "command", "cost", "result"} <= set(header)
     assert all(header.values())
     assert header["command"].startswith("simclr ")
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """Presets that build on each other."""
+    texts = {
+        "base": "[train]\nepochs = 11\nbatch_size = 12\n[augment2.blur]\np = 0.5\n",
+        "child": 'preset = "base"\n[train]\nepochs = 21\n',
+        "timed": 'preset = "child"\ntime = {hours = 1, choices = [{epochs = 2, set = {seed = 3}}]}\n',
+        "longer": 'preset = "timed"\n[time]\nhours = 8\n',
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    monkeypatch.setattr(configure, "presets", lambda: {n: Preset(n, tmp_path / f"{n}.toml", {}) for n in texts})
+    return tmp_path
+
+
+def test_a_preset_builds_on_another(family):
+    config = resolve("child")
+    assert (config.name, config.train.epochs, config.train.batch_size) == ("child", 21, 12)
+    assert config.augment2.blur.p == 0.5
+    (family / "mine.toml").write_text('preset = "child"\n[train]\nbatch_size = 22\n')
+    config = resolve(config=family / "mine.toml")
+    assert (config.name, config.train.epochs, config.train.batch_size) == ("mine", 21, 22)
+    assert (
+        resolve("base", family / "mine.toml").train.epochs == 21
+    )  # what the file names stands over what was asked for
+    (family / "mine.toml").write_text('preset = "chidl"')
+    assert "unknown preset 'chidl': did you mean 'child'?" in refusal(config=family / "mine.toml")
+
+
+def test_a_preset_that_goes_by_the_clock_is_no_config_yet(family):
+    config, time = resolve_timed("longer")
+    assert (time.hours, time.choices[0].epochs, time.choices[0].set) == (8, 2, {"seed": 3})
+    assert config.train.epochs == 21
+    assert resolve_timed("longer", settings=["time.hours=2"])[1].hours == 2
+    assert resolve_timed("child")[1] is None
+    assert "goes by the clock" in refusal(preset="longer")
+    with pytest.raises(UserError, match=r"time.hours = -1: expected greater than 0"):
+        resolve_timed("longer", settings=["time.hours=-1"])
+    with pytest.raises(UserError, match=r"give one of them"):
+        resolve_timed("child", hours=1, epochs=1)
+    any_preset, time = resolve_timed("child", hours=2)
+    assert (any_preset.name, time.hours, time.choices) == ("child-hours=2", 2, (configure.Choice(epochs=1, set={}),))
+    with pytest.raises(UserError, match=r"unknown setting 'time.hour': did you mean 'time.hours'"):
+        resolve_timed("longer", settings=["time.hour=1"])
 
 
 def test_a_header_line_without_a_key_goes_on_with_the_one_before(tmp_path):

@@ -60,9 +60,27 @@ def test_memory_grows_with_the_micro_batch_and_hardly_with_the_batch() -> None:
 
 def test_the_loss_of_a_large_batch_counts() -> None:
     """With micro-batches of two images, the similarities of the whole batch are what is largest."""
-    parts = memory.predict(tiny(train={"batch_size": 2048}), 2)
-    assert parts["loss"] > 2 * 4096**2 * 4
+    parts = memory.predict(tiny(train={"batch_size": 1024}), 2)
+    assert parts["loss"] > 2 * 2048**2 * 4
     assert parts["loss"] > parts["activations"]
+
+
+def test_work_is_counted_as_by_hand() -> None:
+    """Multiplications and additions of every convolution and linear layer, forward and twice backward, two views."""
+    config = tiny(data={"side": 32}, train={"batch_size": 64})
+    model = memory.SimCLR(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).eval()
+    counted = 0
+
+    def count(layer: torch.nn.Module, _: object, out: torch.Tensor) -> None:
+        nonlocal counted
+        counted += 2 * out.numel() * layer.weight[0].numel()  # type: ignore[union-attr, index]
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    model(torch.zeros(2, 3, 32, 32))
+    assert memory.flops(config, 64) == 3 * counted
+    assert memory.flops(config, 32) == 4 * counted
 
 
 def budget_of(size: int) -> memory.Budget:
