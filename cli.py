@@ -218,7 +218,9 @@ def pretrain(
         store, tags = tracking.Store(tracking.home()), {}
         if clock is not None:
             with progress_bars() as (_, advance):
-                chosen, tags["request"] = timed.within(chosen, clock, store, again=again, progress=advance)
+                chosen, tags["request"] = timed.within(
+                    chosen, clock, store, resume=resume, again=again, progress=advance
+                )
         if dry_run:
             with progress_bars() as (_, advance):
                 facts = runner.estimate(chosen, store, advance)
@@ -785,6 +787,7 @@ def budget(
         from experiments.configure import resolve
         from simclr import device as devices
         from simclr import memory as planner
+        from simclr.model import check_images
 
         chosen = resolve(
             preset,
@@ -799,6 +802,7 @@ def budget(
             memory=memory,
             device=device,
         )
+        check_images(chosen)
         limit = planner.budget(chosen.memory, devices.resolve(chosen.device))
         plan = planner.make_plan(chosen, images, limit)
         typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size} in micro-batches of {plan.micro_batch}")
@@ -811,11 +815,11 @@ def budget(
         work = planner.flops(chosen, plan.micro_batch)
         typer.echo(f"  {'work':12} {work / 1e9:>6.3g} GFLOP   an image")
         if images:
-            hours = _duration(work * images * chosen.train.epochs / planner.SPEED)
+            speed, epochs = f"{planner.SPEED / 1e12:g} TFLOP/s", chosen.train.epochs
             typer.echo(f"the {images} stored images are kept on the {'device' if plan.on_device else 'host'}")
             typer.echo(
-                f"{chosen.train.epochs} epochs of them take about {hours} at {planner.SPEED / 1e12:g} TFLOP/s, a guess "
-                f"at an RTX 4060: nothing has been measured on one"
+                f"{epochs} epochs of them take about {_duration(work * images * epochs / planner.SPEED)} at {speed}: a "
+                f"guess at an RTX 4060, on which nothing has been measured"
             )
         sizes, table = planner.grid(chosen)
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")

@@ -15,7 +15,7 @@ from simclr import memory
 from simclr.data import Progress, open_dataset, silent
 from simclr.errors import RunFailed, UserError
 from simclr.evaluate import EVALUATIONS, check
-from simclr.model import build_model
+from simclr.model import build_model, check_images
 from simclr.protocol import Protocol, Subject, identity
 from simclr.train import plan as steps_of
 
@@ -45,7 +45,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
         try:
             config, data = cell.config, open_dataset(cell.config.data, store.folder, progress)
             steps_of(config, data)
-            runner.check(config, data)
+            check_images(config)
             config, _ = memory.fit(config, len(data.images), devices.resolve(config.device))
             model = build_model(config, data, torch.device("cpu"))
             check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, Count, Section, make, merge, nested, parse_setting, read_toml, readable
+from simclr.config import Config, Count, Section, flatten, make, merge, nested, parse_setting, read_toml, readable
 from simclr.errors import UserError, unknown
 
 from .recipes import presets
@@ -47,6 +47,11 @@ class Time(Section):
 
     hours: Annotated[float, Field(gt=0)]
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)] = (Choice(),)
+
+
+def _less(choice: Choice, stated: Mapping[str, Any]) -> Choice:
+    """A choice without what has been set otherwise."""
+    return choice.model_copy(update={"set": {path: v for path, v in choice.set.items() if path not in stated}})
 
 
 class _Clock(Section):
@@ -129,12 +134,13 @@ def resolve_timed(
     **flags: Any,
 ) -> tuple[Config, Time | None]:
     """`resolve`, with the [time] of a preset that goes by the clock."""
-    if flags.get("epochs") is not None and flags.get("hours") is not None:
-        raise UserError("--epochs and --hours both say how long to train: give one of them")
     name = preset or ("shapes" if config is None else None)
     table: dict[str, Any] = {"name": name} | preset_table(name) if name else {}
+    stated: dict[str, Any] = {}  # by the config file, over what a preset may choose by the clock
     if config is not None:
-        table = merge(table, {"name": config.stem} | on_preset(read_toml(config)))
+        file = read_toml(config)
+        table = merge(table, {"name": config.stem} | on_preset(file))
+        stated = {} if at(file, "time.choices") else flatten(file)
     changes: dict[str, object] = {}
     for text in settings:
         path, value = parse_setting(text)
@@ -150,7 +156,11 @@ def resolve_timed(
         shown = [f"{path.rpartition('.')[2]}={value}" for path, value in changes.items() if path not in UNNAMED]
         table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
     try:
-        clock = _Clock.model_validate({"time": table.pop("time", None)})
+        time = _Clock.model_validate({"time": table.pop("time", None)}).time
     except ValidationError as error:
         raise readable(error, _Clock) from None
-    return make(table), clock.time
+    if time is not None:
+        if "train.epochs" in changes:
+            raise UserError(f"{table['name']} goes by the clock, which chooses the epochs: leave --epochs out")
+        time = time.model_copy(update={"choices": tuple(_less(choice, stated | changes) for choice in time.choices)})
+    return make(table), time

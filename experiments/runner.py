@@ -22,7 +22,7 @@ from simclr.config import Config, to_toml
 from simclr.data import Dataset, Progress, open_dataset, silent
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.loss import chance_loss
-from simclr.model import build_model, parameter_count
+from simclr.model import build_model, check_images, parameter_count
 from simclr.train import Interrupted, plan, pretrain, timed_steps
 
 from .tracking import Store, Tracker
@@ -78,7 +78,7 @@ def train(
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, _ = plan(config, data)
-    check(config, data)
+    check_images(config)
     config, fitted = memory.fit(config, len(data.images), device)
     earlier = store.of_key(config.key(), data.digest)
     finished = [run for run in earlier if run.info.status == "FINISHED"]
@@ -134,21 +134,6 @@ def _enough_memory(config: Config) -> AbstractContextManager[None]:
     )
 
 
-def check(config: Config, data: Dataset) -> None:
-    """Raises UserError where the network of a config can't take the images of the data set, or its views of them."""
-    model = build_model(config, data, torch.device("cpu")).eval()
-    for side in {data.side, config.view_size() or data.side}:
-        try:
-            with torch.no_grad():
-                model(torch.zeros(2, 3, side, side))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
-                f"--backbone"
-            ) from None
-
-
 def furthest(store: Store, earlier: list[Any]) -> Any:
     """Of the runs that did not finish, the one whose checkpoint is of the latest step; None where there is none."""
     saved = {}
@@ -192,6 +177,7 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, per_epoch = plan(config, data)
+    check_images(config)
     config, fitted = memory.fit(config, len(data.images), device)
     with _enough_memory(config):
         seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)

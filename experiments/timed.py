@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from hashlib import blake2b
 
 import numpy as np
@@ -11,68 +10,103 @@ import numpy as np
 from simclr import device as devices
 from simclr import memory
 from simclr.checkpoint import checkpoints
-from simclr.config import Config, make
+from simclr.config import Config
 from simclr.data import Dataset, Progress, image_side, open_dataset, silent, source_of, stored_side
-from simclr.errors import UserError
+from simclr.errors import BadSettings, UserError
+from simclr.model import check_images
 from simclr.train import plan, timed_steps
 
-from .configure import Time, changed
+from .configure import Choice, Time, changed
 from .tracking import Store
 
 STEPS = 0.9  # the steps' share of the time; the rest is for kNN on validation, checkpoints, and an uneven machine
+SPREAD = 30  # how many times as fast, in operations, a large network may run as a small one, on a GPU
 
 
 def within(
-    config: Config, asked: Time, store: Store, *, again: bool = False, progress: Progress = silent
+    config: Config,
+    asked: Time,
+    store: Store,
+    *,
+    resume: bool = False,
+    again: bool = False,
+    progress: Progress = silent,
 ) -> tuple[Config, str]:
     """The config that a preset becomes on this machine; and a hash of what was asked for, the tag `request` of its run.
 
-    The first choice that gets through its epochs in time, or else the last; for as many epochs as the time holds that
-    is left once its images are decoded. Choices are passed over whose images would be larger than the files, or that
-    the memory can't hold. What was chosen before for the same request stands, if it has been trained or has a
-    checkpoint, unless `again`. Raises UserError where not even one epoch fits.
+    The first choice that gets through its epochs in the time that is left once its images are decoded, or else the
+    last; for as many epochs as fit. Choices are passed over whose images would be larger than the files, and those that
+    the memory can't hold. What a finished run of the same request chose stands, unless `again`; with `resume`, what
+    one chose that has a checkpoint. Raises UserError where not even one epoch fits.
     """
-    clock, seconds = time.monotonic(), asked.hours * 3600 * STEPS
+    began, budget = time.monotonic(), asked.hours * 3600 * STEPS
     source = source_of(config.data, store.folder, progress)
-    text = "/".join((config.key(), asked.model_dump_json(), source.fingerprint))
+    machine = devices.describe(devices.resolve(config.device)), config.memory
+    text = repr((config.key(), asked.model_dump_json(), source.fingerprint, machine))
     request = blake2b(text.encode(), digest_size=8).hexdigest()
-    for run in () if again else store.search(f"tags.kind = 'pretrain' and tags.request = '{request}'"):
-        if run.info.status == "FINISHED" or checkpoints(store.run_folder(run.info.run_id)):
-            recorded = make(tomllib.loads(store.artifact(run.info.run_id, "config.toml").read_text(encoding="utf-8")))
-            own = {
-                "device": config.device,
-                "memory": config.memory,
-                "data": recorded.data.model_copy(update={"dir": config.data.dir}),
-            }
-            return recorded.model_copy(update=own), request
-    contents = source.read()
-    images = sum(len(contents.splits[part].labels) for part in ("train", "unlabeled") if part in contents.splits)
-    side = max(image_side(contents), stored_side(config.data))
+    if (before := _chosen_before(config, asked, store, request, resume, again)) is not None:
+        return before, request
+
+    last = asked.choices[-1]
+    smallest = _made(config, last)
+    images = len(open_dataset(smallest.data, store.folder, progress).parts["pretrain"])
+    side = stored_side(smallest.data)  # the largest that is wanted of these images
+    if any(stored_side(_made(config, choice).data) > side for choice in asked.choices):
+        side = max(side, image_side(source.read()))
+    each = seconds_an_image(smallest)
+    slowest = memory.flops(smallest, 0) / each  # in operations a second
     for choice in asked.choices:
-        chosen, last = changed(config, choice.set), choice is asked.choices[-1]
-        if stored_side(chosen.data) > side and not last:
-            continue
+        chosen = _made(config, choice)
+        left = budget - (time.monotonic() - began)
+        if choice is not last:
+            hopeless = memory.flops(chosen, 0) / (SPREAD * slowest) * images * choice.epochs > left
+            if stored_side(chosen.data) > side or hopeless:
+                continue
         try:
-            each = seconds_an_image(chosen, images)
-        except UserError:
-            if last:
+            each = seconds_an_image(chosen)
+        except (UserError, BadSettings):
+            if choice is last:
                 raise
             continue
-        if each * min(images, config.data.limit or images) * choice.epochs <= seconds:
-            break
-    data = open_dataset(chosen.data, store.folder, progress)
-    epoch = each * plan(chosen, data)[1] * chosen.train.batch_size
-    epochs = int((seconds - (time.monotonic() - clock)) / epoch)
-    if epochs < 1:
-        raise UserError(
-            f"{asked.hours:g} hours hold no epoch of {config.name}: one takes {epoch / 3600:.2g} h here. Give it more "
-            f"(--hours), or fewer images (--set data.limit=...)"
-        )
-    return changed(chosen, {"train.epochs": epochs}), request
+        if each * images * choice.epochs > left and choice is not last:
+            continue
+        data = open_dataset(chosen.data, store.folder, progress)
+        epoch = each * plan(chosen, data)[1] * chosen.train.batch_size
+        epochs = int((budget - (time.monotonic() - began)) / epoch)
+        if epochs >= (1 if choice is last else choice.epochs):
+            return _made(config, choice, epochs), request
+    spent = time.monotonic() - began
+    raise UserError(
+        f"{asked.hours:g} hours hold no epoch of {config.name}: one takes {epoch:.0f} s here, after {spent:.0f} s of "
+        f"decoding and measuring. Give it more (--hours), or fewer images (--set data.limit=...)"
+    )
 
 
-def seconds_an_image(config: Config, images: int) -> float:
-    """Measured on a few training steps with made images. Raises UserError where the memory can't hold the config."""
+def _made(config: Config, choice: Choice, epochs: int = 1) -> Config:
+    return changed(config, {**choice.set, "train.epochs": epochs})
+
+
+def _chosen_before(config: Config, asked: Time, store: Store, request: str, resume: bool, again: bool) -> Config | None:
+    """What a run of the same request was made of: one with a checkpoint to `resume`, else one that has finished."""
+    for run in store.search(f"tags.kind = 'pretrain' and tags.request = '{request}'"):
+        finished = run.info.status == "FINISHED"
+        if finished if resume else again or not finished:
+            continue
+        if resume and not checkpoints(store.run_folder(run.info.run_id)):
+            continue
+        for choice in asked.choices:
+            chosen = _made(config, choice, int(run.data.params["train.epochs"]))
+            if chosen.key() == run.data.tags["config_key"]:
+                return chosen
+    return None
+
+
+def seconds_an_image(config: Config) -> float:
+    """Measured on a few training steps with made images.
+
+    Raises UserError where the network can't take the images, or the memory can't hold the config; BadSettings where it
+    turns out that it can't.
+    """
     device, batch, side = devices.resolve(config.device), config.train.batch_size, stored_side(config.data)
     made = Dataset(
         name="made",
@@ -84,5 +118,7 @@ def seconds_an_image(config: Config, images: int) -> float:
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
-    config, _ = memory.fit(config, images, device)
-    return timed_steps(config, made, device) / batch
+    check_images(config)
+    config, _ = memory.fit(config, 0, device)
+    with devices.memory_errors("take a smaller batch or network"):
+        return timed_steps(config, made, device) / batch

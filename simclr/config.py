@@ -147,7 +147,7 @@ class TrainConfig(Section):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=2)  # images; 2N views
     micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are held at a time; auto: what fits
-    norm_batch: Count | None = None  # images that share batch norm's statistics (default: up to NORM_BATCH of them)
+    norm_batch: Count = NORM_BATCH  # images at most that share batch norm's statistics: `norm_images`
     views: Literal["fused", "split"] = "fused"  # one forward for both views, or two: batch norm sees the difference
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation (0: never)
@@ -158,8 +158,9 @@ class TrainConfig(Section):
         return [m for m in divisors(self.batch_size) if m % self.norm_images() == 0]
 
     def norm_images(self) -> int:
-        """How many images share batch norm's statistics: a part of the batch, whatever the memory."""
-        return self.norm_batch or max(d for d in divisors(self.batch_size) if d <= NORM_BATCH)
+        """How many images share batch norm's statistics, whatever the memory: the largest divisor of the batch up to
+        `norm_batch`."""
+        return max(d for d in divisors(self.batch_size) if d <= self.norm_batch)
 
 
 METHOD = 2  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
@@ -189,13 +190,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Config:
-        """Each of norm_batch, micro_batch and batch_size is a multiple of the one before."""
+        """A micro-batch is a part of the batch, of whole groups that share batch norm's statistics."""
         train, group = self.train, self.train.norm_images()
-        if train.batch_size % group:
-            raise ValueError(
-                f"train.norm_batch = {group} must divide train.batch_size = {train.batch_size}: "
-                f"try {_nearest(divisors(train.batch_size), group)}"
-            )
         if train.micro_batch != "auto" and train.micro_batch not in (sizes := train.micro_batches()):
             raise ValueError(
                 f"train.micro_batch = {train.micro_batch} must divide train.batch_size = {train.batch_size} and be of "
@@ -252,14 +248,15 @@ class Config(Section):
         for view in ("augment", "augment2"):
             if data[view] is not None:
                 data[view] = {name: ops for name, ops in data[view].items() if ops["p"] > 0}
-        return _flatten(data)
+        return flatten(data)
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names and their values, without those that are None."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         elif value is not None:
             flat[f"{prefix}{key}"] = value
     return flat

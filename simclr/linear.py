@@ -8,6 +8,9 @@ from torch import Tensor
 from .data import Progress, silent
 from .protocol import Linear, Outcome, Subject
 
+ITERATIONS = 200  # at most, of a fit
+PATH = 1e-4  # tolerance of the fits that only choose the L2 value; as scikit-learn's default
+
 
 def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
     """All of them shifted and scaled by the mean and standard deviation of each column of the first."""
@@ -21,31 +24,39 @@ def logits(x: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[-1], x, weights[:-1])
 
 
-def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, iterations: int = 200) -> Tensor:
+def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, tolerance: float = 1e-6) -> Tensor:
     """Multinomial logistic regression by L-BFGS: the weights ((D + 1) x classes) that minimise
     sum of cross-entropies + l2 / 2 * |weights without bias|^2 (scikit-learn's C is 1 / l2), from `start`.
 
-    The gradient is written out, with classes as rows: on a CPU five times as fast as autograd's, whose product
-    x.T @ (N x classes) and softmax along short rows take most of the time.
+    Each weight is searched in units in which its curvature is about one: that of a model that holds all classes for
+    equally likely. Where the columns of `x` are uncorrelated that takes far fewer steps. The gradient is written out,
+    with classes as rows: on a CPU five times as fast as autograd's, whose product x.T @ (N x classes) and softmax along
+    short rows take most of the time. `tolerance` is of the largest derivative, of the mean cross-entropy.
     """
-    weights, rows = start.T.clone(), torch.arange(len(x), device=x.device)
+    n, classes, rows = len(x), start.shape[1], torch.arange(len(x), device=x.device)
+    curvature = torch.cat([x.square().mean(0), x.new_ones(1)]) * (1 - 1 / classes) / classes
+    curvature[:-1] += l2 / n
+    unit = curvature.clamp(min=1e-6 * curvature.max().item()).rsqrt()
+    weights = start.T / unit
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=iterations, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        [weights], max_iter=ITERATIONS, history_size=20, tolerance_grad=tolerance, line_search_fn="strong_wolfe"
     )
 
     @torch.no_grad()
     def closure() -> Tensor:
-        slope = weights[:, :-1]
-        scores = torch.addmm(weights[:, -1:], slope, x.T)  # classes x N
+        slope, bias = (weights * unit).split([x.shape[1], 1], dim=1)
+        scores = torch.addmm(bias.T, x, slope.T).T.contiguous()  # classes x N
         total = scores.logsumexp(0)
-        loss = (total - scores[y, rows]).mean() + l2 / (2 * len(x)) * slope.square().sum()
+        loss: Tensor = (total - scores[y, rows]).mean() + l2 / (2 * n) * slope.square().sum()
         residual = (scores - total).exp_()
         residual[y, rows] -= 1
-        weights.grad = torch.cat([residual @ x + l2 * slope, residual.sum(1, keepdim=True)], 1) / len(x)
+        gradient = torch.cat([residual @ x + l2 * slope, residual.sum(1, keepdim=True)], 1) / n
+        weights.grad = gradient * unit
         return loss
 
     optimizer.step(closure)
-    return weights.T
+    fitted: Tensor = (weights * unit).T
+    return fitted
 
 
 def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
@@ -87,12 +98,14 @@ def choose_l2(
 ) -> tuple[float, float, Tensor]:
     """The best accuracy on validation over the L2 values, the value, and the weights fitted on train with it.
 
-    Walks the grid from strong to weak, each fit started from the one before; of equal accuracies the strongest wins.
+    Walks the grid from strong to weak, each fit started where the two before lead; of equal accuracies the strongest
+    wins.
     """
     grid, weights = settings.grid(), train.new_zeros(train.shape[1] + 1, classes)
-    best, chosen, best_weights = -1.0, grid[0], weights
+    before = best_weights = weights
+    best, chosen = -1.0, grid[0]
     for done, l2 in enumerate(grid, 1):
-        weights = fit_logistic(train, train_labels, weights, l2)
+        before, weights = weights, fit_logistic(train, train_labels, 2 * weights - before, l2, tolerance=PATH)
         score = accuracy(logits(val, weights), val_labels)
         if score > best:
             best, chosen, best_weights = score, l2, weights
@@ -100,21 +113,25 @@ def choose_l2(
     return best, chosen, best_weights
 
 
-def _scaled(settings: Linear, train: Tensor, *others: Tensor) -> list[Tensor]:
-    return standardise(train, *others) if settings.standardise else [train, *others]
+def prepared(settings: Linear, train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Standardised if so set, and turned to the principal axes of the first, where fits are fast: no accuracy changes,
+    for the penalty does not see the turn."""
+    scaled = standardise(train, *others) if settings.standardise else [train, *others]
+    axes = torch.linalg.eigh(scaled[0].T @ scaled[0])[1]
+    return [x @ axes for x in scaled]
 
 
 def best_on_validation(subject: Subject) -> float:
     """Accuracy on validation of the classifier fitted on train, at the best L2 value: what a search may look at."""
     settings, train, val = subject.protocol.linear, subject.train, subject.val
-    x, held = _scaled(settings, train[0], val[0])
+    x, held = prepared(settings, train[0], val[0])
     return choose_l2(x, train[1], held, val[1], len(subject.data.classes), settings, subject.progress)[0]
 
 
 def linear(subject: Subject) -> Outcome:
     """Test accuracy of the linear classifier, and the L2 value that was chosen."""
     settings, (train, val, test) = subject.protocol.linear, (subject.train, subject.val, subject.test)
-    x, held, queries = _scaled(settings, train[0], val[0], test[0])
+    x, held, queries = prepared(settings, train[0], val[0], test[0])
     classes = len(subject.data.classes)
     weights, l2 = linear_classifier(x, train[1], held, val[1], classes, settings, subject.progress)
     metrics, predictions = accuracies(logits(queries, weights), test[1], "linear")

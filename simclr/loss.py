@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 1024  # rows and columns of a block of similarities: 4 MiB in float32
-PLAIN_ROWS = 2048  # up to here the whole matrix is held and faster, above it blocks of it are (docs/memory.md)
+PLAIN_ROWS = 2048  # up to here the whole matrix is faster, and above it blocks are, on a CPU (docs/memory.md)
 
 
 def chance_loss(batch_size: int) -> float:

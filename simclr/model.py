@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
-from .data import NORMALIZATIONS, Dataset
+from .data import NORMALIZATIONS, Dataset, stored_side
 from .errors import UserError, unknown
 from .randomness import subseed
 
@@ -201,6 +201,22 @@ def build_model(config: Config, data: Dataset, device: torch.device) -> SimCLR:
     mean, std = NORMALIZATIONS[config.data.normalize](data)
     model = SimCLR(config.model, data.side, config.seed, mean, std)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def check_images(config: Config) -> None:
+    """Raises UserError where the network of a config can't take its images, or its views of them."""
+    stored = stored_side(config.data)
+    model = SimCLR(config.model, stored, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
+    for side in {stored, config.view_size() or stored}:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(2, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
+                f"--backbone"
+            ) from None
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -409,7 +409,7 @@ JITTER = "augment.color_jitter"
         ),
         pytest.param({"augment.flip.p": 0.25}, {"augment.flip.p": 0.25, "augment2.flip.p": 0.25}, id="augment2 alike"),
         pytest.param({}, {"augment2": {}}, id="augment2 empty"),
-        pytest.param({}, {"train.norm_batch": 256}, id="the groups of batch norm that it has anyway"),
+        pytest.param({}, {"train.norm_batch": 300}, id="the groups of batch norm that it has anyway"),
         pytest.param(
             {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="another micro-batch"
         ),
@@ -443,7 +443,8 @@ def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
 
 
 def test_batches_that_do_not_divide_are_refused():
-    assert refusal({"train.norm_batch": 100}) == "train.norm_batch = 100 must divide train.batch_size = 256: try 128"
+    assert configured({"train.batch_size": 64, "train.norm_batch": 512}).train.norm_images() == 64
+    assert configured({"train.batch_size": 64, "train.norm_batch": 30}).train.norm_images() == 16
     message = refusal({"train.batch_size": 1024, "train.micro_batch": 300})
     assert message.startswith("train.micro_batch = 300 must divide train.batch_size = 1024 and be of whole groups")
     assert message.endswith("of train.norm_batch (256): try 256, or set that too")

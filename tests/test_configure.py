@@ -250,12 +250,24 @@ def test_a_preset_that_goes_by_the_clock_is_no_config_yet(family):
     assert "goes by the clock" in refusal(preset="longer")
     with pytest.raises(UserError, match=r"time.hours = -1: expected greater than 0"):
         resolve_timed("longer", settings=["time.hours=-1"])
-    with pytest.raises(UserError, match=r"give one of them"):
+    with pytest.raises(UserError, match=r"goes by the clock, which chooses the epochs: leave --epochs out"):
         resolve_timed("child", hours=1, epochs=1)
     any_preset, time = resolve_timed("child", hours=2)
     assert (any_preset.name, time.hours, time.choices) == ("child-hours=2", 2, (configure.Choice(epochs=1, set={}),))
     with pytest.raises(UserError, match=r"unknown setting 'time.hour': did you mean 'time.hours'"):
         resolve_timed("longer", settings=["time.hour=1"])
+
+
+def test_what_is_set_is_not_chosen_by_the_clock(family):
+    def choices(**asked):
+        return [choice.set for choice in resolve_timed(**asked)[1].choices]
+
+    assert choices(preset="longer") == [{"seed": 3}]
+    assert choices(preset="longer", seed=5) == choices(preset="longer", settings=["seed=5"]) == [{}]
+    (family / "mine.toml").write_text('preset = "longer"\nseed = 5\n')
+    assert choices(config=family / "mine.toml") == [{}]
+    (family / "mine.toml").write_text("seed = 5\ntime = {hours = 1, choices = [{set = {seed = 6}}]}\n")
+    assert choices(config=family / "mine.toml") == [{"seed": 6}]
 
 
 def test_a_header_line_without_a_key_goes_on_with_the_one_before(tmp_path):

@@ -2,7 +2,8 @@
 
 Training amplifies rounding: a difference of 1e-7 in the views can be one of 1e-2 in the loss after ten steps. So
 golden.json has beside each loss by how much it moves when the views are rounded otherwise; ten times that is what
-another CPU is allowed. Where a recipe is changed on purpose: `python tests/test_golden.py` writes the file anew.
+another CPU is allowed. Of recipes with large rates only the first few losses say something, therefore. The settings
+themselves are held by their keys. Where a recipe is changed on purpose, `python tests/test_golden.py` writes the file.
 """
 
 from __future__ import annotations
@@ -33,20 +34,37 @@ ROUNDING = 6e-8  # of a float32 near one
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"dataset": "shapes", "dir": None, "side": None, "limit": 64},
     "model": {"width": 0.125},
-    "train": {"batch_size": 32, "norm_batch": None, "epochs": STEPS // 2, "precision": "fp32", "knn_every": 0},
+    "train": {"batch_size": 32, "epochs": STEPS // 2, "precision": "fp32", "knn_every": 0},
 }
-RECIPES = [name for name in presets() if resolve_timed(name)[1] is None]  # the others are one of these by the clock
 
 
 def recipe(name: str) -> Config:
     return resolve_timed(name)[0]
 
 
-def first_losses(config: Config, home: Path) -> list[float]:
+def small(config: Config) -> Config:
     changes = {f"{section}.{name}": value for section, table in SMALL.items() for name, value in table.items()}
-    if config.view_size():
-        changes["augment.crop.size"] = 64
-    config, losses = changed(config, changes), []
+    return changed(config, changes | ({"augment.crop.size": 64} if config.view_size() else {}))
+
+
+RECIPES = list(
+    {small(recipe(name)).key(): name for name in reversed(presets())}.values()
+)  # one of those that begin alike
+
+
+def keys() -> dict[str, str]:
+    """The key of every preset, and of every choice of those that go by the clock: any setting that counts is in it."""
+    found = {}
+    for name in presets():
+        config, time = resolve_timed(name)
+        found[name] = config.key()
+        for number, choice in enumerate(time.choices if time else (), 1):
+            found[f"{name}, choice {number}"] = changed(config, choice.set).key()
+    return found
+
+
+def first_losses(config: Config, home: Path) -> list[float]:
+    config, losses = small(config), []
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(train, "build_model", lambda *arguments: build_model(*arguments).double())
         data = open_dataset(config.data, home)
@@ -74,7 +92,11 @@ def apart(losses: list[float], golden: dict[str, list[float]]) -> float:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, dict[str, list[float]]]:
-    return json.loads(GOLDEN.read_text())  # type: ignore[no-any-return]
+    return json.loads(GOLDEN.read_text())["losses"]  # type: ignore[no-any-return]
+
+
+def test_no_preset_has_changed_its_settings() -> None:
+    assert keys() == json.loads(GOLDEN.read_text())["keys"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -117,9 +139,11 @@ def main() -> None:
                     moved = first_losses(recipe(name), Path(home))
                 moves = [max(move, abs(a - b)) for move, a, b in zip(moves, losses, moved, strict=True)]
             moves = [round(max(moves[: step + 1]), 6) for step in range(STEPS)]
-            lines.append(f"  {json.dumps(name)}: {json.dumps({'losses': losses, 'moves': moves})}")
+            lines.append(f"    {json.dumps(name)}: {json.dumps({'losses': losses, 'moves': moves})}")
             print(name, losses[-1], moves[-1], flush=True)
-    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    losses_text = ",\n".join(lines)
+    settings = ",\n".join(f"    {json.dumps(name)}: {json.dumps(key)}" for name, key in keys().items())
+    GOLDEN.write_text(f'{{\n  "keys": {{\n{settings}\n  }},\n  "losses": {{\n{losses_text}\n  }}\n}}\n')
 
 
 if __name__ == "__main__":

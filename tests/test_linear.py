@@ -15,7 +15,7 @@ Clusters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("l2", [0.01, 1.0, 100.0])
 def test_finds_scikit_learns_optimum(l2: float, clusters: Clusters) -> None:
     x, y, test, _ = clusters
-    weights = linear.fit_logistic(x, y, x.new_zeros(17, 5), l2, iterations=1000)
+    weights = linear.fit_logistic(x, y, x.new_zeros(17, 5), l2)
     peer = LogisticRegression(C=1 / l2, max_iter=5000, tol=1e-8).fit(x.numpy(), y.numpy())
     theirs = torch.from_numpy(np.vstack([peer.coef_.T, peer.intercept_]))
 

@@ -154,6 +154,13 @@ def test_on_a_cpu_nothing_is_planned_unless_asked(digits: Dataset) -> None:
     assert memory.fit(tiny(), len(digits.images), CPU) == (tiny(), None)
 
 
+def test_a_network_that_cannot_take_the_images_has_no_budget(tmp_path: Path) -> None:
+    settings = ("--set", "model.stem=imagenet", "--set", "model.width=1")
+    done = simclr("budget", "--preset", "shapes", "--backbone", "alexnet", *settings, home=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: backbone 'alexnet' can't take 32 px images")
+
+
 def test_budget_on_the_command_line(tmp_path: Path) -> None:
     done = simclr("budget", "--preset", "cifar10", "--batch-size", "64", "--images", "60000", home=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, simclr, tiny
+from PIL import Image
 
 from experiments import timed
 from experiments.configure import Time
 from experiments.tracking import Store
+from simclr.config import Config
 from simclr.data import open_dataset
-from simclr.errors import UserError
+from simclr.errors import BadSettings, UserError
 from simclr.train import plan
 
 LARGE, MIDDLE, SMALL = (
@@ -32,14 +34,14 @@ def asked(seconds: float, *choices: dict[str, object]) -> Time:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(timed, "seconds_an_image", lambda config, images: SECONDS[config.model.width])
+    monkeypatch.setattr(timed, "seconds_an_image", lambda config: SECONDS[config.model.width])
     open_dataset(tiny().data, tmp_path)  # so that no choice waits for it
     return Store(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("seconds", "width", "epochs"),
-    [(31.0, 0.25, 12), (28.9, 0.25, 11), (28.0, 0.0625, 21), (3.0, 0.0625, 2)],
+    [(31.0, 0.25, 12), (26.9, 0.25, 10), (24.9, 0.0625, 19), (3.0, 0.0625, 2)],
     ids=["the first that fits", "just", "the next", "the last in any case"],
 )
 def test_the_first_choice_that_gets_through_its_epochs_in_time(store: Store, seconds, width, epochs) -> None:
@@ -59,7 +61,7 @@ def test_time_that_holds_no_epoch_is_refused(store: Store) -> None:
 
 
 def test_a_choice_that_the_memory_cannot_hold_is_passed_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(config, images):
+    def seconds(config):
         if config.model.width == 0.25:
             raise UserError("it needs more")
         return SECONDS[config.model.width]
@@ -70,10 +72,78 @@ def test_a_choice_that_the_memory_cannot_hold_is_passed_over(store: Store, monke
         timed.within(tiny(), asked(1000.0, MIDDLE), store)
 
 
+def test_out_of_memory_passes_a_choice_over_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(config):
+        if config.model.width == 0.25:
+            raise BadSettings("out of memory")
+        return SECONDS[config.model.width]
+
+    monkeypatch.setattr(timed, "seconds_an_image", seconds)
+    assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.0625
+
+
+def test_a_hopeless_choice_is_not_even_timed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(timed, "seconds_an_image", lambda config: seen.append(config.model.backbone) or 1e-3)
+    huge = {"epochs": 10, "set": {"model.backbone": "resnet152", "model.width": 1.0}}
+    assert timed.within(tiny(), asked(20.0, huge, SMALL), store)[0].model.backbone == "resnet18"
+    assert set(seen) == {"resnet18"}
+
+
+def test_a_network_that_cannot_take_the_images_is_a_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    config = tiny(model={"backbone": "alexnet", "stem": "imagenet", "width": 1.0})
+    with pytest.raises(UserError, match=r"backbone 'alexnet' can't take 16 px images"):
+        timed.within(config, asked(100.0, {"epochs": 1}), store)
+
+
+def test_images_of_files_are_never_enlarged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        path = tmp_path / "photos" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 50 if number % 3 else 20), (number, 0, 0)).save(path)
+    monkeypatch.setattr(timed, "seconds_an_image", lambda config: 1e-6)
+    config = tiny(data={"dataset": "folder", "dir": str(tmp_path / "photos"), "side": 16}, train={"batch_size": 8})
+    choices = ({"epochs": 1, "set": {"data.side": side}} for side in (64, 48, 16))
+    chosen, _ = timed.within(config, asked(1.0, *choices), Store(tmp_path))
+    assert chosen.data.side == 48  # most are 50 px
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["folder"] * 2
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
+def test_what_was_chosen_before_stands(store: Store, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run's choice, unless a new one is asked for; the one with a checkpoint, to resume."""
+    chosen, request = timed.within(tiny(), asked(31.0), store)
+    tags = {"kind": "pretrain", "request": request, "config_key": chosen.key()}
+    tracker = store.start("run", tags, chosen.flat())
+    tracker.finish(status)
+    monkeypatch.setitem(SECONDS, 0.25, 1.0)  # the machine has slowed down
+    again = {"knn_every": 7, "checkpoint_minutes": 1.0}  # which decide nothing
+
+    def now(**how: bool) -> Config:
+        return timed.within(tiny(train=again), asked(31.0), store, **how)[0]
+
+    expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=again)})
+    assert now(again=True).model.width == 0.0625
+    if status == "FINISHED":
+        assert now() == expected
+        assert now(resume=True).model.width == 0.0625
+    else:
+        assert now().model.width == now(resume=True).model.width == 0.0625
+        folder = store.run_folder(tracker.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step-00000001.pt").touch()
+        assert now(resume=True) == now(resume=True, again=True) == expected
+        assert now().model.width == 0.0625
+    other = tiny(memory="4GiB", train=again)
+    assert timed.within(other, asked(31.0), store, resume=status != "FINISHED")[0].model.width == 0.0625
+
+
 def test_speed_is_measured_without_the_images() -> None:
-    assert 0 < timed.seconds_an_image(tiny(train={"batch_size": 8}), 100) < 1
+    assert 0 < timed.seconds_an_image(tiny(train={"batch_size": 8})) < 1
 
 
+SHORT = 20  # seconds
 CONFIG = """
 data.dataset = "digits"
 device = "cpu"
@@ -84,9 +154,20 @@ time = {hours = HOURS}
 """
 
 
-def test_it_ends_in_time_and_a_killed_run_goes_on_as_it_was_chosen(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_ends_in_time(tmp_path: Path) -> None:
     config = tmp_path / "clock.toml"
-    config.write_text(CONFIG.replace("HOURS", str(20 / 3600)))
+    config.write_text(CONFIG.replace("HOURS", str(SHORT / 3600)))
+    done = simclr("pretrain", "--config", str(config), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [run] = Store(tmp_path).search("tags.kind = 'pretrain'")
+    took = (run.info.end_time - run.info.start_time) / 1000
+    assert 0.3 * SHORT < took < 1.3 * SHORT  # tests share their cores with others
+
+
+def test_a_killed_run_goes_on_as_it_was_chosen(tmp_path: Path) -> None:
+    config = tmp_path / "clock.toml"
+    config.write_text(CONFIG.replace("HOURS", str(SHORT / 3600)))
     command = [sys.executable, str(ROOT / "cli.py"), "pretrain", "--config", str(config)]
     environment = {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": ""}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
