@@ -212,6 +212,7 @@ def pretrain(
         )
         from experiments import runner, timed, tracking
         from simclr.config import to_toml
+        from simclr.data import stored_side
         from simclr.loss import chance_loss
         from simclr.memory import gib
 
@@ -221,6 +222,11 @@ def pretrain(
                 chosen, tags["request"] = timed.within(
                     chosen, clock, store, resume=resume, again=again, progress=advance
                 )
+            model, side = chosen.model, stored_side(chosen.data)
+            typer.echo(
+                f"by the clock: {model.backbone} of width {model.width:g}, {model.stem} stem, images of {side} px, "
+                f"{chosen.train.epochs} epochs of batches of {chosen.train.batch_size}"
+            )
         if dry_run:
             with progress_bars() as (_, advance):
                 facts = runner.estimate(chosen, store, advance)

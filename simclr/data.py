@@ -82,7 +82,17 @@ def _fingerprint(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
+def _refuse_folder(config: DataConfig) -> None:
+    if config.dir is not None:
+        raise UserError(
+            f"the data set '{config.dataset}' is embedded and reads no folder: add --dataset folder, or take --preset "
+            f"half-hour, for the images in {config.dir}; or leave --data-dir out"
+        )
+
+
 def load_shapes(config: DataConfig, home: Path, progress: Progress) -> Source:
+    _refuse_folder(config)
+
     def read() -> Contents:
         parts = (("train", shapes.TRAIN, 0), ("test", shapes.TEST, 1))
         return Contents(shapes.CLASSES, {name: Split(*shapes.render(n, seed)) for name, n, seed in parts})
@@ -92,6 +102,7 @@ def load_shapes(config: DataConfig, home: Path, progress: Progress) -> Source:
 
 def load_digits(config: DataConfig, home: Path, progress: Progress) -> Source:
     """scikit-learn's 1,797 digits of 8 x 8 pixels; a fixed fifth of them is the test set."""
+    _refuse_folder(config)
 
     def read() -> Contents:
         from sklearn.datasets import load_digits as sklearn_digits
@@ -288,17 +299,22 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".ti
 SPLIT_FOLDERS = ("train", "val", "test")
 
 
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's: a hidden one, or what Windows puts beside pictures."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        return sorted((e for e in entries if not _hidden(e.name)), key=lambda e: e.name)
 
 
 def walk(folder: str) -> list[str]:
     """The paths of all files below a folder, hidden ones left out, sorted."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(root, name) for name in files if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _hidden(name)]
+        found += [os.path.join(root, name) for name in files if not _hidden(name)]
     return sorted(found)
 
 

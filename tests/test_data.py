@@ -488,11 +488,26 @@ def test_files_in_folders_within_a_class_belong_to_that_class(home, tmp_path):
 def test_hidden_files_and_notes_beside_class_folders_are_ignored(home, tmp_path):
     root = tmp_path / "photos"
     class_folder(root, each=4)
-    for name in (".DS_Store", "cat/.DS_Store", "cat/._000.png", ".thumbnails/000.png", ".hidden.png", "README.txt"):
+    for name in (
+        ".DS_Store",
+        "cat/.DS_Store",
+        "cat/Thumbs.db",
+        "dog/desktop.ini",
+        "cat/._000.png",
+        ".thumbnails/000.png",
+        ".hidden.png",
+        "README.txt",
+    ):
         put(root / name, b"not an image")
     found = opened(home, dir=root, side=8)
     assert len(found.images) == 12
     assert found.classes == ("cat", "dog", "emu")
+
+
+@pytest.mark.parametrize("dataset", ["shapes", "digits"])
+def test_a_folder_for_an_embedded_data_set_is_refused(dataset, home, tmp_path):
+    message = refusal(home, dataset, dir=str(tmp_path))
+    assert message.startswith(f"the data set '{dataset}' is embedded and reads no folder: add --dataset folder")
 
 
 def test_hidden_folders_within_a_class_are_ignored(home, tmp_path):

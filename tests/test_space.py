@@ -6,9 +6,15 @@ import optuna
 import pytest
 from conftest import tiny
 
-from experiments.configure import changed
+from experiments.configure import changed, resolve_timed
+from experiments.recipes import presets
 from experiments.space import Parameter, check_space, space, suggested
 from simclr.errors import UserError
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if resolve_timed(name)[1] is None])
+def test_the_space_that_comes_with_the_suite_goes_with_every_preset(name: str) -> None:
+    check_space(space(), resolve_timed(name)[0])
 
 
 def test_the_space_that_comes_with_the_suite_is_valid_and_conditional() -> None:
