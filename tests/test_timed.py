@@ -60,26 +60,19 @@ def test_time_that_holds_no_epoch_is_refused(store: Store) -> None:
         timed.within(tiny(), asked(0.9), store)
 
 
-def test_a_choice_that_the_memory_cannot_hold_is_passed_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [UserError, BadSettings], ids=["planned", "out of memory"])
+def test_a_choice_that_the_memory_cannot_hold_is_passed_over(
+    error: type[Exception], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def seconds(config):
         if config.model.width == 0.25:
-            raise UserError("it needs more")
+            raise error("it needs more")
         return SECONDS[config.model.width]
 
     monkeypatch.setattr(timed, "seconds_an_image", seconds)
     assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.0625
-    with pytest.raises(UserError, match="it needs more"):
+    with pytest.raises(error, match="it needs more"):
         timed.within(tiny(), asked(1000.0, MIDDLE), store)
-
-
-def test_out_of_memory_passes_a_choice_over_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(config):
-        if config.model.width == 0.25:
-            raise BadSettings("out of memory")
-        return SECONDS[config.model.width]
-
-    monkeypatch.setattr(timed, "seconds_an_image", seconds)
-    assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.0625
 
 
 def test_a_hopeless_choice_is_not_even_timed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
