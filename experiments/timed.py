@@ -53,8 +53,8 @@ def within(
     side = stored_side(smallest.data)  # the largest that is wanted of these images
     if any(stored_side(_made(config, choice).data) > side for choice in asked.choices):
         side = max(side, image_side(source.read()))
-    each = seconds_an_image(smallest)
-    slowest = memory.flops(smallest, 0) / each  # in operations a second
+    of_smallest = seconds_an_image(smallest)
+    slowest = memory.flops(smallest, 0) / of_smallest  # in operations a second
     for choice in asked.choices:
         chosen = _made(config, choice)
         left = budget - (time.monotonic() - began)
@@ -63,10 +63,8 @@ def within(
             if stored_side(chosen.data) > side or hopeless:
                 continue
         try:
-            each = seconds_an_image(chosen)
+            each = of_smallest if choice is last else seconds_an_image(chosen)
         except (UserError, BadSettings):
-            if choice is last:
-                raise
             continue
         if each * images * choice.epochs > left and choice is not last:
             continue

@@ -158,9 +158,8 @@ def test_the_python_in_the_readme_runs(run, home: Path, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(code.splitlines()) <= 15
     assert run("export", "tiny-s0", "--out", "shapes-safetensors.safetensors").exit_code == 0
-    (tmp_path / "photos").mkdir()
     for name in ("one", "two"):
-        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / f"{name}.jpg")
+        Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
     scope: dict[str, object] = {}
     exec(code, scope)
     assert torch.isfinite(scope["loss"])  # type: ignore[arg-type]

@@ -440,11 +440,11 @@ def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
     assert configured({"train.batch_size": 384}).train.norm_images() == 192
     assert configured({"train.batch_size": 4096}).train.micro_batches() == [256, 512, 1024, 2048, 4096]
     assert configured({"train.batch_size": 4096, "train.norm_batch": 64}).train.norm_images() == 64
+    assert configured({"train.batch_size": 64, "train.norm_batch": 512}).train.norm_images() == 64
+    assert configured({"train.batch_size": 64, "train.norm_batch": 30}).train.norm_images() == 16
 
 
 def test_batches_that_do_not_divide_are_refused():
-    assert configured({"train.batch_size": 64, "train.norm_batch": 512}).train.norm_images() == 64
-    assert configured({"train.batch_size": 64, "train.norm_batch": 30}).train.norm_images() == 16
     message = refusal({"train.batch_size": 1024, "train.micro_batch": 300})
     assert message.startswith("train.micro_batch = 300 must divide train.batch_size = 1024 and be of whole groups")
     assert message.endswith("of train.norm_batch (256): try 256, or set that too")

@@ -234,9 +234,7 @@ def test_a_preset_builds_on_another(family):
     (family / "mine.toml").write_text('preset = "child"\n[train]\nbatch_size = 22\n')
     config = resolve(config=family / "mine.toml")
     assert (config.name, config.train.epochs, config.train.batch_size) == ("mine", 21, 22)
-    assert (
-        resolve("base", family / "mine.toml").train.epochs == 21
-    )  # what the file names stands over what was asked for
+    assert resolve("base", family / "mine.toml").train.epochs == 21  # the file, and what it builds on, over --preset
     (family / "mine.toml").write_text('preset = "chidl"')
     assert "unknown preset 'chidl': did you mean 'child'?" in refusal(config=family / "mine.toml")
 

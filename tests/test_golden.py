@@ -47,9 +47,8 @@ def small(config: Config) -> Config:
     return changed(config, changes | ({"augment.crop.size": 64} if config.view_size() else {}))
 
 
-RECIPES = list(
-    {small(recipe(name)).key(): name for name in reversed(presets())}.values()
-)  # one of those that begin alike
+# One of those that begin alike.
+RECIPES = list({small(recipe(name)).key(): name for name in reversed(presets())}.values())
 
 
 def keys() -> dict[str, str]:
