@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from experiments.encoders import Found
+    from experiments.tracking import Store
 
 app = typer.Typer(
     name="simclr",
@@ -357,9 +361,10 @@ def ablate(
             cells = study.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
         typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} of training to go")
+        widest = max(len(each.cell.name) for each in cells)
         for each in cells:
             typer.echo(
-                f"  {each.cell.name:32} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed, "
+                f"  {each.cell.name:{widest}} {len(each.done)} of {seeds} done, {_duration(each.seconds)} a seed, "
                 f"{gib(each.memory)}"
             )
         if dry_run:
@@ -433,6 +438,16 @@ ProtocolSettings = Annotated[
 ]
 
 
+def _found(run: str | None, store: Store) -> Found:
+    """The encoder that was named, or else the newest, of which it says which one that is."""
+    from experiments import encoders
+
+    found = encoders.find(run, store)
+    if run is None and found.run_id is not None:
+        typer.echo(f"the newest run: {found.config.name}-s{found.config.seed} ({found.run_id[:8]})", err=True)
+    return found
+
+
 @app.command("eval", cls=Command)
 def evaluate(
     run: Run = None,
@@ -467,16 +482,17 @@ def evaluate(
         fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
         protocol = make_protocol([*fractions, *settings], layer=layer)
         store = tracking.Store(tracking.home())
-        found = encoders.find(run, store)
+        found = _found(run, store)
         with progress_bars() as (_, advance):
             subject = encoders.place(
                 found, store, protocol, data_dir=data_dir, transfer=transfer, device=device, progress=advance
             )
             report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
         data = report.protocol["data"]
+        images = ", ".join(f"{data[part]} {part}" for part in ("train", "val", "test") if data[part])
         typer.echo(
-            f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {data['train']} train, "
-            f"{data['val']} val, {data['test']} test), layer {protocol.layer}, protocol {protocol.version}"
+            f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {images}), "
+            f"layer {protocol.layer}, protocol {protocol.version}"
         )
         typer.echo(_evaluation_table(report.table))
         for warning in report.warnings:
@@ -545,9 +561,10 @@ def tsne(
         if not out.parent.is_dir():
             raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
         store = tracking.Store(tracking.home())
+        found = _found(run, store)
         with progress_bars() as (_, advance):
             subject = encoders.place(
-                encoders.find(run, store),
+                found,
                 store,
                 make_protocol([], layer=layer),
                 data_dir=data_dir,
@@ -672,7 +689,7 @@ def export(
         from experiments import encoders, tracking
 
         store = tracking.Store(tracking.home())
-        parity = encoders.hand_out(encoders.find(run, store), store, out, form)
+        parity = encoders.hand_out(_found(run, store), store, out, form)
         typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}: how to load it")
         typer.echo(
             f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
@@ -743,7 +760,7 @@ def search(
                     trials,
                     hours=hours,
                     progress=advance,
-                    began=lambda number, what: say(f"trial {number}: {what}"),
+                    say=say,
                     stop=stop,
                 )
                 say(searching.record(found, start, store))
@@ -884,7 +901,7 @@ RUN_COLUMNS = {
 
 @app.command()
 def runs() -> None:
-    """List all runs, newest first."""
+    """List all runs, newest first. Of kind cell are a study's copies of runs, and its failures."""
     with plain_errors():
         from experiments import tracking
 
@@ -892,7 +909,7 @@ def runs() -> None:
         if table.empty:
             typer.echo("no runs yet: simclr pretrain --preset shapes")
             return
-        columns = {"id": "id", "name": "name", "status": "status", "started": "started"} | RUN_COLUMNS
+        columns = {name: name for name in ("id", "name", "kind", "status", "started")} | RUN_COLUMNS
         shown = table.reindex(columns=list(columns)).rename(columns=columns)
         typer.echo(shown.to_string(index=False, na_rep="", float_format="{:.4f}".format))
 
@@ -907,10 +924,17 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
         tracking.Store(folder)
         command, environment = tracking.ui_command(folder, port)
         typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
-        try:
-            raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
-        except KeyboardInterrupt:
-            raise typer.Exit(0) from None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with subprocess.Popen(command, env=environment, start_new_session=True) as server:
+            try:
+                raise typer.Exit(server.wait())
+            except KeyboardInterrupt:
+                raise typer.Exit(0) from None
+            finally:  # the server has processes of its own
+                if sys.platform == "win32":
+                    server.terminate()
+                else:
+                    os.killpg(server.pid, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,11 @@ def main(preset: str, settings: list[str]) -> None:
         training, bare = begin(config, data, device), begin(config, data, device)
         meter, log_every = Meter(training, log), max(1, per_epoch // 10)
         batch = images[batch_rows(config, data, per_epoch, 0).to(images.device)].to(device)
-        first, second = two_views(batch, config.pipelines(), config.seed, 0)(slice(None))
+        both = two_views(batch, config.pipelines(), config.seed, 0)(slice(None))
 
         def bare_step() -> None:
             with devices.autocast(device, dtype):
-                z = embed(bare.model, first, second, config.train.views)
+                z = embed(bare.model, both, config.train.views)
             loss = contrast(z[0], z[1], config.loss.temperature)[0]
             bare.scaler.scale(loss).backward()
             bare.scaler.step(bare.optimizer)

@@ -73,7 +73,7 @@ def train(
 
     A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the one that got
     furthest without finishing goes on (None: if there is one). `began` is told the number of steps, the run, and
-    whether it is a finished one.
+    whether it is a finished one. Raises UserError where a run could go on and neither was asked for.
     """
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
@@ -85,9 +85,16 @@ def train(
     if finished and not again:
         began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
-    begun = furthest(store, earlier) if resume is not False else None
+    begun = furthest(store, earlier)
     if resume and begun is None:
         raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
+    if begun is not None and resume is False:
+        if not again:
+            raise UserError(
+                f"run {begun.info.run_id[:8]} of this config did not finish: --resume goes on with it, --again begins "
+                f"a new one"
+            )
+        begun = None
     if begun is not None:
         tracker = store.reopen(begun)
     else:
@@ -124,7 +131,7 @@ def train_or_go_on(config: Config, store: Store, **options: Any) -> str:
     try:
         return train(config, store, resume=None, **options)
     except UnusableCheckpoint:
-        return train(config, store, **options)
+        return train(config, store, again=True, **options)
 
 
 def _enough_memory(config: Config) -> AbstractContextManager[None]:

@@ -151,7 +151,7 @@ def search(
     *,
     hours: float | None = None,
     progress: Progress = silent,
-    began: Callable[[int, str], None] = lambda number, what: None,
+    say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run trials until there are so many, or the time is up. Raises Interrupted when `stop()` says so.
@@ -172,15 +172,16 @@ def search(
             steps_of(config, data)
             need = sum(memory.predict(config, memory.micro_batches(config)[-1]).values())  # in the smallest pieces
         except UserError as error:
-            _turn_away(found.study, trial, str(error))
+            say(_turn_away(found.study, trial, str(error)))
             continue
         trial.set_constraint("memory", (need - limit.usable) / memory.MIB)
         if need > limit.usable:
-            _turn_away(found.study, trial, f"needs {memory.gib(need)}, {memory.gib(need - limit.usable)} too much")
+            excess = f"needs {memory.gib(need)}, {memory.gib(need - limit.usable)} too much"
+            say(_turn_away(found.study, trial, excess))
             continue
         trial.set_user_attr("cost", time.perf_counter() - asked)
-        began(trial.number, ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in values.items()))
-        run_trial(found, trial, config, store, progress=progress, stop=stop)
+        say(f"trial {trial.number}: {', '.join(f'{path}={_short(value)}' for path, value in values.items())}")
+        say(f"  {run_trial(found, trial, config, store, progress=progress, stop=stop)}")
 
 
 def _short(value: object) -> str:
@@ -191,9 +192,10 @@ def _done(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _turn_away(study: optuna.Study, trial: Trial, reason: str) -> None:
+def _turn_away(study: optuna.Study, trial: Trial, reason: str) -> str:
     trial.set_user_attr("turned away", reason)
     study.tell(trial, state=TrialState.PRUNED)
+    return f"trial {trial.number}: turned away, {reason}"
 
 
 def run_trial(
@@ -204,15 +206,19 @@ def run_trial(
     *,
     progress: Progress = silent,
     stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train and judge one trial, and tell Optuna: its figures, or that it was given up, or that its settings failed."""
-    study, poor = found.study, False
+) -> str:
+    """Train and judge one trial, and tell Optuna: its figures, or that it was given up, or that its settings failed.
+
+    Returns that in a few words.
+    """
+    study, poor, accuracy = found.study, False, 0.0
     total, per_epoch = steps_of(config, open_dataset(config.data, store.folder, progress))
 
     def show(metrics: dict[str, float], step: int) -> None:
-        nonlocal poor
+        nonlocal poor, accuracy
         if len(study.directions) == 1 and "val/knn_top1" in metrics and step < total:
-            trial.report(metrics["val/knn_top1"], step // per_epoch)
+            accuracy = metrics["val/knn_top1"]
+            trial.report(accuracy, step // per_epoch)
             poor = trial.should_prune()
 
     clock = time.perf_counter()
@@ -225,11 +231,11 @@ def run_trial(
         if not poor:
             raise
         study.tell(trial, state=TrialState.PRUNED)
-        return
+        return f"given up at kNN {accuracy:.2%}"
     except BadSettings as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.PRUNED)
-        return
+        return f"failed: {error}"
     measured = {
         "accuracy": validation_accuracy(run_id, config, store, progress),
         "time": training_seconds(run_id, config, store),
@@ -237,6 +243,7 @@ def run_trial(
     for fact, value in {"run": run_id, "seconds": measured["time"], "wall": time.perf_counter() - clock}.items():
         trial.set_user_attr(fact, value)
     study.tell(trial, [measured[objective] for objective in found.objectives.split(",")])
+    return f"{measured['accuracy']:.2%} on validation after {measured['time']:.0f} s of training"
 
 
 def training_seconds(run_id: str, config: Config, store: Store) -> float:

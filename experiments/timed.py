@@ -36,8 +36,8 @@ def within(
 
     The first choice that gets through its epochs in the time that is left once its images are decoded, or else the
     last; for as many epochs as fit. Choices are passed over whose images would be larger than the files, and those that
-    the memory can't hold. What a finished run of the same request chose stands, unless `again`; with `resume`, what
-    one chose that has a checkpoint. Raises UserError where not even one epoch fits.
+    the memory can't hold. What a run of the same request chose stands, if it has finished or has a checkpoint: with
+    `resume` only the latter, with `again` neither. Raises UserError where not even one epoch fits.
     """
     began, budget = time.monotonic(), asked.hours * 3600 * STEPS
     source = source_of(config.data, store.folder, progress)
@@ -85,12 +85,12 @@ def _made(config: Config, choice: Choice, epochs: int = 1) -> Config:
 
 
 def _chosen_before(config: Config, asked: Time, store: Store, request: str, resume: bool, again: bool) -> Config | None:
-    """What a run of the same request was made of: one with a checkpoint to `resume`, else one that has finished."""
+    """What the newest run of the same request was made of that has finished, or can go on."""
+    if again and not resume:
+        return None
     for run in store.search(f"tags.kind = 'pretrain' and tags.request = '{request}'"):
         finished = run.info.status == "FINISHED"
-        if finished if resume else again or not finished:
-            continue
-        if resume and not checkpoints(store.run_folder(run.info.run_id)):
+        if resume if finished else not checkpoints(store.run_folder(run.info.run_id)):
             continue
         for choice in asked.choices:
             chosen = _made(config, choice, int(run.data.params["train.epochs"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -281,7 +282,14 @@ class Tracker:
 
 
 def ui_command(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and environment that serve MLflow's UI on loopback, with telemetry and job execution off."""
+    """The command and environment that serve MLflow's UI on loopback, with telemetry and job execution off.
+
+    Raises UserError where the port is taken.
+    """
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise UserError(f"can't listen on port {port}: {error.strerror}; take another --port") from None
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     return command, os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -22,9 +22,14 @@ class UnusableCheckpoint(UserError):  # noqa: N818 (it is a checkpoint)
     """A checkpoint that can't be gone on from here: damaged, of another precision, of other settings."""
 
 
+LISTED = 15  # names that an error message holds where the nearest one is known
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among `choices`, with the nearest one that is."""
     names = sorted(choices)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return UserError(f"unknown {kind} '{name}': {hint}choose from {', '.join(names)}")
+    hints = [f"did you mean '{near[0]}'?"] if near else []
+    if not near or len(names) <= LISTED:
+        hints.append(f"choose from {', '.join(names)}")
+    return UserError(f"unknown {kind} '{name}': {' '.join(hints)}")

@@ -130,10 +130,10 @@ def _network(config: Config, whole: bool) -> _Network:
     side, batch = config.view_size() or stored_side(config.data), config.train.batch_size
     making = _making(config)
 
-    def views(rows: slice) -> tuple[Tensor, Tensor]:
-        size = rows.stop - rows.start, 3, side, side
-        torch.empty(round(making * size[0]), dtype=torch.uint8)
-        return torch.empty(size), torch.empty(size)
+    def views(rows: slice) -> Tensor:
+        images = rows.stop - rows.start
+        torch.empty(round(making * images), dtype=torch.uint8)
+        return torch.empty(2, images, 3, side, side)
 
     functions = {views.__code__: "views", contrast.__code__: "loss"}
     model = SimCLR(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3)

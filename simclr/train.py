@@ -17,7 +17,7 @@ from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
 from .config import Config, divisors, to_toml
 from .data import Dataset
-from .device import autocast, is_out_of_memory, release_memory, resolve_precision, send
+from .device import autocast, is_out_of_memory, keep_freed_memory, release_memory, resolve_precision, send
 from .errors import BadSettings, UnusableCheckpoint, UserError
 from .knn import knn_accuracy
 from .loss import contrast
@@ -25,7 +25,7 @@ from .model import SimCLR, batch_norms, build_model, mixes_images, statistics_ke
 from .randomness import permutation, subseed
 
 Log = Callable[[dict[str, float], int], None]  # metrics and the number of steps that they describe
-Views = Callable[[slice], tuple[Tensor, Tensor]]  # both views of some rows of a batch, each float n x 3 x S x S
+Views = Callable[[slice], Tensor]  # both views of some rows of a batch, float 2 x n x 3 x S x S
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -66,27 +66,27 @@ def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> Views:
-    """Makes both views of any rows of a batch (uint8 N x 3 x S x S), by the step's own random numbers.
+    """Makes both views (2 x n x 3 x S x S) of any rows of a batch (uint8 N x 3 x S x S), by the step's random numbers.
 
     A row's views do not depend on which rows they are asked for with.
     """
     draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines)]
 
-    def views(rows: slice) -> tuple[Tensor, Tensor]:
-        first, second = (
-            apply(images[rows], ops, {name: u[rows] for name, u in drawn.items()})
-            for ops, drawn in zip(pipelines, draws, strict=True)
-        )
-        return first, second
+    def views(rows: slice) -> Tensor:
+        some, drawn = images[rows], [{name: u[rows] for name, u in one.items()} for one in draws]
+        if pipelines[0] != pipelines[1]:
+            return torch.stack([apply(some, *view) for view in zip(pipelines, drawn, strict=True)])
+        both = {name: torch.cat([u, drawn[1][name]]) for name, u in drawn[0].items()}  # half the kernels to launch
+        return apply(some.repeat(2, 1, 1, 1), pipelines[0], both).unflatten(0, (2, -1))  # type: ignore[no-any-return]
 
     return views
 
 
-def embed(model: SimCLR, first: Tensor, second: Tensor, views: str) -> Tensor:
+def embed(model: SimCLR, both: Tensor, views: str) -> Tensor:
     """z of both views, 2 x n x D. `fused`: one forward over both, so batch norm sees 2n images; `split`: one each."""
     if views == "split":
-        return torch.stack([model(first)[1], model(second)[1]])
-    return model(torch.cat([first, second]))[1].unflatten(0, (2, -1))  # type: ignore[no-any-return]
+        return torch.stack([model(view)[1] for view in both])
+    return model(both.flatten(0, 1))[1].unflatten(0, (2, -1))  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -128,6 +128,8 @@ class Training:
 
 def begin(config: Config, data: Dataset, device: torch.device) -> Training:
     """A training at step 0."""
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype = resolve_precision(config.train.precision, device)
     return training_of(config, build_model(config, data, device), dtype, data.digest)
 
@@ -163,9 +165,9 @@ def embeddings(training: Training, views: Views, rows: slice) -> Tensor:
     for group in pieces(rows, training.group):
         # Dropout and stochastic depth, where there are any, draw the same each time that this group is computed.
         torch.manual_seed(subseed(config.seed, "network", training.step, group.start))
-        first, second = views(group)
+        both = views(group)
         with autocast(device, training.dtype):
-            parts.append(embed(training.model, first, second, config.train.views))
+            parts.append(embed(training.model, both, config.train.views))
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 

@@ -4,9 +4,12 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +156,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_does(number: int, tmp_pa
     store = Store(tmp_path)
     (run,) = store.search()
     assert run.info.status == "KILLED"
+    refused = simclr("pretrain", "--config", "long.toml", home=tmp_path)
+    assert refused.returncode == 2
+    assert f"run {run.info.run_id[:8]} of this config did not finish: --resume" in refused.stderr
     done = simclr("pretrain", "--config", "long.toml", "--resume", home=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = store.search()
@@ -160,6 +166,36 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_does(number: int, tmp_pa
     steps = store.history(run.info.run_id, "train/loss")["step"]
     assert steps.is_monotonic_increasing
     assert steps.iloc[-1] == 300
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_the_page_is_served_until_it_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = simclr("ui", "--port", port, home=tmp_path)
+    assert refused.returncode == 2
+    assert f"can't listen on port {port}" in refused.stderr
+    command = [sys.executable, str(ROOT / "cli.py"), "ui", "--port", port]
+    environment = os.environ | {"SIMCLR_HOME": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            for _ in range(600):
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as page:
+                    assert page.read() == b"OK"
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("no page in a minute")
+        finally:
+            process.terminate()
+        assert process.wait(timeout=30) == 0
+    for _ in range(100):  # its workers end on their own
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(port))):
+            time.sleep(0.1)
+            continue
+        return
+    pytest.fail("something still listens")
 
 
 def test_a_failed_run_is_marked_failed_with_its_reason(tmp_path: Path) -> None:

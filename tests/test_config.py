@@ -72,7 +72,7 @@ def test_the_parameters_of_an_augmentation_cannot_be_changed():
 def test_an_unknown_setting_is_refused_with_the_nearest_name(name, nearest):
     message = refusal({name: 1})
     assert f"unknown setting '{name}'" in message
-    assert f"did you mean '{nearest}'?" in message
+    assert message.endswith(f"did you mean '{nearest}'?")  # and not all settings
 
 
 def test_an_unknown_setting_like_no_other_is_refused_without_a_guess():

@@ -79,11 +79,14 @@ def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatc
     widths = [Parameter(setting="model.width", choices=(0.0625, 4.0))]
     narrow = sum(memory.predict(SHORT, 256).values())
     monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(narrow * 1.2), {}))
-    started = []
+    said: list[str] = []
     with open_search("s", SHORT, widths, store) as found:
-        search.search(found, store, 8, began=lambda number, what: started.append(what))
-    assert set(started) == {"width=0.0625"}
+        search.search(found, store, 8, say=said.append)
+    started = [text for text in said if "=" in text]
+    assert {text.partition(": ")[2] for text in started} == {"model.width=0.0625"}
+    assert sum("% on validation after" in text for text in said) == len(started)
     away = [trial for trial in found.study.trials if "turned away" in trial.user_attrs]
+    assert sum("turned away, needs " in text for text in said) == len(away)
     assert len(away) + len(started) == 8
     assert away
     assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in away)

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, tiny
 
 from simclr import checkpoint, optim
+from simclr.augment import apply, draw
 from simclr.config import Config
 from simclr.data import Dataset
 from simclr.errors import RunFailed, UserError
@@ -80,6 +81,14 @@ def test_views_are_new_at_each_step_and_the_same_at_the_same_step(digits: Datase
     assert not torch.equal(first, second)
     assert not torch.equal(first, two_views(images, pipelines, 0, 8)(ALL)[0])
     assert not torch.equal(first, two_views(images, pipelines, 1, 7)(ALL)[0])
+
+
+@pytest.mark.parametrize("second", [{}, {"augment2": {"color_jitter": {"p": 0.0}, "noise": {"p": 0.5}}}])
+def test_views_are_those_of_each_pipeline_by_itself(second: dict[str, object], digits: Dataset) -> None:
+    images, pipelines = stored_images(digits, CPU, False)[:16], tiny(**second).pipelines()
+    assert (pipelines[0] == pipelines[1]) == (not second)
+    for view, made in enumerate(two_views(images, pipelines, 0, 7)(ALL)):
+        assert torch.equal(made, apply(images, pipelines[view], draw(pipelines[view], 16, 0, 7, view)))
 
 
 def test_an_epoch_visits_no_image_twice_and_only_training_images(digits: Dataset) -> None:
@@ -184,12 +193,12 @@ def full_memory(monkeypatch: pytest.MonkeyPatch, limit: int, spared: int = 0) ->
     """More than `limit` images with a graph are out of memory, from the call after `spared` on."""
     calls, held = count(), []
 
-    def within(model: torch.nn.Module, first: torch.Tensor, second: torch.Tensor, views: str) -> torch.Tensor:
-        z = embed(model, first, second, views)  # type: ignore[arg-type]
+    def within(model: torch.nn.Module, both: torch.Tensor, views: str) -> torch.Tensor:
+        z = embed(model, both, views)  # type: ignore[arg-type]
         held[:] = [n for n in held if n() is not None]
         if torch.is_grad_enabled():
             held.append(weakref.ref(z))
-            if next(calls) >= spared and len(held) * len(first) > limit:
+            if next(calls) >= spared and len(held) * both.shape[1] > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
         return z
 
