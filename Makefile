@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The main job on the embedded data set: pre-train, then test the encoder by kNN and a linear classifier.
 demo: install
-	$(BIN)/simclr pretrain --preset shapes
+	$(BIN)/simclr pretrain --preset shapes || $(BIN)/simclr pretrain --preset shapes --resume
 	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
 	@echo "Where to look next:"

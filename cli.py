@@ -91,7 +91,8 @@ def progress_bars() -> Iterator[tuple[Progress | None, Callable[[str, int, int],
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=6), TimeRemainingColumn(compact=True))
+    # What is cut off where the terminal is narrow is the end of the description.
+    columns = (BarColumn(bar_width=6), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
@@ -294,7 +295,7 @@ def _status(latest: dict[str, float], chance: float, epoch: float, epochs: int) 
     parts = [f"epoch {epoch:.1f}/{epochs}"]
     if "train/loss" in latest:
         parts.append(f"loss {latest['train/loss']:.2f} (chance {chance:.2f})")
-        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
+        parts.append(f"top-1 {latest['train/contrastive_top1']:.0%}")
     if "val/knn_top1" in latest:
         parts.append(f"kNN {latest['val/knn_top1']:.1%}")
     if "perf/images_per_second" in latest:

@@ -7,7 +7,6 @@ found again by its config key and the digest of its data.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sqlite3
 import sys
@@ -227,17 +226,15 @@ class Tracker:
 
     def artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Store what `write(path)` writes as the artifact `name`."""
-        scratch = Path(tempfile.mkdtemp())
         try:
-            write(scratch / name)
-            with _writing(self.store):
-                self.store.client.log_artifact(self.run_id, str(scratch / name))
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, _writing(self.store):
+                path = Path(scratch) / name
+                write(path)
+                self.store.client.log_artifact(self.run_id, str(path))
         except OSError as error:
             raise RunFailed(
                 f"can't write the artifact {name}: {error}; free some space, then run with --resume"
             ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def finish(self, status: str) -> None:
         """Send what is left and close the run with a status. Raises RunFailed when the store can't be written."""
@@ -254,12 +251,16 @@ class Tracker:
         Its folder is locked meanwhile: a run is trained by one process at a time.
         """
         folder = self.store.run_folder(self.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / "lock", timeout=0)
             lock.acquire()
         except Timeout:
             raise UserError(f"run {self.run_id[:8]} is being trained by another process") from None
+        except OSError as error:
+            with suppress(RunFailed):
+                self.finish("FAILED")
+            raise RunFailed(f"can't write to {folder}: {error}; free some space") from error
         status = "FAILED"
         try:
             yield self
@@ -284,12 +285,14 @@ class Tracker:
 def ui_command(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """The command and environment that serve MLflow's UI on loopback, with telemetry and job execution off.
 
-    Raises UserError where the port is taken.
+    Raises UserError where the port is taken, or a server elsewhere has the runs.
     """
+    if (uri := store_uri(folder)).startswith("http"):
+        raise UserError(f"the runs are on the server {uri} (MLFLOW_TRACKING_URI): open that in a browser")
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise UserError(f"can't listen on port {port}: {error.strerror}; take another --port") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(folder)]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     return command, os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -87,7 +87,7 @@ def latest(folder: Path) -> dict[str, Any]:
             return read(path)
         except UserError as error:
             logging.getLogger(__name__).warning("%s; falling back to the one before", error)
-    raise UnusableCheckpoint(f"no checkpoint in {folder} can be read: run without --resume to begin anew")
+    raise UnusableCheckpoint(f"no checkpoint in {folder} can be read: --again begins anew")
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:

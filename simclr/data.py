@@ -284,12 +284,17 @@ def load_tiny_imagenet(config: DataConfig, home: Path, progress: Progress) -> So
 def _tiny_imagenet(names: list[str], read: Callable[[str], bytes]) -> Contents:
     wnids = read("wnids.txt").decode().split()
     words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
-    index = {wnid: i for i, wnid in enumerate(wnids)}
+
+    def label(wnid: str) -> int:
+        if wnid not in wnids:
+            raise UserError(f"the images of tiny-imagenet are of a class '{wnid}' that its wnids.txt does not list")
+        return wnids.index(wnid)
+
     annotations = (line.split("\t")[:2] for line in read("val/val_annotations.txt").decode().splitlines() if line)
-    labels = {f"val/images/{file}": index[wnid] for file, wnid in annotations}
+    labels = {f"val/images/{file}": label(wnid) for file, wnid in annotations}
     train, test = [n for n in names if n.startswith("train/")], [n for n in names if n in labels]
     splits = {
-        "train": Split(Files(train, read), np.array([index[n.split("/")[1]] for n in train], np.int64)),
+        "train": Split(Files(train, read), np.array([label(n.split("/")[1]) for n in train], np.int64)),
         "test": Split(Files(test, read), np.array([labels[n] for n in test], np.int64)),
     }
     return Contents(tuple(words.get(w, w).split(",")[0] for w in wnids), splits)
@@ -483,6 +488,9 @@ def _decode_once(folder: Path, contents: Contents, side: int, skip_bad: bool, pr
             shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
             scratch.mkdir()
             _write_store(scratch, contents, side, skip_bad, progress)
+            for path in scratch.iterdir():  # a cache that is there is whole, after a power cut too
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.rename(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

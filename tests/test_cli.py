@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -8,19 +9,22 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY, simclr, tiny
+from PIL import Image
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 import cli
 from experiments.tracking import Store
-from simclr.config import to_toml
+from simclr.config import make, to_toml
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +44,14 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, cli\ntry: cli.app(['--help'])\nfinally: print('torch' in sys.modules, 'pydantic' in sys.modules)"
     )
-    clock = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - clock
-    assert "pretrain" in done.stdout
-    assert done.stdout.strip().endswith("False False")
-    assert seconds < 2  # 0.5 s on an idle machine; the import check is the sharp one
+    seconds = []
+    for _ in range(5):
+        clock = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - clock)
+        assert "pretrain" in done.stdout
+        assert done.stdout.strip().endswith("False False")
+    assert min(seconds) < 0.5  # the others shared the cores with other tests
 
 
 def test_the_help_of_a_command_lists_what_the_tables_hold() -> None:
@@ -72,7 +78,17 @@ def test_pretrain_leaves_a_tracked_run_with_everything_needed_to_use_it(
     assert run.data.params["loss.temperature"] == "0.2"
     for artifact in ("model.safetensors", "config.toml", "environment.json", "loss.png", "views.png"):
         assert store.artifact(run.info.run_id, artifact).stat().st_size > 0
-    assert json.loads(store.artifact(run.info.run_id, "environment.json").read_text())["torch"]
+    facts = json.loads(store.artifact(run.info.run_id, "environment.json").read_text())
+    assert facts["torch"] == version("torch")
+    assert facts["precision"] == "float32"
+    commit = ["git", "log", "-1", "--format=%H", "--", "cli.py"]  # nothing where this is no checkout
+    if subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        assert facts["git_commit"] == head.stdout.strip()
+        assert facts["git_dirty"] in ("true", "false")
+    assert facts.items() <= run.data.tags.items()
+    config = make(tomllib.loads(store.artifact(run.info.run_id, "config.toml").read_text()))
+    assert config.key() == tiny().key()
     with safe_open(store.artifact(run.info.run_id, "model.safetensors"), "pt") as file:
         assert "encoder.conv1.weight" in file.keys()  # noqa: SIM118
     assert not list(store.run_folder(run.info.run_id).glob("step-*"))
@@ -121,6 +137,51 @@ def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path) -> None:
     for word in ("key", "steps       10 (5 an epoch)", "parameters", "time"):
         assert word in done.stdout
     assert Store(tmp_path).search() == []
+
+
+def test_a_bar_on_a_terminal_of_80_columns_shows_all_but_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "80")
+    latest = {
+        "train/loss": 3.93,
+        "train/contrastive_top1": 0.125,
+        "val/knn_top1": 0.764,
+        "perf/images_per_second": 1082.4,
+    }
+    with cli.progress_bars() as (bars, advance):
+        assert bars is not None
+        advance("training", 300, 1000)
+        bars.update(bars.task_ids[-1], description=cli._status(latest, 5.54, 30, 100))
+    lines = terminal.getvalue()
+    assert "epoch 30.0/100 loss 3.93 (chance 5.54) top-1 12% kNN 76.4%" in lines
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with cli.progress_bars() as (bars, advance):
+        advance("training", 300, 1000)
+    assert bars is None
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_images_without_labels_train_and_say_what_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("flat").mkdir()
+    for n in range(40):
+        Image.new("RGB", (20, 20), (6 * n, 255 - 6 * n, 40)).save(f"flat/{n}.png")
+    Path("tiny.toml").write_text(to_toml(tiny(data={"side": 16}, train={"epochs": 1, "batch_size": 8})))
+    run = CliRunner().invoke
+    done = run(cli.app, ["pretrain", "--config", "tiny.toml", "--dataset", "folder", "--data-dir", "flat"])
+    assert done.exit_code == 0, done.output
+    done = run(cli.app, ["eval", "--no-labels"])
+    assert done.exit_code == 0, done.output
+    assert "the newest run: tiny-" in done.stderr
+    assert "alignment_h" in done.stdout
+    done = run(cli.app, ["eval", "--knn"])
+    assert done.exit_code == 2
+    assert "--knn needs labels, and 'folder' has 0 classes" in done.stderr
 
 
 def test_views_draws_a_picture(folder: Path) -> None:
@@ -256,28 +317,26 @@ def test_checkpoints_that_cannot_be_used_are_refused_in_one_line(
     source = Store(folder).artifact(Store(folder).find("tiny-s0").info.run_id, "model.safetensors")
     whole = source.read_bytes()
     cases = {
-        "unreadable": whole[: len(whole) // 2],
-        "code": pickle.dumps({"model": Code()}),
-        "another": whole.replace(b"width = 0.0625", b"width = 0.1250"),
+        "unreadable": (whole[: len(whole) // 2], "can't be read as safetensors"),
+        "code": (pickle.dumps({"model": Code()}), "can't be read as safetensors"),
+        "another": (whole.replace(b"width = 0.0625", b"width = 0.1250"), "of another architecture"),
     }
-    for name, data in cases.items():
+    for name, (data, message) in cases.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(data)
         done = CliRunner().invoke(cli.app, ["eval", str(path)])
         assert done.exit_code == 2, (name, done.output)
         assert done.stderr.count("\n") == 1, name
+        assert message in done.stderr, name
     assert not (tmp_path / "ran").exists()
     torch.save({"model": Code()}, tmp_path / "code.pt")
     done = CliRunner().invoke(cli.app, ["eval", str(tmp_path / "code.pt")])
     assert done.exit_code == 2
+    assert "holds objects beyond tensors, which are not loaded" in done.stderr
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_tiny_config_file_is_the_tiny_config(folder: Path) -> None:
-    import tomllib
-
-    from simclr.config import make
-
     assert make(tomllib.loads((folder / "tiny.toml").read_text())) == tiny(train={"knn_every": 1})
     assert TINY["name"] == "tiny"
 

@@ -7,7 +7,33 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+
+from simclr import device as devices
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "fast", "dtype"),
+    [
+        (CPU, True, torch.bfloat16),
+        (CPU, False, torch.float32),
+        (CUDA, True, torch.bfloat16),
+        (CUDA, False, torch.float16),
+    ],
+    ids=str,
+)
+def test_precision_is_what_the_hardware_is_good_at(
+    device: torch.device, fast: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
+    assert devices.resolve_precision("auto", device) == dtype
+    assert devices.resolve_precision("fp32", device) == torch.float32
+
 
 FAULTS = """
 import resource, sys, torch

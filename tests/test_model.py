@@ -162,6 +162,15 @@ def test_images_are_normalised_by_mean_and_deviation_before_the_encoder():
     assert {"mean", "std"} <= model.state_dict().keys()  # weights carry their transform
 
 
+def test_images_and_weights_are_channels_last(digits: Dataset):
+    config = make({"data": {"dataset": "digits"}, "model": {"stem": "stride2", "width": 0.25}})
+    model = build_model(config, digits, torch.device("cpu"))
+    assert model.normalize(torch.rand(2, 3, 16, 16)).is_contiguous(memory_format=torch.channels_last)
+    weights = [p for p in model.encoder.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    assert any(not p.is_contiguous() for p in weights)
+
+
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 

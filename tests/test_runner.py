@@ -3,13 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
 
+from analysis import plots
 from experiments import runner
 from experiments.tracking import Store
 from simclr.config import Config
+from simclr.data import open_dataset
 from simclr.errors import RunFailed, UserError
 
 OUT_OF_MEMORY = {
@@ -40,6 +43,24 @@ def test_out_of_memory_is_a_sentence_wherever_it_happens(
     ):
         run(tiny(train={"knn_every": 1, "epochs": 1}), store)
     assert [item.info.status for item in store.search()] == ["FAILED"] * (run is runner.train)
+
+
+def test_the_grid_has_a_row_for_each_view_and_each_operation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: dict[str, object] = {}
+    monkeypatch.setattr(plots, "image_rows", lambda images, path: rows.update(images))
+    config = tiny(augment2={"grayscale": {"p": 0.0}, "noise": {"p": 0.5}})
+    data = open_dataset(config.data, tmp_path)
+    runner.view_grid(config, data, tmp_path / "grid.png")
+    first, second = config.pipelines()
+    assert list(rows) == ["original", "view 1", "view 2", *first, "noise (view 2)"]
+    assert "noise" not in first
+    assert "grayscale" not in second
+    shown = data.parts["pretrain"][:: len(data.parts["pretrain"]) // 12][:12]
+    originals = data.images[shown].transpose(0, 2, 3, 1) / np.float32(255)
+    np.testing.assert_array_equal(rows["original"], originals)
+    np.testing.assert_array_equal(rows["flip"], originals[:, :, ::-1])  # of every image, as p is 1 there
 
 
 def test_resume_without_an_unfinished_run_says_so(tmp_path: Path) -> None:

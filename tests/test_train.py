@@ -249,6 +249,7 @@ RESUMABLE = {
     "plateau": tiny(optim={"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5, "lr": 1e-8}),
     "micro-batches": tiny(train={"epochs": 1, "micro_batch": 64, "norm_batch": 32}),
     "muon": tiny(optim={"name": "muon", "lr": 0.02, "momentum": 0.95}),
+    "bf16": tiny(train={"precision": "bf16"}),
     "dropout": tiny(model={"backbone": "mobilenet_v2", "stem": "imagenet", "width": 1}, train={"epochs": 1}),
 }
 
@@ -289,7 +290,7 @@ from simclr.data import open_dataset
 from simclr.train import pretrain
 from simclr.checkpoint import checkpoints, save_weights
 torch.set_num_threads(1)
-config, folder, home = tiny(train={"epochs": 4, "checkpoint_minutes": 1e-9}), Path(sys.argv[1]), Path(sys.argv[2])
+config, folder, home = tiny(train={"epochs": 12, "checkpoint_minutes": 1e-9}), Path(sys.argv[1]), Path(sys.argv[2])
 """
 RUN = """
 say = lambda metrics, step: print(step, flush=True)
@@ -301,7 +302,7 @@ DIE_WHILE_WRITING = """
 import os, signal, simclr.checkpoint as c
 whole = torch.save
 def half(state, file):
-    if state["step"] == 6:
+    if state["step"] == 8:
         file.write(b"PK half a checkpoint"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
     whole(state, file)
 c.torch.save = half
@@ -326,14 +327,14 @@ def test_a_run_killed_at_random_steps_and_while_saving_ends_in_the_same_bits(
     assert start(HARNESS + RUN, tmp_path / "whole", home).wait() == 0
     folder, luck = tmp_path / "killed", random.Random(0)
     assert start(HARNESS + DIE_WHILE_WRITING + RUN, folder, home).wait() == -signal.SIGKILL
-    assert [p.name for p in checkpoint.checkpoints(folder)] == ["step-000000004.pt", "step-000000005.pt"]
+    assert [p.name for p in checkpoint.checkpoints(folder)] == ["step-000000006.pt", "step-000000007.pt"]
     for _ in range(2):
         process = start(HARNESS + RUN, folder, home)
         assert process.stdout is not None
         process.stdout.readline()  # a step has been logged
         time.sleep(luck.uniform(0, 0.3))
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # it had not come to its end
     assert start(HARNESS + RUN, folder, home).wait() == 0
     assert (folder / "done.safetensors").read_bytes() == (tmp_path / "whole" / "done.safetensors").read_bytes()
 
