@@ -125,6 +125,11 @@ def stop_on_signal(training: Callable[[], bool]) -> Iterator[Callable[[], bool]]
             signal.signal(name, handler)
 
 
+def on_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
@@ -313,7 +318,7 @@ def ablate(
     together: Annotated[bool, typer.Option("--together", help="All of --drop, or of --only, as one cell.")] = False,
     axis: Annotated[str | None, typer.Option(help="{axes}, or a TOML file of your own.")] = None,
     vary: Annotated[list[str], typer.Option(help="A setting's values (repeatable): loss.temperature=0.1,0.5.")] = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the config's own on.")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from the config's own on.")] = 3,
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -335,9 +340,12 @@ def ablate(
         from experiments import reporting, tracking
         from experiments.configure import resolve
         from experiments.plan import make_plan
+        from simclr.errors import RunFailed, UserError
         from simclr.memory import gib
         from simclr.train import Interrupted
 
+        if seeds < 1:
+            raise UserError(f"--seeds {seeds}: expected 1 or more")
         baseline = resolve(
             preset,
             config,
@@ -361,7 +369,10 @@ def ablate(
         with progress_bars() as (_, advance):
             cells = study.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
-        typer.echo(f"study {name}: {len(cells)} cells x {seeds} seeds, about {_duration(total)} of training to go")
+        typer.echo(
+            f"study {name}: {len(cells)} cells x {seeds} seeds ({places[0]} to {places[-1]}), "
+            f"about {_duration(total)} of training to go, and the evaluations"
+        )
         widest = max(len(each.cell.name) for each in cells)
         for each in cells:
             typer.echo(
@@ -370,29 +381,29 @@ def ablate(
             )
         if dry_run:
             return
-        if total > 3600 and not yes and sys.stdin.isatty():
+        if total > 3600 and not yes and on_terminal():
             typer.confirm("go on?", abort=True)
         tracker = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
         try:
-            with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
+            with tracker.finishing(Interrupted):
+                with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
 
-                def began(cell: str, seed: int) -> None:
-                    if bars is None:
-                        typer.echo(f"{cell}, seed {seed}")
-                    else:
-                        bars.console.print(f"{cell}, seed {seed}")
+                    def began(cell: str, seed: int) -> None:
+                        if bars is None:
+                            typer.echo(f"{cell}, seed {seed}")
+                        else:
+                            bars.console.print(f"{cell}, seed {seed}")
 
-                failures = study.ablate(tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop)
+                    failures = study.ablate(
+                        tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop
+                    )
+                if len(failures) < len(cells) * seeds:
+                    typer.echo(reporting.report(tracker.run_id, store))
+                if failures:
+                    raise RunFailed("; ".join(failures))
         except (Interrupted, KeyboardInterrupt) as stopped:
-            tracker.finish("KILLED")
             typer.echo(f"{str(stopped) or 'stopped'}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        typer.echo(reporting.report(tracker.run_id, store))
-        tracker.finish("FAILED" if failures else "FINISHED")
-        for failure in failures:
-            typer.echo(f"failed: {failure}", err=True)
-        if failures:
-            raise typer.Exit(1)
 
 
 @app.command(cls=Command)
@@ -464,6 +475,7 @@ def evaluate(
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: DataDir = None,
+    on_bad_image: BadImage = None,
     device: Device = None,
     settings: ProtocolSettings = [],  # noqa: B006
 ) -> None:
@@ -486,7 +498,14 @@ def evaluate(
         found = _found(run, store)
         with progress_bars() as (_, advance):
             subject = encoders.place(
-                found, store, protocol, data_dir=data_dir, transfer=transfer, device=device, progress=advance
+                found,
+                store,
+                protocol,
+                data_dir=data_dir,
+                on_bad_image=on_bad_image,
+                transfer=transfer,
+                device=device,
+                progress=advance,
             )
             report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
         data = report.protocol["data"]
@@ -574,11 +593,11 @@ def tsne(
                 progress=advance,
             )
             check(subject, [])
-            note = pictures.tsne(
+            note, written = pictures.tsne(
                 subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
             )
         typer.echo(note)
-        typer.echo(f"wrote {', '.join(str(out.with_suffix(suffix)) for suffix in ('.png', '.svg', '.csv'))}")
+        typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
 Encoder = Annotated[str, typer.Argument(help="A run's name, the first letters of its id, or a file of weights.")]
@@ -910,6 +929,10 @@ def runs() -> None:
         if table.empty:
             typer.echo("no runs yet: simclr pretrain --preset shapes")
             return
+        for metric in ("knn_top1", "linear_top1"):  # a figure is one under its protocol
+            if (tag := f"{tracking.PROTOCOL_TAG}{metric}") in table:
+                figures = table[f"eval/{metric}"].map("{:.4f} ".format) + table[tag].map("({})".format)
+                table[f"eval/{metric}"] = figures.where(table[tag].notna())
         columns = {name: name for name in ("id", "name", "kind", "status", "started")} | RUN_COLUMNS
         shown = table.reindex(columns=list(columns)).rename(columns=columns)
         typer.echo(shown.to_string(index=False, na_rep="", float_format="{:.4f}".format))

@@ -338,6 +338,12 @@ def _grid(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[Any]]
     return figure, grid
 
 
+def files_of(out: Path, *suffixes: str) -> list[Path]:
+    """`out` with each suffix; one of them that it has already is replaced, any other dot is part of its name."""
+    name = out.stem if out.suffix in suffixes else out.name
+    return [out.with_name(name + suffix) for suffix in suffixes]
+
+
 def _save(figure: Figure, *paths: Path) -> None:
     for path in paths:
         figure.savefig(path, dpi=150, metadata=UNDATED.get(path.suffix))

@@ -130,13 +130,14 @@ def ablate(
             run_cell(study, cell, seed, store, progress=progress, stop=stop)
         except (UserError, RunFailed) as error:
             failures.append(f"'{cell.name}', seed {seed}: {error}")
-            config, tags = cell.of_seed(seed), {**_place(study, cell, seed), "kind": "cell", "error": str(error)}
+            config, tags = cell.of_seed(seed), {**_place(study, cell, seed, store), "kind": "cell", "error": str(error)}
             store.start(f"{config.name}-s{seed}", tags, config.flat()).finish("FAILED")
     return failures
 
 
-def _place(study: str, cell: Cell, seed: int) -> dict[str, str]:
-    return {PARENT: study, "cell": cell.name, "seed": str(seed)}
+def _place(study: str, cell: Cell, seed: int, store: Store) -> dict[str, str]:
+    name = str(store.client.get_run(study).info.run_name)
+    return {PARENT: study, "study": name, "cell": cell.name, "seed": str(seed)}
 
 
 def run_cell(
@@ -153,7 +154,7 @@ def run_cell(
     A run of this config from elsewhere is taken over as a copy of its record; one that was cut short goes on, or begins
     anew where its checkpoint can't be used here.
     """
-    config, tags = cell.of_seed(seed), _place(study, cell, seed)
+    config, tags = cell.of_seed(seed), _place(study, cell, seed, store)
     run_id = runner.train_or_go_on(config, store, tags=tags, progress=progress, stop=stop)
     judge(run_id, cell, store, progress)
     run = store.client.get_run(run_id)

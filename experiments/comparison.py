@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
                 "intervals": {
                     name: (metrics[f"eval/low/{name}"], metrics[f"eval/high/{name}"])
                     for name in protocols
-                    if f"eval/low/{name}" in metrics
+                    if not isnan(metrics.get(f"eval/low/{name}", nan))
                 },
                 "protocols": protocols,
             }
@@ -77,7 +78,9 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
         if len(by_run) > 1
     ]
     notes = ["accuracies in percent, in brackets the 95 % bootstrap interval over the test images"]
-    notes += [f"{name}: protocol {identity}, {len(truth[name, identity])} test images" for name, identity in truth]
+    for name, identity in sorted({pair for run in runs for pair in run["protocols"].items()}):
+        images = f", {len(truth[name, identity])} test images" if (name, identity) in truth else ""
+        notes.append(f"{name}: protocol {identity}{images}")
     if tests:
         notes.append(
             "McNemar: exact, two-sided, on the images that one run alone got right; no correction for many tests; of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan, nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.checkpoint import fill, load_weights, save_weights
-from simclr.config import Config, DataConfig, ModelConfig, to_toml
+from simclr.config import Config, DataConfig, ModelConfig, make, to_toml
 from simclr.data import DATASETS, Progress, open_dataset, silent, stored_side
 from simclr.errors import UserError, unknown
 from simclr.formats import Imported, Parity, export_encoder, import_encoder
@@ -80,8 +81,8 @@ def hand_out(found: Found, store: Store, path: Path, form: str) -> Parity:
         for tag, protocol in run.data.tags.items():
             metric = tag.removeprefix(PROTOCOL_TAG)
             if tag.startswith(PROTOCOL_TAG) and is_accuracy(metric):
-                low, high = (run.data.metrics.get(f"eval/{end}/{metric}") for end in ("low", "high"))
-                interval = f" (95 % interval {low:.2%} to {high:.2%})" if low is not None and high is not None else ""
+                low, high = (run.data.metrics.get(f"eval/{end}/{metric}", nan) for end in ("low", "high"))
+                interval = "" if isnan(low) else f" (95 % interval {low:.2%} to {high:.2%})"
                 card[f"eval/{metric}"] = f"{run.data.metrics[f'eval/{metric}']:.2%}{interval}, protocol {protocol}"
     return export_encoder(found.weights, config, path, form, card)
 
@@ -92,15 +93,17 @@ def place(
     protocol: Protocol,
     *,
     data_dir: Path | None = None,
+    on_bad_image: str | None = None,
     transfer: str | None = None,
     device: str | None = None,
     progress: Progress = silent,
 ) -> Subject:
     """The encoder on its own data set, or, with `transfer`, on another one: a data set's name, or a folder.
 
-    `data_dir` says where the images (of the one or the other) lie now.
+    `data_dir` says where the images (of the one or the other) lie now, `on_bad_image` what becomes of broken ones.
     """
     settings = found.config.data
+    on_bad_image = on_bad_image or settings.on_bad_image
     if transfer is not None:
         side = stored_side(settings)
         if transfer in DATASETS:
@@ -111,6 +114,7 @@ def place(
             raise unknown("data set (and no folder of that name)", transfer, DATASETS)
     if data_dir is not None:
         settings = settings.model_copy(update={"dir": data_dir.expanduser().resolve()})
+    settings = make({"data": settings.model_dump(mode="json") | {"on_bad_image": on_bad_image}}).data
     data = open_dataset(settings, store.folder, progress)
     if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
         raise UserError(

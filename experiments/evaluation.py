@@ -158,7 +158,8 @@ def _record(
         config = found.config
         tags = {"kind": "eval", "config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
         tracker = store.start(f"{config.name}-s{config.seed}-eval", tags, config.flat())
-    before = prefix(subject.protocol.layer, subject.data.name if transfer else None)
+    elsewhere = f"folder-{subject.data.digest[:8]}" if subject.data.name == "folder" else subject.data.name
+    before = prefix(subject.protocol.layer, elsewhere if transfer else None)
     metrics, tags = {}, {"protocol": str(subject.protocol.version)}
     for row in table.to_dict("records"):
         name = f"{before}{row['metric']}"
@@ -171,7 +172,8 @@ def _record(
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
             _predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
-    tracker.log({key: value for key, value in metrics.items() if not np.isnan(value)})
+    known = store.client.get_run(tracker.run_id).data.metrics  # what is nan now must not stay as it was
+    tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
     tracker.flush()
     tracker.tag(**tags)  # last: what has a tag is there
     if found.run_id is None:

@@ -43,10 +43,13 @@ def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -
     plots.neighbours(lines, out)
 
 
-def tsne(subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool) -> str:
+def tsne(
+    subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
+) -> tuple[str, list[Path]]:
     """Draw the map of a part's features (at most `images` of them) to out.png and out.svg, its points to out.csv.
 
-    Returns what it shows, and how often neighbours have one class, on the map and in the features (labels needed).
+    Returns what it shows, and how often neighbours have one class, on the map and in the features (labels needed); and
+    the files.
     """
     data, layer = subject.data, subject.protocol.layer
     if part not in data.parts:
@@ -73,8 +76,9 @@ def tsne(subject: Subject, out: Path, *, part: str, images: int, perplexity: flo
             f"\n10 nearest neighbours name the class: {share.points:.1%} on the map, {share.features:.1%} in {layer}"
         )
     pictures = data.images[rows].transpose(0, 2, 3, 1) if thumbnails else None
-    plots.scatter(points, labels, data.classes, [out.with_suffix(s) for s in (".png", ".svg")], pictures, note)
+    files = plots.files_of(out, ".png", ".svg", ".csv")
+    plots.scatter(points, labels, data.classes, files[:2], pictures, note)
     names = [data.classes[label] if label != UNLABELLED else "" for label in labels]
     table = pd.DataFrame({"row": rows, "class": names, "x": points[:, 0], "y": points[:, 1]})
-    table.to_csv(out.with_suffix(".csv"), index=False)
-    return note
+    table.to_csv(files[2], index=False)
+    return note, files

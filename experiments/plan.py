@@ -280,6 +280,9 @@ def make_plan(
             for other in crossed
         ]
     plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
+    numbers = [cell.x for cell in plan if isinstance(cell.x, int | float)]
+    if chosen.log and min(numbers, default=1) <= 0:
+        raise UserError(f"the axis is logarithmic, and {x} = {min(numbers):g} has no place on it: set log = false")
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: name something by --drop, --only, --axis or --vary")
     return Plan(plan, x, chosen.log)
@@ -315,7 +318,7 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
             cell = cell._replace(difference=None, direction=None)
         if cell.paper is not None and first.paper is not None:
             cell = cell._replace(difference=round(cell.paper - first.paper, 2))
-        if axis.rising_from is not None and min(cell.x, first.x) >= axis.rising_from:
+        if axis.rising_from is not None and cell.x != first.x and min(cell.x, first.x) >= axis.rising_from:
             cell = cell._replace(direction="higher" if cell.x > first.x else "lower")
         unique.setdefault(cell.identity(), cell)
     shared = Counter(cell.name for cell in unique.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from simclr.loss import chance_loss
 
 from .ablate import EVALUATE, Records, document_of, records
 from .plan import settings_name
-from .tracking import Store, Tracker
+from .tracking import Run, Store, Tracker
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that a terminal is spared
@@ -163,8 +164,21 @@ def _curves(found: Records, document: Mapping[str, Any], store: Store, folder: P
     return made
 
 
+def _chance(metric: str, run: Run) -> float | None:
+    """What guessing gives; None where that is not known."""
+    batch = int(run.data.params["train.batch_size"])
+    known = {
+        "train/loss": chance_loss(batch),
+        "train/contrastive_top1": 1 / (2 * batch - 1),
+        "train/contrastive_top5": min(1.0, 5 / (2 * batch - 1)),
+        "val/knn_top1": float(run.data.tags.get("val_chance", nan)),
+    }
+    return None if isnan(level := known.get(metric, nan)) else level
+
+
 def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
-    """Draw curves of runs over each other, and write their points; the files. The loss has its chance level.
+    """Draw curves of runs over each other, and write their points; the files. With the chance level, where all runs
+    have the same.
 
     Raises UserError for a metric that a run does not have.
     """
@@ -172,13 +186,14 @@ def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int
     for run in map(store.find, names):
         curve = store.history(run.info.run_id, key)
         if curve.empty:
-            raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*SHORT, *run.data.metrics])
+            has = [short for short, name in SHORT.items() if name in run.data.metrics]
+            raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*has, *run.data.metrics])
         histories[f"{run.info.run_name} ({run.info.run_id[:8]})"] = [curve]
-        chances.add(chance_loss(int(run.data.params["train.batch_size"])))
+        chances.add(_chance(key, run))
     if not out.parent.is_dir():
         raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
-    chance = chances.pop() if key == "train/loss" and len(chances) == 1 else None
-    files = [out.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
+    chance = chances.pop() if len(chances) == 1 else None
+    files = plots.files_of(out, ".png", ".svg", ".csv")
     for path in files[:2]:
         plots.curves(histories, path, CURVES.get(key, key), chance, smooth)
     plots.curve_points(histories).to_csv(files[2], index=False)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from analysis import plots
@@ -154,6 +155,9 @@ def _describe(tracker: Tracker, config: Config, data: Dataset, device: torch.dev
     """Record what a run is, before it begins."""
     facts = environment(config, device)
     tracker.tag(**facts)
+    if data.has_labels:
+        labels = data.labels[data.parts["val"]]
+        tracker.tag(val_chance=np.bincount(labels).max() / len(labels))
     tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
     tracker.artifact("views.png", lambda path: view_grid(config, data, path))

@@ -105,7 +105,7 @@ class Store:
         raise UserError(f"no finished run is called '{name}' or has an id that starts so: see `simclr runs`")
 
     def table(self) -> pd.DataFrame:
-        """One row a run, newest first: id, name, kind, status, local start time, seed, and its latest metrics."""
+        """One row a run, newest first: id, name, kind, status, local start time, seed, latest metrics, protocols."""
         rows = [
             {
                 "id": run.info.run_id[:8],
@@ -115,6 +115,7 @@ class Store:
                 "started": datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
                 "seed": run.data.tags.get("seed"),
                 **run.data.metrics,
+                **{tag: value for tag, value in run.data.tags.items() if tag.startswith(PROTOCOL_TAG)},
             }
             for run in self.search()
         ]

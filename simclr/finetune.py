@@ -71,6 +71,7 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
         picked = order[within * batch : (within + 1) * batch]
         images = apply(torch.from_numpy(data.images[picked]).to(device), views, draw(views, batch, seed, step, 0))
         labels = torch.from_numpy(data.labels[picked]).to(device)
+        torch.manual_seed(subseed(seed, "classifier network", step))  # of dropout and stochastic depth
         with autocast(device, subject.dtype):
             scores = classifier(images, frozen)
         loss = F.cross_entropy(scores.float(), labels)

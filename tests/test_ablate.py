@@ -2,23 +2,30 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import Result
 from conftest import ROOT, tiny
 from typer.testing import CliRunner
 
 import cli
+from analysis import plots
 from experiments import ablate, reporting, runner
 from experiments.plan import BASELINE, Plan, make_plan
 from experiments.tracking import Store
+from simclr import memory
 from simclr.config import to_toml
+from simclr.data import open_dataset
 from simclr.errors import RunFailed, UserError
 
 COMMAND = "simclr ablate --drop color_jitter --drop crop"
@@ -55,6 +62,7 @@ def test_a_study_is_a_parent_with_a_nested_run_for_each_cell_and_seed(store: Sto
     }
     for run in runs:
         assert run.data.tags["mlflow.parentRunId"] == study
+        assert (run.data.tags["kind"], run.data.tags["study"]) == ("pretrain", "first")
         assert {"eval/knn_top1", "eval/linear_top1", "train/loss"} <= set(run.data.metrics)
         assert {"config_key", "data_digest", "protocol"} <= set(run.data.tags)
 
@@ -310,6 +318,7 @@ BAD = {
     "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
     "nothing": ([], "nothing differs from the baseline"),
     "too large a batch": (["--vary", "train.batch_size=64,9000"], "cells can't run"),
+    "seeds": (["--drop", "crop", "--seeds", "0"], "--seeds 0: expected 1 or more"),
     "name taken": (["--drop", "flip", "--name", "first"], "exists with another plan"),
 }
 
@@ -328,10 +337,93 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert done.stderr.count("\n") == 1
 
 
-def test_seeds_0_is_refused() -> None:
-    done = CliRunner().invoke(cli.app, ["ablate", "--drop", "crop", "--seeds", "0"])
-    assert done.exit_code == 2
-    assert "--seeds" in done.stderr
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `simclr ablate` on the tiny config in an empty folder."""
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny(**QUICK)))
+    arguments = ["ablate", "--config", str(tmp_path / "tiny.toml")]
+    return lambda *more, **how: CliRunner().invoke(cli.app, [*arguments, *more], **how)
+
+
+def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
+    command: Callable[..., Result], tmp_path: Path
+) -> None:
+    done = command("--drop", "color_jitter", "--vary", "loss.temperature=0.1,0.2", "--seeds", "2", "--dry-run")
+    assert done.exit_code == 0, done.output
+    first, *cells = done.stdout.splitlines()
+    assert "cells x 2 seeds (0 to 1), about" in first
+    assert len(cells) == len(make_plan(tiny(), drop=["color_jitter"], vary=["loss.temperature=0.1,0.2"]).cells)
+    assert all(re.search(r"0 of 2 done, \d+ s a seed, \d+ MiB$", cell) for cell in cells)
+    assert len({cell.index(" of 2 done") for cell in cells}) == 1  # in one column
+    assert Store(tmp_path).search() == []
+
+
+def test_a_study_of_over_an_hour_asks_once_on_a_terminal_unless_told_yes(
+    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def long(plan: Plan, *arguments: object) -> list[ablate.Forecast]:
+        return [ablate.Forecast(cell, 2000.0, 0, []) for cell in plan.cells]
+
+    def begin(name: str, *arguments: object) -> None:
+        begun.append(name)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(ablate, "forecast", long)
+    monkeypatch.setattr(ablate, "open_study", begin)
+    assert command("--drop", "crop").exit_code == 2
+    assert len(begun) == 1  # not a terminal: nobody to ask
+    monkeypatch.setattr(cli, "on_terminal", lambda: True)
+    assert command("--drop", "crop", input="n\n").exit_code == 1
+    assert len(begun) == 1
+    command("--drop", "crop", input="y\n")
+    command("--drop", "crop", "--yes")
+    assert len(begun) == 3
+
+
+def test_a_cell_that_the_memory_can_not_hold_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = 2 * sum(memory.predict(tiny(**QUICK), 256).values())
+    monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(enough, {}))
+    plan = make_plan(tiny(**QUICK, memory="1GiB"), vary=["model.width=0.0625,2.0"])
+    with pytest.raises(UserError, match=r"^1 of 2 cells can't run: 'width=2\.0': .* needs \d+ MiB"):
+        ablate.forecast(plan, Store(tmp_path), [0])
+
+
+def test_the_exit_code_and_the_record_say_that_cells_failed(command: Callable[..., Result], tmp_path: Path) -> None:
+    rates = ["--set", "optim.name=sgd", "--set", "optim.weight_decay=0", "--vary", "optim.lr=1e30,1e31"]
+    done = command(*rates, "--set", "optim.lr=0.01", "--seeds", "1", "--name", "some")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("failed: 'lr=1e+30', seed 0: training diverged")
+    assert "baseline" in done.stdout
+    done = command(*rates, "--set", "optim.lr=1e29", "--seeds", "1", "--name", "all")
+    assert done.exit_code == 1
+    assert done.stderr.count("training diverged") == 3
+    assert {run.info.run_name: run.info.status for run in Store(tmp_path).studies()} == {
+        "some": "FAILED",
+        "all": "FAILED",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "figure"),
+    [({"vary": ["loss.temperature=0.1,0.2"]}, "against"), ({"axis": "pairs.toml"}, "pairs")],
+    ids=["numeric axis", "pairs"],
+)
+def test_a_report_has_the_figure_that_its_axis_asks_for(
+    options: dict[str, Any], figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.toml").write_text('[mine]\npairs = ["crop", "flip"]\n')
+    store, plan = Store(tmp_path), make_plan(tiny(**QUICK), **options)
+    parent = ablate.open_study("figures", plan, store, "").run_id
+    assert ablate.ablate(parent, plan, store, [0]) == []
+    reporting.report(parent, store, out=tmp_path / "out")
+    for metric in ("linear_top1", "knn_top1"):
+        assert "<svg" in (tmp_path / "out" / f"{figure}-{metric}.svg").read_text()
 
 
 def test_curves_of_runs_are_drawn_with_their_points(
@@ -345,6 +437,15 @@ def test_curves_of_runs_are_drawn_with_their_points(
     assert points[0] == "label,run,step,value"
     assert {line.split(" ")[0] for line in points[1:]} == {"tiny-s0", "tiny-s1"}
     assert (tmp_path / "curves.svg").exists()
+    levels: list[float | None] = []
+    monkeypatch.setattr(plots, "curves", lambda histories, path, label, chance, smooth: levels.append(chance))
+    for metric in ("loss", "top1", "top5"):
+        reporting.plot(metric, ["tiny-s0"], store, tmp_path / "level", 0)
+    assert levels[::2] == pytest.approx([np.log(511), 1 / 511, 5 / 511])
+    data = open_dataset(tiny().data, store.folder)
+    share = np.bincount(data.labels[data.parts["val"]]).max() / len(data.parts["val"])
+    assert reporting._chance("val/knn_top1", store.find("tiny-s0")) == pytest.approx(share)
+    assert reporting._chance("train/learning_rate", store.find("tiny-s0")) is None
     done = CliRunner().invoke(cli.app, ["plot", "los", "tiny-s0"])
     assert done.exit_code == 2
     assert "did you mean 'loss'" in done.stderr

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -127,6 +128,8 @@ def test_runs_lists_them(trained: subprocess.CompletedProcess[str], folder: Path
     done = simclr("runs", home=folder)
     assert "tiny-s0" in done.stdout
     assert "FINISHED" in done.stdout
+    assert simclr("eval", "tiny-s0", "--knn", home=folder).returncode == 0
+    assert re.search(r"0\.\d{4} \(3-[0-9a-f]{6}\)", simclr("runs", home=folder).stdout)  # with its protocol
 
 
 def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,22 @@ def test_finds_scikit_learns_optimum(l2: float, clusters: Clusters) -> None:
     assert (linear.logits(test, weights).argmax(1).numpy() == peer.predict(test.numpy())).mean() > 0.99
 
 
+@pytest.mark.parametrize("l2", [0.1, 10.0])
+def test_accuracy_is_scikit_learns_to_a_tenth_of_a_point(l2: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(8000) % 10
+    scales = torch.logspace(-1, 1, 32)  # of very different spread, as features are
+    x = (torch.randn(10, 32, generator=draw)[y] + 1.5 * torch.randn(8000, 32, generator=draw)) * scales
+    for standardised in (False, True):
+        train, test = linear.standardise(x[:3000], x[3000:]) if standardised else (x[:3000], x[3000:])
+        mine = linear.accuracy(
+            linear.logits(test, linear.fit_logistic(train, y[:3000], x.new_zeros(33, 10), l2)), y[3000:]
+        )
+        peer = LogisticRegression(C=1 / l2, max_iter=10000, tol=1e-6).fit(train.numpy(), y[:3000].numpy())
+        assert mine == pytest.approx(peer.score(test.numpy(), y[3000:].numpy()), abs=0.001)
+        assert 0.5 < mine < 0.95
+
+
 def test_the_l2_value_is_chosen_on_validation_and_noise_asks_for_a_strong_one(clusters: Clusters) -> None:
     x, y, test, test_y = clusters
     noise = torch.randn(600, 300, generator=torch.Generator().manual_seed(1))

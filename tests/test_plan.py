@@ -106,6 +106,14 @@ def test_expectations_hold_only_where_the_paper_looked() -> None:
     }
 
 
+def test_crossed_with_another_setting_the_same_batch_is_neither_larger_nor_smaller() -> None:
+    plan = make_plan(baseline(train={"batch_size": 512}), axis="batch-size", vary=["train.epochs=50,200"])
+    directions = {cell.name: cell.direction for cell in plan.cells}
+    assert directions["epochs=50"] is directions["epochs=200"] is None
+    assert directions["batch_size=1024, epochs=50"] == "higher"
+    assert directions["batch_size=256, epochs=200"] == "lower"
+
+
 def test_what_is_set_for_view_one_holds_for_view_two_where_they_agree() -> None:
     config = baseline(augment2={"solarize": {"p": 0.2}})
     strength = make_plan(config, vary=["augment.color_jitter.strength=0.3,0.6"]).cells[1].config
@@ -177,6 +185,10 @@ def test_what_can_not_be_planned_is_said(case: str) -> None:
         ("[a]\ncells = [{}]", "cell 1 of the axis: set is missing"),
         ("[a]\ncells = 3", "axis 'a': cells = 3"),
         ('[a]\ncells = [{ set = { "optim.lr" = 1 }, direction = "up" }]', "direction = .up."),
+        (
+            '[a]\nx = "optim.weight_decay"\nlog = true\ncells = [{ set = { "optim.weight_decay" = 0 } }]',
+            "optim.weight_decay = 0 has no place on it",
+        ),
         ('[a]\nx = "optim.lrr"', "did you mean 'optim.lr'"),
         (
             "[a]\ncells = ["

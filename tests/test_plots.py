@@ -249,3 +249,16 @@ def test_neighbours_stand_beside_their_query_with_similarity_and_label(figures: 
     shown = [cell.images[0].get_array() if cell.images else None for cell in cells]
     assert all(np.array_equal(shown[i], IMAGES[i]) for i in range(6))
     assert shown[6:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("out", "names"),
+    [
+        ("map", ["map.png", "map.svg"]),
+        ("map.svg", ["map.png", "map.svg"]),
+        ("t=0.1", ["t=0.1.png", "t=0.1.svg"]),
+        ("t=0.1.png", ["t=0.1.png", "t=0.1.svg"]),
+    ],
+)
+def test_dots_in_a_name_are_not_taken_for_suffixes(out: str, names: list[str]) -> None:
+    assert [path.name for path in plots.files_of(Path("folder") / out, ".png", ".svg")] == names
