@@ -23,6 +23,7 @@ from simclr.errors import UserError, unknown
 from .configure import at, changed
 
 BASELINE = "baseline"
+DECADE = 10  # values of --vary that are so many times apart are drawn on a logarithmic axis
 
 
 class AxisCell(Section):
@@ -269,23 +270,25 @@ def make_plan(
         *(only(baseline, names) for names in groups(alone)),
         *of_axis(baseline, chosen),
     ]
-    x = chosen.x
+    x, log = chosen.x, chosen.log
     if vary:
         crossed = of_vary(baseline, vary)
         if not cells and len(vary) == 1:
             x = vary[0].partition("=")[0].strip()
+            values = [value for cell in crossed for value in cell.settings.values() if isinstance(value, int | float)]
+            log = len(values) == len(crossed) and 0 < DECADE * min(values) <= max(values)
         cells = crossed + [
             _cell(baseline, cell.settings | other.settings, f"{cell.name}, {other.name}", cell.layer)
             for cell in cells
             for other in crossed
         ]
     plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
-    numbers = [cell.x for cell in plan if isinstance(cell.x, int | float)]
-    if chosen.log and min(numbers, default=1) <= 0:
-        raise UserError(f"the axis is logarithmic, and {x} = {min(numbers):g} has no place on it: set log = false")
+    lowest = min((cell.x for cell in plan if isinstance(cell.x, int | float)), default=1.0)
+    if chosen.log and lowest <= 0:
+        raise UserError(f"the axis is logarithmic, and {x} = {lowest:g} has no place on it: set log = false")
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: name something by --drop, --only, --axis or --vary")
-    return Plan(plan, x, chosen.log)
+    return Plan(plan, x, log and lowest > 0)
 
 
 def _axis(name: str) -> Axis:

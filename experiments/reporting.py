@@ -112,7 +112,8 @@ def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
         f"protocols {', '.join(sorted(protocols))}",
         "intervals: Student's t, 95 %, over seeds; differences: paired by seed; p: paired t test, and after Holm's "
         "correction over the cells; McNemar: exact, on the test images, for each seed",
-        "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50)",
+        "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50); the "
+        "verdict is on the direction; seconds: of training, by images/s",
         f"made by: {document['command']}",
     ]
 

@@ -133,6 +133,10 @@ def test_any_setting_can_be_varied_and_crossed() -> None:
     plan = make_plan(baseline(), vary=["loss.temperature=0.1,0.2,0.5"])
     assert [cell.config.loss.temperature for cell in plan.cells] == [0.2, 0.1, 0.5]  # 0.2 is the baseline
     assert plan.x == "loss.temperature"
+    assert not plan.log
+    assert make_plan(baseline(), vary=["optim.lr=1e-4,1e-3"]).log
+    assert not make_plan(baseline(), vary=["optim.weight_decay=0,1e-3"]).log
+    assert not make_plan(baseline(), vary=["train.views=fused,split"]).log
     crossed = make_plan(baseline(), vary=["loss.temperature=0.1,0.5", "train.views=fused,split"])
     assert len(crossed.cells) == 1 + 4
     assert crossed.x is None
