@@ -16,7 +16,7 @@ from analysis.tables import comparison, mcnemar_table
 from simclr.errors import UserError
 
 from .evaluation import predictions_file
-from .tracking import ENCODERS, PROTOCOL_TAG, Store
+from .tracking import BESIDE, ENCODERS, PROTOCOL_TAG, Store
 
 
 class Comparison(NamedTuple):
@@ -59,9 +59,9 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
                 "config": {key: value for key, value in run.data.params.items() if key != "name"},
                 "metrics": {name: metrics[f"eval/{name}"] for name in protocols},
                 "intervals": {
-                    name: (metrics[f"eval/low/{name}"], metrics[f"eval/high/{name}"])
+                    name: (metrics[f"{BESIDE}/low/{name}"], metrics[f"{BESIDE}/high/{name}"])
                     for name in protocols
-                    if not isnan(metrics.get(f"eval/low/{name}", nan))
+                    if not isnan(metrics.get(f"{BESIDE}/low/{name}", nan))
                 },
                 "protocols": protocols,
             }

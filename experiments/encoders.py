@@ -19,7 +19,7 @@ from simclr.formats import Imported, Parity, export_encoder, import_encoder
 from simclr.model import build_model
 from simclr.protocol import Protocol, Subject
 
-from .tracking import PROTOCOL_TAG, Store
+from .tracking import BESIDE, PROTOCOL_TAG, Store
 
 UNKNOWN_DATA = ""  # the digest of an imported encoder's data: nobody knows what it has seen
 
@@ -81,7 +81,7 @@ def hand_out(found: Found, store: Store, path: Path, form: str) -> Parity:
         for tag, protocol in run.data.tags.items():
             metric = tag.removeprefix(PROTOCOL_TAG)
             if tag.startswith(PROTOCOL_TAG) and is_accuracy(metric):
-                low, high = (run.data.metrics.get(f"eval/{end}/{metric}", nan) for end in ("low", "high"))
+                low, high = (run.data.metrics.get(f"{BESIDE}/{end}/{metric}", nan) for end in ("low", "high"))
                 interval = "" if isnan(low) else f" (95 % interval {low:.2%} to {high:.2%})"
                 card[f"eval/{metric}"] = f"{run.data.metrics[f'eval/{metric}']:.2%}{interval}, protocol {protocol}"
     return export_encoder(found.weights, config, path, form, card)

@@ -26,7 +26,7 @@ from simclr.evaluate import EVALUATIONS, chance, check, evaluate
 from simclr.protocol import Outcome, Subject, describe, random_encoder
 
 from .encoders import Found
-from .tracking import PROTOCOL_TAG, Store, Tracker
+from .tracking import BESIDE, PROTOCOL_TAG, Store, Tracker
 
 PIXELS = "pixels"  # the layer that stands for the normalised image itself
 MOST_PIXELS = 2**31  # 8 GiB in float32
@@ -164,7 +164,7 @@ def _record(
     for row in table.to_dict("records"):
         name = f"{before}{row['metric']}"
         metrics[f"eval/{name}"] = row["trained"]
-        metrics |= {f"eval/{key}/{name}": row[key] for key in ("low", "high", "untrained", "pixels", "chance")}
+        metrics |= {f"{BESIDE}/{key}/{name}": row[key] for key in ("low", "high", "untrained", "pixels", "chance")}
         tags[f"{PROTOCOL_TAG}{name}"] = row["protocol"]
     label = before.replace("/", "-")
     description = json.dumps(describe(subject.protocol, subject.data), indent=2)

@@ -37,6 +37,7 @@ from simclr.errors import RunFailed, UserError
 EXPERIMENT = "simclr"
 ENCODERS = ("pretrain", "import")  # kinds of runs that hold an encoder
 PROTOCOL_TAG = "protocol/eval/"  # before a metric's name: the identity of the protocol that its value was found under
+BESIDE = "ref"  # what stands beside eval/METRIC is ref/low/METRIC, ...: a list of eval/ is accuracies alone
 FLUSH_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0  # a locked database or a restarting server is waited for; training goes on meanwhile
 

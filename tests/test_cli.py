@@ -115,11 +115,11 @@ def test_eval_reports_trained_untrained_and_chance_and_logs_them(
     run = Store(folder).find(None)
     logged = run.data.metrics
     assert f"{logged['eval/knn_top1']:.2%}" in done.stdout
-    assert f"{logged['eval/untrained/linear_top1']:.2%}" in done.stdout
+    assert f"{logged['ref/untrained/linear_top1']:.2%}" in done.stdout
     assert run.data.tags["protocol"] == "3"
     assert run.data.tags["protocol/eval/knn_top1"] in done.stdout
-    assert logged["eval/low/knn_top1"] < logged["eval/knn_top1"] < logged["eval/high/knn_top1"]
-    assert logged["eval/linear_top1"] > logged["eval/chance/linear_top1"] + 0.1
+    assert logged["ref/low/knn_top1"] < logged["eval/knn_top1"] < logged["ref/high/knn_top1"]
+    assert logged["eval/linear_top1"] > logged["ref/chance/linear_top1"] + 0.1
     twice = simclr("eval", "--knn", "--linear", home=folder)
     assert twice.stdout == done.stdout
 

@@ -41,7 +41,7 @@ def test_every_figure_is_logged_with_its_protocol_baselines_and_interval(store: 
     run = store.find("t0.2-s0")
     for row in report.table.itertuples():
         assert run.data.metrics[f"eval/{row.metric}"] == pytest.approx(row.trained)
-        assert run.data.metrics[f"eval/untrained/{row.metric}"] == pytest.approx(row.untrained)
+        assert run.data.metrics[f"ref/untrained/{row.metric}"] == pytest.approx(row.untrained)
         assert run.data.tags[f"protocol/eval/{row.metric}"] == row.protocol
     accuracies = report.table.set_index("metric").loc[["knn_top1", "knn_k1_top1", "linear_top1"]]
     assert (accuracies["low"] < accuracies["trained"]).all()
