@@ -284,11 +284,12 @@ def load_tiny_imagenet(config: DataConfig, home: Path, progress: Progress) -> So
 def _tiny_imagenet(names: list[str], read: Callable[[str], bytes]) -> Contents:
     wnids = read("wnids.txt").decode().split()
     words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
+    index = {wnid: i for i, wnid in enumerate(wnids)}
 
     def label(wnid: str) -> int:
-        if wnid not in wnids:
+        if wnid not in index:
             raise UserError(f"the images of tiny-imagenet are of a class '{wnid}' that its wnids.txt does not list")
-        return wnids.index(wnid)
+        return index[wnid]
 
     annotations = (line.split("\t")[:2] for line in read("val/val_annotations.txt").decode().splitlines() if line)
     labels = {f"val/images/{file}": label(wnid) for file, wnid in annotations}

@@ -245,6 +245,14 @@ def test_tiny_imagenet_is_read_zipped_and_unpacked(layout, home, monkeypatch, rn
     assert sorted([*found.parts["train"], *found.parts["val"]]) == list(range(9))
 
 
+def test_tiny_imagenet_with_a_class_that_its_list_lacks_is_a_sentence(home, rng, tmp_path):
+    files, *_ = tiny_imagenet(rng)
+    for name, content in (files | {"wnids.txt": "\n".join(WNIDS[1:]).encode()}).items():
+        put(tmp_path / "given" / name, content)
+    with pytest.raises(UserError, match=f"of a class '{WNIDS[0]}' that its wnids.txt does not list"):
+        opened(home, "tiny-imagenet", dir=tmp_path / "given", val_fraction=0.3)
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "tiny-imagenet"])
 def test_members_with_names_that_lead_outside_write_nothing_there(dataset, home, monkeypatch, rng, tmp_path):
     evil = {"../../evil.JPEG": b"x", f"{tmp_path}/evil.bin": b"x", "../evil.bin": b"x"}
