@@ -96,7 +96,7 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
 def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
     for step in (20, 30):
         save(tmp_path, step, state(step)).write_bytes(b"damaged")
-    assert "begin anew" in refusal(latest, tmp_path)
+    assert "--again begins anew" in refusal(latest, tmp_path)
     assert save(tmp_path, 5, state(5)).exists()
     assert latest(tmp_path)["step"] == 5
 
