@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,14 @@ def progress_bars() -> Iterator[tuple[Progress | None, Callable[[str, int, int],
             bars.update(tasks[what], completed=done, total=total)
 
         yield bars, advance
+
+
+def _say(bars: Progress | None, text: str) -> None:
+    """Print a line, above the bars where there are any."""
+    if bars is None:
+        typer.echo(text)
+    else:
+        bars.console.print(text, markup=False, highlight=False)
 
 
 @contextmanager
@@ -387,15 +396,14 @@ def ablate(
         try:
             with tracker.finishing(Interrupted):
                 with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
-
-                    def began(cell: str, seed: int) -> None:
-                        if bars is None:
-                            typer.echo(f"{cell}, seed {seed}")
-                        else:
-                            bars.console.print(f"{cell}, seed {seed}")
-
                     failures = study.ablate(
-                        tracker.run_id, plan, store, places, progress=advance, began=began, stop=stop
+                        tracker.run_id,
+                        plan,
+                        store,
+                        places,
+                        progress=advance,
+                        began=lambda cell, seed: _say(bars, f"{cell}, seed {seed}"),
+                        stop=stop,
                     )
                 if len(failures) < len(cells) * seeds:
                     typer.echo(reporting.report(tracker.run_id, store))
@@ -766,13 +774,7 @@ def search(
         )
         try:
             with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop, opened as found:
-
-                def say(text: str) -> None:
-                    if bars is None:
-                        typer.echo(text)
-                    else:
-                        bars.console.print(text, markup=False, highlight=False)
-
+                say = partial(_say, bars)
                 start = searching.reference(found, store, advance, stop)
                 searching.search(
                     found,
