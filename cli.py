@@ -866,14 +866,12 @@ def budget(
                 f"{epochs} epochs of them take about {_duration(work * images * epochs / planner.SPEED)} at {speed}: a "
                 f"guess at an RTX 4060, on which nothing has been measured"
             )
-        sizes, table = planner.grid(chosen)
+        sizes, table = planner.grid(chosen, limit)
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
         typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
         for batch, peaks in table.items():
-            shown = [
-                "" if m not in peaks else planner.gib(peaks[m]) if peaks[m] <= limit.usable else "-" for m in sizes
-            ]
-            typer.echo(f"{batch:>8}" + "".join(f"{text:>10}" for text in shown))
+            shown = {m: planner.gib(peak) if peak else "-" for m, peak in peaks.items()}
+            typer.echo(f"{batch:>8}" + "".join(f"{shown.get(size, ''):>10}" for size in sizes))
 
 
 @app.command()

@@ -56,7 +56,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             ]
             shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
             seconds = 0.0 if shared or len(done) == len(seeds) else runner.estimate(config, store, progress)["seconds"]
-            need = sum(memory.predict(config, memory.micro_batches(config)[0]).values())
+            need = sum(memory.predict(config, memory.micro_batches(config)[-1]).values())
             found.append(Forecast(cell, seconds, need, done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")

@@ -192,7 +192,7 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     config, fitted = memory.fit(config, len(data.images), device)
     with _enough_memory(config):
         seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)
-    micro_batch = memory.micro_batches(config)[0]
+    micro_batch = memory.micro_batches(config)[-1]
     return {
         "config": config,
         "micro_batch": micro_batch,

@@ -170,7 +170,7 @@ def search(
         try:
             config = changed(found.baseline, values).model_copy(update={"name": f"{found.name}-{trial.number}"})
             steps_of(config, data)
-            need = sum(memory.predict(config, memory.micro_batches(config)[-1]).values())  # in the smallest pieces
+            need = sum(memory.predict(config, memory.micro_batches(config)[0]).values())  # in the smallest pieces
         except UserError as error:
             say(_turn_away(found.study, trial, str(error)))
             continue

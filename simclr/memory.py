@@ -242,9 +242,21 @@ class Plan(NamedTuple):
 
 
 def micro_batches(config: Config) -> list[int]:
-    """The micro-batches that a config may be computed in, largest first."""
+    """The micro-batches that a config may be computed in, smallest first."""
     train = config.train
-    return train.micro_batches()[::-1] if train.micro_batch == "auto" else [train.micro_batch]
+    return train.micro_batches() if train.micro_batch == "auto" else [train.micro_batch]
+
+
+def _up_to(config: Config, sizes: Iterable[int], usable: int) -> dict[int, dict[str, int]]:
+    """The prediction for each micro-batch, from the smallest to the first that takes more than is usable: larger ones
+    take more, and as long to predict as they are large.
+    """
+    predicted = {}
+    for micro_batch in sizes:
+        predicted[micro_batch] = predict(config, micro_batch)
+        if sum(predicted[micro_batch].values()) > usable:
+            break
+    return predicted
 
 
 def flops(config: Config, micro_batch: int) -> int:
@@ -263,8 +275,8 @@ def make_plan(config: Config, images: int, limit: Budget) -> Plan:
     Raises UserError where none fits, with the nearest change that would.
     """
     stored = images * 3 * stored_side(config.data) ** 2
-    for micro_batch in micro_batches(config):
-        parts = predict(config, micro_batch)
+    predicted = _up_to(config, micro_batches(config), limit.usable)
+    for micro_batch, parts in reversed(predicted.items()):
         need = sum(parts.values())
         for on_device in (True, False):
             if need + stored * on_device <= limit.usable:
@@ -275,16 +287,19 @@ def make_plan(config: Config, images: int, limit: Budget) -> Plan:
     )
 
 
-def grid(config: Config) -> tuple[list[int], dict[int, dict[int, int]]]:
-    """Micro-batches, and for the config's batch, halves and doubles of it the predicted peak of each: what if."""
+def grid(config: Config, limit: Budget) -> tuple[list[int], dict[int, dict[int, int | None]]]:
+    """Micro-batches, and for the config's batch, halves and doubles of it the predicted peak of each that is possible:
+    what if. None where it does not fit.
+    """
     batch = config.train.batch_size
     batches = [b for b in (batch // 4, batch // 2, batch, 2 * batch, 4 * batch) if b >= 2]
     sizes = sorted({m for b in batches for m in (b, config.train.norm_images()) if m <= 4 * batch})
     table = {}
     for b in batches:
-        train = config.train.model_copy(update={"batch_size": b})
-        own = config.model_copy(update={"train": train})
-        table[b] = {m: sum(predict(own, m).values()) for m in sizes if m in own.train.micro_batches()}
+        own = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": b})})
+        possible = [m for m in sizes if m in own.train.micro_batches()]
+        peaks = {m: sum(parts.values()) for m, parts in _up_to(own, possible, limit.usable).items()}
+        table[b] = {m: peaks[m] if peaks.get(m, limit.usable + 1) <= limit.usable else None for m in possible}
     return sizes, table
 
 
@@ -331,7 +346,7 @@ def _remedy(config: Config, limit: Budget) -> str:
         candidates[f"--set model.width={width:g}"] = config.model_copy(update=narrow)
         width /= 2
     for what, candidate in candidates.items():
-        if sum(predict(candidate, micro_batches(candidate)[-1]).values()) <= limit.usable:
+        if sum(predict(candidate, micro_batches(candidate)[0]).values()) <= limit.usable:
             return f"{what} would fit"
     return "take a smaller --backbone, or smaller images (data.side, augment.crop.size)"
 
