@@ -22,7 +22,7 @@ from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.config import METHOD
 from simclr.errors import RunFailed
-from simclr.evaluate import EVALUATIONS, chance, check, evaluate
+from simclr.evaluate import EVALUATIONS, check, evaluate
 from simclr.protocol import Outcome, Subject, describe, random_encoder
 
 from .encoders import Found
@@ -97,7 +97,6 @@ def evaluate_encoder(
     names = list(names)
     check(subject, names)
     labelled = any(EVALUATIONS[name].labels for name in names)
-    odds = chance(subject) if labelled else {}
     rows: list[dict[str, Any]] = []
     outcomes: dict[str, Outcome] = {}
     with devices.memory_errors("evaluate with --device cpu"):
@@ -106,14 +105,14 @@ def evaluate_encoder(
             outcomes[name] = evaluate(subject, name)
             untrained = _baseline(subject, name, store)
             identity = subject.identity(EVALUATIONS[name].sections)
+            odds, count = EVALUATIONS[name].chance(subject)
             for metric, value in outcomes[name].metrics.items():
                 row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": identity}
-                if is_accuracy(metric) and EVALUATIONS[name].labels:
-                    count = len(subject.data.parts["test"])
+                if is_accuracy(metric):
                     if f"{metric.rpartition('_')[0]}_std" not in outcomes[name].metrics:  # else a mean over seeds
                         row["low"], row["high"] = accuracy_interval(round(value * count), count)
                     row["chance"] = odds[metric[-4:]]
-                    row["pixels"] = raw if metric.endswith("top1") else nan
+                    row["pixels"] = raw if metric.endswith("top1") and EVALUATIONS[name].labels else nan
                 rows.append(row)
     columns = ["metric", "trained", "low", "high", "untrained", "pixels", "chance", "protocol"]
     table = pd.DataFrame(rows).reindex(columns=columns)

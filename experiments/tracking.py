@@ -97,13 +97,18 @@ class Store:
     def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Run:
         """The finished run of one of the kinds that has this name, or an id that starts so; None: the newest."""
         encoders = [run for run in self.search() if run.data.tags.get("kind") in kinds]
-        runs = [run for run in encoders if run.info.status == "FINISHED"]
-        if not runs:
-            raise UserError(f"no finished run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+        runs = [run for run in encoders if name is None or _is_called(run, name)]
         for run in runs:
-            if name is None or name == run.info.run_name or (len(name) >= 4 and run.info.run_id.startswith(name)):
+            if run.info.status == "FINISHED":
                 return run
-        raise UserError(f"no finished run is called '{name}' or has an id that starts so: see `simclr runs`")
+        if runs:
+            raise UserError(
+                f"run {runs[0].info.run_name} ({runs[0].info.run_id[:8]}) has not finished (it is "
+                f"{runs[0].info.status}): the command that began it goes on with --resume"
+            )
+        if encoders:
+            raise UserError(f"no run is called '{name}' or has an id that starts so: see `simclr runs`")
+        raise UserError(f"no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
 
     def table(self) -> pd.DataFrame:
         """One row a run, newest first: id, name, kind, status, local start time, seed, latest metrics, protocols."""
@@ -170,7 +175,7 @@ class Store:
     def find_study(self, name: str) -> Run:
         """The study with this name, or whose id starts so."""
         for run in self.studies():
-            if name == run.info.run_name or (len(name) >= 4 and run.info.run_id.startswith(name)):
+            if _is_called(run, name):
                 return run
         known = ", ".join(str(run.info.run_name) for run in self.studies()) or "none yet"
         raise UserError(f"no study is called '{name}': there are {known}; `simclr ablate` makes one")
@@ -180,6 +185,11 @@ class Store:
         with _writing(self):
             self.client.update_run(run.info.run_id, status="RUNNING")
         return Tracker(self, run.info.run_id)
+
+
+def _is_called(run: Run, name: str) -> bool:
+    """Whether this is a run's name, or how its id starts."""
+    return name == run.info.run_name or (len(name) >= 4 and bool(run.info.run_id.startswith(name)))
 
 
 @contextmanager

@@ -7,18 +7,27 @@ from typing import NamedTuple
 
 from .errors import RunFailed, UserError, unknown
 from .finetune import finetune, linear_sgd
-from .geometry import geometry
+from .geometry import geometry, random_matches
 from .knn import check_k, knn
 from .linear import linear
 from .protocol import Outcome, Subject, fingerprint, layers
 
 
+def chance(subject: Subject) -> tuple[dict[str, float], int]:
+    """Accuracy of always naming the commonest classes of the test set, top-1 and top-5; and how many images it has."""
+    counts = subject.labels("test").bincount().sort(descending=True).values
+    total = int(counts.sum())
+    return {f"top{k}": int(counts[:k].sum()) / total for k in (1, 5)}, total
+
+
 class Evaluation(NamedTuple):
-    """One row of EVALUATIONS: the function, whether it needs labels, and what it reads."""
+    """One row of EVALUATIONS: the function, whether it needs labels, what it reads, and the accuracies of guessing with
+    the number of images that accuracies are of."""
 
     run: Callable[[Subject], Outcome]
     labels: bool
     sections: tuple[str, ...]  # of the protocol
+    chance: Callable[[Subject], tuple[dict[str, float], int]] = chance
 
 
 EVALUATIONS = {
@@ -26,7 +35,7 @@ EVALUATIONS = {
     "linear": Evaluation(linear, True, ("linear",)),
     "linear-sgd": Evaluation(linear_sgd, True, ("linear_sgd",)),
     "finetune": Evaluation(finetune, True, ("finetune",)),
-    "no-labels": Evaluation(geometry, False, ("views",)),
+    "no-labels": Evaluation(geometry, False, ("views",), random_matches),
 }
 
 
@@ -53,9 +62,3 @@ def evaluate(subject: Subject, name: str) -> Outcome:
     if fingerprint(subject.model) != before:
         raise RunFailed(f"evaluation '{name}' changed the frozen encoder: its figures are not to be used")
     return outcome
-
-
-def chance(subject: Subject) -> dict[str, float]:
-    """Accuracy of always naming the commonest classes of the test set: top-1 and top-5."""
-    counts = subject.labels("test").bincount().sort(descending=True).values
-    return {f"top{k}": (counts[:k].sum() / counts.sum()).item() for k in (1, 5)}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data import Array
 from .device import whole_float32
 from .errors import UserError
 from .loss import contrast
@@ -47,6 +48,23 @@ def effective_rank(x: Tensor) -> float:
     return math.exp(-(shares * shares.log()).sum().item())
 
 
+def _looked_at(subject: Subject) -> tuple[Array, int]:
+    """Rows of the images that two views are made of, in whole batches, and the size of a batch."""
+    data, settings = subject.data, subject.protocol.views
+    rows = data.parts["val"] if len(data.parts["val"]) else data.parts["pretrain"]
+    rows = rows[permutation(len(rows), settings.seed, "geometry").numpy()[: settings.images]]
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} image to look at: figures without labels need two or more")
+    batch = min(subject.config.train.batch_size, len(rows))
+    return rows[: len(rows) // batch * batch], batch
+
+
+def random_matches(subject: Subject) -> tuple[dict[str, float], int]:
+    """Contrastive accuracy of guessing among the 2N - 1 candidates, top-1 and top-5; and how many images it is of."""
+    rows, batch = _looked_at(subject)
+    return {f"top{k}": min(1.0, k / (2 * batch - 1)) for k in (1, 5)}, len(rows)
+
+
 @torch.no_grad()
 def geometry(subject: Subject) -> Outcome:
     """Contrastive top-1 and top-5, alignment, uniformity and effective rank, each of h and of z.
@@ -55,15 +73,11 @@ def geometry(subject: Subject) -> Outcome:
     batches of pre-training's size, which contrastive accuracy depends on: the candidates are 2N - 1.
     """
     data, config, settings = subject.data, subject.config, subject.protocol.views
-    rows = data.parts["val"] if len(data.parts["val"]) else data.parts["pretrain"]
-    rows = rows[permutation(len(rows), settings.seed, "geometry").numpy()[: settings.images]]
-    if len(rows) < 2:
-        raise UserError(f"{len(rows)} image to look at: figures without labels need two or more")
-    batch = min(config.train.batch_size, len(rows))
+    rows, batch = _looked_at(subject)
     layers: dict[str, list[tuple[Tensor, Tensor]]] = {"h": [], "z": []}
     model, training = subject.model, subject.model.training
     model.eval()
-    for step, start in enumerate(range(0, len(rows) - batch + 1, batch)):
+    for step, start in enumerate(range(0, len(rows), batch)):
         images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
         with whole_float32():
             both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)(slice(None))]

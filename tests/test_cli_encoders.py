@@ -105,7 +105,7 @@ def test_an_import_is_a_run_like_others(run, home: Path) -> None:
 
 
 BAD = {
-    "no such run": (["eval", "nothing"], "no finished run is called 'nothing'"),
+    "no such run": (["eval", "nothing"], "no run is called 'nothing'"),
     "no such layer": (["eval", "tiny-s0", "--layer", "g"], "unknown layer 'g'"),
     "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
     "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),

@@ -46,7 +46,8 @@ def test_chance_is_the_share_of_the_commonest_classes(digits: Dataset) -> None:
     rows = digits.parts["test"]
     labels[rows] = 0
     labels[rows[:90]] = [i % 9 + 1 for i in range(90)]
-    odds = ev.chance(subject_of(replace(digits, labels=labels)))
+    odds, images = ev.chance(subject_of(replace(digits, labels=labels)))
+    assert images == len(rows)
     assert odds["top1"] == pytest.approx((len(rows) - 90) / len(rows))
     assert odds["top5"] == pytest.approx((len(rows) - 50) / len(rows))
 

@@ -15,6 +15,7 @@ from experiments.tracking import Store
 from simclr.data import Dataset
 from simclr.errors import UserError
 from simclr.protocol import make_protocol
+from simclr.train import Interrupted
 
 QUICK = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1", "finetune.seeds=1"]
 
@@ -47,6 +48,11 @@ def test_every_figure_is_logged_with_its_protocol_baselines_and_interval(store: 
     assert (accuracies["low"] < accuracies["trained"]).all()
     assert (accuracies["trained"] < accuracies["high"]).all()
     assert accuracies[["pixels", "chance"]].notna().all().all()
+    unlabelled = report.table.set_index("metric").filter(like="contrastive", axis=0)
+    assert (unlabelled["low"] < unlabelled["trained"]).all()
+    assert (unlabelled["trained"] < unlabelled["high"]).all()
+    assert unlabelled["chance"].notna().all()
+    assert unlabelled["pixels"].isna().all()
     stored = json.loads(store.artifact(run.info.run_id, "knn-protocol.json").read_text())
     assert stored == json.loads(json.dumps(report.protocol))
     assert stored["knn"]["k"] == [1, 200]
@@ -129,6 +135,15 @@ def test_labels_missing_one_class_and_deleted_weights_are_one_line(digits: Datas
     store.artifact(run.info.run_id, "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no artifact 'model\.safetensors': it was deleted"):
         encoders.find(None, store)
+
+
+def test_a_run_that_did_not_finish_has_nothing_to_judge(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Interrupted):
+        runner.train(tiny(train={"epochs": 1}), store, stop=lambda: True)
+    for name in ("tiny-s0", None):
+        with pytest.raises(UserError, match=r"run tiny-s0 \(\w{8}\) has not finished .* goes on with --resume$"):
+            encoders.find(name, store)
 
 
 def test_a_figure_over_seeds_does_not_keep_the_interval_of_one_without(store: Store) -> None:

@@ -10,6 +10,7 @@ from conftest import subject_of
 
 from simclr import geometry as g
 from simclr.data import Dataset
+from simclr.loss import contrast
 
 
 def points(n: int = 40, width: int = 6) -> np.ndarray:  # type: ignore[type-arg]
@@ -74,3 +75,16 @@ def test_contrastive_accuracy_is_of_batches_of_pre_trainings_size(digits: Datase
     large = subject_of(digits, train={"batch_size": 128})
     assert g.geometry(small).metrics["contrastive_z_top1"] > g.geometry(large).metrics["contrastive_z_top1"]
     assert small.identity(("views",)) != large.identity(("views",))
+
+
+def test_the_chance_of_contrastive_accuracy_is_what_random_vectors_reach(digits: Dataset) -> None:
+    subject = subject_of(digits, train={"batch_size": 8})
+    odds, images = g.random_matches(subject)
+    assert images == len(digits.parts["val"]) // 8 * 8
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 1000, 8, 16, generator=generator)
+    found = torch.stack([contrast(a, b, temperature=1.0)[1] for a, b in zip(*vectors, strict=True)])
+    for column, top in enumerate(("top1", "top5")):
+        error = (found[:, column].std() / len(found) ** 0.5).item()
+        assert found[:, column].mean().item() == pytest.approx(odds[top], abs=4 * error)
+    assert g.random_matches(subject_of(digits, train={"batch_size": 2}))[0]["top5"] == 1

@@ -75,7 +75,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(store: Store) -> None:
 
 def test_runs_are_found_by_key_name_and_id(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="no run in"):
         store.find(None)
     first, second = start(store, "a", "k1"), start(store, "b", "k2")
     assert [run.info.run_id for run in store.of_key("k1", "d")] == [first]
@@ -83,7 +83,7 @@ def test_runs_are_found_by_key_name_and_id(tmp_path: Path) -> None:
     assert store.find(None).info.run_id == second
     assert store.find("a").info.run_id == first
     assert store.find(first[:8]).info.run_id == first
-    with pytest.raises(UserError, match="no finished run is called 'c'"):
+    with pytest.raises(UserError, match="no run is called 'c'"):
         store.find("c")
     assert list(store.table()["name"]) == ["b", "a"]
 
