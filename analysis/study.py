@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .statistics import Mean, holm, mcnemar, mean_interval, paired_difference
-from .tables import LABELS, is_accuracy
+from .tables import LABELS, is_accuracy, p_value
 
 SIDES = {"lower": -1.0, "higher": 1.0}
 
@@ -60,7 +60,7 @@ def summary(
         row = {"cell": name, "n": figure.n, "mean": figure.mean, "low": figure.low, "high": figure.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
-        row |= {"p_holm": p_holm, "mcnemar": ", ".join(f"{p:.2g}" for p in tests) or None, **speed.loc[name]}
+        row |= {"p_holm": p_holm, "mcnemar": ", ".join(map(p_value, tests)) or None, **speed.loc[name]}
         rows.append(row | {"expected": expected, "source": cell["source"], "verdict": _verdict(difference, expected)})
     return pd.DataFrame(rows)
 

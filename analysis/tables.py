@@ -77,7 +77,7 @@ def mcnemar_table(
             test = mcnemar(*right)
             counts = [test.only_first, test.only_second]
             name = LABELS.get(metric, metric)
-            rows.append([name, first, second, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}", *counts, f"{test.p:.2g}"])
+            rows.append([name, first, second, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}", *counts, p_value(test.p)])
     columns = ["metric", "run A", "run B", "A", "B", "B - A (points)", "only A right", "only B right", "p (McNemar)"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -113,6 +113,11 @@ def _table(frame: pd.DataFrame, style: str, escapes: Mapping[str, str] | None = 
     escaped = str.maketrans(dict(escapes or {}))
     cells = [[cell(value).translate(escaped) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
     return str(tabulate(cells[1:], cells[0], style, disable_numparse=True))
+
+
+def p_value(p: float) -> str:
+    """A p value in words: what is too small for a floating-point number is not 0."""
+    return f"{p:.2g}" if p > 0 else "< 1e-300"
 
 
 def cell(value: object) -> str:

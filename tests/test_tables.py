@@ -75,6 +75,12 @@ def test_figures_of_two_protocols_never_stand_in_one_column() -> None:
     assert frame.iloc[0].tolist() == ["a", "93.65 (92.6 to 94.7)", None, None]
 
 
+def test_a_p_value_too_small_for_a_float_is_not_called_zero() -> None:
+    labels = np.zeros(3000, dtype=np.int64)
+    (row,) = mcnemar_table({"a": {"knn": labels}, "b": {"knn": labels + 1}}, labels).to_dict("records")
+    assert row["p (McNemar)"] == "< 1e-300"
+
+
 def test_mcnemar_compares_each_pair_on_each_metric_of_both() -> None:
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     wrong = labels.copy()
