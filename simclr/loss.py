@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 1024  # rows and columns of a block of similarities: 4 MiB in float32
+TIE = 16  # units of rounding: between equal rows of 16 to 2,048 numbers up to 3 were seen
 PLAIN_ROWS = 2048  # up to here the whole matrix is faster, and above it blocks are, on a CPU (docs/memory.md)
 
 
@@ -54,15 +55,23 @@ def nt_xent(similarity: Tensor, temperature: float, *, include_self: bool = Fals
     return F.cross_entropy(logits, positives(len(logits) // 2, logits.device))
 
 
+def _as_similar(positive: Tensor, squares: Tensor) -> Tensor:
+    """The similarity above which a candidate counts as at least as similar as each row's positive; `squares` are the
+    rows' similarities to themselves. The slack is for products that were summed in another order.
+    """
+    return positive - TIE * torch.finfo(positive.dtype).eps * squares
+
+
 @torch.no_grad()
 def contrastive_accuracy(similarity: Tensor, topk: tuple[int, ...] = (1, 5)) -> Tensor:
     """For each k, the fraction of the 2N rows whose positive is among its k most similar of 2N - 1 candidates.
 
-    Ties count against the row, so that collapsed embeddings score zero, not one.
+    Ties, which are alike to rounding, count against the row, so that collapsed embeddings score zero, not one.
     """
-    rank = torch.gather(similarity, 1, positives(len(similarity) // 2, similarity.device).unsqueeze(1))
+    positive = torch.gather(similarity, 1, positives(len(similarity) // 2, similarity.device).unsqueeze(1)).squeeze(1)
+    lowest = _as_similar(positive, similarity.diagonal())
     # Candidates at least as similar, less the row itself and the positive itself.
-    better = (similarity >= rank).sum(1) - (similarity.diagonal() >= rank.squeeze(1)).long() - 1
+    better = (similarity >= lowest.unsqueeze(1)).sum(1) - (similarity.diagonal() >= lowest).long() - 1
     return torch.stack([(better < k).float().mean() for k in topk])
 
 
@@ -86,6 +95,7 @@ class _Blockwise(torch.autograd.Function):
         positive = positives(len(z) // 2, z.device)
         index = torch.arange(len(z), device=z.device)
         of_positive = (z * z[positive]).sum(1)
+        lowest = _as_similar(of_positive, z.square().sum(1))
         total, better = z.new_full((len(z),), -math.inf), torch.zeros_like(index)
         for rows, columns, similarity in _blocks(z):
             on_diagonal = rows == columns
@@ -98,9 +108,9 @@ class _Blockwise(torch.autograd.Function):
             if on_diagonal:
                 similarity.fill_diagonal_(-math.inf)
             similarity.masked_fill_(positive[rows].unsqueeze(1) == index[columns], -math.inf)
-            better[rows] += (similarity >= of_positive[rows].unsqueeze(1)).sum(1)
+            better[rows] += (similarity >= lowest[rows].unsqueeze(1)).sum(1)
             if not on_diagonal:
-                better[columns] += (similarity >= of_positive[columns]).sum(0)
+                better[columns] += (similarity >= lowest[columns]).sum(0)
         ctx.save_for_backward(z, total)
         ctx.temperature, ctx.include_self = temperature, include_self
         ctx.mark_non_differentiable(better)

@@ -283,6 +283,15 @@ def test_collapsed_embeddings_score_zero_block_by_block(blocks):
     assert value.item() == pytest.approx(chance_loss(6), abs=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+@pytest.mark.parametrize("n", [1000, 1100])  # whole, and in blocks that are cut off
+def test_equal_embeddings_are_ties_however_their_products_are_summed(n, width, normalize):
+    for seed in range(3):
+        same = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)).expand(n, -1)
+        assert contrast(same, same, 0.5, normalize=normalize)[1].tolist() == [0, 0]
+
+
 @pytest.mark.slow
 def test_memory_of_blocks_grows_with_n_not_with_its_square():
     script = """
