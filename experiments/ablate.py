@@ -81,6 +81,7 @@ def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
     else:
         tags = {"kind": "study", "study": name, "plan": digest, "data_digest": data.digest}
         tracker = store.start(name, tags, plan.cells[0].config.flat())
+    read = {metric: EVALUATIONS[name].sections for name, metric in EVALUATE.items()}
     cells = [
         {
             "cell": cell.name,
@@ -92,11 +93,12 @@ def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
             "source": cell.source,
             "pair": cell.pair,
             "protocols": {
-                metric: identity(Protocol(layer=cell.layer), data, EVALUATIONS[evaluation].sections, {})
-                for evaluation, metric in EVALUATE.items()
+                metric: identity(protocol, data, cell.config.view_size() or data.side, sections, {})
+                for metric, sections in read.items()
             },
         }
         for cell in plan.cells
+        for protocol in [Protocol(layer=cell.layer)]
     ]
     document = {"x": plan.x, "log": plan.log, "command": command, "cells": cells}
     tracker.artifact("plan.json", lambda path: path.write_text(json.dumps(document, indent=2), encoding="utf-8"))

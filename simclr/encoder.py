@@ -25,13 +25,14 @@ Batches = Iterator[tuple[list[str], Array]]  # names of files, and their feature
 class Encoder(nn.Module):
     """The encoder f of a SimCLR: images (float N x 3 x S x S in [0, 1]) -> h (N x features).
 
-    It normalises the images itself. `side` is what `transform` makes of an image, as in training. In eval mode when
-    made; its parameters can be trained. Raises UserError when the weights are not of the config's network.
+    It normalises the images itself, and resizes them to `side`, which it was trained on. In eval mode when made; its
+    parameters can be trained. Raises UserError when the weights are not of the config's network.
     """
 
     def __init__(self, config: Config, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.config, self.side = config, stored_side(config.data)
+        self.config, self.stored = config, stored_side(config.data)
+        self.side = config.view_size() or self.stored
         headless = config.model.model_copy(update={"head": "none"})
         self.model = SimCLR(headless, self.side, config.seed, (0.0,) * 3, (1.0,) * 3)
         fill(self.model, {name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
@@ -43,11 +44,11 @@ class Encoder(nn.Module):
         return h
 
     def transform(self, image: Image.Image) -> Tensor:
-        """An image of any mode and size -> float 3 x side x side in [0, 1], the pixels that training saw.
+        """An image of any mode and size -> float 3 x stored x stored in [0, 1]: as training kept it (`data.side`).
 
         Give it the opened file: one whose pixels were loaded before is not shrunk in the same two steps (JPEG).
         """
-        return torch.tensor(pixels(image, self.side)).float().div_(255)
+        return torch.tensor(pixels(image, self.stored)).float().div_(255)
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -70,7 +71,7 @@ def embed_files(encoder: Encoder, files: Sequence[Path], batch: int = 256, progr
     device = encoder.model.mean.device
     for start in range(0, len(files), batch):
         names = [str(file) for file in files[start : start + batch]]
-        images = np.empty((len(names), 3, encoder.side, encoder.side), np.uint8)
+        images = np.empty((len(names), 3, encoder.stored, encoder.stored), np.uint8)
         if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), images, silent, ""):
             raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Remove them")
         yield names, encoder(torch.from_numpy(images).to(device).float().div_(255)).cpu().numpy()

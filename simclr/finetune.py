@@ -62,7 +62,7 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0, momentum=0.9, nesterov=True)
     steps = max(settings.min_steps, settings.epochs * len(rows) // batch)
     scaler = torch.amp.GradScaler(device.type, enabled=subject.dtype == torch.float16)
-    views: Pipeline = {"crop": Crop(scale=settings.crop), "flip": Flip()}
+    views: Pipeline = {"crop": Crop(scale=settings.crop, size=subject.model.side), "flip": Flip()}
     classifier.train(not frozen)
     for step in range(steps):
         epoch, within = divmod(step, len(rows) // batch)
@@ -90,7 +90,7 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
 @torch.no_grad()
 def scores_of(classifier: Classifier, subject: Subject, part: str) -> Tensor:
     """Class scores of the whole images of a part, in float32."""
-    images = whole_images(subject.data.images, subject.data.parts[part], subject.device)
+    images = whole_images(subject.data.images, subject.data.parts[part], subject.model)
     with whole_float32():
         return torch.cat([classifier(batch) for batch in images])
 

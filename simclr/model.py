@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -147,7 +148,8 @@ HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
 class SimCLR(nn.Module):
     """Encoder and head: images (float N x 3 x S x S in [0, 1]) -> (h: N x features, z: N x out_dim).
 
-    The images are normalised here, by `mean` and `std` of each channel, so that weights carry their transform.
+    The network sees images of `side` pixels, as its views are; others are resized here. They are normalised here, by
+    `mean` and `std` of each channel, so that weights carry their transform.
     """
 
     mean: Tensor
@@ -155,6 +157,7 @@ class SimCLR(nn.Module):
 
     def __init__(self, config: ModelConfig, side: int, seed: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        self.side = side
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.encoder, self.features = build_encoder(config, side, seed)
@@ -167,8 +170,14 @@ class SimCLR(nn.Module):
         """What the encoder is given."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
+    def encode(self, images: Tensor) -> Tensor:
+        """h of images of any side, antialiased bilinear where they are resized, as crops are."""
+        if images.shape[-1] != self.side:
+            images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+        return self.encoder(self.normalize(images))  # type: ignore[no-any-return]
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.encoder(self.normalize(images))
+        h = self.encode(images)
         return h, self.head(h)
 
 
@@ -199,24 +208,23 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 def build_model(config: Config, data: Dataset, device: torch.device) -> SimCLR:
     """The untrained network of a config, for the images of a data set."""
     mean, std = NORMALIZATIONS[config.data.normalize](data)
-    model = SimCLR(config.model, data.side, config.seed, mean, std)
+    model = SimCLR(config.model, config.view_size() or data.side, config.seed, mean, std)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_images(config: Config) -> None:
-    """Raises UserError where the network of a config can't take its images, or its views of them."""
-    stored = stored_side(config.data)
-    model = SimCLR(config.model, stored, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
-    for side in {stored, config.view_size() or stored}:
-        try:
-            with torch.no_grad():
-                model(torch.zeros(2, 3, side, side))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
-                f"--backbone"
-            ) from None
+    """Raises UserError where the network of a config can't take the views of its images."""
+    side = config.view_size() or stored_side(config.data)
+    model = SimCLR(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
+            f"--backbone"
+        ) from None
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -107,7 +107,7 @@ def represent(model: SimCLR, images: Tensor, layer: str) -> Tensor:
     """The layer's output, N x D, for images N x 3 x S x S in [0, 1]; `pixels`: the normalised pixels themselves."""
     if layer == "pixels":
         return model.normalize(images).flatten(1)
-    h: Tensor = model.encoder(model.normalize(images))
+    h = model.encode(images)
     if layer == "h":
         return h
     z: Tensor = model.head(h) if layer == "z" else model.head[: int(layer.removeprefix("head.")) + 1](h)
@@ -119,11 +119,11 @@ def layers(model: SimCLR) -> list[str]:
     return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z"]
 
 
-def whole_images(images: Array, rows: Array, device: torch.device) -> Iterator[Tensor]:
+def whole_images(images: Array, rows: Array, model: SimCLR) -> Iterator[Tensor]:
     """The images in `rows`, float n x 3 x S x S in [0, 1], as many at a time as a forward pass can take."""
-    size = max(1, PIXELS // images.shape[-1] ** 2)
+    size = max(1, PIXELS // model.side**2)
     for start in range(0, len(rows), size):
-        yield torch.from_numpy(images[rows[start : start + size]]).to(device).float().div_(255)
+        yield torch.from_numpy(images[rows[start : start + size]]).to(model.mean.device).float().div_(255)
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def features(model: SimCLR, images: Array, rows: Array, dtype: torch.dtype, laye
     device, training = model.mean.device, model.training
     out, done = torch.empty(0, 0), 0
     model.eval()
-    for batch in whole_images(images, rows, device):
+    for batch in whole_images(images, rows, model):
         with autocast(device, dtype), whole_float32():
             x = represent(model, batch, layer)
         if not done:
@@ -200,7 +200,7 @@ class Subject:
             more = {"batch": config.train.batch_size, "views": config.result()["views"], "pretrain": _hash(rows)}
         if {"linear_sgd", "finetune"} & set(sections):
             more = {"dtype": str(self.dtype)}
-        return identity(self.protocol, self.data, sections, more)
+        return identity(self.protocol, self.data, self.model.side, sections, more)
 
 
 def _hash(*rows: Array) -> str:
@@ -213,14 +213,17 @@ def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
     about = {"name": data.name, "digest": data.digest, "side": data.side, "split": _hash(*rows.values())}
     return protocol.model_dump(mode="json") | {
         "data": about | {part: len(r) for part, r in rows.items()},
-        "images": "whole, normalised as in pre-training, not augmented; features in float32",
+        "images": "whole, of the side of the views, normalised as in pre-training, not augmented; features in float32",
         "distance": "cosine",
     }
 
 
-def identity(protocol: Protocol, data: Dataset, sections: tuple[str, ...], more: Mapping[str, Any]) -> str:
-    """See Subject.identity; `more` is what a figure depends on beside the protocol's sections and the images."""
+def identity(protocol: Protocol, data: Dataset, side: int, sections: tuple[str, ...], more: Mapping[str, Any]) -> str:
+    """See Subject.identity; `side` is what the network sees, `more` what a figure depends on beside the protocol's
+    sections and the images."""
     whole = describe(protocol, data)
+    if side != data.side:
+        more = {**more, "side": side}
     read: dict[str, Any] = {key: whole[key] for key in ("version", "layer", "data")} | {"more": more}
     for section in sections:
         read[section] = {key: value for key, value in whole[section].items() if key not in IN_NAMES}
@@ -252,7 +255,7 @@ def random_encoder(subject: Subject) -> SimCLR:
         norm.train()
         norm.momentum = None  # a plain average over the batches
     rows = data.parts["pretrain"]
-    for batch in whole_images(data.images, rows[:: max(1, len(rows) // STATISTICS)], subject.device):
+    for batch in whole_images(data.images, rows[:: max(1, len(rows) // STATISTICS)], model):
         model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

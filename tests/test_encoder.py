@@ -92,6 +92,19 @@ def test_a_stored_side_of_the_config_is_kept(model, tmp_path):
     assert load_encoder(tmp_path / "m.safetensors").side == 24
 
 
+def test_images_are_stored_at_one_size_and_seen_at_the_views(tmp_path):
+    config = tiny(augment={"crop": {"size": 24}})
+    model, path = trained(config, 24), tmp_path / "m.safetensors"
+    save_weights(path, model, {"config": to_toml(config), "digest": ""})
+    encoder = load_encoder(path)
+    image = encoder.transform(Image.fromarray(noise(40, 40, 3)))
+    assert (image.shape, encoder.side) == ((3, 16, 16), 24)
+    seen = []
+    encoder.model.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2:]))
+    encoder(image.unsqueeze(0))
+    assert seen == [(24, 24)]
+
+
 def test_weights_of_another_network_are_refused(model, tmp_path):
     config = tiny(model={"width": 0.125})
     save_weights(tmp_path / "m.safetensors", model, {"config": to_toml(config), "digest": ""})

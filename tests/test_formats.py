@@ -365,7 +365,8 @@ def small():
 
 @pytest.fixture(scope="module")
 def standard():
-    config = tiny(name="mine", data={"side": 32}, model=STANDARD)
+    """One whose views are larger than the images that are stored."""
+    config = tiny(name="mine", data={"side": 24}, augment={"crop": {"size": 32}}, model=STANDARD)
     return config, trained(config, 32)
 
 

@@ -7,8 +7,10 @@ import torch
 from conftest import subject_of, tiny
 
 from simclr import protocol as p
+from simclr.augment import resized_crop
 from simclr.data import Dataset
 from simclr.errors import UserError
+from simclr.evaluate import EVALUATIONS, evaluate
 from simclr.model import build_model
 
 CPU = torch.device("cpu")
@@ -20,6 +22,28 @@ def test_features_do_not_depend_on_their_neighbours_in_a_batch(digits: Dataset) 
     together = p.features(model, digits.images, rows, torch.float32)
     alone = torch.cat([p.features(model, digits.images, rows[i : i + 1], torch.float32) for i in range(20)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_a_network_is_judged_at_the_size_of_its_views(name: str, digits: Dataset) -> None:
+    settings = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1"]
+    large = subject_of(digits, settings, augment={"crop": {"size": 24}})
+    sides = set()
+    large.model.encoder.register_forward_pre_hook(lambda _, given: sides.update(given[0].shape[2:]))
+    p.random_encoder(large)
+    evaluate(large, name)
+    assert digits.side != 24
+    assert sides == {24}
+    same = replace(large, model=build_model(tiny(), digits, CPU))
+    assert same.identity(("knn",)) == subject_of(digits).identity(("knn",)) != large.identity(("knn",))
+
+
+def test_images_of_another_size_are_resized_as_crops_are(digits: Dataset) -> None:
+    model = build_model(tiny(augment={"crop": {"size": 24}}), digits, CPU).eval()
+    images = torch.rand(4, 3, digits.side, digits.side)
+    box = torch.tensor([[0.0, 0, digits.side, digits.side]] * 4)
+    expected = model.encoder(model.normalize(resized_crop(images, box, 24)))
+    torch.testing.assert_close(p.represent(model, images, "h"), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_layer_is_what_the_network_computes_there(digits: Dataset) -> None:
