@@ -742,7 +742,10 @@ def search(
     hours: Annotated[
         float | None, typer.Option("--max-hours", min=0, help="Begin no new trial after so many hours.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to train anew.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the best trials to train anew.", show_default="1; 3 with --proxy"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=0, help="Fresh seeds to train the best and the start with; 0: none.")] = 3,
     name: Annotated[str | None, typer.Option(help="Of the search.", show_default="the preset's")] = None,
 ) -> None:
@@ -788,7 +791,8 @@ def search(
                 say(searching.record(found, start, store))
                 if not seeds:
                     return
-                plan, places = searching.confirmation(found, top), range(full.seed + 1, full.seed + 1 + seeds)
+                plan = searching.confirmation(found, top or (3 if proxy else 1))
+                places = range(full.seed + 1, full.seed + 1 + seeds)
                 confirmed = "-".join([name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
                 tracker = study.open_study(confirmed, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
                 with tracker.finishing(Interrupted):
@@ -802,11 +806,11 @@ def search(
                         stop=stop,
                     )
                     say(reporting.report(tracker.run_id, store))
+                    table = searching.selection(found, plan, start, places, store)
+                    found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
+                    say(FORMATS["terminal"](table, searching.notes(found, table)))
                     if failures:
                         raise RunFailed("; ".join(failures))
-                table = searching.selection(found, plan, start, places, store)
-                found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
-                say(FORMATS["terminal"](table, searching.notes(found, table)))
         except Interrupted as stopped:
             typer.echo(f"{stopped}: the same command goes on from there", err=True)
             raise typer.Exit(130) from None

@@ -38,19 +38,18 @@ def outcome(study: optuna.Study, start: float) -> list[str]:
     away = [trial for trial in every if "turned away" in trial.user_attrs]
     failed = [trial for trial in every if "error" in trial.user_attrs]
     early = sum(trial.state is TrialState.PRUNED for trial in every) - len(away) - len(failed)
-    excess = max((trial.constraints.get("memory", 0.0) for trial in every), default=0.0)
+    over = [excess for trial in every if (excess := trial.constraints.get("memory", 0.0)) > 0]
     lines = [
         f"{len(best) + len(away) + len(failed) + early} trials: {len(best)} ran to their end, {len(away)} turned away"
-        + (f" (by up to {excess:.0f} MiB of memory)" if excess > 0 else "")
+        + (f" ({len(over)} for up to {max(over):.0f} MiB too much memory)" if over else "")
         + f", {early} given up early, {len(failed)} failed"
     ]
     lines += [f"trial {trial.number} failed: {trial.user_attrs['error']}" for trial in failed]
     if best:
         lines.append(f"best: trial {best[0].number}, {best[0].values[0]:.2%} on validation; the start {start:.2%}")
-    timed = [trial.user_attrs for trial in every if "wall" in trial.user_attrs]
-    if timed:
-        share = sum(facts["cost"] for facts in timed) / sum(facts["wall"] for facts in timed)
-        lines.append(f"choosing and planning took {share:.1%} of the trials' time")
+    cost, wall = (sum(trial.user_attrs.get(fact, 0.0) for trial in every) for fact in ("cost", "wall"))
+    if wall:
+        lines.append(f"choosing and planning took {cost / wall:.1%} of the trials' time")
     return lines
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,14 @@ from simclr.data import Progress, open_dataset, silent
 from simclr.errors import BadSettings, UserError, unknown
 from simclr.evaluate import check
 from simclr.linear import best_on_validation
-from simclr.model import build_model
+from simclr.model import build_model, check_images
 from simclr.protocol import Linear, Protocol, Subject
 from simclr.randomness import subseed
 from simclr.train import Interrupted
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
-from .ablate import PARENT
+from .ablate import EVALUATE, PARENT
 from .configure import changed
 from .plan import BASELINE, Cell, Plan
 from .space import Parameter, check_space, suggested
@@ -45,13 +46,14 @@ from .tracking import Store, Tracker
 
 VALIDATION = "val/linear_top1"  # what is searched for, on the run of each trial
 PROBE = Linear(l2_values=9)  # of the paper's 45 values; the choice among encoders does not need the others
-STARTUP = 10  # trials before TPE takes over from random ones, and before any is given up
+STARTUP = 10  # trials before TPE takes over from random ones, and that the median is taken of before it gives one up
+COLUMNS = ["in the search", "fresh seeds"]
 STATE = "search.db"  # Optuna's own record, beside the tracking store's
 ACCURACY, TIME = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 OBJECTIVES = {"accuracy": [ACCURACY], "accuracy,time": [ACCURACY, TIME]}
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
     "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1),
 }
 
@@ -111,7 +113,9 @@ def open_search(
     data = {config.key(): open_dataset(config.data, store.folder, progress) for config in (full, baseline)}
     for config in (full, baseline):
         model = build_model(config, data[config.key()], torch.device("cpu"))
-        check(Subject(model, config, data[config.key()], Protocol()), ["linear"])
+        check(Subject(model, config, data[config.key()], Protocol()), list(EVALUATE))
+    stored = len(data[full.key()].images)
+    memory.make_plan(full, stored, memory.budget(full.memory, devices.resolve(full.device)))
     identity = {
         "configs": {key: images.digest for key, images in data.items()},
         "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
@@ -161,27 +165,34 @@ def search(
     """
     clock = time.perf_counter()
     data = open_dataset(found.baseline.data, store.folder, progress)
-    limit = memory.budget(found.baseline.memory, devices.resolve(found.baseline.device))
     while len(_done(found.study)) < number and (hours is None or time.perf_counter() - clock < 3600 * hours):
         asked = time.perf_counter()
         trial = found.study.ask()
         values = suggested(trial, found.parameters, found.baseline)
         trial.set_user_attr("settings", values)
+        refusal = None
         try:
             config = changed(found.baseline, values).model_copy(update={"name": f"{found.name}-{trial.number}"})
             steps_of(config, data)
-            need = sum(memory.predict(config, memory.micro_batches(config)[0]).values())  # in the smallest pieces
+            check_images(config)
+            limit = memory.budget(config.memory, devices.resolve(config.device)).usable
+            need = max(smallest(config), smallest(changed(found.full, values)))  # the best is trained at full size
+            trial.set_constraint("memory", (need - limit) / memory.MIB)
+            if need > limit:
+                refusal = f"needs {memory.gib(need)}, {memory.gib(need - limit)} too much"
         except UserError as error:
-            say(_turn_away(found.study, trial, str(error)))
-            continue
-        trial.set_constraint("memory", (need - limit.usable) / memory.MIB)
-        if need > limit.usable:
-            excess = f"needs {memory.gib(need)}, {memory.gib(need - limit.usable)} too much"
-            say(_turn_away(found.study, trial, excess))
-            continue
+            refusal = str(error)
         trial.set_user_attr("cost", time.perf_counter() - asked)
+        if refusal is not None:
+            say(_turn_away(found.study, trial, refusal))
+            continue
         say(f"trial {trial.number}: {', '.join(f'{path}={_short(value)}' for path, value in values.items())}")
         say(f"  {run_trial(found, trial, config, store, progress=progress, stop=stop)}")
+
+
+def smallest(config: Config) -> int:
+    """Bytes that a config takes in the smallest micro-batches."""
+    return sum(memory.predict(config, memory.micro_batches(config)[0]).values())
 
 
 def _short(value: object) -> str:
@@ -223,6 +234,11 @@ def run_trial(
 
     clock = time.perf_counter()
     tags = {PARENT: found.tracker.run_id, "search": found.name, "trial": str(trial.number)}
+
+    def tell(values: list[float] | None = None) -> None:
+        trial.set_user_attr("wall", time.perf_counter() - clock)
+        study.tell(trial, values, state=None if values else TrialState.PRUNED)
+
     try:
         run_id = runner.train_or_go_on(
             config, store, tags=tags, progress=progress, show=show, stop=lambda: poor or stop()
@@ -230,19 +246,19 @@ def run_trial(
     except Interrupted:
         if not poor:
             raise
-        study.tell(trial, state=TrialState.PRUNED)
+        tell()
         return f"given up at kNN {accuracy:.2%}"
     except BadSettings as error:
         trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.PRUNED)
+        tell()
         return f"failed: {error}"
     measured = {
         "accuracy": validation_accuracy(run_id, config, store, progress),
         "time": training_seconds(run_id, config, store),
     }
-    for fact, value in {"run": run_id, "seconds": measured["time"], "wall": time.perf_counter() - clock}.items():
+    for fact, value in {"run": run_id, "seconds": measured["time"]}.items():
         trial.set_user_attr(fact, value)
-    study.tell(trial, [measured[objective] for objective in found.objectives.split(",")])
+    tell([measured[objective] for objective in found.objectives.split(",")])
     return f"{measured['accuracy']:.2%} on validation after {measured['time']:.0f} s of training"
 
 
@@ -263,7 +279,9 @@ def validation_accuracy(run_id: str, config: Config, store: Store, progress: Pro
     )
     with devices.memory_errors("a search judges its trials on their device: take --device cpu"):
         accuracy = best_on_validation(subject)
-    store.client.log_metric(run_id, VALIDATION, accuracy)
+    tracker = Tracker(store, run_id)
+    tracker.log({VALIDATION: accuracy})
+    tracker.flush()
     return accuracy
 
 
@@ -311,24 +329,27 @@ def selection(
     rows = []
     for cell in plan.cells:
         runs = [store.of_key(cell.of_seed(seed).key(), digest) for seed in seeds]
-        finished = [next(run for run in of_seed if run.info.status == "FINISHED").info.run_id for of_seed in runs]
-        fresh = [validation_accuracy(run_id, cell.config, store, progress) for run_id in finished]
-        rows.append(
-            {"cell": cell.name, "in the search": by_cell[cell.name], "fresh seeds": np.mean(fresh), "n": len(fresh)}
-        )
+        finished = [[run.info.run_id for run in of_seed if run.info.status == "FINISHED"][:1] for of_seed in runs]
+        fresh = [validation_accuracy(run_id, cell.config, store, progress) for (run_id,) in filter(None, finished)]
+        mean = float(np.mean(fresh)) if fresh else nan
+        rows.append({"cell": cell.name, "in the search": by_cell[cell.name], "fresh seeds": mean, "n": len(fresh)})
     return pd.DataFrame(rows)
 
 
 def notes(found: Search, table: pd.DataFrame) -> list[str]:
-    """How to read `selection`; of a proxy, whether it ranks configs as the full size does."""
+    """How to read `selection`: what of the best trial's gain was selection; of a proxy, whether it ranks configs as
+    the full size does."""
+    chosen = table[table["cell"] != BASELINE]
+    searched, fresh = (chosen[column].to_numpy() for column in COLUMNS)
     if found.baseline.key() == found.full.key():
+        gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in COLUMNS)
         return [
-            "accuracies on validation; a trial was chosen because its figure in the search was high, fresh seeds are "
-            "not chosen: what it loses beside them was selection, and what is left beside the baseline is gain"
+            "accuracies on validation; a trial was chosen for its figure in the search, not for those of fresh seeds",
+            f"{chosen.iloc[0]['cell']} beside the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
+            f"seeds; {gain - kept:+.2f} was selection",
         ]
-    found_trials = table[table["cell"] != BASELINE]
-    lines = ["accuracies on validation, in the search of the proxy, with fresh seeds of the full size"]
-    if len(found_trials) > 2:
-        rank = spearmanr(found_trials["in the search"], found_trials["fresh seeds"]).statistic
-        lines.append(f"rank correlation (Spearman) of the two over {len(found_trials)} trials: {rank:.2f}")
-    return lines
+    ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
+    return [
+        "accuracies on validation, in the search of the proxy, with fresh seeds of the full size",
+        f"rank correlation (Spearman) of the two over {len(chosen)} trials: {ranks}",
+    ]

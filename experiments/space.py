@@ -34,8 +34,9 @@ class Parameter(Section):
             if name not in known:
                 raise unknown("setting", name, known)
         refuse_fixed(self.setting)
-        if (self.low is not None and self.high is not None) == bool(self.choices):
-            raise ValueError("expected either choices, or low and high")
+        whole = self.low is not None and self.high is not None
+        if whole == bool(self.choices) or (self.choices and (self.low, self.high, self.log) != (None, None, False)):
+            raise ValueError("expected either choices, or low and high (and log, if it is to be)")
         if self.low is not None and self.high is not None:
             if not self.low < self.high:
                 raise ValueError(f"an empty range: low = {self.low} is not below high = {self.high}")

@@ -19,11 +19,13 @@ from PIL import Image
 
 from analysis.search import outcome, pictures, ranked
 from experiments import runner, search
+from experiments.configure import changed
 from experiments.search import open_search
 from experiments.space import Parameter
 from experiments.tracking import Store
 from simclr import memory
 from simclr.errors import BadSettings, RunFailed, UserError
+from simclr.protocol import Subject
 from simclr.train import Interrupted
 
 SPACE = [
@@ -90,7 +92,63 @@ def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatc
     assert len(away) + len(started) == 8
     assert away
     assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in away)
-    assert f", {len(away)} turned away (by up to " in outcome(found.study, 0.5)[0]
+    assert f", {len(away)} turned away ({len(away)} for up to " in outcome(found.study, 0.5)[0]
+
+
+def test_a_trial_must_fit_at_the_size_of_the_proxy_and_at_full_size(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy is narrower than what the best is trained as."""
+    full, heads = tiny(model={"width": 0.25}, train={"epochs": 1}), (16, 8192)
+    space = [Parameter(setting="model.hidden_dim", choices=heads)]
+    monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(room / (1 - memory.FRAGMENTATION)), {}))
+    room = search.smallest(changed(full, {"model.hidden_dim": heads[1]})) - 1000
+    assert search.smallest(changed(full, {"model.hidden_dim": heads[1], "model.width": 0.0625})) < room
+    with open_search("s", full, space, store, proxy=["model.width=0.0625"]) as found:
+        search.search(found, store, 6)
+    states = {trial.params["model.hidden_dim"]: "turned away" in trial.user_attrs for trial in found.study.trials}
+    assert states == {"16": False, "8192": True}
+    room = search.smallest(full) - 1000
+    refused = open_search("other", full, space, store, proxy=["model.width=0.0625"])
+    with pytest.raises(UserError, match=r"tiny needs .*, and a run may take"), refused:
+        pass
+
+
+def test_a_network_that_cannot_take_the_images_is_turned_away(store: Store) -> None:
+    space = [Parameter(setting="model.backbone", choices=("resnet10", "alexnet"))]
+    standard = {"stem": "imagenet", "width": 1}
+    with open_search("s", tiny(model=standard, train={"epochs": 1}), space, store) as found:
+        found.study.enqueue_trial({"model.backbone": '"alexnet"'})
+        search.search(found, store, 1)
+    assert found.study.trials[0].user_attrs["turned away"].startswith("backbone 'alexnet' can't take 16 px images")
+
+
+def test_no_trial_begins_when_the_time_is_up_and_none_sees_the_test_images(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "test", property(lambda _: pytest.fail("the test images were looked at")))
+    with open_search("s", SHORT, SPACE, store) as found:
+        search.search(found, store, 1)
+        search.search(found, store, 9, hours=0)
+    assert len(found.study.trials) == 1
+
+
+def test_what_selection_gave_and_how_a_proxy_ranks_is_said(store: Store) -> None:
+    table = pd.DataFrame(
+        {
+            "cell": ["baseline", "trial 4", "trial 2", "trial 7"],
+            "in the search": [0.5, 0.6, 0.58, 0.55],
+            "fresh seeds": [0.52, 0.55, 0.57, 0.5],
+            "n": [3, 3, 3, 2],
+        }
+    )
+    with open_search("whole", SHORT, SPACE, store) as found:
+        assert (
+            "+10.00 points in the search, +3.00 with fresh seeds; +7.00 was selection" in search.notes(found, table)[1]
+        )
+    with open_search("proxy", SHORT, SPACE, store, proxy=["data.limit=400"]) as found:
+        assert search.notes(found, table)[1] == "rank correlation (Spearman) of the two over 3 trials: 0.50"
+        assert "needs --top 3" in search.notes(found, table[:2])[1]
 
 
 def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
