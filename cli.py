@@ -858,9 +858,11 @@ def budget(
         for part, size in plan.parts.items():
             typer.echo(f"  {part:12} {planner.gib(size):>10}")
         typer.echo(f"  {'sum':12} {planner.gib(plan.peak):>10}   at the peak of a step, predicted")
-        reserved = ", ".join(f"{what} {planner.gib(size)}" for what, size in limit.reserved.items())
-        typer.echo(f"  {'usable':12} {planner.gib(limit.usable):>10}   of {planner.gib(limit.total)}, less {reserved}")
-        typer.echo(f"  {'':25}and {planner.FRAGMENTATION:.0%} for fragmentation")
+        for part, size in limit.reserved.items():
+            typer.echo(f"  {part:12} {planner.gib(size):>10}   of {planner.gib(limit.total)}, reserved")
+        lost = limit.total - sum(limit.reserved.values()) - limit.usable
+        typer.echo(f"  {'pieces':12} {planner.gib(lost):>10}   reserved, {planner.FRAGMENTATION:.0%} of the rest")
+        typer.echo(f"  {'usable':12} {planner.gib(limit.usable):>10}   is left for the sum")
         work = planner.flops(chosen, plan.micro_batch)
         typer.echo(f"  {'work':12} {work / 1e9:>6.3g} GFLOP   an image")
         if images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
+MOST = 4  # parameters in a picture that has a panel or an axis for each, or for each pair: the most important
 FACTS = ("turned away", "error", "seconds", "run")
 
 
@@ -57,16 +59,23 @@ def pictures(study: optuna.Study) -> dict[str, Callable[[Path], object]]:
     """Optuna's plots of a study, as far as its trials allow: for each name a function that draws it to a file."""
     from optuna.visualization import matplotlib as plots
 
+    if len(ranked(study)) < 2:
+        return {}
+    accuracy: dict[str, Any] = {"target": lambda trial: trial.values[0], "target_name": "accuracy"}
+    low = {**accuracy, "target": lambda trial: -trial.values[0]}  # Optuna's importance is for low values of a target
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is for low values
+        most = list(optuna.importance.get_param_importances(study, target=low["target"]))[:MOST]
     kinds: dict[str, Callable[..., Any]] = {
-        "history": plots.plot_optimization_history,
-        "importance": plots.plot_param_importances,
-        "slice": plots.plot_slice,
-        "contour": plots.plot_contour,
-        "parallel-coordinates": plots.plot_parallel_coordinate,
+        "history": partial(plots.plot_optimization_history, **accuracy),
+        "importance": partial(plots.plot_param_importances, **low),
+        "slice": partial(plots.plot_slice, params=most, **accuracy),
+        "contour": partial(plots.plot_contour, params=most, **accuracy),
+        "parallel-coordinates": partial(plots.plot_parallel_coordinate, params=most, **accuracy),
     }
     if len(study.directions) > 1:
-        kinds = {"pareto-front": plots.plot_pareto_front}
-    return {name: _drawn(plot, study) for name, plot in kinds.items()} if len(ranked(study)) > 1 else {}
+        kinds["pareto-front"] = plots.plot_pareto_front
+    return {name: _drawn(plot, study) for name, plot in kinds.items()}
 
 
 def _drawn(plot: Callable[..., Any], study: optuna.Study) -> Callable[[Path], object]:

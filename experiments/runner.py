@@ -80,12 +80,12 @@ def train(
     data = open_dataset(config.data, store.folder, progress)
     steps, _ = plan(config, data)
     check_images(config)
-    config, fitted = memory.fit(config, len(data.images), device)
     earlier = store.of_key(config.key(), data.digest)
     finished = [run for run in earlier if run.info.status == "FINISHED"]
     if finished and not again:
         began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
+    config, fitted = memory.fit(config, len(data.images), device)
     begun = furthest(store, earlier)
     if resume and begun is None:
         raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")

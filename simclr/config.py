@@ -192,6 +192,12 @@ class Config(Section):
     def _batches_divide(self) -> Config:
         """A micro-batch is a part of the batch, of whole groups that share batch norm's statistics."""
         train, group = self.train, self.train.norm_images()
+        if 4 * group < min(train.batch_size, train.norm_batch):
+            whole = max(1, round(train.batch_size / train.norm_batch)) * train.norm_batch
+            raise ValueError(
+                f"train.batch_size = {train.batch_size} has no equal parts of up to train.norm_batch = "
+                f"{train.norm_batch} images but of {group}, too few for batch norm: try {whole}"
+            )
         if train.micro_batch != "auto" and train.micro_batch not in (sizes := train.micro_batches()):
             raise ValueError(
                 f"train.micro_batch = {train.micro_batch} must divide train.batch_size = {train.batch_size} and be of "

@@ -52,9 +52,15 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give back what the accelerator's allocator holds for later."""
-    if torch.accelerator.is_available():
+    """Give back what the accelerator's allocator holds for later (Apple's is the system's own memory)."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and not shares_memory(device):
         torch.accelerator.empty_cache()
+
+
+def shares_memory(device: torch.device) -> bool:
+    """Whether a device's memory is the whole system's, of which nothing is planned."""
+    return device.type in ("cpu", "mps")
 
 
 @contextmanager

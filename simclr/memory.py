@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config, divisors, memory_bytes
 from .data import stored_side
-from .device import release_memory, resolve_precision
+from .device import release_memory, resolve_precision, shares_memory
 from .errors import UserError
 from .loss import contrast
 from .model import RESNETS, SimCLR
@@ -219,7 +219,7 @@ class Budget(NamedTuple):
 
 def budget(memory: str | None, device: torch.device) -> Budget:
     """Of the accelerator at hand, or of one with so much `memory`; of an RTX 4060 where there is neither."""
-    if device.type != "cpu":
+    if not shares_memory(device):
         release_memory()
         free, total = torch.accelerator.get_memory_info(device)
         taken = total - free - torch.accelerator.memory_reserved(device)  # by others, and by the context
@@ -274,6 +274,9 @@ def make_plan(config: Config, images: int, limit: Budget) -> Plan:
 
     Raises UserError where none fits, with the nearest change that would.
     """
+    if limit.usable <= 0:
+        reserved = ", ".join(f"{what} {gib(size)}" for what, size in limit.reserved.items())
+        raise UserError(f"of {gib(limit.total)} nothing is left for a run ({reserved}): give more --memory")
     stored = images * 3 * stored_side(config.data) ** 2
     predicted = _up_to(config, micro_batches(config), limit.usable)
     for micro_batch, parts in reversed(predicted.items()):
@@ -306,9 +309,9 @@ def grid(config: Config, limit: Budget) -> tuple[list[int], dict[int, dict[int, 
 def fit(config: Config, images: int, device: torch.device) -> tuple[Config, Plan | None]:
     """The config with the micro-batch that it is run in on a device, and the plan behind it.
 
-    On a CPU, whose memory is the whole system's, all is left as it is unless the config names a `memory`.
+    Where memory is the whole system's, as a CPU's is, all is left as it is unless the config names a `memory`.
     """
-    if device.type == "cpu" and config.memory is None:
+    if shares_memory(device) and config.memory is None:
         return config, None
     plan = make_plan(config, images, budget(config.memory, device))
     train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
@@ -345,6 +348,14 @@ def _remedy(config: Config, limit: Budget) -> str:
         narrow = {"model": model.model_copy(update={"width": width}), "train": changes["--micro-batch auto"]}
         candidates[f"--set model.width={width:g}"] = config.model_copy(update=narrow)
         width /= 2
+    batch = train.batch_size // 2
+    while batch >= 2:  # alone, or with the narrowest of these networks
+        few = train.model_copy(update={"batch_size": batch, "micro_batch": "auto", "norm_batch": batch})
+        candidates[f"--batch-size {batch}"] = config.model_copy(update={"train": few})
+        if model.backbone in RESNETS:
+            narrow = {"model": model.model_copy(update={"width": 0.0625}), "train": few}
+            candidates[f"--batch-size {batch} --set model.width=0.0625"] = config.model_copy(update=narrow)
+        batch //= 2
     for what, candidate in candidates.items():
         if sum(predict(candidate, micro_batches(candidate)[0]).values()) <= limit.usable:
             return f"{what} would fit"

@@ -17,7 +17,15 @@ from . import checkpoint, optim
 from .augment import Pipeline, apply, draw
 from .config import Config, divisors, to_toml
 from .data import Dataset
-from .device import autocast, is_out_of_memory, keep_freed_memory, release_memory, resolve_precision, send
+from .device import (
+    autocast,
+    is_out_of_memory,
+    keep_freed_memory,
+    release_memory,
+    resolve_precision,
+    send,
+    shares_memory,
+)
 from .errors import BadSettings, UnusableCheckpoint, UserError
 from .knn import knn_accuracy
 from .loss import contrast
@@ -324,7 +332,7 @@ class Meter:
         metrics = {"train/loss": loss, "train/contrastive_top1": top1, "train/contrastive_top5": top5}
         metrics["train/learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         metrics["perf/images_per_second"] = count * config.train.batch_size / (time.perf_counter() - self.clock)
-        if self.sums.device.type != "cpu":
+        if not shares_memory(self.sums.device):
             metrics["perf/peak_memory_mib"] = torch.accelerator.max_memory_allocated(self.sums.device) / 2**20
         if self.training.micro_batch != self.planned:
             metrics["perf/micro_batch"] = self.training.micro_batch

@@ -444,6 +444,13 @@ def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
     assert configured({"train.batch_size": 64, "train.norm_batch": 30}).train.norm_images() == 16
 
 
+@pytest.mark.parametrize(("batch", "group", "better"), [(514, 2, 512), (257, 1, 256)])
+def test_a_batch_whose_parts_are_far_too_small_for_batch_norm_is_refused(batch, group, better):
+    end = f"but of {group}, too few for batch norm: try {better}"
+    assert refusal({"train.batch_size": batch}).endswith(end)
+    assert configured({"train.batch_size": 1000}).train.norm_images() == 250
+
+
 def test_batches_that_do_not_divide_are_refused():
     message = refusal({"train.batch_size": 1024, "train.micro_batch": 300})
     assert message.startswith("train.micro_batch = 300 must divide train.batch_size = 1024 and be of whole groups")

@@ -261,11 +261,15 @@ def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path
     assert store.client.get_run(cut.info.run_id).info.status == "FINISHED"
 
 
-def test_two_objectives_give_a_front_with_its_picture(store: Store) -> None:
+def test_two_objectives_give_a_front_and_the_other_pictures(store: Store, tmp_path: Path) -> None:
     with open_search("s", SHORT, SPACE, store, objectives="accuracy,time") as found:
         search.search(found, store, 3)
     assert all(len(trial.values) == 2 and trial.values[1] > 0 for trial in ranked(found.study))
-    assert set(pictures(found.study)) == {"pareto-front"}
+    drawn = pictures(found.study)
+    assert set(drawn) == {"history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"}
+    for name, draw in drawn.items():
+        draw(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
 def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -> None:

@@ -158,6 +158,16 @@ def test_micro_batches_give_the_whole_batch_s_gradient(micro_batch: int, views: 
     assert not equal(parts, exact(digits, batch_size=64))  # they have moved
 
 
+def test_a_batch_in_one_piece_goes_through_the_network_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    for size in (64, 16):
+        training = exact(digits, batch_size=64, micro_batch=size, norm_batch=16)
+        training.model.register_forward_pre_hook(lambda *_: passes.append(1))
+        accumulate(training, two_views(stored_images(digits, CPU, False)[:64], training.config.pipelines(), 0, 0))
+        assert len(passes) == {64: 4, 16: 8}[size]  # groups of 16: each once, or once without and once with a graph
+        passes.clear()
+
+
 NETWORKS: dict[str, dict[str, object]] = {
     "batch norm": {},
     "batch norm in the head": {"head_batch_norm": True},
