@@ -1,7 +1,7 @@
 """A large batch in one piece and in micro-batches: `python -m benchmarks.micro [BATCH MICRO_BATCH float32|float64]`.
 
-Three steps of each, batch norms fixed so that no image knows of another: the largest difference between the weights, and
-the time, which a second forward should raise by a third (backward costs about two forwards).
+Three steps of each, batch norms fixed so that no image knows of another: the largest difference between the weights,
+and the time, which a second forward should raise by a third (backward costs about two forwards).
 """
 
 from __future__ import annotations
