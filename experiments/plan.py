@@ -141,8 +141,8 @@ def _views(baseline: Config) -> list[str]:
 
 def _present(baseline: Config) -> list[str]:
     """The augmentations of either view, in the order in which they are applied."""
-    first, second = baseline.pipelines()
-    return [name for name in AUGMENTATIONS if name in first or name in second]
+    views = [getattr(baseline, view) for view in _views(baseline)]
+    return [name for name in AUGMENTATIONS if any(getattr(view, name).p for view in views)]
 
 
 def _check(name: str) -> str:

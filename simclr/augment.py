@@ -47,23 +47,31 @@ class Params(BaseModel):
         """What reaches the pixels: equal for two settings that do the same."""
         return self.model_dump(mode="json")
 
+    def applied(self) -> Params | None:
+        """What a view does for these parameters; None: nothing."""
+        return self if self.p > 0 else None
+
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
 class Crop(Params):
-    """Random resized crop: area as a fraction of the image, then an aspect ratio (log-uniform), resized to `size`."""
+    """Random resized crop: area as a fraction of the image, then an aspect ratio (log-uniform), resized to `size`; with
+    p = 0 and a size the whole image is."""
 
     p: Probability = 1.0
     scale: Fractions = (0.08, 1.0)
     ratio: Positives = (3 / 4, 4 / 3)
-    size: int | None = Field(None, ge=4)  # side of the view in pixels (default: the stored side); needs p = 1
+    size: int | None = Field(None, ge=4)  # side of the view in pixels (default: the stored side)
 
     def model_post_init(self, _: Any) -> None:
-        if self.size and self.p < 1:
-            raise ValueError(
-                f"a view size needs every image to be cropped: set p = 1 (now {self.p:g}) or leave size out"
-            )
+        if self.size and 0 < self.p < 1:
+            raise ValueError(f"a view size needs every image to be cropped, or none: set p = 1 or 0 (now {self.p:g})")
+
+    def applied(self) -> Params | None:
+        if self.size and self.p == 0:
+            return Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0), size=self.size)
+        return super().applied()
 
 
 Range = tuple[float, float]

@@ -90,7 +90,7 @@ else:
 def pipeline(section: AugmentConfig) -> Pipeline:
     """The operations that a view goes through, in order, without the absent ones."""
     chosen: dict[str, Params] = {name: getattr(section, name) for name in AUGMENTATIONS}
-    return {name: params for name, params in chosen.items() if params.p > 0}
+    return {name: applied for name, params in chosen.items() if (applied := params.applied())}
 
 
 class ModelConfig(Section):
@@ -208,7 +208,7 @@ class Config(Section):
     def view_size(self) -> int | None:
         """The side of the views in pixels; None: the stored side."""
         crop: Crop = self.augment.crop  # type: ignore[attr-defined]
-        return crop.size if crop.p > 0 else None
+        return crop.size
 
     def pipelines(self) -> tuple[Pipeline, Pipeline]:
         """What view one and view two go through."""

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny
 
+from experiments.configure import resolve, resolve_timed
 from experiments.plan import BASELINE, axes, make_plan
-from simclr.augment import draw
+from experiments.recipes import presets
+from simclr.augment import apply, draw
 from simclr.config import Config, settings
 from simclr.errors import UserError
 from simclr.model import SimCLR
@@ -31,6 +34,24 @@ def test_each_dropped_augmentation_is_a_cell_against_the_baseline_or_all_are_one
     together = make_plan(baseline(), drop=["color_jitter", "grayscale"], together=True)
     assert [cell.name for cell in together.cells] == [BASELINE, "no color_jitter, grayscale"]
     assert names(baseline()) - names(together.cells[1].config) == {"color_jitter", "grayscale"}
+
+
+@pytest.mark.parametrize("preset", [name for name in presets() if resolve_timed(name)[1] is None])
+def test_each_augmentation_of_a_preset_can_be_left_out_and_left_alone(preset: str) -> None:
+    config = resolve(preset, settings=["data.dataset=digits"])
+    plan = make_plan(config, axis="augmentations")
+    assert len(plan.cells) == 1 + len(names(config) | set(config.pipelines()[1]))
+    assert {cell.config.view_size() for cell in plan.cells} == {config.view_size()}
+    make_plan(config, alone=["flip"])
+
+
+def test_without_its_crop_the_whole_image_is_resized_to_the_views() -> None:
+    config = baseline(augment={"crop": {"size": 24}})
+    whole, _ = make_plan(config, drop=["crop"]).cells[1].config.pipelines()
+    image = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    alone = {"crop": whole["crop"]}
+    views = apply(image, alone, draw(alone, 2, 0, 0, 0))
+    torch.testing.assert_close(views, F.interpolate(image / 255, size=(24, 24), mode="bilinear", antialias=True))
 
 
 def test_only_keeps_one_augmentation_and_turns_an_absent_one_on() -> None:
