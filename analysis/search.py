@@ -61,11 +61,14 @@ def pictures(study: optuna.Study) -> dict[str, Callable[[Path], object]]:
 
     if len(ranked(study)) < 2:
         return {}
-    accuracy: dict[str, Any] = {"target": lambda trial: trial.values[0], "target_name": "accuracy"}
-    low = {**accuracy, "target": lambda trial: -trial.values[0]}  # Optuna's importance is for low values of a target
+    accuracy: dict[str, Any] = {"target_name": "accuracy"}
+    low = accuracy
+    if len(study.directions) > 1:
+        accuracy = accuracy | {"target": lambda trial: trial.values[0]}
+        low = low | {"target": lambda trial: -trial.values[0]}  # Optuna's importance is for low values of a target
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is for low values
-        most = list(optuna.importance.get_param_importances(study, target=low["target"]))[:MOST]
+        most = list(optuna.importance.get_param_importances(study, target=low.get("target")))[:MOST]
     kinds: dict[str, Callable[..., Any]] = {
         "history": partial(plots.plot_optimization_history, **accuracy),
         "importance": partial(plots.plot_param_importances, **low),

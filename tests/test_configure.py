@@ -1,10 +1,16 @@
 """From what a person asks for to a Config: the order of precedence, --drop, and the presets."""
 
-import pytest
+import shlex
 
+import pytest
+import torch
+import typer
+
+from cli import app
 from experiments import configure, recipes
 from experiments.configure import FLAGS, resolve, resolve_timed
 from experiments.recipes import Preset, presets
+from simclr import memory
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, settings
 from simclr.errors import UserError
@@ -209,7 +215,21 @@ def test_a_preset_is_a_valid_config_with_command_cost_and_result_in_its_header(n
     header = {key.lower(): text for key, text in row.header.items()}
     assert {"about", "command", "cost", "result"} <= set(header)
     assert all(header.values())
-    assert header["command"].startswith("simclr ")
+    program, command, *options = shlex.split(header["command"])
+    assert program == "simclr"
+    typer.main.get_command(app).commands[command].make_context(command, options)  # type: ignore[attr-defined]
+    assert f"--preset {name}" in header["command"]
+
+
+STORED = {"cifar10": 60_000, "tiny-imagenet": 110_000, "folder": 1_281_167}  # images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, row in presets().items() if "(predicted" in row.header["Cost"]])
+def test_the_memory_in_a_header_is_what_the_planner_says(name):
+    config, _ = resolve_timed(name)
+    plan = memory.make_plan(config, STORED[config.data.dataset], memory.budget(None, torch.device("cpu")))
+    assert presets()[name].header["Cost"].startswith(f"{plan.peak / 2**30:.1f} GiB")
 
 
 @pytest.fixture
