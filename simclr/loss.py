@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 1024  # rows and columns of a block of similarities: 4 MiB in float32
 TIE = 16  # units of rounding: between equal rows of 16 to 2,048 numbers up to 3 were seen
-PLAIN_ROWS = 1024  # up to here the whole matrix is no slower, and above it blocks are no slower, on CPUs (docs/memory.md)
+PLAIN_ROWS = 1024  # up to here the whole matrix is no slower on CPUs, and above it blocks are not (docs/memory.md)
 
 
 def chance_loss(batch_size: int) -> float:
