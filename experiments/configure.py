@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,6 +105,21 @@ def on_preset(table: dict[str, Any]) -> dict[str, Any]:
     """A table of settings, over those of the preset that it builds on."""
     own = {key: value for key, value in table.items() if key != "preset"}
     return merge(preset_table(str(table["preset"])), own) if "preset" in table else own
+
+
+def shared(path: str) -> bool:
+    """Whether a setting is the same in all that is compared: the images, the seed, the machine, the name."""
+    return path in ("seed", "name", "device", "memory") or (path.startswith("data.") and path != "data.normalize")
+
+
+def preset_on(name: str, config: Config) -> Config:
+    """A preset with what is `shared` from a config. Raises UserError for one that goes by the clock."""
+    table = flatten(preset_table(name))
+    if any(path.startswith("time.") for path in table):
+        raise UserError(f"{name} goes by the clock, which is for `simclr pretrain` alone")
+    own = {path: value for path, value in table.items() if not shared(path)}
+    theirs = {path: value for path, value in flatten(config.model_dump(mode="json")).items() if shared(path)}
+    return make(reduce(merge, (nested(path, value) for path, value in (own | theirs).items())))
 
 
 def resolve(

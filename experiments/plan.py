@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError, model_validator
 
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, Section, parse_setting, read_toml, readable, settings
 from simclr.errors import UserError, unknown
 
-from .configure import at, changed
+from .configure import at, changed, preset_on, shared
 
 BASELINE = "baseline"
 DECADE = 10  # values of --vary that are so many times apart are drawn on a logarithmic axis
@@ -29,12 +30,19 @@ DECADE = 10  # values of --vary that are so many times apart are drawn on a loga
 class AxisCell(Section):
     """A cell of an axis: see the header of axes.toml."""
 
-    set: dict[str, Any] = Field(min_length=1)
+    set: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    preset: str | None = None
     name: str | None = None
     layer: str = "h"
     paper: float | None = None
     difference: float | None = None
     direction: Literal["lower", "higher"] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.set and self.preset is None:
+            raise ValueError('expected what it sets, e.g. {set = {"optim.lr" = 0.1}}, or a preset')
+        return self
 
 
 class Axis(Section):
@@ -121,18 +129,27 @@ def settings_name(changes: Mapping[str, Any]) -> str:
 
 def refuse_fixed(path: str) -> None:
     """Raises UserError for a setting that no study or search may vary."""
-    if path in ("seed", "name", "device", "memory") or (path.startswith("data.") and path != "data.normalize"):
+    if shared(path):
         raise UserError(f"{path} can't be varied: what is compared has the same seeds and the same images")
 
 
 def _cell(
-    baseline: Config, changes: Mapping[str, Any], name: str | None = None, layer: str = "h", **facts: Any
+    start: Config,
+    changes: Mapping[str, Any],
+    name: str | None = None,
+    layer: str = "h",
+    before: Mapping[str, Any] = MappingProxyType({}),
+    **facts: Any,
 ) -> Cell:
-    """The cell that differs from the baseline in some settings. Raises UserError where one is not valid."""
+    """The cell that differs in some settings from its start: the baseline, or what `before` has made of it.
+
+    Raises UserError where one is not valid.
+    """
     for path in changes:
         refuse_fixed(path)
     judged = f", {layer} judged" if layer != "h" else ""
-    return Cell(name or settings_name(changes) + judged, changed(baseline, changes), dict(changes), layer, **facts)
+    whole = {**before, **changes}
+    return Cell(name or settings_name(whole) + judged, changed(start, changes), whole, layer, **facts)
 
 
 def _views(baseline: Config) -> list[str]:
@@ -210,10 +227,11 @@ def of_axis(baseline: Config, axis: Axis) -> list[Cell]:
     cells: list[AxisCell] = [_valid(AxisCell, cell, f"cell {n} of the axis") for n, cell in enumerate(axis.cells, 1)]
     return [
         _cell(
-            baseline,
+            preset_on(cell.preset, baseline) if cell.preset else baseline,
             cell.set,
             cell.name,
             cell.layer,
+            {"preset": cell.preset} if cell.preset else {},
             paper=cell.paper,
             difference=cell.difference,
             direction=cell.direction,
@@ -278,7 +296,7 @@ def make_plan(
             values = [value for cell in crossed for value in cell.settings.values() if isinstance(value, int | float)]
             log = len(values) == len(crossed) and 0 < DECADE * min(values) <= max(values)
         cells = crossed + [
-            _cell(baseline, cell.settings | other.settings, f"{cell.name}, {other.name}", cell.layer)
+            _cell(cell.config, other.settings, f"{cell.name}, {other.name}", cell.layer, cell.settings)
             for cell in cells
             for other in crossed
         ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny
 
-from experiments.configure import resolve, resolve_timed
+from experiments.configure import changed, resolve, resolve_timed
 from experiments.plan import BASELINE, axes, make_plan
 from experiments.recipes import presets
 from simclr.augment import apply, draw
@@ -176,6 +176,27 @@ def test_an_axis_of_ones_own_is_a_file(tmp_path: Path) -> None:
     assert plan.x == "optim.lr"
 
 
+def test_a_cell_may_be_a_preset_on_the_images_and_seeds_of_the_baseline(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[mine]\ncells = ["
+        '{ preset = "cifar10-from-scratch" }, { preset = "icml2020-report", set = { "train.epochs" = 2 }, name = "b" }]'
+    )
+    start = baseline(seed=5, augment2={"noise": {"p": 1.0}})
+    plan = make_plan(start, axis=str(path))
+    assert [cell.name for cell in plan.cells] == [BASELINE, "preset=cifar10-from-scratch", "b"]
+    _, first, second = (cell.config for cell in plan.cells)
+    assert first.data.dataset == start.data.dataset == "digits" and first.seed == second.seed == 5
+    for made, preset, epochs in ((first, "cifar10-from-scratch", 200), (second, "icml2020-report", 2)):
+        itself = resolve(preset, seed=5, epochs=epochs)
+        assert made.data.normalize == itself.data.normalize != start.data.normalize
+        assert made.model_copy(update={"data": itself.data, "name": itself.name, "device": itself.device}) == itself
+    crossed = make_plan(start, axis=str(path), vary=["loss.temperature=0.1,0.3"])
+    assert crossed.cells[-1].name == "b, temperature=0.3"
+    assert crossed.cells[-1].config == changed(second, {"loss.temperature": 0.3})
+    assert crossed.cells[-1].settings == {"preset": "icml2020-report", "train.epochs": 2, "loss.temperature": 0.3}
+
+
 BAD = {
     "axis": ({"axis": "temprature"}, "did you mean 'temperature'"),
     "augmentation": ({"drop": ["colour_jitter"]}, "did you mean 'color_jitter'"),
@@ -207,7 +228,10 @@ def test_what_can_not_be_planned_is_said(case: str) -> None:
         ("[a]\ncell = []", "did you mean 'cells'"),
         ('[a]\ncells = [{ sett = { "optim.lr" = 1 } }]', "did you mean 'set'"),
         ("[a]\n[b]", "holds 2 axes"),
-        ("[a]\ncells = [{}]", "cell 1 of the axis: set is missing"),
+        ("[a]\ncells = [{}]", "cell 1 of the axis: expected what it sets"),
+        ('[a]\ncells = [{ preset = "cifar11" }]', "did you mean 'cifar10'"),
+        ('[a]\ncells = [{ preset = "overnight" }]', "overnight goes by the clock"),
+        ('[a]\ncells = [{ preset = "cifar10", set = { seed = 1 } }]', "seed can't be varied"),
         ("[a]\ncells = 3", "axis 'a': cells = 3"),
         ('[a]\ncells = [{ set = { "optim.lr" = 1 }, direction = "up" }]', "direction = .up."),
         (
