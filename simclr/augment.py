@@ -397,7 +397,7 @@ def draw(pipeline: Pipeline, n: int, seed: int, step: int, view: int) -> dict[st
 
 def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tensor:
     """One view: uint8 N x 3 x S x S -> float32 N x 3 x S x S in [0, 1]. The draws' rows are the images' rows."""
-    out = images.to(torch.float32).div_(255)
+    out = images.float().div_(255)
     for name, params in pipeline.items():
         u = draws[name]
         chosen = (u[:, 0] < params.p).nonzero().squeeze(1)  # on the CPU: no wait for the accelerator

@@ -186,7 +186,8 @@ def test_a_cell_may_be_a_preset_on_the_images_and_seeds_of_the_baseline(tmp_path
     plan = make_plan(start, axis=str(path))
     assert [cell.name for cell in plan.cells] == [BASELINE, "preset=cifar10-from-scratch", "b"]
     _, first, second = (cell.config for cell in plan.cells)
-    assert first.data.dataset == start.data.dataset == "digits" and first.seed == second.seed == 5
+    assert first.data.dataset == start.data.dataset == "digits"
+    assert first.seed == second.seed == 5
     for made, preset, epochs in ((first, "cifar10-from-scratch", 200), (second, "icml2020-report", 2)):
         itself = resolve(preset, seed=5, epochs=epochs)
         assert made.data.normalize == itself.data.normalize != start.data.normalize
