@@ -35,9 +35,10 @@ def within(
     """The config that a preset becomes on this machine; and a hash of what was asked for, the tag `request` of its run.
 
     The first choice that gets through its epochs in the time that is left once its images are decoded, or else the
-    last; for as many epochs as fit. Choices are passed over whose images would be larger than the files, and those that
-    the memory can't hold. What a run of the same request chose stands, if it has finished or has a checkpoint: with
-    `resume` only the latter, with `again` neither. Raises UserError where not even one epoch fits.
+    last; for as many epochs as fit. Choices are passed over whose images would be larger than the files or whose batch
+    has more images than there are, and those that the memory can't hold. What a run of the same request chose stands,
+    if it has finished or has a checkpoint: with `resume` only the latter, with `again` neither. Raises UserError where
+    not even one epoch fits.
     """
     began, budget = time.monotonic(), asked.hours * 3600 * STEPS
     source = source_of(config.data, store.folder, progress)
@@ -60,7 +61,7 @@ def within(
         left = budget - (time.monotonic() - began)
         if choice is not last:
             hopeless = memory.flops(chosen, 0) / (SPREAD * slowest) * images * choice.epochs > left
-            if stored_side(chosen.data) > side or hopeless:
+            if stored_side(chosen.data) > side or chosen.train.batch_size > images or hopeless:
                 continue
         try:
             each = of_smallest if choice is last else seconds_an_image(chosen)

@@ -56,6 +56,30 @@ def test_the_first_choice_that_gets_through_its_epochs_in_time(store: Store, sec
     assert chosen == tiny(model={"width": width}, train={"epochs": chosen.train.epochs})
 
 
+def test_what_decoding_and_measuring_took_is_not_there_to_train(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """31 s hold ten epochs of the middle one (25 s), but not after two measurements of 10 s."""
+    spent = [0.0]
+
+    def seconds(config: Config) -> float:
+        spent[0] += 10
+        return SECONDS[config.model.width]
+
+    monkeypatch.setattr(timed, "seconds_an_image", seconds)
+    monkeypatch.setattr(timed, "time", SimpleNamespace(monotonic=lambda: spent[0]))
+    chosen, _ = timed.within(tiny(), asked(31.0), store)
+    steps = plan(chosen, open_dataset(chosen.data, store.folder))[1]
+    assert chosen.model.width == 0.0625
+    assert chosen.train.epochs == int(11 / (steps * chosen.train.batch_size * 1e-3))
+
+
+def test_a_batch_of_more_than_all_images_is_passed_over(store: Store) -> None:
+    """And one that fits is chosen, where there is time for its epochs."""
+    over, fits = ({"epochs": 1, "set": {"train.batch_size": size}} for size in (2048, 512))
+    assert timed.within(tiny(), asked(31.0, over, fits, SMALL), store)[0].train.batch_size == 512
+    slow = fits | {"epochs": 100}
+    assert timed.within(tiny(), asked(31.0, over, slow, SMALL), store)[0].train.batch_size == tiny().train.batch_size
+
+
 def test_time_that_holds_no_epoch_is_refused(store: Store) -> None:
     with pytest.raises(UserError, match=r"hold no epoch of tiny: one takes .* Give it more .--hours"):
         timed.within(tiny(), asked(0.9), store)
