@@ -263,7 +263,8 @@ def pretrain(
 
         from simclr.train import Interrupted
 
-        chance, epochs = chance_loss(chosen.train.batch_size), chosen.train.epochs
+        epochs = chosen.train.epochs
+        chance = chance_loss(chosen.train.batch_size, include_self=chosen.loss.include_self)
         latest: dict[str, float] = {}
         total = 0
         try:
@@ -376,6 +377,7 @@ def ablate(
         name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
         store, places = tracking.Store(tracking.home()), range(baseline.seed, baseline.seed + seeds)
         with progress_bars() as (_, advance):
+            study.find_study(name, plan, store, advance)
             cells = study.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
         typer.echo(
@@ -856,7 +858,8 @@ def budget(
         plan = planner.make_plan(chosen, images, limit)
         typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size} in micro-batches of {plan.micro_batch}")
         for part, size in plan.parts.items():
-            typer.echo(f"  {part:12} {planner.gib(size):>10}")
+            unknown = "   not counted: --images N" if part == "data" and not images else ""
+            typer.echo(f"  {part:12} {planner.gib(size):>10}{unknown}")
         typer.echo(f"  {'sum':12} {planner.gib(plan.peak):>10}   at the peak of a step, predicted")
         for part, size in limit.reserved.items():
             typer.echo(f"  {part:12} {planner.gib(size):>10}   of {planner.gib(limit.total)}, reserved")
@@ -872,7 +875,7 @@ def budget(
                 f"{epochs} epochs of them take about {_duration(work * images * epochs / planner.SPEED)} at {speed}: a "
                 f"guess at an RTX 4060, on which nothing has been measured"
             )
-        sizes, table = planner.grid(chosen, limit)
+        sizes, table = planner.grid(chosen, limit, plan.micro_batch)
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
         typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
         for batch, peaks in table.items():

@@ -34,7 +34,7 @@ def curves(
     histories: Mapping[str, Sequence[pd.DataFrame]],
     path: Path,
     ylabel: str,
-    chance: float | None = None,
+    chances: Sequence[float] = (),
     smooth: int = 0,
 ) -> None:
     """A curve against the step (columns step, value) for each label: the mean of its runs, and their range as a band.
@@ -61,7 +61,7 @@ def curves(
         axes.fill_between(at.index, at["min"], at["max"], color=_color(index), alpha=0.2, linewidth=0)
     axes.set(xlabel="step", ylabel=_plain(ylabel))
     axes.margins(y=0.1)
-    if chance is not None:
+    for chance in chances:
         axes.axhline(chance, color="0.5", linewidth=1)
         note, place = f"chance = {chance:.3g}", ("axes fraction", "data")
         axes.annotate(note, (0.99, chance), xycoords=place, ha="right", va="bottom", color="0.3")
@@ -150,7 +150,7 @@ def against(
 
 
 def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: str) -> None:
-    """Figures (K x K, nan: none) of pairs of augmentations, the row's applied first, and their average over the row.
+    """Figures (K x K, nan: none) of pairs of augmentations, and their average over the row.
 
     As Fig. 5 of arXiv 2002.05709; on the diagonal are single augmentations.
     """
@@ -164,7 +164,7 @@ def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: s
     ticks = [_short(name, 30) for name in names]
     axes.set_xticks(range(len(names) + 1), [*ticks, "average"], rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), ticks, fontsize=8)
-    axes.set(xlabel="second", ylabel="first")
+    axes.set(xlabel="and", ylabel="augmentation")
     _save(figure, path)
 
 
@@ -300,7 +300,7 @@ def _numbers(axes: Axes, image: AxesImage, values: NDArray[Any], cells: NDArray[
 
 
 def _look(index: int) -> dict[str, Any]:
-    """The colour and style of a line: 28 pairs."""
+    """The colour and style of a line: 35 pairs."""
     return {"color": _color(index), "linestyle": STYLES[index % len(STYLES)]}
 
 

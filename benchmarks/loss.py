@@ -66,8 +66,9 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, float] | None]) -> None:
-    """Seconds (median of rounds after one to warm up), peak bytes and value of one form; None: out of memory."""
+def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, float] | str | None]) -> None:
+    """Seconds (median of rounds after one to warm up), peak bytes and value of one form; None: out of memory; a text
+    says that its package is not installed."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     draw = torch.Generator().manual_seed(0)
     z1, z2 = (torch.randn(size // 2, WIDTH, generator=draw).requires_grad_() for _ in range(2))
@@ -89,6 +90,8 @@ def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, 
         results.put((median(times[1:]), profiled_peak(once), value))
     except (RuntimeError, MemoryError):
         results.put(None)
+    except ImportError as error:
+        results.put(str(error))
 
 
 def main(out: Path | None) -> None:
@@ -106,13 +109,13 @@ def main(out: Path | None) -> None:
             if previous and previous[-1] not in found[form]:
                 cells.append("-")
                 continue
-            results: multiprocessing.Queue[tuple[float, int, float] | None] = spawn.Queue()
+            results: multiprocessing.Queue[tuple[float, int, float] | str | None] = spawn.Queue()
             process = spawn.Process(target=case, args=(form, size, results))
             process.start()
             process.join()
             measured = results.get() if not results.empty() else None
-            if measured is None:
-                cells.append("-")
+            if measured is None or isinstance(measured, str):
+                cells.append(measured or "-")
                 continue
             seconds, peak, value = measured
             found[form][size] = seconds, peak

@@ -17,6 +17,7 @@ from simclr.errors import RunFailed, UserError
 from simclr.evaluate import EVALUATIONS, check
 from simclr.model import build_model, check_images
 from simclr.protocol import Protocol, Subject, identity
+from simclr.train import Interrupted
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
@@ -46,7 +47,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             config, data = cell.config, open_dataset(cell.config.data, store.folder, progress)
             steps_of(config, data)
             check_images(config)
-            config, _ = memory.fit(config, len(data.images), devices.resolve(config.device))
+            config, fitted = memory.fit(config, len(data.images), devices.resolve(config.device))
             model = build_model(config, data, torch.device("cpu"))
             check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
             done = [
@@ -56,7 +57,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             ]
             shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
             seconds = 0.0 if shared or len(done) == len(seeds) else runner.estimate(config, store, progress)["seconds"]
-            need = sum(memory.predict(config, memory.micro_batches(config)[-1]).values())
+            need = fitted.peak if fitted else sum(memory.predict(config, memory.micro_batches(config)[-1]).values())
             found.append(Forecast(cell, seconds, need, done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")
@@ -66,20 +67,29 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
     return found
 
 
+def find_study(name: str, plan: Plan, store: Store, progress: Progress = silent) -> Run | None:
+    """The parent run of the study of this name, if there is one. Raises UserError where it has another plan."""
+    digest = plan.digest(open_dataset(plan.cells[0].config.data, store.folder, progress).digest)
+    for run in store.studies():
+        if run.info.run_name == name:
+            if run.data.tags["plan"] != digest:
+                raise UserError(
+                    f"study '{name}' exists with another plan or other images: give this one another --name"
+                )
+            return run
+    return None
+
+
 def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
     """A study's parent run: the one of this name, if it has this plan on this data, else a new one.
 
     `command` is what the report says remakes it. Raises UserError where the name belongs to another plan.
     """
     data = open_dataset(plan.cells[0].config.data, store.folder)
-    digest = plan.digest(data.digest)
-    same = [run for run in store.studies() if run.info.run_name == name]
-    if same and same[0].data.tags["plan"] != digest:
-        raise UserError(f"study '{name}' exists with another plan or other images: give this one another --name")
-    if same:
-        tracker = store.reopen(same[0])
+    if (same := find_study(name, plan, store)) is not None:
+        tracker = store.reopen(same)
     else:
-        tags = {"kind": "study", "study": name, "plan": digest, "data_digest": data.digest}
+        tags = {"kind": "study", "study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
         tracker = store.start(name, tags, plan.cells[0].config.flat())
     read = {metric: EVALUATIONS[name].sections for name, metric in EVALUATE.items()}
     cells = [
@@ -130,9 +140,12 @@ def ablate(
         began(cell.name, seed)
         try:
             run_cell(study, cell, seed, store, progress=progress, stop=stop)
-        except (UserError, RunFailed) as error:
-            failures.append(f"'{cell.name}', seed {seed}: {error}")
-            config, tags = cell.of_seed(seed), {**_place(study, cell, seed, store), "kind": "cell", "error": str(error)}
+        except Interrupted:
+            raise
+        except (UserError, RunFailed, RuntimeError) as error:  # the last are torch's own: other cells may yet run
+            text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
+            failures.append(f"'{cell.name}', seed {seed}: {text}")
+            config, tags = cell.of_seed(seed), {**_place(study, cell, seed, store), "kind": "cell", "error": text}
             store.start(f"{config.name}-s{seed}", tags, config.flat()).finish("FAILED")
     return failures
 

@@ -109,16 +109,17 @@ def on_preset(table: dict[str, Any]) -> dict[str, Any]:
 
 def shared(path: str) -> bool:
     """Whether a setting is the same in all that is compared: the images, the seed, the machine, the name."""
-    return path in ("seed", "name", "device", "memory") or (path.startswith("data.") and path != "data.normalize")
+    return path in ("seed", "name", "device", "memory") or (path.split(".")[0] == "data" and path != "data.normalize")
 
 
 def preset_on(name: str, config: Config) -> Config:
-    """A preset with what is `shared` from a config. Raises UserError for one that goes by the clock."""
+    """A preset, with a config's precision and what is `shared`. Raises UserError for one that goes by the clock."""
     table = flatten(preset_table(name))
     if any(path.startswith("time.") for path in table):
         raise UserError(f"{name} goes by the clock, which is for `simclr pretrain` alone")
+    theirs = flatten(config.model_dump(mode="json"))
+    theirs = {path: value for path, value in theirs.items() if shared(path) or path == "train.precision"}
     own = {path: value for path, value in table.items() if not shared(path)}
-    theirs = {path: value for path, value in flatten(config.model_dump(mode="json")).items() if shared(path)}
     return make(reduce(merge, (nested(path, value) for path, value in (own | theirs).items())))
 
 

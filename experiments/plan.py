@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import ValidationError, model_validator
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, Section, parse_setting, read_toml, readable, settings
+from simclr.config import Config, Section, flatten, parse_setting, read_toml, readable, settings
 from simclr.errors import UserError, unknown
 
 from .configure import at, changed, preset_on, shared
@@ -60,6 +60,15 @@ class Axis(Section):
     pairs: tuple[str, ...] = ()
     one_sided: bool = False
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(map(bool, (self.cells, self.leave_out, self.pairs))) > 1:
+            raise ValueError("expected one of cells, leave_out and pairs")
+        for path in (*self.reference, *([self.x] if self.x else [])):
+            if path not in settings(Config):
+                raise unknown("setting", path, settings(Config))
+        return self
+
 
 class Cell(NamedTuple):
     """One cell of a study: what it sets, the config that gives (for one seed), and what the paper found there."""
@@ -93,7 +102,7 @@ class Plan(NamedTuple):
     log: bool = False
 
     def digest(self, data: str) -> str:
-        """What identifies the plan on some data (by their digest), whatever its seeds."""
+        """What identifies the plan, from its first seed on, on some data (by their digest)."""
         parts = [data, *((cell.name, *cell.identity()) for cell in self.cells)]
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
@@ -108,10 +117,7 @@ def axes(path: Path | None = None) -> dict[str, Axis]:
     for name, table in read_toml(path or Path(str(files("experiments") / "axes.toml"))).items():
         if not isinstance(table, Mapping):
             raise UserError(f"{path}: '{name}' is not an axis: expected a table [{name}] with cells")
-        axis: Axis = _valid(Axis, table, f"axis '{name}'")
-        if axis.x is not None and axis.x not in settings(Config):
-            raise unknown("setting", axis.x, settings(Config))
-        found[name] = axis
+        found[name] = _valid(Axis, table, f"axis '{name}'")
     return found
 
 
@@ -120,6 +126,11 @@ def _valid(model: type[Section], table: Mapping[str, Any], where: str) -> Any:
         return model.model_validate(table)
     except ValidationError as error:
         raise UserError(f"{where}: {readable(error, model)}") from None
+
+
+def is_number(value: object) -> bool:
+    """Whether it has a place on a numeric axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def settings_name(changes: Mapping[str, Any]) -> str:
@@ -145,6 +156,7 @@ def _cell(
 
     Raises UserError where one is not valid.
     """
+    changes = flatten(changes)
     for path in changes:
         refuse_fixed(path)
     judged = f", {layer} judged" if layer != "h" else ""
@@ -194,14 +206,16 @@ def only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **f
     """
 
     def probability(view: str, name: str) -> float:
-        return float(getattr(getattr(baseline, view), name).p) or 1.0
+        own = {each: float(getattr(getattr(baseline, each), name).p) for each in _views(baseline)}
+        has = any(own.values()) and not one_sided
+        return own.get(view, own["augment"]) or (0.0 if has else 1.0)
 
     chosen = {_check(name) for name in names}
     wanted = (
         {"augment": {"crop"}, "augment2": {"crop"} | chosen} if one_sided else dict.fromkeys(_views(baseline), chosen)
     )
     changes = {
-        f"{view}.{name}.p": probability("augment", name) if name in keep else 0.0
+        f"{view}.{name}.p": probability(view, name) if name in keep else 0.0
         for view, keep in wanted.items()
         for name in AUGMENTATIONS
     }
@@ -257,6 +271,8 @@ def of_vary(baseline: Config, texts: Sequence[str]) -> list[Cell]:
                 f"--vary {text} has {len(parsed)} value{'s' * (len(parsed) != 1)}: expected two or more, "
                 f"e.g. loss.temperature=0.05,0.1,0.5"
             )
+        if path.strip() in {setting for ((setting, _), *_) in choices}:
+            raise UserError(f"--vary {path.strip()} stands there twice: give all of its values at once")
         choices.append([(path.strip(), value) for value in parsed])
     return [_cell(baseline, dict(combination)) for combination in product(*choices)]
 
@@ -293,15 +309,18 @@ def make_plan(
         crossed = of_vary(baseline, vary)
         if not cells and len(vary) == 1:
             x = vary[0].partition("=")[0].strip()
-            values = [value for cell in crossed for value in cell.settings.values() if isinstance(value, int | float)]
+            values = [value for cell in crossed for value in cell.settings.values() if is_number(value)]
             log = len(values) == len(crossed) and 0 < DECADE * min(values) <= max(values)
+        for cell in cells:
+            if twice := sorted(set(cell.settings) & set(crossed[0].settings)):
+                raise UserError(f"--vary {twice[0]} and '{cell.name}' set the same: leave one of them out")
         cells = crossed + [
             _cell(cell.config, other.settings, f"{cell.name}, {other.name}", cell.layer, cell.settings)
             for cell in cells
             for other in crossed
         ]
     plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
-    lowest = min((cell.x for cell in plan if isinstance(cell.x, int | float)), default=1.0)
+    lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)
     if chosen.log and lowest <= 0:
         raise UserError(f"the axis is logarithmic, and {x} = {lowest:g} has no place on it: set log = false")
     if len(plan) < 2:
@@ -339,8 +358,10 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
             cell = cell._replace(difference=None, direction=None)
         if cell.paper is not None and first.paper is not None:
             cell = cell._replace(difference=round(cell.paper - first.paper, 2))
-        if axis.rising_from is not None and cell.x != first.x and min(cell.x, first.x) >= axis.rising_from:
-            cell = cell._replace(direction="higher" if cell.x > first.x else "lower")
+        alone = all(at(table, path) == value for path, value in cell.settings.items() if path != axis.x)
+        if axis.rising_from is not None and alone and cell.x != first.x:
+            rises = is_number(cell.x) and min(cell.x, first.x) >= axis.rising_from
+            cell = cell._replace(direction=("higher" if cell.x > first.x else "lower") if rises else None)
         unique.setdefault(cell.identity(), cell)
     shared = Counter(cell.name for cell in unique.values())
     named = [first] + [

@@ -20,7 +20,7 @@ from simclr.errors import UserError, unknown
 from simclr.loss import chance_loss
 
 from .ablate import EVALUATE, Records, document_of, records
-from .plan import settings_name
+from .plan import is_number, settings_name
 from .tracking import Run, Store, Tracker
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -53,13 +53,15 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sections: list[tuple[str, str, Any]] = [("", "text", "\n".join(notes))]
-        texts = []
+        texts, tables = [], []
         for metric in metrics:
             cells = document["cells"] if metric == "linear_top1" else [_direction(cell) for cell in document["cells"]]
             table = summary(found.table, cells, metric, found.correct[metric])
             text = shown(table, metric)
+            tables.append(table.assign(metric=metric))
             for name, suffix in SUFFIXES.items():
-                (folder / f"{metric}{suffix}").write_text(FORMATS[name](text, notes), encoding="utf-8")
+                rows = table if name == "csv" else text
+                (folder / f"{metric}{suffix}").write_text(FORMATS[name](rows, notes), encoding="utf-8")
             brief = text.drop(columns=DETAILS) if form == "terminal" else text
             texts.append(FORMATS[form](brief, notes if metric == metrics[-1] else []))
             sections.append((LABELS[metric], "table", text))
@@ -85,12 +87,15 @@ def report(study: str, store: Store, form: str = "terminal", out: Path | None = 
             if out is not None:
                 shutil.copy(path, out / path.name)
     place = store.artifact(study, "report.html")
+    if form == "csv":
+        return FORMATS["csv"](pd.concat(tables), [*notes, f"report: {place}"])
     return "\n".join([*texts, f"report: {place}"])
 
 
 def _direction(cell: Mapping[str, Any]) -> dict[str, Any]:
     """What is expected of another figure than the paper's linear classifier: the direction alone."""
-    side = cell["direction"] if cell["paper"] is None else "lower" if cell["paper"] < 0 else "higher"
+    sides = {-1.0: "lower", 0.0: None, 1.0: "higher"}
+    side = cell["direction"] if cell["paper"] is None else sides[float(np.sign(cell["paper"]))]
     return {**cell, "paper": None, "direction": side}
 
 
@@ -106,10 +111,14 @@ def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
     protocols = {protocol for cell in document["cells"] for protocol in cell["protocols"].values()}
     seeds = sorted({seed for _, seed in found.runs})
     images = {len(right) for by_run in found.correct.values() for right in by_run.values()}
+    size = document["cells"][0]["protocols"]
+    others = [cell["cell"] for cell in document["cells"] if cell["layer"] == "h" and cell["protocols"] != size]
+    apart = [f"judged on images of another size than the baseline: {', '.join(others)}"] if others else []
     return [
         f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
         f"{', '.join(map(str, sorted(images)))} test images; seeds {', '.join(map(str, seeds))}",
         f"protocols {', '.join(sorted(protocols))}",
+        *apart,
         "intervals: Student's t, 95 %, over seeds; differences: paired by seed; p: paired t test, and after Holm's "
         "correction over the cells; McNemar: exact, on the test images, for each seed",
         "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50); the "
@@ -129,7 +138,7 @@ def _figures(table: pd.DataFrame, metric: str, document: Mapping[str, Any], fold
     if (setting := document["x"]) is not None:
         lines: dict[str, dict[str, float]] = {}
         for cell in cells:
-            if isinstance(cell["x"], int | float):
+            if is_number(cell["x"]):
                 others = {key: value for key, value in cell["settings"].items() if key != setting}
                 lines.setdefault(settings_name(others) or LABELS[metric], {})[cell["cell"]] = float(cell["x"])
         for suffix in (".svg", ".png") if lines else ():
@@ -165,21 +174,20 @@ def _curves(found: Records, document: Mapping[str, Any], store: Store, folder: P
     return made
 
 
-def _chance(metric: str, run: Run) -> float | None:
-    """What guessing gives; None where that is not known."""
+def _chance(metric: str, run: Run) -> set[float]:
+    """What guessing gives, if that is known."""
     batch = int(run.data.params["train.batch_size"])
     known = {
-        "train/loss": chance_loss(batch),
+        "train/loss": chance_loss(batch, include_self=run.data.params["loss.include_self"] == "True"),
         "train/contrastive_top1": 1 / (2 * batch - 1),
         "train/contrastive_top5": min(1.0, 5 / (2 * batch - 1)),
         "val/knn_top1": float(run.data.tags.get("val_chance", nan)),
     }
-    return None if isnan(level := known.get(metric, nan)) else level
+    return set() if isnan(level := known.get(metric, nan)) else {level}
 
 
 def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
-    """Draw curves of runs over each other, and write their points; the files. With the chance level, where all runs
-    have the same.
+    """Draw curves of runs over each other, each with its chance level, and write their points; the files.
 
     Raises UserError for a metric that a run does not have.
     """
@@ -190,12 +198,11 @@ def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int
             has = [short for short, name in SHORT.items() if name in run.data.metrics]
             raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*has, *run.data.metrics])
         histories[f"{run.info.run_name} ({run.info.run_id[:8]})"] = [curve]
-        chances.add(_chance(key, run))
+        chances |= _chance(key, run)
     if not out.parent.is_dir():
         raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
-    chance = chances.pop() if len(chances) == 1 else None
     files = plots.files_of(out, ".png", ".svg", ".csv")
     for path in files[:2]:
-        plots.curves(histories, path, CURVES.get(key, key), chance, smooth)
+        plots.curves(histories, path, CURVES.get(key, key), sorted(chances), smooth)
     plots.curve_points(histories).to_csv(files[2], index=False)
     return files

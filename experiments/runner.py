@@ -120,7 +120,8 @@ def train(
         tracker.flush()
         metadata = {"config": to_toml(config), "digest": data.digest}
         tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
-        curve, chance = store.history(tracker.run_id, "train/loss"), chance_loss(config.train.batch_size)
+        curve = store.history(tracker.run_id, "train/loss")
+        chance = [chance_loss(config.train.batch_size, include_self=config.loss.include_self)]
         tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, "NT-Xent loss", chance))
     for checkpoint in checkpoints(folder):  # the weights are an artifact now
         checkpoint.unlink()
@@ -196,7 +197,7 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     return {
         "config": config,
         "micro_batch": micro_batch,
-        "memory": sum(memory.predict(config, micro_batch).values()),
+        "memory": fitted.peak if fitted else sum(memory.predict(config, micro_batch).values()),
         "images": len(data.parts["pretrain"]),
         "steps": steps,
         "steps_per_epoch": per_epoch,

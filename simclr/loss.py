@@ -16,9 +16,9 @@ TIE = 16  # units of rounding: between equal rows of 16 to 2,048 numbers up to 3
 PLAIN_ROWS = 1024  # up to here the whole matrix is no slower on CPUs, and above it blocks are not (docs/memory.md)
 
 
-def chance_loss(batch_size: int) -> float:
-    """ln(2N - 1): the loss of embeddings that tell nothing, one positive among 2N - 1 candidates."""
-    return math.log(2 * batch_size - 1)
+def chance_loss(batch_size: int, *, include_self: bool = False) -> float:
+    """Loss of embeddings that are all the same: one positive among 2N - 1 candidates; among 2N with each row itself."""
+    return math.log(2 * batch_size - (not include_self))
 
 
 def _embeddings(z1: Tensor, z2: Tensor, normalize: bool) -> Tensor:

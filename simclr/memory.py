@@ -290,16 +290,17 @@ def make_plan(config: Config, images: int, limit: Budget) -> Plan:
     )
 
 
-def grid(config: Config, limit: Budget) -> tuple[list[int], dict[int, dict[int, int | None]]]:
-    """Micro-batches, and for the config's batch, halves and doubles of it the predicted peak of each that is possible:
-    what if. None where it does not fit.
+def grid(config: Config, limit: Budget, chosen: int) -> tuple[list[int], dict[int, dict[int, int | None]]]:
+    """What if: for the config's batch, halves and doubles of it, the predicted peak in micro-batches of those sizes, of
+    batch norm's groups and of the chosen one, as far as the batch has them; None where it does not fit.
     """
-    batch = config.train.batch_size
+    batch, table = config.train.batch_size, {}
     batches = [b for b in (batch // 4, batch // 2, batch, 2 * batch, 4 * batch) if b >= 2]
-    sizes = sorted({m for b in batches for m in (b, config.train.norm_images()) if m <= 4 * batch})
-    table = {}
+    sizes = sorted({*batches, config.train.norm_images(), chosen})
     for b in batches:
         own = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": b})})
+        if own.train.norm_images() == 1 < config.train.norm_images():
+            continue  # batch norm has no group of two or more in this batch
         possible = [m for m in sizes if m in own.train.micro_batches()]
         peaks = {m: sum(parts.values()) for m, parts in _up_to(own, possible, limit.usable).items()}
         table[b] = {m: peaks[m] if peaks.get(m, limit.usable + 1) <= limit.usable else None for m in possible}
@@ -327,12 +328,12 @@ def enforced(memory: str | None, device: torch.device) -> Iterator[None]:
     limit = budget(memory, device)
     own = limit.total - sum(limit.reserved.values()) + WORKSPACES  # which come from the allocator
     there = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, own / there), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, own / there), device.index)  # refuses a device without one
     torch.cuda.reset_peak_memory_stats(device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
 
 
 def _remedy(config: Config, limit: Budget) -> str:
@@ -341,7 +342,7 @@ def _remedy(config: Config, limit: Budget) -> str:
     changes = {"--micro-batch auto": train.model_copy(update={"micro_batch": "auto"})}
     for size in (s for s in reversed(divisors(train.batch_size)) if 1 < s < train.norm_images()):
         smaller = {"micro_batch": "auto", "norm_batch": size}
-        changes[f"--set train.norm_batch={size} (batch norm over {size} images)"] = train.model_copy(update=smaller)
+        changes[f"--set train.norm_batch={size}"] = train.model_copy(update=smaller)
     candidates = {what: config.model_copy(update={"train": change}) for what, change in changes.items()}
     width = model.width / 2
     while model.backbone in RESNETS and width >= 0.0625:
@@ -356,9 +357,10 @@ def _remedy(config: Config, limit: Budget) -> str:
             narrow = {"model": model.model_copy(update={"width": 0.0625}), "train": few}
             candidates[f"--batch-size {batch} --set model.width=0.0625"] = config.model_copy(update=narrow)
         batch //= 2
+    freed = "" if train.micro_batch == "auto" else " --micro-batch auto"
     for what, candidate in candidates.items():
         if sum(predict(candidate, micro_batches(candidate)[0]).values()) <= limit.usable:
-            return f"{what} would fit"
+            return f"{what}{freed.removeprefix(f' {what}')} would fit"
     return "take a smaller --backbone, or smaller images (data.side, augment.crop.size)"
 
 

@@ -146,7 +146,10 @@ def training_of(config: Config, model: SimCLR, dtype: torch.dtype, digest: str) 
     """A training of a network that is at hand, at step 0."""
     train = config.train
     if batch_norms(model) and train.norm_images() == 1:
-        raise UserError("train.norm_batch = 1: batch norm needs statistics of 2 or more images")
+        raise UserError(
+            f"batch norm needs 2 or more images, and train.norm_batch = {train.norm_batch} leaves groups of 1 in a "
+            f"batch of {train.batch_size}"
+        )
     micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
     return Training(
         config=config,

@@ -125,6 +125,7 @@ def test_embeddings_that_tell_nothing_give_the_chance_level(n, temperature):
         # Float32 cosines of equal rows err by 1e-7, divided by the temperature.
         assert loss_of(z1, z2, temperature).item() == pytest.approx(math.log(2 * n - 1), abs=1e-5)
     assert chance_loss(n) == math.log(2 * n - 1)
+    assert chance_loss(n, include_self=True) == math.log(2 * n)
 
 
 def test_loss_does_not_depend_on_which_view_is_first_nor_on_the_order_of_the_images():

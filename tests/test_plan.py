@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import tiny
 
 from experiments.configure import changed, resolve, resolve_timed
-from experiments.plan import BASELINE, axes, make_plan
+from experiments.plan import BASELINE, axes, is_number, make_plan
 from experiments.recipes import presets
 from simclr.augment import apply, draw
 from simclr.config import Config, settings
@@ -131,8 +131,29 @@ def test_crossed_with_another_setting_the_same_batch_is_neither_larger_nor_small
     plan = make_plan(baseline(train={"batch_size": 512}), axis="batch-size", vary=["train.epochs=50,200"])
     directions = {cell.name: cell.direction for cell in plan.cells}
     assert directions["epochs=50"] is directions["epochs=200"] is None
+    assert {directions[f"batch_size={size}, epochs={epochs}"] for size in (256, 1024) for epochs in (50, 200)} == {None}
+    crossed = make_plan(
+        baseline(train={"batch_size": 512, "epochs": 50}), axis="batch-size", vary=["train.epochs=50,200"]
+    )
+    directions = {cell.name: cell.direction for cell in crossed.cells}
     assert directions["batch_size=1024, epochs=50"] == "higher"
-    assert directions["batch_size=256, epochs=200"] == "lower"
+    assert directions["batch_size=256, epochs=50"] == "lower"
+    assert directions["batch_size=1024, epochs=200"] is directions["batch_size=256, epochs=200"] is None
+
+
+def test_only_one_augmentation_stays_in_the_view_that_has_it() -> None:
+    config = baseline(augment2={"noise": {"p": 0.7}})
+    (cell,) = make_plan(config, alone=["noise"]).cells[1:]
+    views = cell.config.augment, cell.config.augment2
+    assert [view.noise.p for view in views] == [0.0, 0.7]  # type: ignore[union-attr]
+    (cell,) = make_plan(config, alone=["sobel"]).cells[1:]
+    assert [view.sobel.p for view in (cell.config.augment, cell.config.augment2)] == [1.0, 1.0]  # type: ignore[union-attr]
+
+
+def test_what_is_true_or_false_is_no_numeric_axis() -> None:
+    plan = make_plan(baseline(), vary=["loss.normalize=true,false"])
+    assert not plan.log
+    assert not any(is_number(cell.x) for cell in plan.cells)
 
 
 def test_what_is_set_for_view_one_holds_for_view_two_where_they_agree() -> None:
@@ -191,7 +212,9 @@ def test_a_cell_may_be_a_preset_on_the_images_and_seeds_of_the_baseline(tmp_path
     for made, preset, epochs in ((first, "cifar10-from-scratch", 200), (second, "icml2020-report", 2)):
         itself = resolve(preset, seed=5, epochs=epochs)
         assert made.data.normalize == itself.data.normalize != start.data.normalize
-        assert made.model_copy(update={"data": itself.data, "name": itself.name, "device": itself.device}) == itself
+        same = {"data": itself.data, "name": itself.name, "device": itself.device}
+        precision = itself.train.model_copy(update={"precision": start.train.precision})
+        assert made.model_copy(update=same) == itself.model_copy(update={"train": precision})
     crossed = make_plan(start, axis=str(path), vary=["loss.temperature=0.1,0.3"])
     assert crossed.cells[-1].name == "b, temperature=0.3"
     assert crossed.cells[-1].config == changed(second, {"loss.temperature": 0.3})
@@ -209,6 +232,9 @@ BAD = {
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
     "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: what is compared has the same seeds"),
     "images": ({"vary": ["data.limit=100,200"]}, "data.limit can't be varied"),
+    "twice": ({"vary": ["loss.temperature=0.1,0.2", "loss.temperature=0.3,0.4"]}, "stands there twice"),
+    "on both sides": ({"axis": "temperature", "vary": ["loss.temperature=0.3,0.4"]}, "set the same: leave one of them"),
+    "dropped and varied": ({"drop": ["flip"], "vary": ["augment.flip.p=0.1,0.4"]}, "and 'no flip' set the same"),
     "together": ({"together": True, "axis": "head"}, "--together has nothing to join"),
     "nothing": ({}, "nothing differs from the baseline"),
     "file": ({"axis": "nowhere.toml"}, "can't read the config file nowhere.toml"),
@@ -234,6 +260,12 @@ def test_what_can_not_be_planned_is_said(case: str) -> None:
         ('[a]\ncells = [{ preset = "overnight" }]', "overnight goes by the clock"),
         ('[a]\ncells = [{ preset = "cifar10", set = { seed = 1 } }]', "seed can't be varied"),
         ("[a]\ncells = 3", "axis 'a': cells = 3"),
+        ("[a]\ncells = [{ set = { data.limit = 100 } }]", "data.limit can't be varied"),
+        ("[a]\nleave_out = true\ncells = [{ set = { optim.lr = 1 } }]", "expected one of cells, leave_out and pairs"),
+        (
+            "[a]\nreference = { 'model.heat' = 'mlp' }\ncells = [{ set = { optim.lr = 1 } }]",
+            "did you mean 'model.head'",
+        ),
         ('[a]\ncells = [{ set = { "optim.lr" = 1 }, direction = "up" }]', "direction = .up."),
         (
             '[a]\nx = "optim.weight_decay"\nlog = true\ncells = [{ set = { "optim.weight_decay" = 0 } }]',

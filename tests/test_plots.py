@@ -33,7 +33,7 @@ def names(count: int) -> list[str]:
 
 def test_curves_and_rows_are_drawn(tmp_path: Path) -> None:
     curve = pd.DataFrame({"step": [1, 2], "value": [6.0, 5.0]})
-    plots.curves({"a": [curve], "b": [curve]}, tmp_path / "loss.png", "NT-Xent loss", 6.2)
+    plots.curves({"a": [curve], "b": [curve]}, tmp_path / "loss.png", "NT-Xent loss", [6.2])
     plots.image_rows({"color_jitter": IMAGES[:3] / 255, "crop": IMAGES[:2] / 255}, tmp_path / "rows.png")
     assert {Image.open(path).format for path in tmp_path.iterdir()} == {"PNG"}
 
@@ -50,7 +50,7 @@ HISTORIES = {
 
 
 def test_curves_are_the_mean_of_runs_within_their_range(figures: list[Figure]) -> None:
-    plots.curves(HISTORIES, Path("unused"), "top-1", chance=0.1)
+    plots.curves(HISTORIES, Path("unused"), "top-1", chances=[0.1])
     axes = figures[0].axes[0]
     first, second, chance = axes.lines
     assert first.get_xydata().tolist() == [[0, 2], [10, 3], [20, 7], [30, 4]]
@@ -143,14 +143,14 @@ def test_a_pair_matrix_has_its_numbers_and_the_averages_of_rows(figures: list[Fi
         ["—", "20.0", "20.0"],
     ]
     assert (texts[0, 0][1], texts[1, 1][1]) == ("white", "black")
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("first", "second")
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("augmentation", "and")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["crop", "blur", "average"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_same_figure_of_a_study_is_the_same_file(suffix: str, tmp_path: Path) -> None:
     draw: dict[str, Callable[[Path], None]] = {
-        "curves": lambda path: plots.curves(HISTORIES, path, "y", 0.1, 2),
+        "curves": lambda path: plots.curves(HISTORIES, path, "y", [0.1], 2),
         "differences": lambda path: plots.differences(a_summary(), path, "x"),
         "against": lambda path: plots.against(a_summary(), {"": {"up": 1, "failed": 2, "baseline": 0}}, path, "x", "y"),
         "pairs": lambda path: plots.pair_matrix(["a", "b"], np.full((2, 2), np.nan), path, "top-1"),

@@ -162,6 +162,38 @@ def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypa
     assert "2 trials: 1 ran to their end, 0 turned away, 1 given up early, 0 failed" in outcome(found.study, 0.5)[0]
 
 
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_each_pruner_gives_up_a_trial_that_is_far_behind(store: Store, pruner: str) -> None:
+    """As Optuna has it: after five trials, or a bracket's, at what they had after as many epochs."""
+    with open_search(pruner, SHORT, SPACE, store, pruner=pruner) as found:
+        given_up = []
+        for number in range(40):
+            trial = found.study.ask()
+            for epoch in range(1, 28):
+                trial.report(0.9 if number % 4 else 0.1, epoch)
+                if trial.should_prune():
+                    given_up.append(number)
+                    break
+            found.study.tell(
+                trial, None if number in given_up else 0.5, state=TrialState.PRUNED if number in given_up else None
+            )
+    assert given_up
+    assert all(number % 4 == 0 for number in given_up)
+
+
+def test_a_config_that_was_trained_before_is_a_copy_of_its_record_under_the_search(store: Store) -> None:
+    with open_search("first", SHORT, SPACE, store) as found:
+        search.search(found, store, 1)
+        values = found.study.trials[0].params
+    with open_search("second", SHORT, SPACE, store) as found:
+        found.study.enqueue_trial(values)
+        search.search(found, store, 1)
+        (copy,) = store.search(f"tags.`{search.PARENT}` = '{found.tracker.run_id}'")
+    (run,) = store.search("tags.kind = 'pretrain'")
+    assert (copy.data.tags["kind"], copy.data.tags["copied_from"]) == ("trial", run.info.run_id)
+    assert copy.data.metrics["train/loss"] == run.data.metrics["train/loss"]
+
+
 def failing_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     train, failed = runner.train, []
 

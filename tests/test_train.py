@@ -238,7 +238,9 @@ def test_out_of_memory_is_an_error_where_a_smaller_micro_batch_would_change_the_
 
 
 def test_batch_norm_over_one_image_is_refused(digits: Dataset) -> None:
-    with pytest.raises(UserError, match=r"train\.norm_batch = 1: batch norm needs statistics of 2 or more images"):
+    with pytest.raises(
+        UserError, match=r"batch norm needs 2 or more images, and train\.norm_batch = 1 leaves groups of 1"
+    ):
         begin(tiny(train={"batch_size": 32, "norm_batch": 1}), digits, CPU)
 
 
