@@ -923,26 +923,28 @@ def views(
 RUN_COLUMNS = {
     "train/loss": "loss",
     "val/knn_top1": "val kNN",
-    "eval/knn_top1": "test kNN",
-    "eval/linear_top1": "test linear",
 }
+JUDGED = {"knn_top1": "test kNN", "linear_top1": "test linear"}
 
 
 @app.command()
 def runs() -> None:
     """List all runs, newest first. Of kind cell are a study's copies of runs, and its failures."""
     with plain_errors():
+        import pandas as pd
+
         from experiments import tracking
 
         table = tracking.Store(tracking.home()).table()
         if table.empty:
             typer.echo("no runs yet: simclr pretrain --preset shapes")
             return
-        for metric in ("knn_top1", "linear_top1"):  # a figure is one under its protocol
-            if (tag := f"{tracking.PROTOCOL_TAG}{metric}") in table:
-                figures = table[f"eval/{metric}"].map("{:.4f} ".format) + table[tag].map("({})".format)
-                table[f"eval/{metric}"] = figures.where(table[tag].notna())
         columns = {name: name for name in ("id", "name", "kind", "status", "started")} | RUN_COLUMNS
+        for metric, title in JUDGED.items():
+            identities = table.get(f"{tracking.PROTOCOL_TAG}{metric}", pd.Series(dtype=str))
+            for identity in identities.dropna().unique():  # figures of different protocols stand in different columns
+                table[f"{metric} {identity}"] = table[f"eval/{metric}"].where(identities == identity)
+                columns[f"{metric} {identity}"] = f"{title} ({identity})"
         shown = table.reindex(columns=list(columns)).rename(columns=columns)
         typer.echo(shown.to_string(index=False, na_rep="", float_format="{:.4f}".format))
 

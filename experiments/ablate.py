@@ -21,7 +21,7 @@ from simclr.train import Interrupted
 from simclr.train import plan as steps_of
 
 from . import encoders, runner
-from .evaluation import evaluate_encoder, predictions_file, prefix
+from .evaluation import evaluate_encoder, predictions, prefix
 from .plan import Cell, Plan
 from .tracking import PROTOCOL_TAG, Run, Store, Tracker
 
@@ -236,8 +236,8 @@ def records(study: str, store: Store) -> Records:
         for metric, protocol in cell["protocols"].items():
             if run.data.tags.get(f"{PROTOCOL_TAG}{before}{metric}") == protocol:
                 figures[metric] = run.data.metrics[f"eval/{before}{metric}"]
-                with np.load(store.artifact(run.info.run_id, predictions_file(before + metric))) as arrays:
-                    correct[metric][place] = arrays["predicted"] == arrays["labels"]
+                predicted, labels = predictions(store, run.info.run_id, before + metric)
+                correct[metric][place] = predicted == labels
         if place in rows and rows[place]["status"] == "FINISHED" and not figures:
             continue
         judged = child.info.status == "FINISHED" and len(figures) == len(EVALUATE)

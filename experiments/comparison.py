@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from math import isnan, nan
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.tables import comparison, mcnemar_table
 from simclr.errors import UserError
 
-from .evaluation import predictions_file
+from .evaluation import predictions
 from .tracking import BESIDE, ENCODERS, PROTOCOL_TAG, Store
 
 
@@ -67,11 +66,8 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
             }
         )
         for name, identity in protocols.items():
-            with (
-                suppress(UserError),
-                np.load(store.artifact(run_id, predictions_file(name))) as arrays,
-            ):  # figures without predictions
-                predicted[name, identity][label], truth[name, identity] = arrays["predicted"], arrays["labels"]
+            if name.endswith("_top1") and "contrastive" not in name:  # others have no predictions, or those of top-1
+                predicted[name, identity][label], truth[name, identity] = predictions(store, run_id, name)
     tests = [
         mcnemar_table({label: {name: array} for label, array in by_run.items()}, truth[name, identity])
         for (name, identity), by_run in predicted.items()

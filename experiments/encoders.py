@@ -75,6 +75,10 @@ def hand_out(found: Found, store: Store, path: Path, form: str) -> Parity:
     """Export an encoder with a card of what is known of it: data, accuracies with their protocols, config."""
     config = found.config
     card = {"data": config.data.dataset, "digest": found.digest}
+    if found.digest == UNKNOWN_DATA:
+        card = {
+            "data": "not known (an imported encoder; of what is below, only [model] and data.normalize are its own)"
+        }
     if found.run_id is not None:
         run = store.client.get_run(found.run_id)
         card["run"] = f"{run.info.run_name} ({found.run_id})"
@@ -124,8 +128,8 @@ def place(
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
     if transfer is not None and (own or data.digest == found.digest):
         raise UserError(
-            f"'{transfer}' is what this encoder was trained on, so it may have seen some of its test images: judge it "
-            f"there without --transfer, or name other images"
+            f"'{transfer}' is this encoder's own data set, so it may have seen some of its test images: judge it there "
+            f"without --transfer, or name other images"
         )
     model = build_model(found.config, data, devices.resolve(device or found.config.device))
     fill(model, found.weights)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.config import METHOD
-from simclr.errors import RunFailed
+from simclr.errors import RunFailed, UserError
 from simclr.evaluate import EVALUATIONS, check, evaluate
 from simclr.protocol import Outcome, Subject, describe, random_encoder
 
@@ -29,7 +30,7 @@ from .encoders import Found
 from .tracking import BESIDE, PROTOCOL_TAG, Store, Tracker
 
 PIXELS = "pixels"  # the layer that stands for the normalised image itself
-MOST_PIXELS = 2**31  # 8 GiB in float32
+MOST_PIXELS = 2**30  # 4 GiB in float32, of which kNN makes a copy
 
 
 class Report(NamedTuple):
@@ -140,6 +141,16 @@ def prefix(layer: str, elsewhere: str | None = None) -> str:
 def predictions_file(metric: str) -> str:
     """The artifact that holds the predictions that a metric (with its prefix) comes from."""
     return f"{metric.replace('/', '-')}-predictions.npz"
+
+
+def predictions(store: Store, run_id: str, metric: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted and true classes of the test images, of one run's metric. Raises UserError where they are not there."""
+    path = store.artifact(run_id, predictions_file(metric))
+    try:
+        with np.load(path) as arrays:
+            return arrays["predicted"], arrays["labels"]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        raise UserError(f"{path} is damaged: judge run {run_id[:8]} again (simclr eval)") from None
 
 
 def _record(

@@ -44,12 +44,14 @@ def check(subject: Subject, names: list[str]) -> None:
     data, layer = subject.data, subject.protocol.layer
     if layer not in layers(subject.model):
         raise unknown("layer", layer, layers(subject.model))
+    if layer != "h" and "no-labels" in names:
+        raise UserError(f"--no-labels looks at h and at z: leave --layer {layer} out")
     wanting = [name for name in names if EVALUATIONS[name].labels]
     if wanting and not (data.has_labels and len(data.parts["test"])):
         raise UserError(
-            f"--{wanting[0]} needs labels, and '{data.name}' has {len(data.classes)} classes and "
-            f"{len(data.parts['test'])} labelled test images: give two or more folders of images, one for each class, "
-            f"or ask for --no-labels"
+            f"--{wanting[0]} needs labels, and '{data.name}' has {len(data.classes)} classes and labelled images: "
+            f"{len(data.parts['train'])} train, {len(data.parts['val'])} val, {len(data.parts['test'])} test: give two "
+            f"or more folders of images, one for each class, or ask for --no-labels"
         )
     if "knn" in names:
         check_k(subject)

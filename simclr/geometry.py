@@ -12,7 +12,7 @@ from .data import Array
 from .device import whole_float32
 from .errors import UserError
 from .loss import contrast
-from .protocol import Outcome, Subject
+from .protocol import Outcome, Subject, layers
 from .randomness import permutation
 from .train import two_views
 
@@ -67,25 +67,27 @@ def random_matches(subject: Subject) -> tuple[dict[str, float], int]:
 
 @torch.no_grad()
 def geometry(subject: Subject) -> Outcome:
-    """Contrastive top-1 and top-5, alignment, uniformity and effective rank, each of h and of z.
+    """Contrastive top-1 and top-5, alignment, uniformity and effective rank; of h and, where there is a head, of z.
 
     Two views as in pre-training, of validation images (of the images pre-trained on, where none were held out), in
     batches of pre-training's size, which contrastive accuracy depends on: the candidates are 2N - 1.
     """
     data, config, settings = subject.data, subject.config, subject.protocol.views
     rows, batch = _looked_at(subject)
-    layers: dict[str, list[tuple[Tensor, Tensor]]] = {"h": [], "z": []}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {
+        layer: [] for layer in layers(subject.model) if layer in ("h", "z")
+    }
     model, training = subject.model, subject.model.training
     model.eval()
     for step, start in enumerate(range(0, len(rows), batch)):
         images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
         with whole_float32():
             both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)(slice(None))]
-        for layer, first, second in zip(layers, *both, strict=True):
-            layers[layer].append((first, second))
+        for layer, first, second in zip(found, *both, strict=False):  # without a head z is h
+            found[layer].append((first, second))
     model.train(training)
     metrics: dict[str, float] = {}
-    for layer, batches in layers.items():
+    for layer, batches in found.items():
         top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
         first, second = (torch.cat(view) for view in zip(*batches, strict=True))
         metrics |= {

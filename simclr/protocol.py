@@ -116,7 +116,7 @@ def represent(model: SimCLR, images: Tensor, layer: str) -> Tensor:
 
 def layers(model: SimCLR) -> list[str]:
     """The layers that can be evaluated."""
-    return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), "z"]
+    return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), *(["z"] if len(model.head) else [])]
 
 
 def whole_images(images: Array, rows: Array, model: SimCLR) -> Iterator[Tensor]:

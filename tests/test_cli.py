@@ -129,7 +129,10 @@ def test_runs_lists_them(trained: subprocess.CompletedProcess[str], folder: Path
     assert "tiny-s0" in done.stdout
     assert "FINISHED" in done.stdout
     assert simclr("eval", "tiny-s0", "--knn", home=folder).returncode == 0
-    assert re.search(r"0\.\d{4} \(3-[0-9a-f]{6}\)", simclr("runs", home=folder).stdout)  # with its protocol
+    assert simclr("export", "tiny-s0", "--out", "e.safetensors", home=folder).returncode == 0
+    assert simclr("eval", "e.safetensors", "--knn", "--set", "knn.temperature=0.2", home=folder).returncode == 0
+    header = simclr("runs", home=folder).stdout.splitlines()[0]
+    assert len(set(re.findall(r"test kNN \((3-[0-9a-f]{6})\)", header))) == 2  # each protocol has a column of its own
 
 
 def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path: Path) -> None:

@@ -89,6 +89,29 @@ def test_a_file_that_was_judged_can_be_compared(run) -> None:
     assert "p (McNemar)" in done.output
 
 
+def test_an_encoder_without_a_head_has_no_z(run) -> None:
+    assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
+    refused = run("eval", "e.safetensors", "--knn", "--layer", "z")
+    assert refused.exit_code == 2
+    assert "unknown layer 'z'" in refused.stderr
+    bare = run("eval", "e.safetensors", "--no-labels")
+    assert bare.exit_code == 0, bare.output
+    assert "alignment_h" in bare.stdout
+    assert "alignment_z" not in bare.stdout
+
+
+def test_lost_or_damaged_predictions_are_said_and_not_left_out(run, home: Path) -> None:
+    assert run("eval", "tiny-s0", "--knn").exit_code == 0
+    (kept,) = home.rglob("knn_top1-predictions.npz")
+    whole = kept.read_bytes()
+    for bad in (b"", whole[:100]):
+        kept.write_bytes(bad)
+        done = run("compare", "tiny-s0", "tiny-s0")
+        assert done.exit_code == 2
+        assert "is damaged: judge run" in done.stderr
+    kept.write_bytes(whole)
+
+
 def test_an_import_is_a_run_like_others(run, home: Path) -> None:
     network = torchvision.models.resnet18()
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, "foreign.pth")
@@ -108,6 +131,7 @@ BAD = {
     "no such run": (["eval", "nothing"], "no run is called 'nothing'"),
     "no such layer": (["eval", "tiny-s0", "--layer", "g"], "unknown layer 'g'"),
     "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
+    "layer without labels": (["eval", "tiny-s0", "--no-labels", "--layer", "z"], "leave --layer z out"),
     "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),
     "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
@@ -116,7 +140,7 @@ BAD = {
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
     "pixels": (["eval", "tiny-s0", "--layer", "pixels"], "unknown layer 'pixels'"),
-    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "is what this encoder was trained on"),
+    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "is this encoder's own data set"),
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity 30 with 20 images"),

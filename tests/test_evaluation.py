@@ -122,6 +122,12 @@ def test_an_encoder_no_better_than_an_untrained_one_is_named(digits: Dataset, tm
     assert store.client.get_run(report.run_id).data.tags["kind"] == "eval"
 
 
+def test_an_encoder_above_the_untrained_one_is_not_warned_of() -> None:
+    table = pd.DataFrame({"metric": ["knn_top1"], "trained": [0.6], "low": [0.55], "untrained": [0.5], "chance": [0.1]})
+    assert evaluation._doubts(table) == []
+    assert len(evaluation._doubts(table.assign(low=0.5))) == 1
+
+
 def test_labels_missing_one_class_and_deleted_weights_are_one_line(digits: Dataset, tmp_path: Path) -> None:
     store = Store(tmp_path)
     one_class = replace(digits, classes=("only",))

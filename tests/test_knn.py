@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simclr import knn
 from simclr.data import Dataset
 from simclr.errors import UserError
+from simclr.protocol import features
 
 Clusters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -49,11 +50,14 @@ def test_the_nearest_come_first_and_are_those_of_all_similarities(
     torch.testing.assert_close(similarity, every.gather(1, rows))
 
 
-def test_the_bank_holds_no_test_image_and_is_as_large_as_k(digits: Dataset) -> None:
+def test_the_bank_is_train_and_validation_and_as_large_as_k(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(digits)
-    bank = np.concatenate([digits.parts["train"], digits.parts["val"]])
-    assert not set(bank) & set(digits.parts["test"])
+    predict, banks = knn.knn_predict, []
+    monkeypatch.setattr(knn, "knn_predict", lambda bank, *rest: banks.append(bank) or predict(bank, *rest))
     assert set(knn.knn(subject).metrics) == {"knn_top1"}
+    rows = np.concatenate([digits.parts["train"], digits.parts["val"]])
+    assert not set(rows) & set(digits.parts["test"])
+    torch.testing.assert_close(banks[0], features(subject.model, digits.images, rows, subject.dtype))
     assert set(knn.knn(subject_of(digits, ["knn.k=[1,200]"])).metrics) == {"knn_k1_top1", "knn_top1"}
     with pytest.raises(UserError, match=r"knn\.k = 5000 needs as many labelled images and there are 1438"):
         knn.knn(subject_of(digits, ["knn.k=[200,5000]"]))
