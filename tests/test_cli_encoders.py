@@ -102,7 +102,8 @@ def test_an_encoder_without_a_head_has_no_z(run) -> None:
 
 def test_lost_or_damaged_predictions_are_said_and_not_left_out(run, home: Path) -> None:
     assert run("eval", "tiny-s0", "--knn").exit_code == 0
-    (kept,) = home.rglob("knn_top1-predictions.npz")
+    store = Store(home)
+    kept = store.artifact(store.find("tiny-s0").info.run_id, "knn_top1-predictions.npz")
     whole = kept.read_bytes()
     for bad in (b"", whole[:100]):
         kept.write_bytes(bad)
