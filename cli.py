@@ -929,7 +929,7 @@ JUDGED = {"knn_top1": "test kNN", "linear_top1": "test linear"}
 
 @app.command()
 def runs() -> None:
-    """List all runs, newest first. Of kind cell are a study's copies of runs, and its failures."""
+    """List all runs, newest first. Of kind cell (trial) are a study's (search's) copies of runs, and failures."""
     with plain_errors():
         import pandas as pd
 

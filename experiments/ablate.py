@@ -142,7 +142,7 @@ def ablate(
             run_cell(study, cell, seed, store, progress=progress, stop=stop)
         except Interrupted:
             raise
-        except (UserError, RunFailed, RuntimeError) as error:  # the last are torch's own: other cells may yet run
+        except (UserError, RunFailed, RuntimeError) as error:  # the last are mostly torch's own
             text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
             failures.append(f"'{cell.name}', seed {seed}: {text}")
             config, tags = cell.of_seed(seed), {**_place(study, cell, seed, store), "kind": "cell", "error": text}

@@ -64,9 +64,9 @@ class Axis(Section):
     def _one_kind(self) -> Self:
         if sum(map(bool, (self.cells, self.leave_out, self.pairs))) > 1:
             raise ValueError("expected one of cells, leave_out and pairs")
-        for path in (*self.reference, *([self.x] if self.x else [])):
+        for path in (*flatten(self.reference), *([self.x] if self.x else [])):
             if path not in settings(Config):
-                raise unknown("setting", path, settings(Config))
+                raise ValueError(str(unknown("setting", path, settings(Config))))
         return self
 
 
@@ -351,21 +351,23 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
     first = first._replace(paper=same.paper)
     table = baseline.model_dump(mode="json")
-    holds = all(at(table, path) == value for path, value in axis.reference.items())
+    holds = all(at(table, path) == value for path, value in flatten(axis.reference).items())
     unique = {first.identity(): first}
     for cell in map(placed, cells):
         if not holds:
             cell = cell._replace(difference=None, direction=None)
         if cell.paper is not None and first.paper is not None:
             cell = cell._replace(difference=round(cell.paper - first.paper, 2))
-        alone = all(at(table, path) == value for path, value in cell.settings.items() if path != axis.x)
-        if axis.rising_from is not None and alone and cell.x != first.x:
-            rises = is_number(cell.x) and min(cell.x, first.x) >= axis.rising_from
-            cell = cell._replace(direction=("higher" if cell.x > first.x else "lower") if rises else None)
+        nothing_else = all(at(table, path) == value for path, value in cell.settings.items() if path != axis.x)
+        placed_both = is_number(cell.x) and is_number(first.x) and cell.x != first.x
+        if axis.rising_from is not None and nothing_else and placed_both and min(cell.x, first.x) >= axis.rising_from:
+            cell = cell._replace(direction="higher" if cell.x > first.x else "lower")
         unique.setdefault(cell.identity(), cell)
-    shared = Counter(cell.name for cell in unique.values())
+    count_of = Counter(cell.name for cell in unique.values())
     named = [first] + [
-        cell if shared[cell.name] == 1 else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
+        cell
+        if count_of[cell.name] == 1
+        else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
         for cell in list(unique.values())[1:]
     ]
     for name, count in Counter(cell.name for cell in named).items():

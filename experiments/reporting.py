@@ -111,8 +111,8 @@ def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
     protocols = {protocol for cell in document["cells"] for protocol in cell["protocols"].values()}
     seeds = sorted({seed for _, seed in found.runs})
     images = {len(right) for by_run in found.correct.values() for right in by_run.values()}
-    size = document["cells"][0]["protocols"]
-    others = [cell["cell"] for cell in document["cells"] if cell["layer"] == "h" and cell["protocols"] != size]
+    usual = document["cells"][0]["protocols"]
+    others = [cell["cell"] for cell in document["cells"] if cell["layer"] == "h" and cell["protocols"] != usual]
     apart = [f"judged on images of another size than the baseline: {', '.join(others)}"] if others else []
     return [
         f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
@@ -178,7 +178,7 @@ def _chance(metric: str, run: Run) -> set[float]:
     """What guessing gives, if that is known."""
     batch = int(run.data.params["train.batch_size"])
     known = {
-        "train/loss": chance_loss(batch, include_self=run.data.params["loss.include_self"] == "True"),
+        "train/loss": chance_loss(batch, include_self=run.data.params.get("loss.include_self") == "True"),
         "train/contrastive_top1": 1 / (2 * batch - 1),
         "train/contrastive_top5": min(1.0, 5 / (2 * batch - 1)),
         "val/knn_top1": float(run.data.tags.get("val_chance", nan)),

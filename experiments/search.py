@@ -243,14 +243,14 @@ def run_trial(
         run_id = runner.train_or_go_on(
             config, store, tags=tags, progress=progress, show=show, stop=lambda: poor or stop()
         )
-        run = store.client.get_run(run_id)
-        numbers = {str(number) for number in (trial.number, trial.user_attrs.get("goes on from"))}
-        if run.data.tags.get(PARENT) != found.tracker.run_id or run.data.tags.get("trial") not in numbers:
-            store.copy(run, {**tags, "kind": "trial", "copied_from": run_id})
         measured = {
             "accuracy": validation_accuracy(run_id, config, store, progress),
             "time": training_seconds(run_id, config, store),
         }
+        run = store.client.get_run(run_id)
+        numbers = {str(number) for number in (trial.number, trial.user_attrs.get("goes on from"))}
+        if run.data.tags.get(PARENT) != found.tracker.run_id or run.data.tags.get("trial") not in numbers:
+            store.copy(run, {**tags, "kind": "trial", "copied_from": run_id})
     except Interrupted:
         if not poor:
             raise

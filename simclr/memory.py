@@ -294,7 +294,8 @@ def grid(config: Config, limit: Budget, chosen: int) -> tuple[list[int], dict[in
     """What if: for the config's batch, halves and doubles of it, the predicted peak in micro-batches of those sizes, of
     batch norm's groups and of the chosen one, as far as the batch has them; None where it does not fit.
     """
-    batch, table = config.train.batch_size, {}
+    batch = config.train.batch_size
+    table: dict[int, dict[int, int | None]] = {}
     batches = [b for b in (batch // 4, batch // 2, batch, 2 * batch, 4 * batch) if b >= 2]
     sizes = sorted({*batches, config.train.norm_images(), chosen})
     for b in batches:
@@ -304,7 +305,7 @@ def grid(config: Config, limit: Budget, chosen: int) -> tuple[list[int], dict[in
         possible = [m for m in sizes if m in own.train.micro_batches()]
         peaks = {m: sum(parts.values()) for m, parts in _up_to(own, possible, limit.usable).items()}
         table[b] = {m: peaks[m] if peaks.get(m, limit.usable + 1) <= limit.usable else None for m in possible}
-    return sizes, table
+    return sorted({m for peaks in table.values() for m in peaks}), table
 
 
 def fit(config: Config, images: int, device: torch.device) -> tuple[Config, Plan | None]:

@@ -105,12 +105,17 @@ def test_lost_or_damaged_predictions_are_said_and_not_left_out(run, home: Path) 
     store = Store(home)
     kept = store.artifact(store.find("tiny-s0").info.run_id, "knn_top1-predictions.npz")
     whole = kept.read_bytes()
-    for bad in (b"", whole[:100]):
-        kept.write_bytes(bad)
-        done = run("compare", "tiny-s0", "tiny-s0")
-        assert done.exit_code == 2
-        assert "is damaged: judge run" in done.stderr
-    kept.write_bytes(whole)
+    flipped = bytes(byte ^ (position == len(whole) // 3) * 255 for position, byte in enumerate(whole))
+    try:
+        for bad in (b"", whole[:100], flipped):
+            kept.write_bytes(bad)
+            done = run("compare", "tiny-s0", "tiny-s0")
+            assert done.exit_code == 2
+            assert "is damaged: judge run" in done.stderr
+        kept.unlink()
+        assert "has no artifact" in run("compare", "tiny-s0", "tiny-s0").stderr
+    finally:
+        kept.write_bytes(whole)
 
 
 def test_an_import_is_a_run_like_others(run, home: Path) -> None:

@@ -1,7 +1,7 @@
 """The first losses of every preset, so that no refactoring changes a recipe unseen.
 
-Training amplifies rounding: a difference of 1e-7 in the views can be one of 1e-2 in the loss after ten steps. So all is
-computed in float64 here, and golden.json has beside each loss by how much it moves when the views are rounded
+Training amplifies rounding: a difference of 1e-7 in the views can be one of 1e-2 in the loss after ten steps. So nearly
+all is computed in float64 here, and golden.json has beside each loss by how much it moves when the views are rounded
 otherwise; ten times that is what another CPU is allowed. Even so, of the recipes with the largest rates only the first
 nine losses or more say something. The settings themselves are held by their keys. Where a recipe is changed on purpose,
 `python tests/test_golden.py` writes the file.

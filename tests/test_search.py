@@ -164,7 +164,7 @@ def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypa
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_each_pruner_gives_up_a_trial_that_is_far_behind(store: Store, pruner: str) -> None:
-    """As Optuna has it: after five trials, or a bracket's, at what they had after as many epochs."""
+    """As Optuna has it: once there are enough trials, by what they had after as many epochs."""
     with open_search(pruner, SHORT, SPACE, store, pruner=pruner) as found:
         given_up = []
         for number in range(40):
