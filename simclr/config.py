@@ -49,7 +49,7 @@ def memory_bytes(text: str) -> int:
     """The bytes that "8GiB" or "8188MiB" is. Raises ValueError for anything else."""
     number, unit = text[:-3].strip(), text[-3:]
     if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) == 0:
-        raise ValueError(f"memory = '{text}' is not an amount: write it as 8GiB or 8188MiB")
+        raise ValueError("write it as 8GiB or 8188MiB")
     return round(float(number) * UNITS[unit])
 
 

@@ -545,7 +545,11 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     return array
 
 
-def bad_images(bad: Sequence[str], total: int, remedy: str = "Remove them, or pass --on-bad-image skip") -> UserError:
+def bad_images(
+    bad: Sequence[str],
+    total: int,
+    remedy: str = "Remove them, or pass --on-bad-image skip (or --set data.on_bad_image=skip)",
+) -> UserError:
     shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
     return UserError(f"{len(bad)} of {total} files can't be read as images: {shown}. {remedy}")
 
