@@ -377,7 +377,7 @@ def ablate(
         name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
         store, places = tracking.Store(tracking.home()), range(baseline.seed, baseline.seed + seeds)
         with progress_bars() as (_, advance):
-            study.find_study(name, plan, store, advance)
+            study.same_study(name, plan, store, advance)
             cells = study.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
         typer.echo(

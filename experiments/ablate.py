@@ -67,7 +67,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
     return found
 
 
-def find_study(name: str, plan: Plan, store: Store, progress: Progress = silent) -> Run | None:
+def same_study(name: str, plan: Plan, store: Store, progress: Progress = silent) -> Run | None:
     """The parent run of the study of this name, if there is one. Raises UserError where it has another plan."""
     digest = plan.digest(open_dataset(plan.cells[0].config.data, store.folder, progress).digest)
     for run in store.studies():
@@ -86,7 +86,7 @@ def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
     `command` is what the report says remakes it. Raises UserError where the name belongs to another plan.
     """
     data = open_dataset(plan.cells[0].config.data, store.folder)
-    if (same := find_study(name, plan, store)) is not None:
+    if (same := same_study(name, plan, store)) is not None:
         tracker = store.reopen(same)
     else:
         tags = {"kind": "study", "study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
