@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .device import has_fast_bf16
+
 if TYPE_CHECKING:
     from .config import OptimConfig
 
@@ -60,9 +62,11 @@ class LARS(Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix to M (rows x columns), roughly: its singular values become about 1.
 
-    Five Newton-Schulz iterations in bfloat16, with the coefficients of Jordan et al. 2024 (Muon).
+    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (Muon), in bfloat16 as there where the
+    hardware multiplies it; a CPU that only emulates it takes four times the rest of a training step for them.
     """
-    x = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T
+    x = matrix.bfloat16() if has_fast_bf16(matrix.device) else matrix
+    x = x if matrix.shape[0] <= matrix.shape[1] else x.T
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T

@@ -132,8 +132,10 @@ class Toy(nn.Module):
 # --- Muon -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (24, 5, 3, 3)])
-def test_orthogonal_keeps_directions_and_makes_singular_values_alike(shape):
+def test_orthogonal_keeps_directions_and_makes_singular_values_alike(shape, fast, monkeypatch):
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
     torch.manual_seed(0)
     matrix = torch.randn(shape).flatten(1)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -145,8 +147,11 @@ def test_orthogonal_keeps_directions_and_makes_singular_values_alike(shape):
     assert (projected - projected.diag().diag()).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_is_torchs_on_matrices_and_adam_on_vectors(decay):
+def test_muon_is_torchs_on_matrices_and_adam_on_vectors(decay, fast, monkeypatch):
+    """To the rounding of torch's bfloat16 iterations, also where ours are float32."""
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
     torch.manual_seed(0)
     start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 3, 3, 3), torch.randn(9)]
     mine = [torch.nn.Parameter(p.clone()) for p in start]
