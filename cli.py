@@ -646,6 +646,7 @@ def embed(
     folder: Annotated[Path, typer.Argument(help="A folder of images; all below it are taken.")],
     out: Annotated[Path, typer.Option(help="A .parquet or .npz file.")] = Path("features.parquet"),
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    on_bad_image: BadImage = None,
     device: Device = None,
 ) -> None:
     """Write the features of a folder of images. They are h, with file names."""
@@ -654,7 +655,10 @@ def embed(
         from simclr import device as devices
         from simclr.data import walk
         from simclr.encoder import Encoder, embed_files, write_features
-        from simclr.errors import UserError
+        from simclr.errors import UserError, unknown
+
+        if on_bad_image not in (None, "error", "skip"):
+            raise unknown("way with a bad image", on_bad_image, ["error", "skip"])
 
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: expected one with images in it")
@@ -663,8 +667,11 @@ def embed(
         files = [Path(name) for name in walk(str(folder))]
         remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
         with progress_bars() as (_, advance), devices.memory_errors(remedy):
-            write_features(out, embed_files(encoder, files, batch_size, advance))
-        typer.echo(f"wrote {out}: {len(files)} images, {encoder.features} numbers each")
+            left_out: list[str] | None = [] if on_bad_image == "skip" else None
+            write_features(out, embed_files(encoder, files, batch_size, advance, left_out))
+        for file in left_out or []:
+            typer.echo(f"left out: {file}", err=True)
+        typer.echo(f"wrote {out}: {len(files) - len(left_out or [])} images, {encoder.features} numbers each")
 
 
 @app.command("import", cls=Command)

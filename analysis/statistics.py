@@ -35,6 +35,18 @@ def accuracy_interval(correct: int, n: int, level: float = 0.95) -> tuple[float,
     return low, high
 
 
+def share_interval(shares: NDArray[np.floating], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """The percentile bootstrap interval, in [0, 1], of a mean over test images of `shares` (N, each in [0, 1]).
+
+    As `accuracy_interval`, for images that some classifiers of several get right. Images of one share are alike, so a
+    resample is a draw of how many there are of each; the draws are always the same.
+    """
+    values, counts = np.unique(shares, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(shares.size, counts / shares.size, resamples)
+    low, high = np.quantile(drawn @ values / shares.size, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 class McNemar(NamedTuple):
     """Images that only the first or only the second classifier got right, and the p value of no difference."""
 

@@ -47,7 +47,8 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             config, data = cell.config, open_dataset(cell.config.data, store.folder, progress)
             steps_of(config, data)
             check_images(config)
-            config, fitted = memory.fit(config, len(data.images), devices.resolve(config.device))
+            device = devices.resolve(config.device)
+            config, fitted = memory.fit(config, len(data.images), device)
             model = build_model(config, data, torch.device("cpu"))
             check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
             done = [
@@ -57,8 +58,7 @@ def forecast(plan: Plan, store: Store, seeds: Sequence[int], progress: Progress 
             ]
             shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
             seconds = 0.0 if shared or len(done) == len(seeds) else runner.estimate(config, store, progress)["seconds"]
-            need = fitted.peak if fitted else sum(memory.predict(config, memory.micro_batches(config)[-1]).values())
-            found.append(Forecast(cell, seconds, need, done))
+            found.append(Forecast(cell, seconds, memory.peak(config, fitted, device), done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")
         progress("timing", count, len(plan.cells))

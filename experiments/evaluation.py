@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.statistics import accuracy_interval
+from analysis.statistics import accuracy_interval, share_interval
 from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.config import METHOD
@@ -109,8 +109,12 @@ def evaluate_encoder(
             for metric, value in outcomes[name].metrics.items():
                 row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": identity}
                 if is_accuracy(metric):
-                    if f"{metric.rpartition('_')[0]}_std" not in outcomes[name].metrics:  # else a mean over seeds
-                        row["low"], row["high"] = accuracy_interval(round(value * count), count)
+                    shares = outcomes[name].shares.get(metric)
+                    row["low"], row["high"] = (
+                        accuracy_interval(round(value * count), count)
+                        if shares is None
+                        else share_interval(shares.cpu().numpy())
+                    )
                     row["chance"] = odds[metric[-4:]]
                     row["pixels"] = raw if metric.endswith("top1") and EVALUATIONS[name].labels else nan
                 rows.append(row)
@@ -123,7 +127,7 @@ def evaluate_encoder(
 def _doubts(table: pd.DataFrame) -> list[str]:
     """A sentence for each accuracy that is not above the untrained network's, as far as the test images tell."""
     rows = table[table["chance"].notna()]
-    doubtful = rows[rows["low"].fillna(rows["trained"]) <= rows["untrained"]]
+    doubtful = rows[rows["low"] <= rows["untrained"]]
     return [
         f"{row.metric}: {row.trained:.2%} is not above the untrained network's {row.untrained:.2%}, or not by more "
         f"than its interval: this encoder has learned nothing that shows here"

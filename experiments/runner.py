@@ -193,11 +193,10 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     config, fitted = memory.fit(config, len(data.images), device)
     with _enough_memory(config):
         seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)
-    micro_batch = memory.micro_batches(config)[-1]
     return {
         "config": config,
-        "micro_batch": micro_batch,
-        "memory": fitted.peak if fitted else sum(memory.predict(config, micro_batch).values()),
+        "micro_batch": memory.micro_batches(config)[-1],
+        "memory": memory.peak(config, fitted, device),
         "images": len(data.parts["pretrain"]),
         "steps": steps,
         "steps_per_epoch": per_epoch,

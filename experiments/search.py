@@ -41,7 +41,7 @@ from . import encoders, runner
 from .ablate import EVALUATE, PARENT
 from .configure import changed
 from .plan import BASELINE, Cell, Plan
-from .space import Parameter, check_space, suggested
+from .space import Parameter, check_space, starting_point, suggested
 from .tracking import Store, Tracker
 
 VALIDATION = "val/linear_top1"  # what is searched for, on the run of each trial
@@ -138,6 +138,8 @@ def open_search(
             raise UserError(
                 f"search '{name}' exists with another config, space, objective or other images: give this one a --name"
             )
+        if not study.trials:
+            study.enqueue_trial(starting_point(parameters, baseline))
         study.set_user_attr("identity", identity)
         runs = [run for run in store.search("tags.kind = 'search'") if run.data.tags["search"] == name]
         tracker = store.reopen(runs[0]) if runs else store.start(name, {"kind": "search", "search": name}, full.flat())
@@ -312,15 +314,16 @@ def record(found: Search, start: float, store: Store) -> str:
 def confirmation(found: Search, top: int) -> Plan:
     """A study of the best trials at full size, beside the config that the search started from.
 
-    Raises UserError where no trial ran to its end.
+    Raises UserError where no trial but that config's own ran to its end.
     """
     cells: dict[str, Cell] = {}
     for trial in ranked(found.study):
         settings = trial.user_attrs["settings"]
         config = changed(found.full, settings)
-        cells.setdefault(config.key(), Cell(f"trial {trial.number}", config, settings))
+        if config.key() != found.full.key():
+            cells.setdefault(config.key(), Cell(f"trial {trial.number}", config, settings))
     if not cells:
-        raise UserError("no trial ran to its end: allow more --memory, --trials or --max-hours")
+        raise UserError("no trial but the start ran to its end: allow more --memory, --trials or --max-hours")
     return Plan([Cell(BASELINE, found.full), *list(cells.values())[:top]])
 
 

@@ -55,6 +55,13 @@ class Parameter(Section):
         """Its choices, or the ends of its range."""
         return self.choices or (self.low, self.high)
 
+    def given(self, value: Any) -> Any:
+        """A value as `suggest` knows it; None where it is not in the space."""
+        if self.choices:
+            return label if (label := json.dumps(value)) in map(json.dumps, self.choices) else None
+        low, high = self.extremes
+        return value if isinstance(value, int | float) and low <= value <= high else None
+
     def suggest(self, trial: Any) -> Any:
         """A trial's value of it; a trial is Optuna's."""
         if self.choices:
@@ -104,3 +111,10 @@ def suggested(trial: Any, parameters: Sequence[Parameter], baseline: Config) -> 
         if all(values.get(name, at(table, name)) == value for name, value in parameter.when.items()):
             values[parameter.setting] = parameter.suggest(trial)
     return values
+
+
+def starting_point(parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
+    """Optuna's parameters of the trial that is the baseline, but for values that are not in the space."""
+    table = baseline.model_dump(mode="json")
+    met = [p for p in parameters if all(at(table, name) == value for name, value in p.when.items())]
+    return {p.name: given for p in met if (given := p.given(at(table, p.setting))) is not None}

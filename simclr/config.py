@@ -98,7 +98,9 @@ class ModelConfig(Section):
 
     backbone: Annotated[str, _one_of("backbone", backbones)] = "resnet18"
     stem: Annotated[str, _one_of("stem", lambda: STEMS)] = "cifar"
-    width: float = Field(1.0, ge=0.0625, le=8)  # multiplies the channels of a ResNet
+    # Multiplies the channels of a ResNet. Below 0.125 the first have fewer than 8, and oneDNN 3.12 (torch 2.14), on a
+    # CPU without AVX-512, writes out of bounds in the weights' gradient of such a 1x1 convolution of stride 2.
+    width: float = Field(1.0, ge=0.125, le=8)
     head: Annotated[str, _one_of("head", lambda: HEADS)] = "mlp"
     hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
     out_dim: int = Field(128, ge=1)  # of z

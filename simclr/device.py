@@ -83,11 +83,16 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def precision_on(name: str, device: torch.device) -> str:
+    """What `auto` is on a device: bf16 where it is fast, else fp16 on CUDA, else fp32; other names are themselves."""
+    if name != "auto":
+        return name
+    return "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast. `auto`: bfloat16 where it is fast, else float16 on CUDA, else float32."""
-    if name == "auto":
-        name = "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    """The dtype of autocast."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_on(name, device)]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

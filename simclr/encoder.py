@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -20,6 +21,7 @@ from .errors import RunFailed, UserError, unknown
 from .model import SimCLR
 
 Batches = Iterator[tuple[list[str], Array]]  # names of files, and their features: float32, names x D
+NOTHING = "none of the files can be read as an image: nothing to write"
 
 
 class Encoder(nn.Module):
@@ -61,10 +63,17 @@ def load_encoder(path: str | Path) -> Encoder:
 
 
 @torch.no_grad()
-def embed_files(encoder: Encoder, files: Sequence[Path], batch: int = 256, progress: Progress = silent) -> Batches:
+def embed_files(
+    encoder: Encoder,
+    files: Sequence[Path],
+    batch: int = 256,
+    progress: Progress = silent,
+    left_out: list[str] | None = None,
+) -> Batches:
     """Features of image files, `batch` at a time: (names, float32 n x features), on the encoder's device.
 
-    Raises UserError when there are none, and for files that can't be read as images, naming them.
+    Files that can't be read as images are named in `left_out`, if there is one. Raises UserError where there is none,
+    naming them, and when there are no files.
     """
     if not files:
         raise UserError("no images to embed: expected at least one image file")
@@ -72,9 +81,16 @@ def embed_files(encoder: Encoder, files: Sequence[Path], batch: int = 256, progr
     for start in range(0, len(files), batch):
         names = [str(file) for file in files[start : start + batch]]
         images = np.empty((len(names), 3, encoder.stored, encoder.stored), np.uint8)
-        if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), images, silent, ""):
-            raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Remove them")
-        yield names, encoder(torch.from_numpy(images).to(device).float().div_(255)).cpu().numpy()
+        bad = dict(decode_files(Files(names, lambda name: Path(name).read_bytes()), images, silent, ""))
+        told = [f"{names[row]} ({reason})" for row, reason in bad.items()]
+        if bad and left_out is None:
+            raise bad_images(told, len(files), "Remove them, or pass --on-bad-image skip")
+        if left_out is not None:
+            left_out += told
+        kept = [row for row in range(len(names)) if row not in bad]
+        if kept:
+            pixels_of = torch.from_numpy(images[kept]).to(device).float().div_(255)
+            yield [names[row] for row in kept], encoder(pixels_of).cpu().numpy()
         progress("embedding", start + len(names), len(files))
 
 
@@ -83,7 +99,9 @@ def _write_parquet(path: Path, batches: Batches) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    first = next(batches)
+    first = next(batches, None)
+    if first is None:
+        raise UserError(NOTHING)
     width = first[1].shape[1]
     schema = pyarrow.schema({"file": pyarrow.string(), "features": pyarrow.list_(pyarrow.float32(), width)})
     with ParquetWriter(path, schema) as writer:
@@ -93,10 +111,19 @@ def _write_parquet(path: Path, batches: Batches) -> None:
 
 
 def _write_npz(path: Path, batches: Batches) -> None:
-    """Arrays `files` and `features` (float32 N x D); all of them in memory."""
-    files, features = zip(*batches, strict=True)
-    with path.open("wb") as file:
-        np.savez(file, files=np.concatenate(files), features=np.concatenate(features))
+    """Arrays `files` and `features` (float32 N x D). The names are in memory; the features wait on the disk, since an
+    array's file begins with its length."""
+    names: list[str] = []
+    with tempfile.TemporaryFile(dir=path.parent) as waiting:
+        for files, features in batches:
+            names += files
+            waiting.write(features.tobytes())
+        waiting.flush()
+        if not names:
+            raise UserError(NOTHING)
+        rows = np.memmap(waiting, np.float32, "r").reshape(len(names), -1)
+        with path.open("wb") as file:
+            np.savez(file, files=np.array(names), features=rows)
 
 
 WRITERS: dict[str, Callable[[Path, Batches], None]] = {".parquet": _write_parquet, ".npz": _write_npz}

@@ -14,7 +14,7 @@ from .augment import Crop, Flip, Pipeline, apply, draw
 from .data import Array
 from .device import autocast, whole_float32
 from .errors import UserError
-from .linear import accuracies, accuracy
+from .linear import accuracies, accuracy, hits
 from .protocol import Outcome, Sgd, Subject, features, represent, whole_images
 from .randomness import permutation, subseed
 
@@ -111,20 +111,22 @@ def linear_sgd(subject: Subject) -> Outcome:
     """The paper's probe: a linear classifier on the frozen encoder, trained by SGD on crops of the training images."""
     settings = subject.protocol.linear_sgd
     lr, classifier = best_rate(subject, subject.data.parts["train"], settings, 0, frozen=True)
-    metrics, predictions = accuracies(scores_of(classifier, subject, "test"), subject.labels("test"), "linear_sgd")
-    return Outcome(metrics | {"linear_sgd_lr": lr}, predictions)
+    outcome = accuracies(scores_of(classifier, subject, "test"), subject.labels("test"), "linear_sgd")
+    return outcome._replace(metrics=outcome.metrics | {"linear_sgd_lr": lr})
 
 
 def finetune(subject: Subject) -> Outcome:
     """Test accuracy after training encoder and classifier on each fraction of the labels.
 
     The learning rate is picked on validation with the first seed; every seed then has its own labels, classifier,
-    order and crops. The mean over the seeds is named finetune_1pct_top1, its standard deviation finetune_1pct_std; the
-    predictions are the first seed's.
+    order and crops. The mean over the seeds is named finetune_1pct_top1, the standard deviation over them
+    finetune_1pct_std; the predictions are the first seed's.
     """
     settings, data = subject.protocol.finetune, subject.data
     metrics: dict[str, float] = {}
     predictions: dict[str, Tensor] = {}
+    shares: dict[str, Tensor] = {}
+    truth = subject.labels("test")
     for fraction in settings.fractions:
         name, found = f"finetune_{fraction * 100:g}pct", []
         for seed in range(settings.seeds):
@@ -135,11 +137,15 @@ def finetune(subject: Subject) -> Outcome:
                 lr, classifier = best_rate(subject, rows, settings, seed, frozen=False)
             else:
                 classifier = fit(subject, rows, settings, lr, seed, frozen=False)
-            result = accuracies(scores_of(classifier, subject, "test"), subject.labels("test"), name)
+            scores = scores_of(classifier, subject, "test")
+            result = accuracies(scores, truth, name)
             found.append(result.metrics)
             predictions = result.predictions | predictions
+            for metric in result.metrics:
+                right = hits(scores, truth, int(metric[-1])) / settings.seeds
+                shares[metric] = shares[metric] + right if metric in shares else right
         metrics |= {key: float(np.mean([one[key] for one in found])) for key in found[0]}
         metrics[f"{name}_lr"] = lr
         if settings.seeds > 1:
             metrics[f"{name}_std"] = float(np.std([one[f"{name}_top1"] for one in found], ddof=1))
-    return Outcome(metrics, predictions)
+    return Outcome(metrics, predictions, shares)

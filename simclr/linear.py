@@ -59,9 +59,14 @@ def fit_logistic(x: Tensor, y: Tensor, start: Tensor, l2: float, tolerance: floa
     return fitted
 
 
+def hits(scores: Tensor, y: Tensor, k: int = 1) -> Tensor:
+    """Whether a row's label is among its k highest scores: float N."""
+    return (scores.topk(min(k, scores.shape[1]), dim=1).indices == y.unsqueeze(1)).any(1).float()
+
+
 def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
     """Fraction of rows whose label is among the k highest scores."""
-    return (scores.topk(min(k, scores.shape[1]), dim=1).indices == y.unsqueeze(1)).any(1).float().mean().item()
+    return hits(scores, y, k).mean().item()
 
 
 def accuracies(scores: Tensor, y: Tensor, name: str) -> Outcome:
@@ -134,5 +139,5 @@ def linear(subject: Subject) -> Outcome:
     x, held, queries = prepared(settings, train[0], val[0], test[0])
     classes = len(subject.data.classes)
     weights, l2 = linear_classifier(x, train[1], held, val[1], classes, settings, subject.progress)
-    metrics, predictions = accuracies(logits(queries, weights), test[1], "linear")
-    return Outcome(metrics | {"linear_l2": l2}, predictions)
+    outcome = accuracies(logits(queries, weights), test[1], "linear")
+    return outcome._replace(metrics=outcome.metrics | {"linear_l2": l2})

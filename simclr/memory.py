@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config, divisors, memory_bytes
 from .data import stored_side
-from .device import release_memory, resolve_precision, shares_memory
+from .device import precision_on, release_memory, resolve_precision, shares_memory
 from .errors import UserError
 from .loss import contrast
 from .model import RESNETS, SimCLR
@@ -320,6 +320,15 @@ def fit(config: Config, images: int, device: torch.device) -> tuple[Config, Plan
     return config.model_copy(update={"train": train}), plan
 
 
+def peak(config: Config, plan: Plan | None, device: torch.device) -> int:
+    """Predicted peak in bytes of what `fit` gave; without a plan, in the precision and micro-batch of a run there."""
+    if plan is not None:
+        return plan.peak
+    precision = precision_on(config.train.precision, device)
+    own = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    return sum(predict(own, micro_batches(own)[-1]).values())
+
+
 @contextmanager
 def enforced(memory: str | None, device: torch.device) -> Iterator[None]:
     """A GPU's allocator takes no more than the budget, so that a run is out of memory before the desktop is."""
@@ -346,7 +355,7 @@ def _remedy(config: Config, limit: Budget) -> str:
         changes[f"--set train.norm_batch={size}"] = train.model_copy(update=smaller)
     candidates = {what: config.model_copy(update={"train": change}) for what, change in changes.items()}
     width = model.width / 2
-    while model.backbone in RESNETS and width >= 0.0625:
+    while model.backbone in RESNETS and width >= 0.125:
         narrow = {"model": model.model_copy(update={"width": width}), "train": changes["--micro-batch auto"]}
         candidates[f"--set model.width={width:g}"] = config.model_copy(update=narrow)
         width /= 2
@@ -355,8 +364,8 @@ def _remedy(config: Config, limit: Budget) -> str:
         few = train.model_copy(update={"batch_size": batch, "micro_batch": "auto", "norm_batch": batch})
         candidates[f"--batch-size {batch}"] = config.model_copy(update={"train": few})
         if model.backbone in RESNETS:
-            narrow = {"model": model.model_copy(update={"width": 0.0625}), "train": few}
-            candidates[f"--batch-size {batch} --set model.width=0.0625"] = config.model_copy(update=narrow)
+            narrow = {"model": model.model_copy(update={"width": 0.125}), "train": few}
+            candidates[f"--batch-size {batch} --set model.width=0.125"] = config.model_copy(update=narrow)
         batch //= 2
     freed = "" if train.micro_batch == "auto" else " --micro-batch auto"
     for what, candidate in candidates.items():

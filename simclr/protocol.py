@@ -148,6 +148,7 @@ class Outcome(NamedTuple):
 
     metrics: dict[str, float]
     predictions: dict[str, Tensor]  # by the accuracy that they are of
+    shares: dict[str, Tensor] = {}  # noqa: RUF012  of a mean over seeds: the share of them that got each image right
 
 
 @dataclass(frozen=True)

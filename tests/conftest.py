@@ -20,7 +20,7 @@ TINY = {
     "name": "tiny",
     "device": "cpu",
     "data": {"dataset": "digits"},
-    "model": {"stem": "stride2", "width": 0.0625, "out_dim": 16},
+    "model": {"stem": "stride2", "width": 0.125, "out_dim": 16},
     "loss": {"temperature": 0.2},
     "optim": {"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0},
     "train": {"epochs": 2, "batch_size": 256, "precision": "fp32", "knn_every": 0},

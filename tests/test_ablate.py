@@ -403,7 +403,7 @@ def test_a_cell_that_the_memory_can_not_hold_is_said_before_anything_starts(
 ) -> None:
     enough = 2 * sum(memory.predict(tiny(**QUICK), 256).values())
     monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(enough, {}))
-    plan = make_plan(tiny(**QUICK, memory="1GiB"), vary=["model.width=0.0625,2.0"])
+    plan = make_plan(tiny(**QUICK, memory="1GiB"), vary=["model.width=0.125,2.0"])
     with pytest.raises(UserError, match=r"^1 of 2 cells can't run: 'width=2\.0': .* needs \d+ MiB"):
         ablate.forecast(plan, Store(tmp_path), [0])
 

@@ -272,6 +272,15 @@ def test_noise_has_the_stated_deviation_and_stays_between_black_and_white():
     assert augment.noise(1 - white, u, params).min() == 0
 
 
+def test_noise_is_torchvisions_on_the_same_normal_numbers(monkeypatch):
+    images, u = images_f32(5), uniforms(5, 2)
+    normal = augment.normals(u, images[0].numel()).view_as(images)
+    rows = iter(normal)
+    monkeypatch.setattr(torch, "randn_like", lambda image: next(rows))
+    expected = each(lambda image: F2.gaussian_noise(image, mean=0.0, sigma=0.2, clip=True), images)
+    torch.testing.assert_close(augment.noise(images, u, augment.Noise(sigma=0.2)), expected, **CLOSE)
+
+
 # --- what holds for every augmentation --------------------------------------------------------------------------------
 
 

@@ -325,7 +325,7 @@ def test_checkpoints_that_cannot_be_used_are_refused_in_one_line(
     cases = {
         "unreadable": (whole[: len(whole) // 2], "can't be read as safetensors"),
         "code": (pickle.dumps({"model": Code()}), "can't be read as safetensors"),
-        "another": (whole.replace(b"width = 0.0625", b"width = 0.1250"), "of another architecture"),
+        "another": (whole.replace(b"width = 0.125", b"width = 0.250"), "of another architecture"),
     }
     for name, (data, message) in cases.items():
         path = tmp_path / f"{name}.safetensors"

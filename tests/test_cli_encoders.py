@@ -79,6 +79,24 @@ def test_an_exported_encoder_is_judged_like_its_run(run) -> None:
     assert figures[0] == figures[1]
 
 
+def test_classifiers_trained_by_sgd_are_judged_with_intervals(run) -> None:
+    short = ["finetune.epochs=1", "finetune.seeds=2", "finetune.lr=[0.05]", "finetune.min_steps=2"]
+    short += ["linear_sgd.epochs=1"]
+    settings = [word for text in short for word in ("--set", text)]
+    done = run("eval", "tiny-s0", "--finetune", "0.5,1.0", "--linear-sgd", *settings)
+    assert done.exit_code == 0, done.output
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    for metric in ("finetune_50pct_top1", "finetune_100pct_top1", "linear_sgd_top1"):
+        trained, low, _, high, untrained, pixels, chance = [
+            float(word.rstrip("%")) if word != "to" else 0 for word in lines[metric].split()[1:8]
+        ]
+        assert low <= trained <= high
+        assert low < high
+        assert all(0 <= figure <= 100 for figure in (untrained, pixels, chance))
+    assert "finetune_50pct_std" in lines
+    assert float(lines["finetune_100pct_lr"].split()[1]) == 0.05
+
+
 def test_a_file_that_was_judged_can_be_compared(run) -> None:
     assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
     judged = run("eval", "e.safetensors", "--knn")

@@ -197,10 +197,26 @@ def test_broken_images_are_named_and_what_was_there_before_stays(suffix, encoder
     broken, path = tmp_path / "broken.png", tmp_path / f"features{suffix}"
     broken.write_bytes(files[0].read_bytes()[:60])
     path.write_bytes(b"before")
-    with pytest.raises(UserError, match=r"1 of 12 files .*broken\.png .*Remove them$"):
+    with pytest.raises(UserError, match=r"1 of 12 files .*broken\.png .*Remove them, or pass --on-bad-image skip$"):
         write_features(path, embed_files(encoder, [*files, broken], 4))
     assert path.read_bytes() == b"before"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.png", path.name]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_broken_images_can_be_left_out_and_the_others_keep_their_features(suffix, encoder, files, tmp_path):
+    broken, path, left_out = tmp_path / "broken.png", tmp_path / f"features{suffix}", []
+    broken.write_bytes(files[0].read_bytes()[:60])
+    mixed = [files[0], broken, *files[1:], broken]  # the last one is a batch of its own
+    write_features(path, embed_files(encoder, mixed, 4, left_out=left_out))
+    names, features = read_features(path)
+    assert names == [str(file) for file in files]
+    assert [text.split(" (")[0] for text in left_out] == [str(broken)] * 2
+    write_features(tmp_path / f"whole{suffix}", embed_files(encoder, files, 4))
+    np.testing.assert_allclose(features, read_features(tmp_path / f"whole{suffix}")[1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="none of the files"):
+        write_features(path, embed_files(encoder, [broken], 4, left_out=[]))
+    assert read_features(path)[0] == names
 
 
 def test_no_files_and_another_suffix_are_refused(encoder, files, tmp_path):

@@ -57,7 +57,7 @@ def test_linear_sgd_learns_about_what_logistic_regression_learns(digits: Dataset
 
 def test_finetune_gives_mean_and_deviation_over_seeds_for_each_fraction(digits: Dataset) -> None:
     subject = subject_of(digits, [*QUICK, "finetune.fractions=[0.1,1.0]"])
-    metrics, predictions = ft.finetune(subject)
+    metrics, predictions, shares = ft.finetune(subject)
     assert set(metrics) == {f"finetune_{f}_{k}" for f in ("10pct", "100pct") for k in ("top1", "top5", "lr", "std")}
     assert set(predictions) == {"finetune_10pct_top1", "finetune_100pct_top1"}
     found = []
@@ -65,9 +65,14 @@ def test_finetune_gives_mean_and_deviation_over_seeds_for_each_fraction(digits: 
         rows = ft.label_subset(digits.labels, digits.parts["train"], 0.1, seed)
         classifier = ft.fit(subject, rows, subject.protocol.finetune, metrics["finetune_10pct_lr"], seed, frozen=False)
         scores = ft.scores_of(classifier, subject, "test")
-        found.append((scores.argmax(1) == subject.labels("test")).float().mean().item())
-    assert metrics["finetune_10pct_top1"] == pytest.approx(np.mean(found), abs=1e-6)
-    assert metrics["finetune_10pct_std"] == pytest.approx(np.std(found, ddof=1), abs=1e-6)
+        found.append((scores.argmax(1) == subject.labels("test")).double().numpy())
+    accuracies = np.mean(found, axis=1)
+    assert metrics["finetune_10pct_top1"] == pytest.approx(accuracies.mean(), abs=1e-6)
+    assert metrics["finetune_10pct_std"] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-6)
+    assert set(shares) == {key for key in metrics if key.endswith(("top1", "top5"))}
+    np.testing.assert_allclose(shares["finetune_10pct_top1"].numpy(), np.mean(found, axis=0), atol=1e-6)
+    for key, share in shares.items():
+        assert share.mean().item() == pytest.approx(metrics[key], abs=1e-6)
 
 
 def test_the_rate_is_picked_on_validation(digits: Dataset) -> None:

@@ -32,7 +32,7 @@ def settled(network):
     return network.eval()
 
 
-def resnet(width=0.0625, stem="imagenet", backbone="resnet18"):
+def resnet(width=0.125, stem="imagenet", backbone="resnet18"):
     torch.manual_seed(0)
     network = WideResNet(*RESNETS[backbone], width)
     network.set_stem(stem)
@@ -119,7 +119,7 @@ def test_features_of_an_imported_encoder_are_the_sources(layout, asked, tmp_path
     expected = features(network)
     torch.save(SAVED[layout](network), path)
     imported = import_encoder(path, "auto" if asked == "auto" else layout)
-    assert imported.model == {"backbone": "resnet18", "stem": "imagenet", "width": 0.0625, "head": "none"}
+    assert imported.model == {"backbone": "resnet18", "stem": "imagenet", "width": 0.125, "head": "none"}
     assert torch.equal(imported_features(imported), expected)
     assert (imported.missing, imported.unmatched, imported.side) == ([], [], None)
     assert len(imported.left_out) == HEADS.get(layout, 4)
@@ -170,7 +170,7 @@ def test_networks_of_the_libraries_themselves_are_imported(tmp_path):
 # --- import: what network it is ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [0.0625, 0.25, 0.5])
+@pytest.mark.parametrize("width", [0.125, 0.25, 0.5])
 @pytest.mark.parametrize("stem", ["imagenet", "cifar", "stride2"])
 def test_width_and_stem_are_inferred(width, stem, tmp_path):
     network = resnet(width, stem)

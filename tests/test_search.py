@@ -63,6 +63,10 @@ def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypat
         search.search(again, store, 4)
     assert len(again.study.trials) == 4
     assert len({trial.params["optim.lr"] for trial in again.study.trials}) == 4  # a resumed sampler does not repeat
+    assert trained[0].key() == SHORT.key()  # the search begins where it is told to
+    cells = search.confirmation(again, 10).cells
+    assert [cell.name for cell in cells].count("trial 0") == 0  # the start is confirmed as the baseline
+    assert len(cells) == 4
     assert store.client.get_run(again.tracker.run_id).info.status == "FINISHED"
     best = ranked(again.study)[0]
     run = store.client.get_run(best.user_attrs["run"])
@@ -78,14 +82,14 @@ def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypat
 
 
 def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths = [Parameter(setting="model.width", choices=(0.0625, 4.0))]
+    widths = [Parameter(setting="model.width", choices=(0.125, 4.0))]
     narrow = sum(memory.predict(SHORT, 256).values())
     monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(narrow * 1.2), {}))
     said: list[str] = []
     with open_search("s", SHORT, widths, store) as found:
         search.search(found, store, 8, say=said.append)
     started = [text for text in said if "=" in text]
-    assert {text.partition(": ")[2] for text in started} == {"model.width=0.0625"}
+    assert {text.partition(": ")[2] for text in started} == {"model.width=0.125"}
     assert sum("% on validation after" in text for text in said) == len(started)
     away = [trial for trial in found.study.trials if "turned away" in trial.user_attrs]
     assert sum("turned away, needs " in text for text in said) == len(away)
@@ -103,13 +107,13 @@ def test_a_trial_must_fit_at_the_size_of_the_proxy_and_at_full_size(
     space = [Parameter(setting="model.hidden_dim", choices=heads)]
     monkeypatch.setattr(memory, "budget", lambda *_: memory.Budget(round(room / (1 - memory.FRAGMENTATION)), {}))
     room = search.smallest(changed(full, {"model.hidden_dim": heads[1]})) - 1000
-    assert search.smallest(changed(full, {"model.hidden_dim": heads[1], "model.width": 0.0625})) < room
-    with open_search("s", full, space, store, proxy=["model.width=0.0625"]) as found:
+    assert search.smallest(changed(full, {"model.hidden_dim": heads[1], "model.width": 0.125})) < room
+    with open_search("s", full, space, store, proxy=["model.width=0.125"]) as found:
         search.search(found, store, 6)
     states = {trial.params["model.hidden_dim"]: "turned away" in trial.user_attrs for trial in found.study.trials}
     assert states == {"16": False, "8192": True}
     room = search.smallest(full) - 1000
-    refused = open_search("other", full, space, store, proxy=["model.width=0.0625"])
+    refused = open_search("other", full, space, store, proxy=["model.width=0.125"])
     with pytest.raises(UserError, match=r"tiny needs .*, and a run may take"), refused:
         pass
 
@@ -266,7 +270,7 @@ def test_stopped_in_a_trial_it_goes_on_with_that_trial(store: Store) -> None:
 @pytest.mark.slow
 def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
-        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.0625\n[optim]\nname = "adamw"\nlr = 1e-3\n'
+        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.125\n[optim]\nname = "adamw"\nlr = 1e-3\n'
         '[train]\nepochs = 60\nknn_every = 0\nprecision = "fp32"\ncheckpoint_minutes = 0.01\n'
     )
     (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
@@ -358,7 +362,7 @@ def test_a_record_of_another_optuna_and_a_locked_one_are_errors_of_one_line(stor
 
 def test_search_on_the_command_line_confirms_with_fresh_seeds(store: Store, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
-        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.0625\n[optim]\nname = "adamw"\nlr = 1e-3\n'
+        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.125\n[optim]\nname = "adamw"\nlr = 1e-3\n'
         '[train]\nepochs = 1\nknn_every = 1\nprecision = "fp32"\n'
     )
     (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")

@@ -8,7 +8,7 @@ from conftest import tiny
 
 from experiments.configure import changed, resolve_timed
 from experiments.recipes import presets
-from experiments.space import Parameter, check_space, space, suggested
+from experiments.space import Parameter, check_space, space, starting_point, suggested
 from simclr.errors import UserError
 
 
@@ -34,6 +34,22 @@ def test_the_space_that_comes_with_the_suite_is_valid_and_conditional() -> None:
         study.tell(trial, 0.0)
     assert all(wide == (head != "linear") for _, wide, head in seen)
     assert {name for name, _, _ in seen} == {"adamw", "sgd", "lars", "muon"}
+
+
+def test_the_starting_point_is_the_config_as_far_as_the_space_holds_it() -> None:
+    start = tiny(optim={"name": "sgd", "lr": 0.1}, loss={"temperature": 0.01}, model={"head": "mlp", "hidden_dim": 512})
+    given = starting_point(space(), start)
+    assert given["optim.lr (optim.name=sgd)"] == 0.1
+    assert not any(name.startswith("optim.lr") and "sgd" not in name for name in given)
+    assert "loss.temperature" not in given  # the space begins at 0.05
+    study = optuna.create_study()
+    study.enqueue_trial(given)
+    values = suggested(study.ask(), space(), start)
+    assert (values["optim.name"], values["optim.lr"], values["model.hidden_dim"]) == ("sgd", 0.1, 512)
+    assert 0.05 <= values["loss.temperature"] <= 1.0  # drawn
+    held = [p for p in space() if p.setting in ("optim.name", "optim.lr", "model.head")]
+    study.enqueue_trial(starting_point(held, start))
+    assert changed(start, suggested(study.ask(), held, start)).key() == start.key()
 
 
 BAD_SPACES = {

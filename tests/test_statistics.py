@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import accuracy_interval, holm, mcnemar, mean_interval, paired_difference
+from analysis.statistics import (
+    accuracy_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    share_interval,
+)
 
 
 @pytest.mark.parametrize(("correct", "n", "level"), [(91, 100, 0.95), (3, 400, 0.95), (9365, 10000, 0.9)])
@@ -24,6 +31,19 @@ def test_the_interval_is_a_point_where_every_resample_agrees_and_narrows_with_n(
     assert accuracy_interval(50, 50) == (1, 1)
     low, high = accuracy_interval(90, 100)
     assert low < accuracy_interval(900, 1000)[0] < 0.9 < accuracy_interval(900, 1000)[1] < high
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_interval_of_a_mean_over_classifiers_is_that_of_resampled_images(level: float) -> None:
+    draw = np.random.default_rng(1)
+    shares = draw.choice([0, 1 / 3, 2 / 3, 1], 600, p=[0.2, 0.1, 0.3, 0.4])
+    resampled = [shares[draw.integers(0, 600, 600)].mean() for _ in range(4000)]
+    expected = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    np.testing.assert_allclose(share_interval(shares, level), expected, atol=0.1 * shares.std() / math.sqrt(600))
+
+
+def test_the_interval_of_one_classifier_is_the_accuracys() -> None:
+    np.testing.assert_allclose(share_interval(np.arange(500.0) < 400), accuracy_interval(400, 500), atol=0.004)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(5, 4), (-1, 4), (0, 0)])

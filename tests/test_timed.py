@@ -24,9 +24,9 @@ from simclr.train import plan
 LARGE, MIDDLE, SMALL = (
     {"epochs": 10, "set": {"data.side": 64}},
     {"epochs": 10, "set": {"model.width": 0.25}},
-    {"epochs": 10, "set": {"model.width": 0.0625}},
+    {"epochs": 10, "set": {"model.width": 0.125}},
 )
-SECONDS = {0.25: 2e-3, 0.0625: 1e-3}  # an image, by width
+SECONDS = {0.25: 2e-3, 0.125: 1e-3}  # an image, by width
 
 
 def asked(seconds: float, *choices: dict[str, object]) -> Time:
@@ -42,7 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.mark.parametrize(
     ("seconds", "width", "epochs"),
-    [(31.0, 0.25, 12), (26.9, 0.25, 10), (24.9, 0.0625, 19), (3.0, 0.0625, 2)],
+    [(31.0, 0.25, 12), (26.9, 0.25, 10), (24.9, 0.125, 19), (3.0, 0.125, 2)],
     ids=["the first that fits", "just", "the next", "the last in any case"],
 )
 def test_the_first_choice_that_gets_through_its_epochs_in_time(store: Store, seconds, width, epochs) -> None:
@@ -68,7 +68,7 @@ def test_what_decoding_and_measuring_took_is_not_there_to_train(store: Store, mo
     monkeypatch.setattr(timed, "time", SimpleNamespace(monotonic=lambda: spent[0]))
     chosen, _ = timed.within(tiny(), asked(31.0), store)
     steps = plan(chosen, open_dataset(chosen.data, store.folder))[1]
-    assert chosen.model.width == 0.0625
+    assert chosen.model.width == 0.125
     assert chosen.train.epochs == int(11 / (steps * chosen.train.batch_size * 1e-3))
 
 
@@ -95,7 +95,7 @@ def test_a_choice_that_the_memory_cannot_hold_is_passed_over(
         return SECONDS[config.model.width]
 
     monkeypatch.setattr(timed, "seconds_an_image", seconds)
-    assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.0625
+    assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.125
     with pytest.raises(error, match="it needs more"):
         timed.within(tiny(), asked(1000.0, MIDDLE), store)
 
@@ -142,19 +142,19 @@ def test_what_was_chosen_before_stands(store: Store, status: str, monkeypatch: p
         return timed.within(tiny(train=again), asked(31.0), store, **how)[0]
 
     expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=again)})
-    assert now(again=True).model.width == 0.0625
+    assert now(again=True).model.width == 0.125
     if status == "FINISHED":
         assert now() == expected
-        assert now(resume=True).model.width == 0.0625
+        assert now(resume=True).model.width == 0.125
     else:
-        assert now().model.width == now(resume=True).model.width == 0.0625  # there is nothing to go on from
+        assert now().model.width == now(resume=True).model.width == 0.125  # there is nothing to go on from
         folder = store.run_folder(tracker.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "step-00000001.pt").touch()
         assert now() == now(resume=True) == now(resume=True, again=True) == expected
-        assert now(again=True).model.width == 0.0625
+        assert now(again=True).model.width == 0.125
     other = tiny(memory="4GiB", train=again)
-    assert timed.within(other, asked(31.0), store)[0].model.width == 0.0625
+    assert timed.within(other, asked(31.0), store)[0].model.width == 0.125
 
 
 def test_speed_is_measured_without_the_images() -> None:
@@ -165,7 +165,7 @@ SHORT = 20  # seconds
 CONFIG = """
 data.dataset = "digits"
 device = "cpu"
-model = {stem = "stride2", width = 0.0625}
+model = {stem = "stride2", width = 0.125}
 optim = {name = "adamw", lr = 1e-3, lr_scaling = "none", warmup_epochs = 0}
 train = {batch_size = 64, precision = "fp32", knn_every = 1, checkpoint_minutes = 0.001}
 time = {hours = HOURS}
