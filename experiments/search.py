@@ -138,8 +138,8 @@ def open_search(
             raise UserError(
                 f"search '{name}' exists with another config, space, objective or other images: give this one a --name"
             )
-        if not study.trials:
-            study.enqueue_trial(starting_point(parameters, baseline))
+        if not study.trials and (start := starting_point(parameters, baseline)):
+            study.enqueue_trial(start)
         study.set_user_attr("identity", identity)
         runs = [run for run in store.search("tags.kind = 'search'") if run.data.tags["search"] == name]
         tracker = store.reopen(runs[0]) if runs else store.start(name, {"kind": "search", "search": name}, full.flat())

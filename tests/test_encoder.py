@@ -70,7 +70,7 @@ def test_features_are_the_trained_networks_h(model, encoder):
     with torch.no_grad():
         assert torch.equal(encoder(images), model(images)[0])
     assert encoder(images).shape == (5, encoder.features)
-    assert (encoder.features, encoder.side, encoder.config) == (32, 16, tiny())
+    assert (encoder.features, encoder.side, encoder.config) == (64, 16, tiny())
     assert not encoder.training
 
 
@@ -106,7 +106,7 @@ def test_images_are_stored_at_one_size_and_seen_at_the_views(tmp_path):
 
 
 def test_weights_of_another_network_are_refused(model, tmp_path):
-    config = tiny(model={"width": 0.125})
+    config = tiny(model={"width": 0.25})
     save_weights(tmp_path / "m.safetensors", model, {"config": to_toml(config), "digest": ""})
     with pytest.raises(UserError, match=r"encoder\.conv1\.weight"):
         load_encoder(tmp_path / "m.safetensors")
@@ -167,7 +167,7 @@ def read_features(path):
             return arrays["files"].tolist(), arrays["features"]
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == ["file", "features"]
-    assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[32]"
+    assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[64]"
     return table["file"].to_pylist(), np.array(table["features"].to_pylist(), np.float32)
 
 

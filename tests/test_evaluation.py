@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from experiments import comparison, encoders, evaluation, pictures, runner
 from experiments.tracking import Store
 from simclr.data import Dataset
 from simclr.errors import UserError
-from simclr.protocol import make_protocol
+from simclr.protocol import make_protocol, random_encoder
 from simclr.train import Interrupted
 
 QUICK = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1", "finetune.seeds=1"]
@@ -113,6 +114,7 @@ def test_transfer_and_other_layers_are_kept_apart_by_name(store: Store) -> None:
 
 def test_an_encoder_no_better_than_an_untrained_one_is_named(digits: Dataset, tmp_path: Path) -> None:
     subject = subject_of(digits)
+    subject = replace(subject, model=random_encoder(subject))
     found = encoders.Found(subject.config, subject.model.state_dict(), digits.digest, tmp_path, None)
     store = Store(tmp_path / "store")
     report = evaluation.evaluate_encoder(found, subject, store, ["knn"])
@@ -152,15 +154,17 @@ def test_a_run_that_did_not_finish_has_nothing_to_judge(tmp_path: Path) -> None:
             encoders.find(name, store)
 
 
-def test_a_figure_over_seeds_does_not_keep_the_interval_of_one_without(store: Store) -> None:
+def test_a_figure_over_seeds_has_an_interval_of_its_own(store: Store) -> None:
     quick = ["finetune.fractions=[0.1]", "finetune.lr=[0.05]", "finetune.epochs=1", "finetune.min_steps=2"]
     judge(store, "t0.2-s0", ["finetune"], [*quick, "finetune.seeds=1"])
     name = "finetune_10pct_top1"
-    row = comparison.compare(["t0.2-s0"], store).table.set_index("run")["t0.2-s0"][name]
-    assert "(" in row
+    one = comparison.compare(["t0.2-s0"], store).table.set_index("run")["t0.2-s0"][name]
     judge(store, "t0.2-s0", ["finetune"], [*quick, "finetune.seeds=2"])
-    row = comparison.compare(["t0.2-s0"], store).table.set_index("run")["t0.2-s0"][name]
-    assert "(" not in row
+    both = comparison.compare(["t0.2-s0"], store).table.set_index("run")["t0.2-s0"][name]
+    spans = [[float(word) for word in re.findall(r"[\d.]+", text)] for text in (one, both)]
+    for mean, low, high in spans:
+        assert low < mean < high
+    assert spans[0][1:] != spans[1][1:]
 
 
 def test_compare_shows_what_differs_and_tests_each_pair_by_mcnemar(store: Store) -> None:

@@ -240,7 +240,7 @@ def test_missing_and_unmatched_entries_are_listed_and_refused_unless_partial(tmp
     network, path = resnet(), tmp_path / "foreign.pt"
     state = network.state_dict()
     del state["layer3.1.bn2.weight"], state["bn1.num_batches_tracked"]
-    torch.save(state | {"queue": torch.ones(3), "fc.weight": torch.ones(3, 32)}, path)
+    torch.save(state | {"queue": torch.ones(3), "fc.weight": torch.ones(3, 64)}, path)
     message = refusal(import_encoder, path)
     assert "1 entries are absent (layer3.1.bn2.weight)" in message
     assert "1 entries are neither of it nor of a known head (queue)" in message
@@ -248,7 +248,7 @@ def test_missing_and_unmatched_entries_are_listed_and_refused_unless_partial(tmp
     assert (imported.missing, imported.unmatched) == (["layer3.1.bn2.weight"], ["queue"])
     assert imported.left_out == ["fc.weight"]
     assert imported.weights.keys() == network.state_dict().keys()
-    assert torch.equal(imported.weights["layer3.1.bn2.weight"], torch.ones(32 // 2))
+    assert torch.equal(imported.weights["layer3.1.bn2.weight"], torch.ones(64 // 2))
 
 
 def test_a_count_of_batches_may_be_missing(tmp_path):

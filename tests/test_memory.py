@@ -24,11 +24,16 @@ ROWS = {f"{row[0]}-{row[1]}-{row[3]}px-{row[6]}-{row[4]}in{row[5]}": row for row
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_the_predicted_peak_is_that_of_a_real_step(name: str) -> None:
-    """In float32 where the CPU has no bfloat16: its emulation takes memory of its own for some convolutions."""
+    """On a CPU without AVX-512 it is a step in float32, and oneDNN may hold copies of a convolution's weights, in an
+    order of its own, while it computes their gradient: up to three of the largest.
+    """
     *row, precision, optimizer = ROWS[name]
     config = configured(*row, precision if has_fast_bf16(CPU) else "fp32", optimizer)
-    prediction = sum(memory.predict(config, config.train.micro_batch).values())
-    assert prediction == pytest.approx(measured(config, CPU), rel=0.03)
+    model = memory.SimCLR(config.model, stored_side(config.data), 0, (0.5,) * 3, (0.5,) * 3)
+    largest = max(p.nbytes for p in model.parameters())
+    copies = 0 if torch.cpu._is_avx512_supported() else 3
+    prediction, real = sum(memory.predict(config, config.train.micro_batch).values()), measured(config, CPU)
+    assert 0.97 * real - copies * largest <= prediction <= 1.03 * real
 
 
 @pytest.mark.gpu
@@ -63,7 +68,7 @@ def test_a_cpu_without_a_plan_needs_what_its_own_precision_needs(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    config, stated = tiny(), tiny(train={"precision": precision})
+    config, stated = tiny(train={"precision": "auto"}), tiny(train={"precision": precision})
     assert memory.peak(config, None, CPU) == sum(memory.predict(stated, stated.train.batch_size).values())
     assert memory.peak(config, memory.Plan(8, True, {"weights": 3, "data": 4}), CPU) == 7
 

@@ -276,7 +276,7 @@ def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path
     (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
     command = [sys.executable, str(ROOT / "cli.py"), "search", "--config", "c.toml", "--space", "space.toml"]
     process = subprocess.Popen(
-        [*command, "--trials", "1", "--seeds", "0", "--name", "s", "--set", "device=cpu"],
+        [*command, "--trials", "2", "--seeds", "0", "--name", "s", "--set", "device=cpu"],
         cwd=tmp_path,
         env=os.environ | {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -284,15 +284,15 @@ def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        runs = store.search("tags.trial = '0'")
+        runs = store.search("tags.trial = '1'")  # trial 0 is the start, whose run is taken over
         if runs and list(store.run_folder(runs[0].info.run_id).glob("*.pt")):
             break
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (cut,) = store.search("tags.trial = '0'")
+    (cut,) = store.search("tags.trial = '1'")
     assert cut.info.status == "RUNNING"
-    done = simclr(*command[2:], "--trials", "1", "--seeds", "0", "--name", "s", "--set", "device=cpu", home=tmp_path)
+    done = simclr(*command[2:], "--trials", "2", "--seeds", "0", "--name", "s", "--set", "device=cpu", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert store.client.get_run(cut.info.run_id).info.status == "FINISHED"
 
@@ -327,10 +327,10 @@ def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -
 def test_a_proxy_is_searched_and_the_full_size_is_confirmed(store: Store) -> None:
     full = tiny(train={"epochs": 2, "knn_every": 0})
     with open_search("s", full, SPACE, store, proxy=["train.epochs=1"]) as found:
-        search.search(found, store, 2)
+        search.search(found, store, 3)
         plan = search.confirmation(found, 3)
     assert [cell.config.train.epochs for cell in plan.cells] == [2, 2, 2]
-    assert {cell.name for cell in plan.cells} == {"baseline", "trial 0", "trial 1"}
+    assert {cell.name for cell in plan.cells} == {"baseline", "trial 1", "trial 2"}  # trial 0 was the start
 
 
 def test_an_unknown_objective_or_pruner_is_refused(store: Store) -> None:
