@@ -303,7 +303,7 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_figures(tmp_path: Path
     assert whole.wait(300) == 0
     killed = start(tmp_path / "killed")
     runs = Store(tmp_path / "killed")
-    while killed.poll() is None and moments < 6:
+    while killed.poll() is None and moments < 4:
         seen = len(runs.search())
         limit = time.monotonic() + 60
         while killed.poll() is None and len(runs.search()) == seen and time.monotonic() < limit:
