@@ -194,7 +194,8 @@ def pretrain(
     micro_batch: MicroBatch = None,
     memory: Memory = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the run.", show_default="the preset's, and what was changed")
+        str | None,
+        typer.Option(help="Of the run; -s and its seed are added.", show_default="the preset's, and what was changed"),
     ] = None,
     settings: Settings = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's unfinished run.")] = False,
@@ -255,7 +256,9 @@ def pretrain(
             typer.echo(f"steps       {facts['steps']} ({facts['steps_per_epoch']} an epoch)")
             typer.echo(f"parameters  {facts['parameters']:,}")
             typer.echo(f"device      {facts['device']}")
-            typer.echo(f"memory      {gib(facts['memory'])}, in micro-batches of {facts['micro_batch']} (predicted)")
+            parts = facts["micro_batch"] < facts["config"].train.batch_size
+            how = f"in micro-batches of {facts['micro_batch']}" if parts else "each batch whole"
+            typer.echo(f"memory      {gib(facts['memory'])}, {how} (predicted)")
             typer.echo(
                 f"time        about {_duration(facts['seconds'])} ({facts['seconds_per_step']:.3f} s a step, timed)"
             )
@@ -276,7 +279,8 @@ def pretrain(
                     if reused:
                         typer.echo(f"run {run_id[:8]} has trained this config: --again or another --seed for a new one")
                     else:
-                        typer.echo(f"run {run_id[:8]}: {steps} steps; a loss of {chance:.2f} is chance")
+                        called = f"{chosen.name}-s{chosen.seed} ({run_id[:8]})"
+                        typer.echo(f"run {called}: {steps} steps; a loss of {chance:.2f} is chance")
 
                 def show(metrics: dict[str, float], step: int) -> None:
                     latest.update(metrics)
@@ -519,7 +523,8 @@ def evaluate(
             )
             report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
         data = report.protocol["data"]
-        images = ", ".join(f"{data[part]} {part}" for part in ("train", "val", "test") if data[part])
+        held = [f"{data[part]} {part}" for part in ("train", "val", "test") if data[part]]
+        images = ", ".join(held or [f"{len(subject.data.parts['pretrain'])} to pre-train on"])
         typer.echo(
             f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; {images}), "
             f"layer {protocol.layer}, protocol {protocol.version}"
@@ -545,7 +550,9 @@ def _evaluation_table(table: Any) -> str:
         others = [number(value, accuracy) for value in (row.untrained, row.pixels, row.chance)]
         rows.append([row.metric, number(row.trained, accuracy), interval, *others, row.protocol])
     headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
-    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 6)))
+    filled = [column for column, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    rows, headers = [[row[column] for column in filled] for row in rows], [headers[column] for column in filled]
+    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * (len(filled) - 1))))
 
 
 @app.command(cls=Command)
@@ -863,7 +870,8 @@ def budget(
         check_images(chosen)
         limit = planner.budget(chosen.memory, devices.resolve(chosen.device))
         plan = planner.make_plan(chosen, images, limit)
-        typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size} in micro-batches of {plan.micro_batch}")
+        parts = f" in micro-batches of {plan.micro_batch}" if plan.micro_batch < chosen.train.batch_size else ", whole"
+        typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size}{parts}")
         for part, size in plan.parts.items():
             unknown = "   not counted: --images N" if part == "data" and not images else ""
             typer.echo(f"  {part:12} {planner.gib(size):>10}{unknown}")

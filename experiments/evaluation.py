@@ -125,14 +125,11 @@ def evaluate_encoder(
 
 
 def _doubts(table: pd.DataFrame) -> list[str]:
-    """A sentence for each accuracy that is not above the untrained network's, as far as the test images tell."""
+    """A sentence on the accuracies that are not above the untrained network's, as far as the test images tell."""
     rows = table[table["chance"].notna()]
     doubtful = rows[rows["low"] <= rows["untrained"]]
-    return [
-        f"{row.metric}: {row.trained:.2%} is not above the untrained network's {row.untrained:.2%}, or not by more "
-        f"than its interval: this encoder has learned nothing that shows here"
-        for row in doubtful.itertuples()
-    ]
+    said = ", ".join(f"{row.metric} ({row.trained:.2%}; {row.untrained:.2%})" for row in doubtful.itertuples())
+    return [f"not above the untrained network by more than the interval: {said}"] if said else []
 
 
 def prefix(layer: str, elsewhere: str | None = None) -> str:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -107,7 +108,9 @@ class Store:
                 f"{runs[0].info.status}): the command that began it goes on with --resume"
             )
         if encoders:
-            raise UserError(f"no run is called '{name}' or has an id that starts so: see `simclr runs`")
+            near = get_close_matches(str(name), [str(run.info.run_name) for run in encoders], n=1)
+            hint = f"did you mean '{near[0]}'? Or see `simclr runs`" if near else "see `simclr runs`"
+            raise UserError(f"no run is called '{name}' or has an id that starts so: {hint}")
         raise UserError(f"no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
 
     def table(self) -> pd.DataFrame:

@@ -48,10 +48,10 @@ def check(subject: Subject, names: list[str]) -> None:
         raise UserError(f"--no-labels looks at h and at z: leave --layer {layer} out")
     wanting = [name for name in names if EVALUATIONS[name].labels]
     if wanting and not (data.has_labels and len(data.parts["test"])):
+        images = ", ".join(f"{len(data.parts[part])} {part}" for part in ("train", "val", "test"))
         raise UserError(
-            f"--{wanting[0]} needs labels, and '{data.name}' has {len(data.classes)} classes and labelled images: "
-            f"{len(data.parts['train'])} train, {len(data.parts['val'])} val, {len(data.parts['test'])} test: give two "
-            f"or more folders of images, one for each class, or ask for --no-labels"
+            f"--{wanting[0]} needs labels, and '{data.name}' has {len(data.classes)} classes (labelled images: "
+            f"{images}): give two or more folders of images, one for each class, or ask for --no-labels"
         )
     if "knn" in names:
         check_k(subject)

@@ -378,7 +378,7 @@ def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity
     return f"""\
 # {encoder.config.name}: a {model.backbone} encoder
 
-{listed}- width {model.width:g}, stem {model.stem}
+{listed}- width {model.width:g}, stem {model.stem}; without the projection head
 - `images`: float N x 3 x {encoder.side} x {encoder.side}, RGB in [0, 1]; `features`: N x {encoder.features}
 - features differ from the original's by {parity.difference:.1e} of the largest one (at most {parity.tolerance:g})
 

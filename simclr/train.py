@@ -279,7 +279,7 @@ def pretrain(
 
         done = training.step
         epoch, within = divmod(done, per_epoch)
-        if within % log_every == 0:
+        if within == 0 or (within % log_every == 0 and within + log_every <= per_epoch):  # no short one at the end
             meter.flush()
         if within == 0:
             if config.optim.schedule == "plateau":

@@ -267,7 +267,7 @@ def test_budget_on_the_command_line(tmp_path: Path) -> None:
     done = simclr("budget", "--preset", "cifar10", "--batch-size", "64", "--images", "60000", home=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "cifar10-batch_size=64: a batch of 64 in micro-batches of 64"
+    assert lines[0] == "cifar10-batch_size=64: a batch of 64, whole"
     assert [line.split()[0] for line in lines[1:8]] == list(memory.PARTS)
     assert "data            176 MiB" in done.stdout
     assert "the 60000 stored images are kept on the device" in done.stdout
