@@ -234,7 +234,12 @@ def scatter(
     names = {label: f"{label if numbered else ''} {_short(classes[label])}" for label in present}
     columns = -(-len(present) // 48)
     width = columns * (0.5 + 0.065 * max(map(len, names.values()), default=0))
-    figure, axes = plt.subplots(figsize=(6.5 + width, 6.7), layout="constrained")
+    spread = np.ptp(points, axis=0)
+    height = max(
+        6.5 * float(np.clip(spread[1] / max(spread[0], 1e-9), 0.4, 1)), 0.14 * -(-len(present) // max(columns, 1))
+    )
+    figure, axes = plt.subplots(figsize=(6.5 + width, height + 0.4), layout="constrained")
+    axes.margins(0.05)  # half of a thumbnail, and some more
     size = float(np.clip(40_000 / len(points), 5, 25))
     for label in [-1, *present]:
         x, y = points[labels == label].T
