@@ -259,7 +259,7 @@ def scatter(
             outline = [withStroke(linewidth=2, foreground="white")]
             middle = (float(np.median(x)), float(np.median(y)))
             axes.annotate(str(label), middle, ha="center", va="center", fontsize=7, path_effects=outline, zorder=4)
-    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="box")
     lines = [textwrap.fill(line, 100) for line in note.splitlines()]
     axes.set_xlabel(_plain("\n".join(lines)), fontsize=8)
     if thumbnails is not None:
