@@ -239,7 +239,7 @@ def scatter(
         6.5 * float(np.clip(spread[1] / max(spread[0], 1e-9), 0.4, 1)), 0.14 * -(-len(present) // max(columns, 1))
     )
     figure, axes = plt.subplots(figsize=(6.5 + width, height + 0.4), layout="constrained")
-    axes.margins(0.05)  # half of a thumbnail, and some more
+    axes.use_sticky_edges = False  # thumbnails would touch the frame
     size = float(np.clip(40_000 / len(points), 5, 25))
     for label in [-1, *present]:
         x, y = points[labels == label].T

@@ -24,8 +24,8 @@ ROWS = {f"{row[0]}-{row[1]}-{row[3]}px-{row[6]}-{row[4]}in{row[5]}": row for row
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_the_predicted_peak_is_that_of_a_real_step(name: str) -> None:
-    """On a CPU without AVX-512 it is a step in float32, and oneDNN may hold copies of a convolution's weights, in an
-    order of its own, while it computes their gradient: up to three of the largest.
+    """On a CPU without AVX-512 it is a step in float32, and takes up to three times the largest weights more: copies
+    that oneDNN holds while it computes their gradient, to judge by the bytes.
     """
     *row, precision, optimizer = ROWS[name]
     config = configured(*row, precision if has_fast_bf16(CPU) else "fp32", optimizer)
