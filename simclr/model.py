@@ -1,8 +1,8 @@
 """The network: an encoder f (any torchvision classifier without its last layer) and a projection head g.
 
-h = f(x) is the representation that is evaluated; z = g(h) is what the loss sees (paper, Section 2.1). Weights are
-initialised by key: the encoder, its stem and the head each from a seed of their own, so changing one leaves the others
-as they were.
+h = f(x) is the representation that is evaluated; z = g(h) is what the loss sees (paper, Section 2.1). The encoder and
+the head each draw their initial weights by shape (`randomness.initial_weights`), so that changing a part, a width or
+the depth leaves what keeps its shape as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth
 
 from .data import NORMALIZATIONS, Dataset, stored_side
 from .errors import UserError, unknown
-from .randomness import subseed
+from .randomness import initial_weights
 
 if TYPE_CHECKING:
     from .config import Config, ModelConfig
@@ -98,12 +98,10 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
     """
     if config.backbone not in backbones():
         raise unknown("backbone", config.backbone, backbones())
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(subseed(seed, "init", "encoder"))
+    with initial_weights(seed, "encoder"):
         if config.backbone in RESNETS:
             block, layers = RESNETS[config.backbone]
             network: nn.Module = WideResNet(block, layers, config.width)
-            torch.default_generator.manual_seed(subseed(seed, "init", "stem"))
             network.set_stem(config.stem)  # type: ignore[operator]
         else:
             if config.width != 1 or config.stem != "imagenet":
@@ -162,8 +160,7 @@ class SimCLR(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.encoder, self.features = build_encoder(config, side, seed)
         hidden = config.hidden_dim or self.features
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(subseed(seed, "init", "head"))
+        with initial_weights(seed, "head"):
             self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -7,10 +7,17 @@ are the same on every device.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
 
 
 def subseed(seed: int, *purpose: object) -> int:
@@ -32,3 +39,29 @@ def uniforms(shape: tuple[int, ...], seed: int, *purpose: object) -> Tensor:
 def permutation(n: int, seed: int, *purpose: object) -> Tensor:
     """A permutation of 0 .. n-1 for one purpose."""
     return torch.randperm(n, generator=generator(seed, *purpose))
+
+
+class _DrawsByShape(TorchDispatchMode):
+    def __init__(self, seed: int, purpose: tuple[object, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed, self.purpose = seed, purpose
+        self.drawn: Counter[tuple[Any, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (aten.normal_.default, aten.uniform_.default):  # what all of torch.nn.init comes down to
+            # By kind too: layers first draw by their own rule, and torchvision's networks by another over them.
+            key = (func, *args[0].shape)
+            torch.default_generator.manual_seed(subseed(self.seed, *self.purpose, *key, self.drawn[key]))
+            self.drawn[key] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def initial_weights(seed: int, *purpose: object) -> Iterator[None]:
+    """Layers built within draw the n-th tensor of a shape from a seed of (seed, purpose, shape, n).
+
+    So networks of other depths, widths, stems or heads begin with the same weights where shapes agree. The global
+    random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]), _DrawsByShape(seed, ("init", *purpose)):
+        yield

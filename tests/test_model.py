@@ -1,5 +1,7 @@
 """Encoders against torchvision's, heads, stems and widths, and initial weights that depend on their own keys alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -301,11 +303,24 @@ def test_changing_the_stem_changes_the_first_convolution_and_its_norm_alone(stem
     assert len(kept) == len(before) - 6  # a weight, and the five numbers of a batch norm
 
 
-def test_changing_the_depth_leaves_the_stem_and_the_head():
-    before, after = weights(), weights(model={"backbone": "resnet34"})
-    shared = [name for name in before if name.startswith(("encoder.conv1.", "head."))]
-    assert len(shared) == 5
-    assert all(torch.equal(before[name], after[name]) for name in shared)
+def test_a_deeper_network_begins_with_every_weight_of_a_shallower_one():
+    before, after = weights(model={"backbone": "resnet18"}), weights(model={"backbone": "resnet34"})
+    assert before.keys() < after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("change", [{"width": 0.25}, {"backbone": "resnet50"}], ids=["width", "bottlenecks"])
+def test_other_networks_begin_with_the_same_weights_where_shapes_agree(change):
+    def by_shape(state):
+        convolutions = [value for name, value in encoder_of(state).items() if value.ndim == 4]
+        return {shape: [w for w in convolutions if w.shape == shape] for shape in {w.shape for w in convolutions}}
+
+    before, after = by_shape(weights()), by_shape(weights(model=change))
+    shared = before.keys() & after.keys()
+    pairs = [pair for shape in shared for pair in zip(before[shape], after[shape], strict=False)]
+    assert pairs
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(torch.equal(a, b) for same in before.values() for a, b in itertools.combinations(same, 2))
 
 
 def test_another_seed_gives_other_weights_everywhere():
