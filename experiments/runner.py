@@ -185,18 +185,27 @@ def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> No
 
 
 def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[str, Any]:
-    """What a run would be, without starting one: steps, parameters, memory, and the time by a few timed steps."""
+    """What a run would be, without starting one: steps, parameters, memory, and the time by a few timed steps.
+
+    Raises UserError where it would take more than all of the system's memory.
+    """
     device = devices.resolve(config.device)
     data = open_dataset(config.data, store.folder, progress)
     steps, per_epoch = plan(config, data)
     check_images(config)
     config, fitted = memory.fit(config, len(data.images), device)
+    peak = memory.peak(config, fitted, device)
+    if fitted is None and peak > (there := devices.system_memory()):
+        raise UserError(
+            f"{config.name} needs {memory.gib(peak)} and this machine has {memory.gib(int(there))}: say what it may "
+            f"take, e.g. --memory {max(1, int(there / 2**31))}GiB, and it goes in micro-batches"
+        )
     with _enough_memory(config):
         seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)
     return {
         "config": config,
         "micro_batch": memory.micro_batches(config)[-1],
-        "memory": memory.peak(config, fitted, device),
+        "memory": peak,
         "images": len(data.parts["pretrain"]),
         "steps": steps,
         "steps_per_epoch": per_epoch,

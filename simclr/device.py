@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +63,13 @@ def release_memory() -> None:
 def shares_memory(device: torch.device) -> bool:
     """Whether a device's memory is the whole system's, of which nothing is planned."""
     return device.type in ("cpu", "mps")
+
+
+def system_memory() -> float:
+    """Bytes of the machine's memory; infinite where the system does not say, as Windows does not."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -66,3 +66,12 @@ def test_the_grid_has_a_row_for_each_view_and_each_operation_alone(
 def test_resume_without_an_unfinished_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: run without --resume"):
         runner.train(tiny(), Store(tmp_path), resume=True)
+
+
+def test_a_dry_run_of_what_the_machine_cannot_hold_is_refused_before_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simclr.train.train_step", lambda *arguments: pytest.fail("a step was run"))
+    monkeypatch.setattr("simclr.device.system_memory", lambda: 2.0**20)
+    with pytest.raises(UserError, match=r"needs .* and this machine has 1 MiB: .* e\.g\. --memory 1GiB"):
+        runner.estimate(tiny(), Store(tmp_path))
