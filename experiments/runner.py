@@ -197,8 +197,8 @@ def estimate(config: Config, store: Store, progress: Progress = silent) -> dict[
     peak = memory.peak(config, fitted, device)
     if fitted is None and peak > (there := devices.system_memory()):
         raise UserError(
-            f"{config.name} needs {memory.gib(peak)} and this machine has {memory.gib(int(there))}: say what it may "
-            f"take, e.g. --memory {max(1, int(there / 2**31))}GiB, and it goes in micro-batches"
+            f"{config.name} needs {memory.gib(peak)} and this machine has {memory.gib(int(there))}: with "
+            f"--memory (e.g. 8GiB) it goes in micro-batches that fit"
         )
     with _enough_memory(config):
         seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)

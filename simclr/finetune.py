@@ -16,7 +16,7 @@ from .device import autocast, whole_float32
 from .errors import UserError
 from .linear import accuracies, accuracy, hits
 from .protocol import Outcome, Sgd, Subject, features, represent, whole_images
-from .randomness import initial_weights, permutation, subseed
+from .randomness import permutation, subseed
 
 
 class Classifier(nn.Module):
@@ -28,7 +28,8 @@ class Classifier(nn.Module):
         width = features(
             self.model, subject.data.images, subject.data.parts["test"][:1], torch.float32, self.layer
         ).shape[1]
-        with initial_weights(seed, "classifier"):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(subseed(seed, "init", "classifier"))
             last = nn.Linear(width, classes)
             self.head = last if kind == "linear" else nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
         self.head.to(subject.device)

@@ -63,7 +63,7 @@ def check_k(subject: Subject) -> None:
     if k > bank:
         raise UserError(
             f"knn.k = {k} needs as many labelled images and there are {bank}: "
-            f"label more, or judge by simclr eval RUN --knn --set knn.k=[{max(1, bank // 10)}]"
+            f"label more, or judge by simclr eval RUN --knn --set 'knn.k=[{max(1, bank // 10)}]'"
         )
 
 

@@ -48,7 +48,7 @@ class _DrawsByShape(TorchDispatchMode):
         self.drawn: Counter[tuple[Any, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (aten.normal_.default, aten.uniform_.default):  # what all of torch.nn.init comes down to
+        if func in (aten.normal_.default, aten.uniform_.default):  # what torch.nn.init comes down to
             # By kind too: layers first draw by their own rule, and torchvision's networks by another over them.
             key = (func, *args[0].shape)
             torch.default_generator.manual_seed(subseed(self.seed, *self.purpose, *key, self.drawn[key]))
@@ -64,4 +64,5 @@ def initial_weights(seed: int, *purpose: object) -> Iterator[None]:
     random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]), _DrawsByShape(seed, ("init", *purpose)):
+        torch.default_generator.manual_seed(subseed(seed, "init", *purpose))  # of whatever else a layer may draw
         yield

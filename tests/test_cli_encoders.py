@@ -159,7 +159,10 @@ BAD = {
     "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),
     "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
-    "fewer images than k": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/images"], "knn.k = 200 needs"),
+    "fewer images than k": (
+        ["eval", "tiny-s0", "--knn", "--transfer", "HOME/images"],
+        "or judge by simclr eval RUN --knn --set",
+    ),
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "HOME/flat"], "--linear needs labels"),
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "HOME/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),

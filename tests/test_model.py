@@ -1,4 +1,4 @@
-"""Encoders against torchvision's, heads, stems and widths, and initial weights that depend on their own keys alone."""
+"""Encoders against torchvision's, heads, stems and widths, and initial weights that are drawn by shape."""
 
 import itertools
 
@@ -257,10 +257,14 @@ def encoder_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if name.startswith("encoder.")}
 
 
-def test_the_same_config_gives_the_same_weights_whatever_was_drawn_before():
-    first = weights()
+@pytest.mark.parametrize(
+    "model",
+    [{}, *({"backbone": name, "width": 1.0, "stem": "imagenet"} for name in ("mobilenet_v3_small", "vit_b_16"))],
+)
+def test_the_same_config_gives_the_same_weights_whatever_was_drawn_before(model):
+    first = weights(model=model)
     torch.rand(17)
-    assert equal(weights(), first)
+    assert equal(weights(model=model), first)
 
 
 @pytest.mark.parametrize(

@@ -73,5 +73,5 @@ def test_a_dry_run_of_what_the_machine_cannot_hold_is_refused_before_a_step(
 ) -> None:
     monkeypatch.setattr("simclr.train.train_step", lambda *arguments: pytest.fail("a step was run"))
     monkeypatch.setattr("simclr.device.system_memory", lambda: 2.0**20)
-    with pytest.raises(UserError, match=r"needs .* and this machine has 1 MiB: .* e\.g\. --memory 1GiB"):
+    with pytest.raises(UserError, match=r"needs .* and this machine has 1 MiB: with --memory \(e\.g\. 8GiB\)"):
         runner.estimate(tiny(), Store(tmp_path))
