@@ -314,7 +314,9 @@ def _color(label: int) -> str:
 
 
 def _short(name: str, longest: int = 20) -> str:
-    return _plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
+    """A name without its middle where it is long: names of one study begin alike, and seed and id stand at the end."""
+    kept = longest - 1
+    return _plain(name if len(name) <= longest else f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}")
 
 
 def _entry(label: str) -> str:

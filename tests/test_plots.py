@@ -65,6 +65,13 @@ def test_curves_are_the_mean_of_runs_within_their_range(figures: list[Figure]) -
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [r" _a\$ (n = 3)", " b"]
 
 
+def test_long_names_that_begin_alike_are_told_apart(figures: list[Figure]) -> None:
+    plots.curves({f"{'same' * 20}-s{seed}": [frame([1, 2])] for seed in range(3)}, Path("unused"), "top-1")
+    entries = [text.get_text().strip() for text in figures[0].legends[0].get_texts()]
+    assert [entry[-4:] for entry in entries] == ["e-s0", "e-s1", "e-s2"]
+    assert {len(entry) for entry in entries} == {40}
+
+
 def test_smoothing_is_done_when_asked_and_then_said(figures: list[Figure]) -> None:
     plots.curves(HISTORIES, Path("unused"), "top-1", smooth=3)
     axes = figures[0].axes[0]
