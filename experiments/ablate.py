@@ -97,7 +97,6 @@ def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
             "cell": cell.name,
             "settings": cell.settings,
             "layer": cell.layer,
-            "x": cell.x,
             "paper": cell.difference,
             "direction": cell.direction,
             "source": cell.source,
@@ -110,7 +109,7 @@ def open_study(name: str, plan: Plan, store: Store, command: str) -> Tracker:
         for cell in plan.cells
         for protocol in [Protocol(layer=cell.layer)]
     ]
-    document = {"x": plan.x, "log": plan.log, "command": command, "cells": cells}
+    document = {"x": plan.x, "log": plan.log, "lines": plan.lines, "command": command, "cells": cells}
     tracker.artifact("plan.json", lambda path: path.write_text(json.dumps(document, indent=2), encoding="utf-8"))
     return tracker
 
@@ -240,7 +239,6 @@ def records(study: str, store: Store) -> Records:
                 correct[metric][place] = predicted == labels
         if place in rows and rows[place]["status"] == "FINISHED" and not figures:
             continue
-        judged = child.info.status == "FINISHED" and len(figures) == len(EVALUATE)
         speed = store.history(run.info.run_id, "perf/images_per_second")["value"].median()
         steps = store.history(run.info.run_id, "train/loss")["step"].max()
         if run.data.tags["kind"] == "pretrain":
@@ -248,7 +246,7 @@ def records(study: str, store: Store) -> Records:
         rows[place] = {
             "cell": place[0],
             "seed": place[1],
-            "status": child.info.status if judged or child.info.status != "FINISHED" else "NOT JUDGED",
+            "status": "NOT JUDGED" if child.info.status == "FINISHED" and not figures else child.info.status,
             "error": child.data.tags.get("error"),
             "images_per_second": speed,
             "seconds": steps * int(run.data.params["train.batch_size"]) / speed,

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from simclr.augment import AUGMENTATIONS
-from simclr.config import Config, Count, Section, flatten, make, merge, nested, parse_setting, read_toml, readable
+from simclr.config import (
+    Config,
+    Count,
+    Section,
+    flatten,
+    make,
+    merge,
+    nested,
+    parse_setting,
+    read_toml,
+    readable,
+    settings,
+)
 from simclr.errors import UserError, unknown
 
 from .recipes import presets
@@ -77,6 +89,18 @@ def at(table: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def short(path: str) -> str:
+    """A setting's name as far as it takes to know it from all others: temperature, blur.p, augment2.blur.p."""
+    parts = path.split(".")
+    others = [
+        name
+        for name in settings(Config)
+        if name != path and (parts[0] == "augment2" or not name.startswith("augment2."))
+    ]
+    ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
+    return next((end for end in ends if not any(f".{name}".endswith(f".{end}") for name in others)), path)
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -170,7 +194,7 @@ def resolve_timed(
     for augmentation in dropped:
         table = drop(table, augmentation)
     if "name" not in changes:
-        shown = [f"{path.rpartition('.')[2]}={value}" for path, value in changes.items() if path not in UNNAMED]
+        shown = [f"{short(path)}={value}" for path, value in changes.items() if path not in UNNAMED]
         table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
     try:
         time = _Clock.model_validate({"time": table.pop("time", None)}).time

@@ -21,7 +21,7 @@ from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, Section, flatten, parse_setting, read_toml, readable, settings
 from simclr.errors import UserError, unknown
 
-from .configure import at, changed, preset_on, shared
+from .configure import at, changed, preset_on, shared, short
 
 BASELINE = "baseline"
 DECADE = 10  # values of --vary that are so many times apart are drawn on a logarithmic axis
@@ -95,11 +95,15 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The cells of a study, the baseline first; `x` is the setting of its numeric axis, if it has one."""
+    """The cells of a study, the baseline first; `x` is the setting of its numeric axis, if it has one.
+
+    `lines` are the cells on that axis, {cell: number} for each choice of what else is varied.
+    """
 
     cells: list[Cell]
     x: str | None = None
     log: bool = False
+    lines: dict[str, dict[str, float]] = {}  # noqa: RUF012 (never written to)
 
     def digest(self, data: str) -> str:
         """What identifies the plan, from its first seed on, on some data (by their digest)."""
@@ -134,8 +138,8 @@ def is_number(value: object) -> bool:
 
 
 def settings_name(changes: Mapping[str, Any]) -> str:
-    """`temperature=0.1, normalize=False`."""
-    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
+    """`temperature=0.1, loss.normalize=False`."""
+    return ", ".join(f"{short(path)}={value}" for path, value in changes.items())
 
 
 def refuse_fixed(path: str) -> None:
@@ -325,7 +329,27 @@ def make_plan(
         raise UserError(f"the axis is logarithmic, and {x} = {lowest:g} has no place on it: set log = false")
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: name something by --drop, --only, --axis or --vary")
-    return Plan(plan, x, log and lowest > 0)
+    return Plan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {})
+
+
+def _lines(plan: Sequence[Cell], cells: Sequence[Cell], x: str) -> dict[str, dict[str, float]]:
+    """Where cells stand on the axis of x: a line {cell: number} for each choice of the other settings, by its name.
+
+    `cells` are those of the plan before doubles were taken out: what equals several cells stands on all their lines.
+    """
+    called = {cell.identity(): cell.name for cell in plan}
+    others = list(dict.fromkeys(path for cell in cells for path in cell.settings if path != x))
+    placed = []
+    for cell in cells if plan[0].identity() in map(Cell.identity, cells) else (plan[0], *cells):
+        table = cell.config.model_dump(mode="json")
+        if is_number(number := at(table, x)):
+            rest = {"layer": cell.layer} | {path: at(table, path) for path in others}
+            placed.append((rest, called[cell.identity()], float(number)))
+    differing = [path for path in ("layer", *others) if any(rest[path] != placed[0][0][path] for rest, _, _ in placed)]
+    lines: dict[str, dict[str, float]] = {}
+    for rest, name, number in placed:
+        lines.setdefault(settings_name({path: rest[path] for path in differing}), {})[name] = number
+    return lines
 
 
 def _axis(name: str) -> Axis:
@@ -349,7 +373,7 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
 
     first = placed(Cell(BASELINE, baseline))
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
-    first = first._replace(paper=same.paper)
+    first = first._replace(paper=same.paper, pair=same.pair)
     table = baseline.model_dump(mode="json")
     holds = all(at(table, path) == value for path, value in flatten(axis.reference).items())
     unique = {first.identity(): first}

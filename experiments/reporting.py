@@ -20,7 +20,6 @@ from simclr.errors import UserError, unknown
 from simclr.loss import chance_loss
 
 from .ablate import EVALUATE, Records, document_of, records
-from .plan import is_number, settings_name
 from .tracking import Run, Store, Tracker
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -114,6 +113,10 @@ def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
     usual = document["cells"][0]["protocols"]
     others = [cell["cell"] for cell in document["cells"] if cell["layer"] == "h" and cell["protocols"] != usual]
     apart = [f"judged on images of another size than the baseline: {', '.join(others)}"] if others else []
+    if absent := int(found.table.loc[found.table["status"] == "FINISHED", list(EVALUATE.values())].isna().sum().sum()):
+        apart.append(
+            f"{absent} figures left out, not found under the study's protocol: the study's command remakes them"
+        )
     return [
         f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
         f"{', '.join(map(str, sorted(images)))} test images; seeds {', '.join(map(str, seeds))}",
@@ -136,11 +139,7 @@ def _figures(table: pd.DataFrame, metric: str, document: Mapping[str, Any], fold
     made.append((folder / f"differences-{metric}.svg", "Differences to the baseline, paired by seed"))
     cells = document["cells"]
     if (setting := document["x"]) is not None:
-        lines: dict[str, dict[str, float]] = {}
-        for cell in cells:
-            if is_number(cell["x"]):
-                others = {key: value for key, value in cell["settings"].items() if key != setting}
-                lines.setdefault(settings_name(others) or LABELS[metric], {})[cell["cell"]] = float(cell["x"])
+        lines = {name or LABELS[metric]: line for name, line in document["lines"].items()}
         for suffix in (".svg", ".png") if lines else ():
             plots.against(table, lines, folder / f"against-{metric}{suffix}", setting, label, document["log"])
         if lines:
@@ -199,8 +198,6 @@ def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int
             raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*has, *run.data.metrics])
         histories[f"{run.info.run_name} ({run.info.run_id[:8]})"] = [curve]
         chances |= _chance(key, run)
-    if not out.parent.is_dir():
-        raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
     files = plots.files_of(out, ".png", ".svg", ".csv")
     for path in files[:2]:
         plots.curves(histories, path, CURVES.get(key, key), sorted(chances), smooth)

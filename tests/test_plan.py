@@ -10,7 +10,7 @@ from conftest import tiny
 from experiments.configure import changed, resolve, resolve_timed
 from experiments.plan import BASELINE, axes, is_number, make_plan
 from experiments.recipes import presets
-from simclr.augment import apply, draw
+from simclr.augment import AUGMENTATIONS, apply, draw
 from simclr.config import Config, settings
 from simclr.errors import UserError
 from simclr.model import SimCLR
@@ -322,4 +322,34 @@ def test_seeds_are_the_outer_loop_so_that_a_study_cut_short_is_paired() -> None:
 
 def test_settings_that_end_in_the_same_word_give_cells_of_different_names() -> None:
     plan = make_plan(baseline(), vary=["augment.crop.p=0.1,0.5", "augment.blur.p=0.1,0.5"])
-    assert len({cell.name for cell in plan.cells}) == len(plan.cells) == 5
+    assert [cell.name for cell in plan.cells[1:]] == [
+        f"crop.p={one}, blur.p={other}" for one in (0.1, 0.5) for other in (0.1, 0.5)
+    ]
+
+
+def test_the_baseline_stands_on_the_line_of_every_cell_that_it_is() -> None:
+    sizes = {f"batch_size={size}": float(size) for size in (64, 128, 512, 1024)}
+    lines = make_plan(baseline(), axis="batch-size").lines
+    assert lines == {"": sizes | {BASELINE: 256.0}}
+    crossed = make_plan(baseline(), axis="batch-size", vary=["optim.lr_scaling=linear,sqrt"]).lines
+    assert crossed == {
+        f"lr_scaling={rule}": {f"{name}, lr_scaling={rule}": size for name, size in sizes.items()} | {BASELINE: 256.0}
+        for rule in ("linear", "sqrt")
+    }
+
+
+def test_a_line_is_named_by_what_else_is_varied() -> None:
+    lines = make_plan(baseline(loss={"temperature": 0.3}), axis="temperature").lines
+    assert set(lines) == {"loss.normalize=True", "loss.normalize=False"}
+    assert lines["loss.normalize=True"][BASELINE] == 0.3
+    assert set(lines["loss.normalize=False"].values()) == {10.0, 100.0}
+    strengths = make_plan(baseline(), axis="color-strength").lines
+    assert sorted(len(line) for line in strengths.values()) == [1, 4]
+
+
+def test_a_pair_that_is_the_baseline_keeps_its_place_in_the_matrix() -> None:
+    pairs = {cell.pair for cell in make_plan(baseline(), axis="augmentation-pairs").cells if cell.pair}
+    two = baseline(augment={name: {"p": 0.0} for name in set(AUGMENTATIONS) - {"crop", "color_jitter", "grayscale"}})
+    plan = make_plan(two, axis="augmentation-pairs")
+    assert plan.cells[0].pair == ("crop", "color_jitter+grayscale")
+    assert {cell.pair for cell in plan.cells} == pairs
