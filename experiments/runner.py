@@ -72,8 +72,8 @@ def train(
 ) -> str:
     """Pre-train a config and record it; the id of its run.
 
-    A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the one that got
-    furthest without finishing goes on (None: if there is one). `began` is told the number of steps, the run, and
+    A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the newest that has
+    a checkpoint and did not finish goes on (None: if there is one). `began` is told the number of steps, the run, and
     whether it is a finished one. Raises UserError where a run could go on and neither was asked for.
     """
     device = devices.resolve(config.device)
@@ -86,7 +86,7 @@ def train(
         began(steps, str(finished[0].info.run_id), True)
         return str(finished[0].info.run_id)
     config, fitted = memory.fit(config, len(data.images), device)
-    begun = furthest(store, earlier)
+    begun = unfinished(store, earlier)
     if resume and begun is None:
         raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
     if begun is not None and resume is False:
@@ -143,13 +143,12 @@ def _enough_memory(config: Config) -> AbstractContextManager[None]:
     )
 
 
-def furthest(store: Store, earlier: list[Any]) -> Any:
-    """Of the runs that did not finish, the one whose checkpoint is of the latest step; None where there is none."""
-    saved = {}
-    for run in earlier:
-        if run.info.status != "FINISHED" and (files := checkpoints(store.run_folder(run.info.run_id))):
-            saved[files[-1].name] = run
-    return saved[max(saved)] if saved else None
+def unfinished(store: Store, earlier: list[Any]) -> Any:
+    """The first of the runs that did not finish and has a checkpoint; None where there is none."""
+    return next(
+        (run for run in earlier if run.info.status != "FINISHED" and checkpoints(store.run_folder(run.info.run_id))),
+        None,
+    )
 
 
 def _describe(tracker: Tracker, config: Config, data: Dataset, device: torch.device) -> None:

@@ -23,13 +23,15 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of `step`, then drop all but the last KEEP.
+    """Write `state` as the checkpoint of `step`, then drop all but the last KEEP up to it.
+
+    Any of a later step could not be read, or this one would not be written again.
 
     The file appears under its name only when all of it is on the disk. Raises RunFailed when it can't be written (a
     full disk); the earlier checkpoints are then still there.
     """
     path = folder / f"step-{step:09d}.pt"
-    scratch = path.with_suffix(".tmp")
+    scratch = folder / "saving.tmp"  # one name, so that what a kill leaves is written over
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
@@ -40,10 +42,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         _remove(scratch)
         raise RunFailed(
-            f"can't write the checkpoint {path}: {error}; free some space, then run with --resume"
+            f"can't write the checkpoint {path}: {error}; free some space, then --resume goes on from the one before, if "
+            f"there is one"
         ) from error
-    for old in [p for p in checkpoints(folder) if p != path][: 1 - KEEP]:
-        _remove(old)
+    saved = checkpoints(folder)
+    kept = saved[: saved.index(path) + 1][-KEEP:]
+    for old in saved:
+        if old not in kept:
+            _remove(old)
     return path
 
 
@@ -67,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint {path}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is not a plain checkpoint: it holds objects beyond tensors, which are not loaded"
+            f"{path} is not a plain checkpoint: it is damaged, or holds objects beyond tensors, which are not loaded"
         ) from None
     except Exception as error:  # torch's reader raises many kinds on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]

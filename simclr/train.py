@@ -127,7 +127,8 @@ class Training:
             )
         if state["dtype"] != str(self.dtype):
             raise UnusableCheckpoint(
-                f"the run began in {state['dtype']}, and this would be {self.dtype}: set --precision to go on"
+                f"the run began in {state['dtype']}, and here it would be in {self.dtype}: go on with it on the device "
+                f"that it began on, or --again begins a new one"
             )
         for name in ("model", "optimizer", "scaler", "plateau"):
             getattr(self, name).load_state_dict(state[name])
@@ -148,7 +149,7 @@ def training_of(config: Config, model: SimCLR, dtype: torch.dtype, digest: str) 
     if batch_norms(model) and train.norm_images() == 1:
         raise UserError(
             f"batch norm needs 2 or more images, and train.norm_batch = {train.norm_batch} leaves groups of 1 in a "
-            f"batch of {train.batch_size}"
+            f"batch of {train.batch_size}: raise it"
         )
     micro_batch = train.batch_size if train.micro_batch == "auto" else train.micro_batch
     return Training(

@@ -89,16 +89,21 @@ def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 5, state(5))
-    (tmp_path / "step-000000009.tmp").write_bytes(b"half")
+    scratch = tmp_path / "saving.tmp"  # as a kill leaves it
+    scratch.write_bytes(b"half")
     assert latest(tmp_path)["step"] == 5
+    save(tmp_path, 9, state(9))
+    assert not scratch.exists()
 
 
-def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
+def test_new_checkpoints_take_the_place_of_damaged_later_ones(tmp_path):
     for step in (20, 30):
         save(tmp_path, step, state(step)).write_bytes(b"damaged")
     assert "--again begins anew" in refusal(latest, tmp_path)
     assert save(tmp_path, 5, state(5)).exists()
     assert latest(tmp_path)["step"] == 5
+    save(tmp_path, 6, state(6))
+    assert [read(path)["step"] for path in checkpoints(tmp_path)] == [5, 6]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

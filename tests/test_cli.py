@@ -347,13 +347,33 @@ def test_the_tiny_config_file_is_the_tiny_config(folder: Path) -> None:
     assert TINY["name"] == "tiny"
 
 
-def test_resume_takes_the_run_that_got_furthest_and_says_when_there_is_none(tmp_path: Path) -> None:
-    from experiments.runner import furthest
+def test_what_goes_on_is_the_newest_run_with_a_checkpoint(tmp_path: Path) -> None:
+    from experiments.runner import unfinished
     from simclr.checkpoint import save
 
     store = Store(tmp_path)
     runs = [store.start("r", {"kind": "pretrain", "config_key": "k", "data_digest": "d"}, {}).run_id for _ in range(3)]
-    assert furthest(store, store.of_key("k", "d")) is None
+    assert unfinished(store, store.of_key("k", "d")) is None
     for run_id, step in zip(runs[:2], (500, 20), strict=True):
         save(store.run_folder(run_id), step, {"step": step})
-    assert furthest(store, store.of_key("k", "d")).info.run_id == runs[0]
+    assert unfinished(store, store.of_key("k", "d")).info.run_id == runs[1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["views", "--dataset", "digits", "--out", "v.png"], ["plot", "loss", "tiny-s0", "--out", "loss"]]
+)
+@pytest.mark.usefixtures("trained")
+def test_a_picture_that_can_not_be_written_is_one_line(
+    arguments: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "v.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("failed: can't read or write v.png: No space left on device; see to the rights")
+    assert done.stderr.count("\n") == 1
