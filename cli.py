@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +81,16 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from None
+    except BrokenPipeError:  # of `simclr runs | head`, which is Click's to end
+        raise
+    except OSError as error:
+        file = f" {error.filename}" if error.filename else ""
+        typer.echo(
+            f"failed: can't read or write{file}: {error.strerror or error}; see to the rights on its folder and the "
+            f"space on its disk, or name another place",
+            err=True,
+        )
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -144,11 +154,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
-def _drawable(out: Path) -> None:
+def _drawable(out: Path, suffixes: Sequence[str] = (".png", ".svg", ".pdf")) -> None:
+    """Refuse what no picture can be written to, before the work; without suffixes, one will be added to `out`."""
     from simclr.errors import UserError
 
-    if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
-        raise UserError(f"can't draw to {out}: expected a .png, .svg or .pdf in a folder that exists")
+    if out.is_dir() or not out.parent.is_dir() or (suffixes and out.suffix not in suffixes):
+        raise UserError(f"can't draw to {out}: expected a {', '.join(suffixes) or 'file'} in a folder that exists")
 
 
 Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes, or none with --config")]
@@ -166,7 +177,8 @@ MicroBatch = Annotated[
     str | None,
     typer.Option(help="Images in memory at a time, in groups of train.norm_batch.", show_default="what fits the GPU"),
 ]
-Memory = Annotated[
+Memory = Annotated[str | None, typer.Option(help="To plan for, e.g. 8GiB.", show_default="the GPU's at hand")]
+PlannedMemory = Annotated[
     str | None, typer.Option(help="To plan for, e.g. 8GiB.", show_default="the GPU's at hand, else an RTX 4060's")
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")]
@@ -352,7 +364,7 @@ def ablate(
 
         from experiments import ablate as study
         from experiments import reporting, tracking
-        from experiments.configure import resolve
+        from experiments.configure import resolve, short
         from experiments.plan import make_plan
         from simclr.errors import RunFailed, UserError
         from simclr.memory import gib
@@ -377,7 +389,7 @@ def ablate(
             *(f"only-{one}" for one in alone),
             *([Path(axis).stem] if axis else []),
         ]
-        varied += [text.partition("=")[0].rpartition(".")[2] for text in vary]
+        varied += [short(text.partition("=")[0].strip()) for text in vary]
         name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
         store, places = tracking.Store(tracking.home()), range(baseline.seed, baseline.seed + seeds)
         with progress_bars() as (_, advance):
@@ -449,6 +461,7 @@ def plot(
     with plain_errors():
         from experiments import reporting, tracking
 
+        _drawable(out, ())
         written = reporting.plot(metric, runs, tracking.Store(tracking.home()), out, smooth)
         typer.echo(f"wrote {', '.join(map(str, written))}")
 
@@ -591,12 +604,10 @@ def tsne(
     """Draw a t-SNE map of features. Below it stands how far it can be trusted."""
     with plain_errors():
         from experiments import encoders, pictures, tracking
-        from simclr.errors import UserError
         from simclr.evaluate import check
         from simclr.protocol import make_protocol
 
-        if not out.parent.is_dir():
-            raise UserError(f"can't draw to {out}: the folder {out.parent} does not exist")
+        _drawable(out, ())
         store = tracking.Store(tracking.home())
         found = _found(run, store)
         with progress_bars() as (_, advance):
@@ -750,7 +761,7 @@ def search(
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     device: Device = None,
-    memory: Memory = None,
+    memory: PlannedMemory = None,
     settings: Settings = [],  # noqa: B006
     proxy: Annotated[list[str], typer.Option(help="A setting for the trials only (repeatable): data.limit=5000.")] = [],  # noqa: B006
     objectives: Annotated[str, typer.Option(help="accuracy, or accuracy,time for a Pareto front.")] = "accuracy",
@@ -821,6 +832,8 @@ def search(
                         began=lambda cell, seed: say(f"{cell}, seed {seed}"),
                         stop=stop,
                     )
+                    if len(failures) == len(plan.cells) * seeds:
+                        raise RunFailed("; ".join(failures))
                     say(reporting.report(tracker.run_id, store))
                     table = searching.selection(found, plan, start, places, store)
                     found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
@@ -842,7 +855,7 @@ def budget(
     batch_size: BatchSize = None,
     precision: Precision = None,
     micro_batch: MicroBatch = None,
-    memory: Memory = None,
+    memory: PlannedMemory = None,
     images: Annotated[int, typer.Option(min=0, help="How many the data set stores, to see if they fit too.")] = 0,
     device: Device = None,
     settings: Settings = [],  # noqa: B006
@@ -984,7 +997,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
                 if sys.platform == "win32":
                     server.terminate()
                 else:
-                    os.killpg(server.pid, signal.SIGTERM)
+                    with suppress(ProcessLookupError):  # they may have ended by themselves
+                        os.killpg(server.pid, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 from analysis.tables import is_accuracy
 from simclr import device as devices
 from simclr.checkpoint import fill, load_weights, save_weights
-from simclr.config import Config, DataConfig, ModelConfig, make, to_toml
+from simclr.config import Config, DataConfig, make, to_toml
 from simclr.data import DATASETS, Progress, open_dataset, silent, stored_side
 from simclr.errors import UserError, unknown
 from simclr.formats import Imported, Parity, export_encoder, import_encoder
@@ -59,7 +59,7 @@ def bring_in(
     imported = import_encoder(path, layout, backbone=backbone, stem=stem, partial=partial)
     if imported.side and stored_side(data) != imported.side:
         data = data.model_copy(update={"side": imported.side})
-    config = Config(name=name or path.stem, data=data, model=ModelConfig.model_validate(imported.model))
+    config = make({"name": name or path.stem, "data": data, "model": imported.model})
     images = open_dataset(data, store.folder, progress)
     model = build_model(config, images, torch.device("cpu"))
     fill(model.encoder, imported.weights)

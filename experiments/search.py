@@ -281,7 +281,12 @@ def validation_accuracy(run_id: str, config: Config, store: Store, progress: Pro
     if VALIDATION in metrics:
         return float(metrics[VALIDATION])
     subject = encoders.place(
-        encoders.find(run_id, store), store, Protocol(linear=PROBE), data_dir=config.data.dir, progress=progress
+        encoders.find(run_id, store),
+        store,
+        Protocol(linear=PROBE),
+        data_dir=config.data.dir,
+        device=config.device,
+        progress=progress,
     )
     with devices.memory_errors("a search judges its trials on their device: take --device cpu"):
         accuracy = best_on_validation(subject)

@@ -211,7 +211,8 @@ class Tracker:
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
         self.pending: list[Metric] = []
-        self.tried = self.accepted = time.monotonic()
+        self.tried = time.monotonic()
+        self.refused: float | None = None  # since when
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Gather metrics, and send them now and then; a store that refuses them is tried again for PATIENCE_SECONDS."""
@@ -221,7 +222,8 @@ class Tracker:
             try:
                 self.flush()
             except RunFailed:
-                if self.tried - self.accepted > PATIENCE_SECONDS:
+                self.refused = self.tried if self.refused is None else self.refused
+                if self.tried - self.refused > PATIENCE_SECONDS:
                     raise
 
     def flush(self) -> None:
@@ -230,7 +232,7 @@ class Tracker:
         while self.pending:
             self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
             self.pending = self.pending[1000:]
-        self.accepted = self.tried
+        self.refused = None
 
     def tag(self, **tags: object) -> None:
         self._send(tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
@@ -248,7 +250,7 @@ class Tracker:
                 self.store.client.log_artifact(self.run_id, str(path))
         except OSError as error:
             raise RunFailed(
-                f"can't write the artifact {name}: {error}; free some space, then run with --resume"
+                f"can't write the artifact {name}: {error}; free some space, then run the same again"
             ) from error
 
     def finish(self, status: str) -> None:

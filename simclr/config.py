@@ -217,7 +217,8 @@ class Config(Section):
         return pipeline(self.augment), pipeline(self.augment2 or self.augment)
 
     def result(self) -> dict[str, Any]:
-        """What decides the trained weights, with equal meanings written equally.
+        """What decides the trained weights, with equal meanings written equally (but for sizes spelt out that are the
+        default's for the data or network at hand, as a crop to the images' own side).
 
         Left out: the name, the device, where the images lie (their digest is recorded beside the key), how often
         something is measured or saved, the micro-batches that a batch is computed in, and every setting that the chosen
@@ -246,7 +247,7 @@ class Config(Section):
         return out
 
     def key(self) -> str:
-        """Sixteen hexadecimal digits that two configs share if and only if they ask for the same result."""
+        """Sixteen hexadecimal digits that two configs share only if they ask for the same result."""
         text = json.dumps(self.result(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -345,9 +346,11 @@ def make(table: Mapping[str, Any]) -> Config:
 def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     """The first mistake that pydantic found, in a sentence."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, before others
-    path = ".".join(str(part) for part in first["loc"] if not set("-[") & set(str(part)))  # pydantic's own tags
+    *tables, last = map(str, first["loc"] or ("",))
+    tables = [part for part in tables if not set("-[") & set(part)]  # but pydantic's own tags
     if first["type"] == "extra_forbidden":
-        return unknown("setting", path, settings(model))
+        return unknown("setting", ".".join([*tables, last]), settings(model))
+    path = ".".join([*tables, *([] if set("-[") & set(last) else [last])])
     if first["type"] == "missing":
         return UserError(f"{path} is missing")
     if first["type"] == "value_error":

@@ -375,7 +375,8 @@ def _listing(root: Path, names: Sequence[str]) -> str:
             stat = os.stat(root / name)
         except FileNotFoundError:  # a link that leads nowhere: reported with the other files that can't be read
             stat = os.lstat(root / name)
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # names that are not UTF-8, as of old archives, too
     return digest.hexdigest()
 
 
@@ -467,7 +468,7 @@ def decode_files(files: Files, out: Array, progress: Progress, what: str) -> lis
             out[row] = decode(files.read(files.names[row]), out.shape[-1])
         except OSError as error:  # PIL's UnidentifiedImageError is one
             bad.append((row, "not an image" if "identify" in str(error) else str(error)))
-        except (ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:  # also PIL's
+        except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
             bad.append((row, str(error)))
 
     total, chunk = len(files.names), 256

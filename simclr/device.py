@@ -24,7 +24,7 @@ def resolve(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # meta has nothing to copy
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
@@ -32,13 +32,18 @@ def resolve(name: str) -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on a device, without waiting for what the device is at."""
-    return tensor.to(device, non_blocking=True)
+    """A small tensor of the host on a device, on CUDA without waiting for what the device is at.
+
+    CUDA stages memory that is not pinned before it goes on; Apple's GPU may read it after it was freed (pytorch issue
+    189690).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """torch.OutOfMemoryError is of an accelerator; the CPU's allocator raises no kind of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """torch.OutOfMemoryError is CUDA's; other allocators (Apple's, the CPU's, the CPU's on Windows) say it in words."""
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def keep_freed_memory() -> None:

@@ -90,7 +90,8 @@ def embed_files(
         kept = [row for row in range(len(names)) if row not in bad]
         if kept:
             pixels_of = torch.from_numpy(images[kept]).to(device).float().div_(255)
-            yield [names[row] for row in kept], encoder(pixels_of).cpu().numpy()
+            shown = [names[row].encode(errors="backslashreplace").decode() for row in kept]  # a name may be no UTF-8
+            yield shown, encoder(pixels_of).cpu().numpy()
         progress("embedding", start + len(names), len(files))
 
 

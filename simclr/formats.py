@@ -26,7 +26,7 @@ from .checkpoint import fill, save_weights
 from .config import Config, ModelConfig, to_toml
 from .encoder import Encoder
 from .errors import RunFailed, UserError, unknown
-from .model import RESNETS, build_encoder
+from .model import RESNETS, STEMS, build_encoder
 
 # --- import -----------------------------------------------------------------------------------------------------------
 
@@ -185,6 +185,8 @@ def import_encoder(
     """
     if layout not in (known := (*LAYOUTS, "auto")):
         raise unknown("layout", layout, known)
+    if stem not in (None, *STEMS):
+        raise unknown("stem", stem, STEMS)
     state = read_foreign(path)
     with torch.device("meta"):
         first = build_encoder(ModelConfig.model_construct(backbone=backbone or "resnet18", stem="imagenet"), 224, 0)[0]

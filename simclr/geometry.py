@@ -33,8 +33,9 @@ def uniformity(x: Tensor) -> float:
     Wang & Isola 2020, equation 5 with t = 2. Lower is more evenly spread.
     """
     x, total = F.normalize(x.cpu().double(), dim=1), 0.0
-    for block in x.split(BLOCK):
-        total += ((block @ x.T - 1) * 4).exp().sum().item()  # |a - b|^2 = 2 - 2ab
+    squares = x.square().sum(1)  # 1; of a row of zeros, as dead units give, 0
+    for block, own in zip(x.split(BLOCK), squares.split(BLOCK), strict=True):
+        total += ((2 * block @ x.T - own[:, None] - squares) * 2).exp().sum().item()
     return math.log((total - len(x)) / (len(x) * (len(x) - 1)))  # a row with itself counts 1
 
 
@@ -44,7 +45,7 @@ def effective_rank(x: Tensor) -> float:
     RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1). Low in a collapsed representation.
     """
     values = torch.linalg.svdvals(x.cpu().double())
-    shares = values / values.sum() + 1e-7  # the paper's epsilon
+    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the paper's epsilon; zeros have rank 1, their least
     return math.exp(-(shares * shares.log()).sum().item())
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
 from .augment import Fractions
@@ -24,7 +24,7 @@ from .data import Array, Dataset, Progress, silent
 from .device import autocast, resolve_precision, whole_float32
 from .model import SimCLR, build_model
 
-STATISTICS = 4096  # images that an untrained network's batch norms are measured on
+STATISTICS = 4096  # images (or up to twice as many) that an untrained network's batch norms are measured on
 PIXELS = 2**20  # of the images in a forward pass: 1,024 of 32 px, 20 of 224 px (a quarter of a GiB in ResNet-50)
 IN_NAMES = ("k", "fractions")  # settings of which each has figures of its own, named by it
 
@@ -63,6 +63,12 @@ class Sgd(Section):
     head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
 
 
+def _once_each(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected each value once")
+    return values
+
+
 class Finetune(Sgd):
     """Encoder and classifier trained together on some of the labels (paper, B.5, where the rate is .05 at 256)."""
 
@@ -70,7 +76,9 @@ class Finetune(Sgd):
     epochs: Count = 30
     min_steps: Count = 200  # so that 1 % of the labels are not left after a handful of steps
     seeds: Count = 3  # of the labels that are picked, the classifier's weights, the order and the crops
-    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.01, 0.1, 1.0)
+    fractions: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), AfterValidator(_once_each)
+    ] = (0.01, 0.1, 1.0)
 
 
 class Views(Section):
@@ -243,7 +251,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def random_encoder(subject: Subject) -> SimCLR:
-    """The untrained network of a subject's config, its batch norms with the statistics of the training images.
+    """The untrained network of a subject's config, its encoder's batch norms with the statistics of training images.
 
     Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
     """
@@ -254,10 +262,11 @@ def random_encoder(subject: Subject) -> SimCLR:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
-        norm.momentum = None  # a plain average over the batches
+        norm.momentum = None  # a plain average over the batches, a last and smaller one among them
     rows = data.parts["pretrain"]
     for batch in whole_images(data.images, rows[:: max(1, len(rows) // STATISTICS)], model):
-        model(batch)
+        if len(batch) > 1 or 2 * model.side**2 > PIXELS:  # a small image left over has no statistics of its own
+            model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

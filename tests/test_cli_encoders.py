@@ -18,6 +18,7 @@ import cli
 from experiments import runner
 from experiments.tracking import Store
 from simclr import load_encoder
+from simclr.model import RESNETS, WideResNet
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,10 @@ BAD = {
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity 30 with 20 images"),
-    "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "does not exist"),
+    "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "can't draw to no/such"),
+    "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], "can't draw to .: expected a file"),
+    "a folder of curves": (["plot", "loss", "tiny-s0", "--out", "."], "can't draw to .: expected a file"),
+    "too narrow": (["import", "HOME/narrow.pth", "--dataset", "digits"], "model.width = 0.0625"),
     "no image": (["neighbours", "tiny-s0", "HOME/mlflow.db"], "mlflow.db"),
     "no folder": (["embed", "tiny-s0", "nowhere"], "there is no folder nowhere"),
     "suffix": (["embed", "tiny-s0", "HOME/images", "--out", "f.csv"], "suffix"),
@@ -190,6 +194,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, run, home: Path) -> No
         Image.new("RGB", (16, 16), (30 * n, 0, 0)).save(home / "one" / "only" / f"{n}.png")
     if case == "not evaluated" and not Store(home).search("attributes.run_name = 'fresh-s1'"):
         runner.train(tiny(name="fresh", seed=1, train={"epochs": 1}), Store(home))
+    narrow = WideResNet(*RESNETS["resnet18"], 0.0625)
+    narrow.set_stem("imagenet")
+    torch.save(narrow.state_dict(), home / "narrow.pth")
     arguments, message = BAD[case]
     done = run(*(argument.replace("HOME", str(home)) for argument in arguments))
     assert done.exit_code == 2, done.output

@@ -67,6 +67,7 @@ def test_the_parameters_of_an_augmentation_cannot_be_changed():
         ("augment2.crop.scal", "augment2.crop.scale"),
         ("sede", "seed"),
         ("optim.weigth_decay", "optim.weight_decay"),
+        ("optim.weight-decay", "optim.weight_decay"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_name(name, nearest):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -661,7 +662,13 @@ def broken(rng):
     cut = {f"cut.{kind.lower()}": content[: len(content) // 2] for kind, content in whole.items()}
     flipped = bytearray(whole["PNG"])
     flipped[len(flipped) // 2] ^= 0xFF
+    upside_down, a_text_for_a_number = (
+        struct.pack("<HHIHH", 0x112, 3, 1, 3, 0),
+        struct.pack("<HHI4s", 0x128, 2, 2, b"x"),
+    )
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + upside_down + a_text_for_a_number + bytes(4)
     return cut | {
+        "exif.jpg": encoded(noise(rng, 30, 30, 3), "JPEG", exif=exif),
         "flipped.png": bytes(flipped),
         "header.png": whole["PNG"][:20],
         "text.jpg": b"I am a text file\n",
@@ -702,6 +709,17 @@ def test_every_way_of_being_broken_is_recognised(home, tmp_path, rng):
     assert f"{len(bad)} of {15 + len(bad)} files" in refusal(home, dir=tmp_path / "photos", side=8)
     found = opened(home, dir=tmp_path / "photos", side=8, on_bad_image="skip")
     assert sorted(found.images[:, 0, 0, 0]) == list(range(15))
+
+
+def test_a_file_name_that_is_no_utf_8_is_read(home, tmp_path):
+    class_folder(tmp_path / "photos", each=4)
+    before = opened(home, dir=tmp_path / "photos", side=8)
+    try:
+        os.rename(tmp_path / "photos/cat/000.png", os.path.join(os.fsencode(tmp_path / "photos/cat"), b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    found = opened(home, dir=tmp_path / "photos", side=8)
+    assert sorted(found.images[:, 0, 0, 0]) == sorted(before.images[:, 0, 0, 0])
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="PIL was built without AVIF")

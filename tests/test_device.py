@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 
 from simclr import device as devices
+from simclr.errors import BadSettings, UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -33,6 +34,30 @@ def test_precision_is_what_the_hardware_is_good_at(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
     assert devices.resolve_precision("auto", device) == dtype
     assert devices.resolve_precision("fp32", device) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA says it by kind"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7 GB). Tried to allocate 1 GB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried 9"),
+    ],
+    ids=["cuda", "mps", "cpu", "cpu on windows"],
+)
+def test_out_of_memory_is_known_on_every_device(error: RuntimeError) -> None:
+    with pytest.raises(BadSettings, match="out of memory: take less"), devices.memory_errors("take less"):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), devices.memory_errors("take less"):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_device_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="device 'meta' can't be used here"):
+        devices.resolve("meta")
 
 
 KEPT = """

@@ -1,8 +1,10 @@
 """The Python door: an encoder from its file alone, the suite's pixels for any image, features of files as written."""
 
+import os
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -217,6 +219,17 @@ def test_broken_images_can_be_left_out_and_the_others_keep_their_features(suffix
     with pytest.raises(UserError, match="none of the files"):
         write_features(path, embed_files(encoder, [broken], 4, left_out=[]))
     assert read_features(path)[0] == names
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_file_name_that_is_no_utf_8_is_written_in_escapes(suffix, encoder, files, tmp_path):
+    try:
+        odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")))
+        odd.write_bytes(files[0].read_bytes())
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    write_features(tmp_path / f"features{suffix}", embed_files(encoder, [odd]))
+    assert read_features(tmp_path / f"features{suffix}")[0] == [str(tmp_path / "caf\\udce9.png")]
 
 
 def test_no_files_and_another_suffix_are_refused(encoder, files, tmp_path):

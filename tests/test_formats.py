@@ -224,6 +224,7 @@ def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_refused(tmp_
     torch.save(hollow(torchvision.models.resnext50_32x4d), path)
     assert "name its backbone" in refusal(import_encoder, path)
     assert import_encoder(path, backbone="resnext50_32x4d").model["width"] == 1
+    assert "unknown stem 'small'" in refusal(lambda: import_encoder(path, backbone="resnet18", stem="small"))
     assert "are for ResNets" in refusal(lambda: import_encoder(path, backbone="resnext50_32x4d", stem="cifar"))
 
 

@@ -39,11 +39,13 @@ def test_uniformity_is_the_formula_over_pairs_in_whatever_blocks(monkeypatch: py
 
 
 def test_collapse_is_seen() -> None:
-    same = torch.ones(50, 8)
+    same, dead = torch.ones(50, 8), torch.zeros(50, 8)
     spread = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
     assert g.uniformity(same) == pytest.approx(0, abs=1e-6)
+    assert g.uniformity(dead) == 0
     assert g.uniformity(spread) < -2
     assert g.effective_rank(same) == pytest.approx(1, abs=0.01)
+    assert g.effective_rank(dead) == pytest.approx(1, abs=0.01)
     assert g.effective_rank(spread) == pytest.approx(8, abs=0.1)
 
 

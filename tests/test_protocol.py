@@ -74,6 +74,12 @@ def test_the_random_encoder_has_sane_activations_and_the_config_s_weights(digits
     assert momenta == {0.1}  # fine-tuned, it is to follow its own statistics
 
 
+def test_an_image_left_over_does_not_end_the_random_encoder(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(digits, model={"stem": "imagenet"})  # its map is one pixel: of one image, nothing to norm by
+    monkeypatch.setattr(p, "PIXELS", (len(digits.parts["pretrain"]) - 1) * subject.model.side**2)
+    assert p.random_encoder(subject).encoder.bn1.running_var.isfinite().all()  # type: ignore[union-attr,operator]
+
+
 @pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.running_mean", "mean", "head.2.bias"])
 def test_a_fingerprint_sees_one_changed_number_of_a_weight_or_a_buffer(name: str, digits: Dataset) -> None:
     model, same = build_model(tiny(), digits, CPU), build_model(tiny(), digits, CPU)
@@ -109,6 +115,7 @@ def test_figures_may_be_compared_when_and_only_when_all_they_depend_on_is_equal(
         ("knn.kk=1", "did you mean 'knn.k'"),
         ("finetune.fractions=[2]", r"finetune\.fractions\.0 = 2: expected less than or equal to 1"),
         ("finetune.fractions=[a]", r"finetune\.fractions"),
+        ("finetune.fractions=[0.5, 0.1, 0.5]", r"expected each value once"),
         ("linear.l2_max=-1", r"linear\.l2_max = -1: expected greater than 0"),
         ("knn", "is not a setting"),
     ],

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -16,14 +17,17 @@ import pytest
 from conftest import ROOT, simclr, tiny
 from optuna.trial import TrialState
 from PIL import Image
+from typer.testing import CliRunner
 
+import cli
 from analysis.search import outcome, pictures, ranked
-from experiments import runner, search
+from experiments import ablate, encoders, runner, search
 from experiments.configure import changed
 from experiments.search import open_search
 from experiments.space import Parameter
 from experiments.tracking import Store
 from simclr import memory
+from simclr.data import silent
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.protocol import Subject
 from simclr.train import Interrupted
@@ -135,6 +139,18 @@ def test_no_trial_begins_when_the_time_is_up_and_none_sees_the_test_images(
         search.search(found, store, 1)
         search.search(found, store, 9, hours=0)
     assert len(found.study.trials) == 1
+
+
+def test_a_trial_is_judged_on_the_device_of_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, place, seen = runner.train(SHORT, store), encoders.place, []
+
+    def watched(*arguments: Any, **options: Any) -> Subject:
+        seen.append(options["device"])
+        return place(*arguments, **options)
+
+    monkeypatch.setattr(encoders, "place", watched)
+    search.validation_accuracy(run_id, SHORT.model_copy(update={"device": "cpu"}), store, silent)
+    assert seen == ["cpu"]
 
 
 def test_what_selection_gave_and_how_a_proxy_ranks_is_said(store: Store) -> None:
@@ -360,7 +376,9 @@ def test_a_record_of_another_optuna_and_a_locked_one_are_errors_of_one_line(stor
         pass
 
 
-def test_search_on_the_command_line_confirms_with_fresh_seeds(store: Store, tmp_path: Path) -> None:
+def test_search_on_the_command_line_confirms_with_fresh_seeds(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "c.toml").write_text(
         '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.125\n[optim]\nname = "adamw"\nlr = 1e-3\n'
         '[train]\nepochs = 1\nknn_every = 1\nprecision = "fp32"\n'
@@ -388,3 +406,9 @@ def test_search_on_the_command_line_confirms_with_fresh_seeds(store: Store, tmp_
     seeds = {run.data.tags["seed"] for run in store.search(f"tags.`mlflow.parentRunId` = '{study.info.run_id}'")}
     assert seeds == {"1", "2"}
     assert json.loads(store.artifact(study.info.run_id, "plan.json").read_text())["cells"][0]["cell"] == "baseline"
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablate, "ablate", lambda *_, **__: ["out of memory"] * 4)  # of both cells with both seeds
+    failed = CliRunner().invoke(cli.app, arguments)
+    assert failed.exit_code == 1, failed.output
+    assert failed.stderr.startswith("failed: out of memory; ")

@@ -157,7 +157,9 @@ def test_a_store_that_refuses_is_waited_for_in_training_but_nothing_is_lost_unsa
     monkeypatch.setattr(store.client, "log_batch", send)
     tracker.flush()
     assert len(store.history(tracker.run_id, "train/loss")) == 1
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", -1.0)
     monkeypatch.setattr(store.client, "log_batch", refuse)
+    tracker.tried -= 10 * tracking.PATIENCE_SECONDS  # the last figures were sent long ago: patience begins now
+    tracker.log({"train/loss": 1.0}, 2)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", -1.0)
     with pytest.raises(RunFailed, match="can't write to the tracking store"):
-        tracker.log({"train/loss": 1.0}, 2)
+        tracker.log({"train/loss": 1.0}, 3)
