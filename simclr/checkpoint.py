@@ -42,8 +42,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         _remove(scratch)
         raise RunFailed(
-            f"can't write the checkpoint {path}: {error}; free some space, then --resume goes on from the one before, if "
-            f"there is one"
+            f"can't write the checkpoint {path}: {error}; free some space, then --resume goes on from the one before, "
+            f"if there is one"
         ) from error
     saved = checkpoints(folder)
     kept = saved[: saved.index(path) + 1][-KEEP:]
