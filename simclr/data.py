@@ -468,6 +468,8 @@ def decode_files(files: Files, out: Array, progress: Progress, what: str) -> lis
             out[row] = decode(files.read(files.names[row]), out.shape[-1])
         except OSError as error:  # PIL's UnidentifiedImageError is one
             bad.append((row, "not an image" if "identify" in str(error) else str(error)))
+        except MemoryError:  # says nothing of the file
+            raise
         except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
             bad.append((row, str(error)))
 
