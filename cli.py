@@ -159,7 +159,7 @@ def _drawable(out: Path, suffixes: Sequence[str] = (".png", ".svg", ".pdf")) -> 
     from simclr.errors import UserError
 
     if out.is_dir() or not out.parent.is_dir() or (suffixes and out.suffix not in suffixes):
-        raise UserError(f"can't draw to {out}: expected a {', '.join(suffixes) or 'file'} in a folder that exists")
+        raise UserError(f"can't draw to {out}: expected a {' or '.join(suffixes) or 'file'} in a folder that exists")
 
 
 Preset = Annotated[str | None, typer.Option(help="A recipe: {presets}.", show_default="shapes, or none with --config")]

@@ -115,7 +115,7 @@ def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
     apart = [f"judged on images of another size than the baseline: {', '.join(others)}"] if others else []
     if absent := int(found.table.loc[found.table["status"] == "FINISHED", list(EVALUATE.values())].isna().sum().sum()):
         apart.append(
-            f"{absent} figures left out, not found under the study's protocol: the study's command remakes them"
+            f"figures left out: {absent}, not found under the study's protocol; the study's command remakes them"
         )
     return [
         f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "

@@ -346,11 +346,12 @@ def make(table: Mapping[str, Any]) -> Config:
 def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     """The first mistake that pydantic found, in a sentence."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, before others
-    *tables, last = map(str, first["loc"] or ("",))
-    tables = [part for part in tables if not set("-[") & set(part)]  # but pydantic's own tags
-    if first["type"] == "extra_forbidden":
-        return unknown("setting", ".".join([*tables, last]), settings(model))
-    path = ".".join([*tables, *([] if set("-[") & set(last) else [last])])
+    parts = [str(part) for part in first["loc"]]
+    misspelt = parts[-1:] if first["type"] == "extra_forbidden" else []
+    tables = [part for part in parts[: len(parts) - len(misspelt)] if not set("-[") & set(part)]  # pydantic's own tags
+    path = ".".join(tables + misspelt)
+    if misspelt:
+        return unknown("setting", path, settings(model))
     if first["type"] == "missing":
         return UserError(f"{path} is missing")
     if first["type"] == "value_error":

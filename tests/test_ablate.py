@@ -205,7 +205,7 @@ def test_figures_of_another_protocol_are_judged_anew_and_never_reported(
     assert table[place]["linear_top1"].isna().all()
     assert table[place]["knn_top1"].notna().all()  # k = 20 has a name of its own
     assert (table[place]["status"] == "FINISHED").all()  # what is left counts
-    assert "1 figures left out, not found under the study's protocol" in reporting.report(study, store)
+    assert "figures left out: 1, not found under the study's protocol" in reporting.report(study, store)
     assert ablate.ablate(study, plan, store, [0, 1]) == []
     again = ablate.records(study, store).table
     assert again.sort_values(["cell", "seed"]).equals(before.sort_values(["cell", "seed"]))

@@ -662,10 +662,8 @@ def broken(rng):
     cut = {f"cut.{kind.lower()}": content[: len(content) // 2] for kind, content in whole.items()}
     flipped = bytearray(whole["PNG"])
     flipped[len(flipped) // 2] ^= 0xFF
-    upside_down, a_text_for_a_number = (
-        struct.pack("<HHIHH", 0x112, 3, 1, 3, 0),
-        struct.pack("<HHI4s", 0x128, 2, 2, b"x"),
-    )
+    upside_down = struct.pack("<HHIHH", 0x112, 3, 1, 3, 0)
+    a_text_for_a_number = struct.pack("<HHI4s", 0x128, 2, 2, b"x")
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + upside_down + a_text_for_a_number + bytes(4)
     return cut | {
         "exif.jpg": encoded(noise(rng, 30, 30, 3), "JPEG", exif=exif),

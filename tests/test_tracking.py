@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -158,8 +160,8 @@ def test_a_store_that_refuses_is_waited_for_in_training_but_nothing_is_lost_unsa
     tracker.flush()
     assert len(store.history(tracker.run_id, "train/loss")) == 1
     monkeypatch.setattr(store.client, "log_batch", refuse)
-    tracker.tried -= 10 * tracking.PATIENCE_SECONDS  # the last figures were sent long ago: patience begins now
-    tracker.log({"train/loss": 1.0}, 2)
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", -1.0)
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: tracker.tried + 2 * tracking.PATIENCE_SECONDS)
+    monkeypatch.setattr(tracking, "time", clock)
+    tracker.log({"train/loss": 1.0}, 2)  # the last figures were sent long ago: patience begins now
     with pytest.raises(RunFailed, match="can't write to the tracking store"):
         tracker.log({"train/loss": 1.0}, 3)
