@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from experiments.encoders import Found
+    from experiments.runs.encoders import Found
     from experiments.tracking import Store
 
 app = typer.Typer(
@@ -33,12 +33,14 @@ app = typer.Typer(
 
 def _tables() -> dict[str, str]:
     """The names that help texts list. They come from the tables themselves, which import torch."""
-    from experiments.plan import axes
-    from experiments.recipes import presets
+    from experiments.configs.presets import presets
+    from experiments.studies.axes import axes
     from simclr.augment import AUGMENTATIONS
-    from simclr.data import DATASETS, NORMALIZATIONS
-    from simclr.formats import EXPORTS, LAYOUTS
+    from simclr.data.dataset import NORMALIZATIONS
+    from simclr.data.sources import DATASETS
     from simclr.model import HEADS, STEMS
+    from simclr.weights.export import EXPORTS
+    from simclr.weights.foreign import LAYOUTS
 
     tables: dict[str, Any] = {
         "augmentations": AUGMENTATIONS,
@@ -218,7 +220,7 @@ def pretrain(
 ) -> None:
     """Train an encoder. Settings: preset, then --config, then --set, then the other options."""
     with plain_errors():
-        from experiments.configure import resolve_timed
+        from experiments.configs.resolve import resolve_timed
 
         chosen, clock = resolve_timed(
             preset,
@@ -242,11 +244,13 @@ def pretrain(
             memory=memory,
             name=name,
         )
-        from experiments import runner, timed, tracking
+        from experiments import tracking
+        from experiments.configs import time_budget as timed
+        from experiments.runs import estimate, train
         from simclr.config import to_toml
-        from simclr.data import stored_side
-        from simclr.loss import chance_loss
-        from simclr.memory import gib
+        from simclr.data.dataset import stored_side
+        from simclr.methods.ntxent import chance_loss
+        from simclr.train.memory import gib
 
         store, tags = tracking.Store(tracking.home()), {}
         if clock is not None:
@@ -261,7 +265,7 @@ def pretrain(
             )
         if dry_run:
             with progress_bars() as (_, advance):
-                facts = runner.estimate(chosen, store, advance)
+                facts = estimate.estimate(chosen, store, advance)
             typer.echo(to_toml(facts["config"]))
             typer.echo(f"key         {facts['config'].key()}")
             typer.echo(f"images      {facts['images']}")
@@ -276,7 +280,7 @@ def pretrain(
             )
             return
 
-        from simclr.train import Interrupted
+        from simclr.train.loop import Interrupted
 
         epochs = chosen.train.epochs
         chance = chance_loss(chosen.train.batch_size, include_self=chosen.loss.include_self)
@@ -303,7 +307,7 @@ def pretrain(
                     elif "val/knn_top1" in metrics:
                         typer.echo(status)
 
-                run_id = runner.train(
+                run_id = train.train(
                     chosen,
                     store,
                     resume=resume,
@@ -362,13 +366,13 @@ def ablate(
     with plain_errors():
         import shlex
 
-        from experiments import ablate as study
-        from experiments import reporting, tracking
-        from experiments.configure import resolve, short
-        from experiments.plan import make_plan
+        from experiments import tracking
+        from experiments.configs.resolve import resolve, short
+        from experiments.studies import report, run
+        from experiments.studies.plan import plan_study
         from simclr.errors import RunFailed, UserError
-        from simclr.memory import gib
-        from simclr.train import Interrupted
+        from simclr.train.loop import Interrupted
+        from simclr.train.memory import gib
 
         if seeds < 1:
             raise UserError(f"--seeds {seeds}: expected 1 or more")
@@ -383,7 +387,7 @@ def ablate(
             device=device,
             memory=memory,
         )
-        plan = make_plan(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
+        plan = plan_study(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
         varied = [
             *(f"no-{one}" for one in drop),
             *(f"only-{one}" for one in alone),
@@ -393,8 +397,8 @@ def ablate(
         name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
         store, places = tracking.Store(tracking.home()), range(baseline.seed, baseline.seed + seeds)
         with progress_bars() as (_, advance):
-            study.same_study(name, plan, store, advance)
-            cells = study.forecast(plan, store, places, advance)
+            run.same_study(name, plan, store, advance)
+            cells = run.forecast(plan, store, places, advance)
         total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
         typer.echo(
             f"study {name}: {len(cells)} cells x {seeds} seeds ({places[0]} to {places[-1]}), "
@@ -410,11 +414,11 @@ def ablate(
             return
         if total > 3600 and not yes and on_terminal():
             typer.confirm("go on?", abort=True)
-        tracker = study.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
+        tracker = run.open_study(name, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
         try:
             with tracker.finishing(Interrupted):
                 with progress_bars() as (bars, advance), stop_on_signal(lambda: True) as stop:
-                    failures = study.ablate(
+                    failures = run.ablate(
                         tracker.run_id,
                         plan,
                         store,
@@ -424,7 +428,7 @@ def ablate(
                         stop=stop,
                     )
                 if len(failures) < len(cells) * seeds:
-                    typer.echo(reporting.report(tracker.run_id, store))
+                    typer.echo(report.report(tracker.run_id, store))
                 if failures:
                     raise RunFailed("; ".join(failures))
         except (Interrupted, KeyboardInterrupt) as stopped:
@@ -441,13 +445,14 @@ def report(
     """Report a study anew. Its tables, figures and page are made from its records."""
     with plain_errors():
         from analysis.tables import FORMATS
-        from experiments import reporting, tracking
+        from experiments import tracking
+        from experiments.studies import report
         from simclr.errors import unknown
 
         if form not in FORMATS:
             raise unknown("format", form, FORMATS)
         store = tracking.Store(tracking.home())
-        typer.echo(reporting.report(store.find_study(study).info.run_id, store, form, out))
+        typer.echo(report.report(store.find_study(study).info.run_id, store, form, out))
 
 
 @app.command(cls=Command)
@@ -459,10 +464,11 @@ def plot(
 ) -> None:
     """Draw curves of runs over each other."""
     with plain_errors():
-        from experiments import reporting, tracking
+        from experiments import tracking
+        from experiments.runs import compare
 
         _drawable(out, ())
-        written = reporting.plot(metric, runs, tracking.Store(tracking.home()), out, smooth)
+        written = compare.plot(metric, runs, tracking.Store(tracking.home()), out, smooth)
         typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
@@ -479,7 +485,7 @@ ProtocolSettings = Annotated[
 
 def _found(run: str | None, store: Store) -> Found:
     """The encoder that was named, or else the newest, of which it says which one that is."""
-    from experiments import encoders
+    from experiments.runs import encoders
 
     found = encoders.find(run, store)
     if run is None and found.run_id is not None:
@@ -508,8 +514,9 @@ def evaluate(
 ) -> None:
     """Judge a frozen encoder. Beside it stand chance, raw pixels and an untrained one. Default: --knn --linear."""
     with plain_errors():
-        from experiments import encoders, evaluation, tracking
-        from simclr.protocol import make_protocol
+        from experiments import tracking
+        from experiments.runs import encoders, evaluate
+        from simclr.evaluate.protocol import make_protocol
 
         asked = {
             "knn": knn,
@@ -534,7 +541,7 @@ def evaluate(
                 device=device,
                 progress=advance,
             )
-            report = evaluation.evaluate_encoder(found, subject, store, names, transfer)
+            report = evaluate.evaluate_encoder(found, subject, store, names, transfer)
         data = report.protocol["data"]
         held = [f"{data[part]} {part}" for part in ("train", "val", "test") if data[part]]
         images = ", ".join(held or [f"{len(subject.data.parts['pretrain'])} to pre-train on"])
@@ -576,7 +583,8 @@ def compare(
     """Compare evaluated runs. Settings that differ, figures with intervals, McNemar's test of each pair."""
     with plain_errors():
         from analysis.tables import FORMATS
-        from experiments import comparison, tracking
+        from experiments import tracking
+        from experiments.runs import compare as comparison
         from simclr.errors import unknown
 
         if form not in FORMATS:
@@ -603,9 +611,10 @@ def tsne(
 ) -> None:
     """Draw a t-SNE map of features. Below it stands how far it can be trusted."""
     with plain_errors():
-        from experiments import encoders, pictures, tracking
-        from simclr.evaluate import check
-        from simclr.protocol import make_protocol
+        from experiments import tracking
+        from experiments.runs import encoders, pictures
+        from simclr.evaluate.evaluations import check
+        from simclr.evaluate.protocol import make_protocol
 
         _drawable(out, ())
         store = tracking.Store(tracking.home())
@@ -643,9 +652,10 @@ def neighbours(
 ) -> None:
     """Draw the training images nearest to an image."""
     with plain_errors():
-        from experiments import encoders, pictures, tracking
-        from simclr.evaluate import check
-        from simclr.protocol import make_protocol
+        from experiments import tracking
+        from experiments.runs import encoders, pictures
+        from simclr.evaluate.evaluations import check
+        from simclr.evaluate.protocol import make_protocol
 
         _drawable(out)
         store, protocol = tracking.Store(tracking.home()), make_protocol([], layer=layer)
@@ -669,11 +679,13 @@ def embed(
 ) -> None:
     """Write the features of a folder of images. They are h, with file names."""
     with plain_errors():
-        from experiments import encoders, tracking
+        from experiments import tracking
+        from experiments.runs import encoders
         from simclr import device as devices
-        from simclr.data import walk
-        from simclr.encoder import Encoder, embed_files, write_features
+        from simclr.data.images import walk
         from simclr.errors import UserError, unknown
+        from simclr.weights.encoder import Encoder, embed_files
+        from simclr.weights.features import write_features
 
         if on_bad_image not in (None, "error", "skip"):
             raise unknown("way with a bad image", on_bad_image, ["error", "skip"])
@@ -707,13 +719,14 @@ def import_(
 ) -> None:
     """Take in another program's encoder. It can then be judged as our own. Nothing in the file is run."""
     with plain_errors():
-        from experiments import encoders, tracking
+        from experiments import tracking
+        from experiments.runs import exchange
         from simclr.config import make
 
         where = data_dir and str(data_dir.expanduser().resolve())
         data = make({"data": {"dataset": dataset, "dir": where, "side": side, "normalize": normalize}}).data
         with progress_bars() as (_, advance):
-            run_id, imported = encoders.bring_in(
+            run_id, imported = exchange.bring_in(
                 file,
                 tracking.Store(tracking.home()),
                 data=data,
@@ -741,10 +754,11 @@ def export(
 ) -> None:
     """Write an encoder for other programs. With a card; checked by loading it as they do."""
     with plain_errors():
-        from experiments import encoders, tracking
+        from experiments import tracking
+        from experiments.runs import exchange
 
         store = tracking.Store(tracking.home())
-        parity = encoders.hand_out(_found(run, store), store, out, form)
+        parity = exchange.hand_out(_found(run, store), store, out, form)
         typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}: how to load it")
         typer.echo(
             f"checked: its features differ by {parity.difference:.1e} of the largest (at most {parity.tolerance:g})"
@@ -781,13 +795,13 @@ def search(
         import shlex
 
         from analysis.tables import FORMATS
-        from experiments import ablate as study
-        from experiments import reporting, tracking
-        from experiments import search as searching
-        from experiments.configure import resolve
-        from experiments.space import space as load_space
+        from experiments import tracking
+        from experiments.configs.resolve import resolve
+        from experiments.search import confirm, trials
+        from experiments.search.space import space as load_space
+        from experiments.studies import report, run
         from simclr.errors import RunFailed
-        from simclr.train import Interrupted
+        from simclr.train.loop import Interrupted
 
         full = resolve(
             preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
@@ -815,15 +829,15 @@ def search(
                     say=say,
                     stop=stop,
                 )
-                say(searching.record(found, start, store))
+                say(confirm.record(found, start, store))
                 if not seeds:
                     return
-                plan = searching.confirmation(found, top or (3 if proxy else 1))
+                plan = confirm.confirmation(found, top or (3 if proxy else 1))
                 places = range(full.seed + 1, full.seed + 1 + seeds)
                 confirmed = "-".join([name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
-                tracker = study.open_study(confirmed, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
+                tracker = run.open_study(confirmed, plan, store, shlex.join(["simclr", *sys.argv[1:]]))
                 with tracker.finishing(Interrupted):
-                    failures = study.ablate(
+                    failures = run.ablate(
                         tracker.run_id,
                         plan,
                         store,
@@ -834,10 +848,10 @@ def search(
                     )
                     if len(failures) == len(plan.cells) * seeds:
                         raise RunFailed("; ".join(failures))
-                    say(reporting.report(tracker.run_id, store))
-                    table = searching.selection(found, plan, start, places, store)
+                    say(report.report(tracker.run_id, store))
+                    table = confirm.selection(found, plan, start, places, store)
                     found.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
-                    say(FORMATS["terminal"](table, searching.notes(found, table)))
+                    say(FORMATS["terminal"](table, confirm.notes(found, table)))
                     if failures:
                         raise RunFailed("; ".join(failures))
         except Interrupted as stopped:
@@ -862,10 +876,11 @@ def budget(
 ) -> None:
     """Predict a config's memory, part by part, and what fits. Needs neither a GPU nor the images."""
     with plain_errors():
-        from experiments.configure import resolve
+        from experiments.configs.resolve import resolve
         from simclr import device as devices
-        from simclr import memory as planner
-        from simclr.model import check_images
+        from simclr.build import check_images
+        from simclr.train import budget
+        from simclr.train import memory as predicted
 
         chosen = resolve(
             preset,
@@ -881,33 +896,33 @@ def budget(
             device=device,
         )
         check_images(chosen)
-        limit = planner.budget(chosen.memory, devices.resolve(chosen.device))
-        plan = planner.make_plan(chosen, images, limit)
+        limit = budget.budget(chosen.memory, devices.resolve(chosen.device))
+        plan = budget.plan_memory(chosen, images, limit)
         parts = f" in micro-batches of {plan.micro_batch}" if plan.micro_batch < chosen.train.batch_size else ", whole"
         typer.echo(f"{chosen.name}: a batch of {chosen.train.batch_size}{parts}")
         for part, size in plan.parts.items():
             unknown = "   not counted: --images N" if part == "data" and not images else ""
-            typer.echo(f"  {part:12} {planner.gib(size):>10}{unknown}")
-        typer.echo(f"  {'sum':12} {planner.gib(plan.peak):>10}   at the peak of a step, predicted")
+            typer.echo(f"  {part:12} {predicted.gib(size):>10}{unknown}")
+        typer.echo(f"  {'sum':12} {predicted.gib(plan.peak):>10}   at the peak of a step, predicted")
         for part, size in limit.reserved.items():
-            typer.echo(f"  {part:12} {planner.gib(size):>10}   of {planner.gib(limit.total)}, reserved")
+            typer.echo(f"  {part:12} {predicted.gib(size):>10}   of {predicted.gib(limit.total)}, reserved")
         lost = limit.total - sum(limit.reserved.values()) - limit.usable
-        typer.echo(f"  {'pieces':12} {planner.gib(lost):>10}   reserved, {planner.FRAGMENTATION:.0%} of the rest")
-        typer.echo(f"  {'usable':12} {planner.gib(limit.usable):>10}   is left for the sum")
-        work = planner.flops(chosen, plan.micro_batch)
+        typer.echo(f"  {'pieces':12} {predicted.gib(lost):>10}   reserved, {budget.FRAGMENTATION:.0%} of the rest")
+        typer.echo(f"  {'usable':12} {predicted.gib(limit.usable):>10}   is left for the sum")
+        work = predicted.flops(chosen, plan.micro_batch)
         typer.echo(f"  {'work':12} {work / 1e9:>6.3g} GFLOP   an image")
         if images:
-            speed, epochs = f"{planner.SPEED / 1e12:g} TFLOP/s", chosen.train.epochs
+            speed, epochs = f"{budget.SPEED / 1e12:g} TFLOP/s", chosen.train.epochs
             typer.echo(f"the {images} stored images are kept on the {'device' if plan.on_device else 'host'}")
             typer.echo(
-                f"{epochs} epochs of them take about {_duration(work * images * epochs / planner.SPEED)} at {speed}: a "
+                f"{epochs} epochs of them take about {_duration(work * images * epochs / budget.SPEED)} at {speed}: a "
                 f"guess at an RTX 4060, on which nothing has been measured"
             )
-        sizes, table = planner.grid(chosen, limit, plan.micro_batch)
+        sizes, table = budget.grid(chosen, limit, plan.micro_batch)
         typer.echo("\npeak by batch (rows) and micro-batch (columns); - does not fit")
         typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
         for batch, peaks in table.items():
-            shown = {m: planner.gib(peak) if peak else "-" for m, peak in peaks.items()}
+            shown = {m: predicted.gib(peak) if peak else "-" for m, peak in peaks.items()}
             typer.echo(f"{batch:>8}" + "".join(f"{shown.get(size, ''):>10}" for size in sizes))
 
 
@@ -915,7 +930,7 @@ def budget(
 def presets() -> None:
     """List the recipes, with what each costs and gives."""
     with plain_errors():
-        from experiments.recipes import presets as load
+        from experiments.configs.presets import presets as load
 
         for preset in load().values():
             typer.echo(preset.name)
@@ -936,15 +951,16 @@ def views(
 ) -> None:
     """Draw what the network sees. Originals, both views, and each operation alone."""
     with plain_errors():
-        from experiments import runner, tracking
-        from experiments.configure import resolve
-        from simclr.data import open_dataset
+        from experiments import tracking
+        from experiments.configs.resolve import resolve
+        from experiments.runs import pictures
+        from simclr.data.dataset import open_dataset
 
         _drawable(out)
         chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
         with progress_bars() as (_, advance):
             data = open_dataset(chosen.data, tracking.home(), advance)
-        runner.view_grid(chosen, data, out)
+        pictures.view_grid(chosen, data, out)
         typer.echo(f"wrote {out}")
 
 

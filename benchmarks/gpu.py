@@ -26,16 +26,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import CONFIGS, configured, measured
-from experiments.configure import resolve
+from experiments.configs.resolve import resolve
 from simclr import device as devices
-from simclr.data import stored_side
-from simclr.knn import knn_predict
-from simclr.linear import choose_l2, prepared
-from simclr.loss import contrast
-from simclr.memory import MIB, budget, make_plan, predict
-from simclr.model import SimCLR
-from simclr.protocol import Linear
-from simclr.train import Training, embeddings, train_step, training_of, two_views
+from simclr.data.dataset import stored_side
+from simclr.evaluate.knn import knn_predict
+from simclr.evaluate.linear import choose_l2, prepared
+from simclr.evaluate.protocol import Linear
+from simclr.methods.ntxent import contrast
+from simclr.model import Network
+from simclr.train.budget import budget, plan_memory
+from simclr.train.memory import MIB, predict
+from simclr.train.step import Training, embeddings, train_step, training_of
+from simclr.views import two_views
 
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
 COMPILED = ("cifar10-cpu", "cifar10")  # compiling takes up to a minute each
@@ -100,11 +102,11 @@ def prepared_training(preset: str, device: torch.device, quick: bool) -> tuple[T
     config = resolve(preset, None, ["train.batch_size=32", "train.norm_batch=32"] if quick else [])
     images = torch.randint(256, (2 * config.train.batch_size, 3, *[stored_side(config.data)] * 2), dtype=torch.uint8)
     if device.type == "cuda":
-        plan = make_plan(config, len(images), budget(None, device))
+        plan = plan_memory(config, len(images), budget(None, device))
         train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
         config = config.model_copy(update={"train": train})
     side = config.view_size() or stored_side(config.data)
-    model = SimCLR(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Network(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = devices.resolve_precision(config.train.precision, device)
     return training_of(config, model, dtype, ""), images.to(device)
 
@@ -251,7 +253,7 @@ def lightly_recipe(device: torch.device, quick: bool) -> list[Row]:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         config = resolve("cifar10", None, [])
-        model = SimCLR(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = Network(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer, loss = torch.optim.SGD(model.parameters(), 0.06, momentum=0.9), NTXentLoss(0.5)
         workers = 0 if quick else os.cpu_count() or 1
         loader = DataLoader(Views(), batch, workers > 0, num_workers=workers, drop_last=True, pin_memory=True)
@@ -315,13 +317,20 @@ def training(device: torch.device, quick: bool, arguments: tuple[str, ...], epoc
 
 
 def markdown(results: dict[str, Any]) -> str:
-    lines = ["# Measured on a GPU", "", "Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run.", ""]
+    lines = [
+        "# Measured on a GPU",
+        "",
+        "Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run.",
+        "",
+    ]
     for name, section in results.items():
         lines += [f"## {name} ({section['seconds']:.0f} s)", ""]
         if "error" in section:
             lines += [f"Failed: {section['error']}", ""]
             continue
-        columns = list(dict.fromkeys(key for row in section["rows"] for key in row if key not in ("output", "failures")))
+        columns = list(
+            dict.fromkeys(key for row in section["rows"] for key in row if key not in ("output", "failures"))
+        )
         lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(_cell(row.get(key, "")) for key in columns) + " |" for row in section["rows"]]
         for row in section["rows"]:

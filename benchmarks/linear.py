@@ -16,8 +16,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from simclr.linear import accuracy, choose_l2, fit_logistic, logits, prepared, standardise
-from simclr.protocol import Linear
+from simclr.evaluate.linear import accuracy, choose_l2, fit_logistic, logits, prepared, standardise
+from simclr.evaluate.protocol import Linear
 
 CLASSES = 10
 

@@ -16,12 +16,14 @@ from statistics import median
 
 import torch
 
-from experiments.configure import resolve
+from experiments.configs.resolve import resolve
 from experiments.tracking import Store
 from simclr import device as devices
-from simclr.data import open_dataset
-from simclr.loss import contrast
-from simclr.train import Meter, batch_rows, begin, embed, plan, stored_images, train_step, two_views
+from simclr.data.dataset import open_dataset
+from simclr.methods.ntxent import contrast
+from simclr.train.loop import Meter, batch_rows, count_steps, stored_images
+from simclr.train.step import begin, embed, train_step
+from simclr.views import two_views
 
 ROUNDS = 15
 
@@ -41,7 +43,7 @@ def main(preset: str, settings: list[str]) -> None:
             tracker.log(metrics, step)
             tracking[0] += time.perf_counter() - clock
 
-        _, per_epoch = plan(config, data)
+        _, per_epoch = count_steps(config, data)
         images = stored_images(data, device, on_device=device.type != "cpu")
         training, bare = begin(config, data, device), begin(config, data, device)
         meter, log_every = Meter(training, log), max(1, per_epoch // 10)

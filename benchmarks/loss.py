@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.memory import profiled_peak
-from simclr import loss
+from simclr.methods import ntxent as loss
 
 WIDTH = 128
 TEMPERATURE = 0.2

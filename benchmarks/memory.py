@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from simclr import device as devices
 from simclr.config import Config, make
-from simclr.data import stored_side
-from simclr.memory import MIB, predict
-from simclr.model import SimCLR
-from simclr.train import train_step, training_of
+from simclr.data.dataset import stored_side
+from simclr.model import Network
+from simclr.train.memory import MIB, predict
+from simclr.train.step import train_step, training_of
 
 # Backbone, stem, width, image side, batch, micro-batch, precision, optimizer.
 CONFIGS: list[tuple[str, str, float, int, int, int, str, str]] = [
@@ -61,7 +61,7 @@ def configured(
 def measured(config: Config, device: torch.device) -> int:
     """Bytes at the peak of a real training step."""
     side = config.view_size() or stored_side(config.data)
-    model = SimCLR(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Network(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = training_of(config, model, devices.resolve_precision(config.train.precision, device), "")
     for group in training.optimizer.param_groups:
         group["foreach"] = True

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.memory import configured
 from simclr import device as devices
-from simclr.model import SimCLR
-from simclr.train import Training, train_step, training_of
+from simclr.model import Network
+from simclr.train.step import Training, train_step, training_of
 
 STEPS = 3
 
@@ -28,7 +28,7 @@ def main(batch: int = 4096, micro_batch: int = 256, dtype: str = "float32") -> N
     trainings, times = [], []
     for size in (batch, micro_batch):
         config = configured("resnet18", "stride2", 0.25, 32, batch, size, "fp32", "sgd")
-        model = SimCLR(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = Network(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(getattr(torch, dtype))
         training = training_of(config, model, torch.float32, "")
         training.model.eval()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .encoder import Encoder, load_encoder
+    from simclr.weights.encoder import Encoder, load_encoder
 
 __all__ = ["Encoder", "load_encoder"]
 
@@ -16,6 +16,6 @@ __all__ = ["Encoder", "load_encoder"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import encoder
+    from simclr.weights import encoder
 
     return getattr(encoder, name)

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .device import send
-from .randomness import uniforms
+from simclr.device import send
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
@@ -31,9 +30,17 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
 Positive = Annotated[float, Field(gt=0)]
+
+
 Fractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
+
+
 Positives = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
@@ -50,9 +57,6 @@ class Params(BaseModel):
     def applied(self) -> Params | None:
         """What a view does for these parameters; None: nothing."""
         return self if self.p > 0 else None
-
-
-# --- geometry ---------------------------------------------------------------------------------------------------------
 
 
 class Crop(Params):
@@ -75,7 +79,11 @@ class Crop(Params):
 
 
 Range = tuple[float, float]
+
+
 ATTEMPTS = 10  # of torchvision's RandomResizedCrop and RandomErasing, before they give up
+
+
 BOX_DRAWS = 2 * ATTEMPTS + 2
 
 
@@ -165,9 +173,6 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 def rotation(images: Tensor, u: Tensor, params: Rotation) -> Tensor:
     return rotate(images, send(params.degrees * (2 * u[:, 0] - 1), images.device))
-
-
-# --- colour -----------------------------------------------------------------------------------------------------------
 
 
 class ColorJitter(Params):
@@ -268,9 +273,6 @@ class Solarize(Params):
 
 def solarize(images: Tensor, u: Tensor, params: Solarize) -> Tensor:
     return torch.where(images >= params.threshold, 1 - images, images)
-
-
-# --- filters, noise, erasing ------------------------------------------------------------------------------------------
 
 
 class Blur(Params):
@@ -382,29 +384,3 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "noise": Augmentation(Noise, 2, noise),
     "cutout": Augmentation(Cutout, BOX_DRAWS, cutout),
 }
-
-Pipeline = dict[str, Params]  # name -> parameters, in the order of AUGMENTATIONS, without those of p = 0
-
-
-def draw(pipeline: Pipeline, n: int, seed: int, step: int, view: int) -> dict[str, Tensor]:
-    """The random numbers of one view of a batch of `n`: for each operation n x (1 + its draws), on the CPU.
-
-    Each operation has a key of its own, so dropping one leaves the draws of the others as they were; the rows of a
-    micro-batch are a slice of these.
-    """
-    return {name: uniforms((n, 1 + AUGMENTATIONS[name].draws), seed, "view", step, view, name) for name in pipeline}
-
-
-def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tensor:
-    """One view: uint8 N x 3 x S x S -> float32 N x 3 x S x S in [0, 1]. The draws' rows are the images' rows."""
-    out = images.float().div_(255)
-    for name, params in pipeline.items():
-        u = draws[name]
-        chosen = (u[:, 0] < params.p).nonzero().squeeze(1)  # on the CPU: no wait for the accelerator
-        function = AUGMENTATIONS[name].apply
-        if len(chosen) == len(u):
-            out = function(out, u[:, 1:], params)
-        elif len(chosen):
-            rows = send(chosen, out.device)
-            out[rows] = function(out[rows], u[chosen, 1:], params)
-    return out

@@ -8,128 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from .augment import AUGMENTATIONS, Crop, Params, Pipeline
-from .data import DATASETS, NORMALIZATIONS, stored_side
-from .errors import UserError, unknown
-from .model import HEADS, STEMS, backbones
-from .optim import OPTIMIZERS, OWN_SETTINGS, SCALINGS, SCHEDULES, peak_rate
-
-
-def _one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Checks that a string is among the names of a table."""
-
-    def check(name: str) -> str:
-        if name not in (names := list(choices())):
-            raise unknown(kind, name, names)
-        return name
-
-    return AfterValidator(check)
-
-
-class Section(BaseModel):
-    """A frozen table of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-UNITS = {"MiB": 2**20, "GiB": 2**30}
-
-
-def memory_bytes(text: str) -> int:
-    """The bytes that "8GiB" or "8188MiB" is. Raises ValueError for anything else."""
-    number, unit = text[:-3].strip(), text[-3:]
-    if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) == 0:
-        raise ValueError("write it as 8GiB or 8188MiB")
-    return round(float(number) * UNITS[unit])
-
-
-def _memory(text: str) -> str:
-    memory_bytes(text)
-    return text
-
-
-Memory = Annotated[str, AfterValidator(_memory)]
-
-
-class DataConfig(Section):
-    """Which images, and how they are split."""
-
-    dataset: Annotated[str, _one_of("data set", lambda: DATASETS)] = "shapes"
-    dir: Path | None = None  # where the images or the downloaded archive are (default: under the home folder)
-    side: int | None = Field(None, ge=8, le=1024)  # stored image side in pixels (default: the data set's own)
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training images, held out where there is no validation split
-    limit: int | None = Field(
-        None, ge=2
-    )  # use this many training images, chosen by the split seed (kNN and linear too)
-    split_seed: int = Field(0, ge=0)  # of the validation split and the limit: the same for all seeds of a study
-    normalize: Annotated[str, _one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
-    on_bad_image: Literal["error", "skip"] = "error"
-
-
-if TYPE_CHECKING:
-    AugmentConfig = Section
-else:
-    AugmentConfig = create_model(
-        "AugmentConfig",
-        __base__=Section,
-        __doc__="What a view goes through: one table for each of AUGMENTATIONS (p = 0: absent). Defaults: the paper's.",
-        **{name: (row.params, Field(default_factory=row.params)) for name, row in AUGMENTATIONS.items()},
-    )
-
-
-def pipeline(section: AugmentConfig) -> Pipeline:
-    """The operations that a view goes through, in order, without the absent ones."""
-    chosen: dict[str, Params] = {name: getattr(section, name) for name in AUGMENTATIONS}
-    return {name: applied for name, params in chosen.items() if (applied := params.applied())}
-
-
-class ModelConfig(Section):
-    """The encoder and the projection head."""
-
-    backbone: Annotated[str, _one_of("backbone", backbones)] = "resnet18"
-    stem: Annotated[str, _one_of("stem", lambda: STEMS)] = "cifar"
-    # Multiplies the channels of a ResNet. Below 0.125 the first have fewer than 8, and oneDNN 3.12 (torch 2.14), on a
-    # CPU without AVX-512, writes out of bounds in the weights' gradient of such a 1x1 convolution of stride 2.
-    width: float = Field(1.0, ge=0.125, le=8)
-    head: Annotated[str, _one_of("head", lambda: HEADS)] = "mlp"
-    hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
-    out_dim: int = Field(128, ge=1)  # of z
-    head_batch_norm: bool = False  # batch norm after each linear layer of the head (the paper's code has it)
-
-
-class LossConfig(Section):
-    """NT-Xent."""
-
-    temperature: float = Field(0.5, ge=0.01, le=1000)
-    normalize: bool = True  # cosine similarity; without it a plain dot product (paper, Table 5)
-    include_self: bool = False  # leave each row's similarity to itself in the denominator: a mistake, reproducible
-
-
-class OptimConfig(Section):
-    """The optimizer and its learning rate."""
-
-    name: Annotated[str, _one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
-    lr: float = Field(0.3, gt=0)  # before scaling
-    lr_scaling: Annotated[str, _one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
-    weight_decay: float = Field(1e-6, ge=0)
-    decay_bias_and_norm: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd, muon (which is run with 0.95)
-    trust: float = Field(1e-3, gt=0)  # lars
-    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw, muon
-    schedule: Annotated[str, _one_of("schedule", lambda: SCHEDULES)] = "cosine"
-    warmup_epochs: float = Field(10.0, ge=0)
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
-    plateau_patience: int = Field(10, ge=0)  # in epochs
+from simclr.augment import Crop
+from simclr.data.dataset import DataConfig, stored_side
+from simclr.methods.simclr import LossConfig
+from simclr.model import ModelConfig
+from simclr.optim import OPTIMIZERS, OWN_SETTINGS, OptimConfig, peak_rate
+from simclr.settings import Count, Memory, Section, flatten, merge, readable
+from simclr.views import AugmentConfig, Pipeline, pipeline
 
 
 def divisors(n: int) -> list[int]:
@@ -260,55 +150,6 @@ class Config(Section):
         return flatten(data)
 
 
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names and their values, without those that are None."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in their place, table by table."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """`nested("loss.temperature", 0.1)` -> `{"loss": {"temperature": 0.1}}`."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return value  # type: ignore[no-any-return]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`section.key=value` as (section.key, value); the value is TOML, or else a plain string."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise UserError(f"'{text}' is not a setting: expected section.key=value, e.g. loss.temperature=0.2")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return path.strip(), parsed
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file, or a UserError that names the file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"can't read the config file {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from None
-
-
 def to_toml(config: Config) -> str:
     """The config as TOML that `--config` reads back to an equal config."""
     lines: list[str] = []
@@ -341,39 +182,3 @@ def make(table: Mapping[str, Any]) -> Config:
         return Config.model_validate(table)
     except ValidationError as error:
         raise readable(error, Config) from None
-
-
-def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
-    """The first mistake that pydantic found, in a sentence."""
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a misspelt name, before others
-    parts = [str(part) for part in first["loc"]]
-    misspelt = parts[-1:] if first["type"] == "extra_forbidden" else []
-    tables = [part for part in parts[: len(parts) - len(misspelt)] if not set("-[") & set(part)]  # pydantic's own tags
-    path = ".".join(tables + misspelt)
-    if misspelt:
-        return unknown("setting", path, settings(model))
-    if first["type"] == "missing":
-        return UserError(f"{path} is missing")
-    if first["type"] == "value_error":
-        return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
-    message = first["msg"].removeprefix("Input should be ")
-    return UserError(f"{path} = {_shown(first['input'])}: expected {message}")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) < 80 else text[:77] + "..."
-
-
-def settings(model: type[BaseModel]) -> list[str]:
-    """Every dotted name of a setting of Config, or of another model, that `--set` and a TOML file may use."""
-
-    def walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
-        for name, field in model.model_fields.items():
-            kinds = field.annotation, *get_args(field.annotation)  # also of `Section | None`
-            if section := next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None):
-                yield from walk(section, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
-
-    return list(walk(model, ""))

@@ -10,21 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
-from .data import NORMALIZATIONS, Dataset, stored_side
-from .errors import UserError, unknown
-from .randomness import initial_weights
+from simclr.errors import UserError, unknown
+from simclr.randomness import initial_weights
+from simclr.settings import Section, _one_of
 
-if TYPE_CHECKING:
-    from .config import Config, ModelConfig
+
+class ModelConfig(Section):
+    """The encoder and the projection head."""
+
+    backbone: Annotated[str, _one_of("backbone", backbones)] = "resnet18"
+    stem: Annotated[str, _one_of("stem", lambda: STEMS)] = "cifar"
+    # Multiplies the channels of a ResNet. Below 0.125 the first have fewer than 8, and oneDNN 3.12 (torch 2.14), on a
+    # CPU without AVX-512, writes out of bounds in the weights' gradient of such a 1x1 convolution of stride 2.
+    width: float = Field(1.0, ge=0.125, le=8)
+    head: Annotated[str, _one_of("head", lambda: HEADS)] = "mlp"
+    hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
+    out_dim: int = Field(128, ge=1)  # of z
+    head_batch_norm: bool = False  # batch norm after each linear layer of the head (the paper's code has it)
+
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not torchvision's: half of ResNet-18, for short runs
@@ -143,7 +156,7 @@ HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
 }
 
 
-class SimCLR(nn.Module):
+class Network(nn.Module):
     """Encoder and head: images (float N x 3 x S x S in [0, 1]) -> (h: N x features, z: N x out_dim).
 
     The network sees images of `side` pixels, as its views are; others are resized here. They are normalised here, by
@@ -200,28 +213,6 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def build_model(config: Config, data: Dataset, device: torch.device) -> SimCLR:
-    """The untrained network of a config, for the images of a data set."""
-    mean, std = NORMALIZATIONS[config.data.normalize](data)
-    model = SimCLR(config.model, config.view_size() or data.side, config.seed, mean, std)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def check_images(config: Config) -> None:
-    """Raises UserError where the network of a config can't take the views of its images."""
-    side = config.view_size() or stored_side(config.data)
-    model = SimCLR(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(2, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
-            f"--backbone"
-        ) from None
 
 
 def parameter_count(module: nn.Module) -> int:

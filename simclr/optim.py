@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .device import has_fast_bf16
+from simclr.device import has_fast_bf16
+from simclr.settings import Beta, Section, _one_of
 
-if TYPE_CHECKING:
-    from .config import OptimConfig
+
+class OptimConfig(Section):
+    """The optimizer and its learning rate."""
+
+    name: Annotated[str, _one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
+    lr: float = Field(0.3, gt=0)  # before scaling
+    lr_scaling: Annotated[str, _one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
+    weight_decay: float = Field(1e-6, ge=0)
+    decay_bias_and_norm: bool = False
+    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd, muon (which is run with 0.95)
+    trust: float = Field(1e-3, gt=0)  # lars
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw, muon
+    schedule: Annotated[str, _one_of("schedule", lambda: SCHEDULES)] = "cosine"
+    warmup_epochs: float = Field(10.0, ge=0)
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
+    plateau_patience: int = Field(10, ge=0)  # in epochs
 
 
 VECTOR_RATE = 0.15  # of Muon's rate, for biases and norms: 3e-3 at 0.02, which AdamW runs well with here
@@ -149,6 +165,8 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     "muon": OptimizerRow(_muon, frozenset({"momentum", "betas"})),
     "adamw": OptimizerRow(_adamw, frozenset({"betas"})),
 }
+
+
 OWN_SETTINGS = frozenset().union(*(row.reads for row in OPTIMIZERS.values()))
 
 
@@ -173,6 +191,7 @@ SCALINGS: dict[str, Callable[[int], float]] = {
     "linear": lambda batch: batch / 256,
     "sqrt": lambda batch: math.sqrt(batch) / 16,
 }
+
 
 # What follows the warm-up, as a factor of the peak, for a progress in [0, 1). `Plateau` keeps a factor of its own.
 SCHEDULES: dict[str, Callable[[float], float]] = {

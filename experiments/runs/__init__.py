@@ -1,0 +1,1 @@
+"""Single runs: train, evaluate, compare, exchange."""

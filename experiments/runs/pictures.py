@@ -1,0 +1,109 @@
+"""Pictures of what an encoder has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis import plots
+from analysis.tsne import neighbour_agreement
+from analysis.tsne import tsne as embed
+from simclr import device as devices
+from simclr.config import Config
+from simclr.data.dataset import Dataset
+from simclr.data.images import Files, bad_images, decode_files
+from simclr.data.sources import UNLABELLED
+from simclr.errors import UserError, unknown
+from simclr.evaluate.knn import nearest
+from simclr.evaluate.subject import Subject, features
+from simclr.progress import SILENT
+from simclr.randomness import permutation
+from simclr.views import Pipeline, apply, draw
+
+
+def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
+    """A picture: originals, both views, and each operation alone (p = 1), view two's where they differ."""
+    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
+    originals = torch.from_numpy(data.images[rows])
+    grid = {"original": originals.float() / 255}
+
+    def add(label: str, pipeline: Pipeline, view: int) -> None:
+        grid[label] = apply(originals, pipeline, draw(pipeline, len(rows), config.seed, 0, view))
+
+    first, second = config.pipelines()
+    add("view 1", first, 0)
+    add("view 2", second, 1)
+    for name, params in first.items():
+        add(name, {name: params.model_copy(update={"p": 1.0})}, 0)
+    for name, params in second.items():
+        if params != first.get(name):
+            add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
+    plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
+
+
+def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
+    """Draw the images to pre-train on that are nearest to each file, by cosine similarity."""
+    data, layer = subject.data, subject.protocol.layer
+    queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
+    names = [str(file) for file in files]
+    if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), queries, SILENT, ""):
+        raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Name images")
+    rows = data.parts["pretrain"]
+    with devices.memory_errors("use --device cpu"):
+        bank = features(subject.model, data.images, rows, torch.float32, layer)
+        found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
+
+    def label(row: int) -> str | None:
+        return data.classes[data.labels[row]] if data.labels[row] != UNLABELLED else None
+
+    lines = []
+    for query, similarities, index in zip(queries, *(part.cpu().numpy() for part in found), strict=True):
+        near = rows[index]
+        pictures, labels = data.images[near].transpose(0, 2, 3, 1), [label(row) for row in near]
+        lines.append((query.transpose(1, 2, 0), pictures, similarities.tolist(), labels))
+    plots.neighbours(lines, out)
+
+
+def tsne(
+    subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
+) -> tuple[str, list[Path]]:
+    """Draw the map of a part's features (at most `images` of them) to out.png and out.svg, its points to out.csv.
+
+    Returns what it shows, and how often neighbours have one class, on the map and in the features (labels needed); and
+    the files.
+    """
+    data, layer = subject.data, subject.protocol.layer
+    if part not in data.parts:
+        raise unknown("part", part, data.parts)
+    rows = data.parts[part]
+    if not len(rows):
+        full = ", ".join(name for name in data.parts if len(data.parts[name]))
+        raise UserError(f"'{data.name}' has no images in part '{part}': choose from {full}")
+    rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
+    with devices.memory_errors("use --device cpu"):
+        x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
+    labels = data.labels[rows]
+    try:
+        points, how = embed(x, seed, perplexity)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    labelled = len(data.classes) > 1 and bool((labels != UNLABELLED).all())
+    note = (
+        f"{len(rows)} {part} images of {data.name}, {layer} ({x.shape[1]}-d); t-SNE, perplexity {perplexity:g}, {how}"
+    )
+    if labelled:
+        share = neighbour_agreement(points, x, labels)
+        note += (
+            f"\n10 nearest neighbours name the class: {share.points:.1%} on the map, {share.features:.1%} in {layer}"
+        )
+    pictures = data.images[rows].transpose(0, 2, 3, 1) if thumbnails else None
+    files = plots.files_of(out, ".png", ".svg", ".csv")
+    plots.scatter(points, labels, data.classes, files[:2], pictures, note)
+    names = [data.classes[label] if label != UNLABELLED else "" for label in labels]
+    table = pd.DataFrame({"row": rows, "class": names, "x": points[:, 0], "y": points[:, 1]})
+    table.to_csv(files[2], index=False)
+    return note, files

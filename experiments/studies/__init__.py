@@ -1,0 +1,1 @@
+"""Ablation studies: plan, run, report."""

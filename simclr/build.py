@@ -1,0 +1,32 @@
+"""Build a config's network, and check that it can process the images."""
+
+from __future__ import annotations
+
+import torch
+
+from simclr.config import Config
+from simclr.data.dataset import NORMALIZATIONS, Dataset, stored_side
+from simclr.errors import UserError
+from simclr.model import Network
+
+
+def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
+    """The untrained network of a config, for the images of a data set."""
+    mean, std = NORMALIZATIONS[config.data.normalize](data)
+    model = Network(config.model, config.view_size() or data.side, config.seed, mean, std)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def check_images(config: Config) -> None:
+    """Raises UserError where the network of a config can't take the views of its images."""
+    side = config.view_size() or stored_side(config.data)
+    model = Network(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
+            f"--backbone"
+        ) from None

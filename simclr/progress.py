@@ -1,0 +1,34 @@
+"""What a long-running function reports while it works, and how it is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class Observer:
+    """Watches work in progress. This one shows nothing and never stops anything; subclasses override what they need.
+
+    One observer is passed down through training, studies and searches, so that no function has a list of callbacks.
+    """
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` units of `what` (such as "decoding train") are finished."""
+
+    def began(self, run_id: str, steps: int) -> None:
+        """A run of so many steps is about to train."""
+
+    def reused(self, run_id: str) -> None:
+        """A finished run of the same config and data is returned instead of training again."""
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of a run after `step` steps."""
+
+    def say(self, text: str) -> None:
+        """A message for the user, one or more lines."""
+
+    def stop(self) -> bool:
+        """Whether the work should stop as soon as its state is saved."""
+        return False
+
+
+SILENT = Observer()

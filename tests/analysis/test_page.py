@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis.page import KINDS, SCRIPT, page
+
+EVIL = """</td></pre></title><script>alert("1")</script>]]> --> ' & &amp; <img src=x onerror='alert(2)'>"""
+VOID = {"meta", "img"}
+
+
+class Reader(HTMLParser):
+    """Elements, texts and attributes of a page, whose tags must balance."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.attributes: dict[str, list[str | None]] = {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        for key, value in attrs:
+            self.attributes.setdefault(key, []).append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+@pytest.fixture
+def figures(tmp_path: Path) -> list[Path]:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(3)</script></svg>')
+    return [tmp_path / "a.png", tmp_path / "b.svg"]
+
+
+def test_a_page_is_balanced_html_that_shows_every_text_as_it_is_and_loads_nothing(figures: list[Path]) -> None:
+    frame = pd.DataFrame({EVIL: [EVIL, None], "n": [3, 4], "p": [0.5, float("nan")]})
+    sections = [(EVIL, "text", f"one\n\n{EVIL}"), ("Cells", "table", frame), ("", "code", f"\n{EVIL}")]
+    text = page(EVIL, [*sections, *(("", "figure", (path, EVIL)) for path in figures)])
+    assert text.startswith("<!DOCTYPE html>\n<html lang")
+    read = Reader(text)
+    assert (read.texts["title"], read.texts["h1"]) == ([EVIL], [EVIL])
+    assert read.texts["h2"] == [EVIL, "Cells"]
+    assert read.texts["p"] == ["one", EVIL]
+    assert read.texts["button"] == [EVIL, "n", "p"]
+    assert read.texts["td"] == [EVIL, "3", "0.5", "—", "4", "—"]
+    assert read.texts["code"] == [f"\n{EVIL}"]
+    assert read.attributes["alt"] == read.texts["figcaption"] == [EVIL, EVIL]
+    assert read.seen.count("script") == 1
+    assert read.attributes["src"] == [
+        f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for kind, path in zip(("png", "svg+xml"), figures, strict=True)
+    ]
+    assert not {"href", "onerror"} & set(read.attributes)
+    assert "default-src 'none'" in str(read.attributes["content"])
+    assert not re.search(r"url\(|@import|https?:", text)
+
+
+def test_unknown_kinds_and_formats_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^section 'x' of kind 'plot': expected one of {', '.join(KINDS)}$"):
+        page("t", [("x", "plot", "")])
+    with pytest.raises(ValueError, match=r"figure .*a\.pdf: expected one of \.png, \.svg, so save it"):
+        page("t", [("x", "figure", (tmp_path / "a.pdf", ""))])
+
+
+@pytest.mark.parametrize(
+    ("texts", "up", "down"),
+    [
+        (["10.2", "9.5 (9 to 10)", "—", "-1", "+2e1"], [3, 1, 0, 4, 2], [4, 0, 1, 3, 2]),
+        (["mlp", "", "3-layer", "—", "linear"], [2, 4, 0, 1, 3], [0, 4, 2, 1, 3]),
+        (["1", "1", "0"], [2, 0, 1], [0, 1, 2]),
+    ],
+    ids=["numbers", "words", "ties"],
+)
+def test_a_column_is_sorted_as_numbers_where_it_holds_numbers(texts: list[str], up: list[int], down: list[int]) -> None:
+    if not (node := shutil.which("node")):
+        pytest.skip("node is not installed")
+    call = f"const texts = {json.dumps(texts)}; console.log(JSON.stringify([order(texts, false), order(texts, true)]))"
+    script = f"const document = {{querySelectorAll: () => []}}; {SCRIPT}; {call}"
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == [up, down]

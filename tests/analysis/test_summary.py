@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.statistics import mcnemar
+from analysis.summary import shown, summary
+from analysis.tables import FORMATS
+
+NAN = math.nan
+
+
+def records(figures: Mapping[str, Any], metric: str = "knn_top1") -> pd.DataFrame:
+    """Records of cells with one figure a seed; nan: that seed failed."""
+    rows = [
+        {"cell": name, "seed": seed, "status": "FAILED" if math.isnan(value) else "FINISHED", metric: value}
+        for name, values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(error=None, seconds=60.0, images_per_second=800.0)
+
+
+def cells(names: Mapping[str, Any], **expected: float | str) -> list[dict[str, Any]]:
+    """A plan: each name with the size or the direction that is expected there."""
+    sizes = {name: expected.get(name) for name in names}
+    return [
+        {
+            "cell": name,
+            "paper": None if isinstance(size, str) else size,
+            "direction": size if isinstance(size, str) else None,
+            "source": None if size is None else "Table 5",
+        }
+        for name, size in sizes.items()
+    ]
+
+
+def table(figures: Mapping[str, Any], **expected: float | str) -> pd.DataFrame:
+    return summary(records(figures), cells(figures, **expected), "knn_top1", {}).set_index("cell")
+
+
+def studies(draw: np.random.Generator, effects: list[float], runs: int) -> np.ndarray:
+    """Figures (studies x cells x 5 seeds) in which a seed moves all cells of its study far more than the noise does."""
+    seeds, noise = draw.normal(0.6, 0.05, (runs, 1, 5)), draw.normal(0, 0.005, (runs, len(effects), 5))
+    return np.array(effects)[:, None] + seeds + noise
+
+
+def test_a_row_is_scipys_interval_and_paired_test_in_percent() -> None:
+    draw = np.random.default_rng(0)
+    figures = {"base": draw.normal(0.6, 0.03, 5), "b": draw.normal(0.5, 0.03, 5), "a": draw.normal(0.6, 0.03, 5)}
+    result = table(figures)
+    assert list(result.index) == ["base", "b", "a"]
+    tests = {name: stats.ttest_rel(figures[name], figures["base"]) for name in ("b", "a")}
+    for name, test in tests.items():
+        x, row = figures[name], result.loc[name]
+        own, pair = stats.t.interval(0.95, 4, x.mean(), stats.sem(x)), test.confidence_interval()
+        wanted = [x.mean(), *own, (x - figures["base"]).mean(), pair.low, pair.high]
+        columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
+        np.testing.assert_allclose(row[columns].tolist(), 100 * np.array(wanted))
+        assert (row["n"], row["pairs"], row["p"]) == (5, 5, pytest.approx(test.pvalue))
+    b, a = tests["b"].pvalue, tests["a"].pvalue
+    assert b < a
+    assert result["p_holm"].tolist() == pytest.approx([NAN, 2 * b, max(2 * b, a)], nan_ok=True)
+    baseline = result.loc["base"]
+    assert (baseline["n"], baseline["pairs"], baseline["mcnemar"], baseline["verdict"]) == (5, 0, None, "")
+    assert baseline[["difference", "difference_low", "p"]].isna().all()
+
+
+def test_a_metric_that_is_no_accuracy_keeps_its_unit() -> None:
+    figures = {"base": [1.5, 1.6], "a": [1.8, 1.7]}
+    result = summary(records(figures, "alignment"), cells(figures), "alignment", {})
+    assert result["mean"].tolist() == pytest.approx([1.55, 1.75])
+    assert shown(result, "alignment").iloc[1]["difference"] == "+0.2 (-1.071 to +1.471)"
+
+
+def test_intervals_of_simulated_studies_cover_the_true_difference_95_times_in_100() -> None:
+    """The baseline is what a seed does to every cell, without noise: 2000 cells are as many independent studies."""
+    draw, runs, effect = np.random.default_rng(1), 2000, -0.01
+    base = draw.normal(0.6, 0.05, 5)
+    figures = {"base": base} | {str(run): base + effect + draw.normal(0, 0.007, 5) for run in range(runs)}
+    found = table(figures, **{str(run): "lower" for run in range(runs)}).iloc[1:]
+    covered = ((found["difference_low"] <= 100 * effect) & (100 * effect <= found["difference_high"])).mean()
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / runs))
+    power = stats.nct.cdf(stats.t.ppf(0.025, 4), 4, effect / 0.007 * math.sqrt(5))
+    assert (found["verdict"] == "agrees").mean() == pytest.approx(power, abs=0.05)
+
+
+def test_figures_are_paired_by_seed_whatever_their_order() -> None:
+    base, cell = studies(np.random.default_rng(2), [0, -0.01], 1)[0]
+    figures = {"base": base, "cell": cell}
+    rows, plan = records(figures), cells(figures)
+    straight = summary(rows, plan, "knn_top1", {})
+    pd.testing.assert_frame_equal(straight, summary(rows.sample(frac=1, random_state=0), plan, "knn_top1", {}))
+    other = rows.assign(seed=rows["seed"].where(rows["cell"] == "base", (rows["seed"] + 1) % 5))
+    widths = [(t["difference_high"] - t["difference_low"])[1] for t in (straight, summary(other, plan, "knn_top1", {}))]
+    assert widths[1] > 3 * widths[0]
+
+
+def test_studies_without_effects_are_rarely_called_significant_in_any_cell() -> None:
+    runs = 300
+    found = uncorrected = 0
+    for study in studies(np.random.default_rng(3), [0] * 6, runs):
+        result = table(dict(zip("abcdef", study, strict=True)))
+        found += (result["p_holm"] < 0.05).any()
+        uncorrected += (result["p"] < 0.05).any()
+    assert found / runs <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
+    assert uncorrected / runs > 0.1
+
+
+def test_failed_seeds_reduce_n_and_leave_the_pairs_that_both_have() -> None:
+    base, a, b = [NAN, 0.5, 0.6, 0.7], [0.4, NAN, 0.5, 0.58], [NAN] * 4
+    rows = records({"base": base, "a": a, "b": b})
+    rows.loc[rows["cell"] == "b", "knn_top1"] = 0.9  # measured, but not finished: no figure of the study
+    result = summary(rows, cells({"base": 0, "a": 0, "b": 0}), "knn_top1", {})
+    assert result["n"].tolist() == [3, 3, 0]
+    assert result["pairs"].tolist() == [0, 2, 0]
+    expected = stats.ttest_rel(a[2:], base[2:])
+    assert result.loc[1, ["difference", "p"]].tolist() == pytest.approx([-11, expected.pvalue])
+    assert result.loc[2, ["mean", "difference", "p", "p_holm", "seconds"]].isna().all()
+    text = shown(result, "knn_top1")
+    assert text["n"].tolist() == ["3", "3 (2 paired)", "0"]
+    line = FORMATS["csv"](text, []).splitlines()[-1]
+    assert line == "b,0,—,—,—,—,—,,—,—,—,—"
+
+
+@pytest.mark.parametrize("figures", [{"base": [0.5], "a": [0.4]}, {"base": [0.5, NAN], "a": [0.4, 0.3]}])
+def test_one_pair_has_a_difference_and_no_verdict(figures: dict[str, list[float]]) -> None:
+    row = table(figures, a="lower").loc["a"]
+    assert (row["pairs"], row["difference"], row["verdict"]) == (1, pytest.approx(-10), "can't tell")
+    assert row[["difference_low", "difference_high", "p", "p_holm"]].isna().all()
+
+
+def test_a_study_of_which_nothing_finished_is_a_table_of_dashes() -> None:
+    text = shown(table({"base": [NAN], "a": [NAN]}).reset_index(), "knn_top1")
+    assert text["n"].tolist() == ["0", "0"]
+    assert text.drop(columns=["cell", "n", "verdict"]).isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("expected", "fall", "rise", "none"),
+    [
+        ("lower", "agrees", "differs", "can't tell"),
+        ("higher", "differs", "agrees", "can't tell"),
+        (-6.4, "agrees", "differs", "can't tell"),
+        (2, "differs", "agrees", "can't tell"),
+        (0.0, "differs", "differs", "can't tell"),
+        (None, "", "", ""),
+    ],
+)
+def test_the_verdict_is_the_side_of_0_on_which_the_interval_lies(
+    expected: float | str | None, fall: str, rise: str, none: str
+) -> None:
+    base, some = np.array([0.5, 0.6, 0.7]), np.array([0.1, 0.11, 0.1])
+    figures = {"base": base, "fall": base - some, "rise": base + some, "none": base[::-1]}
+    result = table(figures, **({} if expected is None else dict.fromkeys(("fall", "rise", "none"), expected)))
+    assert result["verdict"].tolist() == ["", fall, rise, none]
+
+
+def test_mcnemar_is_of_the_seeds_with_predictions_of_both() -> None:
+    draw = np.random.default_rng(4)
+    figures = {"base": [0.8, 0.8, NAN], "a": [0.6, 0.7, 0.6]}
+    correct = {(name, seed): draw.random(300) < 0.7 for name in figures for seed in (0, 1, 2)}
+    result = summary(records(figures), cells(figures), "knn_top1", correct)
+    p = [f"{mcnemar(correct['a', seed], correct['base', seed]).p:.2g}" for seed in (0, 1)]
+    assert result["mcnemar"].tolist()[1] == ", ".join(p)
+    del correct["base", 0]
+    assert summary(records(figures), cells(figures), "knn_top1", correct)["mcnemar"].tolist()[1] == p[1]
+
+
+def test_a_summary_is_shown_in_percent_and_points_with_signs_in_every_format() -> None:
+    figures = {"base": [0.60, 0.62, 0.61], "a|b": [0.50, 0.52, 0.50], "t=1": [0.61, 0.60, 0.615]}
+    expected = {"a|b": -6.4, "t=1": "higher"}
+    text = shown(summary(records(figures), cells(figures, **expected), "knn_top1", {}), "knn_top1")
+    assert text.iloc[1].to_dict() == {
+        "cell": "a|b",
+        "n": "3",
+        "kNN top-1 (%)": "50.67 (47.80 to 53.54)",
+        "difference (points)": "-10.33 (-11.77 to -8.90)",
+        "p": "0.001",
+        "p (Holm)": "0.0021",
+        "expected": "-6.40",
+        "verdict": "agrees",
+        "p (McNemar, by seed)": None,
+        "source": "Table 5",
+        "seconds": "60",
+        "images/s": "800",
+    }
+    assert text["expected"].tolist()[2] == "higher"
+    for style in FORMATS.values():
+        assert "-10.33 (-11.77 to -8.90)" in style(text, [])
+
+
+def test_what_cannot_be_summed_up_is_refused_in_one_line() -> None:
+    figures = {"base": [0.5, 0.6], "a": [0.4, 0.5]}
+    rows = records(figures)
+    with pytest.raises(ValueError, match=r"^no figure 'knn' in the records: they have cell.*, so name one of those$"):
+        summary(rows, cells(figures), "knn", {})
+    with pytest.raises(ValueError, match=r"^cell 'a' with seed 1 occurs twice: .* so give each cell its own name$"):
+        summary(pd.concat([rows, rows.tail(1)]), cells(figures), "knn_top1", {})

@@ -1,0 +1,52 @@
+"""Shared by many tests: a tiny config on the embedded digits, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from simclr.build import build_model
+from simclr.config import Config, make
+from simclr.data.dataset import Dataset
+from simclr.evaluate.protocol import make_protocol
+from simclr.evaluate.subject import Subject
+from simclr.settings import merge
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "name": "tiny",
+    "device": "cpu",
+    "data": {"dataset": "digits"},
+    "model": {"stem": "stride2", "width": 0.125, "out_dim": 16},
+    "loss": {"temperature": 0.2},
+    "optim": {"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0},
+    "train": {"epochs": 2, "batch_size": 256, "precision": "fp32", "knn_every": 0},
+}
+
+
+def tiny(**sections: object) -> Config:
+    """The tiny config with some sections' settings changed."""
+    return make(merge(TINY, sections))
+
+
+def subject_of(data: Dataset, settings: list[str] | None = None, layer: str = "h", **sections: object) -> Subject:
+    """The untrained tiny network on a data set, under a protocol with some settings changed."""
+    config = tiny(**sections)
+    model = build_model(config, data, torch.device("cpu"))
+    return Subject(model, config, data, make_protocol(settings or [], layer=layer))
+
+
+def simclr(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        env=os.environ | {"SIMCLR_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,310 @@
+"""NT-Xent against the paper's Algorithm 1 in plain loops, and its behaviour in low precision and at the edges."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from simclr.methods import ntxent as loss
+from simclr.methods.ntxent import chance_loss, contrast, contrastive_accuracy, nt_xent, positives, similarities
+
+EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64, sums in another order
+SINGLE = {"atol": 1e-6, "rtol": 1e-5}  # the same in float32
+
+
+def views(n: int, d: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two views whose rows go together, but not so closely that every loss is near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    z1 = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return z1.to(dtype), (z1 + torch.randn(n, d, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def loss_of(z1, z2, temperature: float = 0.5, normalize: bool = True, include_self: bool = False) -> torch.Tensor:
+    return nt_xent(similarities(z1, z2, normalize=normalize), temperature, include_self=include_self)
+
+
+def paired_rows(z1: torch.Tensor, z2: torch.Tensor) -> list[list[float]]:
+    """z_1, z_2, ... of Algorithm 1: the two views of image k are rows 2k - 1 and 2k, counted from one."""
+    return [row.tolist() for pair in zip(z1, z2, strict=True) for row in pair]
+
+
+def similarity_of(a: list[float], b: list[float], normalize: bool) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / (math.hypot(*a) * math.hypot(*b)) if normalize else dot
+
+
+def algorithm_1(z1, z2, temperature: float, normalize: bool = True, include_self: bool = False) -> float:
+    z = [None, *paired_rows(z1, z2)]
+    n = len(z1)
+    s = {(i, j): similarity_of(z[i], z[j], normalize) for i in range(1, 2 * n + 1) for j in range(1, 2 * n + 1)}
+
+    def pair_loss(i: int, j: int) -> float:
+        others = [k for k in range(1, 2 * n + 1) if include_self or k != i]
+        denominator = sum(math.exp(s[i, k] / temperature) for k in others)
+        return -math.log(math.exp(s[i, j] / temperature) / denominator)
+
+    return sum(pair_loss(2 * k - 1, 2 * k) + pair_loss(2 * k, 2 * k - 1) for k in range(1, n + 1)) / (2 * n)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 5.0])
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_loss_equals_algorithm_1_in_loops(n, temperature, normalize, include_self):
+    z1, z2 = views(n)
+    expected = torch.tensor(algorithm_1(z1, z2, temperature, normalize, include_self), dtype=torch.float64)
+    torch.testing.assert_close(loss_of(z1, z2, temperature, normalize, include_self), expected, **EXACT)
+
+
+def test_leaving_self_similarity_in_raises_the_loss():
+    z1, z2 = views(6)
+    assert loss_of(z1, z2, include_self=True) > loss_of(z1, z2) + 0.1
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_gradient_is_that_of_the_loss(normalize, include_self):
+    z1, z2 = (z.requires_grad_() for z in views(4, 3))
+    assert torch.autograd.gradcheck(lambda a, b: loss_of(a, b, 0.5, normalize, include_self), (z1, z2))
+
+
+def test_similarities_are_not_written_over_by_the_loss():
+    similarity = similarities(*views(4))
+    before = similarity.clone()
+    nt_xent(similarity, 1.0)
+    assert torch.equal(similarity, before)
+
+
+@pytest.mark.parametrize("under_autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 10.0])
+def test_loss_and_gradient_are_finite_and_accurate_in_every_precision(temperature, dtype, under_autocast):
+    z1, z2 = (z.requires_grad_() for z in views(16, 32, dtype=dtype))
+    low = torch.bfloat16 if dtype == torch.float32 else dtype
+    with torch.autocast("cpu", dtype=low, enabled=under_autocast):
+        loss = loss_of(z1, z2, temperature)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert z1.grad.dtype == dtype
+    assert z1.grad.isfinite().all()
+    assert z2.grad.isfinite().all()
+    assert z1.grad.abs().max() > 0
+    # The same rounded embeddings in double precision. Float32 cosines err by about 1e-7, divided by the temperature.
+    expected = loss_of(z1.detach().double(), z2.detach().double(), temperature)
+    torch.testing.assert_close(loss.double(), expected, atol=1e-6 / temperature, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_large_half_precision_embeddings_do_not_overflow(normalize):
+    """Squares and dot products beyond 65,504, the largest float16."""
+    z1, z2 = ((300 * z).half().requires_grad_() for z in views(4, 64))
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = loss_of(z1, z2, 1.0 if normalize else 1000.0, normalize)
+    loss.backward()
+    assert loss.isfinite()
+    assert z1.grad.isfinite().all()
+
+
+def test_zero_embeddings_give_the_chance_level_and_a_finite_gradient():
+    z1, z2 = (torch.zeros(4, 8, requires_grad=True) for _ in range(2))
+    loss = loss_of(z1, z2)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(7), abs=1e-6)
+    assert z1.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("n", [2, 5, 64])
+def test_embeddings_that_tell_nothing_give_the_chance_level(n, temperature):
+    identical = torch.randn(1, 16, generator=torch.Generator().manual_seed(0)).expand(n, -1)
+    orthogonal = torch.eye(2 * n)
+    for z1, z2 in ((identical, identical), (orthogonal[:n], orthogonal[n:])):
+        # Float32 cosines of equal rows err by 1e-7, divided by the temperature.
+        assert loss_of(z1, z2, temperature).item() == pytest.approx(math.log(2 * n - 1), abs=1e-5)
+    assert chance_loss(n) == math.log(2 * n - 1)
+    assert chance_loss(n, include_self=True) == math.log(2 * n)
+
+
+def test_loss_does_not_depend_on_which_view_is_first_nor_on_the_order_of_the_images():
+    z1, z2 = views(7, dtype=torch.float32)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    base = loss_of(z1, z2)
+    torch.testing.assert_close(loss_of(z2, z1), base, **SINGLE)
+    torch.testing.assert_close(loss_of(z1[order], z2[order]), base, **SINGLE)
+    assert abs(loss_of(z1, z2[order]) - base) > 0.1  # but it does on which rows go together
+
+
+def test_normalized_loss_ignores_the_length_of_embeddings_and_the_plain_one_does_not():
+    z1, z2 = views(5)
+    lengths = torch.linspace(0.1, 9, 5, dtype=torch.float64).unsqueeze(1)
+    torch.testing.assert_close(loss_of(lengths * z1, 3 * z2), loss_of(z1, z2), **EXACT)
+    assert abs(loss_of(lengths * z1, 3 * z2, normalize=False) - loss_of(z1, z2, normalize=False)) > 0.1
+
+
+def test_similarities_put_view_one_first_and_are_cosines():
+    z1, z2 = views(3)
+    expected = torch.nn.functional.cosine_similarity(z1[1], z2[2], dim=0)
+    similarity = similarities(z1, z2)
+    assert similarity.shape == (6, 6)
+    torch.testing.assert_close(similarity[1, 5], expected, **EXACT)
+    torch.testing.assert_close(similarities(z1, z2, normalize=False)[4, 0], z2[1] @ z1[0], **EXACT)
+    assert positives(3, torch.device("cpu")).tolist() == [3, 4, 5, 0, 1, 2]
+
+
+# --- contrastive accuracy ---------------------------------------------------------------------------------------------
+
+
+def accuracy_in_loops(similarity: torch.Tensor, k: int) -> float:
+    """Sort each row's 2N - 1 candidates, of equal ones the positive last, and look for the positive in the first k."""
+    rows = similarity.tolist()
+    n = len(rows) // 2
+    hits = 0
+    for i, row in enumerate(rows):
+        positive = (i + n) % (2 * n)
+        ranked = sorted((j for j in range(2 * n) if j != i), key=lambda j, row=row, p=positive: (-row[j], j == p))
+        hits += positive in ranked[:k]
+    return hits / (2 * n)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("n", [2, 3, 9, 40])
+def test_contrastive_accuracy_equals_sorting_in_loops(n, k):
+    z1, z2 = views(n, 4)
+    for normalize in (True, False):  # without it a row need not be its own nearest
+        similarity = similarities(z1, z2, normalize=normalize)
+        assert contrastive_accuracy(similarity, (k,)).item() == pytest.approx(accuracy_in_loops(similarity, k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_contrastive_accuracy_counts_ties_against_the_row(k):
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.randint(0, 3, (16, 16), generator=generator).float()
+    assert contrastive_accuracy(similarity, (k,)).item() == pytest.approx(accuracy_in_loops(similarity, k))
+
+
+@pytest.mark.parametrize("n", [4, 37, 128])
+def test_contrastive_accuracy_of_a_collapsed_batch_is_zero(n):
+    z = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).expand(n, -1)
+    assert contrastive_accuracy(similarities(z, z)).tolist() == [0.0, 0.0]
+
+
+def test_contrastive_accuracy_of_two_images():
+    """Three candidates a row: top-5 is always a hit, top-1 only where the positive is strictly nearest."""
+    z1, z2 = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    assert contrastive_accuracy(similarities(z1, z2)).tolist() == [1.0, 1.0]
+    assert contrastive_accuracy(similarities(z1, z2.flip(0))).tolist() == [0.0, 1.0]
+    assert contrastive_accuracy(similarities(z1[:1].expand(2, -1), z1[:1].expand(2, -1))).tolist() == [0.0, 1.0]
+
+
+def test_contrastive_accuracy_gives_one_value_for_each_k_in_order():
+    similarity = similarities(*views(20, 4))
+    top1, top5, top9 = contrastive_accuracy(similarity, (1, 5, 9)).tolist()
+    assert 0 < top1 < top5 < top9 < 1
+    assert contrastive_accuracy(similarity, (9, 1)).tolist() == [top9, top1]
+
+
+def test_contrastive_accuracy_of_independent_embeddings_is_that_of_guessing():
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, 500, 16, generator=generator)
+    top5 = contrastive_accuracy(similarities(z1, z2), (5,)).item()
+    assert top5 == pytest.approx(5 / 999, abs=4 * math.sqrt(5 / 999 / 1000))  # four standard errors
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_accuracy_keep_to_the_device_of_the_embeddings():
+    """On fake accelerator tensors: making a tensor elsewhere raises."""
+    with FakeTensorMode():
+        similarity = similarities(torch.rand(4, 8, device="cuda"), torch.rand(4, 8, device="cuda"))
+        assert nt_xent(similarity, 0.5).device.type == "cuda"
+        assert contrastive_accuracy(similarity).device.type == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_on_the_accelerator_under_autocast_equals_the_cpu(dtype):
+    device = torch.accelerator.current_accelerator()
+    z1, z2 = views(64, 128, dtype=torch.float32)
+    with torch.autocast(device.type, dtype=dtype):
+        loss = loss_of(z1.to(device), z2.to(device), 0.1)
+    # Ten times the rounding of cosines; half precision anywhere would be off by 1e-3 and more.
+    torch.testing.assert_close(loss.cpu(), loss_of(z1, z2, 0.1), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(params=[1, 3, 5, 64])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of that many rows, whatever the size."""
+    monkeypatch.setattr(loss, "BLOCK", request.param)
+    monkeypatch.setattr(loss, "PLAIN_ROWS", 0)
+    return int(request.param)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("temperature", [0.07, 0.5, 5.0])
+def test_block_by_block_is_the_plain_loss_gradient_and_accuracy(blocks, temperature, normalize, include_self):
+    z1, z2 = (z.requires_grad_() for z in views(7))
+    value, top = contrast(z1, z2, temperature, normalize=normalize, include_self=include_self)
+    gradients = torch.autograd.grad(3 * value, (z1, z2))
+    plain = loss_of(z1, z2, temperature, normalize, include_self)
+    torch.testing.assert_close(value, plain, **EXACT)
+    for mine, theirs in zip(gradients, torch.autograd.grad(3 * plain, (z1, z2)), strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+    assert torch.equal(top, contrastive_accuracy(similarities(z1, z2, normalize=normalize).detach()))
+
+
+def test_block_by_block_passes_gradcheck(blocks):
+    z1, z2 = (z.requires_grad_() for z in views(4, 3))
+    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.5)[0], (z1, z2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])
+def test_block_by_block_is_finite_in_float32_whatever_comes_in(blocks, temperature, dtype):
+    z1, z2 = views(9, dtype=dtype)
+    z1.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = contrast(z1, z2, temperature)
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss_of(z1, z2, temperature), **SINGLE)
+    assert z1.grad is not None
+    assert z1.grad.isfinite().all()
+
+
+def test_collapsed_embeddings_score_zero_block_by_block(blocks):
+    same = torch.ones(6, 4)
+    value, top = contrast(same, same, 0.5)
+    assert top.tolist() == [0, 0]
+    assert value.item() == pytest.approx(chance_loss(6), abs=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+@pytest.mark.parametrize("n", [500, 1100])  # whole, and in blocks that are cut off
+def test_equal_embeddings_are_ties_however_their_products_are_summed(n, width, normalize):
+    for seed in range(3):
+        same = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)).expand(n, -1)
+        assert contrast(same, same, 0.5, normalize=normalize)[1].tolist() == [0, 0]
+
+
+@pytest.mark.slow
+def test_memory_of_blocks_grows_with_n_not_with_its_square():
+    script = """
+import resource, torch
+from simclr.loss import contrast
+torch.set_num_threads(1)
+z1, z2 = (torch.randn(8192, 128, requires_grad=True) for _ in range(2))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+contrast(z1[:2100], z2[:2100], 0.5)[0].backward()
+before = peak()
+contrast(z1, z2, 0.5)[0].backward()
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert float(run.stdout) < 160  # MiB; the matrix alone has 1,024, and the plain loss several of them
