@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals, tests of a difference, and a correction for many of them."""
+"""Confidence intervals, tests of differences, and a correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 
-def same_size(first: NDArray[Any], second: NDArray[Any]) -> None:
-    """Raises ValueError unless both have one shape, as figures of the same images or seeds do."""
+def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
+    """Raises ValueError unless both arrays have the same shape, as results on the same images or seeds do."""
     if first.shape != second.shape:
         raise ValueError(
-            f"got {first.size} and {second.size} values: expected one for one, "
-            f"so compare figures of the same test images or the same seeds"
+            f"got {first.size} and {second.size} values: expected equally many, "
+            f"so compare results on the same test images or the same seeds"
         )
 
 
 def accuracy_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """The percentile bootstrap interval, in [0, 1], of an accuracy of `correct` out of `n` test images.
 
-    A mean of n outcomes, each 0 or 1, drawn with replacement is exactly Binomial(n, correct / n) / n, so its quantiles
-    stand here without resampling noise. With none or all correct the interval is a point, as every resample agrees.
-    Raises ValueError where `correct` is not in [0, n] or there are no images.
+    The mean of n outcomes (0 or 1) drawn with replacement is distributed exactly as Binomial(n, correct / n) / n. Its
+    quantiles give the interval without resampling noise. If no or all images are correct, the interval is a point, as
+    all resamples agree. Raises ValueError if `correct` is not in [0, n] or there are no images.
     """
     if not 0 <= correct <= n or not n:
-        raise ValueError(
-            f"{correct} of {n} images correct: expected at least one image, and between none and all right"
-        )
+        raise ValueError(f"{correct} of {n} images correct: expected at least one image, and a count from 0 to all")
     low, high = (float(stats.binom.ppf((1 + side * level) / 2, n, correct / n)) / n for side in (-1, 1))
     return low, high
 
 
 def share_interval(shares: NDArray[np.floating], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """The percentile bootstrap interval, in [0, 1], of a mean over test images of `shares` (N, each in [0, 1]).
+    """The percentile bootstrap interval, in [0, 1], of the mean of `shares` (N, each in [0, 1]) over test images.
 
-    As `accuracy_interval`, for images that some classifiers of several get right. Images of one share are alike, so a
-    resample is a draw of how many there are of each; the draws are always the same.
+    Use it in place of `accuracy_interval` for images that only a share of several classifiers gets right. Images with
+    the same share are interchangeable, so each resample draws how many there are of each share. The random draws are
+    always the same.
     """
     values, counts = np.unique(shares, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(shares.size, counts / shares.size, resamples)
@@ -48,7 +47,7 @@ def share_interval(shares: NDArray[np.floating], level: float = 0.95, resamples:
 
 
 class McNemar(NamedTuple):
-    """Images that only the first or only the second classifier got right, and the p value of no difference."""
+    """How many images only the first or only the second classifier got right, and the p value of no difference."""
 
     only_first: int
     only_second: int
@@ -56,12 +55,12 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_]) -> McNemar:
-    """McNemar's exact two-sided test of two classifiers on the same images (N booleans each: right or not).
+    """McNemar's exact two-sided test of two classifiers on the same images (N booleans each: correct or not).
 
-    Without a difference each image on which they disagree is a fair coin; p is 1 where there is none. Raises ValueError
-    for different sizes.
+    If the classifiers do not differ, each image on which they disagree is a fair coin toss. Without such images p is 1.
+    Raises ValueError if the sizes differ.
     """
-    same_size(first_correct, second_correct)
+    check_same_shape(first_correct, second_correct)
     only_first = int((first_correct & ~second_correct).sum())
     only_second = int((second_correct & ~first_correct).sum())
     discordant = only_first + only_second
@@ -70,7 +69,7 @@ def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_])
 
 
 class Mean(NamedTuple):
-    """A mean over n runs, its interval, and the p value of its being 0."""
+    """A mean over n runs, its confidence interval, and the p value of a true mean of 0."""
 
     mean: float
     low: float
@@ -80,9 +79,9 @@ class Mean(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Mean:
-    """Student's t interval and test of the mean of some values, one a seed.
+    """The mean of some values, one per seed, with Student's t interval and test.
 
-    Fewer than two values, or values that are all the same, say nothing of the spread: interval and p are nan.
+    Interval and p are nan if there are fewer than two values or all are equal, as they do not show the spread.
     """
     x = np.asarray(values, np.float64)
     mean = float(x.mean()) if x.size else math.nan
@@ -94,18 +93,17 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Mean:
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = 0.95) -> Mean:
-    """The mean of values - baseline over the same seeds in the same order, by the paired t test.
+    """The mean of values - baseline over the same seeds in the same order, with the paired t interval and test.
 
-    Interval and p as in `mean_interval`, nan where there are fewer than two seeds. Raises ValueError for different
-    sizes.
+    Interval and p are nan as in `mean_interval`. Raises ValueError if the sizes differ.
     """
     first, second = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
-    same_size(first, second)
+    check_same_shape(first, second)
     return mean_interval(first - second, level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979) of p values, in their order; a nan stays one and does not count."""
+    """P values after Holm's step-down adjustment (1979), in the given order. A nan stays nan and is not counted."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts last
     adjusted = np.full(len(p), np.nan)

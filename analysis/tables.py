@@ -1,4 +1,4 @@
-"""Tables of runs, and how a table is written."""
+"""Tables of runs, and the formats in which tables are written."""
 
 from __future__ import annotations
 
@@ -12,93 +12,107 @@ import pandas as pd
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from .statistics import mcnemar, same_size
+from analysis.statistics import check_same_shape, mcnemar
 
 MISSING = "—"
-LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}  # others: their name
-ABSENT = object()
+LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is the share of correct images, in [0, 1]."""
+    return metric.endswith(("_top1", "_top5"))
+
+
+def metric_label(metric: str) -> str:
+    """How a metric is called in tables. Metrics without an entry in LABELS keep their name."""
+    return LABELS.get(metric, metric)
 
 
 def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a run: its name, the settings in which the runs differ, and its figures, accuracies in percent.
+    """One row per run: its name, the settings that differ between the runs, and its metrics, accuracies in percent.
 
     A run is {"name", "id", "config": {setting: value}, "metrics": {metric: value, accuracies in [0, 1]}, "intervals":
-    {metric: (low, high)}, "protocols": {metric: id}}. A name that occurs twice is followed by the run's id. A metric
-    measured by several protocols has a column for each, so that one column never mixes them.
+    {metric: (low, high)}, "protocols": {metric: id}}. The run's id is added to a name that occurs twice. A metric that
+    was measured under several protocols has one column for each, so a column never mixes protocols.
     """
     names = Counter(run["name"] for run in runs)
-    configs = [run["config"] for run in runs]
-    settings = [
-        key
-        for key in dict.fromkeys(key for config in configs for key in config)
-        if any(config.get(key, ABSENT) != configs[0].get(key, ABSENT) for config in configs)
-    ]
-    figures = dict.fromkeys((metric, run["protocols"].get(metric)) for run in runs for metric in run["metrics"])
-    protocols = Counter(metric for metric, _ in figures)
+    settings = _differing_settings([run["config"] for run in runs])
+    measured = dict.fromkeys((metric, run["protocols"].get(metric)) for run in runs for metric in run["metrics"])
+    protocols = Counter(metric for metric, _ in measured)
     order = list(protocols)
     rows = []
     for run in runs:
         row = {"run": run["name"] if names[run["name"]] == 1 else f"{run['name']} ({run['id']})"}
-        row |= {key: run["config"].get(key) for key in settings}
-        for metric, protocol in sorted(figures, key=lambda figure: order.index(figure[0])):
-            label = LABELS.get(metric, metric) + (f" [{protocol or 'unknown'}]" if protocols[metric] > 1 else "")
-            row[label] = _figure(run, metric) if run["protocols"].get(metric) == protocol else None
+        row |= {setting: run["config"].get(setting) for setting in settings}
+        for metric, protocol in sorted(measured, key=lambda pair: order.index(pair[0])):
+            label = metric_label(metric) + (f" [{protocol or 'unknown'}]" if protocols[metric] > 1 else "")
+            row[label] = _metric_text(run, metric) if run["protocols"].get(metric) == protocol else None
         rows.append(row)
     return pd.DataFrame(rows, dtype=object)
 
 
-def is_accuracy(metric: str) -> bool:
-    """Whether a metric is a share of images, in [0, 1]."""
-    return metric.endswith(("_top1", "_top5"))
+def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that do not have the same value in all configs."""
+    missing = object()
+    first = configs[0] if configs else {}
+    return [
+        setting
+        for setting in dict.fromkeys(setting for config in configs for setting in config)
+        if any(config.get(setting, missing) != first.get(setting, missing) for config in configs)
+    ]
 
 
-def _figure(run: Mapping[str, Any], metric: str) -> str | None:
+def _metric_text(run: Mapping[str, Any], metric: str) -> str | None:
+    """A metric of a run as text, accuracies in percent with their interval, or None if it was not measured."""
     value, interval = run["metrics"].get(metric), run["intervals"].get(metric)
-    if value is None or not is_accuracy(metric):
-        return None if value is None else f"{value:.4g}"
+    if value is None:
+        return None
+    if not is_accuracy(metric):
+        return f"{value:.4g}"
     return f"{100 * value:.2f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
 
 
 def mcnemar_table(
     predictions: Mapping[str, Mapping[str, NDArray[np.integer]]], labels: NDArray[np.integer]
 ) -> pd.DataFrame:
-    """McNemar's test of each pair of runs, A and B, for each metric of both: accuracies in percent, their difference.
+    """McNemar's test of each pair of runs, A and B, on each metric that both have. Accuracies are in percent.
 
-    `predictions` holds the predicted classes of the test images (N) by run and metric, `labels` the true ones (N).
-    Raises ValueError for different sizes.
+    `predictions` holds the predicted classes of the test images (N) by run and metric, `labels` the true classes (N).
+    Raises ValueError if their sizes differ.
     """
     rows = []
-    for (first, ours), (second, theirs) in combinations(predictions.items(), 2):
-        for metric in [metric for metric in ours if metric in theirs]:
-            same_size(ours[metric], labels)
-            same_size(theirs[metric], labels)
-            right = [ours[metric] == labels, theirs[metric] == labels]
-            a, b = (100 * float(correct.mean()) for correct in right)
-            test = mcnemar(*right)
+    for (run_a, predicted_a), (run_b, predicted_b) in combinations(predictions.items(), 2):
+        for metric in [metric for metric in predicted_a if metric in predicted_b]:
+            check_same_shape(predicted_a[metric], labels)
+            check_same_shape(predicted_b[metric], labels)
+            correct = [predicted_a[metric] == labels, predicted_b[metric] == labels]
+            a, b = (100 * float(images.mean()) for images in correct)
+            test = mcnemar(*correct)
             counts = [test.only_first, test.only_second]
-            name = LABELS.get(metric, metric)
-            rows.append([name, first, second, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}", *counts, p_value(test.p)])
+            accuracies = [f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"]
+            rows.append([metric_label(metric), run_a, run_b, *accuracies, *counts, format_p(test.p)])
     columns = ["metric", "run A", "run B", "A", "B", "B - A (points)", "only A right", "only B right", "p (McNemar)"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def terminal(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    return "\n".join([_table(frame, "simple"), "", *_lines("", notes)])
+    """Plain text with the notes below the table."""
+    return "\n".join([_tabulate(frame, "simple"), "", *_note_lines("", notes)])
 
 
 def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """Notes are a list below the table."""
-    return "\n".join([_table(frame, "github", {"|": "\\|", "\n": " "}), "", *_lines("- ", notes)])
+    """A Markdown table with the notes as a list below it."""
+    return "\n".join([_tabulate(frame, "github", {"|": "\\|", "\n": " "}), "", *_note_lines("- ", notes)])
 
 
 def csv(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """Notes are '# ' lines above the header; numbers have all their digits."""
-    return "\n".join([*_lines("# ", notes), frame.to_csv(index=False, na_rep=MISSING)])
+    """CSV with the notes as lines starting with '# ' above the header. Numbers keep all their digits."""
+    return "\n".join([*_note_lines("# ", notes), frame.to_csv(index=False, na_rep=MISSING)])
 
 
 def latex(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """A tabular with the rules of booktabs; notes are comments above it."""
-    return "\n".join([*_lines("% ", notes), _table(frame, "latex_booktabs")])
+    """A LaTeX tabular for the booktabs package with the notes as comments above it."""
+    return "\n".join([*_note_lines("% ", notes), _tabulate(frame, "latex_booktabs")])
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {
@@ -109,23 +123,26 @@ FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {
 }
 
 
-def _table(frame: pd.DataFrame, style: str, escapes: Mapping[str, str] | None = None) -> str:
-    escaped = str.maketrans(dict(escapes or {}))
-    cells = [[cell(value).translate(escaped) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
-    return str(tabulate(cells[1:], cells[0], style, disable_numparse=True))
-
-
-def p_value(p: float) -> str:
-    """A p value in words: what is too small for a floating-point number is not 0."""
+def format_p(p: float) -> str:
+    """A p value as text. One that is too small for a floating-point number is not shown as 0."""
     return f"{p:.2g}" if p > 0 else "< 1e-300"
 
 
-def cell(value: object) -> str:
-    """A value as a table shows it."""
+def format_value(value: object) -> str:
+    """A value as a table shows it. None and nan are shown as —."""
     if value is None or value != value:
         return MISSING
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _lines(prefix: str, notes: Sequence[str]) -> list[str]:
+def _tabulate(frame: pd.DataFrame, style: str, escapes: Mapping[str, str] | None = None) -> str:
+    """A frame in one of tabulate's styles, with some characters escaped."""
+    table = str.maketrans(dict(escapes or {}))
+    header, *rows = [
+        [format_value(value).translate(table) for value in row] for row in [frame.columns, *frame.to_numpy(object)]
+    ]
+    return str(tabulate(rows, header, style, disable_numparse=True))
+
+
+def _note_lines(prefix: str, notes: Sequence[str]) -> list[str]:
     return [prefix + line for note in notes for line in note.splitlines()]

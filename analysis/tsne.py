@@ -1,4 +1,4 @@
-"""Maps of features in two dimensions, and how far they can be trusted."""
+"""t-SNE maps of features, and how well they keep the neighbours."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-MANY = 10_000  # points above which openTSNE is used where it is installed
+OPENTSNE_ABOVE = 10_000  # openTSNE is faster than scikit-learn on more points than this
 
 
 def tsne(features: NDArray[Any], seed: int, perplexity: float = 30) -> tuple[NDArray[np.float64], str]:
-    """t-SNE (N x 2) of the directions of features (N x D: distances are those of the kNN), and what computed it.
+    """The t-SNE map (N x 2) of normalized features (N x D), and the name of the library that computed it.
 
-    Starts from the first two principal components; one seed gives one map on one machine. Raises ValueError for a
-    perplexity that is not in (0, N).
+    Distances between normalized features rank neighbours as cosine similarity does, which kNN uses. The map starts from
+    the first two principal components. The same seed gives the same map on the same machine. Uses openTSNE for more
+    than OPENTSNE_ABOVE points if it is installed. Raises ValueError unless 0 < perplexity < N.
     """
     n = len(features)
     if not 0 < perplexity < n:
         raise ValueError(
-            f"perplexity {perplexity:g} with {n} images: it must be positive and below their number, "
-            f"so take more images or a lower perplexity (30 is usual)"
+            f"perplexity {perplexity:g} with {n} images: it must be positive and below the number of images, "
+            f"so use more images or a lower perplexity (30 is usual)"
         )
     directions = normalize(features)
-    if n > MANY:
+    if n > OPENTSNE_ABOVE:
         try:
             import openTSNE
         except ImportError:
@@ -41,7 +42,7 @@ def tsne(features: NDArray[Any], seed: int, perplexity: float = 30) -> tuple[NDA
 
 
 class Agreement(NamedTuple):
-    """The share of points, in [0, 1], whose nearest neighbours have their label: in the map and in the features."""
+    """Accuracy in [0, 1] of classifying points by their nearest neighbours, on the map and in the features."""
 
     points: float
     features: float
@@ -50,10 +51,10 @@ class Agreement(NamedTuple):
 def neighbour_agreement(
     points: NDArray[Any], features: NDArray[Any], labels: NDArray[np.integer], k: int = 10
 ) -> Agreement:
-    """Leave-one-out kNN accuracy on a map (N x 2, Euclidean) and on its features (N x D, cosine), of N labels.
+    """Leave-one-out kNN accuracy on a map (N x 2, Euclidean) and on its features (N x D, cosine), given N labels.
 
-    Each image is classified by the majority of its k nearest others (of a tie, the lowest label). The first says what
-    can be seen, the second what is there. A k above N - 1 means N - 1.
+    Each image gets the most frequent label of its k nearest other images (the lowest label in a tie). A k above N - 1
+    counts as N - 1. A lower accuracy on the map shows how much of the structure is lost there.
     """
 
     def accuracy(x: NDArray[Any], metric: str) -> float:

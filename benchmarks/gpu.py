@@ -30,8 +30,7 @@ from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
-from simclr.evaluate.linear import choose_l2, prepared
-from simclr.evaluate.protocol import Linear
+from simclr.evaluate.linear import Linear, choose_l2, preprocess
 from simclr.methods.ntxent import contrast
 from simclr.model import Network
 from simclr.train.budget import budget, plan_memory
@@ -288,7 +287,7 @@ def evaluation(device: torch.device, quick: bool) -> list[Row]:
     settings = Linear()
 
     def probe() -> None:
-        parts = prepared(settings, x[:train], x[train:])
+        parts = preprocess(settings, x[:train], x[train:])
         choose_l2(parts[0], y[:train], parts[1], y[train:], classes, settings)
 
     rows.append({"what": f"linear classifier, {len(settings.grid())} L2 values", "seconds": seconds(probe, 1)})

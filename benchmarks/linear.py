@@ -16,8 +16,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from simclr.evaluate.linear import accuracy, choose_l2, fit_logistic, logits, prepared, standardise
-from simclr.evaluate.protocol import Linear
+from simclr.evaluate.base import accuracy
+from simclr.evaluate.linear import Linear, choose_l2, fit_logistic, logits, preprocess, standardise
 
 CLASSES = 10
 
@@ -41,7 +41,7 @@ def main() -> None:
     grid = settings.grid()
 
     clock = time.perf_counter()
-    train, test = prepared(settings, x[:n], x[n:])
+    train, test = preprocess(settings, x[:n], x[n:])
     _, best, weights = choose_l2(train, train_y, test, test_y, CLASSES, settings)
     weights = fit_logistic(train, train_y, weights, best)
     ours = accuracy(logits(test, weights), test_y)

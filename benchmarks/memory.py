@@ -1,7 +1,7 @@
-"""How right the predicted memory is: `python -m benchmarks.memory`.
+"""How accurate the predicted memory is: `python -m benchmarks.memory`.
 
-For each of CONFIGS the peak that `simclr.memory` predicts and the one of a real training step: on a GPU what its
-allocator says, on a CPU the sum of the profiler's allocations (with the foreach optimizers of a GPU).
+For each of CONFIGS, prints the peak that `simclr.train.memory` predicts and that of a real training step: on a GPU what
+its allocator reports, on a CPU the sum of the profiler's allocations (with the foreach optimizers of a GPU).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simclr.config import Config, make
 from simclr.data.dataset import stored_side
 from simclr.model import Network
 from simclr.train.memory import MIB, predict
-from simclr.train.step import train_step, training_of
+from simclr.train.step import Training, build_method, make_training, train_step
 
 # Backbone, stem, width, image side, batch, micro-batch, precision, optimizer.
 CONFIGS: list[tuple[str, str, float, int, int, int, str, str]] = [
@@ -40,9 +40,10 @@ CONFIGS: list[tuple[str, str, float, int, int, int, str, str]] = [
 ]
 
 
-def configured(
+def make_config(
     backbone: str, stem: str, width: float, side: int, batch: int, micro_batch: int, precision: str, optimizer: str
 ) -> Config:
+    """The config of a row of CONFIGS."""
     return make(
         {
             "data": {"dataset": "folder", "side": side},
@@ -58,26 +59,36 @@ def configured(
     )
 
 
-def measured(config: Config, device: torch.device) -> int:
-    """Bytes at the peak of a real training step."""
+def training_without_data(config: Config, device: torch.device) -> Training:
+    """The training of a config at step 0, without opening its data set."""
     side = config.view_size() or stored_side(config.data)
-    model = Network(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = training_of(config, model, devices.resolve_precision(config.train.precision, device), "")
+    network = Network(config.model, side, 0, (0.5,) * 3, (0.5,) * 3)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = devices.resolve_precision(config.train.precision, device)
+    return make_training(config, build_method(config, network), dtype, "")
+
+
+def measure_peak(config: Config, device: torch.device) -> int:
+    """Bytes at the peak of a real training step."""
+    training = training_without_data(config, device)
     for group in training.optimizer.param_groups:
         group["foreach"] = True
-    size = config.train.batch_size, 3, stored_side(config.data), stored_side(config.data)
-    images = torch.randint(256, size, dtype=torch.uint8, device=device)
-    train_step(training, images)
-    standing = [images, *model.parameters(), *model.buffers(), *_tensors(training.optimizer.state)]
+    batch, side = config.train.batch_size, stored_side(config.data)
+    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    train_step(training, images, labels)  # creates the optimizer's state
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
-        train_step(training, images)
+        train_step(training, images, labels)
         return torch.accelerator.max_memory_allocated(device)
-    return sum(x.untyped_storage().nbytes() for x in standing) + profiled_peak(lambda: train_step(training, images))
+    method = training.method
+    standing = [images, *method.parameters(), *method.buffers(), *_tensors(training.optimizer.state)]
+    held = sum(x.untyped_storage().nbytes() for x in standing)
+    return held + profile_peak(lambda: train_step(training, images, labels))
 
 
-def profiled_peak(function: Callable[[], object]) -> int:
-    """Bytes that the CPU's allocator hands out at most at one moment of a call, above what was there before."""
+def profile_peak(function: Callable[[], object]) -> int:
+    """The most bytes that the CPU's allocator holds at once during a call, above what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -98,10 +109,10 @@ def main() -> None:
     print("| :--- | ---: | ---: | ---: | ---: | ---: |")
     for row in CONFIGS:
         backbone, stem, width, side, batch, micro_batch, precision, optimizer = row
-        config = configured(*row)
-        guess, truth = sum(predict(config, micro_batch).values()), measured(config, device)
+        config = make_config(*row)
+        predicted, measured = sum(predict(config, micro_batch).values()), measure_peak(config, device)
         what = f"{backbone}, {stem} stem, width {width:g}, {side} px, {precision}, {optimizer}"
-        figures = f"{guess / MIB:.0f} MiB | {truth / MIB:.0f} MiB | {guess / truth:.3f}"
+        figures = f"{predicted / MIB:.0f} MiB | {measured / MIB:.0f} MiB | {predicted / measured:.3f}"
         print(f"| {what} | {batch} | {micro_batch} | {figures} |", flush=True)
 
 

@@ -1,19 +1,19 @@
-"""The record of runs: the only file that knows MLflow.
+"""The record of runs in MLflow. No other file imports MLflow or sees its objects.
 
-One sqlite store in one folder (`SIMCLR_HOME`, else ./simclr-runs) unless MLFLOW_TRACKING_URI names another. A run is
-found again by its config key and the digest of its data.
+The record is one sqlite database in one folder (`SIMCLR_HOME`, by default ./simclr-runs), unless
+MLFLOW_TRACKING_URI names another store. Reading gives `Record`s, which are plain values; writing goes through a
+`Tracker`. A run is found again by its config's key and its data's digest.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,14 +21,14 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+# MLflow reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from mlflow.entities import Metric, Param, RunTag, ViewType
-from mlflow.entities import Run as Run
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,248 +36,306 @@ from sqlalchemy.exc import SQLAlchemyError
 from simclr.errors import RunFailed, UserError
 
 EXPERIMENT = "simclr"
-ENCODERS = ("pretrain", "import")  # kinds of runs that hold an encoder
-PROTOCOL_TAG = "protocol/eval/"  # before a metric's name: the identity of the protocol that its value was found under
-BESIDE = "ref"  # what stands beside eval/METRIC is ref/low/METRIC, ...: a list of eval/ is accuracies alone
+ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
 FLUSH_SECONDS = 2.0
-PATIENCE_SECONDS = 300.0  # a locked database or a restarting server is waited for; training goes on meanwhile
+PATIENCE_SECONDS = 300.0  # how long training continues while a locked database or a dead server refuses metrics
+
+_PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
+_PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
 
 
 def home() -> Path:
-    """Where runs, decoded data and downloads are kept."""
+    """The folder of runs, decoded images and downloads."""
     return Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
 
 
 def store_uri(folder: Path) -> str:
-    """The tracking store: MLFLOW_TRACKING_URI, else a sqlite file in the folder."""
+    """MLFLOW_TRACKING_URI, or else a sqlite file in the folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
 
 
+@dataclass(frozen=True)
+class Record:
+    """A run as it was when it was read from the store."""
+
+    id: str
+    name: str
+    kind: str  # pretrain, import, eval, study, cell, search or trial
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
+    started: datetime  # local time
+    parent: str | None  # the id of the study or search that it belongs to
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]  # the latest value of each
+    protocols: Mapping[str, str]  # identity of the protocol of each evaluated metric
+    store: Store = field(repr=False, compare=False)
+
+    @property
+    def short_id(self) -> str:
+        """The first eight characters of the id, which is how commands show it."""
+        return self.id[:8]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints."""
+        return self.store.run_folder(self.id)
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` is the run's name, or the start of its id (four characters or more)."""
+        return name == self.name or (len(name) >= 4 and self.id.startswith(name))
+
+    def history(self, metric: str) -> pd.DataFrame:
+        """All points of a metric, as columns `step` and `value`. A step that was logged twice keeps its last value."""
+        points = self.store.points(self.id, metric)
+        frame = pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
+        return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+    def artifact(self, name: str) -> Path:
+        """A local path of one of the run's files. Raises UserError if it does not exist."""
+        return self.store.artifact(self.id, name)
+
+
 class Store:
-    """A connection to the tracking store, made and migrated under a lock so that processes may start together."""
+    """A connection to the tracking store. It is created under a lock, so several processes may start at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.uri = folder, store_uri(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "store.lock"):
-                self.client = MlflowClient(self.uri)
-                experiment = self.client.get_experiment_by_name(EXPERIMENT)
-                if experiment is None:
-                    local = self.uri.startswith("sqlite")
-                    self.experiment = self.client.create_experiment(
-                        EXPERIMENT, artifact_location=(folder / "artifacts").as_uri() if local else None
-                    )
-                    if local:  # concurrent readers and writers, and about half the time for a write
-                        with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
-                            database.execute("PRAGMA journal_mode=WAL")
-                else:
-                    self.experiment = experiment.experiment_id
+                self._client = MlflowClient(self.uri)
+                experiment = self._client.get_experiment_by_name(EXPERIMENT)
+                self._experiment = self._create() if experiment is None else experiment.experiment_id
         except OSError as error:
-            raise UserError(f"can't use {folder} (SIMCLR_HOME) for runs: {error}; name another folder") from None
+            raise UserError(
+                f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
+            ) from None
         except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
             raise UserError(f"can't open the tracking store {self.uri}: {str(error).splitlines()[0]}") from None
 
-    def search(self, condition: str = "") -> list[Run]:
-        """Runs that meet an MLflow filter, newest first; deleted ones are left out."""
+    def _create(self) -> str:
+        local = self.uri.startswith("sqlite")
+        location = (self.folder / "artifacts").as_uri() if local else None
+        experiment = self._client.create_experiment(EXPERIMENT, artifact_location=location)
+        if local:  # write-ahead logging lets others read during a write, and halves the time of a write
+            with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+        return str(experiment)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _record(self, run: Run) -> Record:
+        tags = run.data.tags
+        return Record(
+            id=run.info.run_id,
+            name=str(run.info.run_name),
+            kind=tags.get("kind", ""),
+            status=run.info.status,
+            started=datetime.fromtimestamp(run.info.start_time / 1000),
+            parent=tags.get(_PARENT),
+            params=run.data.params,
+            tags={key: value for key, value in tags.items() if not key.startswith(("mlflow.", _PROTOCOL))},
+            metrics=run.data.metrics,
+            protocols={key.removeprefix(_PROTOCOL): value for key, value in tags.items() if key.startswith(_PROTOCOL)},
+            store=self,
+        )
+
+    def get(self, run_id: str) -> Record:
+        """The run with this id."""
+        return self._record(self._client.get_run(run_id))
+
+    def records(self, *, parent: str | None = None, **tags: str) -> list[Record]:
+        """Runs with these tags (such as `kind="study"`) and this parent, newest first. Deleted runs are left out."""
+        wanted = tags | ({_PARENT: parent} if parent else {})
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
         found: list[Run] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time DESC"], token
+            page = self._client.search_runs(
+                [self._experiment], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time DESC"], token
             )
             found += page
             token = page.token
             if not token:
-                return found
+                return [self._record(run) for run in found]
 
-    def of_key(self, key: str, digest: str) -> list[Run]:
-        """Pre-training runs of a config on the same data, newest first."""
-        return self.search(f"tags.kind = 'pretrain' and tags.config_key = '{key}' and tags.data_digest = '{digest}'")
+    def of_key(self, key: str, digest: str) -> list[Record]:
+        """Pre-training runs of a config's key on data with this digest, newest first."""
+        return self.records(kind="pretrain", config_key=key, data_digest=digest)
 
-    def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Run:
-        """The finished run of one of the kinds that has this name, or an id that starts so; None: the newest."""
-        encoders = [run for run in self.search() if run.data.tags.get("kind") in kinds]
-        runs = [run for run in encoders if name is None or _is_called(run, name)]
-        for run in runs:
-            if run.info.status == "FINISHED":
-                return run
-        if runs:
+    def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Record:
+        """The newest finished run of these kinds with this name, or whose id starts with it. None: the newest of all.
+
+        Raises UserError if there is none.
+        """
+        candidates = [record for record in self.records() if record.kind in kinds]
+        called = [record for record in candidates if name is None or record.is_called(name)]
+        for record in called:
+            if record.finished:
+                return record
+        if called:
             raise UserError(
-                f"run {runs[0].info.run_name} ({runs[0].info.run_id[:8]}) has not finished (it is "
-                f"{runs[0].info.status}): the command that began it goes on with --resume"
+                f"run {called[0].name} ({called[0].short_id}) has not finished: its status is {called[0].status}. To "
+                f"resume it, add --resume to the command that started it"
             )
-        if encoders:
-            near = get_close_matches(str(name), [str(run.info.run_name) for run in encoders], n=1)
-            hint = f"did you mean '{near[0]}'? Or see `simclr runs`" if near else "see `simclr runs`"
-            raise UserError(f"no run is called '{name}' or has an id that starts so: {hint}")
-        raise UserError(f"no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+        if candidates:
+            near = get_close_matches(str(name), [record.name for record in candidates], n=1)
+            hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
+            raise UserError(f"no run has the name '{name}' or an id that starts with it: {hint}")
+        raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
 
-    def table(self) -> pd.DataFrame:
-        """One row a run, newest first: id, name, kind, status, local start time, seed, latest metrics, protocols."""
-        rows = [
-            {
-                "id": run.info.run_id[:8],
-                "name": run.info.run_name,
-                "kind": run.data.tags.get("kind"),
-                "status": run.info.status,
-                "started": datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
-                "seed": run.data.tags.get("seed"),
-                **run.data.metrics,
-                **{tag: value for tag, value in run.data.tags.items() if tag.startswith(PROTOCOL_TAG)},
-            }
-            for run in self.search()
-        ]
-        return pd.DataFrame(rows)
+    def find_study(self, name: str) -> Record:
+        """The newest study with this name, or whose id starts with it. Raises UserError if there is none."""
+        studies = self.records(kind="study")
+        for record in studies:
+            if record.is_called(name):
+                return record
+        known = ", ".join(record.name for record in studies) or "none yet"
+        raise UserError(f"no study has the name '{name}'. Studies: {known}. `simclr ablate` runs one")
 
-    def history(self, run_id: str, metric: str) -> pd.DataFrame:
-        """The points of one metric of a run: step, value. Of a step that was logged twice (after a kill) the last."""
-        points = self.client.get_metric_history(run_id, metric)
-        frame = pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
-        return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+    def points(self, run_id: str, metric: str) -> list[Metric]:
+        """All logged points of a metric, in the order in which they were logged."""
+        return list(self._client.get_metric_history(run_id, metric))
 
     def run_folder(self, run_id: str) -> Path:
         """Where a run keeps its checkpoints."""
         return self.folder / "runs" / run_id
 
     def artifact(self, run_id: str, name: str) -> Path:
-        """A local path of an artifact of a run. Raises UserError when it is not there."""
-        place = urlparse(self.client.get_run(run_id).info.artifact_uri)
+        """See Record.artifact."""
+        place = urlparse(self._client.get_run(run_id).info.artifact_uri)
         try:
             if place.scheme == "file":
                 path = Path(url2pathname(place.path)) / name
             else:
-                path = Path(self.client.download_artifacts(run_id, name))
+                path = Path(self._client.download_artifacts(run_id, name))
         except (OSError, MlflowException):
             path = Path("missing")
         if not path.exists():
-            raise UserError(f"run {run_id[:8]} has no artifact '{name}': it was deleted, or the run did not finish")
+            raise UserError(f"run {run_id[:8]} has no file '{name}': it was deleted, or the run did not finish")
         return path
 
-    def start(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracker:
-        """A new run."""
-        with _writing(self):
-            run = self.client.create_run(self.experiment, tags=dict(tags), run_name=name)
-            entries = [Param(key, str(value)) for key, value in params.items()]
-            self.client.log_batch(run.info.run_id, params=entries)
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        name: str,
+        kind: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        *,
+        parent: str | None = None,
+    ) -> Tracker:
+        """A new run, with the status RUNNING."""
+        all_tags = {"kind": kind, **(tags or {})} | ({_PARENT: parent} if parent else {})
+        with _write_errors(self):
+            run = self._client.create_run(self._experiment, tags=all_tags, run_name=name)
+            self._client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return Tracker(self, run.info.run_id)
 
-    def copy(self, run: Run, tags: Mapping[str, str]) -> str:
-        """A new, finished run with the params, tags and points of all metrics of another, and some tags more."""
-        own = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-        tracker = self.start(str(run.info.run_name), own | dict(tags), run.data.params)
-        for metric in run.data.metrics:
-            tracker.pending += self.client.get_metric_history(run.info.run_id, metric)
+    def copy(self, record: Record, kind: str, tags: Mapping[str, str], *, parent: str) -> Record:
+        """A new, finished run with the params, tags and metrics of another one, under a parent. It names its source."""
+        own = {**record.tags, "kind": kind, **tags, "copied_from": record.id}
+        tracker = self.start(record.name, kind, record.params, own, parent=parent)
+        tracker.tag_protocols(record.protocols)
+        for metric in record.metrics:
+            tracker.pending += self.points(record.id, metric)
         tracker.finish("FINISHED")
-        return tracker.run_id
+        return tracker.record()
 
-    def studies(self) -> list[Run]:
-        """The parent runs of ablations, newest first."""
-        return self.search("tags.kind = 'study'")
-
-    def find_study(self, name: str) -> Run:
-        """The study with this name, or whose id starts so."""
-        for run in self.studies():
-            if _is_called(run, name):
-                return run
-        known = ", ".join(str(run.info.run_name) for run in self.studies()) or "none yet"
-        raise UserError(f"no study is called '{name}': there are {known}; `simclr ablate` makes one")
-
-    def reopen(self, run: Run) -> Tracker:
-        """Go on with a run that did not finish."""
-        with _writing(self):
-            self.client.update_run(run.info.run_id, status="RUNNING")
-        return Tracker(self, run.info.run_id)
-
-
-def _is_called(run: Run, name: str) -> bool:
-    """Whether this is a run's name, or how its id starts."""
-    return name == run.info.run_name or (len(name) >= 4 and bool(run.info.run_id.startswith(name)))
+    def reopen(self, record: Record) -> Tracker:
+        """Resume writing to a run: its status becomes RUNNING."""
+        with _write_errors(self):
+            self._client.update_run(record.id, status="RUNNING")
+        return Tracker(self, record.id)
 
 
 @contextmanager
-def _writing(store: Store) -> Iterator[None]:
-    """A store that can't be written is a RunFailed."""
+def _write_errors(store: Store) -> Iterator[None]:
+    """A failed write becomes a RunFailed."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = str(error).splitlines()[0]
-        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}; is its disk full?") from error
+        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}. Is its disk full?") from error
 
 
 class Tracker:
-    """Writes to one run; metrics are gathered and sent every FLUSH_SECONDS."""
+    """Writes to one run. Metrics are collected and sent every FLUSH_SECONDS."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
         self.pending: list[Metric] = []
-        self.tried = time.monotonic()
-        self.refused: float | None = None  # since when
+        self._sent_at = time.monotonic()  # when sending was last attempted
+        self._refused_since: float | None = None
+
+    def record(self) -> Record:
+        """The run as the store has it now."""
+        return self.store.get(self.run_id)
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Gather metrics, and send them now and then; a store that refuses them is tried again for PATIENCE_SECONDS."""
+        """Collect metrics, and send them now and then. A store that refuses them for PATIENCE_SECONDS is an error."""
         now = int(time.time() * 1000)
         self.pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if time.monotonic() - self.tried > FLUSH_SECONDS:
+        if time.monotonic() - self._sent_at > FLUSH_SECONDS:
             try:
                 self.flush()
             except RunFailed:
-                self.refused = self.tried if self.refused is None else self.refused
-                if self.tried - self.refused > PATIENCE_SECONDS:
+                self._refused_since = self._sent_at if self._refused_since is None else self._refused_since
+                if self._sent_at - self._refused_since > PATIENCE_SECONDS:
                     raise
 
     def flush(self) -> None:
-        """Send what has been gathered. Raises RunFailed when the store can't be written; it is then kept."""
-        self.tried = time.monotonic()
+        """Send the collected metrics. Raises RunFailed if the store refuses them; they are then kept."""
+        self._sent_at = time.monotonic()
         while self.pending:
             self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
             self.pending = self.pending[1000:]
-        self.refused = None
+        self._refused_since = None
 
-    def tag(self, **tags: object) -> None:
+    def tag(self, tags: Mapping[str, object]) -> None:
+        """Set tags of the run. Values over 5,000 characters are cut."""
         self._send(tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
 
+    def tag_protocols(self, identities: Mapping[str, str]) -> None:
+        """Record under which protocol each evaluated metric was measured."""
+        self.tag({f"{_PROTOCOL}{metric}": identity for metric, identity in identities.items()})
+
     def _send(self, **entries: Any) -> None:
-        with _writing(self.store):
-            self.store.client.log_batch(self.run_id, **entries)
+        with _write_errors(self.store):
+            self.store._client.log_batch(self.run_id, **entries)
 
     def artifact(self, name: str, write: Callable[[Path], object]) -> None:
-        """Store what `write(path)` writes as the artifact `name`."""
+        """Keep the file that `write(path)` writes with the run, under this name."""
         try:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, _writing(self.store):
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, _write_errors(self.store):
                 path = Path(scratch) / name
                 write(path)
-                self.store.client.log_artifact(self.run_id, str(path))
+                self.store._client.log_artifact(self.run_id, str(path))
         except OSError as error:
             raise RunFailed(
-                f"can't write the artifact {name}: {error}; free some space, then run the same again"
+                f"can't write the file {name}: {error}. Free some space and run the command again"
             ) from error
 
     def finish(self, status: str) -> None:
-        """Send what is left and close the run with a status. Raises RunFailed when the store can't be written."""
+        """Send what is left and close the run with a status. Raises RunFailed if the store can't be written."""
         try:
             self.flush()
         finally:
-            with _writing(self.store):
-                self.store.client.set_terminated(self.run_id, status)
+            with _write_errors(self.store):
+                self.store._client.set_terminated(self.run_id, status)
 
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
-        """Close the run: FINISHED, KILLED on `stopped` or an interrupt, FAILED (tag `error`) on anything else.
+        """Close the run at the end: FINISHED, KILLED after `stopped` or Ctrl-C, or FAILED (with the tag `error`).
 
-        Its folder is locked meanwhile: a run is trained by one process at a time.
+        The run's folder is locked meanwhile, so that only one process trains it.
         """
-        folder = self.store.run_folder(self.run_id)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"run {self.run_id[:8]} is being trained by another process") from None
-        except OSError as error:
-            with suppress(RunFailed):
-                self.finish("FAILED")
-            raise RunFailed(f"can't write to {folder}: {error}; free some space") from error
+        lock = self._lock()
         status = "FAILED"
         try:
             yield self
@@ -287,29 +345,27 @@ class Tracker:
             raise
         except BaseException as error:
             with suppress(RunFailed):
-                self.tag(error=f"{type(error).__name__}: {error}")
+                self.tag({"error": f"{type(error).__name__}: {error}"})
             raise
         finally:
             try:
                 self.finish(status)
             except RunFailed:
-                if status == "FINISHED":  # a store that can't be written must not hide why the run ended
+                if status == "FINISHED":  # otherwise the reason why the run ended matters more
                     raise
             finally:
                 lock.release()
 
-
-def ui_command(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and environment that serve MLflow's UI on loopback, with telemetry and job execution off.
-
-    Raises UserError where the port is taken, or a server elsewhere has the runs.
-    """
-    if (uri := store_uri(folder)).startswith("http"):
-        raise UserError(f"the runs are on the server {uri} (MLFLOW_TRACKING_URI): open that in a browser")
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise UserError(f"can't listen on port {port}: {error.strerror}; take another --port") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    return command, os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    def _lock(self) -> FileLock:
+        folder = self.store.run_folder(self.run_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"another process is training run {self.run_id[:8]}: wait until it ends") from None
+        except OSError as error:
+            with suppress(RunFailed):
+                self.finish("FAILED")
+            raise RunFailed(f"can't write to {folder}: {error}. Free some space") from error
+        return lock

@@ -1,6 +1,6 @@
-"""SimCLR: a Config in, numbers and weights out.
+"""SimCLR and related methods: from a Config to trained weights and their evaluation.
 
-`load_encoder` and `Encoder` are imported when they are asked for: torch, which they need, takes seconds.
+`load_encoder` and `Encoder` are imported on first use, because importing torch takes seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Build a config's network, and check that it can process the images."""
+"""Build the network of a config, and check that it can process the images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from simclr.model import Network
 
 
 def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
-    """The untrained network of a config, for the images of a data set."""
+    """The untrained network of a config for the images of a data set."""
     mean, std = NORMALIZATIONS[config.data.normalize](data)
     model = Network(config.model, config.view_size() or data.side, config.seed, mean, std)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_images(config: Config) -> None:
-    """Raises UserError where the network of a config can't take the views of its images."""
+    """Raise UserError if the network of a config can't process views of their size."""
     side = config.view_size() or stored_side(config.data)
     model = Network(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
     try:
@@ -27,6 +27,6 @@ def check_images(config: Config) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"backbone '{config.model.backbone}' can't take {side} px images ({reason}): set data.side, or another "
-            f"--backbone"
+            f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): set data.side, or choose "
+            f"another --backbone"
         ) from None

@@ -1,7 +1,7 @@
-"""A run is its Config: frozen, checked, and hashed into a key.
+"""The Config of a run: frozen, validated, and hashed into a key.
 
-TOML in, one object out. Derived values (peak learning rate, number of steps) are functions elsewhere; nothing is ever
-written back into a config. Sections are tables of the TOML; the augmentations' tables come from AUGMENTATIONS.
+A config is read from TOML, one table for each section. Derived values such as the peak learning rate are functions and
+never written back into it. The tables of the views come from AUGMENTATIONS, and those of the methods from METHODS.
 """
 
 from __future__ import annotations
@@ -9,141 +9,159 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+import tomli_w
+from pydantic import Field, ValidationError, create_model, model_validator
 
-from simclr.augment import Crop
 from simclr.data.dataset import DataConfig, stored_side
-from simclr.methods.simclr import LossConfig
+from simclr.methods import METHODS
 from simclr.model import ModelConfig
-from simclr.optim import OPTIMIZERS, OWN_SETTINGS, OptimConfig, peak_rate
-from simclr.settings import Count, Memory, Section, flatten, merge, readable
+from simclr.optim import OptimConfig, peak_rate
+from simclr.settings import Count, Memory, Section, flatten, merge, one_of, readable
 from simclr.views import AugmentConfig, Pipeline, pipeline
 
 
 def divisors(n: int) -> list[int]:
+    """All divisors of n, in ascending order."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _nearest(numbers: list[int], wish: int) -> int:
-    return min(numbers, key=lambda n: abs(n - wish))
-
-
-NORM_BATCH = 256  # what a device usually holds of a large batch; the paper's are over the whole batch of all devices
+def _nearest(numbers: list[int], wanted: int) -> int:
+    return min(numbers, key=lambda n: abs(n - wanted))
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """Settings of the training loop."""
 
     epochs: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=2)  # images; 2N views
-    micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are held at a time; auto: what fits
-    norm_batch: Count = NORM_BATCH  # images at most that share batch norm's statistics: `norm_images`
-    views: Literal["fused", "split"] = "fused"  # one forward for both views, or two: batch norm sees the difference
+    batch_size: int = Field(256, ge=2)  # images; each has two views
+    micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
+    # Most images that share the statistics of batch norm (see `norm_images`). The default is what a device usually
+    # holds of a large batch. The paper's statistics are over the whole batch on all devices.
+    norm_batch: Count = 256
+    views: Literal["fused", "split"] = "fused"  # one forward pass over both views or one each, which batch norm notices
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation (0: never)
+    knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation images (0: never)
     checkpoint_minutes: float = Field(5.0, gt=0)
 
     def micro_batches(self) -> list[int]:
-        """The micro-batches that a batch may be computed in: whole groups of `norm_images`."""
+        """The valid sizes of a micro-batch: divisors of the batch that are multiples of `norm_images`."""
         return [m for m in divisors(self.batch_size) if m % self.norm_images() == 0]
 
     def norm_images(self) -> int:
-        """How many images share batch norm's statistics, whatever the memory: the largest divisor of the batch up to
-        `norm_batch`."""
+        """The number of images that share the statistics of batch norm: the largest divisor of the batch up to
+        `norm_batch`. It does not depend on the available memory."""
         return max(d for d in divisors(self.batch_size) if d <= self.norm_batch)
 
+    def effective_settings(self) -> dict[str, Any]:
+        exclude = {"knn_every", "checkpoint_minutes", "micro_batch"}
+        return self.model_dump(mode="json", exclude=exclude) | {"norm_batch": self.norm_images()}
 
-METHOD = 3  # in every key; a change of what any config trains (views, loss, initial weights, order) gives a new number
+
+if TYPE_CHECKING:
+    MethodSections = Section
+else:
+    MethodSections = create_model(
+        "MethodSections",
+        __base__=Section,
+        **{method.section_name: (method.section, Field(default_factory=method.section)) for method in METHODS.values()},
+    )
+
+# Part of every key. Increase it after a change to what the same config trains: views, loss, initial weights or order.
+RESULT_VERSION = 3
 
 
-class Config(Section):
-    """Everything that decides a run."""
+class Config(MethodSections):
+    """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
 
     name: str = "simclr"
+    method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"
     seed: int = Field(0, ge=0)
     device: str = "auto"
-    memory: Memory | None = None  # of the accelerator, e.g. "8GiB" (default: of the one at hand)
+    memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    augment2: AugmentConfig | None = None  # of the second view: what differs from `augment`
+    augment2: AugmentConfig | None = None  # settings of the second view (default: those of `augment`)
     model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
-    def _views_agree(self) -> Config:
-        sizes = [getattr(view, "crop").size for view in (self.augment, self.augment2 or self.augment)]  # noqa: B009
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"both views need one size, got augment.crop.size = {sizes[0]} and {sizes[1]} in augment2")
+    def _check_view_sizes(self) -> Config:
+        first, second = self.augment.crop.size, (self.augment2 or self.augment).crop.size
+        if first != second:
+            raise ValueError(f"both views need one size, got augment.crop.size = {first} and {second} in augment2")
         return self
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> Config:
-        """A micro-batch is a part of the batch, of whole groups that share batch norm's statistics."""
+    def _check_batches(self) -> Config:
         train, group = self.train, self.train.norm_images()
         if 4 * group < min(train.batch_size, train.norm_batch):
             whole = max(1, round(train.batch_size / train.norm_batch)) * train.norm_batch
             raise ValueError(
-                f"train.batch_size = {train.batch_size} has no equal parts of up to train.norm_batch = "
-                f"{train.norm_batch} images but of {group}, too few for batch norm: try {whole}"
+                f"train.batch_size = {train.batch_size} can only be divided into equal groups of {group} images (up to "
+                f"train.norm_batch = {train.norm_batch}), which are too few for batch norm: try {whole}"
             )
         if train.micro_batch != "auto" and train.micro_batch not in (sizes := train.micro_batches()):
             raise ValueError(
-                f"train.micro_batch = {train.micro_batch} must divide train.batch_size = {train.batch_size} and be of "
-                f"whole groups of train.norm_batch ({group}): try {_nearest(sizes, train.micro_batch)}, or set that too"
+                f"train.micro_batch = {train.micro_batch} must divide train.batch_size = {train.batch_size} and be a "
+                f"multiple of {group}, the images that share batch norm: try {_nearest(sizes, train.micro_batch)}, or "
+                f"lower train.norm_batch"
             )
         return self
 
+    def method_settings(self) -> Section:
+        """The settings of the method that is trained."""
+        section: Section = getattr(self, METHODS[self.method].section_name)
+        return section
+
     def view_size(self) -> int | None:
-        """The side of the views in pixels; None: the stored side."""
-        crop: Crop = self.augment.crop  # type: ignore[attr-defined]
-        return crop.size
+        """The side of the views in pixels, or None for the stored side."""
+        return self.augment.crop.size
 
     def pipelines(self) -> tuple[Pipeline, Pipeline]:
-        """What view one and view two go through."""
+        """The augmentations of view one and view two."""
         return pipeline(self.augment), pipeline(self.augment2 or self.augment)
 
-    def result(self) -> dict[str, Any]:
-        """What decides the trained weights, with equal meanings written equally (but for sizes spelt out that are the
-        default's for the data or network at hand, as a crop to the images' own side).
+    def unused_sections(self) -> set[str]:
+        """The names of the sections that belong to other methods."""
+        return {method.section_name for method in METHODS.values()} - {METHODS[self.method].section_name}
 
-        Left out: the name, the device, where the images lie (their digest is recorded beside the key), how often
-        something is measured or saved, the micro-batches that a batch is computed in, and every setting that the chosen
-        optimizer, head or schedule does not read.
+    def result(self) -> dict[str, Any]:
+        """The settings that decide the trained weights. Settings with the same meaning give the same values.
+
+        Left out are the name, the device, the place of the images (their digest is recorded beside the key), how often
+        something is measured or saved, the micro-batch, and all settings that the chosen method, optimizer, head or
+        schedule does not use. Stating a default explicitly changes nothing if it depends only on the config (as
+        `data.side` does), but it does if it depends on the images or the network (as `augment.crop.size` does).
         """
-        out = self.model_dump(mode="json", exclude={"name", "device", "memory", "augment", "augment2"})
-        out["method"] = METHOD
-        out["views"] = [{name: op.effective() for name, op in view.items()} for view in self.pipelines()]
-        for key in ("dir", "on_bad_image"):
-            del out["data"][key]
-        out["data"]["side"] = stored_side(self.data)
-        for key in ("knn_every", "checkpoint_minutes", "micro_batch"):
-            del out["train"][key]
-        out["train"]["norm_batch"] = self.train.norm_images()
-        optim = out["optim"]
-        optim["peak_rate"] = peak_rate(self.optim, self.train.batch_size)
-        unread = {"lr", "lr_scaling"} | (OWN_SETTINGS - OPTIMIZERS[self.optim.name].reads)
-        if self.optim.schedule != "plateau":
-            unread |= {"plateau_factor", "plateau_patience"}
-        if self.optim.weight_decay == 0 and self.optim.name != "lars":
-            unread.add("decay_bias_and_norm")
-        out["optim"] = {key: value for key, value in optim.items() if key not in unread}
-        by_head = {"none": {"hidden_dim", "out_dim", "head_batch_norm"}, "linear": {"hidden_dim"}}
-        for key in by_head.get(self.model.head, ()):
-            del out["model"][key]
-        return out
+        data = self.data.model_dump(mode="json", exclude={"dir", "on_bad_image"})
+        version: dict[str, Any] = {"method": RESULT_VERSION}  # the form that it had when SimCLR was the only method
+        if self.method != "simclr":
+            version = {"method": self.method, "version": RESULT_VERSION}
+        return version | {
+            "seed": self.seed,
+            "data": data | {"side": stored_side(self.data)},
+            "views": [{name: op.effective_settings() for name, op in view.items()} for view in self.pipelines()],
+            "model": self.model.effective_settings(),
+            METHODS[self.method].section_name: self.method_settings().effective_settings(),
+            "optim": self.optim.effective_settings() | {"peak_rate": peak_rate(self.optim, self.train.batch_size)},
+            "train": self.train.effective_settings(),
+        }
 
     def key(self) -> str:
-        """Sixteen hexadecimal digits that two configs share only if they ask for the same result."""
+        """Sixteen hexadecimal digits. Two configs have the same key only if they ask for the same result."""
         text = json.dumps(self.result(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def flat(self) -> dict[str, Any]:
-        """Dotted names to plain values, absent augmentations left out: for records and tables."""
-        data = self.model_dump(mode="json")
+        """The settings by dotted name, for records and tables, without augmentations and methods that are not used.
+
+        `method` is left out if it is simclr, as in the records from when that was the only method.
+        """
+        unused = self.unused_sections() | ({"method"} if self.method == "simclr" else set())
+        data = self.model_dump(mode="json", exclude=unused)
         for view in ("augment", "augment2"):
             if data[view] is not None:
                 data[view] = {name: ops for name, ops in data[view].items() if ops["p"] > 0}
@@ -151,29 +169,15 @@ class Config(Section):
 
 
 def to_toml(config: Config) -> str:
-    """The config as TOML that `--config` reads back to an equal config."""
-    lines: list[str] = []
-
-    def write(table: Mapping[str, Any], path: str) -> None:
-        if path:
-            lines.append(f"\n[{path}]")
-        lines.extend(
-            f"{key} = {json.dumps(value, ensure_ascii=False)}"
-            for key, value in table.items()
-            if value is not None and not isinstance(value, Mapping)
-        )
-        for key, value in table.items():
-            if isinstance(value, Mapping):
-                write(value, f"{path}.{key}" if path else key)
-
-    write(config.model_dump(mode="json"), "")
-    return "\n".join(lines).strip() + "\n"
+    """The config as TOML, which `make` turns into an equal config. Unused methods are left out at their defaults."""
+    default = {name for name in config.unused_sections() if getattr(config, name) == type(getattr(config, name))()}
+    return tomli_w.dumps(config.model_dump(mode="json", exclude=default, exclude_none=True))
 
 
 def make(table: Mapping[str, Any]) -> Config:
-    """A Config from nested plain values; a UserError names the first bad one in a sentence.
+    """A Config from nested tables of plain values. Raises UserError for the first mistake.
 
-    `augment2` states what differs from `augment`.
+    `augment2` needs only the settings that differ from `augment`.
     """
     first, second = table.get("augment", {}), table.get("augment2")
     if isinstance(first, Mapping) and isinstance(second, Mapping):

@@ -1,4 +1,4 @@
-"""The device and the arithmetic that a run uses."""
+"""The device that a run uses, its memory, and the precision of its arithmetic."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .errors import BadSettings, UserError
+from simclr.errors import BadSettings, UserError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
-MMAP_THRESHOLD = 2**25  # bytes; the most that glibc would choose itself
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+MMAP_THRESHOLD = 2**25  # bytes, the largest value that glibc chooses by itself
 
 
 def resolve(name: str) -> torch.device:
-    """`auto` (the accelerator if there is one, else the CPU) or a device by name. Raises UserError if it is absent."""
+    """The device with this name. `auto` is the accelerator if there is one, else the CPU.
+
+    Raises UserError if the device can't be used.
+    """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).cpu()  # meta has nothing to copy
+        torch.empty(1, device=device).cpu()  # fails on the meta device, which holds no data
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
@@ -32,25 +35,28 @@ def resolve(name: str) -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on a device, on CUDA without waiting for what the device is at.
+    """Copy a small CPU tensor to a device. CUDA does not wait for its queued work.
 
-    CUDA stages memory that is not pinned before it goes on; Apple's GPU may read it after it was freed (pytorch issue
-    189690).
+    This is safe on CUDA, which copies unpinned memory to a buffer before it returns. Apple's GPU may read the memory
+    after it was freed (pytorch issue 189690), so it does wait.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """torch.OutOfMemoryError is CUDA's; other allocators (Apple's, the CPU's, the CPU's on Windows) say it in words."""
-    said = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    """Whether an error means that memory ran out.
+
+    Only CUDA raises torch.OutOfMemoryError. The allocators of Apple's GPU and of the CPU say it in the message.
+    """
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors on the CPU leave behind, for those that follow, where it would give it back at once.
+    """Make glibc keep the memory of freed CPU tensors for later tensors, instead of returning it to the system.
 
-    Getting it again costs a page fault each 4 KiB: about a tenth of a training step (docs/results.md). What is larger
-    than MMAP_THRESHOLD goes back all the same. Where there is no glibc, nothing is done.
+    Getting memory again costs a page fault for every 4 KiB, about a tenth of a training step (docs/results.md). Blocks
+    larger than MMAP_THRESHOLD are still returned. Without glibc this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         glibc = ctypes.CDLL(None)
@@ -59,19 +65,19 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give back what the accelerator's allocator holds for later (Apple's is the system's own memory)."""
+    """Return the cached memory of a CUDA-like accelerator to the device. Does nothing on Apple's GPU and the CPU."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None and not shares_memory(device):
         torch.accelerator.empty_cache()
 
 
 def shares_memory(device: torch.device) -> bool:
-    """Whether a device's memory is the whole system's, of which nothing is planned."""
+    """Whether a device uses the system's memory, for which no memory is planned."""
     return device.type in ("cpu", "mps")
 
 
 def system_memory() -> float:
-    """Bytes of the machine's memory; infinite where the system does not say, as Windows does not."""
+    """The machine's memory in bytes, or infinity where the system doesn't report it (Windows)."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -79,7 +85,7 @@ def system_memory() -> float:
 
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
-    """Out of memory, on whatever device, becomes a RunFailed (BadSettings) with a remedy."""
+    """A context in which running out of memory, on any device, raises BadSettings with a remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -89,7 +95,7 @@ def memory_errors(remedy: str) -> Iterator[None]:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself."""
+    """Whether the hardware multiplies bfloat16 matrices natively."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -98,25 +104,25 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def precision_on(name: str, device: torch.device) -> str:
-    """What `auto` is on a device: bf16 where it is fast, else fp16 on CUDA, else fp32; other names are themselves."""
+    """The precision to use on a device. `auto` is bf16 if that is fast, else fp16 on CUDA, else fp32."""
     if name != "auto":
         return name
     return "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast."""
+    """The dtype for `autocast` with this precision."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_on(name, device)]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to a dtype, off for float32."""
+    """An autocast context for a dtype, which is disabled for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """float32 convolutions with all their bits: cuDNN would round their inputs to TF32's ten."""
+    """A context in which float32 convolutions keep full precision. By default, cuDNN rounds their inputs to TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -126,7 +132,7 @@ def whole_float32() -> Iterator[None]:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """A short description of a device for messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

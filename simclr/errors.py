@@ -1,4 +1,4 @@
-"""Failures that a person can act on: each message names the value, what was expected, and the remedy."""
+"""Errors that a user can act on. Each message names the value, what was expected, and a remedy."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake in what was asked for: a bad value, a missing file, a name that does not exist."""
+    """A mistake in the request, such as a bad value, a missing file or an unknown name."""
 
 
-class RunFailed(Exception):  # noqa: N818 (it is what happened)
-    """A run that cannot go on: a loss that is not finite, a full disk, no memory left."""
+class RunFailed(Exception):  # noqa: N818 (it describes what happened)
+    """A run that can't continue: the loss is not finite, the disk is full, or memory ran out."""
 
 
 class BadSettings(RunFailed):
-    """A run that its own settings ended: it diverged, or ran out of memory. Another machine state would not help."""
+    """A run that failed because of its settings: it diverged or ran out of memory. Trying again would not help."""
 
 
-class UnusableCheckpoint(UserError):  # noqa: N818 (it is a checkpoint)
-    """A checkpoint that can't be gone on from here: damaged, of another precision, of other settings."""
+class UnusableCheckpoint(UserError):  # noqa: N818 (it describes the checkpoint)
+    """A checkpoint that can't be resumed here: it is damaged, or belongs to other settings or another precision."""
 
 
-LISTED = 15  # names that an error message holds where the nearest one is known
+LISTED = 15  # if there are more choices than this, and one is close to the unknown name, the message lists only that
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`, with the nearest one that is."""
+    """The error for a name that is not among `choices`. The message suggests the closest one, or lists them."""
     names = sorted(choices)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hints = [f"did you mean '{near[0]}'?"] if near else []

@@ -1,8 +1,8 @@
-"""The network: an encoder f (any torchvision classifier without its last layer) and a projection head g.
+"""The network: an encoder f (a torchvision classifier without its last layer) and a projection head g.
 
-h = f(x) is the representation that is evaluated; z = g(h) is what the loss sees (paper, Section 2.1). The encoder and
-the head each draw their initial weights by shape (`randomness.initial_weights`), so that changing a part, a width or
-the depth leaves what keeps its shape as it was.
+The representation h = f(x) is evaluated, and the loss is computed on z = g(h) (paper, Section 2.1). The encoder and the
+head draw their initial weights by shape (`randomness.initial_weights`). If a part, the width or the depth changes, the
+tensors that keep their shape keep their initial weights.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from torchvision.ops import StochasticDepth
 
 from simclr.errors import UserError, unknown
 from simclr.randomness import initial_weights
-from simclr.settings import Section, _one_of
+from simclr.settings import Section, one_of
 
 
 class ModelConfig(Section):
-    """The encoder and the projection head."""
+    """Settings of the encoder and the projection head."""
 
-    backbone: Annotated[str, _one_of("backbone", backbones)] = "resnet18"
-    stem: Annotated[str, _one_of("stem", lambda: STEMS)] = "cifar"
-    # Multiplies the channels of a ResNet. Below 0.125 the first have fewer than 8, and oneDNN 3.12 (torch 2.14), on a
-    # CPU without AVX-512, writes out of bounds in the weights' gradient of such a 1x1 convolution of stride 2.
+    backbone: Annotated[str, one_of("backbone", backbones)] = "resnet18"
+    stem: Annotated[str, one_of("stem", lambda: STEMS)] = "cifar"
+    # Factor on the channels of a ResNet. Below 0.125, the first layers have fewer than 8 channels, and oneDNN 3.12
+    # (torch 2.14) on a CPU without AVX-512 then writes out of bounds in the weight gradient of 1x1 convolutions with
+    # stride 2.
     width: float = Field(1.0, ge=0.125, le=8)
-    head: Annotated[str, _one_of("head", lambda: HEADS)] = "mlp"
-    hidden_dim: int | None = Field(None, ge=1)  # of the head (default: as wide as h; paper: 2048 for ResNet-50)
-    out_dim: int = Field(128, ge=1)  # of z
-    head_batch_norm: bool = False  # batch norm after each linear layer of the head (the paper's code has it)
+    head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"
+    hidden_dim: int | None = Field(None, ge=1)  # width of the head's hidden layers (default: that of h)
+    out_dim: int = Field(128, ge=1)  # width of z
+    head_batch_norm: bool = False  # batch norm after each linear layer of the head, as in the paper's code
+
+    def effective_settings(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude=UNUSED_BY_HEAD.get(self.head))
 
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not torchvision's: half of ResNet-18, for short runs
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not in torchvision: half of ResNet-18, for short runs
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
@@ -53,22 +57,22 @@ def _conv(width: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
     return nn.Conv2d(3, width, kernel, stride, padding, bias=False)
 
 
-# First convolution (from the number of channels) and what pools after it.
+# From the number of channels to the first convolution and the pooling layer after it.
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
     "imagenet": lambda width: (_conv(width, 7, 2, 3), nn.MaxPool2d(3, 2, padding=1)),
     "cifar": lambda width: (_conv(width, 3, 1, 1), nn.Identity()),  # paper, B.9: 3x3, stride 1, no max-pool
-    "cifar_pad2": lambda width: (_conv(width, 3, 1, 2), nn.Identity()),  # solo-learn's, for encoders from there
+    "cifar_pad2": lambda width: (_conv(width, 3, 1, 2), nn.Identity()),  # solo-learn's, for its encoders
     "stride2": lambda width: (_conv(width, 3, 2, 1), nn.Identity()),  # a quarter of the cost of `cifar`
 }
 
 
 class WideResNet(ResNet):  # type: ignore[misc]
-    """torchvision's ResNet with every layer's number of channels multiplied by `width`, and one of STEMS."""
+    """torchvision's ResNet with `width` times as many channels in every layer, and one of STEMS."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: float) -> None:
         self.width = width
         super().__init__(block, layers)
-        self.fc = nn.Linear(self.inplanes, 1)  # of the scaled width; its place is what the encoder's output comes from
+        self.fc = nn.Linear(self.inplanes, 1)  # has the scaled width; `_detach_classifier` removes it
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == 64:
@@ -84,16 +88,17 @@ class WideResNet(ResNet):  # type: ignore[misc]
 
 
 def backbones() -> list[str]:
-    """Names that `model.backbone` may have: RESNETS, and torchvision's classifiers that end in a linear layer."""
+    """The valid values of `model.backbone`: RESNETS, and torchvision's classifiers that end in a linear layer."""
     special = ("inception_v3", "googlenet", "squeezenet", *RESNETS)  # auxiliary heads, or no linear classifier
     names = torchvision.models.list_models(module=torchvision.models)
     return list(RESNETS) + [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
 
 
 def _detach_classifier(network: nn.Module) -> int:
-    """Replace the classifier by the identity, keeping a norm or a pooling at its start; the features that went into it.
+    """Remove the classifier, except for a norm or a pooling layer at its start. Returns the number of features.
 
-    torchvision calls it fc, classifier, head or heads; it ends in the last linear layer and begins at its own first.
+    torchvision names the classifier fc, classifier, head or heads. It contains the last linear layer of the network,
+    and everything from its first linear layer on is removed.
     """
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     name = last.partition(".")[0]
@@ -105,9 +110,10 @@ def _detach_classifier(network: nn.Module) -> int:
 
 
 def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module, int]:
-    """The encoder f and the width of its output h. `side` is the image side in pixels (needed by vision transformers).
+    """Build the encoder f. Returns it with the width of its output h, and restores the global random state.
 
-    The global random state is left as it was.
+    `side` is the image side in pixels, which vision transformers need. Raises UserError if the settings don't fit the
+    backbone.
     """
     if config.backbone not in backbones():
         raise unknown("backbone", config.backbone, backbones())
@@ -119,15 +125,15 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
         else:
             if config.width != 1 or config.stem != "imagenet":
                 raise UserError(
-                    f"model.width = {config.width:g} and model.stem = '{config.stem}' are for ResNets; "
-                    f"'{config.backbone}' needs model.width = 1 and model.stem = 'imagenet'"
+                    f"model.width = {config.width:g} and model.stem = '{config.stem}' work only with ResNets: set "
+                    f"model.width = 1 and model.stem = 'imagenet' for '{config.backbone}'"
                 )
             builder = torchvision.models.get_model_builder(config.backbone)
             is_transformer = config.backbone.startswith("vit_")
             try:
                 network = builder(**({"image_size": side} if is_transformer else {}))
-            except (ValueError, AssertionError) as error:  # a side that the patches don't divide
-                raise UserError(f"backbone '{config.backbone}' can't take {side} px images: {error}") from None
+            except (ValueError, AssertionError) as error:  # the side is not a multiple of the patch size
+                raise UserError(f"backbone '{config.backbone}' can't process {side} px images: {error}") from None
         features = _detach_classifier(network)
     return network, features
 
@@ -147,7 +153,8 @@ def _mlp(depth: int) -> Callable[[int, int, int, bool], nn.Sequential]:
     return build
 
 
-# From (features, hidden width, output width, batch norm after each linear layer). Paper, Fig. 8: none, linear, mlp.
+# From (features, hidden width, output width, batch norm after each linear layer) to a head. The paper's Fig. 8 compares
+# none, linear and mlp.
 HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
     "none": lambda features, hidden, out, batch_norm: nn.Sequential(),
     "linear": _mlp(1),
@@ -155,12 +162,18 @@ HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
     "mlp3": _mlp(3),
 }
 
+# Settings that a head does not use.
+UNUSED_BY_HEAD: dict[str, set[str]] = {
+    "none": {"hidden_dim", "out_dim", "head_batch_norm"},
+    "linear": {"hidden_dim"},
+}
+
 
 class Network(nn.Module):
     """Encoder and head: images (float N x 3 x S x S in [0, 1]) -> (h: N x features, z: N x out_dim).
 
-    The network sees images of `side` pixels, as its views are; others are resized here. They are normalised here, by
-    `mean` and `std` of each channel, so that weights carry their transform.
+    Images of another side than `side` are resized. All images are normalised by the `mean` and `std` of each channel,
+    which are buffers, so that saved weights include their preprocessing.
     """
 
     mean: Tensor
@@ -177,11 +190,11 @@ class Network(nn.Module):
             self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What the encoder is given."""
+        """Normalise the channels of images for the encoder."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> Tensor:
-        """h of images of any side, antialiased bilinear where they are resized, as crops are."""
+        """The representation h of images of any side, resized with antialiased bilinear weights as crops are."""
         if images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         return self.encoder(self.normalize(images))  # type: ignore[no-any-return]
@@ -192,19 +205,22 @@ class Network(nn.Module):
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch norm layers of a network."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def mixes_images(model: nn.Module) -> bool:
-    """Whether what a network makes of an image depends on the images that it comes with: by batch norm, or by the draws
-    of dropout and stochastic depth."""
+    """Whether the output for an image depends on the rest of its batch.
+
+    It does with batch norm, and with dropout or stochastic depth, whose random numbers are drawn for a whole batch.
+    """
     random = (nn.modules.dropout._DropoutNd, StochasticDepth)
     return bool(batch_norms(model)) or any(isinstance(m, random) and m.p > 0 for m in model.modules())
 
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running averages, and their counts of batches, as they are."""
+    """A context in which batch norm layers don't update their running statistics."""
     norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -216,4 +232,5 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 def parameter_count(module: nn.Module) -> int:
+    """The number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())

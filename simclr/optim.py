@@ -12,35 +12,46 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from simclr.device import has_fast_bf16
-from simclr.settings import Beta, Section, _one_of
+from simclr.settings import Section, one_of
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
-    """The optimizer and its learning rate."""
+    """Settings of the optimizer and its learning rate."""
 
-    name: Annotated[str, _one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
-    lr: float = Field(0.3, gt=0)  # before scaling
-    lr_scaling: Annotated[str, _one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
+    name: Annotated[str, one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
+    lr: float = Field(0.3, gt=0)  # before scaling with the batch size
+    lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
     weight_decay: float = Field(1e-6, ge=0)
     decay_bias_and_norm: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd, muon (which is run with 0.95)
+    momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd and muon (0.95 is usual for muon)
     trust: float = Field(1e-3, gt=0)  # lars
-    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw, muon
-    schedule: Annotated[str, _one_of("schedule", lambda: SCHEDULES)] = "cosine"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw and muon
+    schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"
     warmup_epochs: float = Field(10.0, ge=0)
     plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
-    plateau_patience: int = Field(10, ge=0)  # in epochs
+    plateau_patience: int = Field(10, ge=0)  # schedule = "plateau", in epochs
 
-
-VECTOR_RATE = 0.15  # of Muon's rate, for biases and norms: 3e-3 at 0.02, which AdamW runs well with here
+    def effective_settings(self) -> dict[str, Any]:
+        """The settings that are used, but neither `lr` nor its scaling, which act only through `peak_rate`."""
+        used = OPTIMIZERS[self.name].uses
+        unused = {"lr", "lr_scaling"} | {name for row in OPTIMIZERS.values() for name in row.uses - used}
+        if self.schedule != "plateau":
+            unused |= {"plateau_factor", "plateau_patience"}
+        if self.weight_decay == 0 and self.name != "lars":
+            unused.add("decay_bias_and_norm")
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888, Algorithm 1), as SimCLR uses it.
 
-    local rate = trust * |w| / (|g| + weight_decay * |w|), 1 where either norm is zero (so that parameters that start
-    at zero move); v <- momentum * v + lr * local * (g + weight_decay * w); w <- w - v. Groups with `adapt=False`
-    (biases and norms) take plain momentum SGD steps without weight decay, as in the paper's code.
+    local = trust * |w| / (|g| + weight_decay * |w|), or 1 if either norm is zero, so that zero weights can move
+    v <- momentum * v + lr * local * (g + weight_decay * w)
+    w <- w - v
+
+    Groups with `adapt=False` (biases and norms) use local = 1: plain SGD with momentum, as in the paper's code.
     """
 
     def __init__(
@@ -75,11 +86,14 @@ class LARS(Optimizer):
                 parameter.sub_(state["momentum"])
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix to M (rows x columns), roughly: its singular values become about 1.
+VECTOR_RATE = 0.15  # Adam's rate for biases and norms as a fraction of Muon's: 3e-3 at 0.02, which works well here
 
-    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (Muon), in bfloat16 as there where the
-    hardware multiplies it; a CPU that only emulates it takes four times the rest of a training step for them.
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Approximately the nearest semi-orthogonal matrix: its singular values become about 1.
+
+    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (Muon). They run in bfloat16, as there, if
+    the hardware multiplies it natively. A CPU that emulates it would need four times as long as the rest of the step.
     """
     x = matrix.bfloat16() if has_fast_bf16(matrix.device) else matrix
     x = x if matrix.shape[0] <= matrix.shape[1] else x.T
@@ -91,11 +105,11 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Orthogonalised momentum (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Nesterov momentum on the gradient of each weight, as a matrix of one row for each output channel; the step is
-    lr * sqrt(max(1, rows / columns)) * `orthogonal` of it, after decoupled weight decay. Groups with
-    `orthogonal=False` (biases and norms) take Adam's steps, at VECTOR_RATE of the rate.
+    The Nesterov momentum of each weight is a matrix with one row for each output channel. After decoupled weight decay,
+    the step is lr * sqrt(max(1, rows / columns)) * orthogonalize(matrix). Groups with `orthogonal=False` (biases and
+    norms) take the steps of AdamW, with VECTOR_RATE times the learning rate.
     """
 
     def __init__(
@@ -120,7 +134,7 @@ class Muon(Optimizer):
                         state |= {"square": torch.zeros_like(parameter), "step": 0}
                 if group["orthogonal"]:
                     state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                    update = orthogonal(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
+                    update = orthogonalize(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
                     update *= math.sqrt(max(1, update.shape[0] / update.shape[1]))
                     rate = group["lr"]
                 else:
@@ -153,10 +167,10 @@ def _adamw(groups: Any, config: OptimConfig) -> Optimizer:
 
 
 class OptimizerRow(NamedTuple):
-    """One row of OPTIMIZERS: how to build it, and the settings of its own that it reads."""
+    """How to build an optimizer, and which of the settings momentum, trust and betas it uses."""
 
     build: Callable[[Any, OptimConfig], Optimizer]
-    reads: frozenset[str]
+    uses: frozenset[str]
 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
@@ -167,13 +181,10 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 }
 
 
-OWN_SETTINGS = frozenset().union(*(row.reads for row in OPTIMIZERS.values()))
-
-
 def build(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer of a config; biases and norm parameters (one-dimensional) have a group of their own.
+    """The optimizer of a config for a model. Biases and norms (one-dimensional parameters) are the second group.
 
-    That group has no weight decay and, with LARS, no adaptation, unless `decay_bias_and_norm` says otherwise.
+    Unless `decay_bias_and_norm` is set, that group has no weight decay and, with LARS, no adaptation.
     """
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -185,15 +196,14 @@ def build(model: nn.Module, config: OptimConfig) -> Optimizer:
     return OPTIMIZERS[config.name].build(groups, config)
 
 
-# How the learning rate follows the batch size (paper, Appendix B.1): the factor on `lr`.
+# From the batch size to the factor on `lr` (paper, Appendix B.1).
 SCALINGS: dict[str, Callable[[int], float]] = {
     "none": lambda batch: 1.0,
     "linear": lambda batch: batch / 256,
     "sqrt": lambda batch: math.sqrt(batch) / 16,
 }
 
-
-# What follows the warm-up, as a factor of the peak, for a progress in [0, 1). `Plateau` keeps a factor of its own.
+# From the progress after the warm-up, in [0, 1), to the factor on the peak rate. `Plateau` has its own factor.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "constant": lambda progress: 1.0,
@@ -202,12 +212,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def peak_rate(config: OptimConfig, batch_size: int) -> float:
-    """The learning rate after the warm-up: `lr` times its scaling with the batch size (per 256 images)."""
+    """The learning rate after the warm-up: `lr` scaled with the batch size."""
     return config.lr * SCALINGS[config.lr_scaling](batch_size)
 
 
 def learning_rate(config: OptimConfig, batch_size: int, step: int, total: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step (0 .. total-1): linear warm-up over `warmup_epochs`, then the schedule."""
+    """The learning rate of a step (0 .. total-1): a linear warm-up over `warmup_epochs`, then the schedule."""
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total)
     if step < warmup:
         return peak_rate(config, batch_size) * (step + 1) / warmup
@@ -215,9 +225,9 @@ def learning_rate(config: OptimConfig, batch_size: int, step: int, total: int, s
 
 
 class Plateau:
-    """The factor on the learning rate that falls by `factor` when the epoch's loss has not improved for a while.
+    """A factor on the learning rate, multiplied by `factor` if the loss has not improved for `patience` epochs.
 
-    The rule and defaults of torch's ReduceLROnPlateau (relative threshold 1e-4).
+    The rule is that of torch's ReduceLROnPlateau, with its default relative threshold of 1e-4.
     """
 
     def __init__(self, config: OptimConfig) -> None:
@@ -225,6 +235,7 @@ class Plateau:
         self.scale, self.best, self.bad_epochs = 1.0, math.inf, 0
 
     def update(self, loss: float) -> None:
+        """Take the mean loss of an epoch into account."""
         if loss < self.best * (1 - 1e-4):
             self.best, self.bad_epochs = loss, 0
             return
@@ -240,5 +251,6 @@ class Plateau:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,8 +1,8 @@
-"""Random numbers as a function of what they are for, never of what was drawn before.
+"""Random numbers that depend only on their purpose, never on what was drawn before.
 
-Every draw is keyed by (seed, purpose, ...). A run resumed at any step, cut into any micro-batches, or with one
-operation removed, sees for everything else exactly what it would have seen. Draws are made on the CPU, so that they
-are the same on every device.
+Every draw is keyed by (seed, purpose, ...). A run that is resumed, split into micro-batches, or trained without one
+augmentation therefore gets the same numbers for everything else. Numbers are drawn on the CPU, so they are the same on
+every device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def subseed(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose, e.g. `subseed(0, "views", step, "flip")`."""
+    """A 63-bit seed for one purpose, e.g. `subseed(0, "view", step, 0, "flip")`."""
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -48,8 +48,8 @@ class _DrawsByShape(TorchDispatchMode):
         self.drawn: Counter[tuple[Any, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (aten.normal_.default, aten.uniform_.default):  # what torch.nn.init comes down to
-            # By kind too: layers first draw by their own rule, and torchvision's networks by another over them.
+        if func in (aten.normal_.default, aten.uniform_.default):  # all of torch.nn.init uses one of these
+            # The key includes the distribution: torchvision's networks draw again, over the defaults of the layers.
             key = (func, *args[0].shape)
             torch.default_generator.manual_seed(subseed(self.seed, *self.purpose, *key, self.drawn[key]))
             self.drawn[key] += 1
@@ -58,11 +58,11 @@ class _DrawsByShape(TorchDispatchMode):
 
 @contextmanager
 def initial_weights(seed: int, *purpose: object) -> Iterator[None]:
-    """Layers built within draw the n-th tensor of a shape from a seed of (seed, purpose, shape, n).
+    """A context in which new layers draw their n-th tensor of each shape from the seed (seed, purpose, shape, n).
 
-    So networks of other depths, widths, stems or heads begin with the same weights where shapes agree. The global
-    random state is left as it was.
+    Networks that differ in depth, width, stem or head therefore get the same initial weights where their shapes agree.
+    The global random state is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]), _DrawsByShape(seed, ("init", *purpose)):
-        torch.default_generator.manual_seed(subseed(seed, "init", *purpose))  # of whatever else a layer may draw
+        torch.default_generator.manual_seed(subseed(seed, "init", *purpose))  # for any other kind of draw
         yield

@@ -1,4 +1,4 @@
-"""Views: which augmentations an image goes through, and the two views of a batch."""
+"""Views: the augmentations that an image goes through, and the two views of a batch."""
 
 from __future__ import annotations
 
@@ -9,62 +9,64 @@ import torch
 from pydantic import Field, create_model
 from torch import Tensor
 
-from simclr.augment import AUGMENTATIONS, Params
+from simclr.augment import AUGMENTATIONS, Augmentation, Crop
 from simclr.device import send
 from simclr.randomness import uniforms
 from simclr.settings import Section
 
 if TYPE_CHECKING:
-    AugmentConfig = Section
+
+    class AugmentConfig(Section):
+        """The settings of a view, as far as they are read by name."""
+
+        crop: Crop = Crop()
 else:
     AugmentConfig = create_model(
         "AugmentConfig",
         __base__=Section,
-        __doc__="What a view goes through: one table for each of AUGMENTATIONS (p = 0: absent). Defaults: the paper's.",
-        **{name: (row.params, Field(default_factory=row.params)) for name, row in AUGMENTATIONS.items()},
+        __doc__="The settings of a view: one table for each of AUGMENTATIONS. The defaults are the paper's.",
+        **{name: (kind, Field(default_factory=kind)) for name, kind in AUGMENTATIONS.items()},
     )
+
+Pipeline = dict[str, Augmentation]  # the augmentations that a view applies, by name, in the order of AUGMENTATIONS
 
 
 def pipeline(section: AugmentConfig) -> Pipeline:
-    """The operations that a view goes through, in order, without the absent ones."""
-    chosen: dict[str, Params] = {name: getattr(section, name) for name in AUGMENTATIONS}
-    return {name: applied for name, params in chosen.items() if (applied := params.applied())}
-
-
-Pipeline = dict[str, Params]  # name -> parameters, in the order of AUGMENTATIONS, without those of p = 0
+    """The augmentations that a view applies, in order."""
+    chosen: dict[str, Augmentation] = {name: getattr(section, name) for name in AUGMENTATIONS}
+    return {name: applied for name, augmentation in chosen.items() if (applied := augmentation.as_applied())}
 
 
 def draw(pipeline: Pipeline, n: int, seed: int, step: int, view: int) -> dict[str, Tensor]:
-    """The random numbers of one view of a batch of `n`: for each operation n x (1 + its draws), on the CPU.
+    """The random numbers for one view of a batch: n x (1 + draws) for each augmentation, on the CPU.
 
-    Each operation has a key of its own, so dropping one leaves the draws of the others as they were; the rows of a
-    micro-batch are a slice of these.
+    Each augmentation has its own key, so removing one does not change the numbers of the others. A micro-batch uses its
+    rows of these tensors.
     """
-    return {name: uniforms((n, 1 + AUGMENTATIONS[name].draws), seed, "view", step, view, name) for name in pipeline}
+    return {name: uniforms((n, 1 + each.draws), seed, "view", step, view, name) for name, each in pipeline.items()}
 
 
 def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tensor:
-    """One view: uint8 N x 3 x S x S -> float32 N x 3 x S x S in [0, 1]. The draws' rows are the images' rows."""
+    """Make one view: uint8 N x 3 x S x S -> float32 N x 3 x S x S in [0, 1]. Row i of `draws` belongs to image i."""
     out = images.float().div_(255)
-    for name, params in pipeline.items():
+    for name, augmentation in pipeline.items():
         u = draws[name]
-        chosen = (u[:, 0] < params.p).nonzero().squeeze(1)  # on the CPU: no wait for the accelerator
-        function = AUGMENTATIONS[name].apply
+        chosen = (u[:, 0] < augmentation.p).nonzero().squeeze(1)  # on the CPU, so nothing waits for the accelerator
         if len(chosen) == len(u):
-            out = function(out, u[:, 1:], params)
+            out = augmentation(out, u[:, 1:])
         elif len(chosen):
             rows = send(chosen, out.device)
-            out[rows] = function(out[rows], u[chosen, 1:], params)
+            out[rows] = augmentation(out[rows], u[chosen, 1:])
     return out
 
 
-Views = Callable[[slice], Tensor]  # both views of some rows of a batch, float 2 x n x 3 x S x S
+Views = Callable[[slice], Tensor]  # makes both views of some rows of a batch, float32 2 x n x 3 x S x S
 
 
 def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> Views:
-    """Makes both views (2 x n x 3 x S x S) of any rows of a batch (uint8 N x 3 x S x S), by the step's random numbers.
+    """A function that makes both views of any rows of a batch (uint8 N x 3 x S x S), with the step's random numbers.
 
-    A row's views do not depend on which rows they are asked for with.
+    The views of a row do not depend on which other rows are made in the same call.
     """
     draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines)]
 
@@ -72,7 +74,8 @@ def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, s
         some, drawn = images[rows], [{name: u[rows] for name, u in one.items()} for one in draws]
         if pipelines[0] != pipelines[1]:
             return torch.stack([apply(some, *view) for view in zip(pipelines, drawn, strict=True)])
-        both = {name: torch.cat([u, drawn[1][name]]) for name, u in drawn[0].items()}  # half the kernels to launch
+        # Equal pipelines process both views at once, which launches half as many kernels.
+        both = {name: torch.cat([u, drawn[1][name]]) for name, u in drawn[0].items()}
         return apply(some.repeat(2, 1, 1, 1), pipelines[0], both).unflatten(0, (2, -1))  # type: ignore[no-any-return]
 
     return views

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Preset(NamedTuple):
-    """A preset's file and the lines of its header (command, cost, result)."""
+    """A preset's file, and the fields of its header (About, Command, Cost, Result)."""
 
     name: str
     path: Path
@@ -18,11 +18,11 @@ class Preset(NamedTuple):
 def presets() -> dict[str, Preset]:
     """The presets that come with the suite, by name."""
     folder = Path(str(files("experiments") / "presets"))
-    return {path.stem: Preset(path.stem, path, _header(path)) for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: Preset(path.stem, path, _read_header(path)) for path in sorted(folder.glob("*.toml"))}
 
 
-def _header(path: Path) -> dict[str, str]:
-    """The `# Key: text` lines at the top of a preset; a line without a key goes on with the one before."""
+def _read_header(path: Path) -> dict[str, str]:
+    """The `# Key: text` lines at the top of a file. A line without a key continues the one before."""
     header: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

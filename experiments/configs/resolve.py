@@ -1,8 +1,8 @@
-"""From what a person asks for to a Config: preset < config file < --set < named flags."""
+"""Build a Config from what a user asks for: preset < config file < --set < named options < --drop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +13,20 @@ from experiments.configs.presets import presets
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make
 from simclr.errors import UserError, unknown
-from simclr.settings import Count, Section, flatten, merge, nested, parse_setting, read_toml, readable, settings
+from simclr.settings import (
+    Count,
+    Section,
+    flatten,
+    get_value,
+    merge,
+    nested,
+    parse_setting,
+    read_toml,
+    readable,
+    setting_names,
+)
 
-# Named flags and the setting that each one sets.
+# Named options and the setting that each of them sets.
 FLAGS = {
     "dataset": "data.dataset",
     "data_dir": "data.dir",
@@ -34,57 +45,39 @@ FLAGS = {
     "device": "device",
     "name": "name",
 }
+UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # settings that a run's name doesn't mention
 
 
 class Choice(Section):
-    """Settings that are worth training for at least so many epochs."""
+    """Settings that are worth training if the time is enough for this many epochs."""
 
     epochs: Count = 1
     set: dict[str, Any] = Field(default_factory=dict)
 
+    def without(self, paths: Container[str]) -> Choice:
+        """The same choice, but these settings are left as they are."""
+        return self.model_copy(update={"set": {path: value for path, value in self.set.items() if path not in paths}})
 
-class Time(Section):
-    """Of a training that goes by the clock: its choices, the best first (`timed.within` takes one)."""
+
+class TimeBudget(Section):
+    """The table [time]: how long to train, and what to choose from, best first (see time_budget.choose_config)."""
 
     hours: Annotated[float, Field(gt=0)]
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)] = (Choice(),)
 
 
-def _less(choice: Choice, stated: Mapping[str, Any]) -> Choice:
-    """A choice without what has been set otherwise."""
-    return choice.model_copy(update={"set": {path: v for path, v in choice.set.items() if path not in stated}})
+class _Timed(Section):
+    """Validates [time] under its own name, which error messages then show."""
+
+    time: TimeBudget | None = None
 
 
-class _Clock(Section):
-    time: Time | None = None
-
-
-UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # settings that don't show in a run's name
-
-
-def drop(table: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings without one augmentation, in both views."""
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
-    for view in ("augment", "augment2") if "augment2" in table else ("augment",):
-        table = merge(table, nested(f"{view}.{name}.p", 0.0))
-    return table
-
-
-def at(table: Mapping[str, Any], path: str) -> Any:
-    """The value of a dotted name in nested tables; None where there is none."""
-    value: Any = table
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def short(path: str) -> str:
-    """A setting's name as far as it takes to know it from all others: temperature, blur.p, augment2.blur.p."""
+def short_name(path: str) -> str:
+    """The shortest end of a setting's name that no other setting has: temperature, blur.p, augment2.blur.p."""
     parts = path.split(".")
     others = [
         name
-        for name in settings(Config)
+        for name in setting_names(Config)
         if name != path and (parts[0] == "augment2" or not name.startswith("augment2."))
     ]
     ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
@@ -92,43 +85,44 @@ def short(path: str) -> str:
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A config with some settings changed. Raises UserError where one is not valid.
+    """A config with some settings changed. Raises UserError if a value is not valid.
 
-    As in a preset, what is set for view one holds for view two where the two agree.
+    As in a preset, a change of the first view also changes the second one if both had the same value.
     """
     table = config.model_dump(mode="json")
     for path, value in changes.items():
         second = "augment2." + path.removeprefix("augment.")
-        follows = path.startswith("augment.") and at(table, path) == at(table, second) and second not in changes
-        for each in (path, second) if follows and config.augment2 is not None else (path,):
+        equal = path.startswith("augment.") and get_value(table, path) == get_value(table, second)
+        both = equal and second not in changes and config.augment2 is not None
+        for each in (path, second) if both else (path,):
             table = merge(table, nested(each, value))
     return make(table)
 
 
 def preset_table(name: str) -> dict[str, Any]:
-    """The settings of a preset, over those of the preset that it builds on (its key `preset`), and so on."""
+    """The settings of a preset, together with those of the presets that it builds on. Raises UserError if unknown."""
     known = presets()
     if name not in known:
         raise unknown("preset", name, known)
-    return on_preset(read_toml(known[name].path))
+    return _on_preset(read_toml(known[name].path))
 
 
-def on_preset(table: dict[str, Any]) -> dict[str, Any]:
-    """A table of settings, over those of the preset that it builds on."""
+def _on_preset(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of settings, merged over the preset that its key `preset` names."""
     own = {key: value for key, value in table.items() if key != "preset"}
     return merge(preset_table(str(table["preset"])), own) if "preset" in table else own
 
 
 def shared(path: str) -> bool:
-    """Whether a setting is the same in all that is compared: the images, the seed, the machine, the name."""
+    """Whether runs that are compared must have the same value: images, seed and machine; the name doesn't matter."""
     return path in ("seed", "name", "device", "memory") or (path.split(".")[0] == "data" and path != "data.normalize")
 
 
 def preset_on(name: str, config: Config) -> Config:
-    """A preset, with a config's precision and what is `shared`. Raises UserError for one that goes by the clock."""
+    """A preset with the precision and the `shared` settings of a config. Raises UserError if it has a time budget."""
     table = flatten(preset_table(name))
     if any(path.startswith("time.") for path in table):
-        raise UserError(f"{name} goes by the clock, which is for `simclr pretrain` alone")
+        raise UserError(f"preset '{name}' has a time budget, which only `simclr pretrain` supports: choose another one")
     theirs = flatten(config.model_dump(mode="json"))
     theirs = {path: value for path, value in theirs.items() if shared(path) or path == "train.precision"}
     own = {path: value for path, value in table.items() if not shared(path)}
@@ -142,15 +136,15 @@ def resolve(
     dropped: Sequence[str] = (),
     **flags: Any,
 ) -> Config:
-    """The Config that was asked for; a flag that is None was not given. Raises UserError for what is not valid.
+    """The Config that a user asked for. Flags that are None were not given. Raises UserError for invalid settings.
 
-    Without a name of its own it is called by its preset or file and by what was changed, e.g. shapes-temperature=0.1.
+    Unless the user names it, it is named after the preset or file and the changes to it, e.g. shapes-temperature=0.1.
     """
     chosen, time = resolve_timed(preset, config, settings, dropped, **flags)
     if time is not None:
         raise UserError(
-            f"{chosen.name} goes by the clock, which is for `simclr pretrain` alone: give what it chose there, the "
-            f"config.toml of its run, as --config"
+            f"{chosen.name} has a time budget, which only `simclr pretrain` supports. Run that first, then use the "
+            f"config.toml of its run as --config"
         )
     return chosen
 
@@ -161,35 +155,48 @@ def resolve_timed(
     settings: Sequence[str] = (),
     dropped: Sequence[str] = (),
     **flags: Any,
-) -> tuple[Config, Time | None]:
-    """`resolve`, with the [time] of a preset that goes by the clock."""
+) -> tuple[Config, TimeBudget | None]:
+    """Like `resolve`, but allows a time budget and returns it too."""
     name = preset or ("shapes" if config is None else None)
     table: dict[str, Any] = {"name": name} | preset_table(name) if name else {}
-    stated: dict[str, Any] = {}  # by the config file, over what a preset may choose by the clock
+    from_file: dict[str, Any] = {}  # settings of the config file that override those of a preset's choices
     if config is not None:
         file = read_toml(config)
-        table = merge(table, {"name": config.stem} | on_preset(file))
-        stated = {} if at(file, "time.choices") else flatten(file)
-    changes: dict[str, object] = {}
-    for text in settings:
-        path, value = parse_setting(text)
-        table, changes[path] = merge(table, nested(path, value)), value
-    for flag, value in flags.items():
-        if value is not None:
-            path = FLAGS[flag]
-            value = str(value.expanduser().resolve()) if isinstance(value, Path) else value
-            table, changes[path] = merge(table, nested(path, value)), value
+        table = merge(table, {"name": config.stem} | _on_preset(file))
+        from_file = {} if get_value(file, "time.choices") else flatten(file)
+    changes = _changes(settings, flags)
+    for path, value in changes.items():
+        table = merge(table, nested(path, value))
     for augmentation in dropped:
-        table = drop(table, augmentation)
+        table = _drop(table, augmentation)
     if "name" not in changes:
-        shown = [f"{short(path)}={value}" for path, value in changes.items() if path not in UNNAMED]
+        shown = [f"{short_name(path)}={value}" for path, value in changes.items() if path not in UNNAMED]
         table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
     try:
-        time = _Clock.model_validate({"time": table.pop("time", None)}).time
+        time = _Timed.model_validate({"time": table.pop("time", None)}).time
     except ValidationError as error:
-        raise readable(error, _Clock) from None
+        raise readable(error, _Timed) from None
     if time is not None:
         if "train.epochs" in changes:
-            raise UserError(f"{table['name']} goes by the clock, which chooses the epochs: leave --epochs out")
-        time = time.model_copy(update={"choices": tuple(_less(choice, stated | changes) for choice in time.choices)})
+            raise UserError(f"{table['name']} has a time budget, which determines the epochs: remove --epochs")
+        choices = tuple(choice.without(from_file | changes) for choice in time.choices)
+        time = time.model_copy(update={"choices": choices})
     return make(table), time
+
+
+def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What --set and the named options change, in this order."""
+    changes = dict(map(parse_setting, settings))
+    for flag, value in flags.items():
+        if value is not None:
+            changes[FLAGS[flag]] = str(value.expanduser().resolve()) if isinstance(value, Path) else value
+    return changes
+
+
+def _drop(table: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings without one augmentation, in both views. Raises UserError if it is unknown."""
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, AUGMENTATIONS)
+    for view in ("augment", "augment2") if "augment2" in table else ("augment",):
+        table = merge(table, nested(f"{view}.{name}.p", 0.0))
+    return table

@@ -1,4 +1,4 @@
-"""Presets that go by the clock: which of their choices is trained, and for how many epochs, by measured speed."""
+"""Presets with a time budget: choose what to train, and for how many epochs, by this machine's speed."""
 
 from __future__ import annotations
 
@@ -7,111 +7,126 @@ from hashlib import blake2b
 
 import numpy as np
 
-from experiments.configs.resolve import Choice, Time, changed
+from experiments.configs.resolve import Choice, TimeBudget, changed
 from experiments.tracking import Store
 from simclr import device as devices
 from simclr.build import check_images
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset, source_of, stored_side
-from simclr.data.sources import image_side
+from simclr.data.sources import Source, image_side
 from simclr.errors import BadSettings, UserError
 from simclr.progress import SILENT, Observer
 from simclr.train import budget, memory
 from simclr.train.loop import count_steps, timed_steps
 from simclr.weights.checkpoint import checkpoints
 
-STEPS = 0.9  # the steps' share of the time; the rest is for kNN on validation, checkpoints, and an uneven machine
+TRAINING_SHARE = 0.9  # share of the time for training steps. The rest: kNN, checkpoints, variation of the speed
+MAX_SPEEDUP = 30  # a GPU may reach this many times as many FLOP/s on a large network as on a small one
 
 
-SPREAD = 30  # how many times as fast, in operations, a large network may run as a small one, on a GPU
-
-
-def within(
+def choose_config(
     config: Config,
-    asked: Time,
+    asked: TimeBudget,
     store: Store,
     *,
     resume: bool = False,
     again: bool = False,
     observer: Observer = SILENT,
 ) -> tuple[Config, str]:
-    """The config that a preset becomes on this machine; and a hash of what was asked for, the tag `request` of its run.
+    """The config to train on this machine, and a hash of the request, which its run gets as the tag `request`.
 
-    The first choice that gets through its epochs in the time that is left once its images are decoded, or else the
-    last; for as many epochs as fit. Choices are passed over whose images would be larger than the files or whose batch
-    has more images than there are, and those that the memory can't hold. What a run of the same request chose stands,
-    if it has finished or has a checkpoint: with `resume` only the latter, with `again` neither. Raises UserError where
-    not even one epoch fits.
+    Takes the first choice whose epochs fit into the time that is left after its images are decoded, or else the last
+    choice, and trains it for as many epochs as fit. Skips choices with images larger than the files, with a batch
+    larger than the data set, and those that don't fit into memory.
+
+    A run of the same request that has finished or has a checkpoint keeps its config. With `resume` only one with a
+    checkpoint counts, with `again` none does. Raises UserError if not even one epoch fits.
     """
-    began, budget = time.monotonic(), asked.hours * 3600 * STEPS
+    start, seconds = time.monotonic(), asked.hours * 3600 * TRAINING_SHARE
+
+    def seconds_left() -> float:
+        return seconds - (time.monotonic() - start)
+
     source = source_of(config.data, store.folder, observer)
     machine = devices.describe(devices.resolve(config.device)), config.memory
     text = repr((config.key(), asked.model_dump_json(), source.fingerprint, machine))
     request = blake2b(text.encode(), digest_size=8).hexdigest()
-    if (before := _chosen_before(config, asked, store, request, resume, again)) is not None:
-        return before, request
+    if (earlier := _earlier_choice(config, asked, store, request, resume=resume, again=again)) is not None:
+        return earlier, request
 
-    last = asked.choices[-1]
-    smallest = _made(config, last)
-    images = len(open_dataset(smallest.data, store.folder, observer).parts["pretrain"])
-    side = stored_side(smallest.data)  # the largest that is wanted of these images
-    if any(stored_side(_made(config, choice).data) > side for choice in asked.choices):
-        side = max(side, image_side(source.read()))
-    of_smallest = seconds_an_image(smallest)
-    slowest = memory.flops(smallest, 0) / of_smallest  # in operations a second
-    for choice in asked.choices:
-        chosen = _made(config, choice)
-        left = budget - (time.monotonic() - began)
-        if choice is not last:
-            hopeless = memory.flops(chosen, 0) / (SPREAD * slowest) * images * choice.epochs > left
-            if stored_side(chosen.data) > side or chosen.train.batch_size > images or hopeless:
-                continue
+    *preferred, last = asked.choices
+    fallback = _apply(config, last)
+    images = len(open_dataset(fallback.data, store.folder, observer).parts["pretrain"])
+    largest = _largest_side(config, asked, source)
+    fallback_speed = seconds_per_image(fallback)
+    flop_per_second = memory.flops(fallback, 0) / fallback_speed
+    for choice in preferred:
+        candidate, left = _apply(config, choice), seconds_left()
+        if stored_side(candidate.data) > largest or candidate.train.batch_size > images:
+            continue
+        if memory.flops(candidate, 0) / (MAX_SPEEDUP * flop_per_second) * images * choice.epochs > left:
+            continue  # too slow even at the highest speed, so it isn't measured
         try:
-            each = of_smallest if choice is last else seconds_an_image(chosen)
-        except (UserError, BadSettings):
+            speed = seconds_per_image(candidate)
+        except (UserError, BadSettings):  # it doesn't fit into memory
             continue
-        if each * images * choice.epochs > left and choice is not last:
+        if speed * images * choice.epochs > left:
             continue
-        data = open_dataset(chosen.data, store.folder, observer)
-        epoch = each * count_steps(chosen, data)[1] * chosen.train.batch_size
-        epochs = int((budget - (time.monotonic() - began)) / epoch)
-        if epochs >= (1 if choice is last else choice.epochs):
-            return _made(config, choice, epochs), request
-    spent = time.monotonic() - began
+        epoch = _epoch_seconds(candidate, speed, store, observer)
+        if (epochs := int(seconds_left() / epoch)) >= choice.epochs:
+            return _apply(config, choice, epochs), request
+    epoch = _epoch_seconds(fallback, fallback_speed, store, observer)
+    if (epochs := int(seconds_left() / epoch)) >= 1:
+        return _apply(config, last, epochs), request
     raise UserError(
-        f"{asked.hours:g} hours hold no epoch of {config.name}: one takes {epoch:.0f} s here, after {spent:.0f} s of "
-        f"decoding and measuring. Give it more (--hours), or fewer images (--set data.limit=...)"
+        f"{asked.hours:g} hours are too short for {config.name}: an epoch takes {epoch:.0f} s here, and decoding and "
+        f"measuring took {time.monotonic() - start:.0f} s. Allow more time (--hours) or use fewer images "
+        f"(--set data.limit=...)"
     )
 
 
-def _made(config: Config, choice: Choice, epochs: int = 1) -> Config:
+def _apply(config: Config, choice: Choice, epochs: int = 1) -> Config:
     return changed(config, {**choice.set, "train.epochs": epochs})
 
 
-def _chosen_before(config: Config, asked: Time, store: Store, request: str, resume: bool, again: bool) -> Config | None:
-    """What the newest run of the same request was made of that has finished, or can go on."""
+def _earlier_choice(
+    config: Config, asked: TimeBudget, store: Store, request: str, *, resume: bool, again: bool
+) -> Config | None:
+    """The config of the newest run of the same request that the user wants to keep or to resume."""
     if again and not resume:
         return None
-    for run in store.search(f"tags.kind = 'pretrain' and tags.request = '{request}'"):
-        finished = run.info.status == "FINISHED"
-        if resume if finished else not checkpoints(store.run_folder(run.info.run_id)):
+    for record in store.records(kind="pretrain", request=request):
+        if resume if record.finished else not checkpoints(record.folder):
             continue
         for choice in asked.choices:
-            chosen = _made(config, choice, int(run.data.params["train.epochs"]))
-            if chosen.key() == run.data.tags["config_key"]:
+            chosen = _apply(config, choice, int(record.params["train.epochs"]))
+            if chosen.key() == record.tags["config_key"]:
                 return chosen
     return None
 
 
-def seconds_an_image(config: Config) -> float:
-    """Measured on a few training steps with made images.
+def _largest_side(config: Config, asked: TimeBudget, source: Source) -> int:
+    """The largest image side to choose, in pixels: that of the files, or that of the last choice if it is larger."""
+    side = stored_side(_apply(config, asked.choices[-1]).data)
+    if any(stored_side(_apply(config, choice).data) > side for choice in asked.choices):
+        side = max(side, image_side(source.read()))
+    return side
 
-    Raises UserError where the network can't take the images, or the memory can't hold the config; BadSettings where it
-    turns out that it can't.
+
+def _epoch_seconds(config: Config, speed: float, store: Store, observer: Observer) -> float:
+    steps = count_steps(config, open_dataset(config.data, store.folder, observer))
+    return speed * steps.per_epoch * config.train.batch_size
+
+
+def seconds_per_image(config: Config) -> float:
+    """How long training takes per image, measured on a few steps with blank images.
+
+    Raises UserError if the network can't process the images or is predicted not to fit into memory, and BadSettings if
+    it runs out of memory.
     """
     device, batch, side = devices.resolve(config.device), config.train.batch_size, stored_side(config.data)
-    made = Dataset(
-        name="made",
+    blank = Dataset(
+        name="blank",
         images=np.zeros((batch, 3, side, side), np.uint8),
         labels=np.zeros(batch, np.int64),
         classes=(),
@@ -121,6 +136,6 @@ def seconds_an_image(config: Config) -> float:
         std=(0.5,) * 3,
     )
     check_images(config)
-    config, _ = budget.fit(config, 0, device)
-    with devices.memory_errors("take a smaller batch or network"):
-        return timed_steps(config, made, device) / batch
+    config, _ = budget.fit_to_device(config, 0, device)
+    with devices.memory_errors("use a smaller batch or network"):
+        return timed_steps(config, blank, device) / batch

@@ -10,58 +10,64 @@ from dataclasses import replace
 from math import nan
 
 from experiments.tracking import Store
-from simclr.config import METHOD
+from simclr.config import RESULT_VERSION
 from simclr.errors import RunFailed
-from simclr.evaluate.evaluations import EVALUATIONS, evaluate
+from simclr.evaluate.evaluations import evaluate, get_evaluation
+from simclr.evaluate.knn import Knn
+from simclr.evaluate.protocol import identity
 from simclr.evaluate.subject import Subject, random_encoder
 
-PIXELS = "pixels"  # the layer that stands for the normalised image itself
+PIXELS = "pixels"  # the "layer" that is the normalised image itself
+MOST_PIXELS = 2**30  # numbers in all images: 4 GiB in float32, which kNN copies once
 
 
-MOST_PIXELS = 2**30  # 4 GiB in float32, of which kNN makes a copy
+def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, float]:
+    """Metrics of the untrained network of the same config (or of raw pixels) under an evaluation.
 
-
-def _baseline(subject: Subject, name: str, store: Store) -> dict[str, float]:
-    """The metrics of the untrained network of the same config, or of raw pixels: computed once, then read from a file.
-
-    For fine-tuning this is the same network trained from scratch on the same labels.
+    They are computed once and then read from a cache. For fine-tuning, the untrained network is trained from scratch
+    on the same labels.
     """
     config, protocol = subject.config, subject.protocol
-    pixels, sections = protocol.layer == PIXELS, EVALUATIONS[name].sections
-    reads = [config.model.model_dump(), config.seed, METHOD] if not pixels else []
+    pixels = protocol.layer == PIXELS
+    reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
-    settings = [getattr(protocol, section).model_dump() for section in sections]
-    key = json.dumps([reads, settings, name, subject.identity(sections)], sort_keys=True)
+    settings = [get_evaluation(protocol, name).model_dump()]
+    judged_by = identity(name, protocol, config, subject.data, subject.device)
+    key = json.dumps([reads, settings, name, judged_by], sort_keys=True)
     path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     if not pixels:
         subject = replace(subject, model=random_encoder(subject))
     metrics = evaluate(subject, name).metrics
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be at the same
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be computing the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps(metrics))
         scratch.replace(path)
     except OSError as error:
-        raise RunFailed(f"can't keep the baseline {path}: {error}; free some space") from error
+        raise RunFailed(
+            f"can't write the baseline {path}: {error}. Free some space and run the command again"
+        ) from error
     return metrics
 
 
-def _pixels(subject: Subject, store: Store) -> float:
-    """Accuracy of kNN on raw pixels, with the protocol's first k (at most as many as there are images).
+def pixel_accuracy(subject: Subject, store: Store) -> float:
+    """Accuracy of kNN on raw pixels, with the protocol's first k (or as many neighbours as there are images).
 
-    On the host, which has more memory; nan where they would take more than MOST_PIXELS.
+    It runs on the CPU, which has more memory. nan if the images hold more than MOST_PIXELS numbers.
     """
     data, protocol = subject.data, subject.protocol
     bank = len(data.parts["train"]) + len(data.parts["val"])
     if bank * 3 * data.side**2 > MOST_PIXELS:
         return nan
-    knn = protocol.knn.model_copy(update={"k": (min(protocol.knn.k[0], bank),)})
+    knn = get_evaluation(protocol, "knn")
+    assert isinstance(knn, Knn)
+    knn = knn.model_copy(update={"k": (min(knn.k[0], bank),)})
     host = replace(
         subject,
         model=copy.deepcopy(subject.model).cpu(),
         protocol=protocol.model_copy(update={"layer": PIXELS, "knn": knn}),
     )
-    (accuracy,) = _baseline(host, "knn", store).values()
+    (accuracy,) = untrained_metrics(host, "knn", store).values()
     return accuracy

@@ -1,4 +1,4 @@
-"""Runs beside each other: settings that differ, figures, and whether two of them differ beyond chance."""
+"""Compare runs: settings that differ, figures, significance of differences, and curves in one plot."""
 
 from __future__ import annotations
 
@@ -14,84 +14,12 @@ from numpy.typing import NDArray
 
 from analysis import plots
 from analysis.tables import comparison, mcnemar_table
-from experiments.runs.evaluate import predictions
-from experiments.tracking import BESIDE, ENCODERS, PROTOCOL_TAG, Run, Store
+from experiments.runs.evaluate import REFERENCE, predictions
+from experiments.tracking import ENCODERS, Record, Store
 from simclr.errors import UserError, unknown
-from simclr.methods.ntxent import chance_loss
+from simclr.methods import METHODS
 
-
-class Comparison(NamedTuple):
-    """What `simclr compare` prints: `table` has a column a run, and a row a setting that differs or a figure.
-
-    `tests` is empty where no two runs have predictions of the same images.
-    """
-
-    table: pd.DataFrame
-    tests: pd.DataFrame
-    notes: list[str]
-
-
-def compare(names: Sequence[str], store: Store) -> Comparison:
-    """The runs of these names (or of how their ids start): all their evaluations, and McNemar's test of each pair.
-
-    Two runs are tested on a figure only where both found it under one protocol, on the same images.
-    """
-    runs: list[dict[str, Any]] = []
-    predicted: dict[tuple[str, str], dict[str, NDArray[np.int64]]] = defaultdict(dict)
-    truth: dict[tuple[str, str], NDArray[np.int64]] = {}
-    found = (store.find(name, (*ENCODERS, "eval")) for name in names)
-    chosen = {run.info.run_id: run for run in found}.values()
-    shared = Counter(run.info.run_name for run in chosen)
-    for run in chosen:
-        metrics, run_id = run.data.metrics, run.info.run_id
-        protocols = {
-            tag.removeprefix(PROTOCOL_TAG): identity
-            for tag, identity in run.data.tags.items()
-            if tag.startswith(PROTOCOL_TAG)
-        }
-        if not protocols:
-            raise UserError(f"run {run_id[:8]} has not been evaluated: simclr eval {run_id[:8]} --knn --linear")
-        name = str(run.info.run_name)
-        label = name if shared[name] == 1 else f"{name} ({run_id[:8]})"
-        runs.append(
-            {
-                "name": label,
-                "id": run_id,
-                "config": {key: value for key, value in run.data.params.items() if key != "name"},
-                "metrics": {name: metrics[f"eval/{name}"] for name in protocols},
-                "intervals": {
-                    name: (metrics[f"{BESIDE}/low/{name}"], metrics[f"{BESIDE}/high/{name}"])
-                    for name in protocols
-                    if not isnan(metrics.get(f"{BESIDE}/low/{name}", nan))
-                },
-                "protocols": protocols,
-            }
-        )
-        for name, identity in protocols.items():
-            if name.endswith("_top1") and "contrastive" not in name:  # others have no predictions, or those of top-1
-                predicted[name, identity][label], truth[name, identity] = predictions(store, run_id, name)
-    tests = [
-        mcnemar_table({label: {name: array} for label, array in by_run.items()}, truth[name, identity])
-        for (name, identity), by_run in predicted.items()
-        if len(by_run) > 1
-    ]
-    notes = ["accuracies in percent, in brackets the 95 % bootstrap interval over the test images"]
-    for name, identity in sorted({pair for run in runs for pair in run["protocols"].items()}):
-        images = f", {len(truth[name, identity])} test images" if (name, identity) in truth else ""
-        notes.append(f"{name}: protocol {identity}{images}")
-    if tests:
-        notes.append(
-            "McNemar: exact, two-sided, on the images that one run alone got right; no correction for many tests; of "
-            "figures over several seeds (finetune), the first seed's predictions"
-        )
-    table = comparison(runs).set_index("run").T.rename_axis("run").reset_index()
-    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes)
-
-
-CURVES = {"train/loss": "NT-Xent loss", "val/knn_top1": "kNN accuracy on validation"}
-
-
-SHORT = {  # what `simclr plot` calls them
+SHORT_NAMES = {  # what `simclr plot` accepts for a metric
     "loss": "train/loss",
     "knn": "val/knn_top1",
     "top1": "train/contrastive_top1",
@@ -100,33 +28,115 @@ SHORT = {  # what `simclr plot` calls them
 }
 
 
-def _chance(metric: str, run: Run) -> set[float]:
-    """What guessing gives, if that is known."""
-    batch = int(run.data.params["train.batch_size"])
-    known = {
-        "train/loss": chance_loss(batch, include_self=run.data.params.get("loss.include_self") == "True"),
-        "train/contrastive_top1": 1 / (2 * batch - 1),
-        "train/contrastive_top5": min(1.0, 5 / (2 * batch - 1)),
-        "val/knn_top1": float(run.data.tags.get("val_chance", nan)),
-    }
-    return set() if isnan(level := known.get(metric, nan)) else {level}
+class Comparison(NamedTuple):
+    """What `simclr compare` prints."""
+
+    table: pd.DataFrame  # one column per run, one row per figure and per setting that differs
+    tests: pd.DataFrame  # McNemar's test of each pair; empty if no two runs have predictions of the same images
+    notes: list[str]
 
 
-def plot(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
-    """Draw curves of runs over each other, each with its chance level, and write their points; the files.
+def compare(names: Sequence[str], store: Store) -> Comparison:
+    """All evaluations of these runs (names, or starts of ids), and McNemar's test of each pair.
 
-    Raises UserError for a metric that a run does not have.
+    Two runs are tested on a figure only if both measured it under the same protocol, on the same images.
+    Raises UserError if a run has not been evaluated.
     """
-    key, histories, chances = SHORT.get(metric, metric), {}, set()
-    for run in map(store.find, names):
-        curve = store.history(run.info.run_id, key)
+    found = (store.find(name, (*ENCODERS, "eval")) for name in names)
+    chosen = {record.id: record for record in found}.values()
+    shared = Counter(record.name for record in chosen)
+    rows: list[dict[str, Any]] = []
+    predicted: dict[tuple[str, str], dict[str, NDArray[np.int64]]] = defaultdict(dict)
+    truth: dict[tuple[str, str], NDArray[np.int64]] = {}
+    for record in chosen:
+        label = record.name if shared[record.name] == 1 else f"{record.name} ({record.short_id})"
+        rows.append(_row(record, label))
+        for metric, identity in record.protocols.items():
+            if metric.endswith("_top1") and "contrastive" not in metric:  # others have no predictions
+                predicted[metric, identity][label], truth[metric, identity] = predictions(record, metric)
+    tests = [
+        mcnemar_table({label: {metric: array} for label, array in by_run.items()}, truth[metric, identity])
+        for (metric, identity), by_run in predicted.items()
+        if len(by_run) > 1
+    ]
+    images = {key: len(labels) for key, labels in truth.items()}
+    table = comparison(rows).set_index("run").T.rename_axis("run").reset_index()
+    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), _notes(rows, images, bool(tests)))
+
+
+def _row(record: Record, label: str) -> dict[str, Any]:
+    """One run as `analysis.tables.comparison` expects it."""
+    if not record.protocols:
+        raise UserError(
+            f"run {record.short_id} has not been evaluated: run `simclr eval {record.short_id} --knn --linear`"
+        )
+    metrics = record.metrics
+    return {
+        "name": label,
+        "id": record.id,
+        "config": {key: value for key, value in record.params.items() if key != "name"},
+        "metrics": {name: metrics[f"eval/{name}"] for name in record.protocols},
+        "intervals": {
+            name: (metrics[f"{REFERENCE}/low/{name}"], metrics[f"{REFERENCE}/high/{name}"])
+            for name in record.protocols
+            if not isnan(metrics.get(f"{REFERENCE}/low/{name}", nan))
+        },
+        "protocols": record.protocols,
+    }
+
+
+def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
+    """How to read the tables."""
+    notes = ["Accuracies are in percent, with the 95 % bootstrap interval over the test images in brackets."]
+    for name, identity in sorted({pair for row in rows for pair in row["protocols"].items()}):
+        count = f", {images[name, identity]} test images" if (name, identity) in images else ""
+        notes.append(f"{name}: protocol {identity}{count}")
+    if tested:
+        notes.append(
+            "McNemar's test is exact and two-sided, on the images that only one of the runs classified correctly. It is "
+            "not corrected for the number of tests. For figures over several seeds (finetune) it uses the first seed's "
+            "predictions."
+        )
+    return notes
+
+
+def curve_label(metric: str, record: Record) -> str:
+    """A metric in words, for the axis of a figure."""
+    labels = {"train/loss": METHODS[_method(record)].loss_label, "val/knn_top1": "kNN accuracy on validation"}
+    return labels.get(metric, metric)
+
+
+def chance_level(metric: str, record: Record) -> float:
+    """The value of a metric for a network that has learned nothing; nan if it isn't known."""
+    method = METHODS[_method(record)]
+    own = f"{method.section_name}."
+    given = {name.removeprefix(own): value for name, value in record.params.items() if name.startswith(own)}
+    levels = method.chance(method.section.model_validate(given), int(record.params["train.batch_size"]))
+    levels["val/knn_top1"] = float(record.tags.get("val_chance", nan))
+    return levels.get(metric, nan)
+
+
+def _method(record: Record) -> str:
+    return record.params.get("method", "simclr")
+
+
+def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
+    """Draw the curves of several runs in one figure, with their chance levels, and write their points.
+
+    Returns the files: out.png, out.svg and out.csv. Raises UserError if a run doesn't have the metric.
+    """
+    key, histories, levels = SHORT_NAMES.get(metric, metric), {}, set()
+    records = [store.find(name) for name in names]
+    for record in records:
+        curve = record.history(key)
         if curve.empty:
-            has = [short for short, name in SHORT.items() if name in run.data.metrics]
-            raise unknown(f"metric of run {run.info.run_id[:8]}", metric, [*has, *run.data.metrics])
-        histories[f"{run.info.run_name} ({run.info.run_id[:8]})"] = [curve]
-        chances |= _chance(key, run)
+            known = [short for short, name in SHORT_NAMES.items() if name in record.metrics]
+            raise unknown(f"metric of run {record.short_id}", metric, [*known, *record.metrics])
+        histories[f"{record.name} ({record.short_id})"] = [curve]
+        levels.add(chance_level(key, record))
     files = plots.files_of(out, ".png", ".svg", ".csv")
+    chance = sorted(level for level in levels if not isnan(level))
     for path in files[:2]:
-        plots.curves(histories, path, CURVES.get(key, key), sorted(chances), smooth)
+        plots.curves(histories, path, curve_label(key, records[0]), chance, smooth)
     plots.curve_points(histories).to_csv(files[2], index=False)
     return files

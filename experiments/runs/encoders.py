@@ -1,17 +1,18 @@
-"""Find an encoder (a run's, or one in a file) and put it on a data set."""
+"""Find a trained encoder (of a run, or in a file), and load it together with a data set to evaluate it on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from experiments.tracking import Store
+from experiments.tracking import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
-from simclr.data.dataset import DataConfig, open_dataset, stored_side
+from simclr.data.dataset import DataConfig, Dataset, open_dataset, stored_side
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, unknown
 from simclr.evaluate.protocol import Protocol
@@ -19,30 +20,43 @@ from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, load_weights
 
-UNKNOWN_DATA = ""  # the digest of an imported encoder's data: nobody knows what it has seen
+UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
-class Found(NamedTuple):
-    """Weights, the config that they were trained by, a digest of the images they saw; the run, if they are a run's."""
+class FoundEncoder(NamedTuple):
+    """Trained weights, and where they come from."""
 
-    config: Config
+    config: Config  # that trained them
     weights: dict[str, Tensor]
-    digest: str
+    digest: str  # of the data that they were trained on
     path: Path
-    run_id: str | None
+    run_id: str | None  # None for a file that belongs to no run
 
 
-def find(name: str | None, store: Store) -> Found:
-    """The encoder of a run (its name, or how its id starts; None: the newest), or of a file of this suite's weights."""
+def find_encoder(name: str | None, store: Store) -> FoundEncoder:
+    """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""
     if name is not None and Path(name).is_file():
-        return Found(*load_weights(Path(name)), Path(name), None)
-    run_id = store.find(name).info.run_id
-    path = store.artifact(run_id, "model.safetensors")
-    return Found(*load_weights(path), path, run_id)
+        return FoundEncoder(*load_weights(Path(name)), Path(name), None)
+    return encoder_of(store.find(name))
 
 
-def place(
-    found: Found,
+def encoder_of(record: Record) -> FoundEncoder:
+    """The encoder of a finished run. Raises UserError if its weights are missing."""
+    path = record.artifact("model.safetensors")
+    return FoundEncoder(*load_weights(path), path, record.id)
+
+
+def load_subject(
+    found: FoundEncoder, data: Dataset, protocol: Protocol, device: torch.device, observer: Observer = SILENT
+) -> Subject:
+    """The encoder on a device, with the data set that it is evaluated on."""
+    model = build_model(found.config, data, device)
+    fill(model, found.weights)
+    return Subject(model, found.config, data, protocol, observer)
+
+
+def open_subject(
+    found: FoundEncoder,
     store: Store,
     protocol: Protocol,
     *,
@@ -52,35 +66,37 @@ def place(
     device: str | None = None,
     observer: Observer = SILENT,
 ) -> Subject:
-    """The encoder on its own data set, or, with `transfer`, on another one: a data set's name, or a folder.
+    """The encoder with its own data set, or, with `transfer`, with another one (a data set's name, or a folder).
 
-    `data_dir` says where the images (of the one or the other) lie now, `on_bad_image` what becomes of broken ones.
+    `data_dir` is where the images are now, and `on_bad_image` what to do with files that can't be read ("error" or
+    "skip"). Raises UserError if the images differ from those that the encoder was trained on.
     """
-    settings = found.config.data
-    on_bad_image = on_bad_image or settings.on_bad_image
-    if transfer is not None:
-        side = stored_side(settings)
-        if transfer in DATASETS:
-            settings = DataConfig(dataset=transfer, side=side)
-        elif Path(transfer).is_dir():
-            settings = DataConfig(dataset="folder", dir=Path(transfer).resolve(), side=side)
-        else:
-            raise unknown("data set (and no folder of that name)", transfer, DATASETS)
+    settings = _transferred(found.config.data, transfer)
     if data_dir is not None:
         settings = settings.model_copy(update={"dir": data_dir.expanduser().resolve()})
-    settings = make({"data": settings.model_dump(mode="json") | {"on_bad_image": on_bad_image}}).data
+    bad = on_bad_image or found.config.data.on_bad_image
+    settings = make({"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}).data
     data = open_dataset(settings, store.folder, observer)
     if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
         raise UserError(
-            f"the images of '{data.name}' are not those that this encoder was trained on (digest {data.digest[:8]}, "
-            f"then {found.digest[:8]}): it may have seen some of the test images; bring the folder back to what it was"
+            f"the images of '{data.name}' differ from those that this encoder was trained on (digest {data.digest[:8]}, "
+            f"was {found.digest[:8]}), so it may have seen some of the test images: restore the folder to what it was"
         )
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
     if transfer is not None and (own or data.digest == found.digest):
         raise UserError(
-            f"'{transfer}' is this encoder's own data set, so it may have seen some of its test images: judge it there "
-            f"without --transfer, or name other images"
+            f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the images: "
+            f"leave out --transfer, or name another data set"
         )
-    model = build_model(found.config, data, devices.resolve(device or found.config.device))
-    fill(model, found.weights)
-    return Subject(model, found.config, data, protocol, observer)
+    return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
+
+
+def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
+    """The data section of the images to evaluate on."""
+    if transfer is None:
+        return own
+    if transfer in DATASETS:
+        return DataConfig(dataset=transfer, side=stored_side(own))
+    if Path(transfer).is_dir():
+        return DataConfig(dataset="folder", dir=Path(transfer).resolve(), side=stored_side(own))
+    raise unknown("data set or folder", transfer, DATASETS)

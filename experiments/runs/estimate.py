@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from experiments.runs.train import _enough_memory
-from experiments.tracking import Store
+from experiments.runs.prepare import Prepared
+from experiments.runs.train import memory_remedy
 from simclr import device as devices
-from simclr.build import build_model, check_images
-from simclr.config import Config
-from simclr.data.dataset import open_dataset
+from simclr.build import build_model
 from simclr.errors import UserError
 from simclr.model import parameter_count
-from simclr.progress import SILENT, Observer
-from simclr.train import budget, memory
-from simclr.train.loop import count_steps, timed_steps
+from simclr.train import budget
+from simclr.train.loop import timed_steps
+from simclr.train.memory import format_bytes
 
 
-def estimate(config: Config, store: Store, observer: Observer = SILENT) -> dict[str, Any]:
-    """What a run would be, without starting one: steps, parameters, memory, and the time by a few timed steps.
+class Estimate(NamedTuple):
+    """What a run would take."""
 
-    Raises UserError where it would take more than all of the system's memory.
-    """
-    device = devices.resolve(config.device)
-    data = open_dataset(config.data, store.folder, observer)
-    steps, per_epoch = count_steps(config, data)
-    check_images(config)
-    config, fitted = budget.fit(config, len(data.images), device)
-    peak = budget.peak(config, fitted, device)
-    if fitted is None and peak > (there := devices.system_memory()):
+    prepared: Prepared
+    micro_batch: int
+    memory: int  # predicted bytes at the peak
+    parameters: int
+    seconds_per_step: float  # measured
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the whole run."""
+        return self.seconds_per_step * self.prepared.steps.total
+
+
+def estimate(prepared: Prepared) -> Estimate:
+    """Predict memory, and time a few training steps. Raises UserError if the machine doesn't have enough memory."""
+    config, plan, peak = prepared.fitted, prepared.plan, prepared.peak
+    if plan is None and peak > (available := devices.system_memory()):
         raise UserError(
-            f"{config.name} needs {memory.gib(peak)} and this machine has {memory.gib(int(there))}: with "
-            f"--memory (e.g. 8GiB) it goes in micro-batches that fit"
+            f"{config.name} needs {format_bytes(peak)} of memory and this machine has {format_bytes(int(available))}: add --memory (such "
+            f"as --memory 8GiB) to compute each batch in micro-batches that fit"
         )
-    with _enough_memory(config):
-        seconds = timed_steps(config, data, device, images_on_device=fitted is not None and fitted.on_device)
-    return {
-        "config": config,
-        "micro_batch": budget.micro_batches(config)[-1],
-        "memory": peak,
-        "images": len(data.parts["pretrain"]),
-        "steps": steps,
-        "steps_per_epoch": per_epoch,
-        "parameters": parameter_count(build_model(config, data, device)),
-        "device": devices.describe(device),
-        "seconds_per_step": seconds,
-        "seconds": seconds * steps,
-    }
+    with devices.memory_errors(memory_remedy(config)):
+        seconds = timed_steps(
+            config, prepared.data, prepared.device, images_on_device=plan is not None and plan.images_on_device
+        )
+    model = build_model(config, prepared.data, prepared.device)
+    return Estimate(prepared, budget.micro_batches(config)[-1], peak, parameter_count(model), seconds)

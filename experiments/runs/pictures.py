@@ -1,4 +1,4 @@
-"""Pictures of what an encoder has learned."""
+"""Pictures: the views that training sees, nearest neighbours, and t-SNE maps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pandas as pd
 import torch
 
 from analysis import plots
-from analysis.tsne import neighbour_agreement
-from analysis.tsne import tsne as embed
+from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
 from simclr.config import Config
 from simclr.data.dataset import Dataset
@@ -26,7 +25,7 @@ from simclr.views import Pipeline, apply, draw
 
 
 def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
-    """A picture: originals, both views, and each operation alone (p = 1), view two's where they differ."""
+    """Draw some originals, both of their views, and each augmentation alone (view two's where the views differ)."""
     rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
     originals = torch.from_numpy(data.images[rows])
     grid = {"original": originals.float() / 255}
@@ -45,13 +44,15 @@ def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> No
     plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
 
 
-def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
-    """Draw the images to pre-train on that are nearest to each file, by cosine similarity."""
+def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
+    """Draw the training images that are most similar to each file, by cosine similarity of their features."""
     data, layer = subject.data, subject.protocol.layer
     queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
     names = [str(file) for file in files]
     if bad := decode_files(Files(names, lambda name: Path(name).read_bytes()), queries, SILENT, ""):
-        raise bad_images([f"{names[row]} ({reason})" for row, reason in bad], len(files), "Name images")
+        raise bad_images(
+            [f"{names[row]} ({reason})" for row, reason in bad], len(files), "Remove them from the command"
+        )
     rows = data.parts["pretrain"]
     with devices.memory_errors("use --device cpu"):
         bank = features(subject.model, data.images, rows, torch.float32, layer)
@@ -68,13 +69,13 @@ def neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -
     plots.neighbours(lines, out)
 
 
-def tsne(
+def draw_tsne(
     subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
 ) -> tuple[str, list[Path]]:
-    """Draw the map of a part's features (at most `images` of them) to out.png and out.svg, its points to out.csv.
+    """Draw a t-SNE map of the features of at most `images` images of a part, to out.png, out.svg and out.csv (points).
 
-    Returns what it shows, and how often neighbours have one class, on the map and in the features (labels needed); and
-    the files.
+    Returns a caption and the files. With labels, the caption says how often neighbours share a class, on the map and in
+    the features, which tells how far the map can be trusted.
     """
     data, layer = subject.data, subject.protocol.layer
     if part not in data.parts:
@@ -82,13 +83,13 @@ def tsne(
     rows = data.parts[part]
     if not len(rows):
         full = ", ".join(name for name in data.parts if len(data.parts[name]))
-        raise UserError(f"'{data.name}' has no images in part '{part}': choose from {full}")
+        raise UserError(f"'{data.name}' has no {part} images: choose from {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
     with devices.memory_errors("use --device cpu"):
         x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
     labels = data.labels[rows]
     try:
-        points, how = embed(x, seed, perplexity)
+        points, how = tsne(x, seed, perplexity)
     except ValueError as error:
         raise UserError(str(error)) from None
     labelled = len(data.classes) > 1 and bool((labels != UNLABELLED).all())
@@ -97,9 +98,7 @@ def tsne(
     )
     if labelled:
         share = neighbour_agreement(points, x, labels)
-        note += (
-            f"\n10 nearest neighbours name the class: {share.points:.1%} on the map, {share.features:.1%} in {layer}"
-        )
+        note += f"\nclass predicted by the 10 nearest neighbours: {share.points:.1%} on the map, {share.features:.1%} in {layer}"
     pictures = data.images[rows].transpose(0, 2, 3, 1) if thumbnails else None
     files = plots.files_of(out, ".png", ".svg", ".csv")
     plots.scatter(points, labels, data.classes, files[:2], pictures, note)

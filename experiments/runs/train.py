@@ -1,38 +1,182 @@
-"""Run a config: train, record, and never train the same thing twice."""
+"""Train a config and record the run. A config is never trained twice on the same data unless asked to."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from analysis import plots
 from experiments.runs.pictures import view_grid
-from experiments.tracking import Store, Tracker
+from experiments.runs.prepare import Prepared
+from experiments.tracking import Record, Store, Tracker
 from simclr import device as devices
-from simclr.build import check_images
 from simclr.config import Config, to_toml
-from simclr.data.dataset import Dataset, open_dataset
 from simclr.errors import UnusableCheckpoint, UserError
-from simclr.methods.ntxent import chance_loss
+from simclr.methods import METHODS
 from simclr.progress import SILENT, Observer
-from simclr.train import budget, memory
-from simclr.train.loop import Interrupted, count_steps, pretrain
+from simclr.train import budget
+from simclr.train.loop import Interrupted, pretrain
+from simclr.train.memory import MIB
 from simclr.weights.checkpoint import checkpoints, save_weights
 
-Show = Callable[[dict[str, float], int], None]
+
+def train(
+    prepared: Prepared,
+    store: Store,
+    *,
+    resume: bool | None = False,
+    again: bool = False,
+    tags: Mapping[str, str] = {},
+    parent: str | None = None,
+    observer: Observer = SILENT,
+) -> Record:
+    """Pre-train a config and record the run.
+
+    A finished run of the same config and data is returned as it is, unless `again` is set. `resume` continues the
+    newest unfinished run that has a checkpoint (None: if there is one). A new run gets `tags` and belongs to `parent`.
+    Raises UserError if a run could be resumed and neither `resume` nor `again` is set.
+    """
+    config = prepared.config
+    earlier = store.of_key(config.key(), prepared.data.digest)
+    if not again and (finished := next((record for record in earlier if record.finished), None)):
+        observer.reused(finished.id)
+        return finished
+    unfinished = _choose(_resumable(earlier), resume, again)
+    config = prepared.fitted
+    if unfinished is not None:
+        tracker = store.reopen(unfinished)
+    else:
+        own = {"config_key": config.key(), "data_digest": prepared.data.digest, "seed": str(config.seed)}
+        tracker = store.start(
+            f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
+        )
+    with tracker.finishing(Interrupted):
+        _train(prepared, tracker, unfinished is not None, observer)
+    for checkpoint in checkpoints(store.run_folder(tracker.run_id)):  # the weights are kept with the run now
+        checkpoint.unlink()
+    return tracker.record()
+
+
+def train_or_resume(
+    prepared: Prepared,
+    store: Store,
+    *,
+    tags: Mapping[str, str] = {},
+    parent: str | None = None,
+    observer: Observer = SILENT,
+) -> Record:
+    """Like `train`, but resume an unfinished run if its checkpoint can be used here, or else start over."""
+    try:
+        return train(prepared, store, resume=None, tags=tags, parent=parent, observer=observer)
+    except UnusableCheckpoint:
+        return train(prepared, store, again=True, tags=tags, parent=parent, observer=observer)
+
+
+def _resumable(earlier: Sequence[Record]) -> Record | None:
+    """The newest unfinished run that has a checkpoint."""
+    return next((record for record in earlier if not record.finished and checkpoints(record.folder)), None)
+
+
+def _choose(unfinished: Record | None, resume: bool | None, again: bool) -> Record | None:
+    """The run to resume; None to start a new one."""
+    if unfinished is None:
+        if resume:
+            raise UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
+        return None
+    if resume is False:
+        if not again:
+            raise UserError(
+                f"run {unfinished.short_id} of this config did not finish: add --resume to continue it, or --again to "
+                f"start a new one"
+            )
+        return None
+    return unfinished
+
+
+def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observer) -> None:
+    """Train, and keep the weights and the loss curve with the run."""
+    config, data, plan = prepared.fitted, prepared.data, prepared.plan
+    _describe(prepared, tracker)
+    if plan is not None:
+        tracker.log({"perf/predicted_memory_mib": plan.peak / MIB}, 0)
+    observer.began(tracker.run_id, prepared.steps.total)
+    with devices.memory_errors(memory_remedy(config)), budget.limit_memory(config.memory, prepared.device):
+        model = pretrain(
+            config,
+            data,
+            prepared.device,
+            tracker.store.run_folder(tracker.run_id),
+            _Logging(tracker, observer),
+            images_on_device=plan is not None and plan.images_on_device,
+            resume=resume,
+        )
+    tracker.flush()
+    metadata = {"config": to_toml(config), "digest": data.digest}
+    tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
+    curve = tracker.record().history("train/loss")
+    method = METHODS[config.method]
+    chance = method.chance(getattr(config, method.section_name), config.train.batch_size)
+    levels = [chance["train/loss"]] if "train/loss" in chance else []
+    tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, method.loss_label, levels))
+
+
+class _Logging(Observer):
+    """Logs the metrics of training to a run, and shows them to the user's observer, which also decides when to stop."""
+
+    def __init__(self, tracker: Tracker, observer: Observer) -> None:
+        self.tracker, self.observer = tracker, observer
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.tracker.log(metrics, step)
+        self.observer.metrics(metrics, step)
+
+    def stop(self) -> bool:
+        return self.observer.stop()
+
+
+def memory_remedy(config: Config) -> str:
+    """What to change when a run is out of memory."""
+    return (
+        f"lower --micro-batch (now {config.train.micro_batch}), and for that train.norm_batch "
+        f"(now {config.train.norm_images()}), or model.width"
+    )
+
+
+def _describe(prepared: Prepared, tracker: Tracker) -> None:
+    """Record what a run consists of, before it starts."""
+    config, data = prepared.fitted, prepared.data
+    facts = environment(prepared)
+    tracker.tag(facts)
+    if data.has_labels:
+        labels = data.labels[data.parts["val"]]
+        tracker.tag({"val_chance": np.bincount(labels).max() / len(labels)})
+    tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+    tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
+    tracker.artifact("views.png", lambda path: view_grid(config, data, path))
+
+
+def environment(prepared: Prepared) -> dict[str, str]:
+    """Everything beside the config that a result may depend on: versions, device, precision, git commit."""
+    dtype = devices.resolve_precision(prepared.config.train.precision, prepared.device)
+    packages = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": devices.describe(prepared.device),
+        "precision": str(dtype).removeprefix("torch."),
+        **{package: version(package) for package in packages},
+        **git_state(),
+    }
 
 
 def git_state() -> dict[str, str]:
-    """Commit and dirty flag of the checkout that this code is in; empty where it is installed otherwise."""
+    """Commit of the git checkout that holds this code, and whether it has changes; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -43,121 +187,3 @@ def git_state() -> dict[str, str]:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-def environment(config: Config, device: torch.device) -> dict[str, str]:
-    """What a result may depend on beside the config."""
-    packages = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": devices.describe(device),
-        "precision": str(devices.resolve_precision(config.train.precision, device)).removeprefix("torch."),
-        **{package: version(package) for package in packages},
-        **git_state(),
-    }
-
-
-def train(
-    config: Config,
-    store: Store,
-    *,
-    resume: bool | None = False,
-    again: bool = False,
-    tags: Mapping[str, str] = {},
-    observer: Observer = SILENT,
-    show: Show = lambda metrics, step: None,
-    began: Callable[[int, str, bool], None] = lambda steps, run_id, reused: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> str:
-    """Pre-train a config and record it; the id of its run.
-
-    A finished run of the same key and data is returned as it is (unless `again`); with `resume`, the newest that has
-    a checkpoint and did not finish goes on (None: if there is one). `began` is told the number of steps, the run, and
-    whether it is a finished one. Raises UserError where a run could go on and neither was asked for.
-    """
-    device = devices.resolve(config.device)
-    data = open_dataset(config.data, store.folder, observer)
-    steps, _ = count_steps(config, data)
-    check_images(config)
-    earlier = store.of_key(config.key(), data.digest)
-    finished = [run for run in earlier if run.info.status == "FINISHED"]
-    if finished and not again:
-        began(steps, str(finished[0].info.run_id), True)
-        return str(finished[0].info.run_id)
-    config, fitted = budget.fit(config, len(data.images), device)
-    begun = unfinished(store, earlier)
-    if resume and begun is None:
-        raise UserError("no unfinished run of this config has a checkpoint: run without --resume to begin one")
-    if begun is not None and resume is False:
-        if not again:
-            raise UserError(
-                f"run {begun.info.run_id[:8]} of this config did not finish: --resume goes on with it, --again begins "
-                f"a new one"
-            )
-        begun = None
-    if begun is not None:
-        tracker = store.reopen(begun)
-    else:
-        own = {"kind": "pretrain", "config_key": config.key(), "data_digest": data.digest, "seed": str(config.seed)}
-        tracker = store.start(f"{config.name}-s{config.seed}", own | dict(tags), config.flat())
-    with tracker.finishing(Interrupted):
-        _describe(tracker, config, data, device)
-        if fitted is not None:
-            tracker.log({"perf/predicted_memory_mib": fitted.peak / memory.MIB}, 0)
-        began(steps, tracker.run_id, False)
-
-        def log(metrics: dict[str, float], step: int) -> None:
-            tracker.log(metrics, step)
-            show(metrics, step)
-
-        folder = store.run_folder(tracker.run_id)
-        on_device = fitted is not None and fitted.on_device
-        with _enough_memory(config), budget.enforced(config.memory, device):
-            model = pretrain(
-                config, data, device, folder, log, images_on_device=on_device, resume=begun is not None, stop=stop
-            )
-        tracker.flush()
-        metadata = {"config": to_toml(config), "digest": data.digest}
-        tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
-        curve = store.history(tracker.run_id, "train/loss")
-        chance = [chance_loss(config.train.batch_size, include_self=config.loss.include_self)]
-        tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, "NT-Xent loss", chance))
-    for checkpoint in checkpoints(folder):  # the weights are an artifact now
-        checkpoint.unlink()
-    return tracker.run_id
-
-
-def train_or_go_on(config: Config, store: Store, **options: Any) -> str:
-    """`train`, going on with an unfinished run of the config, if there is one whose checkpoint can be used here."""
-    try:
-        return train(config, store, resume=None, **options)
-    except UnusableCheckpoint:
-        return train(config, store, again=True, **options)
-
-
-def _enough_memory(config: Config) -> AbstractContextManager[None]:
-    return devices.memory_errors(
-        f"lower --micro-batch (now {config.train.micro_batch}), for that train.norm_batch "
-        f"(now {config.train.norm_images()}), or model.width"
-    )
-
-
-def unfinished(store: Store, earlier: list[Any]) -> Any:
-    """The first of the runs that did not finish and has a checkpoint; None where there is none."""
-    return next(
-        (run for run in earlier if run.info.status != "FINISHED" and checkpoints(store.run_folder(run.info.run_id))),
-        None,
-    )
-
-
-def _describe(tracker: Tracker, config: Config, data: Dataset, device: torch.device) -> None:
-    """Record what a run is, before it begins."""
-    facts = environment(config, device)
-    tracker.tag(**facts)
-    if data.has_labels:
-        labels = data.labels[data.parts["val"]]
-        tracker.tag(val_chance=np.bincount(labels).max() / len(labels))
-    tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
-    tracker.artifact("views.png", lambda path: view_grid(config, data, path))

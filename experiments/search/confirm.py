@@ -1,4 +1,4 @@
-"""What follows a search: train the best trials again with fresh seeds, and report the selection."""
+"""After a search: report it, then train its best trials again with fresh seeds to see how much of the gain is real."""
 
 from __future__ import annotations
 
@@ -9,78 +9,104 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from analysis.trials import outcome, pictures, ranked, trials
+from analysis.tables import FORMATS
+from analysis.trials import pictures
 from experiments.configs.resolve import changed
-from experiments.search.trials import Search, validation_accuracy
+from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
+from experiments.search.trials import SETTINGS, Search, validation_accuracy
+from experiments.studies.execute import execute
 from experiments.studies.plan import BASELINE, Cell, StudyPlan
-from experiments.tracking import Store
 from simclr.config import to_toml
-from simclr.data.dataset import open_dataset
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
 
 COLUMNS = ["in the search", "fresh seeds"]
 
 
-def record(found: Search, start: float, store: Store) -> str:
-    """Keep a search's trials, pictures and best config with its parent run; a summary in a few lines."""
-    study, tracker = found.study, found.tracker
-    table = trials(study, found.objectives.split(","))
-    tracker.artifact("trials.csv", lambda path: table.to_csv(path, index=False))
-    if best := ranked(study):
-        config = changed(found.full, best[0].user_attrs["settings"]).model_copy(update={"name": f"{found.name}-best"})
-        tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    for name, draw in pictures(study).items():
-        tracker.artifact(f"{name}.png", draw)
-    return "\n".join([*outcome(study, start), f"all of it: {store.artifact(tracker.run_id, 'trials.csv').parent}"])
+def confirm(search: Search, start: float, *, top: int, seeds: int, command: str, observer: Observer = SILENT) -> None:
+    """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
-
-def confirmation(found: Search, top: int) -> StudyPlan:
-    """A study of the best trials at full size, beside the config that the search started from.
-
-    Raises UserError where no trial but that config's own ran to its end.
+    `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. Raises
+    UserError if no trial but the baseline ran to the end, and RunFailed if runs of the study failed.
     """
+    observer.say(record_trials(search, start))
+    if not seeds:
+        return
+    plan, first = confirmation_plan(search, top), search.full.config.seed + 1
+    fresh = range(first, first + seeds)
+    name = "-".join([search.name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
+    study = execute(name, plan, search.store, fresh, command, observer)
+    if study.report:
+        observer.say(study.report)
+        table = selection_table(search, plan, start, fresh, observer)
+        search.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
+        observer.say(FORMATS["terminal"](table, selection_notes(search, table)))
+    study.check()
+
+
+def record_trials(search: Search, start: float) -> str:
+    """Keep the trials, their pictures and the best config with the search's run. Returns a summary of a few lines."""
+    study, tracker, objectives = search.study, search.tracker, search.objectives.split(",")
+    table = trial_table(study, objectives)
+    tracker.artifact("trials.csv", lambda path: table.to_csv(path, index=False))
+    if best := ranked(search.study):
+        config = changed(search.full.config, best[0].user_attrs[SETTINGS])
+        config = config.model_copy(update={"name": f"{search.name}-best"})
+        tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+    for name, draw in pictures(table, parameter_table(study), objectives).items():
+        tracker.artifact(f"{name}.png", draw)
+    folder = search.store.artifact(tracker.run_id, "trials.csv").parent
+    return "\n".join([*outcome(study, start), f"files: {folder}"])
+
+
+def confirmation_plan(search: Search, top: int) -> StudyPlan:
+    """A study of the best trials at full size, next to the config that the search started from.
+
+    Raises UserError if no trial but that config ran to the end.
+    """
+    full = search.full.config
     cells: dict[str, Cell] = {}
-    for trial in ranked(found.study):
-        settings = trial.user_attrs["settings"]
-        config = changed(found.full, settings)
-        if config.key() != found.full.key():
+    for trial in ranked(search.study):
+        settings = trial.user_attrs[SETTINGS]
+        config = changed(full, settings)
+        if config.key() != full.key():
             cells.setdefault(config.key(), Cell(f"trial {trial.number}", config, settings))
     if not cells:
-        raise UserError("no trial but the start ran to its end: allow more --memory, --trials or --max-hours")
-    return StudyPlan([Cell(BASELINE, found.full), *list(cells.values())[:top]])
+        raise UserError("no trial but the start ran to the end: allow more --memory, --trials or --max-hours")
+    return StudyPlan([Cell(BASELINE, full), *list(cells.values())[:top]])
 
 
-def selection(
-    found: Search, plan: StudyPlan, start: float, seeds: Sequence[int], store: Store, observer: Observer = SILENT
+def selection_table(
+    search: Search, plan: StudyPlan, start: float, seeds: Sequence[int], observer: Observer = SILENT
 ) -> pd.DataFrame:
-    """Accuracy on validation of each cell of the confirmation: in the search, and the mean over fresh seeds."""
-    by_cell = {f"trial {trial.number}": trial.values[0] for trial in ranked(found.study)} | {BASELINE: start}
-    digest = open_dataset(found.full.data, store.folder, observer).digest
+    """Accuracy on validation of each cell: in the search, and the mean over the `n` fresh seeds that finished."""
+    searched = {f"trial {trial.number}": trial.values[0] for trial in ranked(search.study)} | {BASELINE: start}
+    data, device = search.full.data, search.full.device
     rows = []
     for cell in plan.cells:
-        runs = [store.of_key(cell.of_seed(seed).key(), digest) for seed in seeds]
-        finished = [[run.info.run_id for run in of_seed if run.info.status == "FINISHED"][:1] for of_seed in runs]
-        fresh = [validation_accuracy(run_id, cell.config, store, observer) for (run_id,) in filter(None, finished)]
+        runs = [search.store.of_key(cell.of_seed(seed).key(), data.digest) for seed in seeds]
+        finished = [next((run for run in of_seed if run.finished), None) for of_seed in runs]
+        fresh = [validation_accuracy(run, data, device, observer) for run in finished if run is not None]
         mean = float(np.mean(fresh)) if fresh else nan
-        rows.append({"cell": cell.name, "in the search": by_cell[cell.name], "fresh seeds": mean, "n": len(fresh)})
+        rows.append({"cell": cell.name, "in the search": searched[cell.name], "fresh seeds": mean, "n": len(fresh)})
     return pd.DataFrame(rows)
 
 
-def notes(found: Search, table: pd.DataFrame) -> list[str]:
-    """How to read `selection`: what of the best trial's gain was selection; of a proxy, whether it ranks configs as
-    the full size does."""
+def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
+    """How to read `selection_table`: how much of the best trial's gain came from selection, or, after a search with a
+    proxy, how well the proxy ranks the trials."""
     chosen = table[table["cell"] != BASELINE]
-    searched, fresh = (chosen[column].to_numpy() for column in COLUMNS)
-    if found.baseline.key() == found.full.key():
+    if search.baseline.config.key() == search.full.config.key():
         gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in COLUMNS)
         return [
-            "accuracies on validation; a trial was chosen for its figure in the search, not for those of fresh seeds",
-            f"{chosen.iloc[0]['cell']} beside the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
-            f"seeds; {gain - kept:+.2f} was selection",
+            "accuracies on validation; trials were chosen by their accuracy in the search, so only the fresh seeds are "
+            "unbiased",
+            f"{chosen.iloc[0]['cell']} against the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
+            f"seeds, so {gain - kept:+.2f} came from selection",
         ]
+    searched, fresh = (chosen[column].to_numpy() for column in COLUMNS)
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
     return [
-        "accuracies on validation, in the search of the proxy, with fresh seeds of the full size",
-        f"rank correlation (Spearman) of the two over {len(chosen)} trials: {ranks}",
+        "accuracies on validation: of the proxy in the search, and of the full size with fresh seeds",
+        f"rank correlation (Spearman) between both over {len(chosen)} trials: {ranks}",
     ]

@@ -1,63 +1,65 @@
-"""Search the settings of a config with Optuna, within the memory of a card, on validation alone.
+"""Search the settings of a config with Optuna: by accuracy on validation, within the memory of a GPU.
 
-A trial is a config like any other: `runner.train` trains it, so a finished run of its key is taken over and one that
-was cut short goes on. Trials that the memory can't hold are turned away before they start.
+Each trial is an ordinary run, so a trial whose config has a finished run reuses it, and an interrupted trial resumes.
+A trial that would need too much memory is rejected before it starts.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 import torch
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.configs.resolve import changed
-from experiments.runs import encoders, train
-from experiments.search.space import Parameter, check_space, starting_point, suggested
-from experiments.studies.plan import BASELINE, EVALUATE, PARENT
-from experiments.tracking import Store, Tracker
+from experiments.runs.encoders import encoder_of, load_subject
+from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.train import train_or_resume
+from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
+from experiments.studies.plan import BASELINE, STUDY_METRICS
+from experiments.tracking import Record, Store, Tracker
 from simclr import device as devices
 from simclr.build import build_model, check_images
 from simclr.config import Config
-from simclr.data.dataset import open_dataset
+from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError, unknown
 from simclr.evaluate.evaluations import check
-from simclr.evaluate.linear import best_on_validation
-from simclr.evaluate.protocol import Linear, Protocol
+from simclr.evaluate.linear import Linear
+from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 from simclr.randomness import subseed
 from simclr.settings import parse_setting
 from simclr.train import budget, memory
-from simclr.train.loop import Interrupted
-from simclr.train.loop import count_steps
+from simclr.train.loop import Interrupted, count_steps
 
-VALIDATION = "val/linear_top1"  # what is searched for, on the run of each trial
+STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
+VALIDATION = "val/linear_top1"  # the metric that a search maximizes, logged to the run of each trial
+PROBE = Linear(l2_values=9)  # the paper has 45 L2 values; a comparison of encoders doesn't need all of them
+STARTUP = 10  # trials before TPE replaces random sampling, and before the median can prune a trial
 
-
-PROBE = Linear(l2_values=9)  # of the paper's 45 values; the choice among encoders does not need the others
-
-
-STARTUP = 10  # trials before TPE takes over from random ones, and that the median is taken of before it gives one up
-
-
-STATE = "search.db"  # Optuna's own record, beside the tracking store's
-
+# Names in Optuna's database. They are a file format: keep them, so that searches begun by earlier versions resume.
+IDENTITY = "identity"  # of a study: what its name stands for
+MEMORY = "memory"  # constraint: MiB over the limit
+SETTINGS = "settings"  # the settings that a trial changes
+REJECTED = "turned away"  # why a trial did not start
+RESUMES = "goes on from"  # number of the interrupted trial that a trial repeats
+ERROR = "error"  # why a trial failed
+COST = "cost"  # seconds to choose and check its settings
+WALL = "wall"  # seconds from its start to its end
+SECONDS = "seconds"  # seconds of training steps
+RUN = "run"  # id of its run
 
 ACCURACY, TIME = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-
-
 OBJECTIVES = {"accuracy": [ACCURACY], "accuracy,time": [ACCURACY, TIME]}
-
-
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
@@ -66,31 +68,23 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
 
 
 class Search(NamedTuple):
-    """A search under way: Optuna's study, and the parent run that its trials are under."""
+    """An open search: Optuna's study, and the run in the store that its trials belong to."""
 
     name: str
     study: optuna.Study
     tracker: Tracker
-    baseline: Config  # with what `proxy` makes smaller
-    full: Config
+    baseline: Prepared  # the config that the search starts from, with the proxy settings
+    full: Prepared  # without them
     parameters: list[Parameter]
     objectives: str
 
+    @property
+    def store(self) -> Store:
+        return self.tracker.store
 
-@contextmanager
-def _optuna_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"can't use the search's record {path}: {reason}; end the process that holds it") from None
-    except RuntimeError as error:
-        if "optuna" not in str(error).lower():
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the search's record {path} is of another version of Optuna ({reason}): move it away, or install that one"
-        ) from None
+    def tags(self, trial: int | str) -> dict[str, str]:
+        """The tags of a trial's run."""
+        return {"search": self.name, "trial": str(trial)}
 
 
 @contextmanager
@@ -105,206 +99,225 @@ def open_search(
     pruner: str = "median",
     observer: Observer = SILENT,
 ) -> Iterator[Search]:
-    """The search of this name, begun or gone on with, by one process at a time. Trials that were cut short are asked
-    for again. `proxy` settings are those of trials alone.
+    """Start the search with this name, or resume it. Only one process at a time can have it open.
 
-    Raises UserError where the name belongs to another config, space, objective or images, where the images have no
-    labels to judge by, and for unknown choices.
+    `proxy` settings (section.key=value) apply to the trials only. Raises UserError if the name belongs to a different
+    search, if the images have no labels, if the full config doesn't fit into memory, and for unknown choices.
     """
     if objectives not in OBJECTIVES:
         raise unknown("objectives", objectives, OBJECTIVES)
     if pruner not in PRUNERS:
         raise unknown("pruner", pruner, PRUNERS)
-    baseline = changed(full, dict(parse_setting(text) for text in proxy))
-    check_space(parameters, baseline)
-    data = {config.key(): open_dataset(config.data, store.folder, observer) for config in (full, baseline)}
-    for config in (full, baseline):
-        model = build_model(config, data[config.key()], torch.device("cpu"))
-        check(Subject(model, config, data[config.key()], Protocol()), list(EVALUATE))
-    stored = len(data[full.key()].images)
-    budget.plan_memory(full, stored, budget.budget(full.memory, devices.resolve(full.device)))
+    cheap = changed(full, dict(map(parse_setting, proxy)))
+    check_space(parameters, cheap)
+    whole = _prepare_labelled(full, store, observer)
+    baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
+    budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
     identity = {
-        "configs": {key: images.digest for key, images in data.items()},
+        "configs": {each.config.key(): each.data.digest for each in (whole, baseline)},
         "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
         "objectives": objectives,
     }
-    path = store.folder / STATE
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with _optuna_errors(path):
-        study = optuna.create_study(
-            storage=f"sqlite:///{path.as_posix()}",
-            study_name=name,
-            directions=OBJECTIVES[objectives],
-            pruner=PRUNERS[pruner](),
-            load_if_exists=True,
-        )
-        # A sampler begins its random numbers anew with each process: without the count, it would repeat itself.
-        seed = subseed(full.seed, "search", len(study.trials)) % 2**32
-        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-        if study.user_attrs.get("identity", identity) != identity:
-            raise UserError(
-                f"search '{name}' exists with another config, space, objective or other images: give this one a --name"
-            )
-        if not study.trials and (start := starting_point(parameters, baseline)):
+    with _optuna_errors(store.folder / STATE):
+        study = _open_study(name, store, objectives, pruner, identity, full.seed)
+        if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
-        study.set_user_attr("identity", identity)
-        runs = [run for run in store.search("tags.kind = 'search'") if run.data.tags["search"] == name]
-        tracker = store.reopen(runs[0]) if runs else store.start(name, {"kind": "search", "search": name}, full.flat())
+        runs = store.records(kind="search", search=name)
+        tracker = store.reopen(runs[0]) if runs else store.start(name, "search", full.flat(), {"search": name})
         with tracker.finishing(Interrupted):
-            for trial in study.get_trials(states=(TrialState.RUNNING,)):  # whose process was stopped
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={"goes on from": trial.number})
-            yield Search(name, study, tracker, baseline, full, parameters, objectives)
+                study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
+            yield Search(name, study, tracker, baseline, whole, parameters, objectives)
 
 
-def search(
-    found: Search,
-    store: Store,
-    number: int,
-    *,
-    hours: float | None = None,
-    observer: Observer = SILENT,
-    say: Callable[[str], None] = lambda text: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Run trials until there are so many, or the time is up. Raises Interrupted when `stop()` says so.
+def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
+    """A config that is ready to train. Raises UserError also if its images have no labels to evaluate with."""
+    prepared = prepare(config, store.folder, observer)
+    model = build_model(config, prepared.data, torch.device("cpu"))
+    check(Subject(model, config, prepared.data, Protocol()), list(STUDY_METRICS))
+    return prepared
 
-    What is told to Optuna about a trial is in `run_trial`. Anything that goes wrong but a trial's own settings ends
-    the search with its trial open, to go on with.
+
+def _open_study(
+    name: str, store: Store, objectives: str, pruner: str, identity: Mapping[str, object], seed: int
+) -> optuna.Study:
+    """Optuna's study with this name, new or loaded. Raises UserError if its identity differs."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        storage=f"sqlite:///{(store.folder / STATE).as_posix()}",
+        study_name=name,
+        directions=OBJECTIVES[objectives],
+        pruner=PRUNERS[pruner](),
+        load_if_exists=True,
+    )
+    # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
+    seed = subseed(seed, "search", len(study.trials)) % 2**32
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    if study.user_attrs.get(IDENTITY, identity) != identity:
+        raise UserError(
+            f"search '{name}' already exists with a different config, space or objective, or with different images: "
+            f"choose another --name"
+        )
+    study.set_user_attr(IDENTITY, identity)
+    return study
+
+
+@contextmanager
+def _optuna_errors(path: Path) -> Iterator[None]:
+    """Turns errors of Optuna's database into a UserError."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"can't use the search database {path}: {reason}. Stop other processes that use it") from None
+    except RuntimeError as error:
+        if "optuna" not in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the search database {path} was written by a different version of Optuna ({reason}): move the file away, "
+            f"or install that version"
+        ) from None
+
+
+def reference_accuracy(search: Search, observer: Observer = SILENT) -> float:
+    """Train the config that the search starts from, and return its accuracy on validation."""
+    parent = search.tracker.run_id
+    record = train_or_resume(
+        search.baseline, search.store, tags=search.tags(BASELINE), parent=parent, observer=observer
+    )
+    return validation_accuracy(record, search.baseline.data, search.baseline.device, observer)
+
+
+def run_trials(search: Search, count: int, *, hours: float | None = None, observer: Observer = SILENT) -> None:
+    """Run trials until the search has `count` of them, or until the hours are over. Rejected trials count.
+
+    Raises Interrupted when the observer asks to stop. An error that the trial's own settings did not cause also ends
+    the search. Both leave the trial open, and the next call resumes it.
     """
-    clock = time.perf_counter()
-    data = open_dataset(found.baseline.data, store.folder, observer)
-    while len(_done(found.study)) < number and (hours is None or time.perf_counter() - clock < 3600 * hours):
+    start = time.perf_counter()
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    while len(search.study.get_trials(deepcopy=False, states=ended)) < count:
         asked = time.perf_counter()
-        trial = found.study.ask()
-        values = suggested(trial, found.parameters, found.baseline)
-        trial.set_user_attr("settings", values)
-        refusal = None
+        if hours is not None and asked - start >= 3600 * hours:
+            return
+        trial = search.study.ask()
+        values = suggest_settings(trial, search.parameters, search.baseline.config)
+        trial.set_user_attr(SETTINGS, values)
+        prepared, reason = None, ""
         try:
-            config = changed(found.baseline, values).model_copy(update={"name": f"{found.name}-{trial.number}"})
-            count_steps(config, data)
-            check_images(config)
-            limit = budget.budget(config.memory, devices.resolve(config.device)).usable
-            need = max(smallest(config), smallest(changed(found.full, values)))  # the best is trained at full size
-            trial.set_constraint("memory", (need - limit) / memory.MIB)
-            if need > limit:
-                refusal = f"needs {memory.gib(need)}, {memory.gib(need - limit)} too much"
+            prepared = _prepare_trial(search, trial, values)
         except UserError as error:
-            refusal = str(error)
-        trial.set_user_attr("cost", time.perf_counter() - asked)
-        if refusal is not None:
-            say(_turn_away(found.study, trial, refusal))
-            continue
-        say(f"trial {trial.number}: {', '.join(f'{path}={_short(value)}' for path, value in values.items())}")
-        say(f"  {run_trial(found, trial, config, store, observer=observer, stop=stop)}")
+            reason = str(error)
+        trial.set_user_attr(COST, time.perf_counter() - asked)
+        if prepared is None:
+            trial.set_user_attr(REJECTED, reason)
+            search.study.tell(trial, state=TrialState.PRUNED)
+            observer.say(f"trial {trial.number}: rejected, {reason}")
+        else:
+            settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
+            observer.say(f"trial {trial.number}: {settings}")
+            observer.say(f"  {run_trial(search, trial, prepared, observer)}")
 
 
-def smallest(config: Config) -> int:
-    """Bytes that a config takes in the smallest micro-batches."""
-    return sum(memory.predict(config, budget.micro_batches(config)[0]).values())
-
-
-def _short(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _done(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+def _prepare_trial(search: Search, trial: Trial, values: Mapping[str, Any]) -> Prepared:
+    """A trial that is ready to train. Raises UserError if its settings can't be used, or need too much memory.
 
-
-def _turn_away(study: optuna.Study, trial: Trial, reason: str) -> str:
-    trial.set_user_attr("turned away", reason)
-    study.tell(trial, state=TrialState.PRUNED)
-    return f"trial {trial.number}: turned away, {reason}"
-
-
-def run_trial(
-    found: Search,
-    trial: Trial,
-    config: Config,
-    store: Store,
-    *,
-    observer: Observer = SILENT,
-    stop: Callable[[], bool] = lambda: False,
-) -> str:
-    """Train and judge one trial, and tell Optuna: its figures, or that it was given up, or that its settings failed.
-
-    Returns that in a few words.
+    It shares the baseline's images, which no parameter can change: if they can't be read, that is no trial's fault.
     """
-    study, poor, accuracy = found.study, False, 0.0
-    total, per_epoch = count_steps(config, open_dataset(config.data, store.folder, observer))
+    start = search.baseline
+    config = changed(start.config, values).model_copy(update={"name": f"{search.name}-{trial.number}"})
+    prepared = Prepared(config, start.data, start.device, count_steps(config, start.data))
+    check_images(config)
+    limit = budget.memory_budget(config.memory, start.device).usable
+    need = smallest_peak(config)
+    if search.full is not start:  # the best trials are trained at full size too
+        need = max(need, smallest_peak(changed(search.full.config, values)))
+    trial.set_constraint(MEMORY, (need - limit) / memory.MIB)
+    if need > limit:
+        raise UserError(f"it needs {memory.format_bytes(need)}, which is {memory.format_bytes(need - limit)} too much")
+    return prepared
 
-    def show(metrics: dict[str, float], step: int) -> None:
-        nonlocal poor, accuracy
-        if len(study.directions) == 1 and "val/knn_top1" in metrics and step < total:
-            accuracy = metrics["val/knn_top1"]
-            trial.report(accuracy, step // per_epoch)
-            poor = trial.should_prune()
 
-    clock = time.perf_counter()
-    tags = {PARENT: found.tracker.run_id, "search": found.name, "trial": str(trial.number)}
+def smallest_peak(config: Config) -> int:
+    """Predicted memory of a config in the smallest micro-batches, in bytes."""
+    return sum(memory.predict(config, budget.micro_batches(config)[0]).values())
 
-    def tell(values: list[float] | None = None) -> None:
-        trial.set_user_attr("wall", time.perf_counter() - clock)
-        study.tell(trial, values, state=None if values else TrialState.PRUNED)
 
+def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observer = SILENT) -> str:
+    """Train and evaluate a trial, and report to Optuna how it ended. Returns the same in a few words."""
+    watcher = _Watcher(trial, prepared, observer, prune=len(search.study.directions) == 1)
+    start = time.perf_counter()
+
+    def tell(values: list[float] | None) -> None:
+        trial.set_user_attr(WALL, time.perf_counter() - start)
+        search.study.tell(trial, values, state=None if values else TrialState.PRUNED)
+
+    tags, parent = search.tags(trial.number), search.tracker.run_id
     try:
-        run_id = train.train_or_go_on(
-            config, store, tags=tags, observer=observer, show=show, stop=lambda: poor or stop()
-        )
-        measured = {
-            "accuracy": validation_accuracy(run_id, config, store, observer),
-            "time": training_seconds(run_id, config, store),
-        }
-        run = store.client.get_run(run_id)
-        numbers = {str(number) for number in (trial.number, trial.user_attrs.get("goes on from"))}
-        if run.data.tags.get(PARENT) != found.tracker.run_id or run.data.tags.get("trial") not in numbers:
-            store.copy(run, {**tags, "kind": "trial", "copied_from": run_id})
+        record = train_or_resume(prepared, search.store, tags=tags, parent=parent, observer=watcher)
+        accuracy = validation_accuracy(record, prepared.data, prepared.device, observer)
     except Interrupted:
-        if not poor:
+        if not watcher.pruned:
             raise
-        tell()
-        return f"given up at kNN {accuracy:.2%}"
+        tell(None)
+        return f"pruned at kNN {watcher.accuracy:.2%}"
     except BadSettings as error:
-        trial.set_user_attr("error", str(error))
-        tell()
+        trial.set_user_attr(ERROR, str(error))
+        tell(None)
         return f"failed: {error}"
-    for fact, value in {"run": run_id, "seconds": measured["time"]}.items():
-        trial.set_user_attr(fact, value)
-    tell([measured[objective] for objective in found.objectives.split(",")])
-    return f"{measured['accuracy']:.2%} on validation after {measured['time']:.0f} s of training"
+    seconds = training_seconds(record, prepared.config.train.batch_size)
+    own = {str(trial.number), str(trial.user_attrs.get(RESUMES))}
+    if record.parent != parent or record.tags.get("trial") not in own:  # trained outside this search, or twice in it
+        search.store.copy(search.store.get(record.id), "trial", tags, parent=parent)
+    trial.set_user_attr(RUN, record.id)
+    trial.set_user_attr(SECONDS, seconds)
+    measured = {"accuracy": accuracy, "time": seconds}
+    tell([measured[objective] for objective in search.objectives.split(",")])
+    return f"{accuracy:.2%} on validation after {seconds:.0f} s of training"
 
 
-def training_seconds(run_id: str, config: Config, store: Store) -> float:
-    """How long a run's steps took, by the images a second that it logged."""
-    rates = store.history(run_id, "perf/images_per_second")
+class _Watcher(Observer):
+    """Reports a trial's kNN accuracies to Optuna, and stops the training if Optuna prunes the trial."""
+
+    def __init__(self, trial: Trial, prepared: Prepared, observer: Observer, *, prune: bool) -> None:
+        self.trial, self.steps, self.observer, self.prune = trial, prepared.steps, observer, prune
+        self.accuracy, self.pruned = 0.0, False
+
+    def began(self, run_id: str, steps: int) -> None:
+        self.observer.began(run_id, steps)
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.observer.metrics(metrics, step)
+        if self.prune and "val/knn_top1" in metrics and step < self.steps.total:
+            self.accuracy = metrics["val/knn_top1"]
+            self.trial.report(self.accuracy, step // self.steps.per_epoch)
+            self.pruned = self.trial.should_prune()
+
+    def stop(self) -> bool:
+        return self.pruned or self.observer.stop()
+
+
+def training_seconds(record: Record, batch_size: int) -> float:
+    """How long the training steps of a run took, by the speeds that it logged."""
+    rates = record.history("perf/images_per_second")
     steps = rates["step"].diff().fillna(rates["step"])
-    return float((steps * config.train.batch_size / rates["value"]).sum())
+    return float((steps * batch_size / rates["value"]).sum())
 
 
-def validation_accuracy(run_id: str, config: Config, store: Store, observer: Observer) -> float:
-    """Accuracy of a linear classifier on validation, at the best of PROBE's L2 values; kept with the run."""
-    metrics = store.client.get_run(run_id).data.metrics
-    if VALIDATION in metrics:
-        return float(metrics[VALIDATION])
-    subject = encoders.place(
-        encoders.find(run_id, store),
-        store,
-        Protocol(linear=PROBE),
-        data_dir=config.data.dir,
-        device=config.device,
-        observer=observer,
-    )
-    with devices.memory_errors("a search judges its trials on their device: take --device cpu"):
-        accuracy = best_on_validation(subject)
-    tracker = Tracker(store, run_id)
+def validation_accuracy(record: Record, data: Dataset, device: torch.device, observer: Observer = SILENT) -> float:
+    """Accuracy on validation of a linear classifier on the encoder, at the best L2 value. It is logged to the run."""
+    if VALIDATION in record.metrics:
+        return record.metrics[VALIDATION]
+    subject = load_subject(encoder_of(record), data, Protocol(), device, observer)
+    with devices.memory_errors("trials are evaluated on the device that trains them: use --device cpu"):
+        accuracy = PROBE.validation_accuracy(subject)
+    tracker = Tracker(record.store, record.id)
     tracker.log({VALIDATION: accuracy})
     tracker.flush()
     return accuracy
-
-
-def reference(found: Search, store: Store, observer: Observer, stop: Callable[[], bool]) -> float:
-    """Validation accuracy of the config that the search starts from."""
-    tags = {PARENT: found.tracker.run_id, "search": found.name, "trial": BASELINE}
-    run_id = train.train_or_go_on(found.baseline, store, tags=tags, observer=observer, stop=stop)
-    return validation_accuracy(run_id, found.baseline, store, observer)

@@ -1,23 +1,25 @@
-"""The axes of ablation that the suite knows (axes.toml), and the format of a user's own."""
+"""The axes of ablation in axes.toml, and the format of an axis in a file of the user's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, InstanceOf, ValidationError, model_validator
 
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import Section, flatten, read_toml, readable, settings
+from simclr.settings import Section, flatten, read_toml, readable, setting_names
+
+S = TypeVar("S", bound=Section)
 
 
 class AxisCell(Section):
-    """A cell of an axis: see the header of axes.toml."""
+    """One cell of an axis. The header of axes.toml explains the keys."""
 
-    set: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    set: dict[str, Any] = Field(default_factory=dict)
     preset: str | None = None
     name: str | None = None
     layer: str = "h"
@@ -26,21 +28,21 @@ class AxisCell(Section):
     direction: Literal["lower", "higher"] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _changes_something(self) -> Self:
         if not self.set and self.preset is None:
-            raise ValueError('expected what it sets, e.g. {set = {"optim.lr" = 0.1}}, or a preset')
+            raise ValueError('expected settings such as {set = {"optim.lr" = 0.1}}, or a preset')
         return self
 
 
 class Axis(Section):
-    """A table of axes.toml: see its header."""
+    """One axis, a table of axes.toml. The header of that file explains the keys."""
 
     about: str = ""
     source: str | None = None
     x: str | None = None
     log: bool = False
-    cells: tuple[dict[str, Any], ...] = ()  # each an AxisCell
-    reference: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    cells: tuple[InstanceOf[AxisCell], ...] = ()
+    reference: dict[str, Any] = Field(default_factory=dict)
     rising_from: float | None = None
     leave_out: bool = False
     lower: tuple[str, ...] = ()
@@ -48,34 +50,24 @@ class Axis(Section):
     one_sided: bool = False
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _is_consistent(self) -> Self:
         if sum(map(bool, (self.cells, self.leave_out, self.pairs))) > 1:
             raise ValueError("expected one of cells, leave_out and pairs")
+        known = setting_names(Config)
         for path in (*flatten(self.reference), *([self.x] if self.x else [])):
-            if path not in settings(Config):
-                raise ValueError(str(unknown("setting", path, settings(Config))))
+            if path not in known:
+                raise ValueError(str(unknown("setting", path, known)))
         return self
 
 
 def axes(path: Path | None = None) -> dict[str, Axis]:
-    """The axes of a file (default: those that come with the suite). Raises UserError for what is not in the format."""
-    found = {}
-    for name, table in read_toml(path or Path(str(files("experiments") / "axes.toml"))).items():
-        if not isinstance(table, Mapping):
-            raise UserError(f"{path}: '{name}' is not an axis: expected a table [{name}] with cells")
-        found[name] = _valid(Axis, table, f"axis '{name}'")
-    return found
+    """The axes in a file (default: those that come with the suite). Raises UserError for a mistake in the file."""
+    path = path or Path(str(files("experiments") / "axes.toml"))
+    return {name: _axis(name, table, path) for name, table in read_toml(path).items()}
 
 
-def _valid(model: type[Section], table: Mapping[str, Any], where: str) -> Any:
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        raise UserError(f"{where}: {readable(error, model)}") from None
-
-
-def _axis(name: str) -> Axis:
-    """An axis by name, or the only one in a file."""
+def find_axis(name: str) -> Axis:
+    """The axis with this name, or the only axis in this TOML file. Raises UserError if there is none."""
     if name.endswith(".toml"):
         found = axes(Path(name))
         if len(found) != 1:
@@ -85,3 +77,21 @@ def _axis(name: str) -> Axis:
     if name not in known:
         raise unknown("axis", name, known)
     return known[name]
+
+
+def _axis(name: str, table: Any, path: Path) -> Axis:
+    """Validate one table of a file. Its cells come first, so that an error message can give a cell's number."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"{path}: '{name}' is not an axis: expected a table [{name}] with cells")
+    cells = table.get("cells")
+    if isinstance(cells, list):
+        valid = [_validate(AxisCell, cell, f"cell {n} of axis '{name}'") for n, cell in enumerate(cells, 1)]
+        table = {**table, "cells": valid}
+    return _validate(Axis, table, f"axis '{name}'")
+
+
+def _validate(model: type[S], table: Any, place: str) -> S:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise UserError(f"{place}: {readable(error, model)}") from None

@@ -1,7 +1,4 @@
-"""An ablation as a list of cells: pure data, made from a baseline and what is to be varied.
-
-The axes that come with the suite are in axes.toml.
-"""
+"""An ablation study as a list of cells: pure data, derived from a baseline and from what to vary."""
 
 from __future__ import annotations
 
@@ -10,81 +7,138 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
+from math import nan
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.configs.resolve import at, changed, preset_on, shared, short
-from experiments.studies.axes import Axis, AxisCell, _axis, _valid, axes
+from experiments.configs.resolve import changed, preset_on, shared, short_name
+from experiments.studies.axes import Axis, AxisCell, axes, find_axis
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import flatten, parse_setting
+from simclr.settings import flatten, get_value, parse_setting
 
 BASELINE = "baseline"
-
-
-DECADE = 10  # values of --vary that are so many times apart are drawn on a logarithmic axis
+STUDY_METRICS = {"linear": "linear_top1", "knn": "knn_top1"}  # evaluations of every cell, and the metric to report
+DECADE = 10  # if the values of --vary span this factor or more, the axis of the figure is logarithmic
 
 
 class Cell(NamedTuple):
-    """One cell of a study: what it sets, the config that gives (for one seed), and what the paper found there."""
+    """One cell of a study: its config for one seed, how that differs from the baseline, and what the paper found."""
 
     name: str
     config: Config
     settings: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     layer: str = "h"
-    paper: float | None = None  # the paper's accuracy, in percent
-    difference: float | None = None  # the paper's difference to its baseline, in points
-    direction: str | None = None  # "lower", "higher"
+    paper: float | None = None  # the paper's accuracy in percent
+    difference: float | None = None  # the paper's difference to its baseline in points
+    direction: str | None = None  # "lower" or "higher"
     source: str | None = None
-    pair: tuple[str, str] | None = None  # of augmentations; one twice where it stands alone
-    x: Any = None  # its place on the numeric axis
+    pair: tuple[str, str] | None = None  # of augmentations; a single one is paired with itself
+    x: Any = None  # the value on the numeric axis
 
     def of_seed(self, seed: int) -> Config:
-        """The config of one seed, called by the cell too; the baseline keeps its name."""
+        """The config for one seed. Its name ends with the cell's name, unless the cell is the baseline."""
         name = self.config.name if self.name == BASELINE else f"{self.config.name}-{self.name.replace(' ', '-')}"
         return self.config.model_copy(update={"seed": seed, "name": name})
 
     def identity(self) -> tuple[str, str]:
-        """Two cells with one identity are one."""
+        """Cells with the same identity give the same results."""
         return self.config.key(), self.layer
 
 
 class StudyPlan(NamedTuple):
-    """The cells of a study, the baseline first; `x` is the setting of its numeric axis, if it has one.
-
-    `lines` are the cells on that axis, {cell: number} for each choice of what else is varied.
-    """
+    """The cells of a study, with the baseline first, and the numeric axis of its figure if it has one."""
 
     cells: list[Cell]
-    x: str | None = None
+    x: str | None = None  # the setting on the axis
     log: bool = False
-    lines: dict[str, dict[str, float]] = {}  # noqa: RUF012 (never written to)
+    lines: dict[str, dict[str, float]] = {}  # noqa: RUF012  {line: {cell: x}}; a line for each value of other settings
 
     def digest(self, data: str) -> str:
-        """What identifies the plan, from its first seed on, on some data (by their digest)."""
+        """A hash of the plan and of the digest of its data. Seeds after the first don't change it."""
         parts = [data, *((cell.name, *cell.identity()) for cell in self.cells)]
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
     def jobs(self, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
-        """Every cell with every seed; all cells of one seed first, so that a study cut short is still paired."""
+        """Every cell with every seed, all cells of a seed first: an unfinished study can still be paired by seed."""
         return ((cell, seed) for seed in seeds for cell in self.cells)
 
 
+def plan_study(
+    baseline: Config,
+    *,
+    drop: Sequence[str] = (),
+    alone: Sequence[str] = (),
+    together: bool = False,
+    axis: str | None = None,
+    vary: Sequence[str] = (),
+) -> StudyPlan:
+    """Plan a study around a baseline.
+
+    `drop` names augmentations to leave out, `alone` augmentations to keep as the only ones: each in a cell of its own,
+    or all in one cell with `together`. `axis` is the name of an axis or a TOML file with one. `vary` lists settings
+    with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells. Cells that equal the
+    baseline are merged into it. Raises UserError for unknown names, invalid values, and a plan with nothing to compare.
+    """
+    if together and not drop and not alone:
+        raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
+    chosen = find_axis(axis) if axis is not None else Axis()
+    known = axes()["augmentations"]
+    cells = [
+        *(_dropped(baseline, names, known) for names in _groups(drop, together)),
+        *(_only(baseline, names) for names in _groups(alone, together)),
+        *_axis_cells(baseline, chosen),
+    ]
+    x, log = chosen.x, chosen.log
+    if vary:
+        varied = _varied(baseline, vary)
+        if not cells and len(vary) == 1:
+            x = vary[0].partition("=")[0].strip()
+            log = _spans_decade([value for cell in varied for value in cell.settings.values()])
+        cells = _crossed(cells, varied) if cells else varied
+    plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
+    lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)
+    if chosen.log and lowest <= 0:
+        raise UserError(f"{x} = {lowest:g} can't be drawn on a logarithmic axis: set log = false")
+    if len(plan) < 2:
+        raise UserError("nothing differs from the baseline: use --drop, --only, --axis or --vary")
+    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {})
+
+
+def default_name(
+    baseline: Config,
+    *,
+    drop: Sequence[str] = (),
+    alone: Sequence[str] = (),
+    together: bool = False,
+    axis: str | None = None,
+    vary: Sequence[str] = (),
+) -> str:
+    """The name of a study for the arguments of `plan_study`, e.g. shapes-no-crop-temperature."""
+    parts = [baseline.name, *(["together"] if together else [])]
+    parts += [f"no-{name}" for name in drop]
+    parts += [f"only-{name}" for name in alone]
+    parts += [Path(axis).stem] if axis else []
+    parts += [short_name(text.partition("=")[0].strip()) for text in vary]
+    return "-".join(parts)
+
+
 def is_number(value: object) -> bool:
-    """Whether it has a place on a numeric axis."""
+    """Whether a value can be drawn on a numeric axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def settings_name(changes: Mapping[str, Any]) -> str:
-    """`temperature=0.1, loss.normalize=False`."""
-    return ", ".join(f"{short(path)}={value}" for path, value in changes.items())
+    """The name of a cell with these changes, e.g. `temperature=0.1, loss.normalize=False`."""
+    return ", ".join(f"{short_name(path)}={value}" for path, value in changes.items())
 
 
 def refuse_fixed(path: str) -> None:
-    """Raises UserError for a setting that no study or search may vary."""
+    """Raise UserError for a setting that no study or search may vary."""
     if shared(path):
-        raise UserError(f"{path} can't be varied: what is compared has the same seeds and the same images")
+        raise UserError(f"{path} can't be varied: runs can only be compared on the same images with the same seeds")
 
 
 def _cell(
@@ -95,16 +149,23 @@ def _cell(
     before: Mapping[str, Any] = MappingProxyType({}),
     **facts: Any,
 ) -> Cell:
-    """The cell that differs in some settings from its start: the baseline, or what `before` has made of it.
+    """The cell whose config is `start` with some changes. `before` are the changes that led from the baseline to it.
 
-    Raises UserError where one is not valid.
+    Raises UserError for settings that are invalid or may not be varied.
     """
     changes = flatten(changes)
     for path in changes:
         refuse_fixed(path)
-    judged = f", {layer} judged" if layer != "h" else ""
-    whole = {**before, **changes}
-    return Cell(name or settings_name(whole) + judged, changed(start, changes), whole, layer, **facts)
+    settings = {**before, **changes}
+    suffix = f", {layer} judged" if layer != "h" else ""
+    return Cell(name or settings_name(settings) + suffix, changed(start, changes), settings, layer, **facts)
+
+
+# --- augmentations ----------------------------------------------------------------------------------------------------
+
+
+def _groups(names: Sequence[str], together: bool) -> list[list[str]]:
+    return [list(names)] if together and names else [[name] for name in names]
 
 
 def _views(baseline: Config) -> list[str]:
@@ -117,216 +178,182 @@ def _present(baseline: Config) -> list[str]:
     return [name for name in AUGMENTATIONS if any(getattr(view, name).p for view in views)]
 
 
-def _check(name: str) -> str:
+def _check_augmentation(name: str) -> None:
     if name not in AUGMENTATIONS:
         raise unknown("augmentation", name, AUGMENTATIONS)
-    return name
 
 
-def without(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
-    """The baseline without some augmentations, in both views; `axis` knows of which the paper expects a fall.
+def _dropped(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
+    """The baseline without some augmentations in either view. `axis` lists those that matter according to the paper.
 
-    Raises UserError for one that the baseline does not have.
+    Raises UserError for an augmentation that the baseline doesn't have.
     """
+    present = _present(baseline)
     for name in names:
-        if _check(name) not in _present(baseline):
-            raise UserError(f"the baseline has no '{name}' to drop: it has {', '.join(_present(baseline))}")
+        _check_augmentation(name)
+        if name not in present:
+            raise UserError(f"the baseline has no '{name}' to drop: choose from {', '.join(present)}")
     changes = {f"{view}.{name}.p": 0.0 for view in _views(baseline) for name in names}
-    falls = bool(set(names) & set(axis.lower))
+    matters = bool(set(names) & set(axis.lower))
     return _cell(
         baseline,
         changes,
         f"no {', '.join(names)}",
-        direction="lower" if falls else None,
-        source=axis.source if falls else None,
+        direction="lower" if matters else None,
+        source=axis.source if matters else None,
     )
 
 
-def only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **facts: Any) -> Cell:
-    """The baseline with these augmentations alone: as in the baseline, or always where it has them not.
+def _only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **facts: Any) -> Cell:
+    """The baseline with these augmentations alone. Those that it doesn't have are always applied.
 
-    `one_sided`: the first view is only cropped, the second is cropped and has them (paper, Section 3.1).
+    With `one_sided`, the first view is cropped only, and the second is cropped and augmented (paper, Section 3.1).
     """
+    for name in names:
+        _check_augmentation(name)
+    views, chosen = _views(baseline), set(names)
+    kept = {"augment": {"crop"}, "augment2": {"crop"} | chosen} if one_sided else dict.fromkeys(views, chosen)
 
     def probability(view: str, name: str) -> float:
-        own = {each: float(getattr(getattr(baseline, each), name).p) for each in _views(baseline)}
-        has = any(own.values()) and not one_sided
-        return own.get(view, own["augment"]) or (0.0 if has else 1.0)
+        if name not in kept[view]:
+            return 0.0
+        own = {each: float(getattr(getattr(baseline, each), name).p) for each in views}
+        present = any(own.values()) and not one_sided
+        return own.get(view, own["augment"]) or (0.0 if present else 1.0)
 
-    chosen = {_check(name) for name in names}
-    wanted = (
-        {"augment": {"crop"}, "augment2": {"crop"} | chosen} if one_sided else dict.fromkeys(_views(baseline), chosen)
-    )
-    changes = {
-        f"{view}.{name}.p": probability(view, name) if name in keep else 0.0
-        for view, keep in wanted.items()
-        for name in AUGMENTATIONS
-    }
+    changes = {f"{view}.{name}.p": probability(view, name) for view in kept for name in AUGMENTATIONS}
     return _cell(baseline, changes, f"only {' + '.join(names)}", **facts)
 
 
-def of_axis(baseline: Config, axis: Axis) -> list[Cell]:
-    """The cells of an axis."""
+# --- axes and varied settings -----------------------------------------------------------------------------------------
+
+
+def _axis_cells(baseline: Config, axis: Axis) -> list[Cell]:
     if axis.leave_out:
-        return [without(baseline, [name], axis) for name in _present(baseline)]
-    if axis.pairs:
-        pairs = [(group, group) for group in axis.pairs] + list(combinations(axis.pairs, 2))
-        return [
-            only(
-                baseline,
-                "+".join(dict.fromkeys(pair)).split("+"),
-                one_sided=axis.one_sided,
-                pair=pair,
-                source=axis.source,
-            )
-            for pair in pairs
-        ]
-    cells: list[AxisCell] = [_valid(AxisCell, cell, f"cell {n} of the axis") for n, cell in enumerate(axis.cells, 1)]
-    return [
-        _cell(
-            preset_on(cell.preset, baseline) if cell.preset else baseline,
-            cell.set,
-            cell.name,
-            cell.layer,
-            {"preset": cell.preset} if cell.preset else {},
-            paper=cell.paper,
-            difference=cell.difference,
-            direction=cell.direction,
-            source=axis.source,
-        )
-        for cell in cells
-    ]
+        return [_dropped(baseline, [name], axis) for name in _present(baseline)]
+    pairs = [(group, group) for group in axis.pairs] + list(combinations(axis.pairs, 2))
+    if pairs:
+        names = {pair: "+".join(dict.fromkeys(pair)).split("+") for pair in pairs}
+        return [_only(baseline, names[pair], one_sided=axis.one_sided, pair=pair, source=axis.source) for pair in pairs]
+    return [_axis_cell(baseline, cell, axis.source) for cell in axis.cells]
 
 
-def of_vary(baseline: Config, texts: Sequence[str]) -> list[Cell]:
-    """`loss.temperature=0.05,0.1`: a cell for each value; of several settings, for each combination.
+def _axis_cell(baseline: Config, cell: AxisCell, source: str | None) -> Cell:
+    return _cell(
+        preset_on(cell.preset, baseline) if cell.preset else baseline,
+        cell.set,
+        cell.name,
+        cell.layer,
+        {"preset": cell.preset} if cell.preset else {},
+        paper=cell.paper,
+        difference=cell.difference,
+        direction=cell.direction,
+        source=source,
+    )
 
-    Values are TOML (so lists have brackets), or else plain words.
+
+def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
+    """A cell for each value of "loss.temperature=0.05,0.1", or for each combination of values of several settings.
+
+    Values are read as TOML, so lists need brackets. Text that isn't TOML is split at its commas.
     """
-    choices: list[list[tuple[str, Any]]] = []
+    choices: dict[str, list[Any]] = {}
     for text in texts:
         path, _, values = text.partition("=")
+        path = path.strip()
         _, parsed = parse_setting(f"{path}=[{values}]")
-        if isinstance(parsed, str):  # no TOML
+        if isinstance(parsed, str):  # it isn't TOML
             parsed = [value.strip() for value in values.split(",") if value.strip()]
         if len({json.dumps(value) for value in parsed}) < 2:
             raise UserError(
-                f"--vary {text} has {len(parsed)} value{'s' * (len(parsed) != 1)}: expected two or more, "
-                f"e.g. loss.temperature=0.05,0.1,0.5"
+                f"--vary {text} has {len(parsed)} value{'s' * (len(parsed) != 1)}: expected two or more different "
+                f"ones, e.g. loss.temperature=0.05,0.1,0.5"
             )
-        if path.strip() in {setting for ((setting, _), *_) in choices}:
-            raise UserError(f"--vary {path.strip()} stands there twice: give all of its values at once")
-        choices.append([(path.strip(), value) for value in parsed])
-    return [_cell(baseline, dict(combination)) for combination in product(*choices)]
+        if path in choices:
+            raise UserError(f"--vary {path} is given twice: list all of its values in one --vary")
+        choices[path] = parsed
+    return [_cell(baseline, dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
 
 
-def plan_study(
-    baseline: Config,
-    *,
-    drop: Sequence[str] = (),
-    alone: Sequence[str] = (),
-    together: bool = False,
-    axis: str | None = None,
-    vary: Sequence[str] = (),
-) -> StudyPlan:
-    """The plan of a study: augmentations dropped, or kept alone (each by itself, or `together`), the cells of an axis
-    (a name, or a TOML file that holds one), and settings varied; the latter crossed with the former.
+def _spans_decade(values: Sequence[Any]) -> bool:
+    return all(map(is_number, values)) and 0 < DECADE * min(values) <= max(values)
 
-    A cell that equals the baseline is the baseline. Raises UserError for unknown names and for fewer than two cells.
-    """
-    if together and not drop and not alone:
-        raise UserError("--together has nothing to join: name augmentations by --drop or --only")
-    chosen = _axis(axis) if axis is not None else Axis()
 
-    def groups(names: Sequence[str]) -> list[list[str]]:
-        return [list(names)] if together and names else [[name] for name in names]
-
-    known = axes()["augmentations"]
-    cells = [
-        *(without(baseline, names, known) for names in groups(drop)),
-        *(only(baseline, names) for names in groups(alone)),
-        *of_axis(baseline, chosen),
-    ]
-    x, log = chosen.x, chosen.log
-    if vary:
-        crossed = of_vary(baseline, vary)
-        if not cells and len(vary) == 1:
-            x = vary[0].partition("=")[0].strip()
-            values = [value for cell in crossed for value in cell.settings.values() if is_number(value)]
-            log = len(values) == len(crossed) and 0 < DECADE * min(values) <= max(values)
-        for cell in cells:
-            if twice := sorted(set(cell.settings) & set(crossed[0].settings)):
-                raise UserError(f"--vary {twice[0]} and '{cell.name}' set the same: leave one of them out")
-        cells = crossed + [
+def _crossed(cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
+    """The cells in `varied`, and every combination of one of them with one in `cells`."""
+    for cell in cells:
+        if twice := sorted(set(cell.settings) & set(varied[0].settings)):
+            raise UserError(f"--vary {twice[0]} and '{cell.name}' change the same setting: remove one of them")
+    return [
+        *varied,
+        *(
             _cell(cell.config, other.settings, f"{cell.name}, {other.name}", cell.layer, cell.settings)
             for cell in cells
-            for other in crossed
-        ]
-    plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
-    lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)
-    if chosen.log and lowest <= 0:
-        raise UserError(f"the axis is logarithmic, and {x} = {lowest:g} has no place on it: set log = false")
-    if len(plan) < 2:
-        raise UserError("nothing differs from the baseline: name something by --drop, --only, --axis or --vary")
-    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {})
+            for other in varied
+        ),
+    ]
 
 
-def _lines(plan: Sequence[Cell], cells: Sequence[Cell], x: str) -> dict[str, dict[str, float]]:
-    """Where cells stand on the axis of x: a line {cell: number} for each choice of the other settings, by its name.
-
-    `cells` are those of the plan before doubles were taken out: what equals several cells stands on all their lines.
-    """
-    called = {cell.identity(): cell.name for cell in plan}
-    others = list(dict.fromkeys(path for cell in cells for path in cell.settings if path != x))
-    placed = []
-    for cell in cells if plan[0].identity() in map(Cell.identity, cells) else (plan[0], *cells):
-        table = cell.config.model_dump(mode="json")
-        if is_number(number := at(table, x)):
-            rest = {"layer": cell.layer} | {path: at(table, path) for path in others}
-            placed.append((rest, called[cell.identity()], float(number)))
-    differing = [path for path in ("layer", *others) if any(rest[path] != placed[0][0][path] for rest, _, _ in placed)]
-    lines: dict[str, dict[str, float]] = {}
-    for rest, name, number in placed:
-        lines.setdefault(settings_name({path: rest[path] for path in differing}), {})[name] = number
-    return lines
+# --- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[Cell]:
-    """The baseline and the cells that differ from it, without doubles; what the paper expects of each worked out."""
+    """The baseline, then the cells that differ from it, each once. Adds what to expect according to the paper."""
 
-    def placed(cell: Cell) -> Cell:
-        return cell._replace(x=at(cell.config.model_dump(mode="json"), axis.x)) if axis.x else cell
+    def with_x(cell: Cell) -> Cell:
+        return cell._replace(x=get_value(cell.config.model_dump(mode="json"), axis.x)) if axis.x else cell
 
-    first = placed(Cell(BASELINE, baseline))
+    first = with_x(Cell(BASELINE, baseline))
     same = next((cell for cell in cells if cell.identity() == first.identity()), first)
     first = first._replace(paper=same.paper, pair=same.pair)
-    table = baseline.model_dump(mode="json")
-    holds = all(at(table, path) == value for path, value in flatten(axis.reference).items())
     unique = {first.identity(): first}
-    for cell in map(placed, cells):
-        if not holds:
-            cell = cell._replace(difference=None, direction=None)
-        if cell.paper is not None and first.paper is not None:
-            cell = cell._replace(difference=round(cell.paper - first.paper, 2))
-        nothing_else = all(at(table, path) == value for path, value in cell.settings.items() if path != axis.x)
-        placed_both = is_number(cell.x) and is_number(first.x) and cell.x != first.x
-        if axis.rising_from is not None and nothing_else and placed_both and min(cell.x, first.x) >= axis.rising_from:
-            cell = cell._replace(direction="higher" if cell.x > first.x else "lower")
-        unique.setdefault(cell.identity(), cell)
-    count_of = Counter(cell.name for cell in unique.values())
-    named = [first] + [
-        cell
-        if count_of[cell.name] == 1
-        else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
+    for cell in cells:
+        unique.setdefault(cell.identity(), _with_expectation(with_x(cell), first, axis))
+    counts = Counter(cell.name for cell in unique.values())
+    differing = [
+        cell if counts[cell.name] == 1 else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
         for cell in list(unique.values())[1:]
     ]
-    for name, count in Counter(cell.name for cell in named).items():
+    for name, count in Counter([BASELINE, *(cell.name for cell in differing)]).items():
         if count > 1:
-            raise UserError(f"{count} cells are called '{name}': give each a name of its own")
-    return named
+            raise UserError(f"{count} cells have the name '{name}': give each a name of its own")
+    return [first, *differing]
 
 
-EVALUATE = {"linear": "linear_top1", "knn": "knn_top1"}  # evaluations, and the figure of each that a report is about
+def _with_expectation(cell: Cell, baseline: Cell, axis: Axis) -> Cell:
+    """The cell with the difference or direction that the paper leads to expect, if it has tried this baseline."""
+    table = baseline.config.model_dump(mode="json")
+
+    def same_as_baseline(settings: Mapping[str, Any]) -> bool:
+        return all(get_value(table, path) == value for path, value in settings.items())
+
+    if not same_as_baseline(flatten(axis.reference)):
+        cell = cell._replace(difference=None, direction=None)
+    if cell.paper is not None and baseline.paper is not None:
+        cell = cell._replace(difference=round(cell.paper - baseline.paper, 2))
+    others = {path: value for path, value in cell.settings.items() if path != axis.x}
+    on_axis = is_number(cell.x) and is_number(baseline.x) and cell.x != baseline.x
+    lowest = min(cell.x, baseline.x) if on_axis else nan  # nan is never large enough
+    if axis.rising_from is not None and same_as_baseline(others) and lowest >= axis.rising_from:
+        cell = cell._replace(direction="higher" if cell.x > baseline.x else "lower")
+    return cell
 
 
-PARENT = "mlflow.parentRunId"  # how MLflow nests runs
+def _lines(plan: Sequence[Cell], cells: Sequence[Cell], x: str) -> dict[str, dict[str, float]]:
+    """The lines of the figure over x, {line: {cell: x}}: one for each combination of the other varied settings.
+
+    `cells` are the cells before duplicates were merged. A merged cell is on the lines of all its duplicates.
+    """
+    names = {cell.identity(): cell.name for cell in plan}
+    others = list(dict.fromkeys(path for cell in cells for path in cell.settings if path != x))
+    points: list[tuple[dict[str, Any], str, float]] = []
+    for cell in cells if plan[0].identity() in map(Cell.identity, cells) else (plan[0], *cells):
+        table = cell.config.model_dump(mode="json")
+        if is_number(value := get_value(table, x)):
+            rest = {"layer": cell.layer} | {path: get_value(table, path) for path in others}
+            points.append((rest, names[cell.identity()], float(value)))
+    differing = [path for path in ("layer", *others) if any(rest[path] != points[0][0][path] for rest, _, _ in points)]
+    lines: dict[str, dict[str, float]] = {}
+    for rest, name, value in points:
+        lines.setdefault(settings_name({path: rest[path] for path in differing}), {})[name] = value
+    return lines

@@ -1,10 +1,10 @@
-"""Reports of studies and curves of runs, made from the records alone."""
+"""The report of a study: tables, figures and a page, made from its records alone."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,153 +14,233 @@ import pandas as pd
 from analysis import plots
 from analysis.page import page
 from analysis.summary import shown, summary
-from analysis.tables import FORMATS, LABELS
-from experiments.runs.compare import CURVES
-from experiments.studies.plan import EVALUATE
-from experiments.studies.results import Records, document_of, records
-from experiments.tracking import Store, Tracker
+from analysis.tables import FORMATS, metric_label
+from experiments.runs.compare import curve_label
+from experiments.studies.plan import STUDY_METRICS
+from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
+from experiments.tracking import Record, Store, Tracker
 from simclr.errors import UserError
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
+CURVES = ("train/loss", "val/knn_top1")
+PAGE = "report.html"
+
+Section = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, content
 
 
-DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that a terminal is spared
+def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> str:
+    """Write the tables, figures and page of a study, keep them with it, and return its tables in a format.
 
-
-def report(study: str, store: Store, form: str = "terminal", out: Path | None = None) -> str:
-    """Make the tables, figures and page of a study and keep them with it (and in `out`); its tables in a format.
-
-    Raises UserError when the study has no finished cell.
+    `form` is one of `analysis.tables.FORMATS`. The files are also copied to `out`. Raises UserError if no cell of the
+    study has finished, or if `out` can't be written to.
     """
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"can't write to {out}: {error.strerror}; name another folder") from None
-    document, found = document_of(study, store), records(study, store)
-    metrics = [metric for metric in EVALUATE.values() if found.table.get(metric, pd.Series(dtype=float)).notna().any()]
-    if not metrics:
-        raise UserError("no cell of this study has finished: run `simclr ablate` again with the same options")
-    notes = _notes(document, found)
+        _make_folder(out)
+    results = read_results(study, store)
+    summaries = _summaries(results)
+    if not summaries:
+        raise UserError(
+            f"no cell of study '{study.name}' has finished: run `simclr ablate` again with the same options"
+        )
+    notes = _notes(results)
+    sections: list[Section] = [("", "text", "\n".join(notes))]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sections: list[tuple[str, str, Any]] = [("", "text", "\n".join(notes))]
-        texts, tables = [], []
-        for metric in metrics:
-            cells = document["cells"] if metric == "linear_top1" else [_direction(cell) for cell in document["cells"]]
-            table = summary(found.table, cells, metric, found.correct[metric])
-            text = shown(table, metric)
-            tables.append(table.assign(metric=metric))
-            for name, suffix in SUFFIXES.items():
-                rows = table if name == "csv" else text
-                (folder / f"{metric}{suffix}").write_text(FORMATS[name](rows, notes), encoding="utf-8")
-            brief = text.drop(columns=DETAILS) if form == "terminal" else text
-            texts.append(FORMATS[form](brief, notes if metric == metrics[-1] else []))
-            sections.append((LABELS[metric], "table", text))
-            sections += [("", "figure", (path, caption)) for path, caption in _figures(table, metric, document, folder)]
-        sections += [("", "figure", (path, caption)) for path, caption in _curves(found, document, store, folder)]
-        failed = found.table[found.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
-        if len(failed):
-            sections.append(("Not finished", "table", failed))
-        run = _baseline(document, found)
-        sections += [
-            (
-                "Config of the baseline",
-                "code",
-                store.artifact(run.info.run_id, "config.toml").read_text(encoding="utf-8"),
-            ),
-            ("Environment", "code", store.artifact(run.info.run_id, "environment.json").read_text(encoding="utf-8")),
-            ("To remake", "code", f"{document['command']}\nsimclr report {store.client.get_run(study).info.run_name}"),
-        ]
-        title = f"Study {store.client.get_run(study).info.run_name}"
-        (folder / "report.html").write_text(page(title, sections), encoding="utf-8")
-        for path in sorted(folder.iterdir()):
-            Tracker(store, study).artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
-            if out is not None:
-                shutil.copy(path, out / path.name)
-    place = store.artifact(study, "report.html")
-    if form == "csv":
-        return FORMATS["csv"](pd.concat(tables), [*notes, f"report: {place}"])
-    return "\n".join([*texts, f"report: {place}"])
+        for metric, table in summaries.items():
+            _write_tables(table, metric, notes, folder)
+            sections.append((metric_label(metric), "table", shown(table, metric)))
+            sections += _figures(table, metric, results.document, folder)
+        sections += _curves(results, folder) + _appendix(study, results)
+        (folder / PAGE).write_text(page(f"Study {study.name}", sections), encoding="utf-8")
+        _keep(folder, Tracker(store, study.id), out)
+    return _printed(summaries, form, notes, study.artifact(PAGE))
 
 
-def _direction(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What is expected of another figure than the paper's linear classifier: the direction alone."""
-    sides = {-1.0: "lower", 0.0: None, 1.0: "higher"}
-    side = cell["direction"] if cell["paper"] is None else sides[float(np.sign(cell["paper"]))]
-    return {**cell, "paper": None, "direction": side}
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {out}: {error.strerror or error}. Choose another --out") from None
 
 
-def _baseline(document: Mapping[str, Any], found: Records) -> Any:
-    """A run of the baseline; where there is none, of the first cell that has one."""
-    names = [cell["cell"] for cell in document["cells"]]
-    return found.runs[min(found.runs, key=lambda place: (names.index(place[0]), place[1]))]
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _notes(document: Mapping[str, Any], found: Records) -> list[str]:
-    """What the figures are of."""
-    run = _baseline(document, found)
-    protocols = {protocol for cell in document["cells"] for protocol in cell["protocols"].values()}
-    seeds = sorted({seed for _, seed in found.runs})
-    images = {len(right) for by_run in found.correct.values() for right in by_run.values()}
-    usual = document["cells"][0]["protocols"]
-    others = [cell["cell"] for cell in document["cells"] if cell["layer"] == "h" and cell["protocols"] != usual]
-    apart = [f"judged on images of another size than the baseline: {', '.join(others)}"] if others else []
-    if absent := int(found.table.loc[found.table["status"] == "FINISHED", list(EVALUATE.values())].isna().sum().sum()):
-        apart.append(
-            f"figures left out: {absent}, not found under the study's protocol; the study's command remakes them"
+def _summaries(results: Results) -> dict[str, pd.DataFrame]:
+    """The summary of each metric that at least one run has."""
+    summaries = {}
+    for metric in STUDY_METRICS.values():
+        if results.table.get(metric, pd.Series(dtype=float)).notna().any():
+            cells = [_expectation(cell, metric) for cell in results.document.cells]
+            summaries[metric] = summary(results.table, cells, metric, results.correct[metric])
+    return summaries
+
+
+def _expectation(cell: CellDocument, metric: str) -> dict[str, Any]:
+    """A cell as `summary` needs it. The paper's numbers are of linear classifiers; for kNN only the direction holds."""
+    paper, direction = cell.paper, cell.direction
+    if metric != "linear_top1" and paper is not None:
+        direction = "lower" if paper < 0 else "higher" if paper > 0 else None
+        paper = None
+    return {"cell": cell.cell, "paper": paper, "direction": direction, "source": cell.source}
+
+
+def _notes(results: Results) -> list[str]:
+    """How to read the tables."""
+    cells, run = results.document.cells, _baseline_run(results)
+    protocols = {protocol for cell in cells for protocol in cell.protocols.values()}
+    seeds = sorted({seed for _, seed in results.runs})
+    images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
+    others = [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]
+    warnings = [f"Evaluated on images of another size than the baseline: {', '.join(others)}."] if others else []
+    finished = results.table[results.table["status"] == "FINISHED"]
+    if missing := int(finished[list(STUDY_METRICS.values())].isna().sum().sum()):
+        warnings.append(
+            f"Figures left out because they were not measured under the study's protocol: {missing}. Run the study's "
+            f"command again to measure them."
         )
     return [
-        f"data {run.data.params['data.dataset']} (digest {run.data.tags['data_digest'][:8]}), "
-        f"{', '.join(map(str, sorted(images)))} test images; seeds {', '.join(map(str, seeds))}",
-        f"protocols {', '.join(sorted(protocols))}",
-        *apart,
-        "intervals: Student's t, 95 %, over seeds; differences: paired by seed; p: paired t test, and after Holm's "
-        "correction over the cells; McNemar: exact, on the test images, for each seed",
-        "expected: the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50); the "
-        "verdict is on the direction; seconds: of training, by images/s",
-        f"made by: {document['command']}",
+        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(images)} test images. "
+        f"Seeds: {_listed(seeds)}.",
+        f"Protocols: {_listed(sorted(protocols))}.",
+        *warnings,
+        "Intervals are 95 % Student's t intervals over seeds. Differences are paired by seed. p comes from a paired t "
+        "test, and is then corrected for the number of cells by Holm's method. McNemar's test is exact, on the test "
+        "images, for each seed.",
+        "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
+        "verdict is about the direction. Seconds are the training time, computed from images per second.",
+        f"Made by: {results.document.command}",
     ]
 
 
-def _figures(table: pd.DataFrame, metric: str, document: Mapping[str, Any], folder: Path) -> list[tuple[Path, str]]:
-    """The figures of one metric that the plan has data for: files and captions."""
-    label, made = f"{LABELS[metric]} (%)", []
-    for suffix in (".svg", ".png"):
-        path = folder / f"differences-{metric}{suffix}"
-        plots.differences(table, path, f"difference to the baseline in {LABELS[metric]} (points)")
-    made.append((folder / f"differences-{metric}.svg", "Differences to the baseline, paired by seed"))
-    cells = document["cells"]
-    if (setting := document["x"]) is not None:
-        lines = {name or LABELS[metric]: line for name, line in document["lines"].items()}
-        for suffix in (".svg", ".png") if lines else ():
-            plots.against(table, lines, folder / f"against-{metric}{suffix}", setting, label, document["log"])
-        if lines:
-            made.append((folder / f"against-{metric}.svg", f"{LABELS[metric]} against {setting}"))
-    pairs = {tuple(cell["pair"]): cell["cell"] for cell in cells if cell["pair"]}
-    if pairs:
-        names = [first for first, second in pairs if first == second]
-        means = table.set_index("cell")["mean"]
-        values = np.array([[means.get(pairs.get((a, b)) or pairs.get((b, a))) for b in names] for a in names], float)
-        for suffix in (".svg", ".png"):
-            plots.pair_matrix(names, values, folder / f"pairs-{metric}{suffix}", label)
-        made.append((folder / f"pairs-{metric}.svg", f"{LABELS[metric]} with two augmentations alone (paper, Fig. 5)"))
-    return made
+def _baseline_run(results: Results) -> Record:
+    """A run of the baseline, or of the first cell that has one."""
+    order = [cell.cell for cell in results.document.cells]
+    return results.runs[min(results.runs, key=lambda job: (order.index(job[0]), job[1]))]
 
 
-def _curves(found: Records, document: Mapping[str, Any], store: Store, folder: Path) -> list[tuple[Path, str]]:
-    """Learning curves of the cells, over their seeds."""
-    made = []
-    for metric, label in CURVES.items():
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path) -> None:
+    """Write a metric's table in every file format: as numbers in the CSV file, as text in the others."""
+    for form, suffix in SUFFIXES.items():
+        rows = table if form == "csv" else shown(table, metric)
+        (folder / f"{metric}{suffix}").write_text(FORMATS[form](rows, notes), encoding="utf-8")
+
+
+def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[str], path: Path) -> str:
+    """The tables in a format, the notes once, and where the page is."""
+    place = f"report: {path}"
+    if form == "csv":
+        return FORMATS[form](
+            pd.concat([table.assign(metric=metric) for metric, table in summaries.items()]), [*notes, place]
+        )
+    texts = []
+    for metric, table in summaries.items():
+        rows = shown(table, metric)
+        rows = rows.drop(columns=DETAILS) if form == "terminal" else rows
+        texts.append(FORMATS[form](rows, notes if metric == list(summaries)[-1] else []))
+    return "\n".join([*texts, place])
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]) -> Section:
+    """Draw a figure to name.svg and name.png, and return the page's section for it."""
+    for suffix in (".png", ".svg"):
+        draw(folder / f"{name}{suffix}")
+    return "", "figure", (folder / f"{name}.svg", caption)
+
+
+def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[Section]:
+    """The figures of a metric that the plan has data for."""
+    label = f"{metric_label(metric)} (%)"
+    xlabel = f"difference to the baseline in {metric_label(metric)} (points)"
+    figures = [
+        _figure(
+            folder,
+            f"differences-{metric}",
+            "Differences to the baseline, paired by seed",
+            lambda path: plots.differences(table, path, xlabel),
+        )
+    ]
+    if (x := document.x) is not None and document.lines:
+        lines = {name or metric_label(metric): line for name, line in document.lines.items()}
+        figures.append(
+            _figure(
+                folder,
+                f"against-{metric}",
+                f"{metric_label(metric)} against {x}",
+                lambda path: plots.against(table, lines, path, x, label, document.log),
+            )
+        )
+    if any(cell.pair for cell in document.cells):
+        names, values = _pair_values(table, document)
+        figures.append(
+            _figure(
+                folder,
+                f"pairs-{metric}",
+                f"{metric_label(metric)} with only two augmentations (paper, Fig. 5)",
+                lambda path: plots.pair_matrix(names, values, path, label),
+            )
+        )
+    return figures
+
+
+def _pair_values(table: pd.DataFrame, document: StudyDocument) -> tuple[list[str], np.ndarray]:
+    """The names of the augmentations, and the mean of each pair of them as a symmetric matrix; nan if unknown."""
+    pairs = {cell.pair: cell.cell for cell in document.cells if cell.pair}
+    names = [first for first, second in pairs if first == second]
+    means = table.set_index("cell")["mean"]
+    values = [[means.get(pairs.get((a, b)) or pairs.get((b, a))) for b in names] for a in names]
+    return names, np.array(values, float)
+
+
+def _curves(results: Results, folder: Path) -> list[Section]:
+    """Learning curves of the cells over their seeds. Cells that only evaluate another layer have none of their own."""
+    figures = []
+    for metric in CURVES:
         histories: dict[str, list[pd.DataFrame]] = {}
-        for cell in document["cells"]:
-            runs = [run for (name, _), run in found.runs.items() if name == cell["cell"]]
-            curves = [curve for run in runs if len(curve := store.history(run.info.run_id, metric))]
-            if curves and cell["layer"] == "h":
-                histories[cell["cell"]] = curves
-        if not histories:
-            continue
-        for suffix in (".svg", ".png"):
-            plots.curves(histories, folder / f"curves-{metric.replace('/', '-')}{suffix}", label)
-        made.append((folder / f"curves-{metric.replace('/', '-')}.svg", f"{label}, mean and range over seeds"))
-    return made
+        for cell in results.document.cells:
+            runs = [run for (name, _), run in results.runs.items() if name == cell.cell]
+            curves = [curve for run in runs if len(curve := run.history(metric))]
+            if curves and cell.layer == "h":
+                histories[cell.cell] = curves
+        if histories:
+            label = curve_label(metric, _baseline_run(results))
+            figures.append(
+                _figure(
+                    folder,
+                    f"curves-{metric.replace('/', '-')}",
+                    f"{label}, mean and range over seeds",
+                    lambda path, histories=histories, label=label: plots.curves(histories, path, label),  # type: ignore[misc]
+                )
+            )
+    return figures
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def _appendix(study: Record, results: Results) -> list[Section]:
+    """The runs that did not finish, and what it takes to repeat the study."""
+    failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
+    run = _baseline_run(results)
+    return [
+        *([("Not finished", "table", failed)] if len(failed) else []),
+        ("Config of the baseline", "code", run.artifact("config.toml").read_text(encoding="utf-8")),
+        ("Environment", "code", run.artifact("environment.json").read_text(encoding="utf-8")),
+        ("To repeat", "code", f"{results.document.command}\nsimclr report {study.name}"),
+    ]
+
+
+def _keep(folder: Path, tracker: Tracker, out: Path | None) -> None:
+    """Keep all files in a folder with the study, and copy them to `out`."""
+    for path in sorted(folder.iterdir()):
+        tracker.artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
+        if out is not None:
+            shutil.copy(path, out / path.name)

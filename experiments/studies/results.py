@@ -1,69 +1,101 @@
-"""Read the records of a study."""
+"""What the record of a study holds: its plan, as plan.json, and the results of its runs."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from experiments.runs.evaluate import predictions, prefix
-from experiments.studies.plan import EVALUATE, PARENT
-from experiments.tracking import PROTOCOL_TAG, Run, Store
+from experiments.studies.plan import STUDY_METRICS
+from experiments.tracking import Record, Store
+
+PLAN_FILE = "plan.json"
+Job = tuple[str, int]  # the name of a cell, and a seed
 
 
-def document_of(study: str, store: Store) -> dict[str, Any]:
-    """The plan in a study's record: its cells (the baseline first), numeric axis and command."""
-    document: dict[str, Any] = json.loads(store.artifact(study, "plan.json").read_text(encoding="utf-8"))
-    return document
+class CellDocument(BaseModel):
+    """A cell as plan.json describes it. Field names are the keys of the file."""
+
+    cell: str  # its name
+    settings: dict[str, Any]  # that differ from the baseline
+    layer: str
+    paper: float | None  # the expected difference to the baseline in points
+    direction: str | None  # "lower" or "higher"
+    source: str | None
+    pair: tuple[str, str] | None
+    protocols: dict[str, str]  # the identity of the protocol under which each metric counts
 
 
-def children(study: str, store: Store) -> list[Run]:
-    """The runs under a study, newest first."""
-    return store.search(f"tags.`{PARENT}` = '{study}'")
+class StudyDocument(BaseModel):
+    """The content of plan.json: all that a report must know about a study beside its runs. The baseline comes first."""
+
+    x: str | None
+    log: bool
+    lines: dict[str, dict[str, float]]
+    command: str  # that runs the study
+    cells: list[CellDocument]
+
+    @classmethod
+    def read(cls, study: Record) -> Self:
+        """The document of a study. Raises UserError if it is missing."""
+        return cls.model_validate_json(study.artifact(PLAN_FILE).read_text(encoding="utf-8"))
+
+    def write(self, path: Path) -> None:
+        """Write plan.json."""
+        path.write_text(self.model_dump_json(indent=2), encoding="utf-8")
 
 
-class Records(NamedTuple):
-    """All that a report is made of: a row a cell and seed, and which test images each got right, by metric."""
+class Results(NamedTuple):
+    """All that a report is made of."""
 
-    table: pd.DataFrame
-    correct: dict[str, dict[tuple[str, int], Any]]
-    runs: dict[tuple[str, int], Run]  # that were trained: of a copy, the run that it is of
+    document: StudyDocument
+    table: pd.DataFrame  # one row per cell and seed: status, error, images_per_second, seconds and the metrics
+    correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which test images were classified correctly
+    runs: dict[Job, Record]  # the runs that trained; for a copy, the original
 
 
-def records(study: str, store: Store) -> Records:
-    """Read a study's records: of the runs of one cell and seed the finished one that was judged, else the newest.
+def read_results(study: Record, store: Store) -> Results:
+    """Read the runs of a study.
 
-    A figure counts where it was found under the study's own protocol.
+    If there are several for a cell and seed, the newest one with results counts, or else the newest. A metric counts
+    if it was measured under the study's own protocol.
     """
-    cells = {cell["cell"]: cell for cell in document_of(study, store)["cells"]}
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    correct: dict[str, dict[tuple[str, int], Any]] = {metric: {} for metric in EVALUATE.values()}
-    runs: dict[tuple[str, int], Run] = {}
-    for child in reversed(children(study, store)):  # the oldest first: what is newer stands over it
-        cell, place = cells[child.data.tags["cell"]], (child.data.tags["cell"], int(child.data.tags["seed"]))
-        source = child.data.tags.get("copied_from")
-        run = child if source is None else store.client.get_run(source)
-        before, figures = prefix(cell["layer"]), {}
-        for metric, protocol in cell["protocols"].items():
-            if run.data.tags.get(f"{PROTOCOL_TAG}{before}{metric}") == protocol:
-                figures[metric] = run.data.metrics[f"eval/{before}{metric}"]
-                predicted, labels = predictions(store, run.info.run_id, before + metric)
-                correct[metric][place] = predicted == labels
-        if place in rows and rows[place]["status"] == "FINISHED" and not figures:
+    document = StudyDocument.read(study)
+    cells = {cell.cell: cell for cell in document.cells}
+    rows: dict[Job, dict[str, Any]] = {}
+    correct: dict[str, dict[Job, NDArray[np.bool_]]] = {metric: {} for metric in STUDY_METRICS.values()}
+    runs: dict[Job, Record] = {}
+    for child in reversed(store.records(parent=study.id)):  # the oldest first, so that newer ones replace it
+        job = child.tags["cell"], int(child.tags["seed"])
+        run = store.get(child.tags["copied_from"]) if "copied_from" in child.tags else child
+        metrics = {}
+        for metric, name in _measured(run, cells[job[0]]).items():
+            metrics[metric] = run.metrics[f"eval/{name}"]
+            predicted, labels = predictions(run, name)
+            correct[metric][job] = predicted == labels
+        if job in rows and rows[job]["status"] == "FINISHED" and not metrics:
             continue
-        speed = store.history(run.info.run_id, "perf/images_per_second")["value"].median()
-        steps = store.history(run.info.run_id, "train/loss")["step"].max()
-        if run.data.tags["kind"] == "pretrain":
-            runs[place] = run
-        rows[place] = {
-            "cell": place[0],
-            "seed": place[1],
-            "status": "NOT JUDGED" if child.info.status == "FINISHED" and not figures else child.info.status,
-            "error": child.data.tags.get("error"),
-            "images_per_second": speed,
-            "seconds": steps * int(run.data.params["train.batch_size"]) / speed,
-            **{metric: figures.get(metric, np.nan) for metric in EVALUATE.values()},
-        }
-    return Records(pd.DataFrame(rows.values()), correct, runs)
+        if run.kind == "pretrain":
+            runs[job] = run
+        status = "NOT JUDGED" if child.finished and not metrics else child.status
+        rows[job] = {"cell": job[0], "seed": job[1], "status": status, "error": child.tags.get("error")}
+        rows[job] |= _speed(run) | {metric: metrics.get(metric, np.nan) for metric in STUDY_METRICS.values()}
+    return Results(document, pd.DataFrame(rows.values()), correct, runs)
+
+
+def _measured(run: Record, cell: CellDocument) -> dict[str, str]:
+    """The metrics that a run has under the protocols of its cell, and their names in its record."""
+    names = {metric: prefix(cell.layer) + metric for metric in cell.protocols}
+    return {metric: name for metric, name in names.items() if run.protocols.get(name) == cell.protocols[metric]}
+
+
+def _speed(run: Record) -> dict[str, float]:
+    """The images per second of a run and the seconds that its training took; nan if it logged nothing."""
+    speed = run.history("perf/images_per_second")["value"].median()
+    steps = run.history("train/loss")["step"].max()
+    return {"images_per_second": speed, "seconds": steps * int(run.params["train.batch_size"]) / speed}

@@ -1,63 +1,52 @@
-"""Run the cells of a study one after another: nothing twice, and what fails does not stop the rest."""
+"""Run the cells of a study one after another. No run is repeated, and a cell that fails doesn't stop the others."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from experiments.runs import encoders, estimate, train
+from experiments.runs.encoders import encoder_of, load_subject
+from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
-from experiments.studies.plan import EVALUATE, PARENT, Cell, StudyPlan
-from experiments.studies.results import children
-from experiments.tracking import PROTOCOL_TAG, Run, Store, Tracker
-from simclr import device as devices
-from simclr.build import build_model, check_images
-from simclr.data.dataset import open_dataset
+from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.train import train_or_resume
+from experiments.studies.plan import STUDY_METRICS, Cell, StudyPlan
+from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
+from experiments.tracking import Record, Store, Tracker
+from simclr.build import build_model
+from simclr.data.dataset import Dataset, open_dataset
+from simclr.device import resolve as resolve_device
 from simclr.errors import RunFailed, UserError
-from simclr.evaluate.evaluations import EVALUATIONS, check
+from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import Protocol, identity
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
-from simclr.train import budget
-from simclr.train.loop import Interrupted
-from simclr.train.loop import count_steps
 
 
 class Forecast(NamedTuple):
-    """What a cell will take, before anything starts: seconds of training a seed, bytes, and the seeds that are done."""
+    """What a cell will take."""
 
     cell: Cell
-    seconds: float
-    memory: int
-    done: list[int]
+    seconds: float  # of training, for each seed
+    memory: int  # predicted bytes at the peak
+    done: list[int]  # the seeds whose training has finished
 
 
 def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT) -> list[Forecast]:
-    """Time each cell by a few steps. Raises UserError, naming all of them, where cells can't be run or judged."""
+    """Predict the time and memory of each cell. Raises UserError, naming all of them, if cells can't run."""
     found: list[Forecast] = []
     broken = []
     for count, cell in enumerate(plan.cells, 1):
         try:
-            config, data = cell.config, open_dataset(cell.config.data, store.folder, observer)
-            count_steps(config, data)
-            check_images(config)
-            device = devices.resolve(config.device)
-            config, fitted = budget.fit(config, len(data.images), device)
-            model = build_model(config, data, torch.device("cpu"))
-            check(Subject(model, config, data, Protocol(layer=cell.layer)), list(EVALUATE))
-            done = [
-                seed
-                for seed in seeds
-                if any(run.info.status == "FINISHED" for run in store.of_key(cell.of_seed(seed).key(), data.digest))
-            ]
-            shared = any(config.key() == other.cell.config.key() for other in found)  # only judged at another layer
-            seconds = (
-                0.0 if shared or len(done) == len(seeds) else estimate.estimate(config, store, observer)["seconds"]
-            )
-            found.append(Forecast(cell, seconds, budget.peak(config, fitted, device), done))
+            prepared = prepare(cell.config, store.folder, observer)
+            memory, done = prepared.peak, _seeds_done(cell, prepared.data, store, seeds)
+            model = build_model(cell.config, prepared.data, torch.device("cpu"))
+            check(Subject(model, cell.config, prepared.data, Protocol(layer=cell.layer)), list(STUDY_METRICS))
+            trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
+            timed = len(done) < len(seeds) and not trained_before
+            found.append(Forecast(cell, estimate(prepared).seconds if timed else 0.0, memory, done))
         except (UserError, RunFailed) as error:
             broken.append(f"'{cell.name}': {error}")
         observer.progress("timing", count, len(plan.cells))
@@ -66,133 +55,114 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     return found
 
 
-def same_study(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> Run | None:
-    """The parent run of the study of this name, if there is one. Raises UserError where it has another plan."""
-    digest = plan.digest(open_dataset(plan.cells[0].config.data, store.folder, observer).digest)
-    for run in store.studies():
-        if run.info.run_name == name:
-            if run.data.tags["plan"] != digest:
-                raise UserError(
-                    f"study '{name}' exists with another plan or other images: give this one another --name"
-                )
-            return run
-    return None
+def _seeds_done(cell: Cell, data: Dataset, store: Store, seeds: Sequence[int]) -> list[int]:
+    return [seed for seed in seeds if any(run.finished for run in store.of_key(cell.of_seed(seed).key(), data.digest))]
+
+
+def find_study(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> Record | None:
+    """The study with this name, or None. Raises UserError if it has another plan."""
+    return _find_study(name, plan, open_dataset(plan.cells[0].config.data, store.folder, observer), store)
+
+
+def _find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
+    study = next((record for record in store.records(kind="study") if record.name == name), None)
+    if study is not None and study.tags["plan"] != plan.digest(data.digest):
+        raise UserError(f"study '{name}' exists with another plan or other images: choose another --name")
+    return study
 
 
 def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracker:
-    """A study's parent run: the one of this name, if it has this plan on this data, else a new one.
+    """Resume the study with this name, or start it. `command` is the command line that runs it, for the report.
 
-    `command` is what the report says remakes it. Raises UserError where the name belongs to another plan.
+    Raises UserError if the study exists with another plan.
     """
-    data = open_dataset(plan.cells[0].config.data, store.folder)
-    if (same := same_study(name, plan, store)) is not None:
-        tracker = store.reopen(same)
+    baseline = plan.cells[0].config
+    data = open_dataset(baseline.data, store.folder)
+    if (study := _find_study(name, plan, data, store)) is not None:
+        tracker = store.reopen(study)
     else:
-        tags = {"kind": "study", "study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
-        tracker = store.start(name, tags, plan.cells[0].config.flat())
-    read = {metric: EVALUATIONS[name].sections for name, metric in EVALUATE.items()}
-    cells = [
-        {
-            "cell": cell.name,
-            "settings": cell.settings,
-            "layer": cell.layer,
-            "paper": cell.difference,
-            "direction": cell.direction,
-            "source": cell.source,
-            "pair": cell.pair,
-            "protocols": {
-                metric: identity(protocol, data, cell.config.view_size() or data.side, sections, {})
-                for metric, sections in read.items()
-            },
-        }
-        for cell in plan.cells
-        for protocol in [Protocol(layer=cell.layer)]
-    ]
-    document = {"x": plan.x, "log": plan.log, "lines": plan.lines, "command": command, "cells": cells}
-    tracker.artifact("plan.json", lambda path: path.write_text(json.dumps(document, indent=2), encoding="utf-8"))
+        tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
+        tracker = store.start(name, "study", baseline.flat(), tags)
+    tracker.artifact(PLAN_FILE, _document(plan, data, command).write)
     return tracker
 
 
-def ablate(
-    study: str,
-    plan: StudyPlan,
-    store: Store,
-    seeds: Sequence[int],
-    *,
-    observer: Observer = SILENT,
-    began: Callable[[str, int], None] = lambda cell, seed: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[str]:
-    """Run what is missing of a study; a sentence for each cell that failed, which its record says too.
+def _document(plan: StudyPlan, data: Dataset, command: str) -> StudyDocument:
+    device = resolve_device(plan.cells[0].config.device)
+    cells = [
+        CellDocument(
+            cell=cell.name,
+            settings=cell.settings,
+            layer=cell.layer,
+            paper=cell.difference,
+            direction=cell.direction,
+            source=cell.source,
+            pair=cell.pair,
+            protocols=_protocols(cell, data, device),
+        )
+        for cell in plan.cells
+    ]
+    return StudyDocument(x=plan.x, log=plan.log, lines=plan.lines, command=command, cells=cells)
 
-    Killed at any point, it goes on where it was when it is called again.
+
+def _protocols(cell: Cell, data: Dataset, device: torch.device) -> dict[str, str]:
+    """The identity of the protocol under which each metric of a cell must be measured."""
+    protocol = Protocol(layer=cell.layer)
+    return {metric: identity(name, protocol, cell.config, data, device) for name, metric in STUDY_METRICS.items()}
+
+
+def run_study(
+    study: Tracker, plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT
+) -> list[str]:
+    """Run what is missing of a study. Returns a sentence for each cell that failed; its record has it too.
+
+    If the process is killed, calling this again resumes the study. Raises Interrupted if the observer asks to stop.
     """
-    failures = []
+    parent, failures = study.record(), []
+    opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds
     for cell, seed in plan.jobs(seeds):
-        began(cell.name, seed)
+        observer.say(f"{cell.name}, seed {seed}")
         try:
-            run_cell(study, cell, seed, store, observer=observer, stop=stop)
-        except Interrupted:
-            raise
-        except (UserError, RunFailed, RuntimeError) as error:  # the last are mostly torch's own
+            if cell.name not in opened:
+                opened[cell.name] = prepare(cell.config, store.folder, observer)
+            run_cell(parent, cell, opened[cell.name].of_seed(cell.of_seed(seed)), store, observer)
+        except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
             text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
             failures.append(f"'{cell.name}', seed {seed}: {text}")
-            config, tags = cell.of_seed(seed), {**_place(study, cell, seed, store), "kind": "cell", "error": text}
-            store.start(f"{config.name}-s{seed}", tags, config.flat()).finish("FAILED")
+            config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
+            store.start(f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id).finish("FAILED")
     return failures
 
 
-def _place(study: str, cell: Cell, seed: int, store: Store) -> dict[str, str]:
-    name = str(store.client.get_run(study).info.run_name)
-    return {PARENT: study, "study": name, "cell": cell.name, "seed": str(seed)}
+def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer = SILENT) -> None:
+    """Train and evaluate one cell with one seed, as far as that is missing, and add it to the study.
 
-
-def run_cell(
-    study: str,
-    cell: Cell,
-    seed: int,
-    store: Store,
-    *,
-    observer: Observer = SILENT,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train and evaluate one cell with one seed, as far as that is not done, and put its record under the study.
-
-    A run of this config from elsewhere is taken over as a copy of its record; one that was cut short goes on, or begins
-    anew where its checkpoint can't be used here.
+    A run of the same config that belongs elsewhere is copied into the study. An unfinished one is resumed, or started
+    over if its checkpoint can't be used here.
     """
-    config, tags = cell.of_seed(seed), _place(study, cell, seed, store)
-    run_id = train.train_or_go_on(config, store, tags=tags, observer=observer, stop=stop)
-    judge(run_id, cell, store, observer)
-    run = store.client.get_run(run_id)
-    if (run.data.tags.get(PARENT), run.data.tags.get("cell")) == (study, cell.name):
+    tags = _tags(study, cell, prepared.config.seed)
+    run = train_or_resume(prepared, store, tags=tags, parent=study.id, observer=observer)
+    _evaluate(run, cell, prepared, store, observer)
+    if run.parent == study.id and run.tags.get("cell") == cell.name:
         return
-    copies = (
-        child.data.tags["cell"]
-        for child in children(study, store)
-        if child.data.tags.get("copied_from") == run_id and child.info.status == "FINISHED"
-    )
-    if cell.name not in copies:
-        store.copy(run, {**tags, "kind": "cell", "copied_from": run_id})
+    copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
+    if not any(copy.tags["cell"] == cell.name for copy in copies):
+        store.copy(store.get(run.id), "cell", tags, parent=study.id)
 
 
-def judge(run_id: str, cell: Cell, store: Store, observer: Observer) -> None:
-    """Evaluate a run by EVALUATE, unless its record holds those very figures under today's protocol."""
-    found = encoders.find(run_id, store)
-    config = cell.config
-    subject = encoders.place(
-        found,
-        store,
-        Protocol(layer=cell.layer),
-        data_dir=config.data.dir,
-        device=config.device,
-        observer=observer,
-    )
-    tags = store.client.get_run(run_id).data.tags
+def _tags(study: Record, cell: Cell, seed: int) -> dict[str, str]:
+    return {"study": study.name, "cell": cell.name, "seed": str(seed)}
+
+
+def _evaluate(run: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer) -> None:
+    """Measure STUDY_METRICS, except for those that the run's record has under the current protocol."""
+    protocols = _protocols(cell, prepared.data, prepared.device)
     missing = [
         name
-        for name, metric in EVALUATE.items()
-        if tags.get(f"{PROTOCOL_TAG}{prefix(cell.layer)}{metric}") != subject.identity(EVALUATIONS[name].sections)
+        for name, metric in STUDY_METRICS.items()
+        if run.protocols.get(prefix(cell.layer) + metric) != protocols[metric]
     ]
     if missing:
-        evaluate_encoder(found, subject, store, missing)
+        encoder = encoder_of(run)
+        subject = load_subject(encoder, prepared.data, Protocol(layer=cell.layer), prepared.device, observer)
+        evaluate_encoder(encoder, subject, store, missing)

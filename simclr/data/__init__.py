@@ -1,1 +1,1 @@
-"""Where images come from, and how they are stored."""
+"""Find, decode, store and split the images of a data set."""

@@ -1,11 +1,11 @@
-"""A data set: decoded images, labels, and the rows of each part."""
+"""A data set as the rest of the suite uses it: decoded images, labels, and the rows of each part."""
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,145 +13,110 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from simclr.data.images import Array, bad_images
-from simclr.data.sources import DATASETS, UNLABELLED, Contents, Source, _fingerprint
-from simclr.data.store import CHUNK, FORMAT, _decode_once
-from simclr.errors import RunFailed, UserError
+from simclr.data.images import Array
+from simclr.data.sources import DATASETS, UNLABELLED, Source
+from simclr.data.store import open_store
+from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
 from simclr.randomness import permutation
-from simclr.settings import Section, _one_of
+from simclr.settings import Section, one_of
+
+STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
 
 class DataConfig(Section):
-    """Which images, and how they are split."""
+    """Which images to use, and how to split them."""
 
-    dataset: Annotated[str, _one_of("data set", lambda: DATASETS)] = "shapes"
-    dir: Path | None = None  # where the images or the downloaded archive are (default: under the home folder)
-    side: int | None = Field(None, ge=8, le=1024)  # stored image side in pixels (default: the data set's own)
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training images, held out where there is no validation split
-    limit: int | None = Field(
-        None, ge=2
-    )  # use this many training images, chosen by the split seed (kNN and linear too)
-    split_seed: int = Field(0, ge=0)  # of the validation split and the limit: the same for all seeds of a study
-    normalize: Annotated[str, _one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
-    on_bad_image: Literal["error", "skip"] = "error"
-
-
-STATISTICS = 10_000  # images that are enough for a channel's mean and standard deviation
+    dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
+    dir: Path | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
+    side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
+    val_fraction: float = Field(0.1, gt=0, lt=1)  # held out of the training images where there is no validation split
+    limit: int | None = Field(None, ge=2)  # number of training images to use (for kNN and linear too); None: all
+    split_seed: int = Field(0, ge=0)  # seed of the validation split and the limit, the same for all seeds of a study
+    normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
+    on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Decoded images and the rows of each part: pretrain, train, val, test (the last three hold no unlabelled ones)."""
+    """Decoded images, and the rows of each part: pretrain, train, val, test. Only pretrain has unlabelled images."""
 
     name: str
-    images: Array  # uint8, N x 3 x side x side, memory-mapped (writes would stay private)
+    images: Array  # uint8, N x 3 x side x side, memory-mapped (writes stay in memory)
     labels: Array  # int64, N; UNLABELLED where unknown
     classes: tuple[str, ...]
     parts: dict[str, Array]
-    digest: str  # of images and labels
-    mean: tuple[float, ...]  # of each channel over (at most STATISTICS or so of) the images to pre-train on, in [0, 1]
+    digest: str  # hash of images and labels
+    mean: tuple[float, ...]  # of each channel, in [0, 1], over a sample of the images to pre-train on
     std: tuple[float, ...]
 
     @property
     def side(self) -> int:
+        """Side of the images in pixels."""
         return int(self.images.shape[-1])
 
     @property
     def has_labels(self) -> bool:
-        """Whether accuracies can be measured: labelled training and validation images of two classes or more."""
+        """Whether accuracy can be measured: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
 
 
 def stored_side(config: DataConfig) -> int:
-    """The side in pixels that images are stored at."""
+    """The side in pixels at which images are stored."""
     return config.side or DATASETS[config.dataset].side
 
 
-def channel_statistics(images: Array) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in [0, 1], over N x 3 x H x W uint8."""
-    counts = np.zeros((3, 256))
-    for start in range(0, len(images), CHUNK):
-        for channel in range(3):
-            counts[channel] += np.bincount(images[start : start + CHUNK, channel].reshape(-1), minlength=256)
-    levels = np.arange(256) / 255
-    share = counts / counts.sum(1, keepdims=True)
-    mean = share @ levels
-    std = np.sqrt(share @ levels**2 - mean**2)
-    return mean.round(6).tolist(), std.clip(1e-3).round(6).tolist()
+@contextmanager
+def _reading(dataset: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        reason = " ".join(str(error).split())  # tarfile's has several lines
+        raise UserError(f"can't read the data set '{dataset}': {reason}") from None
 
 
 def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> Source:
-    """What a config's images come from. Raises UserError (`read` too) where they are missing or can't be read."""
-
-    def unreadable(error: Exception) -> UserError:
-        return UserError(f"can't read the data set '{config.dataset}': {error}")
-
-    def read() -> Contents:
-        try:
-            return source.read()
-        except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise unreadable(error) from None
-
-    try:
+    """Find the images of a config. Raises UserError, as does the source's `read`, where they can't be found or read."""
+    with _reading(config.dataset):
         source = DATASETS[config.dataset].load(config.dataset, config.dir, home, observer)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise unreadable(error) from None
-    return Source(source.fingerprint, read)
+    return Source(source.fingerprint, _reading(config.dataset)(source.read))
 
 
 def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) -> Dataset:
-    """The data set of a config, decoded into `home`/cache at the first call and memory-mapped from then on.
+    """Open the data set of a config. The first call decodes it into `home`/cache, later calls only map that file.
 
-    Raises UserError for a missing folder, a failed download, unreadable images, or too few images.
+    Raises UserError for a missing folder, a failed download, unreadable images, or too few images, and RunFailed where
+    the disk is full.
     """
-    side = stored_side(config)
-    source = source_of(config, home, observer)
-    folder = home / "cache" / f"{config.dataset}-{_fingerprint(source.fingerprint, side, FORMAT)}"
-    contents = None if folder.exists() else source.read()
-    if contents is not None:
-        try:
-            _decode_once(folder, contents, side, config.on_bad_image == "skip", observer)
-        except OSError as error:
-            message = f"can't write the decoded images to {folder.parent}: {error}; free some space there"
-            raise RunFailed(message) from error
-    meta = json.loads((folder / "meta.json").read_text())
-    if meta["bad"] and config.on_bad_image == "error":
-        raise bad_images(meta["bad"], meta["files"])
-    labels = np.load(folder / "labels.npy")
-    images = np.load(folder / "images.npy", mmap_mode="c")
-    parts = _parts({name: np.arange(*ab) for name, ab in meta["bounds"].items()}, labels, config)
-    mean, std = channel_statistics(images[parts["pretrain"][:: max(1, len(parts["pretrain"]) // STATISTICS)]])
-    return Dataset(
-        name=config.dataset,
-        images=images,
-        labels=labels,
-        classes=tuple(meta["classes"]),
-        parts=parts,
-        digest=meta["digest"],
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+    source, skip_bad = source_of(config, home, observer), config.on_bad_image == "skip"
+    store = open_store(config.dataset, source, stored_side(config), home / "cache", observer, skip_bad=skip_bad)
+    parts = _split(store.splits, store.labels, config)
+    pretrain = parts["pretrain"]
+    mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)])
+    return Dataset(config.dataset, store.images, store.labels, store.classes, parts, store.digest, mean, std)
 
 
-def _shuffled(rows: Array, labels: Array, config: DataConfig) -> Array:
-    """The rows in an order of the split seed, such that the first n hold every class in its share, for any n."""
+def _shuffle(rows: Array, labels: Array, config: DataConfig) -> Array:
+    """Shuffle rows by the split seed, stratified: the first n rows have each class in its proportion, for any n."""
     rows = rows[permutation(len(rows), config.split_seed, "split").numpy()]
-    place = np.empty(len(rows))
+    position = np.empty(len(rows))
     for label in np.unique(labels[rows]):
         same = np.flatnonzero(labels[rows] == label)
-        place[same] = (np.arange(len(same)) + 0.5) / len(same)
-    return rows[np.argsort(place, kind="stable")]
+        position[same] = (np.arange(len(same)) + 0.5) / len(same)
+    return rows[np.argsort(position, kind="stable")]
 
 
-def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[str, Array]:
-    """Disjoint rows of train, val and test, stratified; pretrain is train and whatever has no label."""
-    train = _shuffled(splits["train"], labels, config)
-    held = {}
+def _split(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[str, Array]:
+    """Cut the rows of a source's splits into disjoint, stratified train, val and test.
+
+    A split that the source lacks is held out of train. `pretrain` is train and all unlabelled images.
+    """
+    train = _shuffle(splits["train"], labels, config)
+    held_out = {}
     classes = np.unique(labels[train][labels[train] != UNLABELLED])
     for part in ("val", "test"):
         count = max(1, round(config.val_fraction * len(splits["train"]))) if len(classes) > 1 else 0
-        held[part] = splits[part] if part in splits else train[:count]
+        held_out[part] = splits[part] if part in splits else train[:count]
         train = train if part in splits else train[count:]
     if not len(train):
         raise UserError(
@@ -159,16 +124,16 @@ def _parts(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[
             f"lower it, or add images"
         )
     everything = np.concatenate([train, splits.get("unlabeled", train[:0])])
-    pretrain = _shuffled(everything, labels, config)[: config.limit]
+    pretrain = _shuffle(everything, labels, config)[: config.limit]
     train = np.intersect1d(train, pretrain)
-    parts = {part: np.sort(rows[labels[rows] != UNLABELLED]) for part, rows in ({"train": train} | held).items()}
-    return {"pretrain": np.sort(pretrain)} | parts
+    labelled = {part: rows[labels[rows] != UNLABELLED] for part, rows in ({"train": train} | held_out).items()}
+    return {part: np.sort(rows) for part, rows in ({"pretrain": pretrain} | labelled).items()}
 
 
-# How images in [0, 1] are shifted and scaled before the network: (mean, std) of each channel.
+# The (mean, std) of each channel that images in [0, 1] are shifted and scaled by.
 NORMALIZATIONS: dict[str, Callable[[Dataset], tuple[Sequence[float], Sequence[float]]]] = {
     "dataset": lambda data: (data.mean, data.std),
     "half": lambda data: ((0.5,) * 3, (0.5,) * 3),
-    "imagenet": lambda data: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # what torchvision's weights expect
+    "imagenet": lambda data: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's weights expect these
     "none": lambda data: ((0.0,) * 3, (1.0,) * 3),
 }

@@ -1,4 +1,4 @@
-"""Download the archives of public data sets, resumably and verified."""
+"""Download the archives of public data sets, resume partial downloads, and verify checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simclr.progress import Observer
 
 
 class Download(NamedTuple):
-    """Where a data set's archive comes from, and the MD5 sum that its publisher states."""
+    """The address of an archive, and the MD5 checksum that its publisher states."""
 
     url: str
     md5: str
@@ -33,18 +33,13 @@ DOWNLOADS = {
 }
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+def fetch(name: str, folder: Path, observer: Observer) -> Path:
+    """Return the archive of the data set `name` in `folder`, and download it if it is not there.
 
-
-def fetch(dataset: str, folder: Path, observer: Observer) -> Path:
-    """The data set's archive in `folder`, downloaded unless it is there; resumes a partial download.
-
-    Archives are read in place and never unpacked, so no member can write anywhere. Raises UserError when there is no
-    network (naming the file to put where) or the checksum is wrong.
+    A partial download is resumed. The caller reads the archive in place and never unpacks it, so that no member can
+    write outside the folder. Raises UserError when the download fails or the checksum is wrong.
     """
-    url, md5 = DOWNLOADS[dataset]
+    url, md5 = DOWNLOADS[name]
     path = folder / url.rpartition("/")[2]
     if path.exists():
         _verify(path, md5)
@@ -56,24 +51,28 @@ def fetch(dataset: str, folder: Path, observer: Observer) -> Path:
             try:
                 _download(url, part, observer)
             except (OSError, HTTPException) as error:
-                raise _no_download(dataset, path, error) from None
+                reason = " ".join(str(getattr(error, "reason", None) or error).split())
+                raise UserError(
+                    f"can't download {url} ({reason}): run again to resume, or save that file as {path}. "
+                    f"`simclr pretrain --preset shapes` needs no download"
+                ) from None
             _verify(part, md5)
             os.replace(part, path)
     return path
 
 
 def _download(url: str, part: Path, observer: Observer) -> None:
-    """Fetch a URL into `part`, going on where it ends. Raises OSError or HTTPException."""
+    """Append to `part` what it lacks of the file at `url`. Raises OSError or HTTPException."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the partial file is whole
+        if error.code == 416:  # the range is empty: the partial file is complete
             return
         raise
     with response:
-        if response.status != 206:  # the server sends the whole file again
+        if response.status != 206:  # the server ignores ranges and sends the whole file
             done = 0
         total = done + int(response.headers.get("Content-Length") or 0)
         with part.open("ab" if done else "wb") as file:
@@ -86,13 +85,7 @@ def _download(url: str, part: Path, observer: Observer) -> None:
 
 
 def _verify(path: Path, md5: str) -> None:
-    if (found := _md5(path)) != md5:
-        raise UserError(f"{path} has MD5 {found}, expected {md5}: delete the file and run again to download it anew")
-
-
-def _no_download(dataset: str, path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(getattr(error, "reason", None) or error).split())
-    return UserError(
-        f"can't download {DOWNLOADS[dataset].url} ({reason}): run again to resume, or put that file at {path}; "
-        f"`simclr pretrain --preset shapes` works now, without a network"
-    )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
+        raise UserError(f"{path} has MD5 {found}, expected {md5}: delete the file and run again to download it")

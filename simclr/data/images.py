@@ -1,4 +1,4 @@
-"""Find and decode image files."""
+"""Find image files and decode them to square uint8 arrays."""
 
 from __future__ import annotations
 
@@ -11,84 +11,91 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from simclr.errors import UserError
 from simclr.progress import Observer
 
 Array = NDArray[Any]
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
 
 class Files(NamedTuple):
-    """Encoded images: their names, and how to get the bytes of one."""
+    """Encoded images: their names, and a function that returns the bytes of a name."""
 
     names: Sequence[str]
     read: Callable[[str], bytes]
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
-
-def _hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's: a hidden one, or what Windows puts beside pictures."""
+def _is_hidden(name: str) -> bool:
+    """Whether a name is hidden, or belongs to a file that Windows adds to folders of pictures."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Files and folders directly in a folder, without hidden ones, sorted by name."""
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not _hidden(e.name)), key=lambda e: e.name)
+        return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
 
 
 def walk(folder: str) -> list[str]:
-    """The paths of all files below a folder, hidden ones left out, sorted."""
+    """Paths of all files below a folder, without hidden ones, sorted."""
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        found += [os.path.join(root, name) for name in files if not _hidden(name)]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [os.path.join(root, name) for name in files if not _is_hidden(name)]
     return sorted(found)
 
 
 def decode(data: bytes, side: int) -> Array:
-    """Encoded image bytes -> their `pixels`."""
+    """Decode an image file and return its `pixels`."""
     with Image.open(BytesIO(data)) as image:
         return pixels(image, side)
 
 
 def pixels(image: Image.Image, side: int) -> Array:
-    """Any image -> 3 x side x side uint8: upright, RGB, shorter side to `side` (bicubic), central square."""
+    """Convert an image of any mode and size to uint8, 3 x side x side.
+
+    The image is turned upright by its EXIF orientation, converted to RGB, and cropped by `crop_square`.
+    """
     image.draft("RGB", (2 * side, 2 * side))  # lets JPEG decode at a reduced size, never below twice the target
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+    if upright.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip
         upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
-    return _square(upright.convert("RGB"), side)
+    return crop_square(upright.convert("RGB"), side)
 
 
-def _square(image: Image.Image, side: int) -> Array:
+def crop_square(image: Image.Image, side: int) -> Array:
+    """Resize the shorter side of an RGB image to `side` (bicubic) and return the central square, 3 x side x side."""
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)
 
 
 def decode_files(files: Files, out: Array, observer: Observer, what: str) -> list[tuple[int, str]]:
-    """Decode files into the rows of `out`, in threads (PIL lets go of the interpreter); the rows that failed."""
-    bad: list[tuple[int, str]] = []
+    """Decode files into the rows of `out`, in threads. Returns the rows that failed, each with the reason.
 
-    def one(row: int) -> None:
+    `what` names the work in the observer's progress.
+    """
+    failed: list[tuple[int, str]] = []
+
+    def decode_row(row: int) -> None:
         try:
             out[row] = decode(files.read(files.names[row]), out.shape[-1])
-        except OSError as error:  # PIL's UnidentifiedImageError is one
-            bad.append((row, "not an image" if "identify" in str(error) else str(error)))
-        except MemoryError:  # says nothing of the file
+        except UnidentifiedImageError:
+            failed.append((row, "not an image"))
+        except MemoryError:  # doesn't mean that the file is damaged
             raise
         except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
-            bad.append((row, str(error)))
+            failed.append((row, str(error)))
 
     total, chunk = len(files.names), 256
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL releases the interpreter lock
         for start in range(0, total, chunk):
-            list(pool.map(one, range(start, min(start + chunk, total))))
+            list(pool.map(decode_row, range(start, min(start + chunk, total))))
             observer.progress(what, min(start + chunk, total), total)
-    return sorted(bad)
+    return sorted(failed)
 
 
 def bad_images(
@@ -96,5 +103,6 @@ def bad_images(
     total: int,
     remedy: str = "Remove them, or pass --on-bad-image skip (or --set data.on_bad_image=skip)",
 ) -> UserError:
+    """Return the error that names the first files of `bad`."""
     shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
     return UserError(f"{len(bad)} of {total} files can't be read as images: {shown}. {remedy}")

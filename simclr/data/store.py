@@ -1,4 +1,4 @@
-"""Decode a source once into a memory-mapped array on disk."""
+"""Decode the images of a source once, into a memory-mapped array on disk, and measure them once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +15,107 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from simclr.data.images import Files, _square, bad_images, decode_files
-from simclr.data.sources import Contents
+from simclr.data.images import Array, Files, bad_images, crop_square, decode_files
+from simclr.data.sources import Contents, Source, fingerprint
+from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 
-FORMAT = 1  # of the store; a change makes every cache new
+FORMAT = 1  # part of the name of every store's folder: a new number makes the suite decode everything again
+CHUNK = 1 << 24  # bytes of images that are copied or counted at a time
 
 
-CHUNK = 4096  # images that are copied or hashed at a time
+@dataclass(frozen=True)
+class ImageStore:
+    """The decoded images of a data set, in a folder of their own. They never change once the folder exists."""
+
+    folder: Path
+    images: Array  # uint8, N x 3 x side x side, memory-mapped (writes stay in memory)
+    labels: Array  # int64, N; UNLABELLED where unknown
+    classes: tuple[str, ...]
+    splits: dict[str, Array]  # the rows of each split of the source
+    digest: str  # hash of images and labels
+
+    def channel_statistics(self, rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel of some images, in [0, 1], rounded to six digits.
+
+        They are computed once and then read from a file in the store's folder. Where the folder can't be written, they
+        are computed at each call.
+        """
+        path = self.folder / f"statistics-{hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()}.json"
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):  # not computed yet, or damaged by a power cut
+            mean, std = compute_channel_statistics(self.images, rows)
+            found = {"mean": mean, "std": std}
+            scratch = path.with_name(f".{path.name}.{os.getpid()}")
+            with suppress(OSError):
+                scratch.write_text(json.dumps(found))
+                os.replace(scratch, path)
+        return tuple(found["mean"]), tuple(found["std"])
 
 
-def _decode_once(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
-    """Make `folder` with the decoded images, or wait for the process that is making it."""
+def open_store(
+    name: str, source: Source, side: int, cache: Path, observer: Observer, *, skip_bad: bool = False
+) -> ImageStore:
+    """Open the store of a source's images at a side in pixels, and decode them first if it does not exist.
+
+    Raises UserError where files can't be read as images, unless `skip_bad`, and RunFailed where the disk is full.
+    """
+    folder = cache / f"{name}-{fingerprint(source.fingerprint, side, FORMAT)}"
+    if not folder.exists():
+        contents = source.read()
+        try:
+            _create(folder, contents, side, skip_bad, observer)
+        except OSError as error:
+            raise RunFailed(
+                f"can't write the decoded images to {cache}: {error}; free some space there, or check the folder's "
+                f"permissions"
+            ) from error
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        labels = np.load(folder / "labels.npy")
+        images = np.load(folder / "images.npy", mmap_mode="c")[: len(labels)]  # skipped files leave rows at the end
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"can't read the decoded images in {folder}: {error}; delete that folder and run again to decode them again"
+        ) from error
+    if meta["bad"] and not skip_bad:
+        raise bad_images(meta["bad"], meta["files"])
+    splits = {split: np.arange(*bounds) for split, bounds in meta["bounds"].items()}
+    return ImageStore(folder, images, labels, tuple(meta["classes"]), splits, meta["digest"])
+
+
+def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of some rows of N x 3 x H x W uint8, in [0, 1], to six digits."""
+    counts = np.zeros((3, 256))  # of each value of a channel
+    step = _images_per_chunk(images)
+    for start in range(0, len(rows), step):
+        chunk = images[rows[start : start + step]]
+        for channel in range(3):
+            counts[channel] += np.bincount(chunk[:, channel].reshape(-1), minlength=256)
+    levels = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt(share @ levels**2 - mean**2)
+    return mean.round(6).tolist(), std.clip(1e-3).round(6).tolist()
+
+
+def _images_per_chunk(images: Array) -> int:
+    return max(1, CHUNK // int(images[0].nbytes))
+
+
+def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
+    """Make the folder of a store, or wait for the process that makes it. It appears only when it is complete."""
     scratch = folder.with_name(f".{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             return
         try:
-            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
             scratch.mkdir()
-            _write_store(scratch, contents, side, skip_bad, observer)
-            for path in scratch.iterdir():  # a cache that is there is whole, after a power cut too
+            _write(scratch, contents, side, skip_bad, observer)
+            for path in scratch.iterdir():  # so that the folder is complete after a power cut too
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             os.rename(scratch, folder)
@@ -42,10 +123,10 @@ def _decode_once(folder: Path, contents: Contents, side: int, skip_bad: bool, ob
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
-    """Decode all splits, one after the other, into `folder`: images.npy, labels.npy, meta.json."""
+def _write(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
+    """Decode all splits, one after the other, into images.npy, labels.npy and meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
-    images = _allocate(folder / "images.npy", (len(labels), 3, side, side))
+    images = allocate(folder / "images.npy", (len(labels), 3, side, side))
     bad: dict[int, str] = {}
     end, bounds = 0, {}
     for name, split in contents.splits.items():
@@ -58,31 +139,29 @@ def _write_store(folder: Path, contents: Contents, side: int, skip_bad: bool, ob
             images[start:end] = split.images
         else:
             for row, image in enumerate(split.images, start):
-                images[row] = _square(Image.fromarray(image.transpose(1, 2, 0)), side)
+                images[row] = crop_square(Image.fromarray(image.transpose(1, 2, 0)), side)
     if bad:
         keep = np.setdiff1d(np.arange(len(labels)), list(bad))
         bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}
         if not skip_bad or bounds["train"] == (0, 0):
             raise bad_images(list(bad.values()), len(labels))
-        whole, labels = images, labels[keep]
-        images = _allocate(folder / "kept.npy", (len(keep), 3, side, side))
-        for start in range(0, len(keep), CHUNK):
-            images[start : start + CHUNK] = whole[keep[start : start + CHUNK]]
-        images.flush()
-        del images, whole  # Windows replaces no file that is mapped
-        os.replace(folder / "kept.npy", folder / "images.npy")
-        images = np.load(folder / "images.npy", mmap_mode="r+")
+        step = _images_per_chunk(images)
+        for start in range(0, len(keep), step):  # in place, since rows only move towards the start
+            images[start : min(start + step, len(keep))] = images[keep[start : start + step]]
+        labels = labels[keep]
+    images.flush()
     np.save(folder / "labels.npy", labels)
     digest = hashlib.blake2b(labels.tobytes(), digest_size=16)
-    for start in range(0, len(images), CHUNK):
-        digest.update(images[start : start + CHUNK].tobytes())
+    digest.update(images[: len(labels)].data)
     meta = {"digest": digest.hexdigest(), "classes": contents.classes, "bounds": bounds}
-    images.flush()
     (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values()), "files": len(labels) + len(bad)}))
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A writable memory-mapped uint8 array whose blocks exist: a full disk is an error now, not a signal later."""
+def allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Create a writable memory-mapped uint8 array and reserve its disk space.
+
+    Without that, a full disk would kill the process with a signal at some later write.
+    """
     array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

@@ -1,28 +1,122 @@
-"""Classifiers trained by SGD on random crops: on the frozen encoder (linear_sgd), or together with it (finetune)."""
+"""Classifiers trained by SGD on random crops, on top of the frozen encoder (linear_sgd) or with it (finetune)."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from simclr.augment import Crop, Flip
+from simclr.augment import Crop, Flip, FractionRange
+from simclr.config import Config
+from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import autocast, whole_float32
+from simclr.device import autocast, resolve_precision, whole_float32
 from simclr.errors import UserError
-from simclr.evaluate.linear import accuracies, accuracy, hits
-from simclr.evaluate.protocol import Sgd
-from simclr.evaluate.subject import Outcome, Subject, features, represent, whole_images
+from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy, hits
+from simclr.evaluate.subject import Subject, features, represent, whole_images
 from simclr.randomness import permutation, subseed
+from simclr.settings import Count
 from simclr.views import Pipeline, apply, draw
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+
+
+def _check_unique(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected each value once")
+    return values
+
+
+class Sgd(Evaluation):
+    """Settings of SGD with Nesterov momentum 0.9, no weight decay, cosine decay, random crops and flips."""
+
+    lr: Rates = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation is used
+    epochs: Count = 90  # paper, B.6
+    min_steps: Count = 1
+    batch_size: int = Field(256, ge=2)
+    crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
+    head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
+
+    def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
+        """The autocast dtype."""
+        return {"dtype": str(resolve_precision(config.train.precision, device))}
+
+
+class LinearSgd(Sgd):
+    """The paper's probe: a linear classifier on the frozen encoder, trained by SGD on crops of the training images."""
+
+    section_name = "linear_sgd"
+
+    def run(self, subject: Subject) -> Outcome:
+        """Test accuracy, and the learning rate that was chosen."""
+        lr, classifier = best_rate(subject, subject.data.parts["train"], self, 0, frozen=True)
+        outcome = accuracies(class_scores(classifier, subject, "test"), subject.labels("test"), "linear_sgd")
+        return outcome._replace(metrics=outcome.metrics | {"linear_sgd_lr": lr})
+
+
+class Finetune(Sgd):
+    """Encoder and classifier trained together on some of the labels (paper, B.5, with a rate of 0.05 at 256).
+
+    The learning rate is chosen on validation with the first seed. Validation images are never trained on.
+    """
+
+    section_name = "finetune"
+    in_metric_names = frozenset({"fractions"})
+
+    lr: Rates = (0.01, 0.05, 0.2)
+    epochs: Count = 30
+    min_steps: Count = 200  # 1 % of the labels would otherwise get only a few steps
+    seeds: Count = 3  # each chooses its own labels, classifier weights, order and crops
+    fractions: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), AfterValidator(_check_unique)
+    ] = (0.01, 0.1, 1.0)
+
+    def run(self, subject: Subject) -> Outcome:
+        """Test accuracy after training on each fraction of the labels.
+
+        For 1 %, the mean over the seeds is finetune_1pct_top1 and their standard deviation finetune_1pct_std. The
+        predictions are those of the first seed.
+        """
+        whole = Outcome({}, {}, {})
+        for fraction in self.fractions:
+            part = self._run_fraction(subject, fraction)
+            whole = Outcome(
+                whole.metrics | part.metrics, whole.predictions | part.predictions, whole.shares | part.shares
+            )
+        return whole
+
+    def _run_fraction(self, subject: Subject, fraction: float) -> Outcome:
+        name, truth, data = f"finetune_{fraction * 100:g}pct", subject.labels("test"), subject.data
+        results: list[Outcome] = []
+        shares: dict[str, Tensor] = {}
+        for seed in range(self.seeds):
+            rows = label_subset(data.labels, data.parts["train"], fraction, seed)
+            if len(rows) < 2:
+                raise UserError(f"finetune.fractions = {fraction:g} leaves {len(rows)} labelled image: raise it")
+            if seed == 0:
+                lr, classifier = best_rate(subject, rows, self, seed, frozen=False)
+            else:
+                classifier = fit(subject, rows, self, lr, seed, frozen=False)
+            scores = class_scores(classifier, subject, "test")
+            results.append(accuracies(scores, truth, name))
+            for metric in results[-1].metrics:
+                right = hits(scores, truth, int(metric[-1])) / self.seeds
+                shares[metric] = shares[metric] + right if metric in shares else right
+        metrics = {key: float(np.mean([one.metrics[key] for one in results])) for key in results[0].metrics}
+        metrics[f"{name}_lr"] = lr
+        if self.seeds > 1:
+            metrics[f"{name}_std"] = float(np.std([one.metrics[f"{name}_top1"] for one in results], ddof=1))
+        return Outcome(metrics, results[0].predictions, shares)
 
 
 class Classifier(nn.Module):
-    """A copy of an encoder up to a layer, and new layers on it: images (N x 3 x S x S in [0, 1]) -> N x classes."""
+    """A copy of an encoder up to a layer, with new layers on top: images (N x 3 x S x S, in [0, 1]) -> N x classes."""
 
     def __init__(self, subject: Subject, classes: int, kind: str, seed: int) -> None:
         super().__init__()
@@ -37,14 +131,17 @@ class Classifier(nn.Module):
         self.head.to(subject.device)
 
     def forward(self, images: Tensor, frozen: bool = False) -> Tensor:
-        """Class scores; with `frozen`, no gradient reaches the encoder."""
+        """Class scores. With `frozen`, no gradient reaches the encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             x = represent(self.model, images, self.layer)
         return self.head(x)  # type: ignore[no-any-return]
 
 
 def label_subset(labels: Array, rows: Array, fraction: float, seed: int) -> Array:
-    """The rows that keep their labels: as many of each class (at least one; of a small class all it has), by seed."""
+    """Choose the rows that keep their labels, by seed.
+
+    Every class keeps the same number, at least one image and at most all that it has.
+    """
     classes = np.unique(labels[rows])
     each = max(1, round(fraction * len(rows) / len(classes)))
     chosen = [
@@ -56,7 +153,7 @@ def label_subset(labels: Array, rows: Array, fraction: float, seed: int) -> Arra
 
 
 def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, frozen: bool) -> Classifier:
-    """A classifier trained on the labelled images in `rows`. The subject's own network is left as it was."""
+    """Train a classifier on the labelled images in `rows`. The subject's own network stays as it is."""
     data, device = subject.data, subject.device
     classifier = Classifier(subject, len(data.classes), settings.head, seed)
     trained = classifier.head if frozen else classifier
@@ -67,13 +164,13 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
     views: Pipeline = {"crop": Crop(scale=settings.crop, size=subject.model.side), "flip": Flip()}
     classifier.train(not frozen)
     for step in range(steps):
-        epoch, within = divmod(step, len(rows) // batch)
-        if within == 0:
+        epoch, position = divmod(step, len(rows) // batch)
+        if position == 0:
             order = rows[permutation(len(rows), seed, "classifier", epoch).numpy()]
-        picked = order[within * batch : (within + 1) * batch]
+        picked = order[position * batch : (position + 1) * batch]
         images = apply(torch.from_numpy(data.images[picked]).to(device), views, draw(views, batch, seed, step, 0))
         labels = torch.from_numpy(data.labels[picked]).to(device)
-        torch.manual_seed(subseed(seed, "classifier network", step))  # of dropout and stochastic depth
+        torch.manual_seed(subseed(seed, "classifier network", step))  # for dropout and stochastic depth
         with autocast(device, subject.dtype):
             scores = classifier(images, frozen)
         loss = F.cross_entropy(scores.float(), labels)
@@ -90,64 +187,20 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
 
 
 @torch.no_grad()
-def scores_of(classifier: Classifier, subject: Subject, part: str) -> Tensor:
-    """Class scores of the whole images of a part, in float32."""
+def class_scores(classifier: Classifier, subject: Subject, part: str) -> Tensor:
+    """Scores (N x classes) for the whole images of a part, in float32."""
     images = whole_images(subject.data.images, subject.data.parts[part], subject.model)
     with whole_float32():
         return torch.cat([classifier(batch) for batch in images])
 
 
 def best_rate(subject: Subject, rows: Array, settings: Sgd, seed: int, *, frozen: bool) -> tuple[float, Classifier]:
-    """The learning rate whose classifier is best on validation, and that classifier; the first of equal ones."""
+    """The learning rate whose classifier is best on validation, the first of equals, and that classifier."""
     truth, best, chosen = subject.labels("val"), -1.0, None
     for lr in settings.lr:
         classifier = fit(subject, rows, settings, lr, seed, frozen=frozen)
-        score = accuracy(scores_of(classifier, subject, "val"), truth)
-        if score > best:  # scores that are not finite give an accuracy all the same, of a low class
+        score = accuracy(class_scores(classifier, subject, "val"), truth)
+        if score > best:  # also for scores that are not finite, whose accuracy is low
             best, chosen = score, (lr, classifier)
     assert chosen is not None
     return chosen
-
-
-def linear_sgd(subject: Subject) -> Outcome:
-    """The paper's probe: a linear classifier on the frozen encoder, trained by SGD on crops of the training images."""
-    settings = subject.protocol.linear_sgd
-    lr, classifier = best_rate(subject, subject.data.parts["train"], settings, 0, frozen=True)
-    outcome = accuracies(scores_of(classifier, subject, "test"), subject.labels("test"), "linear_sgd")
-    return outcome._replace(metrics=outcome.metrics | {"linear_sgd_lr": lr})
-
-
-def finetune(subject: Subject) -> Outcome:
-    """Test accuracy after training encoder and classifier on each fraction of the labels.
-
-    The learning rate is picked on validation with the first seed; every seed then has its own labels, classifier,
-    order and crops. The mean over the seeds is named finetune_1pct_top1, the standard deviation over them
-    finetune_1pct_std; the predictions are the first seed's.
-    """
-    settings, data = subject.protocol.finetune, subject.data
-    metrics: dict[str, float] = {}
-    predictions: dict[str, Tensor] = {}
-    shares: dict[str, Tensor] = {}
-    truth = subject.labels("test")
-    for fraction in settings.fractions:
-        name, found = f"finetune_{fraction * 100:g}pct", []
-        for seed in range(settings.seeds):
-            rows = label_subset(data.labels, data.parts["train"], fraction, seed)
-            if len(rows) < 2:
-                raise UserError(f"finetune.fractions = {fraction:g} leaves {len(rows)} labelled image: raise it")
-            if seed == 0:
-                lr, classifier = best_rate(subject, rows, settings, seed, frozen=False)
-            else:
-                classifier = fit(subject, rows, settings, lr, seed, frozen=False)
-            scores = scores_of(classifier, subject, "test")
-            result = accuracies(scores, truth, name)
-            found.append(result.metrics)
-            predictions = result.predictions | predictions
-            for metric in result.metrics:
-                right = hits(scores, truth, int(metric[-1])) / settings.seeds
-                shares[metric] = shares[metric] + right if metric in shares else right
-        metrics |= {key: float(np.mean([one[key] for one in found])) for key in found[0]}
-        metrics[f"{name}_lr"] = lr
-        if settings.seeds > 1:
-            metrics[f"{name}_std"] = float(np.std([one[f"{name}_top1"] for one in found], ddof=1))
-    return Outcome(metrics, predictions, shares)

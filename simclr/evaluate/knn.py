@@ -1,37 +1,39 @@
-"""Weighted k nearest neighbours."""
+"""Weighted k nearest neighbours on frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
-from simclr.evaluate.protocol import Knn
-from simclr.evaluate.subject import Outcome, Subject, features
+from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
+from simclr.settings import Count
 
-K = Knn().k[0]  # the k of a figure that names none
-
-
-QUERIES, BANK = 1024, 65536  # of a block of similarities: 256 MiB, whatever the numbers of images
+DEFAULT_K = 200  # its accuracy is named knn_top1; the names of the others have their k
+QUERY_BLOCK, BANK_BLOCK = 1024, 65536  # a block of similarities takes 256 MiB, however many images there are
 
 
 @torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities and rows in `bank` (M x D) of the k nearest of each query (Q x D): both Q x min(k, M).
+    """Find the k rows of `bank` (M x D) nearest to each query (Q x D) by cosine similarity.
 
-    Nearest first. Blocks of QUERIES x BANK bound the memory; a million by a million works.
+    Returns the similarities and the row numbers, nearest first, both Q x min(k, M). Working in blocks of QUERY_BLOCK x
+    BANK_BLOCK bounds the memory, so a million queries against a bank of a million work.
     """
     found = []
-    for block in queries.split(QUERIES):
+    for block in queries.split(QUERY_BLOCK):
         block = F.normalize(block, dim=1)
         best, index = block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long, device=bank.device)
-        for start in range(0, len(bank), BANK):
-            similarity = block @ F.normalize(bank[start : start + BANK], dim=1).T
+        for start in range(0, len(bank), BANK_BLOCK):
+            similarity = block @ F.normalize(bank[start : start + BANK_BLOCK], dim=1).T
             values, rows = similarity.topk(min(k, similarity.shape[1]), dim=1)
             best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]), dim=1)
             index = torch.cat([index, rows + start], 1).gather(1, order)
@@ -43,14 +45,14 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, classes: int, ks: Iterable[int], temperature: float
 ) -> dict[int, Tensor]:
-    """Predicted class of each query for each k: votes of the k nearest (cosine) weighted by exp(similarity / t).
+    """Predict the class of each query (Q x D) for each k, from a bank (M x D) with M labels.
 
-    The weighted kNN of Wu et al. 2018 (arXiv 1805.01978, Section 3.4). `bank` is M x D with M labels, `queries` Q x D.
-    A k above M means M.
+    The k nearest by cosine similarity vote with weight exp(similarity / temperature), as in Wu et al. 2018 (arXiv
+    1805.01978, Section 3.4). A k above M means M.
     """
     ks = list(ks)
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for block in queries.split(QUERIES):
+    for block in queries.split(QUERY_BLOCK):
         similarity, index = nearest(bank, block, max(ks))
         weights = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: cannot overflow
         votes = labels[index]
@@ -60,31 +62,41 @@ def knn_predict(
     return {k: torch.cat(chunks) for k, chunks in predictions.items()}
 
 
-def check_k(subject: Subject) -> None:
-    """Raises UserError when k is larger than the bank."""
-    k, bank = max(subject.protocol.knn.k), len(subject.data.parts["train"]) + len(subject.data.parts["val"])
-    if k > bank:
-        raise UserError(
-            f"knn.k = {k} needs as many labelled images and there are {bank}: "
-            f"label more, or judge by simclr eval RUN --knn --set 'knn.k=[{max(1, bank // 10)}]'"
-        )
+class Knn(Evaluation):
+    """The k nearest by cosine similarity vote, each with weight exp(similarity / temperature).
 
+    The bank holds the training and the validation images.
+    """
 
-def knn(subject: Subject) -> Outcome:
-    """Test accuracy for each k, with train and validation as the bank: `knn_top1` for k = 200, else `knn_k20_top1`."""
-    settings = subject.protocol.knn
-    check_k(subject)
-    (train, train_y), (val, val_y), (test, test_y) = subject.train, subject.val, subject.test
-    bank, bank_y = torch.cat([train, val]), torch.cat([train_y, val_y])
-    predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), settings.k, settings.temperature)
-    names = {k: "knn_top1" if k == K else f"knn_k{k}_top1" for k in settings.k}
-    metrics = {names[k]: (predicted[k] == test_y).float().mean().item() for k in settings.k}
-    return Outcome(metrics, {names[k]: predicted[k] for k in settings.k})
+    section_name = "knn"
+    in_metric_names = frozenset({"k"})
+
+    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (DEFAULT_K,)
+    temperature: float = Field(0.1, gt=0)
+
+    def check(self, subject: Subject) -> None:
+        """Raise UserError if the largest k is larger than the bank."""
+        k, bank = max(self.k), len(subject.data.parts["train"]) + len(subject.data.parts["val"])
+        if k > bank:
+            raise UserError(
+                f"knn.k = {k} needs at least as many labelled images, but there are {bank}. Add images, or lower k: "
+                f"simclr eval RUN --knn --set 'knn.k=[{max(1, bank // 10)}]'"
+            )
+
+    def run(self, subject: Subject) -> Outcome:
+        """Test accuracy for each k."""
+        self.check(subject)
+        (train, train_y), (val, val_y), (test, test_y) = subject.train, subject.val, subject.test
+        bank, bank_y = torch.cat([train, val]), torch.cat([train_y, val_y])
+        predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), self.k, self.temperature)
+        names = {k: "knn_top1" if k == DEFAULT_K else f"knn_k{k}_top1" for k in self.k}
+        metrics = {names[k]: (predicted[k] == test_y).float().mean().item() for k in self.k}
+        return Outcome(metrics, {names[k]: predicted[k] for k in self.k})
 
 
 def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> float:
-    """Accuracy on validation with the training images as the bank, in [0, 1]: how training is watched."""
+    """Accuracy on validation with the training images as the bank, in [0, 1]. Training is monitored with it."""
     bank, queries = (features(model, data.images, data.parts[part], dtype) for part in ("train", "val"))
     labels, truth = (torch.from_numpy(data.labels[data.parts[part]]).to(bank.device) for part in ("train", "val"))
-    predicted = knn_predict(bank, labels, queries, len(data.classes), [K], Knn().temperature)[K]
+    predicted = knn_predict(bank, labels, queries, len(data.classes), [DEFAULT_K], Knn().temperature)[DEFAULT_K]
     return (predicted == truth).float().mean().item()

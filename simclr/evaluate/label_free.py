@@ -1,101 +1,124 @@
-"""Figures that need no labels: how two views of an image lie to each other, and all images on the sphere."""
+"""Figures that need no labels: how close two views of an image are, and how the images spread on the unit sphere."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from simclr.config import Config
+from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import whole_float32
 from simclr.errors import UserError
-from simclr.evaluate.subject import Outcome, Subject, layers
+from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.subject import Subject, hash_rows, layer_names
 from simclr.methods.ntxent import contrast
 from simclr.randomness import permutation
 from simclr.views import two_views
 
-BLOCK = 1024  # rows of a block of distances
+BLOCK = 1024  # rows in a block of distances
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of the two views of an image on the unit sphere, in [0, 4]; both N x D.
+    """Mean squared distance between two views of an image on the unit sphere, in [0, 4]. Both are N x D.
 
-    Wang & Isola 2020 (arXiv 2005.10242), equation 4 with alpha = 2. Lower is closer.
+    Wang & Isola 2020 (arXiv 2005.10242), equation 4 with alpha = 2. Lower means closer.
     """
     return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean().item()
 
 
 def uniformity(x: Tensor) -> float:
-    """log of the mean of exp(-2 |a - b|^2) over all pairs of different rows on the unit sphere, in [-8, 0]; N x D.
+    """Log of the mean of exp(-2 |a - b|^2) over all pairs of different rows of x (N x D), in [-8, 0].
 
-    Wang & Isola 2020, equation 5 with t = 2. Lower is more evenly spread.
+    The rows are first projected to the unit sphere. Wang & Isola 2020, equation 5 with t = 2. Lower means more even.
     """
     x, total = F.normalize(x.cpu().double(), dim=1), 0.0
-    squares = x.square().sum(1)  # 1; of a row of zeros, as dead units give, 0
+    squares = x.square().sum(1)  # 1, but 0 for a row of zeros, which dead units give
     for block, own in zip(x.split(BLOCK), squares.split(BLOCK), strict=True):
         total += ((2 * block @ x.T - own[:, None] - squares) * 2).exp().sum().item()
-    return math.log((total - len(x)) / (len(x) * (len(x) - 1)))  # a row with itself counts 1
+    return math.log((total - len(x)) / (len(x) * (len(x) - 1)))  # every row paired with itself added 1
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values' shares, from 1 to D; N x D.
+    """Exponential of the entropy of the normalised singular values of x (N x D), from 1 to D. Low means collapse.
 
-    RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1). Low in a collapsed representation.
+    RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1).
     """
     values = torch.linalg.svdvals(x.cpu().double())
-    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the paper's epsilon; zeros have rank 1, their least
+    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the paper's epsilon; all zeros give the minimum of 1
     return math.exp(-(shares * shares.log()).sum().item())
 
 
-def _looked_at(subject: Subject) -> tuple[Array, int]:
-    """Rows of the images that two views are made of, in whole batches, and the size of a batch."""
-    data, settings = subject.data, subject.protocol.views
-    rows = data.parts["val"] if len(data.parts["val"]) else data.parts["pretrain"]
-    rows = rows[permutation(len(rows), settings.seed, "geometry").numpy()[: settings.images]]
-    if len(rows) < 2:
-        raise UserError(f"{len(rows)} image to look at: figures without labels need two or more")
-    batch = min(subject.config.train.batch_size, len(rows))
-    return rows[: len(rows) // batch * batch], batch
+class LabelFree(Evaluation):
+    """Contrastive top-1 and top-5 accuracy, alignment, uniformity and effective rank, of h and of z if there is a head.
 
-
-def random_matches(subject: Subject) -> tuple[dict[str, float], int]:
-    """Contrastive accuracy of guessing among the 2N - 1 candidates, top-1 and top-5; and how many images it is of."""
-    rows, batch = _looked_at(subject)
-    return {f"top{k}": min(1.0, k / (2 * batch - 1)) for k in (1, 5)}, len(rows)
-
-
-@torch.no_grad()
-def geometry(subject: Subject) -> Outcome:
-    """Contrastive top-1 and top-5, alignment, uniformity and effective rank; of h and, where there is a head, of z.
-
-    Two views as in pre-training, of validation images (of the images pre-trained on, where none were held out), in
-    batches of pre-training's size, which contrastive accuracy depends on: the candidates are 2N - 1.
+    They compare two views as in pre-training, of validation images, or of the images pre-trained on if there is no
+    validation set. The batch size is that of pre-training, because contrastive accuracy depends on the 2N - 1
+    candidates.
     """
-    data, config, settings = subject.data, subject.config, subject.protocol.views
-    rows, batch = _looked_at(subject)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {
-        layer: [] for layer in layers(subject.model) if layer in ("h", "z")
-    }
-    model, training = subject.model, subject.model.training
-    model.eval()
-    for step, start in enumerate(range(0, len(rows), batch)):
-        images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
-        with whole_float32():
-            both = [model(view) for view in two_views(images, config.pipelines(), settings.seed, step)(slice(None))]
-        for layer, first, second in zip(found, *both, strict=False):  # without a head z is h
-            found[layer].append((first, second))
-    model.train(training)
-    metrics: dict[str, float] = {}
-    for layer, batches in found.items():
-        top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
-        first, second = (torch.cat(view) for view in zip(*batches, strict=True))
-        metrics |= {
-            f"contrastive_{layer}_top1": top[0],
-            f"contrastive_{layer}_top5": top[1],
-            f"alignment_{layer}": alignment(first, second),
-            f"uniformity_{layer}": uniformity(first),
-            f"effective_rank_{layer}": effective_rank(first),
+
+    section_name = "views"
+    needs_labels = False
+
+    images: int = Field(5000, ge=2)
+    seed: int = Field(0, ge=0)
+
+    def check(self, subject: Subject) -> None:
+        """Raise UserError if the protocol selects a layer."""
+        if (layer := subject.protocol.layer) != "h":
+            raise UserError(f"--no-labels always evaluates h and z: leave --layer {layer} out")
+
+    def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
+        """Contrastive accuracy of guessing among the 2N - 1 candidates, and the number of images compared."""
+        rows, batch = self._rows(subject)
+        return {f"top{k}": min(1.0, k / (2 * batch - 1)) for k in (1, 5)}, len(rows)
+
+    def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
+        """The encoder's own views and batch size, and the images pre-trained on, which may be the ones compared."""
+        pretrain = hash_rows(data.parts["pretrain"])
+        return {"batch": config.train.batch_size, "views": config.result()["views"], "pretrain": pretrain}
+
+    def _rows(self, subject: Subject) -> tuple[Array, int]:
+        """Rows of the images to compare, in whole batches, and the batch size."""
+        parts = subject.data.parts
+        rows = parts["val"] if len(parts["val"]) else parts["pretrain"]
+        rows = rows[permutation(len(rows), self.seed, "geometry").numpy()[: self.images]]
+        if len(rows) < 2:
+            raise UserError(f"figures without labels need at least two images, but there are {len(rows)}: add images")
+        batch = min(subject.config.train.batch_size, len(rows))
+        return rows[: len(rows) // batch * batch], batch
+
+    @torch.no_grad()
+    def run(self, subject: Subject) -> Outcome:
+        """Compute the figures."""
+        data, pipelines, model = subject.data, subject.config.pipelines(), subject.model
+        rows, batch = self._rows(subject)
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {
+            layer: [] for layer in layer_names(model) if layer in ("h", "z")
         }
-    return Outcome(metrics, {})
+        training = model.training
+        model.eval()
+        for step, start in enumerate(range(0, len(rows), batch)):
+            images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
+            with whole_float32():
+                both = [model(view) for view in two_views(images, pipelines, self.seed, step)(slice(None))]
+            for layer, first, second in zip(pairs, *both, strict=False):  # without a head, z is h
+                pairs[layer].append((first, second))
+        model.train(training)
+        metrics: dict[str, float] = {}
+        for layer, batches in pairs.items():
+            top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
+            first, second = (torch.cat(view) for view in zip(*batches, strict=True))
+            metrics |= {
+                f"contrastive_{layer}_top1": top[0],
+                f"contrastive_{layer}_top5": top[1],
+                f"alignment_{layer}": alignment(first, second),
+                f"uniformity_{layer}": uniformity(first),
+                f"effective_rank_{layer}": effective_rank(first),
+            }
+        return Outcome(metrics)

@@ -1,4 +1,4 @@
-"""The frozen encoder on a data set that an evaluation is about: its features, its untrained twin, and the protocol's identity."""
+"""The subject of an evaluation: a frozen encoder on a data set, its features, and its untrained counterpart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,18 +16,23 @@ from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import autocast, resolve_precision, whole_float32
-from simclr.evaluate.protocol import Protocol, _hash, identity
-from simclr.model import Network
+from simclr.model import Network, batch_norms
 from simclr.progress import SILENT, Observer
+from simclr.settings import Section
 
-STATISTICS = 4096  # images (or up to twice as many) that an untrained network's batch norms are measured on
+CALIBRATION_IMAGES = 4096  # images (up to twice as many) that set the batch norms of an untrained network
+PIXELS_PER_BATCH = 2**20  # 1,024 images of 32 px or 20 of 224 px, which take a quarter of a GiB in ResNet-50
 
 
-PIXELS = 2**20  # of the images in a forward pass: 1,024 of 32 px, 20 of 224 px (a quarter of a GiB in ResNet-50)
+class BaseProtocol(Section):
+    """The part of a protocol that doesn't depend on which evaluations exist. `Protocol` adds a table for each."""
+
+    version: Literal[3] = 3  # raise it when the meaning of any figure changes
+    layer: str = "h"  # h, z, or head.N: the output of module N of the head
 
 
 def represent(model: Network, images: Tensor, layer: str) -> Tensor:
-    """The layer's output, N x D, for images N x 3 x S x S in [0, 1]; `pixels`: the normalised pixels themselves."""
+    """Output of a layer (N x D) for images (N x 3 x S x S, in [0, 1]). `pixels` gives the normalised pixels."""
     if layer == "pixels":
         return model.normalize(images).flatten(1)
     h = model.encode(images)
@@ -37,21 +42,21 @@ def represent(model: Network, images: Tensor, layer: str) -> Tensor:
     return z
 
 
-def layers(model: Network) -> list[str]:
-    """The layers that can be evaluated."""
+def layer_names(model: Network) -> list[str]:
+    """Names of the layers that can be evaluated."""
     return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), *(["z"] if len(model.head) else [])]
 
 
 def whole_images(images: Array, rows: Array, model: Network) -> Iterator[Tensor]:
-    """The images in `rows`, float n x 3 x S x S in [0, 1], as many at a time as a forward pass can take."""
-    size = max(1, PIXELS // model.side**2)
+    """The images in `rows` (float n x 3 x S x S, in [0, 1]), in batches that fit into a forward pass."""
+    size = max(1, PIXELS_PER_BATCH // model.side**2)
     for start in range(0, len(rows), size):
         yield torch.from_numpy(images[rows[start : start + size]]).to(model.mean.device).float().div_(255)
 
 
 @torch.no_grad()
 def features(model: Network, images: Array, rows: Array, dtype: torch.dtype, layer: str = "h") -> Tensor:
-    """A layer's output for the images in `rows` (whole, not augmented): float32 N x D on the model's device."""
+    """Output of a layer for the whole images in `rows`, without augmentation: float32 N x D on the model's device."""
     device, training = model.mean.device, model.training
     out, done = torch.empty(0, 0), 0
     model.eval()
@@ -66,22 +71,14 @@ def features(model: Network, images: Array, rows: Array, dtype: torch.dtype, lay
     return out
 
 
-class Outcome(NamedTuple):
-    """Metrics by name (accuracies, in [0, 1], end in _top1 or _top5), and predicted classes of the test images."""
-
-    metrics: dict[str, float]
-    predictions: dict[str, Tensor]  # by the accuracy that they are of
-    shares: dict[str, Tensor] = {}  # noqa: RUF012  of a mean over seeds: the share of them that got each image right
-
-
 @dataclass(frozen=True)
 class Subject:
-    """A frozen encoder on a data set; features are computed when they are first asked for."""
+    """A frozen encoder on a data set. Features are computed when they are first used, and kept."""
 
     model: Network
-    config: Config  # of the encoder's own pre-training: views, batch size, precision
+    config: Config  # of the encoder's pre-training: its views, batch size and precision
     data: Dataset
-    protocol: Protocol
+    protocol: BaseProtocol
     observer: Observer = SILENT
 
     @property
@@ -90,7 +87,7 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of autocast where a classifier is trained by SGD: as in pre-training."""
+        """The autocast dtype for classifiers trained by SGD. It is the one of pre-training."""
         return resolve_precision(self.config.train.precision, self.device)
 
     def labels(self, part: str) -> Tensor:
@@ -103,28 +100,23 @@ class Subject:
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        """Features and labels."""
+        """Features and labels of the training images."""
         return self._part("train")
 
     @cached_property
     def val(self) -> tuple[Tensor, Tensor]:
-        """Features and labels."""
+        """Features and labels of the validation images."""
         return self._part("val")
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """Features and labels."""
+        """Features and labels of the test images."""
         return self._part("test")
 
-    def identity(self, sections: tuple[str, ...]) -> str:
-        """Version and a short hash of all that a figure depends on beside the encoder: equal ones may be compared."""
-        more: dict[str, Any] = {}
-        if "views" in sections:  # views are made by the encoder's own pipelines, and compared in its own batches
-            config, rows = self.config, self.data.parts["pretrain"]  # whose images are used where none are held out
-            more = {"batch": config.train.batch_size, "views": config.result()["views"], "pretrain": _hash(rows)}
-        if {"linear_sgd", "finetune"} & set(sections):
-            more = {"dtype": str(self.dtype)}
-        return identity(self.protocol, self.data, self.model.side, sections, more)
+
+def hash_rows(*rows: Array) -> str:
+    """A hash of row numbers, for identities."""
+    return hashlib.blake2b(b"".join(r.tobytes() for r in rows), digest_size=8).hexdigest()
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -138,21 +130,22 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def random_encoder(subject: Subject) -> Network:
-    """The untrained network of a subject's config, its encoder's batch norms with the statistics of training images.
+    """The untrained network of a subject's config, with batch-norm statistics measured on training images.
 
-    Without those, activations of a deep untrained network leave all range, and the comparison would flatter training.
+    Without those statistics the activations of a deep untrained network grow without bound, and the comparison would
+    flatter training.
     """
     data, model = subject.data, build_model(subject.config, subject.data, subject.device).eval()
-    model.mean.copy_(subject.model.mean)  # on another data set: the encoder's, not that one's
+    model.mean.copy_(subject.model.mean)  # the encoder's own normalisation, also on another data set
     model.std.copy_(subject.model.std)
-    norms = [m for m in model.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model.encoder)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
-        norm.momentum = None  # a plain average over the batches, a last and smaller one among them
+        norm.momentum = None  # a plain average over the batches, including a smaller last one
     rows = data.parts["pretrain"]
-    for batch in whole_images(data.images, rows[:: max(1, len(rows) // STATISTICS)], model):
-        if len(batch) > 1 or 2 * model.side**2 > PIXELS:  # a small image left over has no statistics of its own
+    for batch in whole_images(data.images, rows[:: max(1, len(rows) // CALIBRATION_IMAGES)], model):
+        if len(batch) > 1 or 2 * model.side**2 > PIXELS_PER_BATCH:  # one small image has no statistics of its own
             model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

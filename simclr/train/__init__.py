@@ -1,1 +1,1 @@
-"""The training loop, and the memory that it needs."""
+"""Training: one step, the loop, and the memory that a step needs."""

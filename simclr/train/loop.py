@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from functools import lru_cache
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,54 +15,68 @@ from torch import Tensor
 from simclr import optim
 from simclr.config import Config
 from simclr.data.dataset import Dataset
-from simclr.device import (
-    send,
-    shares_memory,
-)
+from simclr.device import send, shares_memory
 from simclr.errors import UserError
 from simclr.evaluate.knn import knn_accuracy
 from simclr.model import Network
 from simclr.progress import SILENT, Observer
 from simclr.randomness import permutation
-from simclr.train.step import Training, begin, diverged, train_step
+from simclr.train.step import Training, diverged, start_training, train_step
 from simclr.weights import checkpoint
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """Training was asked to stop; a checkpoint of `step` is on the disk."""
+class Interrupted(Exception):  # noqa: N818 (it is what happened, not a mistake)
+    """Training was asked to stop. A checkpoint of `step` is on the disk."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
         self.step = step
 
 
-def count_steps(config: Config, data: Dataset) -> tuple[int, int]:
-    """(steps in all, steps an epoch). An epoch leaves out the images that don't fill a batch, other ones each time."""
+class Steps(NamedTuple):
+    """How many steps a run has."""
+
+    total: int
+    per_epoch: int
+
+
+def count_steps(config: Config, data: Dataset) -> Steps:
+    """The steps of a run. An epoch leaves out the images that don't fill a batch, different ones each time.
+
+    Raises UserError if a batch is larger than the data.
+    """
     images, batch = len(data.parts["pretrain"]), config.train.batch_size
     if batch > images:
         raise UserError(
             f"train.batch_size = {batch} is larger than the {images} images to pre-train on: lower --batch-size"
         )
-    return images // batch * config.train.epochs, images // batch
+    return Steps(images // batch * config.train.epochs, images // batch)
 
 
-def stored_images(data: Dataset, device: torch.device, on_device: bool) -> Tensor:
-    """All images as uint8, on the device or the host."""
-    images = torch.from_numpy(data.images)
-    return images.to(device) if on_device else images
+def batch_rows(config: Config, data: Dataset, start: int = 0) -> Iterator[Tensor]:
+    """The rows of `data.images` that each step trains on, from step `start` on, without end.
+
+    Every epoch has its own order, and a resumed run gets the same rows as one that was never stopped.
+    """
+    rows, batch, per_epoch = data.parts["pretrain"], config.train.batch_size, count_steps(config, data).per_epoch
+    first_epoch, first_step = divmod(start, per_epoch)
+    for epoch in count(first_epoch):
+        order = rows[permutation(len(rows), config.seed, "order", epoch).numpy()]
+        for step in range(first_step if epoch == first_epoch else 0, per_epoch):
+            yield torch.from_numpy(order[step * batch : (step + 1) * batch])
 
 
-def batch_rows(config: Config, data: Dataset, steps_per_epoch: int, step: int) -> Tensor:
-    """The rows of `data.images` that a step trains on: a slice of its epoch's own shuffle."""
-    rows, batch = data.parts["pretrain"], config.train.batch_size
-    epoch, within = divmod(step, steps_per_epoch)
-    order = _epoch_order(len(rows), config.seed, epoch)[within * batch : (within + 1) * batch]
-    return torch.from_numpy(rows[order.numpy()])
+def load_batches(
+    config: Config, data: Dataset, device: torch.device, images_on_device: bool, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (uint8, N x 3 x S x S) and labels (int64, N) of each step from `start` on, on the device.
 
-
-@lru_cache(maxsize=1)
-def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    return permutation(n, seed, "order", epoch)
+    `images_on_device` keeps all stored images there.
+    """
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    images = images.to(device) if images_on_device else images
+    for rows in batch_rows(config, data, start):
+        yield images[send(rows, images.device)].to(device), send(labels[rows], device)
 
 
 def pretrain(
@@ -73,74 +89,77 @@ def pretrain(
     images_on_device: bool = False,
     resume: bool = False,
 ) -> Network:
-    """Train the network of a config; checkpoints go to `folder`, metrics to the observer.
+    """Train the network of a config. Checkpoints go to `folder`, metrics to the observer.
 
-    `images_on_device` keeps all stored images there. With `resume`, goes on from the newest readable checkpoint in
-    `folder`: on the CPU, to the bits it would have had. When the observer asks to stop, saves and raises Interrupted. Raises
-    RunFailed when the loss is not finite, or when a checkpoint can't be written.
+    With `resume`, training continues from the newest readable checkpoint in `folder`. On the CPU it ends in the same
+    bits as a run that was never stopped. Raises Interrupted, after saving a checkpoint, when the observer asks to stop,
+    and RunFailed when the loss is not finite or a checkpoint can't be written.
     """
-    total, per_epoch = count_steps(config, data)
-    training = begin(config, data, device)
+    steps = count_steps(config, data)
+    training = start_training(config, data, device)
     if resume:
         training.load(checkpoint.latest(folder))
-    store, meter = stored_images(data, device, images_on_device), Meter(training, observer)
-    log_every, saved_at = max(1, per_epoch // 10), time.perf_counter()
-    while training.step < total:
-        rate = optim.learning_rate(config.optim, config.train.batch_size, training.step, total, per_epoch)
+    meter, saved_at = Meter(training, observer), time.perf_counter()
+    log_every = max(1, steps.per_epoch // 10)
+    batches = load_batches(config, data, device, images_on_device, training.step)
+    for images, labels in islice(batches, steps.total - training.step):
+        rate = optim.learning_rate(config.optim, config.train.batch_size, training.step, *steps)
         optim.set_rate(training.optimizer, rate * training.plateau.scale)
-        rows = batch_rows(config, data, per_epoch, training.step)
-        meter.add(train_step(training, store[send(rows, store.device)].to(device)))
+        meter.add(train_step(training, images, labels))
 
         done = training.step
-        epoch, within = divmod(done, per_epoch)
-        if within == 0 or (within % log_every == 0 and within + log_every <= per_epoch):  # no short one at the end
-            meter.flush()
-        if within == 0:
+        epoch, in_epoch = divmod(done, steps.per_epoch)
+        if in_epoch == 0 or (in_epoch % log_every == 0 and in_epoch + log_every <= steps.per_epoch):
+            meter.flush()  # the last stretch of an epoch is never a short one
+        if in_epoch == 0:
             if config.optim.schedule == "plateau":
-                training.plateau.update(float(training.epoch_loss) / per_epoch)
+                training.plateau.update(float(training.epoch_loss) / steps.per_epoch)
             training.epoch_loss = 0.0
-            if config.train.knn_every and (epoch % config.train.knn_every == 0 or done == total) and data.has_labels:
+            knn_every = config.train.knn_every
+            if knn_every and (epoch % knn_every == 0 or done == steps.total) and data.has_labels:
                 observer.metrics({"val/knn_top1": knn_accuracy(training.model, data, training.dtype)}, done)
                 meter.restart()
         stopping = observer.stop()
-        if stopping or done == total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
+        if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
             meter.flush()
-            if not all(p.isfinite().all() for p in training.model.parameters()):
+            if not all(p.isfinite().all() for p in training.method.parameters()):
                 raise diverged(training, "a weight that is not finite")
             checkpoint.save(folder, done, training.state())
             saved_at = time.perf_counter()
-        if stopping and done < total:
+        if stopping and done < steps.total:
             raise Interrupted(done)
     return training.model
 
 
 class Meter:
-    """Sums what steps report on the device, and logs their mean when it is flushed: the loop's only wait for it."""
+    """Sums what steps report on the device, and logs the means when flushed. Only then does the loop wait for it."""
 
     def __init__(self, training: Training, observer: Observer) -> None:
         self.training, self.observer, self.planned = training, observer, training.micro_batch
-        self.sums = torch.zeros(3, device=training.model.mean.device)
+        self.names = [f"train/{name}" for name in ("loss", *training.method.figures)]
+        self.sums = torch.zeros(len(self.names), device=training.model.mean.device)
         self.restart()
 
     def restart(self) -> None:
+        """Forget the steps since the last flush, and start the clock again."""
         self.sums.zero_()
         self.since, self.clock = self.training.step, time.perf_counter()
 
     def add(self, report: Tensor) -> None:
+        """Add what a step reports: its loss, then the method's figures."""
         self.sums += report
         self.training.epoch_loss = self.training.epoch_loss + report[0]
 
     def flush(self) -> None:
-        """Log the steps since the last flush. Raises RunFailed when their loss is not finite."""
+        """Log the steps since the last flush. Raises BadSettings if their loss is not finite."""
         config, step = self.training.config, self.training.step
-        if not (count := step - self.since):
+        if not (steps := step - self.since):
             return
-        loss, top1, top5 = (self.sums / count).tolist()
-        if not math.isfinite(loss):
-            raise diverged(self.training, f"a loss of {loss}")
-        metrics = {"train/loss": loss, "train/contrastive_top1": top1, "train/contrastive_top5": top5}
+        metrics = dict(zip(self.names, (self.sums / steps).tolist(), strict=True))
+        if not math.isfinite(metrics["train/loss"]):
+            raise diverged(self.training, f"a loss of {metrics['train/loss']}")
         metrics["train/learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
-        metrics["perf/images_per_second"] = count * config.train.batch_size / (time.perf_counter() - self.clock)
+        metrics["perf/images_per_second"] = steps * config.train.batch_size / (time.perf_counter() - self.clock)
         if not shares_memory(self.sums.device):
             metrics["perf/peak_memory_mib"] = torch.accelerator.max_memory_allocated(self.sums.device) / 2**20
         if self.training.micro_batch != self.planned:
@@ -152,13 +171,11 @@ class Meter:
 def timed_steps(
     config: Config, data: Dataset, device: torch.device, *, images_on_device: bool = False, steps: int = 3
 ) -> float:
-    """Seconds that a step takes: the median of a few, after one to warm up. Changes nothing."""
-    training, store = begin(config, data, device), stored_images(data, device, images_on_device)
-    _, per_epoch = count_steps(config, data)
-    times = []
+    """Seconds of a training step: the median of `steps`, after one to warm up. Saves and logs nothing."""
+    training = start_training(config, data, device)
+    batches, times = load_batches(config, data, device, images_on_device), []
     for _ in range(steps + 1):
         clock = time.perf_counter()
-        rows = batch_rows(config, data, per_epoch, training.step)
-        train_step(training, store[send(rows, store.device)].to(device)).tolist()
+        train_step(training, *next(batches)).tolist()
         times.append(time.perf_counter() - clock)
     return sorted(times[1:])[steps // 2]

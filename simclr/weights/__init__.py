@@ -1,1 +1,1 @@
-"""Weights and features on disk."""
+"""Trained weights: checkpoints, encoders, and the formats of other programs."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last two kept, read without running anything in them."""
+"""Checkpoints and trained weights. Files are written completely or not at all, and loading them never runs code."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ from torch import Tensor, nn
 from simclr.config import Config, make
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
 
-KEEP = 2
+KEEP = 2  # checkpoints that a run keeps
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of `step`, then drop all but the last KEEP up to it.
+    """Write `state` as the checkpoint of `step`, and remove all others except the KEEP - 1 before it.
 
-    Any of a later step could not be read, or this one would not be written again.
-
-    The file appears under its name only when all of it is on the disk. Raises RunFailed when it can't be written (a
-    full disk); the earlier checkpoints are then still there.
+    Checkpoints of later steps are removed because they can only be damaged ones. The file gets its name once it is
+    complete on disk. Raises RunFailed if it can't be written. The earlier checkpoints are then still there.
     """
     path = folder / f"step-{step:09d}.pt"
-    scratch = folder / "saving.tmp"  # one name, so that what a kill leaves is written over
+    scratch = folder / "saving.tmp"  # always the same name, so that the next save overwrites what a killed one left
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
@@ -42,8 +40,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         _remove(scratch)
         raise RunFailed(
-            f"can't write the checkpoint {path}: {error}; free some space, then --resume goes on from the one before, "
-            f"if there is one"
+            f"can't write the checkpoint {path}: {error}. Free some space, then use --resume to continue from the "
+            f"checkpoint before it"
         ) from error
     saved = checkpoints(folder)
     kept = saved[: saved.index(path) + 1][-KEEP:]
@@ -64,60 +62,63 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One checkpoint, tensors and plain values only. Raises UserError if it is damaged or holds anything else."""
+    """Read a checkpoint, which holds only tensors and plain values. Raises UserError if it is damaged or holds more."""
     try:
-        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):  # torch checks no sums
+        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):  # torch does not verify checksums
             raise ValueError(f"wrong checksum of {record}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
+        raise UserError(f"there is no file {path}: check the path") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is not a plain checkpoint: it is damaged, or holds objects beyond tensors, which are not loaded"
+            f"{path} is damaged, or holds Python objects that could run code, which are never loaded: expected a "
+            f"checkpoint of this suite"
         ) from None
     except Exception as error:  # torch's reader raises many kinds on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
+        raise UserError(f"{path} is damaged, or not a checkpoint of this suite ({reason})") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, expected a checkpoint of this suite")
+        raise UserError(f"{path} holds a {type(state).__name__}: expected a checkpoint of this suite")
     return state
 
 
 def latest(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint that can be read; warns of damaged ones that were passed over.
+    """Read the newest checkpoint that is not damaged, with a warning for each damaged one that was skipped.
 
-    Raises UserError when there is none.
+    Raises UnusableCheckpoint if there is none.
     """
     for path in reversed(checkpoints(folder)):
         try:
             return read(path)
         except UserError as error:
-            logging.getLogger(__name__).warning("%s; falling back to the one before", error)
-    raise UnusableCheckpoint(f"no checkpoint in {folder} can be read: --again begins anew")
+            logging.getLogger(__name__).warning("%s. Falling back to the checkpoint before it", error)
+    raise UnusableCheckpoint(f"there is no readable checkpoint in {folder}: use --again to start over")
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """The weights of a trained network as safetensors; `metadata` holds its config as TOML and its data's digest.
+    """Write the weights of a trained network as safetensors. Raises RunFailed if they can't be written.
 
-    Raises RunFailed when they can't be written.
+    `metadata` holds its `config` as TOML and the `digest` of its data.
     """
     try:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, metadata)
     except (SafetensorError, OSError) as error:
         _remove(path)
-        raise RunFailed(f"can't write the weights {path}: {error}; free some space") from error
+        raise RunFailed(
+            f"can't write the weights {path}: {error}. Free some space and run the command again"
+        ) from error
 
 
 def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
-    """Config, weights and data digest of a run's model.safetensors, or of one of its checkpoints.
+    """Read the config, the weights and the data digest from a run's model.safetensors or from one of its checkpoints.
 
-    Raises UserError for anything else.
+    Raises UserError for any other file.
     """
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
                 state: dict[str, Any] = file.metadata() or {}
-                state["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+                state["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path} can't be read as safetensors ({error}): expected a run's model.safetensors"
@@ -125,22 +126,22 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     else:
         state = read(path)
     if not {"config", "digest", "model"} <= set(state):
-        raise UserError(f"{path} is not of this suite: expected a run's model.safetensors or one of its checkpoints")
+        raise UserError(f"{path} was not written by this suite: expected a run's model.safetensors or checkpoint")
     try:
         config = make(tomllib.loads(str(state["config"])))
     except (UserError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} holds a config that this version can't read: {error}") from None
+        raise UserError(f"{path} holds a config of a different version of this suite: {error}") from None
     return config, state["model"], state["digest"]
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a network its weights. Raises UserError, naming the first difference, when they are of another one."""
+    """Load weights into a network. Raises UserError with the first difference if they belong to a different network."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if own != given:
         name = next(n for n in (*own, *given) if own.get(n) != given.get(n))
         raise UserError(
-            f"the weights are of another architecture than their config: {name} is {given.get(name, 'absent')}, "
-            f"expected {own.get(name, 'no such entry')}"
+            f"the weights belong to a different architecture: {name} is {given.get(name, 'missing')}, expected "
+            f"{own.get(name, 'no such entry')}"
         )
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The Python door: a trained encoder from its file, its features for tensors, PIL images and image files."""
+"""The public Python API: load a trained encoder, and compute features of tensors, PIL images and image files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from simclr.weights.features import Batches
 
 
 class Encoder(nn.Module):
-    """The encoder f of a SimCLR: images (float N x 3 x S x S in [0, 1]) -> h (N x features).
+    """A trained encoder: images (float N x 3 x S x S, in [0, 1]) -> h (N x features).
 
-    It normalises the images itself, and resizes them to `side`, which it was trained on. In eval mode when made; its
-    parameters can be trained. Raises UserError when the weights are not of the config's network.
+    It normalises the images, and resizes them to `side`, the side that it was trained on. It starts in eval mode, and
+    its parameters can be trained. Raises UserError if the weights don't belong to the config's network.
     """
 
     def __init__(self, config: Config, weights: dict[str, Tensor]) -> None:
@@ -42,17 +42,17 @@ class Encoder(nn.Module):
         return h
 
     def transform(self, image: Image.Image) -> Tensor:
-        """An image of any mode and size -> float 3 x stored x stored in [0, 1]: as training kept it (`data.side`).
+        """Convert an image of any mode and size as in training: to float 3 x stored x stored, in [0, 1].
 
-        Give it the opened file: one whose pixels were loaded before is not shrunk in the same two steps (JPEG).
+        Pass the image as `Image.open` returns it. If its pixels were already loaded, a JPEG is resized differently.
         """
         return torch.tensor(pixels(image, self.stored)).float().div_(255)
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a run's model.safetensors, or of one of its checkpoints, on the CPU. UserError for another file.
+    """Load the encoder from a run's model.safetensors or from one of its checkpoints, on the CPU.
 
-    Its data set is not needed.
+    The data set is not needed. Raises UserError for any other file.
     """
     config, weights, _ = load_weights(Path(path))
     return Encoder(config, weights)
@@ -64,28 +64,28 @@ def embed_files(
     files: Sequence[Path],
     batch: int = 256,
     observer: Observer = SILENT,
-    left_out: list[str] | None = None,
+    skipped: list[str] | None = None,
 ) -> Batches:
-    """Features of image files, `batch` at a time: (names, float32 n x features), on the encoder's device.
+    """Compute features of image files on the encoder's device, `batch` at a time: (names, float32 n x features).
 
-    Files that can't be read as images are named in `left_out`, if there is one. Raises UserError where there is none,
-    naming them, and when there are no files.
+    Files that can't be read as images are left out, and added to the list `skipped` with the reason. Without that list,
+    and if there are no files, raises UserError.
     """
     if not files:
-        raise UserError("no images to embed: expected at least one image file")
+        raise UserError("there are no images to embed: give at least one image file")
     device = encoder.model.mean.device
     for start in range(0, len(files), batch):
         names = [str(file) for file in files[start : start + batch]]
         images = np.empty((len(names), 3, encoder.stored, encoder.stored), np.uint8)
         bad = dict(decode_files(Files(names, lambda name: Path(name).read_bytes()), images, SILENT, ""))
-        told = [f"{names[row]} ({reason})" for row, reason in bad.items()]
-        if bad and left_out is None:
-            raise bad_images(told, len(files), "Remove them, or pass --on-bad-image skip")
-        if left_out is not None:
-            left_out += told
+        reasons = [f"{names[row]} ({reason})" for row, reason in bad.items()]
+        if bad and skipped is None:
+            raise bad_images(reasons, len(files), "Remove them, or pass --on-bad-image skip")
+        if skipped is not None:
+            skipped += reasons
         kept = [row for row in range(len(names)) if row not in bad]
         if kept:
-            pixels_of = torch.from_numpy(images[kept]).to(device).float().div_(255)
-            shown = [names[row].encode(errors="backslashreplace").decode() for row in kept]  # a name may be no UTF-8
-            yield shown, encoder(pixels_of).cpu().numpy()
+            tensor = torch.from_numpy(images[kept]).to(device).float().div_(255)
+            printable = [names[row].encode(errors="backslashreplace").decode() for row in kept]  # may not be UTF-8
+            yield printable, encoder(tensor).cpu().numpy()
         observer.progress("embedding", start + len(names), len(files))

@@ -1,4 +1,4 @@
-"""Write features of image files to Parquet or npz."""
+"""Write features of image files to a Parquet or npz file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ import numpy as np
 from simclr.data.images import Array
 from simclr.errors import RunFailed, UserError, unknown
 
-Batches = Iterator[tuple[list[str], Array]]  # names of files, and their features: float32, names x D
-
-
-NOTHING = "none of the files can be read as an image: nothing to write"
+Batches = Iterator[tuple[list[str], Array]]  # file names, and their features: float32, names x D
 
 
 def _write_parquet(path: Path, batches: Batches) -> None:
-    """Columns `file` and `features` (list<float32>[D]); a row group for each batch, one in memory at a time."""
+    """Columns `file` and `features` (list<float32>[D]). Each batch is a row group, and only one is in memory."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     first = next(batches, None)
     if first is None:
-        raise UserError(NOTHING)
+        raise _no_images()
     width = first[1].shape[1]
     schema = pyarrow.schema({"file": pyarrow.string(), "features": pyarrow.list_(pyarrow.float32(), width)})
     with ParquetWriter(path, schema) as writer:
@@ -37,38 +34,45 @@ def _write_parquet(path: Path, batches: Batches) -> None:
 
 
 def _write_npz(path: Path, batches: Batches) -> None:
-    """Arrays `files` and `features` (float32 N x D). The names are in memory; the features wait on the disk, since an
-    array's file begins with its length."""
+    """Arrays `files` and `features` (float32 N x D).
+
+    An array's file starts with its length, so the features are first collected in a temporary file.
+    """
     names: list[str] = []
-    with tempfile.TemporaryFile(dir=path.parent) as waiting:
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
         for files, features in batches:
             names += files
-            waiting.write(features.tobytes())
-        waiting.flush()
+            scratch.write(features.tobytes())
+        scratch.flush()
         if not names:
-            raise UserError(NOTHING)
-        rows = np.memmap(waiting, np.float32, "r").reshape(len(names), -1)
+            raise _no_images()
+        rows = np.memmap(scratch, np.float32, "r").reshape(len(names), -1)
         with path.open("wb") as file:
             np.savez(file, files=np.array(names), features=rows)
 
 
+def _no_images() -> UserError:
+    return UserError("none of the files can be read as an image: give at least one that can")
+
+
+# By suffix of the file.
 WRITERS: dict[str, Callable[[Path, Batches], None]] = {".parquet": _write_parquet, ".npz": _write_npz}
 
 
 def write_features(path: Path, batches: Batches) -> None:
-    """Write a stream of features as its suffix says, one of WRITERS; the file appears when all of it is on the disk.
+    """Write features to a file whose suffix is one of WRITERS. The file gets its name once it is complete on disk.
 
-    Raises UserError for another suffix, RunFailed when it can't be written.
+    Raises UserError for any other suffix, and RunFailed if the file can't be written.
     """
     if path.suffix not in WRITERS:
-        raise unknown("suffix of a file of features", path.suffix, WRITERS)
+        raise unknown("suffix for a features file", path.suffix, WRITERS)
     scratch = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         WRITERS[path.suffix](scratch, batches)
         os.replace(scratch, path)
     except OSError as error:
-        raise RunFailed(f"can't write the features {path}: {error}; free some space, or name another place") from error
+        raise RunFailed(f"can't write the features {path}: {error}. Free some space, or choose another file") from error
     finally:
         with suppress(OSError):
             scratch.unlink()

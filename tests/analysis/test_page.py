@@ -1,3 +1,5 @@
+"""Tests of the HTML page."""
+
 from __future__ import annotations
 
 import base64
@@ -12,14 +14,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.page import KINDS, SCRIPT, page
+from analysis.page import KINDS, page
 
-EVIL = """</td></pre></title><script>alert("1")</script>]]> --> ' & &amp; <img src=x onerror='alert(2)'>"""
+EVIL = """</td></pre></title><script>alert("1")</script>]]> --> ' & &amp; {{ 7 }} <img src=x onerror='alert(2)'>"""
 VOID = {"meta", "img"}
 
 
 class Reader(HTMLParser):
-    """Elements, texts and attributes of a page, whose tags must balance."""
+    """The elements, texts and attributes of a page, whose tags must balance."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ def figures(tmp_path: Path) -> list[Path]:
     return [tmp_path / "a.png", tmp_path / "b.svg"]
 
 
-def test_a_page_is_balanced_html_that_shows_every_text_as_it_is_and_loads_nothing(figures: list[Path]) -> None:
+def test_page_escapes_every_text_and_loads_nothing(figures: list[Path]) -> None:
     frame = pd.DataFrame({EVIL: [EVIL, None], "n": [3, 4], "p": [0.5, float("nan")]})
     sections = [(EVIL, "text", f"one\n\n{EVIL}"), ("Cells", "table", frame), ("", "code", f"\n{EVIL}")]
     text = page(EVIL, [*sections, *(("", "figure", (path, EVIL)) for path in figures)])
@@ -76,26 +78,27 @@ def test_a_page_is_balanced_html_that_shows_every_text_as_it_is_and_loads_nothin
     assert not re.search(r"url\(|@import|https?:", text)
 
 
-def test_unknown_kinds_and_formats_are_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^section 'x' of kind 'plot': expected one of {', '.join(KINDS)}$"):
+def test_page_rejects_unknown_kinds_and_figure_formats(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^section 'x' has the unknown kind 'plot': choose from {', '.join(KINDS)}$"):
         page("t", [("x", "plot", "")])
-    with pytest.raises(ValueError, match=r"figure .*a\.pdf: expected one of \.png, \.svg, so save it"):
+    with pytest.raises(ValueError, match=r"^can't show the figure .*a\.pdf: save it as one of \.png, \.svg$"):
         page("t", [("x", "figure", (tmp_path / "a.pdf", ""))])
 
 
-@pytest.mark.parametrize(
-    ("texts", "up", "down"),
-    [
-        (["10.2", "9.5 (9 to 10)", "—", "-1", "+2e1"], [3, 1, 0, 4, 2], [4, 0, 1, 3, 2]),
-        (["mlp", "", "3-layer", "—", "linear"], [2, 4, 0, 1, 3], [0, 4, 2, 1, 3]),
-        (["1", "1", "0"], [2, 0, 1], [0, 1, 2]),
-    ],
-    ids=["numbers", "words", "ties"],
-)
-def test_a_column_is_sorted_as_numbers_where_it_holds_numbers(texts: list[str], up: list[int], down: list[int]) -> None:
+def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
     if not (node := shutil.which("node")):
         pytest.skip("node is not installed")
-    call = f"const texts = {json.dumps(texts)}; console.log(JSON.stringify([order(texts, false), order(texts, true)]))"
-    script = f"const document = {{querySelectorAll: () => []}}; {SCRIPT}; {call}"
-    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60)
-    assert json.loads(done.stdout) == [up, down]
+    numbers, words, ties = (
+        ["10.2", "9.5 (9 to 10)", "—", "-1", "+2e1"],
+        ["mlp", "", "3-layer", "—", "linear"],
+        list("110"),
+    )
+    (script,) = Reader(page("t", [])).texts["script"]
+    calls = f"{json.dumps([numbers, words, ties])}.map(texts => [order(texts, false), order(texts, true)])"
+    program = f"const document = {{querySelectorAll: () => []}}; {script}; console.log(JSON.stringify({calls}))"
+    done = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == [
+        [[3, 1, 0, 4, 2], [4, 0, 1, 3, 2]],
+        [[2, 4, 0, 1, 3], [0, 4, 2, 1, 3]],
+        [[2, 0, 1], [0, 1, 2]],
+    ]

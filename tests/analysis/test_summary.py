@@ -1,3 +1,5 @@
+"""Tests of the summary of a study."""
+
 from __future__ import annotations
 
 import math
@@ -17,7 +19,7 @@ NAN = math.nan
 
 
 def records(figures: Mapping[str, Any], metric: str = "knn_top1") -> pd.DataFrame:
-    """Records of cells with one figure a seed; nan: that seed failed."""
+    """Records of cells with one value per seed, nan if that seed failed."""
     rows = [
         {"cell": name, "seed": seed, "status": "FAILED" if math.isnan(value) else "FINISHED", metric: value}
         for name, values in figures.items()
@@ -27,7 +29,7 @@ def records(figures: Mapping[str, Any], metric: str = "knn_top1") -> pd.DataFram
 
 
 def cells(names: Mapping[str, Any], **expected: float | str) -> list[dict[str, Any]]:
-    """A plan: each name with the size or the direction that is expected there."""
+    """Cells with the expected size or direction of their difference."""
     sizes = {name: expected.get(name) for name in names}
     return [
         {
@@ -45,12 +47,12 @@ def table(figures: Mapping[str, Any], **expected: float | str) -> pd.DataFrame:
 
 
 def studies(draw: np.random.Generator, effects: list[float], runs: int) -> np.ndarray:
-    """Figures (studies x cells x 5 seeds) in which a seed moves all cells of its study far more than the noise does."""
+    """Accuracies (studies x cells x 5 seeds) in which the seed matters far more than the noise."""
     seeds, noise = draw.normal(0.6, 0.05, (runs, 1, 5)), draw.normal(0, 0.005, (runs, len(effects), 5))
     return np.array(effects)[:, None] + seeds + noise
 
 
-def test_a_row_is_scipys_interval_and_paired_test_in_percent() -> None:
+def test_rows_equal_scipys_intervals_and_paired_tests() -> None:
     draw = np.random.default_rng(0)
     figures = {"base": draw.normal(0.6, 0.03, 5), "b": draw.normal(0.5, 0.03, 5), "a": draw.normal(0.6, 0.03, 5)}
     result = table(figures)
@@ -71,16 +73,16 @@ def test_a_row_is_scipys_interval_and_paired_test_in_percent() -> None:
     assert baseline[["difference", "difference_low", "p"]].isna().all()
 
 
-def test_a_metric_that_is_no_accuracy_keeps_its_unit() -> None:
+def test_metrics_other_than_accuracies_keep_their_unit() -> None:
     figures = {"base": [1.5, 1.6], "a": [1.8, 1.7]}
     result = summary(records(figures, "alignment"), cells(figures), "alignment", {})
     assert result["mean"].tolist() == pytest.approx([1.55, 1.75])
     assert shown(result, "alignment").iloc[1]["difference"] == "+0.2 (-1.071 to +1.471)"
 
 
-def test_intervals_of_simulated_studies_cover_the_true_difference_95_times_in_100() -> None:
-    """The baseline is what a seed does to every cell, without noise: 2000 cells are as many independent studies."""
-    draw, runs, effect = np.random.default_rng(1), 2000, -0.01
+def test_intervals_cover_the_true_difference_95_times_in_100() -> None:
+    """The baseline has no noise, so 400 cells are as many independent studies."""
+    draw, runs, effect = np.random.default_rng(1), 400, -0.01
     base = draw.normal(0.6, 0.05, 5)
     figures = {"base": base} | {str(run): base + effect + draw.normal(0, 0.007, 5) for run in range(runs)}
     found = table(figures, **{str(run): "lower" for run in range(runs)}).iloc[1:]
@@ -90,7 +92,7 @@ def test_intervals_of_simulated_studies_cover_the_true_difference_95_times_in_10
     assert (found["verdict"] == "agrees").mean() == pytest.approx(power, abs=0.05)
 
 
-def test_figures_are_paired_by_seed_whatever_their_order() -> None:
+def test_cells_are_paired_by_seed_in_any_order() -> None:
     base, cell = studies(np.random.default_rng(2), [0, -0.01], 1)[0]
     figures = {"base": base, "cell": cell}
     rows, plan = records(figures), cells(figures)
@@ -101,8 +103,8 @@ def test_figures_are_paired_by_seed_whatever_their_order() -> None:
     assert widths[1] > 3 * widths[0]
 
 
-def test_studies_without_effects_are_rarely_called_significant_in_any_cell() -> None:
-    runs = 300
+def test_holm_limits_false_positives_in_studies_without_effects() -> None:
+    runs = 60
     found = uncorrected = 0
     for study in studies(np.random.default_rng(3), [0] * 6, runs):
         result = table(dict(zip("abcdef", study, strict=True)))
@@ -112,10 +114,10 @@ def test_studies_without_effects_are_rarely_called_significant_in_any_cell() -> 
     assert uncorrected / runs > 0.1
 
 
-def test_failed_seeds_reduce_n_and_leave_the_pairs_that_both_have() -> None:
+def test_failed_seeds_reduce_n_and_pairs() -> None:
     base, a, b = [NAN, 0.5, 0.6, 0.7], [0.4, NAN, 0.5, 0.58], [NAN] * 4
     rows = records({"base": base, "a": a, "b": b})
-    rows.loc[rows["cell"] == "b", "knn_top1"] = 0.9  # measured, but not finished: no figure of the study
+    rows.loc[rows["cell"] == "b", "knn_top1"] = 0.9  # measured, but not finished
     result = summary(rows, cells({"base": 0, "a": 0, "b": 0}), "knn_top1", {})
     assert result["n"].tolist() == [3, 3, 0]
     assert result["pairs"].tolist() == [0, 2, 0]
@@ -129,13 +131,13 @@ def test_failed_seeds_reduce_n_and_leave_the_pairs_that_both_have() -> None:
 
 
 @pytest.mark.parametrize("figures", [{"base": [0.5], "a": [0.4]}, {"base": [0.5, NAN], "a": [0.4, 0.3]}])
-def test_one_pair_has_a_difference_and_no_verdict(figures: dict[str, list[float]]) -> None:
+def test_one_pair_has_a_difference_but_no_verdict(figures: dict[str, list[float]]) -> None:
     row = table(figures, a="lower").loc["a"]
     assert (row["pairs"], row["difference"], row["verdict"]) == (1, pytest.approx(-10), "can't tell")
     assert row[["difference_low", "difference_high", "p", "p_holm"]].isna().all()
 
 
-def test_a_study_of_which_nothing_finished_is_a_table_of_dashes() -> None:
+def test_an_unfinished_study_has_a_table_without_values() -> None:
     text = shown(table({"base": [NAN], "a": [NAN]}).reset_index(), "knn_top1")
     assert text["n"].tolist() == ["0", "0"]
     assert text.drop(columns=["cell", "n", "verdict"]).isna().all(axis=None)
@@ -152,7 +154,7 @@ def test_a_study_of_which_nothing_finished_is_a_table_of_dashes() -> None:
         (None, "", "", ""),
     ],
 )
-def test_the_verdict_is_the_side_of_0_on_which_the_interval_lies(
+def test_verdict_is_the_side_of_0_on_which_the_interval_lies(
     expected: float | str | None, fall: str, rise: str, none: str
 ) -> None:
     base, some = np.array([0.5, 0.6, 0.7]), np.array([0.1, 0.11, 0.1])
@@ -161,7 +163,7 @@ def test_the_verdict_is_the_side_of_0_on_which_the_interval_lies(
     assert result["verdict"].tolist() == ["", fall, rise, none]
 
 
-def test_mcnemar_is_of_the_seeds_with_predictions_of_both() -> None:
+def test_mcnemar_uses_the_seeds_with_predictions_of_both() -> None:
     draw = np.random.default_rng(4)
     figures = {"base": [0.8, 0.8, NAN], "a": [0.6, 0.7, 0.6]}
     correct = {(name, seed): draw.random(300) < 0.7 for name in figures for seed in (0, 1, 2)}
@@ -172,7 +174,7 @@ def test_mcnemar_is_of_the_seeds_with_predictions_of_both() -> None:
     assert summary(records(figures), cells(figures), "knn_top1", correct)["mcnemar"].tolist()[1] == p[1]
 
 
-def test_a_summary_is_shown_in_percent_and_points_with_signs_in_every_format() -> None:
+def test_shown_has_percent_and_signed_points_in_every_format() -> None:
     figures = {"base": [0.60, 0.62, 0.61], "a|b": [0.50, 0.52, 0.50], "t=1": [0.61, 0.60, 0.615]}
     expected = {"a|b": -6.4, "t=1": "higher"}
     text = shown(summary(records(figures), cells(figures, **expected), "knn_top1", {}), "knn_top1")
@@ -195,10 +197,12 @@ def test_a_summary_is_shown_in_percent_and_points_with_signs_in_every_format() -
         assert "-10.33 (-11.77 to -8.90)" in style(text, [])
 
 
-def test_what_cannot_be_summed_up_is_refused_in_one_line() -> None:
+def test_unknown_metrics_and_duplicate_runs_are_rejected() -> None:
     figures = {"base": [0.5, 0.6], "a": [0.4, 0.5]}
     rows = records(figures)
-    with pytest.raises(ValueError, match=r"^no figure 'knn' in the records: they have cell.*, so name one of those$"):
+    with pytest.raises(
+        ValueError, match=r"^the records have no metric 'knn': choose from cell, seed, status, knn_top1, error"
+    ):
         summary(rows, cells(figures), "knn", {})
-    with pytest.raises(ValueError, match=r"^cell 'a' with seed 1 occurs twice: .* so give each cell its own name$"):
+    with pytest.raises(ValueError, match=r"^cell 'a' with seed 1 occurs twice: give each cell its own name$"):
         summary(pd.concat([rows, rows.tail(1)]), cells(figures), "knn_top1", {})

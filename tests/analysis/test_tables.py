@@ -1,3 +1,5 @@
+"""Tests of tables and their formats."""
+
 from __future__ import annotations
 
 import csv
@@ -22,7 +24,7 @@ def run(name: str = "a", **changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("style", FORMATS)
-def test_every_format_has_every_note_and_cell_and_writes_numbers_as_they_are(style: str) -> None:
+def test_every_format_keeps_notes_cells_and_numbers(style: str) -> None:
     text = FORMATS[style](AWKWARD, NOTES)
     for piece in (*NOTES, "lr", "1e5", "007", "0.1", "—"):
         assert piece in text
@@ -30,20 +32,20 @@ def test_every_format_has_every_note_and_cell_and_writes_numbers_as_they_are(sty
     assert FORMATS[style](AWKWARD.iloc[:0], [])
 
 
-def test_csv_is_read_back_past_its_comments() -> None:
+def test_csv_can_be_read_back() -> None:
     text = FORMATS["csv"](pd.DataFrame({"a, b": ['say "x"', None], "c": [1 / 3, 2.0]}), NOTES)
     assert text.splitlines()[:2] == [f"# {note}" for note in NOTES]
     rows = list(csv.reader(io.StringIO(text.split("\n", 2)[2])))
     assert rows == [["a, b", "c"], ['say "x"', str(1 / 3)], ["—", "2.0"]]
 
 
-def test_markdown_keeps_pipes_inside_their_cells() -> None:
+def test_markdown_escapes_pipes() -> None:
     lines = FORMATS["markdown"](AWKWARD, NOTES).splitlines()
     assert {line.replace(r"\|", "").count("|") for line in lines[:4]} == {4}
     assert lines[4:] == ["", *(f"- {note}" for note in NOTES)]
 
 
-def test_latex_escapes_what_latex_reads_as_code(tmp_path: Path) -> None:
+def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     text = FORMATS["latex"](AWKWARD, NOTES)
     assert text.startswith("% protocol 1")
     assert r"a\_b" in text
@@ -54,7 +56,7 @@ def test_latex_escapes_what_latex_reads_as_code(tmp_path: Path) -> None:
         subprocess.run([latex, "-halt-on-error", "table.tex"], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_runs_are_told_apart_by_the_settings_in_which_they_differ() -> None:
+def test_comparison_shows_the_settings_that_differ() -> None:
     frame = comparison([run(), run("b", config={"lr": 0.3, "drop": ["color_jitter"], "width": 64})])
     assert list(frame) == ["run", "drop", "width", "kNN top-1"]
     assert frame["width"].tolist() == [None, 64]
@@ -62,12 +64,12 @@ def test_runs_are_told_apart_by_the_settings_in_which_they_differ() -> None:
     assert "['color_jitter']" in FORMATS["terminal"](frame, [])
 
 
-def test_runs_of_one_name_show_their_id_and_a_figure_without_interval_stands_alone() -> None:
+def test_comparison_adds_ids_to_equal_names_and_leaves_out_unknown_intervals() -> None:
     frame = comparison([run(intervals={}), run(id="2e", metrics={})])
     assert frame.to_dict("list") == {"run": ["a (1f)", "a (2e)"], "kNN top-1": ["93.65", None]}
 
 
-def test_figures_of_two_protocols_never_stand_in_one_column() -> None:
+def test_comparison_has_a_column_for_each_protocol() -> None:
     both = {"knn_top1": 0.9, "linear_top1": 0.95}
     frame = comparison([run(), run("b", metrics=both, protocols={"knn_top1": "2", "linear_top1": "2"}, intervals={})])
     assert list(frame) == ["run", "kNN top-1 [1]", "kNN top-1 [2]", "linear top-1"]
@@ -75,13 +77,13 @@ def test_figures_of_two_protocols_never_stand_in_one_column() -> None:
     assert frame.iloc[0].tolist() == ["a", "93.65 (92.6 to 94.7)", None, None]
 
 
-def test_a_p_value_too_small_for_a_float_is_not_called_zero() -> None:
+def test_a_tiny_p_value_is_not_shown_as_zero() -> None:
     labels = np.zeros(3000, dtype=np.int64)
     (row,) = mcnemar_table({"a": {"knn": labels}, "b": {"knn": labels + 1}}, labels).to_dict("records")
     assert row["p (McNemar)"] == "< 1e-300"
 
 
-def test_mcnemar_compares_each_pair_on_each_metric_of_both() -> None:
+def test_mcnemar_table_has_each_pair_and_each_shared_metric() -> None:
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     wrong = labels.copy()
     wrong[:6] += 1

@@ -11,37 +11,65 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from experiments import tracking
-from experiments.tracking import Store, ui_command
+from experiments.tracking import Record, Store, Tracker
 from simclr.errors import RunFailed, UserError
 from simclr.train.loop import Interrupted
 from tests.helpers import ROOT
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-def start(store: Store, name: str = "run", key: str = "k") -> str:
-    tags = {"kind": "pretrain", "config_key": key, "data_digest": "d", "seed": "0"}
-    with store.start(name, tags, {"optim.lr": 0.1}).finishing(Interrupted) as tracker:
+def finished_run(store: Store, name: str = "run", key: str = "k") -> Record:
+    tags = {"config_key": key, "data_digest": "d", "seed": "0"}
+    with store.start(name, "pretrain", {"optim.lr": 0.1}, tags).finishing(Interrupted) as tracker:
         tracker.log({"train/loss": 2.0}, 1)
         tracker.log({"train/loss": 1.0}, 2)
-    return tracker.run_id
+    return tracker.record()
 
 
-def test_a_run_keeps_its_points_params_and_artifacts(store: Store) -> None:
-    run_id = start(store)
-    run = store.client.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"optim.lr": "0.1"}
-    assert store.history(run_id, "train/loss").to_dict("list") == {"step": [1, 2], "value": [2.0, 1.0]}
-    tracker = store.reopen(run)
+def test_a_record_has_everything_that_was_logged(store: Store) -> None:
+    record = finished_run(store)
+    assert (record.name, record.kind, record.status, record.finished) == ("run", "pretrain", "FINISHED", True)
+    assert record.params == {"optim.lr": "0.1"}
+    assert record.tags == {"kind": "pretrain", "config_key": "k", "data_digest": "d", "seed": "0"}
+    assert record.metrics == {"train/loss": 1.0}
+    assert record.parent is None
+    assert record.history("train/loss").to_dict("list") == {"step": [1, 2], "value": [2.0, 1.0]}
+    tracker = store.reopen(record)
+    assert tracker.record().status == "RUNNING"
     tracker.artifact("note.txt", lambda path: path.write_text("here"))
-    assert store.artifact(run_id, "note.txt").read_text() == "here"
-    assert store.artifact(run_id, "note.txt").is_relative_to(store.folder)
-    with pytest.raises(UserError, match=r"has no artifact 'gone\.txt'"):
-        store.artifact(run_id, "gone.txt")
+    assert record.artifact("note.txt").read_text() == "here"
+    assert record.artifact("note.txt").is_relative_to(store.folder)
+    with pytest.raises(UserError, match=r"has no file 'gone\.txt'"):
+        record.artifact("gone.txt")
+
+
+def test_a_step_logged_twice_keeps_its_last_value(store: Store) -> None:
+    tracker = Tracker(store, finished_run(store).id)
+    tracker.log({"train/loss": 0.5}, 1)
+    tracker.flush()
+    assert tracker.record().history("train/loss").to_dict("list") == {"step": [1, 2], "value": [0.5, 1.0]}
+
+
+def test_protocols_are_recorded_apart_from_other_tags(store: Store) -> None:
+    tracker = Tracker(store, finished_run(store).id)
+    tracker.tag({"protocol": 3})
+    tracker.tag_protocols({"z/knn_top1": "3-abcdef"})
+    record = tracker.record()
+    assert record.protocols == {"z/knn_top1": "3-abcdef"}
+    assert record.tags["protocol"] == "3"
+    assert not any("/" in tag for tag in record.tags)
+
+
+def test_a_copy_has_a_parent_and_names_its_source(store: Store) -> None:
+    source = finished_run(store)
+    Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
+    study = store.start("study", "study", {})
+    copy = store.copy(store.get(source.id), "cell", {"cell": "baseline"}, parent=study.run_id)
+    assert (copy.kind, copy.parent, copy.finished) == ("cell", study.run_id, True)
+    assert copy.tags["copied_from"] == source.id
+    assert (copy.tags["cell"], copy.tags["config_key"]) == ("baseline", "k")
+    assert copy.protocols == {"knn_top1": "3-abcdef"}
+    assert copy.history("train/loss").equals(source.history("train/loss"))
+    assert [record.id for record in store.records(parent=study.run_id)] == [copy.id]
 
 
 @pytest.mark.parametrize(
@@ -53,52 +81,58 @@ def test_a_run_keeps_its_points_params_and_artifacts(store: Store) -> None:
         (SystemExit(1), "FAILED"),
     ],
 )
-def test_a_run_that_ends_early_says_how(store: Store, error: BaseException, status: str) -> None:
-    tracker = store.start("early", {"kind": "pretrain"}, {})
+def test_a_run_that_ends_early_records_why(store: Store, error: BaseException, status: str) -> None:
+    tracker = store.start("early", "pretrain", {})
     tracker.log({"train/loss": 3.0}, 1)
     with pytest.raises(type(error)), tracker.finishing(Interrupted):
         raise error
-    run = store.client.get_run(tracker.run_id)
-    assert run.info.status == status
-    assert run.data.metrics == {"train/loss": 3.0}
-    assert ("boom" in run.data.tags.get("error", "")) == isinstance(error, ValueError)
+    record = tracker.record()
+    assert record.status == status
+    assert record.metrics == {"train/loss": 3.0}
+    assert ("boom" in record.tags.get("error", "")) == isinstance(error, ValueError)
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(store: Store) -> None:
-    tracker = store.start("locked", {"kind": "pretrain"}, {})
+def test_only_one_process_trains_a_run(store: Store) -> None:
+    tracker = store.start("locked", "pretrain", {})
     with (
         tracker.finishing(Interrupted),
-        pytest.raises(UserError, match="another process"),
+        pytest.raises(UserError, match="another process is training run"),
         tracker.finishing(Interrupted),
     ):
         pass
-    assert store.client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert tracker.record().finished
 
 
-def test_runs_are_found_by_key_name_and_id(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with pytest.raises(UserError, match="no run in"):
+def test_runs_are_found_by_key_name_and_id(store: Store) -> None:
+    with pytest.raises(UserError, match="there is no run in"):
         store.find(None)
-    first, second = start(store, "a", "k1"), start(store, "b", "k2")
-    assert [run.info.run_id for run in store.of_key("k1", "d")] == [first]
+    first, second = finished_run(store, "a", "k1"), finished_run(store, "b", "k2")
+    assert [record.id for record in store.of_key("k1", "d")] == [first.id]
     assert store.of_key("k1", "other data") == []
-    assert store.find(None).info.run_id == second
-    assert store.find("a").info.run_id == first
-    assert store.find(first[:8]).info.run_id == first
-    with pytest.raises(UserError, match="no run is called 'c'"):
+    assert store.find(None).id == second.id
+    assert store.find("a").id == first.id
+    assert store.find(first.short_id).id == first.id
+    with pytest.raises(UserError, match="no run has the name 'c'"):
         store.find("c")
-    assert list(store.table()["name"]) == ["b", "a"]
+    assert [record.name for record in store.records()] == ["b", "a"]
+    assert [record.name for record in store.records(config_key="k1")] == ["a"]
+
+
+def test_the_nearest_name_is_suggested(store: Store) -> None:
+    finished_run(store, "shapes-s0")
+    with pytest.raises(UserError, match="did you mean 'shapes-s0'"):
+        store.find("shape-s0")
 
 
 OPEN = """
-import sys, time
+import sys
 from pathlib import Path
-from experiments import tracking
 from experiments.tracking import Store
-from simclr.train import Interrupted
-while time.time() < float(sys.argv[2]): pass
+from simclr.train.loop import Interrupted
+print("ready", flush=True)
+sys.stdin.readline()
 store = Store(Path(sys.argv[1]))
-with store.start("together", {"kind": "pretrain"}, {}).finishing(Interrupted) as tracker:
+with store.start("together", "pretrain", {}).finishing(Interrupted) as tracker:
     for step in range(20):
         tracker.log({"train/loss": 1.0}, step)
         tracker.flush()
@@ -106,62 +140,65 @@ with store.start("together", {"kind": "pretrain"}, {}).finishing(Interrupted) as
 
 
 @pytest.mark.slow
-def test_four_processes_that_start_at_once_on_a_fresh_store_all_succeed(tmp_path: Path) -> None:
-    import time
-
-    command = [sys.executable, "-c", OPEN, str(tmp_path / "fresh"), str(time.time() + 20)]
+def test_four_processes_may_create_a_store_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "fresh")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
-    store = Store(tmp_path / "fresh")
-    assert [run.info.status for run in store.search()] == ["FINISHED"] * 4
-    assert all(len(store.history(run.info.run_id, "train/loss")) == 20 for run in store.search())
+    records = Store(tmp_path / "fresh").records()
+    assert [record.status for record in records] == ["FINISHED"] * 4
+    assert all(len(record.history("train/loss")) == 20 for record in records)
 
 
-def test_a_store_elsewhere_is_used_and_one_that_cannot_be_opened_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tracking_uri_names_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
-    start(Store(tmp_path / "home"))
+    finished_run(Store(tmp_path / "empty" / "home"))
     assert (tmp_path / "other.db").exists()
-    assert not (tmp_path / "home" / "mlflow.db").exists()
+    assert not (tmp_path / "empty" / "home" / "mlflow.db").exists()
+
+
+def test_a_store_that_cannot_be_opened_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "garbage.db").write_text("not a database, but long enough to look like one" * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'garbage.db'}")
-    with pytest.raises(UserError, match="can't open the tracking store"):
-        Store(tmp_path / "home")
+    with pytest.raises(UserError, match="can't open the tracking store") as error:
+        Store(tmp_path / "empty" / "home")
+    assert "\n" not in str(error.value)
 
 
-def test_the_page_is_served_on_loopback_without_telemetry_or_jobs(tmp_path: Path) -> None:
-    command, environment = ui_command(tmp_path, 5005)
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-
-
-def test_a_store_that_refuses_is_waited_for_in_training_but_nothing_is_lost_unsaid(
+def test_refused_metrics_are_kept_and_training_continues_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = store.start("refused", {"kind": "pretrain"}, {})
-    send = store.client.log_batch
+    tracker = store.start("refused", "pretrain", {})
+    send = store._client.log_batch
 
     def refuse(*arguments: object, **entries: object) -> None:
         raise MlflowException("database is locked")
 
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", -1.0)
-    monkeypatch.setattr(store.client, "log_batch", refuse)
+    monkeypatch.setattr(store._client, "log_batch", refuse)
     tracker.log({"train/loss": 1.0}, 1)
     with pytest.raises(RunFailed, match="database is locked"):
         tracker.flush()
     with pytest.raises(ValueError, match="why it failed"), tracker.finishing(Interrupted):
         raise ValueError("why it failed")
-    assert store.client.get_run(tracker.run_id).info.status == "FAILED"
-    monkeypatch.setattr(store.client, "log_batch", send)
+    assert tracker.record().status == "FAILED"
+    monkeypatch.setattr(store._client, "log_batch", send)
     tracker.flush()
-    assert len(store.history(tracker.run_id, "train/loss")) == 1
-    monkeypatch.setattr(store.client, "log_batch", refuse)
-    clock = SimpleNamespace(time=time.time, monotonic=lambda: tracker.tried + 2 * tracking.PATIENCE_SECONDS)
-    monkeypatch.setattr(tracking, "time", clock)
-    tracker.log({"train/loss": 1.0}, 2)  # the last figures were sent long ago: patience begins now
+    assert len(tracker.record().history("train/loss")) == 1
+    monkeypatch.setattr(store._client, "log_batch", refuse)
+    later = tracker._sent_at + 2 * tracking.PATIENCE_SECONDS
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(time=time.time, monotonic=lambda: later))
+    tracker.log({"train/loss": 1.0}, 2)  # the last points were sent long ago, but refusal starts now
     with pytest.raises(RunFailed, match="can't write to the tracking store"):
         tracker.log({"train/loss": 1.0}, 3)

@@ -1,7 +1,6 @@
-"""Settings: what is refused and how, the round trip through TOML, and what the key of a run depends on."""
+"""The Config: what is rejected and how, the round trip through TOML, and what the key of a run depends on."""
 
-import os
-import subprocess
+import importlib.util
 import sys
 import tomllib
 from functools import reduce
@@ -9,25 +8,32 @@ from functools import reduce
 import pytest
 from pydantic import ValidationError
 
-from simclr.augment import AUGMENTATIONS
+import simclr.config
+from experiments.configs.presets import presets
+from experiments.configs.resolve import resolve_timed
 from simclr.config import Config, make, to_toml
 from simclr.data.dataset import NORMALIZATIONS
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError
+from simclr.methods import METHODS
+from simclr.methods.base import Method
 from simclr.model import HEADS, STEMS
 from simclr.optim import OPTIMIZERS, SCALINGS, SCHEDULES
-from simclr.settings import merge, nested, settings
-from simclr.views import pipeline
-from tests.helpers import ROOT
+from simclr.settings import Section, merge, nested, setting_names
+
+
+def tables(values):
+    """Nested tables from dotted names, e.g. {"loss.temperature": 0.1}."""
+    return reduce(merge, (nested(name, value) for name, value in values.items()), {})
 
 
 def configured(values):
-    """A Config from dotted names, e.g. {"loss.temperature": 0.1}."""
-    return make(reduce(merge, (nested(name, value) for name, value in values.items()), {}))
+    """A Config from dotted names."""
+    return make(tables(values))
 
 
-def refusal(values):
-    """The one-line message with which a Config is refused."""
+def error_message(values):
+    """The one-line message with which a Config is rejected."""
     with pytest.raises(UserError) as caught:
         configured(values)
     message = str(caught.value)
@@ -38,23 +44,17 @@ def refusal(values):
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_settings_at_all_make_the_default_config():
+def test_no_settings_give_the_default_config():
     assert make({}) == Config()
     assert make(Config().model_dump()) == Config()
 
 
-@pytest.mark.parametrize(("section", "field"), [(None, "seed"), ("loss", "temperature"), ("optim", "lr")])
-def test_a_config_cannot_be_changed(section, field):
+@pytest.mark.parametrize(("section", "field"), [(None, "seed"), ("loss", "temperature"), ("augment", "crop")])
+def test_a_config_is_frozen(section, field):
     config = Config()
     with pytest.raises(ValidationError, match="frozen"):
         setattr(getattr(config, section) if section else config, field, 2)
     assert config == Config()
-
-
-def test_the_parameters_of_an_augmentation_cannot_be_changed():
-    config = Config()
-    with pytest.raises(ValidationError, match="frozen"):
-        config.augment.crop.p = 0.5
 
 
 @pytest.mark.parametrize(
@@ -62,35 +62,24 @@ def test_the_parameters_of_an_augmentation_cannot_be_changed():
     [
         ("loss.temprature", "loss.temperature"),
         ("temperature", "loss.temperature"),
-        ("train.batchsize", "train.batch_size"),
         ("augment.blurr", "augment.blur.p"),
-        ("augment.blur.sigm", "augment.blur.sigma"),
         ("augment2.crop.scal", "augment2.crop.scale"),
         ("sede", "seed"),
-        ("optim.weigth_decay", "optim.weight_decay"),
         ("optim.weight-decay", "optim.weight_decay"),
     ],
 )
-def test_an_unknown_setting_is_refused_with_the_nearest_name(name, nearest):
-    message = refusal({name: 1})
+def test_the_nearest_setting_is_suggested_for_an_unknown_one(name, nearest):
+    message = error_message({name: 1})
     assert f"unknown setting '{name}'" in message
-    assert message.endswith(f"did you mean '{nearest}'?")  # and not all settings
-
-
-def test_an_unknown_setting_like_no_other_is_refused_without_a_guess():
-    message = refusal({"zzzzzz": 1})
-    assert "did you mean" not in message
-    assert "loss.temperature" in message  # the choices
+    assert message.endswith(f"did you mean '{nearest}'?")  # without listing all settings
 
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("loss.temperature", 0, "greater than or equal to 0.01"),
-        ("loss.temperature", -0.5, "greater than or equal to 0.01"),
         ("loss.temperature", 1e6, "less than or equal to 1000"),
         ("train.batch_size", 1, "greater than or equal to 2"),
-        ("train.batch_size", "many", "integer"),
         ("train.batch_size", 2.5, "integer"),
         ("train.epochs", 0, "greater than or equal to 1"),
         ("data.val_fraction", 0, "greater than 0"),
@@ -108,37 +97,19 @@ def test_an_unknown_setting_like_no_other_is_refused_without_a_guess():
         ("optim.momentum", 1, "less than 1"),
         ("train.views", "both", "'fused' or 'split'"),
         ("train.precision", "fp8", "'fp32'"),
+        ("optim.betas", [0.9, 5.0], "less than 1"),
+        ("optim.weight_decay", float("inf"), "finite"),
+        ("augment.color_jitter", {"hue": 0.0, "strength": float("inf")}, "finite"),
         ("seed", -1, "greater than or equal to 0"),
-        ("model.out_dim", 0, "greater than or equal to 1"),
         ("loss", 3, "dictionary"),
-        ("data.dataset", 5, "string"),
     ],
 )
-def test_a_bad_value_is_refused_with_setting_value_and_expectation(name, value, expected):
-    message = refusal({name: value})
+def test_bad_values_are_rejected_with_name_and_expectation(name, value, expected):
+    message = error_message({name: value})
     assert message.startswith(name)
     assert expected in message
-    shown = str(value).replace("'", '"') if not isinstance(value, float) or value < 1e300 else "Infinity"
-    assert f"= {shown}" in message or f'= "{shown}"' in message
-
-
-def test_a_value_that_is_not_a_number_is_refused():
-    assert "loss.temperature = NaN" in refusal({"loss.temperature": float("nan")})
-
-
-@pytest.mark.parametrize(
-    ("values", "setting"),
-    [
-        ({"optim.betas": [0.9, 5.0]}, "optim.betas"),
-        ({"optim.betas": [-0.1, 0.9]}, "optim.betas"),
-        ({"optim.weight_decay": float("inf")}, "optim.weight_decay"),
-        ({"optim.warmup_epochs": float("inf")}, "optim.warmup_epochs"),
-        ({"optim.trust": float("inf")}, "optim.trust"),
-        ({"augment.color_jitter.hue": 0.0, "augment.color_jitter.strength": float("inf")}, "augment.color_jitter"),
-    ],
-)
-def test_a_value_that_no_training_can_use_is_refused_before_it_starts(values, setting):
-    assert refusal(values).startswith(setting)
+    if isinstance(value, int | str):
+        assert f"{name} = {value} " in message.replace('"', "").replace(":", " ")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +117,7 @@ def test_a_value_that_no_training_can_use_is_refused_before_it_starts(values, se
     [
         ("data.dataset", "cifar", "cifar10"),
         ("data.dataset", "tiny_imagenet", "tiny-imagenet"),
+        ("method", "simcrl", "simclr"),
         ("data.normalize", "datset", "dataset"),
         ("model.backbone", "resnet19", "resnet18"),
         ("model.stem", "cifr", "cifar"),
@@ -155,8 +127,8 @@ def test_a_value_that_no_training_can_use_is_refused_before_it_starts(values, se
         ("optim.lr_scaling", "lin", "linear"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_one(name, value, nearest):
-    message = refusal({name: value})
+def test_the_nearest_choice_is_suggested_for_an_unknown_one(name, value, nearest):
+    message = error_message({name: value})
     assert f"'{value}'" in message
     assert f"did you mean '{nearest}'?" in message
 
@@ -164,6 +136,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name, value, nearest):
 @pytest.mark.parametrize(
     ("name", "table"),
     [
+        ("method", METHODS),
         ("data.dataset", DATASETS),
         ("data.normalize", NORMALIZATIONS),
         ("model.stem", STEMS),
@@ -173,33 +146,27 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name, value, nearest):
         ("optim.lr_scaling", SCALINGS),
     ],
 )
-def test_every_name_in_a_table_can_be_chosen_and_has_a_key(name, table):
-    assert len({configured({name: choice}).flat()[name] for choice in table}) == len(table)
-    assert all(len(configured({name: choice, "train.batch_size": 512}).key()) == 16 for choice in table)
+def test_every_name_in_a_table_can_be_chosen_and_has_its_own_key(name, table):
+    keys = {configured({name: choice, "train.batch_size": 512}).key() for choice in table}
+    assert len(keys) == len(table)
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_holds_the_present_augmentations_in_the_order_of_the_table():
-    config = configured({f"augment.{name}.p": 1.0 for name in reversed(AUGMENTATIONS)})
-    assert list(pipeline(config.augment)) == list(AUGMENTATIONS)
-    config = configured({f"augment.{name}.p": float(name == "blur") for name in AUGMENTATIONS})
-    assert list(pipeline(config.augment)) == ["blur"]
-
-
-def test_the_second_view_is_like_the_first_unless_it_has_a_table_of_its_own():
+def test_the_second_view_equals_the_first_unless_it_has_its_own_table():
     first, second = configured({"augment.blur.p": 0.3}).pipelines()
     assert first == second
     first, second = configured({"augment.blur.p": 1.0, "augment2.blur.p": 0.1}).pipelines()
     assert (first["blur"].p, second["blur"].p) == (1.0, 0.1)
 
 
-def test_flat_leaves_absent_augmentations_out():
+def test_flat_omits_absent_augmentations():
     flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
     assert flat["augment.solarize.threshold"] == 0.5
     assert not [name for name in flat if name.startswith("augment.blur")]
-    assert set(flat) <= set(settings(Config))
+    assert set(flat) <= set(setting_names(Config))
+    assert "method" not in flat  # as in older records, which should not seem to differ
 
 
 # --- TOML -------------------------------------------------------------------------------------------------------------
@@ -211,7 +178,7 @@ def test_flat_leaves_absent_augmentations_out():
         {},
         {"name": 'quotes " and \\ back\n\tslashes', "seed": 7},
         {"name": "déjà vu"},
-        {"name": "a run \N{GRINNING FACE}"},
+        {"name": "controls \x7f\x00\x1b and a \N{GRINNING FACE}"},
         {"data.dir": "/data/\N{GRINNING FACE}/my photos", "data.side": 48, "data.limit": 100},
         {"augment2.solarize.p": 0.2, "augment.crop.size": 16},
         {"augment2": {}},
@@ -219,24 +186,20 @@ def test_flat_leaves_absent_augmentations_out():
         {"model.head": "none", "model.hidden_dim": 64, "model.width": 0.25, "loss.normalize": False},
     ],
 )
-def test_toml_reads_back_to_an_equal_config(values):
+def test_toml_reads_back_as_an_equal_config(values):
     config = configured(values)
-    again = make(tomllib.loads(to_toml(config)))
-    assert again == config
-    assert again.key() == config.key()
-
-
-def test_a_config_that_never_saves_in_between_is_refused_or_reads_back_from_its_toml():
-    try:
-        config = configured({"train.checkpoint_minutes": float("inf")})
-    except UserError:
-        return
     assert make(tomllib.loads(to_toml(config))) == config
+
+
+def test_the_toml_of_every_preset_reads_back_as_an_equal_config():
+    for name in presets():
+        config, _ = resolve_timed(name)
+        assert make(tomllib.loads(to_toml(config))) == config
 
 
 # --- the key ----------------------------------------------------------------------------------------------------------
 
-# A different value of every setting that changes the result, where the rest of the config makes it read.
+# A value other than the default for every setting that changes the result. CONTEXT makes the config use it.
 MATTERS = {
     "seed": 1,
     "data.dataset": "digits",
@@ -302,7 +265,7 @@ for _view in ("augment", "augment2"):
         f"{_view}.cutout.ratio": [0.5, 2.0],
     }
 
-# A different value of every setting that does not change the result.
+# A value other than the default for every setting that does not change the result.
 IGNORED = {
     "name": "another",
     "device": "cpu",
@@ -314,12 +277,12 @@ IGNORED = {
     "train.checkpoint_minutes": 1.0,
 }
 
-# Settings that must agree with another one, which matters.
+# Settings that must equal another setting, which matters.
 FOLLOWS = {"augment2.crop.size": 24}
 for _name in FOLLOWS:
     del MATTERS[_name]
 
-# What makes a setting count that is not read by default.
+# Settings that make the config use a setting that it ignores by default.
 CONTEXT = {
     "optim.betas": {"optim.name": "adamw"},
     "optim.lr_scaling": {"train.batch_size": 512},
@@ -336,8 +299,10 @@ def context(name):
 
 
 def test_every_setting_either_matters_or_is_ignored():
-    """A new setting belongs in one of the two tables above."""
-    assert sorted([*MATTERS, *IGNORED, *FOLLOWS]) == sorted(settings(Config))
+    """A new setting belongs in one of the tables above. Methods are tested below, with a second one."""
+    unused = tuple(f"{name}." for name in Config().unused_sections())
+    names = {name for name in setting_names(Config) if not name.startswith(unused)} - {"method"}
+    assert {*MATTERS, *IGNORED, *FOLLOWS} == names
 
 
 @pytest.mark.parametrize("name", MATTERS)
@@ -347,7 +312,7 @@ def test_the_key_changes_with(name):
 
 
 @pytest.mark.parametrize("name", FOLLOWS)
-def test_views_of_different_sizes_are_refused(name):
+def test_views_of_different_sizes_are_rejected(name):
     with pytest.raises(UserError, match="both views need one size"):
         configured({name: FOLLOWS[name]})
 
@@ -355,7 +320,7 @@ def test_views_of_different_sizes_are_refused(name):
 @pytest.mark.parametrize("name", IGNORED)
 def test_the_key_does_not_change_with(name):
     config = configured({name: IGNORED[name]})
-    assert config != Config()  # the value is another one
+    assert config != Config()  # the value is not the default
     assert config.key() == Config().key()
 
 
@@ -403,17 +368,17 @@ JITTER = "augment.color_jitter"
             },
             id="same jitter ranges",
         ),
-        pytest.param({}, {"data.side": 32}, id="the side that shapes has anyway"),
+        pytest.param({}, {"data.side": 32}, id="default side of shapes"),
         pytest.param(
             {"data.dataset": "digits"},
             {"data.dataset": "digits", "data.side": 16},
-            id="the side that digits has anyway",
+            id="default side of digits",
         ),
-        pytest.param({"augment.flip.p": 0.25}, {"augment.flip.p": 0.25, "augment2.flip.p": 0.25}, id="augment2 alike"),
+        pytest.param({"augment.flip.p": 0.25}, {"augment.flip.p": 0.25, "augment2.flip.p": 0.25}, id="equal augment2"),
         pytest.param({}, {"augment2": {}}, id="augment2 empty"),
-        pytest.param({}, {"train.norm_batch": 300}, id="the groups of batch norm that it has anyway"),
+        pytest.param({}, {"train.norm_batch": 300}, id="same groups of batch norm"),
         pytest.param(
-            {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="another micro-batch"
+            {"train.norm_batch": 32}, {"train.norm_batch": 32, "train.micro_batch": 64}, id="other micro-batch"
         ),
         pytest.param({"optim.lr": 1}, {"optim.lr": 1.0}, id="integer for a float"),
         pytest.param(
@@ -421,24 +386,24 @@ JITTER = "augment.color_jitter"
         ),
     ],
 )
-def test_two_configs_that_ask_for_the_same_result_share_a_key(one, other):
+def test_configs_with_the_same_result_share_a_key(one, other):
     assert configured(one) != configured(other) or one == {"optim.lr": 1}
     assert configured(one).key() == configured(other).key()
 
 
 @pytest.mark.parametrize("name", [n for n in MATTERS if n.startswith("augment") and not n.endswith(".p")])
-def test_parameters_of_an_absent_augmentation_do_not_change_the_key(name):
+def test_the_key_does_not_depend_on_parameters_of_absent_augmentations(name):
     view, operation, _ = name.split(".")
     absent = {f"{view}.{operation}.p": 0.0}
     if name.endswith("crop.size"):
-        resized = configured(absent | {name: MATTERS[name]})  # the whole image is, all the same
+        resized = configured(absent | {name: MATTERS[name]})  # the whole image is resized, even without cropping
         assert resized.view_size() == MATTERS[name]
         assert resized.key() != configured(absent).key()
     else:
         assert configured(absent | {name: MATTERS[name]}).key() == configured(absent).key()
 
 
-def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
+def test_batch_norm_groups_are_the_largest_divisor_up_to_norm_batch():
     assert configured({"train.batch_size": 128}).train.norm_images() == 128
     assert configured({"train.batch_size": 4096}).train.norm_images() == 256
     assert configured({"train.batch_size": 384}).train.norm_images() == 192
@@ -449,38 +414,122 @@ def test_batch_norm_is_over_a_part_of_the_batch_whatever_the_memory():
 
 
 @pytest.mark.parametrize(("batch", "group", "better"), [(514, 2, 512), (257, 1, 256)])
-def test_a_batch_whose_parts_are_far_too_small_for_batch_norm_is_refused(batch, group, better):
-    end = f"but of {group}, too few for batch norm: try {better}"
-    assert refusal({"train.batch_size": batch}).endswith(end)
+def test_batches_with_too_small_groups_for_batch_norm_are_rejected(batch, group, better):
+    message = error_message({"train.batch_size": batch})
+    assert f"equal groups of {group} images" in message
+    assert message.endswith(f"too few for batch norm: try {better}")
+    assert configured({"train.batch_size": better}).train.norm_images() == 256
     assert configured({"train.batch_size": 1000}).train.norm_images() == 250
 
 
-def test_batches_that_do_not_divide_are_refused():
-    message = refusal({"train.batch_size": 1024, "train.micro_batch": 300})
-    assert message.startswith("train.micro_batch = 300 must divide train.batch_size = 1024 and be of whole groups")
-    assert message.endswith("of train.norm_batch (256): try 256, or set that too")
-    assert refusal({"train.micro_batch": 64}).endswith("try 256, or set that too")
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [({"train.batch_size": 1024, "train.micro_batch": 300}, 256), ({"train.micro_batch": 64}, 256)],
+)
+def test_micro_batches_that_do_not_divide_the_batch_are_rejected(values, nearest):
+    message = error_message(values)
+    assert "must divide train.batch_size" in message
+    assert message.endswith(f"try {nearest}, or lower train.norm_batch")
+    assert configured(values | {"train.micro_batch": nearest})
+    assert error_message({"train.micro_batch": "half"}).startswith('train.micro_batch = "half": expected')
 
 
-def test_a_micro_batch_that_is_no_number_is_named_by_its_setting():
-    assert refusal({"train.micro_batch": "half"}).startswith('train.micro_batch = "half": expected')
-
-
-def test_which_view_an_augmentation_is_missing_from_changes_the_key():
+def test_the_key_depends_on_which_view_lacks_an_augmentation():
     keys = {configured({f"{view}.flip.p": 0.0}).key() for view in ("augment", "augment2")}
     assert len(keys | {Config().key()}) == 3
 
 
-def test_the_order_of_the_settings_does_not_change_the_key():
+def test_the_key_does_not_depend_on_the_order_of_settings():
     values = {"loss.temperature": 0.1, "train.epochs": 5, "augment.blur.p": 0.5, "augment.flip.p": 0.1, "seed": 3}
     assert configured(values).key() == configured(dict(reversed(values.items()))).key()
 
 
-def test_the_key_is_the_same_in_another_process():
-    config = configured({"augment2.blur.p": 0.5, "optim.name": "adamw", "model.head": "linear"})
-    program = "import sys, tomllib; from simclr.config import make; print(make(tomllib.loads(sys.stdin.read())).key())"
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, input=to_toml(config), env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == config.key() + "\n"
+# If these keys change by mistake, finished runs can't be found again. An intended change increases RESULT_VERSION.
+KEYS = {
+    "eff00f4922d451fa": {},
+    "1b0cf014a3e6b02e": {
+        "loss.temperature": 0.1, "loss.normalize": False, "loss.include_self": True, "seed": 7,
+    },
+    "358913a68214cab1": {
+        "optim.name": "sgd", "optim.lr": 0.5, "optim.lr_scaling": "sqrt", "train.batch_size": 1024,
+        "model.head": "linear",
+    },
+    "af94e15cb71ff323": {
+        "optim.name": "adamw", "optim.schedule": "plateau", "optim.plateau_patience": 3, "optim.weight_decay": 0,
+        "model.head": "none",
+    },
+    "7b260fff72f4bbb9": {
+        "optim.name": "muon", "optim.momentum": 0.95, "model.head": "mlp3", "model.hidden_dim": 64,
+        "train.views": "split",
+    },
+    "9708e8e655c32d4e": {
+        "augment.crop.p": 0, "augment.crop.size": 24, "augment.color_jitter.strength": 0.5, "augment2.solarize.p": 0.2,
+    },
+    "398c7fb66b76a405": {
+        "augment.noise.p": 0.5, "augment.cutout.p": 0.5, "augment.rotation.p": 0.5, "augment.sobel.p": 0.1,
+        "augment.flip.p": 0,
+    },
+    "22efb80e35f1f7c3": {
+        "data.dataset": "folder", "data.dir": "/photos", "data.side": 48, "data.limit": 500,
+        "data.normalize": "imagenet",
+    },
+    "72e0eaf996dcbd19": {
+        "model.backbone": "resnet50", "model.width": 0.5, "model.stem": "stride2", "train.norm_batch": 100,
+        "train.epochs": 5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_stay_as_they_were(key):
+    assert configured(KEYS[key]).key() == key
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+class OtherConfig(Section):
+    """Settings of a second method."""
+
+    momentum: float = 0.99
+
+
+class OtherMethod(Method):
+    """A second method, which is only configured here."""
+
+    section_name = "other"
+    section = OtherConfig
+
+
+@pytest.fixture
+def two_methods(monkeypatch):
+    """A second copy of simclr.config, imported while METHODS has a second method."""
+    monkeypatch.setitem(METHODS, "other", OtherMethod)
+    spec = importlib.util.spec_from_file_location("config_with_two_methods", simclr.config.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_new_method_changes_nothing_for_simclr(two_methods):
+    for values in ({}, {"other.momentum": 0.5}):
+        config = two_methods.make(tables(values))
+        assert config.key() == Config().key()
+        assert config.flat() == Config().flat()
+        assert two_methods.make(tomllib.loads(two_methods.to_toml(config))) == config
+    assert "[other]" not in two_methods.to_toml(two_methods.Config())
+
+
+def test_a_new_method_has_its_own_settings(two_methods):
+    def other(**values):
+        return two_methods.make({"method": "other"} | values)
+
+    config = other(other={"momentum": 0.5})
+    assert config.method_settings() == OtherConfig(momentum=0.5)
+    assert len({config.key(), other().key(), Config().key()}) == 3
+    assert other(loss={"temperature": 0.1}).key() == other().key()
+    assert config.flat().items() >= {"method": "other", "other.momentum": 0.5}.items()
+    assert not any(name.startswith("loss.") for name in config.flat())
+    assert "[loss]" not in two_methods.to_toml(config)
+    assert two_methods.make(tomllib.loads(two_methods.to_toml(config))) == config

@@ -1,10 +1,11 @@
-"""LARS against its paper in plain loops, parameter groups, the learning rate, and the plateau rule against torch's."""
+"""Optimizers compared with the papers, timm and torch, parameter groups, and the learning rate."""
 
 import copy
 import itertools
 import math
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from simclr.model import ModelConfig, Network
 from simclr.optim import OptimConfig
 
 RATES = [0.1, 0.5, 0.3, 0.02, 0.7]
-EXACT = {"atol": 1e-14, "rtol": 1e-12}  # float64, sums in another order
+EXACT = {"atol": 1e-14, "rtol": 1e-12}  # for float64, with sums in another order
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -23,7 +24,7 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 def algorithm_1(w: list[float], gradients: list[list[float]], rates, trust, decay, momentum, adapt=True) -> list[float]:
     """You et al. 2017, Algorithm 1, for one layer, number by number.
 
-    The local rate is 1 where a norm is zero; a layer that isn't adapted takes momentum steps at the global rate alone.
+    The local rate is 1 if a norm is zero or the layer is not adapted.
     """
     w, v = list(w), [0.0] * len(w)
     for gradient, rate in zip(gradients, rates, strict=True):
@@ -46,13 +47,14 @@ def run(optimizer: torch.optim.Optimizer, parameters, gradients, rates) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("trust", [0.001, 0.02])
-@pytest.mark.parametrize("decay", [0.0, 1e-6, 0.1])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_lars_equals_its_algorithm_number_by_number(momentum, decay, trust):
+# --- LARS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("momentum", "decay", "trust"), [(0.0, 0.0, 0.02), (0.9, 1e-6, 0.001), (0.9, 0.1, 0.02)])
+def test_lars_equals_algorithm_1_of_its_paper(momentum, decay, trust):
     weights = [random(3, 4, seed=0), random(5, 2, 2, 2, seed=1), torch.zeros(2, 3, dtype=torch.float64)]
     gradients = [[random(*w.shape, seed=10 * i + step) for step in range(5)] for i, w in enumerate(weights)]
-    gradients[0][2].zero_()  # a step without gradient: the momentum carries on
+    gradients[0][2].zero_()  # without a gradient, the momentum continues
     parameters = [nn.Parameter(w.clone()) for w in weights]
     run(optim.LARS(parameters, 1.0, momentum, decay, trust), parameters, gradients, RATES)
     for parameter, w, its_gradients in zip(parameters, weights, gradients, strict=True):
@@ -61,14 +63,30 @@ def test_lars_equals_its_algorithm_number_by_number(momentum, decay, trust):
         torch.testing.assert_close(parameter.detach().flatten(), torch.tensor(expected, dtype=torch.float64), **EXACT)
 
 
-def test_lars_defaults_are_the_papers():
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_equals_timm_at_a_constant_rate(decay):
+    """timm multiplies by the rate after the momentum, and Algorithm 1 before it.
+
+    The two agree while the rate is constant. timm also adds `eps` to the denominator, which the paper does not have.
+    """
+    weights = [random(3, 4, seed=0), random(5, 2, 2, 2, seed=1), torch.zeros(2, 3, dtype=torch.float64)]
+    gradients = [[random(*w.shape, seed=10 * i + step) for step in range(5)] for i, w in enumerate(weights)]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in weights] for _ in range(2))
+    run(optim.LARS(ours, 1.0, 0.9, decay), ours, gradients, [0.3] * 5)
+    lars = timm.optim.Lars(theirs, 1.0, momentum=0.9, weight_decay=decay, eps=0.0, always_adapt=True)
+    run(lars, theirs, gradients, [0.3] * 5)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, **EXACT)
+
+
+def test_lars_has_the_defaults_of_the_paper():
     assert optim.LARS([nn.Parameter(torch.ones(2, 2))], 0.1).defaults == {
         "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6, "trust": 1e-3, "adapt": True,
     }  # fmt: skip
 
 
-def test_lars_learning_rate_of_a_step_stays_with_that_steps_gradient():
-    """Inside the momentum buffer: a later rate of zero leaves the decaying buffer of earlier, larger steps."""
+def test_lars_scales_each_gradient_by_the_rate_of_its_own_step():
+    """The rate is inside the momentum buffer, so with a later rate of zero, earlier steps still have an effect."""
     parameter = nn.Parameter(random(3, 3, seed=0))
     gradient = random(3, 3, seed=1)
     optimizer = optim.LARS([parameter], 1.0, weight_decay=0.0)
@@ -79,7 +97,7 @@ def test_lars_learning_rate_of_a_step_stays_with_that_steps_gradient():
     torch.testing.assert_close(positions[2] - positions[1], 0.9 * (positions[1] - positions[0]), **EXACT)
 
 
-def test_lars_step_length_does_not_depend_on_the_scale_of_the_gradient():
+def test_lars_steps_do_not_depend_on_the_scale_of_the_gradient():
     moves = []
     for scale in (1e-4, 1.0, 1e4):
         parameter = nn.Parameter(random(4, 4, seed=0))
@@ -109,17 +127,65 @@ def test_lars_skips_parameters_without_gradient():
     assert unused not in optimizer.state
 
 
-def test_lars_restored_from_its_state_goes_on_as_if_it_had_not_stopped():
-    gradients = [[random(3, 3, seed=step) for step in range(5)]]
-    straight = nn.Parameter(random(3, 3, seed=9))
-    run(optim.LARS([straight], 1.0), [straight], gradients, RATES)
-    resumed = nn.Parameter(random(3, 3, seed=9))
-    first = optim.LARS([resumed], 1.0)
-    run(first, [resumed], [gradients[0][:2]], RATES[:2])
-    second = optim.LARS([resumed], 1.0)
-    second.load_state_dict(first.state_dict())
-    run(second, [resumed], [gradients[0][2:]], RATES[2:])
-    assert torch.equal(resumed, straight)
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (24, 5, 3, 3)])
+def test_orthogonalize_keeps_directions_and_equalizes_singular_values(shape, fast, monkeypatch):
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
+    torch.manual_seed(0)
+    matrix = torch.randn(shape).flatten(1)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = optim.orthogonalize(1000 * matrix)
+    projected = left.T @ found @ right.T
+    well = torch.linalg.svdvals(matrix) > 0.1 * torch.linalg.matrix_norm(matrix, 2)
+    assert projected.diagonal()[well].min() > 0.5  # the coefficients favour speed over an exact 1
+    assert projected.diagonal().max() < 1.3
+    assert (projected - projected.diag().diag()).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_muon_equals_timm(decay, fast, monkeypatch):
+    """The arguments replace timm's defaults by the definitions of Jordan et al. 2024.
+
+    timm always iterates in bfloat16, hence the tolerance where we don't. Its Nesterov momentum would turn Adam into
+    NAdam for biases and norms, and it leaves depthwise convolutions and very small matrices to Adam. Here Muon takes
+    all matrices.
+    """
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
+    torch.manual_seed(0)
+    start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 3, 3, 3), torch.randn(9)]
+    ours, theirs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    ours[2].data = ours[2].data.contiguous(memory_format=torch.channels_last)
+    groups = [{"params": ours[:3]}, {"params": ours[3:], "orthogonal": False}]
+    mine = optim.Muon(groups, lr=0.02, momentum=0.9, weight_decay=decay)
+    muon = timm.optim.Muon(
+        [{"params": theirs[:3]}, {"params": theirs[3:], "nesterov": False, "eps": 1e-8}],
+        lr=0.02,
+        momentum=0.9,
+        weight_decay=decay,
+        nesterov=True,
+        ns_coefficients="original",
+        adjust_lr_fn="original",
+        conv_mode="flatten",
+        betas=(0.9, 0.999),
+        fallback_lr_scale=optim.VECTOR_RATE,
+    )
+    for rate in RATES:
+        optim.set_rate(mine, 0.1 * rate)
+        optim.set_rate(muon, 0.1 * rate)
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.contiguous()
+        mine.step()
+        muon.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6 if fast else 4e-3, check_stride=False)
+
+
+# --- all optimizers ---------------------------------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
@@ -129,81 +195,27 @@ class Toy(nn.Module):
         self.norm = nn.BatchNorm1d(4).double()
 
 
-# --- Muon -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (24, 5, 3, 3)])
-def test_orthogonal_keeps_directions_and_makes_singular_values_alike(shape, fast, monkeypatch):
-    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
-    torch.manual_seed(0)
-    matrix = torch.randn(shape).flatten(1)
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = optim.orthogonal(1000 * matrix)
-    projected = left.T @ found @ right.T
-    well = torch.linalg.svdvals(matrix) > 0.1 * torch.linalg.matrix_norm(matrix, 2)
-    assert projected.diagonal()[well].min() > 0.5  # the coefficients aim at speed, not at 1
-    assert projected.diagonal().max() < 1.3
-    assert (projected - projected.diag().diag()).abs().max() < 0.1
-
-
-@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_is_torchs_on_matrices_and_adam_on_vectors(decay, fast, monkeypatch):
-    """To the rounding of torch's bfloat16 iterations, also where ours are float32."""
-    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast)
-    torch.manual_seed(0)
-    start = [torch.randn(6, 20), torch.randn(20, 6), torch.randn(8, 3, 3, 3), torch.randn(9)]
-    mine = [torch.nn.Parameter(p.clone()) for p in start]
-    mine[2].data = mine[2].data.contiguous(memory_format=torch.channels_last)
-    theirs = [torch.nn.Parameter(p.flatten(1).clone()) for p in start[:3]]
-    vector = torch.nn.Parameter(start[3].clone())
-    groups = [{"params": mine[:3], "weight_decay": decay}, {"params": mine[3:], "orthogonal": False}]
-    ours = optim.Muon(groups, lr=0.02, momentum=0.9)
-    muon = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, weight_decay=decay)
-    adam = torch.optim.Adam([vector], lr=0.02 * optim.VECTOR_RATE)
-    for _ in range(4):
-        gradients = [torch.randn_like(p) for p in start]
-        for p, g in zip(mine, gradients, strict=True):
-            p.grad = g.clone()
-        for p, g in zip([*theirs, vector], gradients, strict=True):
-            p.grad = g.reshape(p.shape).clone()
-        for optimizer in (ours, muon, adam):
-            optimizer.step()
-    for p, q in zip(mine, [*theirs, vector], strict=True):
-        torch.testing.assert_close(p.detach().contiguous().view(q.shape), q.detach(), rtol=0, atol=2e-3)
-
-
-def test_muon_restored_from_its_state_goes_on_as_if_it_had_not_stopped():
-    def stepped(optimizer, parameters, steps):
-        for step in steps:
-            torch.manual_seed(step)
-            for p in parameters:
-                p.grad = torch.randn_like(p)
+@pytest.mark.parametrize("name", ["lars", "muon"])
+def test_optimizers_continue_exactly_from_their_state(name):
+    def steps(model, optimizer, numbers):
+        for step in numbers:
+            for i, p in enumerate(model.parameters()):
+                p.grad = random(*p.shape, seed=10 * step + i)
             optimizer.step()
 
-    def build(values):
-        parameters = [torch.nn.Parameter(v.clone()) for v in values]
-        return parameters, optim.Muon(
-            [{"params": parameters[:1]}, {"params": parameters[1:], "orthogonal": False}], 0.02
-        )
-
-    values = [torch.ones(3, 5), torch.ones(4)]
-    whole, optimizer = build(values)
-    stepped(optimizer, whole, range(3))
-    saved, weights = copy.deepcopy(optimizer.state_dict()), [p.detach() for p in whole]
-    parts, restored = build(weights)
-    restored.load_state_dict(saved)
-    stepped(optimizer, whole, range(3, 6))
-    stepped(restored, parts, range(3, 6))
-    assert all(torch.equal(p, q) for p, q in zip(whole, parts, strict=True))
+    config = OptimConfig(name=name, lr=0.1)
+    straight = Toy()
+    resumed = copy.deepcopy(straight)
+    steps(straight, optim.build(straight, config), range(5))
+    first, second = optim.build(resumed, config), optim.build(resumed, config)
+    steps(resumed, first, range(2))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(resumed, second, range(2, 5))
+    assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
-def test_excluded_parameters_take_plain_momentum_steps():
-    """Those that `build` keeps out of LARS move as torch's SGD with neither dampening nor weight decay moves them.
-
-    At one rate: torch multiplies by the rate after the momentum, which is the same thing while it stays.
-    """
+def test_biases_and_norms_with_lars_equal_sgd_at_a_constant_rate():
+    """torch multiplies by the rate after the momentum, which is the same while the rate is constant."""
     model = Toy()
     excluded = [model.linear.bias, model.norm.weight, model.norm.bias]
     optimizer = optim.build(model, OptimConfig(name="lars", weight_decay=0.1))
@@ -215,7 +227,7 @@ def test_excluded_parameters_take_plain_momentum_steps():
         torch.testing.assert_close(parameter.detach(), other.detach(), **EXACT)
 
 
-def test_excluded_parameters_keep_each_steps_rate_in_the_momentum():
+def test_biases_and_norms_with_lars_equal_algorithm_1_without_adaptation():
     bias = random(6, seed=0)
     parameter = nn.Parameter(bias.clone())
     optimizer = optim.LARS([{"params": [parameter], "adapt": False, "weight_decay": 0.0}], 1.0)
@@ -229,38 +241,36 @@ def test_excluded_parameters_keep_each_steps_rate_in_the_momentum():
 
 
 def bias_and_norm_parameters(model: nn.Module) -> set[int]:
-    """By what they are, not by their shape."""
+    """The ids of these parameters, found by the type of their layer and their name."""
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     found = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
     return found | {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
 
 
-@pytest.mark.parametrize("head_batch_norm", [False, True])
-@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16"])
-@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
-def test_biases_and_norms_and_nothing_else_are_free_of_decay(name, backbone, head_batch_norm):
+@pytest.mark.parametrize(("backbone", "head_batch_norm"), [("resnet18", True), ("vit_b_16", False)])
+def test_only_biases_and_norms_have_no_weight_decay(backbone, head_batch_norm):
     with torch.device("meta"):
         config = ModelConfig(backbone=backbone, stem="imagenet", head_batch_norm=head_batch_norm)
         model = Network(config, 32, 0, (0.5,) * 3, (0.5,) * 3)
-    optimizer = optim.build(model, OptimConfig(name=name, weight_decay=0.01))
-    decayed = [id(p) for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"]]
-    free = [id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]]
-    assert set(free) == bias_and_norm_parameters(model)
-    assert sorted(decayed + free) == sorted(id(p) for p in model.parameters())  # each once
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01, 0.0}
-    if name == "lars":
-        assert all(group["adapt"] == (group["weight_decay"] > 0) for group in optimizer.param_groups)
+    for name in optim.OPTIMIZERS:
+        groups = optim.build(model, OptimConfig(name=name, weight_decay=0.01)).param_groups
+        decayed = [id(p) for group in groups if group["weight_decay"] == 0.01 for p in group["params"]]
+        free = [id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]]
+        assert set(free) == bias_and_norm_parameters(model)
+        assert sorted(decayed + free) == sorted(id(p) for p in model.parameters())  # each parameter once
+        if name == "lars":
+            assert all(group["adapt"] == (group["weight_decay"] > 0) for group in groups)
 
 
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
-def test_decay_of_biases_and_norms_on_request(name):
+def test_biases_and_norms_have_weight_decay_on_request(name):
     optimizer = optim.build(Toy(), OptimConfig(name=name, weight_decay=0.01, decay_bias_and_norm=True))
     assert all(group["weight_decay"] == 0.01 for group in optimizer.param_groups)
     if name == "lars":
         assert all(group["adapt"] for group in optimizer.param_groups)
 
 
-def test_build_passes_the_settings_on():
+def test_build_passes_on_the_settings():
     config = {"lr": 0.123, "momentum": 0.7, "trust": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.01}
     lars, sgd, adamw = (optim.build(Toy(), OptimConfig(name=name, **config)) for name in ("lars", "sgd", "adamw"))
     assert isinstance(lars, optim.LARS)
@@ -279,7 +289,7 @@ def rates(config: OptimConfig, total: int, per_epoch: int = 10, batch: int = 512
 
 @pytest.mark.parametrize("schedule", list(optim.SCHEDULES))
 @pytest.mark.parametrize("warmup_epochs", [0.0, 0.5, 3.0])
-def test_warm_up_is_linear_and_reaches_the_peak_exactly_at_its_end(warmup_epochs, schedule):
+def test_the_warm_up_is_linear_and_ends_exactly_at_the_peak(warmup_epochs, schedule):
     config = OptimConfig(lr=0.3, warmup_epochs=warmup_epochs, schedule=schedule)
     warmup, peak = round(10 * warmup_epochs), 0.6
     values = rates(config, 100)
@@ -292,13 +302,13 @@ def test_warm_up_is_linear_and_reaches_the_peak_exactly_at_its_end(warmup_epochs
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
-def test_cosine_falls_at_every_step_and_ends_near_zero(warmup_epochs):
+def test_cosine_equals_torch_and_ends_near_zero(warmup_epochs):
     config = OptimConfig(schedule="cosine", warmup_epochs=warmup_epochs)
     after = rates(config, 200)[10 * warmup_epochs :]
     assert all(a > b for a, b in itertools.pairwise(after))
     n, peak = len(after), after[0]
     assert after[n // 2] == pytest.approx(peak / 2)
-    assert 0 < after[-1] < 1e-3 * peak  # (pi / n)^2 / 4 of the peak
+    assert 0 < after[-1] < 1e-3 * peak  # the peak times (pi / n)^2 / 4
     torch_rates = []
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], peak)
@@ -307,7 +317,7 @@ def test_cosine_falls_at_every_step_and_ends_near_zero(warmup_epochs):
         torch_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert after == pytest.approx(torch_rates, rel=1e-9)  # torch's is recursive
+    assert after == pytest.approx(torch_rates, rel=1e-9)  # torch computes it recursively
 
 
 @pytest.mark.parametrize("schedule", ["constant", "plateau"])
@@ -316,7 +326,7 @@ def test_constant_schedules_stay_at_the_peak_after_the_warm_up(schedule):
     assert set(after) == {0.6}
 
 
-def test_a_warm_up_longer_than_the_run_ends_at_the_peak_with_the_run():
+def test_a_warm_up_longer_than_the_run_reaches_the_peak_at_the_end():
     values = rates(OptimConfig(warmup_epochs=10), 30)
     assert values == pytest.approx([0.6 * (step + 1) / 30 for step in range(30)])
 
@@ -339,18 +349,18 @@ def test_peak_rate_scales_with_the_batch(scaling, batch, expected):
     assert rates(config, 200, batch=batch)[100] == pytest.approx(expected)
 
 
-def test_square_root_scaling_with_the_papers_rate():
+def test_square_root_scaling_gives_the_rate_of_the_paper():
     """Appendix B.1: 0.075 * sqrt(batch)."""
     config = OptimConfig(lr=0.075 * 16, lr_scaling="sqrt")
     assert optim.peak_rate(config, 1024) == pytest.approx(0.075 * math.sqrt(1024))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("factor", "patience"), [(0.1, 10), (0.5, 0), (0.7, 3)])
-def test_plateau_falls_when_torchs_scheduler_does(factor, patience, seed):
+def test_plateau_equals_the_scheduler_of_torch(factor, patience, seed):
     generator = torch.Generator().manual_seed(seed)
     falling = torch.linspace(5, 4, 120) + 0.3 * torch.rand(120, generator=generator)
-    losses = [*falling.tolist(), *[4.0, 4.0 - 1e-5, 4.0 - 5e-4] * 15]  # also gains around the threshold
+    losses = [*falling.tolist(), *[4.0, 4.0 - 1e-5, 4.0 - 5e-4] * 15]  # ends with gains around the threshold
     ours = optim.Plateau(OptimConfig(schedule="plateau", plateau_factor=factor, plateau_patience=patience))
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, eps=0.0)
@@ -360,10 +370,10 @@ def test_plateau_falls_when_torchs_scheduler_does(factor, patience, seed):
         reference.step(loss)
         scales.append(ours.scale)
         assert ours.scale == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert len(set(scales)) > 2  # it fell more than once
+    assert len(set(scales)) > 2  # the rate fell more than once
 
 
-def test_plateau_restored_from_its_state_goes_on_as_if_it_had_not_stopped():
+def test_plateau_continues_exactly_from_its_state():
     config = OptimConfig(schedule="plateau", plateau_factor=0.5, plateau_patience=2)
     losses = [3.0, 2.0, 2.1, 2.2, 2.3, 1.9, 2.0, 2.0, 2.0, 2.0]
     straight = optim.Plateau(config)

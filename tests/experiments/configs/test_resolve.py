@@ -1,25 +1,22 @@
-"""From what a person asks for to a Config: the order of precedence, --drop, and the presets."""
+from __future__ import annotations
 
-import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-import typer
 
-from cli import app
-from experiments.configs import presets as recipes
-from experiments.configs import resolve as configure
-from experiments.configs.presets import Preset, presets
-from experiments.configs.resolve import FLAGS, resolve, resolve_timed
+from experiments.configs import resolve as resolving
+from experiments.configs.presets import Preset
+from experiments.configs.resolve import FLAGS, Choice, changed, preset_on, resolve, resolve_timed, short_name
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError
-from simclr.settings import settings
-from simclr.train import budget
+from simclr.settings import setting_names
+from tests.helpers import tiny
 
 
-def refusal(**asked):
-    """The one-line message with which something is refused."""
+def error_of(**asked: Any) -> str:
+    """The message of the error that a request raises. It has one line."""
     with pytest.raises(UserError) as caught:
         resolve(**asked)
     assert "\n" not in str(caught.value)
@@ -27,39 +24,39 @@ def refusal(**asked):
 
 
 @pytest.fixture
-def preset(tmp_path, monkeypatch):
-    """A preset of known content, named `tiny`."""
+def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a preset that sets a few things."""
     path = tmp_path / "tiny.toml"
     path.write_text("[train]\nepochs = 11\nbatch_size = 12\n[loss]\ntemperature = 0.13\n[optim]\nlr = 0.14\n")
-    monkeypatch.setattr(configure, "presets", lambda: {"tiny": Preset("tiny", path, {})})
+    monkeypatch.setattr(resolving, "presets", lambda: {"tiny": Preset("tiny", path, {})})
     return "tiny"
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nbatch_size = 22\n[loss]\ntemperature = 0.23\n[optim]\nlr = 0.24\n")
     return path
 
 
-def test_a_flag_beats_a_setting_beats_the_file_beats_the_preset(preset, file):
+def test_flags_override_settings_override_the_file_overrides_the_preset(preset: str, file: Path) -> None:
     config = resolve(preset, file, ["loss.temperature=0.33", "optim.lr=0.34"], lr=0.44)
     assert config.train.epochs == 11
     assert config.train.batch_size == 22
     assert config.loss.temperature == 0.33
     assert config.optim.lr == 0.44
-    assert config.optim.momentum == Config().optim.momentum  # set by nobody
+    assert config.optim.momentum == Config().optim.momentum  # nobody sets it
 
 
-def test_a_later_setting_beats_an_earlier_one(preset):
+def test_a_later_setting_overrides_an_earlier_one(preset: str) -> None:
     assert resolve(preset, None, ["seed=1", "seed=2"]).seed == 2
 
 
-def test_flags_that_were_not_given_change_nothing(preset):
+def test_flags_that_are_none_change_nothing(preset: str) -> None:
     assert resolve(preset, **dict.fromkeys(FLAGS)) == resolve(preset)
 
 
-def test_the_name_comes_from_the_preset_the_file_or_the_flag(preset, file, tmp_path):
+def test_the_name_comes_from_the_preset_the_file_or_the_flag(preset: str, file: Path, tmp_path: Path) -> None:
     named = tmp_path / "other.toml"
     named.write_text('name = "in the file"')
     assert resolve(preset).name == "tiny"
@@ -69,19 +66,19 @@ def test_the_name_comes_from_the_preset_the_file_or_the_flag(preset, file, tmp_p
     assert resolve(preset, named, ["name=set"], name="flag").name == "flag"
 
 
-def test_nothing_asked_for_is_the_shapes_preset():
+def test_the_default_is_the_shapes_preset() -> None:
     assert resolve() == resolve("shapes")
     assert resolve().data.dataset == "shapes"
 
 
-def test_a_file_alone_starts_from_the_defaults_and_not_from_a_preset(tmp_path):
+def test_a_file_alone_builds_on_no_preset(tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     path.write_text("seed = 5")
     assert resolve(config=path) == Config(name="bare", seed=5)
 
 
-def test_every_flag_stands_for_a_setting():
-    assert set(FLAGS.values()) <= set(settings(Config)) | {"time.hours"}
+def test_every_flag_sets_an_existing_setting() -> None:
+    assert set(FLAGS.values()) <= set(setting_names(Config)) | {"time.hours"}
 
 
 @pytest.mark.parametrize(
@@ -102,11 +99,11 @@ def test_every_flag_stands_for_a_setting():
         ("name", "mine"),
     ],
 )
-def test_a_flag_sets_its_setting(flag, value):
+def test_a_flag_sets_its_setting(flag: str, value: object) -> None:
     assert resolve(**{flag: value}).flat()[FLAGS[flag]] == value
 
 
-def test_a_flag_of_zero_or_false_counts_as_given():
+def test_a_flag_of_zero_counts_as_given() -> None:
     assert resolve(settings=["seed=4"], seed=0).seed == 0
 
 
@@ -126,13 +123,13 @@ def test_a_flag_of_zero_or_false_counts_as_given():
         ("data.dir=/my photos/x", "data.dir", "/my photos/x"),
     ],
 )
-def test_a_setting_is_toml_or_else_a_plain_string(text, setting, value):
+def test_a_value_is_toml_or_a_plain_string(text: str, setting: str, value: object) -> None:
     assert resolve(settings=[text]).flat()[setting] == value
 
 
 @pytest.mark.parametrize("text", ["loss.temperature", "=3", " = 3", ""])
-def test_text_that_is_not_a_setting_is_refused_with_an_example(text):
-    message = refusal(settings=[text])
+def test_text_that_is_not_a_setting_is_refused_with_an_example(text: str) -> None:
+    message = error_of(settings=[text])
     assert f"'{text}'" in message
     assert "section.key=value" in message
 
@@ -149,15 +146,15 @@ def test_text_that_is_not_a_setting_is_refused_with_an_example(text):
         ("data.dataset=cifar", "did you mean 'cifar10'?"),
     ],
 )
-def test_a_setting_that_is_not_valid_is_refused(text, part):
-    assert part in refusal(settings=[text])
+def test_an_invalid_setting_is_refused(text: str, part: str) -> None:
+    assert part in error_of(settings=[text])
 
 
 # --- --drop -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_drop_leaves_an_augmentation_out_of_both_views(name, tmp_path):
+def test_drop_removes_an_augmentation_from_both_views(name: str, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     both = "\n".join(f"[{view}.{name}]\np = 1.0" for view in ("augment", "augment2"))
     path.write_text(both + f"\n[augment2.{'blur' if name != 'blur' else 'noise'}]\np = 0.5")
@@ -168,17 +165,17 @@ def test_drop_leaves_an_augmentation_out_of_both_views(name, tmp_path):
         assert all(after[other] == before[other] for other in after)
 
 
-def test_drop_does_not_give_the_second_view_a_table_of_its_own():
+def test_drop_leaves_the_second_view_equal_to_the_first() -> None:
     assert resolve(config=None, dropped=["flip"]).augment2 is None
 
 
-def test_drop_beats_every_other_source(preset):
+def test_drop_overrides_everything_else(preset: str) -> None:
     config = resolve(preset, None, ["augment.blur.p=1.0", "augment2.blur.p=1.0"], dropped=["blur", "flip"])
     assert not {"blur", "flip"} & {name for view in config.pipelines() for name in view}
 
 
-def test_an_unknown_augmentation_is_refused_with_the_nearest_name():
-    message = refusal(dropped=["colour_jitter"])
+def test_an_unknown_augmentation_is_refused_with_the_nearest_name() -> None:
+    message = error_of(dropped=["colour_jitter"])
     assert "unknown augmentation 'colour_jitter'" in message
     assert "did you mean 'color_jitter'?" in message
 
@@ -186,56 +183,30 @@ def test_an_unknown_augmentation_is_refused_with_the_nearest_name():
 # --- files and presets ------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest_name():
-    assert "unknown preset 'shape': did you mean 'shapes'?" in refusal(preset="shape")
+def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
+    assert "unknown preset 'shape': did you mean 'shapes'?" in error_of(preset="shape")
 
 
 @pytest.mark.parametrize("content", [b"[train\nepochs = 1", b"epochs = ", b"a = 1\na = 2", b"\xff\xfe\x00"])
-def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    assert f"{path} is not a TOML file" in refusal(config=path)
+    assert f"{path} is not a TOML file" in error_of(config=path)
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    assert str(tmp_path / "none.toml") in refusal(config=tmp_path / "none.toml")
-    assert str(tmp_path) in refusal(config=tmp_path)
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none.toml") in error_of(config=tmp_path / "none.toml")
+    assert str(tmp_path) in error_of(config=tmp_path)
 
 
-def test_an_unknown_key_in_a_file_is_refused_with_the_nearest_name(tmp_path):
+def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "typo.toml"
     path.write_text("[optim]\nlearning_rate = 0.1\nmomentun = 0.9")
-    assert "optim." in refusal(config=path)
-
-
-@pytest.mark.parametrize("name", presets())
-def test_a_preset_is_a_valid_config_with_command_cost_and_result_in_its_header(name):
-    row = presets()[name]
-    config, _ = resolve_timed(name)
-    assert config.name == name
-    assert config != Config(name=name)  # it sets something
-    header = {key.lower(): text for key, text in row.header.items()}
-    assert {"about", "command", "cost", "result"} <= set(header)
-    assert all(header.values())
-    program, command, *options = shlex.split(header["command"])
-    assert program == "simclr"
-    typer.main.get_command(app).commands[command].make_context(command, options)  # type: ignore[attr-defined]
-    assert f"--preset {name}" in header["command"]
-
-
-STORED = {"cifar10": 60_000, "tiny-imagenet": 110_000, "folder": 1_281_167}  # images
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in presets().items() if "(predicted" in row.header["Cost"]])
-def test_the_memory_in_a_header_is_what_the_planner_says(name):
-    config, _ = resolve_timed(name)
-    plan = budget.plan_memory(config, STORED[config.data.dataset], budget.budget(None, torch.device("cpu")))
-    assert presets()[name].header["Cost"].startswith(f"{plan.peak / 2**30:.1f} GiB")
+    assert "optim." in error_of(config=path)
 
 
 @pytest.fixture
-def family(tmp_path, monkeypatch):
+def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Presets that build on each other."""
     texts = {
         "base": "[train]\nepochs = 11\nbatch_size = 12\n[augment2.blur]\np = 0.5\n",
@@ -245,41 +216,45 @@ def family(tmp_path, monkeypatch):
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.toml").write_text(text)
-    monkeypatch.setattr(configure, "presets", lambda: {n: Preset(n, tmp_path / f"{n}.toml", {}) for n in texts})
+    monkeypatch.setattr(resolving, "presets", lambda: {n: Preset(n, tmp_path / f"{n}.toml", {}) for n in texts})
     return tmp_path
 
 
-def test_a_preset_builds_on_another(family):
+def test_a_preset_builds_on_another(family: Path) -> None:
     config = resolve("child")
     assert (config.name, config.train.epochs, config.train.batch_size) == ("child", 21, 12)
     assert config.augment2.blur.p == 0.5
     (family / "mine.toml").write_text('preset = "child"\n[train]\nbatch_size = 22\n')
     config = resolve(config=family / "mine.toml")
     assert (config.name, config.train.epochs, config.train.batch_size) == ("mine", 21, 22)
-    assert resolve("base", family / "mine.toml").train.epochs == 21  # the file, and what it builds on, over --preset
+    assert resolve("base", family / "mine.toml").train.epochs == 21  # the file's own preset overrides --preset
     (family / "mine.toml").write_text('preset = "chidl"')
-    assert "unknown preset 'chidl': did you mean 'child'?" in refusal(config=family / "mine.toml")
+    assert "unknown preset 'chidl': did you mean 'child'?" in error_of(config=family / "mine.toml")
 
 
-def test_a_preset_that_goes_by_the_clock_is_no_config_yet(family):
+def test_a_preset_with_a_time_budget_is_resolved_with_it(family: Path) -> None:
     config, time = resolve_timed("longer")
     assert (time.hours, time.choices[0].epochs, time.choices[0].set) == (8, 2, {"seed": 3})
     assert config.train.epochs == 21
     assert resolve_timed("longer", settings=["time.hours=2"])[1].hours == 2
     assert resolve_timed("child")[1] is None
-    assert "goes by the clock" in refusal(preset="longer")
+    assert "longer has a time budget, which only `simclr pretrain` supports" in error_of(preset="longer")
+    with pytest.raises(UserError, match="preset 'longer' has a time budget"):
+        preset_on("longer", tiny())
     with pytest.raises(UserError, match=r"time.hours = -1: expected greater than 0"):
         resolve_timed("longer", settings=["time.hours=-1"])
-    with pytest.raises(UserError, match=r"goes by the clock, which chooses the epochs: leave --epochs out"):
+    with pytest.raises(
+        UserError, match=r"child-hours=1-epochs=1 has a time budget, which determines the epochs: remove --epochs"
+    ):
         resolve_timed("child", hours=1, epochs=1)
-    any_preset, time = resolve_timed("child", hours=2)
-    assert (any_preset.name, time.hours, time.choices) == ("child-hours=2", 2, (configure.Choice(epochs=1, set={}),))
+    config, time = resolve_timed("child", hours=2)
+    assert (config.name, time.hours, time.choices) == ("child-hours=2", 2, (Choice(epochs=1, set={}),))
     with pytest.raises(UserError, match=r"unknown setting 'time.hour': did you mean 'time.hours'"):
         resolve_timed("longer", settings=["time.hour=1"])
 
 
-def test_what_is_set_is_not_chosen_by_the_clock(family):
-    def choices(**asked):
+def test_settings_of_the_user_override_those_of_a_choice(family: Path) -> None:
+    def choices(**asked: Any) -> list[dict[str, Any]]:
         return [choice.set for choice in resolve_timed(**asked)[1].choices]
 
     assert choices(preset="longer") == [{"seed": 3}]
@@ -290,7 +265,30 @@ def test_what_is_set_is_not_chosen_by_the_clock(family):
     assert choices(config=family / "mine.toml") == [{"seed": 6}]
 
 
-def test_a_header_line_without_a_key_goes_on_with_the_one_before(tmp_path):
-    path = tmp_path / "p.toml"
-    path.write_text("# About: one\n#   and more\n# Cost: 1 h\n\n# Result: not in the header\n[loss]\n")
-    assert recipes._header(path) == {"About": "one and more", "Cost": "1 h"}
+# --- settings and their names -----------------------------------------------------------------------------------------
+
+
+def test_a_short_name_belongs_to_one_setting() -> None:
+    names = setting_names(Config)
+    short = {short_name(name) for name in names}
+    assert len(short) == len(names)
+    assert {"temperature", "blur.p", "augment2.blur.p", "seed"} <= short
+
+
+def test_a_change_of_the_first_view_changes_the_second_where_both_are_equal() -> None:
+    config = tiny(augment={"blur": {"p": 0.5}, "flip": {"p": 0.5}}, augment2={"flip": {"p": 0.1}})
+    both = changed(config, {"augment.blur.p": 0.2, "augment.flip.p": 0.3})
+    first, second = both.model_dump()["augment"], both.model_dump()["augment2"]
+    assert (first["blur"]["p"], second["blur"]["p"]) == (0.2, 0.2)
+    assert (first["flip"]["p"], second["flip"]["p"]) == (0.3, 0.1)
+    apart = changed(config, {"augment.blur.p": 0.2, "augment2.blur.p": 0.9}).model_dump()
+    assert (apart["augment"]["blur"]["p"], apart["augment2"]["blur"]["p"]) == (0.2, 0.9)
+    with pytest.raises(UserError, match=r"optim\.lr = -1"):
+        changed(config, {"optim.lr": -1})
+
+
+def test_a_preset_on_a_config_keeps_its_images_seed_and_precision() -> None:
+    config = tiny(seed=7)
+    preset = preset_on("cifar10-cpu", config)
+    assert (preset.data.dataset, preset.seed, preset.name, preset.device) == ("digits", 7, "tiny", "cpu")
+    assert (preset.train.precision, preset.optim.name) == ("fp32", "muon")

@@ -1,207 +1,218 @@
-"""Presets that go by the clock."""
-
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
-from experiments.configs import time_budget as timed
-from experiments.configs.resolve import Time
+from experiments.configs import time_budget
+from experiments.configs.resolve import TimeBudget
+from experiments.configs.time_budget import TRAINING_SHARE, choose_config
+from experiments.runs.prepare import prepare
+from experiments.runs.train import train
 from experiments.tracking import Store
 from simclr.config import Config
-from simclr.data.dataset import open_dataset
 from simclr.errors import BadSettings, UserError
-from simclr.train.loop import count_steps
-from tests.helpers import ROOT, simclr, tiny
+from simclr.progress import Observer
+from simclr.train import loop
+from simclr.train.loop import Interrupted
+from simclr.train.step import Training
+from tests.helpers import tiny
 
 LARGE, MIDDLE, SMALL = (
     {"epochs": 10, "set": {"data.side": 64}},
     {"epochs": 10, "set": {"model.width": 0.25}},
     {"epochs": 10, "set": {"model.width": 0.125}},
 )
-SECONDS = {0.25: 2e-3, 0.125: 1e-3}  # an image, by width
+SPEED = {0.25: 2e-3, 0.125: 1e-3}  # seconds per image, by width
 
 
-def asked(seconds: float, *choices: dict[str, object]) -> Time:
-    return Time.model_validate({"hours": seconds / timed.STEPS / 3600, "choices": choices or (LARGE, MIDDLE, SMALL)})
+def budget_of(seconds: float, *choices: dict[str, object]) -> TimeBudget:
+    """A budget with so many seconds for training steps."""
+    hours = seconds / TRAINING_SHARE / 3600
+    return TimeBudget.model_validate({"hours": hours, "choices": choices or (LARGE, MIDDLE, SMALL)})
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(timed, "seconds_an_image", lambda config: SECONDS[config.model.width])
-    monkeypatch.setattr(timed, "time", SimpleNamespace(monotonic=lambda: 0.0))  # decoding and measuring take no time
-    return Store(tmp_path)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still unless a test moves it, for choosing and for training."""
+    clock = SimpleNamespace(now=0.0, seconds_per_image=1e-3)
+    clock.monotonic = clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(time_budget, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def speed(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Config], float]], None]:
+    """Sets the measured speed, by default that in SPEED."""
+
+    def patch(seconds_per_image: Callable[[Config], float]) -> None:
+        monkeypatch.setattr(time_budget, "seconds_per_image", seconds_per_image)
+
+    patch(lambda config: SPEED[config.model.width])
+    return patch
 
 
 @pytest.mark.parametrize(
     ("seconds", "width", "epochs"),
     [(31.0, 0.25, 12), (26.9, 0.25, 10), (24.9, 0.125, 19), (3.0, 0.125, 2)],
-    ids=["the first that fits", "just", "the next", "the last in any case"],
+    ids=["first", "just fits", "next", "last"],
 )
-def test_the_first_choice_that_gets_through_its_epochs_in_time(store: Store, seconds, width, epochs) -> None:
-    chosen, _ = timed.within(tiny(), asked(seconds), store)
-    assert chosen.data.side is None  # 64 px would be larger than the files
-    assert chosen.model.width == width
-    data = open_dataset(chosen.data, store.folder)
-    epoch = count_steps(chosen, data)[1] * chosen.train.batch_size * SECONDS[width]
-    assert chosen.train.epochs * epoch <= seconds
+@pytest.mark.usefixtures("speed")
+def test_the_first_choice_whose_epochs_fit_is_taken(store: Store, seconds: float, width: float, epochs: int) -> None:
+    chosen, _ = choose_config(tiny(), budget_of(seconds), store)
+    assert chosen == tiny(model={"width": width}, train={"epochs": chosen.train.epochs})  # 64 px would enlarge files
     assert chosen.train.epochs == pytest.approx(epochs, abs=1)
-    assert chosen == tiny(model={"width": width}, train={"epochs": chosen.train.epochs})
+    images = prepare(chosen, store.folder).steps.total * chosen.train.batch_size
+    assert images * SPEED[width] <= seconds
 
 
-def test_what_decoding_and_measuring_took_is_not_there_to_train(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """31 s hold ten epochs of the middle one (25 s), but not after two measurements of 10 s."""
-    spent = [0.0]
-
-    def seconds(config: Config) -> float:
-        spent[0] += 10
-        return SECONDS[config.model.width]
-
-    monkeypatch.setattr(timed, "seconds_an_image", seconds)
-    monkeypatch.setattr(timed, "time", SimpleNamespace(monotonic=lambda: spent[0]))
-    chosen, _ = timed.within(tiny(), asked(31.0), store)
-    steps = count_steps(chosen, open_dataset(chosen.data, store.folder))[1]
-    assert chosen.model.width == 0.125
-    assert chosen.train.epochs == int(11 / (steps * chosen.train.batch_size * 1e-3))
-
-
-def test_a_batch_of_more_than_all_images_is_passed_over(store: Store) -> None:
-    """And one that fits is chosen, where there is time for its epochs."""
-    over, fits = ({"epochs": 1, "set": {"train.batch_size": size}} for size in (2048, 512))
-    assert timed.within(tiny(), asked(31.0, over, fits, SMALL), store)[0].train.batch_size == 512
-    slow = fits | {"epochs": 100}
-    assert timed.within(tiny(), asked(31.0, over, slow, SMALL), store)[0].train.batch_size == tiny().train.batch_size
-
-
-def test_time_that_holds_no_epoch_is_refused(store: Store) -> None:
-    with pytest.raises(UserError, match=r"hold no epoch of tiny: one takes .* Give it more .--hours"):
-        timed.within(tiny(), asked(0.9), store)
-
-
-@pytest.mark.parametrize("error", [UserError, BadSettings], ids=["planned", "out of memory"])
-def test_a_choice_that_the_memory_cannot_hold_is_passed_over(
-    error: type[Exception], store: Store, monkeypatch: pytest.MonkeyPatch
+def test_time_for_decoding_and_measuring_is_subtracted(
+    store: Store, clock: SimpleNamespace, speed: Callable[[Callable[[Config], float]], None]
 ) -> None:
-    def seconds(config):
+    """31 s are enough for ten epochs of the middle choice (25 s), but not after two measurements of 10 s each."""
+
+    def measure(config: Config) -> float:
+        clock.now += 10
+        return SPEED[config.model.width]
+
+    speed(measure)
+    chosen, _ = choose_config(tiny(), budget_of(31.0), store)
+    assert chosen.model.width == 0.125
+    images = prepare(chosen, store.folder).steps.per_epoch * chosen.train.batch_size
+    assert chosen.train.epochs == int(11 / (images * 1e-3))
+
+
+@pytest.mark.usefixtures("speed")
+def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
+    large, fits = ({"epochs": 1, "set": {"train.batch_size": size}} for size in (2048, 512))
+    assert choose_config(tiny(), budget_of(31.0, large, fits, SMALL), store)[0].train.batch_size == 512
+    slow = fits | {"epochs": 100}
+    chosen, _ = choose_config(tiny(), budget_of(31.0, large, slow, SMALL), store)
+    assert chosen.train.batch_size == tiny().train.batch_size
+
+
+@pytest.mark.usefixtures("speed")
+def test_a_budget_too_short_for_one_epoch_is_refused(store: Store) -> None:
+    with pytest.raises(UserError, match=r"too short for tiny: an epoch takes 1 s here, .* Allow more time .--hours"):
+        choose_config(tiny(), budget_of(0.9), store)
+
+
+@pytest.mark.parametrize("error", [UserError, BadSettings], ids=["predicted", "out of memory"])
+def test_a_choice_that_does_not_fit_into_memory_is_skipped(
+    error: type[Exception], store: Store, speed: Callable[[Callable[[Config], float]], None]
+) -> None:
+    def measure(config: Config) -> float:
         if config.model.width == 0.25:
             raise error("it needs more")
-        return SECONDS[config.model.width]
+        return SPEED[config.model.width]
 
-    monkeypatch.setattr(timed, "seconds_an_image", seconds)
-    assert timed.within(tiny(), asked(1000.0), store)[0].model.width == 0.125
+    speed(measure)
+    assert choose_config(tiny(), budget_of(1000.0), store)[0].model.width == 0.125
     with pytest.raises(error, match="it needs more"):
-        timed.within(tiny(), asked(1000.0, MIDDLE), store)
+        choose_config(tiny(), budget_of(1000.0, MIDDLE), store)
 
 
-def test_a_hopeless_choice_is_not_even_timed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(timed, "seconds_an_image", lambda config: seen.append(config.model.backbone) or 1e-3)
+def test_a_choice_that_is_much_too_slow_is_not_measured(
+    store: Store, speed: Callable[[Callable[[Config], float]], None]
+) -> None:
+    measured = []
+    speed(lambda config: measured.append(config.model.backbone) or 1e-3)  # type: ignore[func-returns-value]
     huge = {"epochs": 10, "set": {"model.backbone": "resnet152", "model.width": 1.0}}
-    assert timed.within(tiny(), asked(20.0, huge, SMALL), store)[0].model.backbone == "resnet18"
-    assert set(seen) == {"resnet18"}
+    assert choose_config(tiny(), budget_of(20.0, huge, SMALL), store)[0].model.backbone == "resnet18"
+    assert set(measured) == {"resnet18"}
 
 
-def test_a_network_that_cannot_take_the_images_is_a_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_network_that_cannot_process_the_images_is_refused(store: Store) -> None:
     config = tiny(model={"backbone": "alexnet", "stem": "imagenet", "width": 1.0})
-    with pytest.raises(UserError, match=r"backbone 'alexnet' can't take 16 px images"):
-        timed.within(config, asked(100.0, {"epochs": 1}), store)
+    with pytest.raises(UserError, match=r"backbone 'alexnet' can't process 16 px images"):
+        choose_config(config, budget_of(100.0, {"epochs": 1}), store)
 
 
-def test_images_of_files_are_never_enlarged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_never_enlarged(
+    store: Store, tmp_path: Path, speed: Callable[[Callable[[Config], float]], None]
+) -> None:
     for number in range(40):
         path = tmp_path / "photos" / f"{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 50 if number % 3 else 20), (number, 0, 0)).save(path)
-    monkeypatch.setattr(timed, "seconds_an_image", lambda config: 1e-6)
+    speed(lambda config: 1e-6)
     config = tiny(data={"dataset": "folder", "dir": str(tmp_path / "photos"), "side": 16}, train={"batch_size": 8})
     choices = ({"epochs": 1, "set": {"data.side": side}} for side in (64, 48, 16))
-    chosen, _ = timed.within(config, asked(100.0, *choices), Store(tmp_path))
-    assert chosen.data.side == 48  # most are 50 px
-    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["folder"] * 2
+    chosen, _ = choose_config(config, budget_of(100.0, *choices), store)
+    assert chosen.data.side == 48  # most images have 50 px
+    decoded = [path.name.split("-")[0] for path in (store.folder / "cache").iterdir() if path.is_dir()]
+    assert decoded == ["folder"] * 2  # nothing at 64 px
 
 
-@pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
-def test_what_was_chosen_before_stands(store: Store, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished run's choice, unless a new one is asked for; the one with a checkpoint, to resume."""
-    chosen, request = timed.within(tiny(), asked(31.0), store)
-    tags = {"kind": "pretrain", "request": request, "config_key": chosen.key()}
-    tracker = store.start("run", tags, chosen.flat())
-    tracker.finish(status)
-    monkeypatch.setitem(SECONDS, 0.25, 1.0)  # the machine has slowed down
-    again = {"knn_every": 7, "checkpoint_minutes": 1.0}  # which decide nothing
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
+def test_a_run_of_the_same_request_keeps_its_config(
+    store: Store, speed: Callable[[Callable[[Config], float]], None], status: str
+) -> None:
+    """A finished run's config is kept unless a new run is asked for. An unfinished one needs a checkpoint."""
+    chosen, request = choose_config(tiny(), budget_of(31.0), store)
+    tracker = store.start("run", "pretrain", chosen.flat(), {"request": request, "config_key": chosen.key()})
+    if status != "RUNNING":
+        tracker.finish(status)
+    speed(lambda config: {0.25: 1.0, 0.125: 1e-3}[config.model.width])  # the machine has become slower
+    unrelated = {"knn_every": 7, "checkpoint_minutes": 1.0}  # settings that don't change the result
 
-    def now(**how: bool) -> Config:
-        return timed.within(tiny(train=again), asked(31.0), store, **how)[0]
+    def choose(**options: bool) -> Config:
+        return choose_config(tiny(train=unrelated), budget_of(31.0), store, **options)[0]
 
-    expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=again)})
-    assert now(again=True).model.width == 0.125
+    expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=unrelated)})
     if status == "FINISHED":
-        assert now() == expected
-        assert now(resume=True).model.width == 0.125
+        assert choose() == expected
+        assert choose(resume=True).model.width == 0.125
     else:
-        assert now().model.width == now(resume=True).model.width == 0.125  # there is nothing to go on from
+        assert choose().model.width == choose(resume=True).model.width == 0.125  # it has no checkpoint
         folder = store.run_folder(tracker.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "step-00000001.pt").touch()
-        assert now() == now(resume=True) == now(resume=True, again=True) == expected
-        assert now(again=True).model.width == 0.125
-    other = tiny(memory="4GiB", train=again)
-    assert timed.within(other, asked(31.0), store)[0].model.width == 0.125
+        assert choose() == choose(resume=True) == choose(resume=True, again=True) == expected
+    assert choose(again=True).model.width == 0.125
+    other = tiny(memory="4GiB", train=unrelated)
+    assert choose_config(other, budget_of(31.0), store)[0].model.width == 0.125
+
+
+@pytest.fixture
+def steps(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps that do nothing but take time on the clock."""
+
+    def step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
+        clock.now += clock.seconds_per_image * len(images)
+        training.step += 1
+        return torch.ones(1 + len(training.method.figures))
+
+    monkeypatch.setattr(loop, "train_step", step)
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_run_ends_within_its_time(store: Store, clock: SimpleNamespace) -> None:
+    chosen, _ = choose_config(tiny(), budget_of(30.0, {"epochs": 1}), store)
+    loop.pretrain(chosen, prepare(chosen, store.folder).data, torch.device("cpu"), store.folder)
+    assert 28 < clock.now <= 30  # with the steps that were measured
+
+
+@pytest.mark.usefixtures("steps")
+def test_an_interrupted_run_resumes_with_its_config(store: Store, clock: SimpleNamespace) -> None:
+    budget = budget_of(30.0, {"epochs": 1})
+    chosen, request = choose_config(tiny(), budget, store)
+    stopped = type("Stopped", (Observer,), {"stop": lambda self: True})()
+    with pytest.raises(Interrupted):
+        train(prepare(chosen, store.folder), store, tags={"request": request}, observer=stopped)
+    (interrupted,) = store.records(kind="pretrain")
+    clock.seconds_per_image *= 2  # a new choice would have half as many epochs
+    resumed, _ = choose_config(tiny(), budget, store, resume=True)
+    assert resumed == chosen
+    record = train(prepare(resumed, store.folder), store, resume=True)
+    assert (record.id, record.status, record.params) == (interrupted.id, "FINISHED", interrupted.params)
 
 
 def test_speed_is_measured_without_the_images() -> None:
-    assert 0 < timed.seconds_an_image(tiny(train={"batch_size": 8})) < 1
-
-
-SHORT = 20  # seconds
-CONFIG = """
-data.dataset = "digits"
-device = "cpu"
-model = {stem = "stride2", width = 0.125}
-optim = {name = "adamw", lr = 1e-3, lr_scaling = "none", warmup_epochs = 0}
-train = {batch_size = 64, precision = "fp32", knn_every = 1, checkpoint_minutes = 0.001}
-time = {hours = HOURS}
-"""
-
-
-@pytest.mark.slow
-def test_a_run_ends_in_time(tmp_path: Path) -> None:
-    config = tmp_path / "clock.toml"
-    config.write_text(CONFIG.replace("HOURS", str(SHORT / 3600)))
-    done = simclr("pretrain", "--config", str(config), home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    [run] = Store(tmp_path).search("tags.kind = 'pretrain'")
-    took = (run.info.end_time - run.info.start_time) / 1000
-    assert 0.3 * SHORT < took < 1.3 * SHORT  # tests share their cores with others
-
-
-def test_a_killed_run_goes_on_as_it_was_chosen(tmp_path: Path) -> None:
-    config = tmp_path / "clock.toml"
-    config.write_text(CONFIG.replace("HOURS", str(SHORT / 3600)))
-    command = [sys.executable, str(ROOT / "cli.py"), "pretrain", "--config", str(config)]
-    environment = {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": ""}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.rglob("step-*.pt")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-    store = Store(tmp_path)
-    [run] = store.search("tags.kind = 'pretrain'")
-    done = simclr("pretrain", "--config", str(config), "--resume", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    [again] = store.search("tags.kind = 'pretrain'")
-    assert again.info.run_id == run.info.run_id
-    assert again.data.params == run.data.params
-    assert again.info.status == "FINISHED"
-    assert "has trained this config" in simclr("pretrain", "--config", str(config), home=tmp_path).stdout
-    refused = simclr("ablate", "--config", str(config), "--drop", "flip", home=tmp_path)
-    assert refused.returncode == 2
-    assert "goes by the clock" in refused.stderr
+    assert 0 < time_budget.seconds_per_image(tiny(train={"batch_size": 8})) < 60

@@ -1,77 +1,127 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from analysis import plots
-from experiments.runs import estimate, pictures, train
+from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.train import train, train_or_resume
 from experiments.tracking import Store
-from simclr.config import Config
-from simclr.data.dataset import open_dataset
-from simclr.errors import RunFailed, UserError
+from simclr.errors import RunFailed, UnusableCheckpoint, UserError
+from simclr.progress import Observer
+from simclr.train import loop
+from simclr.train.loop import Interrupted
+from simclr.weights.checkpoint import checkpoints, load_weights
 from tests.helpers import tiny
+
+
+class Watch(Observer):
+    """Remembers what it is told, and asks to stop after a number of steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.stop_after, self.asked = stop_after, 0
+
+    def began(self, run_id: str, steps: int) -> None:
+        self.told.append(("began", run_id))
+
+    def reused(self, run_id: str) -> None:
+        self.told.append(("reused", run_id))
+
+    def stop(self) -> bool:
+        self.asked += 1
+        return self.stop_after is not None and self.asked >= self.stop_after
+
+
+@pytest.fixture
+def prepared(home: Path) -> Prepared:
+    return prepare(tiny(train={"epochs": 1}), home)
+
+
+def test_a_run_keeps_its_config_environment_views_weights_and_curve(prepared: Prepared, store: Store) -> None:
+    record = train(prepared, store, tags={"request": "r"})
+    assert (record.name, record.kind, record.status) == ("tiny-s0", "pretrain", "FINISHED")
+    assert record.tags["config_key"] == prepared.config.key()
+    assert record.tags["data_digest"] == prepared.data.digest
+    assert (record.tags["seed"], record.tags["request"], record.tags["precision"]) == ("0", "r", "float32")
+    assert 0.05 < float(record.tags["val_chance"]) < 0.2
+    assert record.params["loss.temperature"] == "0.2"
+    config, _, digest = load_weights(record.artifact("model.safetensors"))
+    assert (config, digest) == (prepared.config, prepared.data.digest)
+    assert 'name = "tiny"' in record.artifact("config.toml").read_text()
+    for name in ("environment.json", "views.png", "loss.png"):
+        assert record.artifact(name).stat().st_size > 0
+    assert record.history("train/loss")["step"].iloc[-1] == prepared.steps.total
+    assert checkpoints(record.folder) == []
+
+
+def test_a_finished_config_is_not_trained_again_unless_asked(prepared: Prepared, store: Store) -> None:
+    first = train(prepared, store)
+    watch = Watch()
+    assert train(prepared, store, observer=watch).id == first.id
+    assert watch.told == [("reused", first.id)]
+    again = train(prepared, store, again=True)
+    assert again.id != first.id
+    assert again.metrics["train/loss"] == first.metrics["train/loss"]
+
+
+def test_an_unfinished_run_is_resumed_only_when_asked(prepared: Prepared, store: Store) -> None:
+    with pytest.raises(Interrupted):
+        train(prepared, store, observer=Watch(stop_after=2))
+    (stopped,) = store.records()
+    assert stopped.status == "KILLED"
+    with pytest.raises(UserError, match=f"run {stopped.short_id} of this config did not finish: add --resume"):
+        train(prepared, store)
+    watch = Watch()
+    resumed = train(prepared, store, resume=True, observer=watch)
+    assert watch.told == [("began", stopped.id)]
+    assert (resumed.id, resumed.status) == (stopped.id, "FINISHED")
+    assert resumed.metrics["train/loss"] == train(prepared, store, again=True).metrics["train/loss"]
+
+
+def test_again_leaves_an_unfinished_run_as_it_is(prepared: Prepared, store: Store) -> None:
+    with pytest.raises(Interrupted):
+        train(prepared, store, observer=Watch(stop_after=1))
+    (stopped,) = store.records()
+    assert train(prepared, store, again=True).id != stopped.id
+    assert checkpoints(stopped.folder)
+
+
+def test_resume_without_an_unfinished_run_is_an_error(prepared: Prepared, store: Store) -> None:
+    with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: leave out --resume"):
+        train(prepared, store, resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_used_starts_over(
+    prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        train(prepared, store, observer=Watch(stop_after=1))
+    (stopped,) = store.records()
+    (checkpoint,) = checkpoints(stopped.folder)
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(UnusableCheckpoint):
+        train(prepared, store, resume=True)
+    assert train_or_resume(prepared, store).id != stopped.id
+
 
 OUT_OF_MEMORY = {
     "accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes"),
 }
-PLACES: dict[str, tuple[str, Callable[[Config, Store], object]]] = {
-    "a step": ("simclr.train.train_step", train.train),
-    "moving the images": ("simclr.train.stored_images", train.train),
-    "kNN on validation": ("simclr.train.knn_accuracy", train.train),
-    "a dry run": ("simclr.train.train_step", estimate.estimate),
-}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["train_step", "load_batches", "knn_accuracy"])
 @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
-def test_out_of_memory_is_a_sentence_wherever_it_happens(
-    kind: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_is_an_error_of_one_line(
+    kind: str, place: str, home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
+    def fail(*arguments: object) -> None:
         raise OUT_OF_MEMORY[kind]
 
-    name, run = PLACES[place]
-    monkeypatch.setattr(name, full)
-    store = Store(tmp_path)
-    with pytest.raises(
-        RunFailed, match=r"out of memory: lower --micro-batch \(now auto\), for that train.norm_batch \(now 256\)"
-    ):
-        run(tiny(train={"knn_every": 1, "epochs": 1}), store)
-    assert [item.info.status for item in store.search()] == ["FAILED"] * (run is train.train)
-
-
-def test_the_grid_has_a_row_for_each_view_and_each_operation_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: dict[str, object] = {}
-    monkeypatch.setattr(plots, "image_rows", lambda images, path: rows.update(images))
-    config = tiny(augment2={"grayscale": {"p": 0.0}, "noise": {"p": 0.5}})
-    data = open_dataset(config.data, tmp_path)
-    pictures.view_grid(config, data, tmp_path / "grid.png")
-    first, second = config.pipelines()
-    assert list(rows) == ["original", "view 1", "view 2", *first, "noise (view 2)"]
-    assert "noise" not in first
-    assert "grayscale" not in second
-    shown = data.parts["pretrain"][:: len(data.parts["pretrain"]) // 12][:12]
-    originals = data.images[shown].transpose(0, 2, 3, 1) / np.float32(255)
-    np.testing.assert_array_equal(rows["original"], originals)
-    np.testing.assert_array_equal(rows["flip"], originals[:, :, ::-1])  # of every image, as p is 1 there
-
-
-def test_resume_without_an_unfinished_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: run without --resume"):
-        train.train(tiny(), Store(tmp_path), resume=True)
-
-
-def test_a_dry_run_of_what_the_machine_cannot_hold_is_refused_before_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simclr.train.train_step", lambda *arguments: pytest.fail("a step was run"))
-    monkeypatch.setattr("simclr.device.system_memory", lambda: 2.0**20)
-    with pytest.raises(UserError, match=r"needs .* and this machine has 1 MiB: with --memory \(e\.g\. 8GiB\)"):
-        estimate.estimate(tiny(), Store(tmp_path))
+    monkeypatch.setattr(loop, place, fail)
+    expected = r"out of memory: lower --micro-batch \(now auto\), and for that train.norm_batch \(now 256\)"
+    with pytest.raises(RunFailed, match=expected):
+        train(prepare(tiny(train={"knn_every": 1, "epochs": 1}), home), store)
+    assert [record.status for record in store.records()] == ["FAILED"]

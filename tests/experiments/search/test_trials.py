@@ -1,416 +1,378 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import optuna
-import pandas as pd
 import pytest
-from optuna.trial import TrialState
+import torch
+from optuna.trial import Trial, TrialState
 from PIL import Image
-from typer.testing import CliRunner
 
-import cli
-from analysis.trials import outcome, pictures, ranked
-from experiments.configs.resolve import changed
-from experiments.runs import encoders, train
-from experiments.search import confirm, trials
+from experiments.runs.prepare import prepare
+from experiments.search import trials
 from experiments.search.space import Parameter
-from experiments.search.trials import open_search
-from experiments.studies import run
+from experiments.search.trial_table import outcome, ranked
+from experiments.search.trials import PRUNERS, STATE, VALIDATION, open_search, reference_accuracy, run_trials
 from experiments.tracking import Store
+from simclr.config import Config
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.evaluate.subject import Subject
-from simclr.progress import SILENT
+from simclr.progress import Observer
 from simclr.train import budget, memory
-from simclr.train.loop import Interrupted
-from tests.helpers import ROOT, simclr, tiny
+from simclr.train.loop import Interrupted, count_steps
+from tests.helpers import tiny
 
 SPACE = [
     Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True),
     Parameter(setting="train.batch_size", choices=(128, 256)),
 ]
-SHORT = tiny(train={"epochs": 1, "knn_every": 1})
+BRIEF = tiny(train={"epochs": 1, "knn_every": 1})
+STOPPED = type("Stopped", (Observer,), {"stop": lambda self: True})()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+class Messages(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
 
 
-def test_a_search_finds_goes_on_and_trains_nothing_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = []
-    train = train.train
-
-    def counted(*arguments: object, **options: object) -> str:
-        trained.append(arguments[0])
-        return train(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(train, "train", counted)
-    with open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 3)
-        with (
-            pytest.raises(UserError, match="is being trained by another process"),
-            open_search("s", SHORT, SPACE, store),
-        ):
-            pass
-    assert len(found.study.trials) == 3
-    with open_search("s", SHORT, SPACE, store) as again:
-        trials.search(again, store, 3)
+def test_a_search_resumes_and_trains_nothing_twice(store: Store, trained: list[Config]) -> None:
+    with open_search("s", BRIEF, SPACE, store) as search:
+        reference_accuracy(search)
+        run_trials(search, 3)
+    assert len(search.study.trials) == 3
+    assert trained[0].key() == BRIEF.key()
+    assert len(trained) == 3  # the first trial is the start
+    with open_search("s", BRIEF, SPACE, store) as resumed:
+        run_trials(resumed, 3)
         assert len(trained) == 3
-        trials.search(again, store, 4)
-    assert len(again.study.trials) == 4
-    assert len({trial.params["optim.lr"] for trial in again.study.trials}) == 4  # a resumed sampler does not repeat
-    assert trained[0].key() == SHORT.key()  # the search begins where it is told to
-    cells = confirm.confirmation(again, 10).cells
-    assert [cell.name for cell in cells].count("trial 0") == 0  # the start is confirmed as the baseline
-    assert len(cells) == 4
-    assert store.client.get_run(again.tracker.run_id).info.status == "FINISHED"
-    best = ranked(again.study)[0]
-    run = store.client.get_run(best.user_attrs["run"])
-    assert run.data.metrics[trials.VALIDATION] == best.values[0]
-    assert run.data.tags["mlflow.parentRunId"] == found.tracker.run_id
-    assert float(run.data.params["optim.lr"]) == best.params["optim.lr"]
-    other = open_search("s", SHORT, SPACE[:1], store)
+        run_trials(resumed, 4)
+    assert resumed.tracker.run_id == search.tracker.run_id
+    assert resumed.tracker.record().finished
+    rates = {trial.params["optim.lr"] for trial in resumed.study.trials}
+    assert len(rates) == 4  # the sampler does not repeat itself after a restart
+    best = ranked(resumed.study)[0]
+    record = store.get(best.user_attrs["run"])
+    assert record.metrics[VALIDATION] == best.values[0]
+    assert (record.parent, record.tags["search"]) == (search.tracker.run_id, "s")
+    assert float(record.params["optim.lr"]) == best.params["optim.lr"]
+
+
+def test_a_trial_is_trained_and_evaluated_without_the_test_images(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "test", property(lambda _: pytest.fail("the test images were used")))
+    devices, load = [], trials.load_subject
+
+    def spy(found, data, protocol, device, observer):  # type: ignore[no-untyped-def]
+        devices.append(device)
+        return load(found, data, protocol, device, observer)
+
+    monkeypatch.setattr(trials, "load_subject", spy)
+    said = Messages()
+    with open_search("s", BRIEF, SPACE, store) as search:
+        accuracy = reference_accuracy(search)
+        run_trials(search, 1, observer=said)
+        run_trials(search, 9, hours=0)
+    (trial,) = search.study.trials  # none starts after the time is up
+    assert devices == [torch.device("cpu")]  # the trial reuses the run of the start, and its accuracy
+    assert trial.values == [accuracy]
+    assert 0.1 < accuracy <= 1
+    assert trial.user_attrs["seconds"] > 0
+    assert said.texts[0] == "trial 0: optim.lr=0.001, train.batch_size=256"
+    assert f"{accuracy:.2%} on validation after" in said.texts[1]
+
+
+def test_a_stopped_trial_resumes_from_its_checkpoint(store: Store) -> None:
+    config = tiny(data={"limit": 600}, train={"epochs": 2})
+    with pytest.raises(Interrupted), open_search("s", config, SPACE[:1], store) as search:
+        run_trials(search, 1, observer=STOPPED)
+    assert search.tracker.record().status == "KILLED"
+    (interrupted,) = search.study.trials
+    with open_search("s", config, SPACE[:1], store) as resumed:
+        run_trials(resumed, 1)
+    (trial,) = ranked(resumed.study)
+    assert trial.params == interrupted.params
+    assert trial.user_attrs["goes on from"] == interrupted.number
+    (record,) = store.records(kind="pretrain")
+    assert record.finished
+    assert not store.records(kind="trial")  # it is this search's own run, so it needs no copy
+
+
+def test_one_process_at_a_time_has_a_search_open(store: Store) -> None:
+    second = open_search("s", BRIEF, SPACE, store)
     with (
-        pytest.raises(UserError, match="search 's' exists with another config, space, objective or other images"),
-        other,
+        open_search("s", BRIEF, SPACE, store),
+        pytest.raises(UserError, match="another process is training run"),
+        second,
     ):
         pass
 
 
-def test_trials_that_the_memory_cannot_hold_never_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths = [Parameter(setting="model.width", choices=(0.125, 4.0))]
-    narrow = sum(memory.predict(SHORT, 256).values())
-    monkeypatch.setattr(budget, "budget", lambda *_: budget.Budget(round(narrow * 1.2), {}))
-    said: list[str] = []
-    with open_search("s", SHORT, widths, store) as found:
-        trials.search(found, store, 8, say=said.append)
-    started = [text for text in said if "=" in text]
-    assert {text.partition(": ")[2] for text in started} == {"model.width=0.125"}
-    assert sum("% on validation after" in text for text in said) == len(started)
-    away = [trial for trial in found.study.trials if "turned away" in trial.user_attrs]
-    assert sum("turned away, needs " in text for text in said) == len(away)
-    assert len(away) + len(started) == 8
-    assert away
-    assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in away)
-    assert f", {len(away)} turned away ({len(away)} for up to " in outcome(found.study, 0.5)[0]
-
-
-def test_a_trial_must_fit_at_the_size_of_the_proxy_and_at_full_size(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("config", "space", "options"),
+    [
+        (BRIEF, SPACE[:1], {}),
+        (tiny(data={"limit": 500}, train={"epochs": 1, "knn_every": 1}), SPACE, {}),
+        (tiny(train={"epochs": 2}), SPACE, {}),
+        (BRIEF, SPACE, {"proxy": ["data.limit=500"]}),
+    ],
+    ids=["space", "images", "config", "proxy"],
+)
+def test_a_name_belongs_to_one_search(
+    store: Store, config: Config, space: list[Parameter], options: dict[str, list[str]]
 ) -> None:
-    """The proxy is narrower than what the best is trained as."""
-    full, heads = tiny(model={"width": 0.25}, train={"epochs": 1}), (16, 8192)
-    space = [Parameter(setting="model.hidden_dim", choices=heads)]
-    monkeypatch.setattr(budget, "budget", lambda *_: budget.Budget(round(room / (1 - budget.FRAGMENTATION)), {}))
-    room = trials.smallest(changed(full, {"model.hidden_dim": heads[1]})) - 1000
-    assert trials.smallest(changed(full, {"model.hidden_dim": heads[1], "model.width": 0.125})) < room
-    with open_search("s", full, space, store, proxy=["model.width=0.125"]) as found:
-        trials.search(found, store, 6)
-    states = {trial.params["model.hidden_dim"]: "turned away" in trial.user_attrs for trial in found.study.trials}
-    assert states == {"16": False, "8192": True}
-    room = trials.smallest(full) - 1000
-    refused = open_search("other", full, space, store, proxy=["model.width=0.125"])
-    with pytest.raises(UserError, match=r"tiny needs .*, and a run may take"), refused:
+    with open_search("s", BRIEF, SPACE, store):
+        pass
+    other = open_search("s", config, space, store, proxy=options.get("proxy", ()))
+    with pytest.raises(UserError, match="search 's' already exists with a different config, space or objective"), other:
         pass
 
 
-def test_a_network_that_cannot_take_the_images_is_turned_away(store: Store) -> None:
+def limit_memory(monkeypatch: pytest.MonkeyPatch, usable: float) -> None:
+    total = round(usable / (1 - budget.FRAGMENTATION))
+    monkeypatch.setattr(budget, "memory_budget", lambda *_: budget.MemoryBudget(total, {}))
+
+
+def test_trials_that_need_too_much_memory_are_rejected_and_predicted_once(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = [Parameter(setting="model.width", choices=(0.125, 4.0))]
+    narrow = sum(memory.predict(BRIEF, 256).values())
+    limit_memory(monkeypatch, narrow * 1.2)
+    predicted = []
+
+    def predict(config: Config, micro_batch: int) -> dict[str, int]:
+        predicted.append(config.name)
+        return {"activations": round(narrow * config.model.width / 0.125)}
+
+    said = Messages()
+    with open_search("s", BRIEF, space, store) as search:
+        monkeypatch.setattr(memory, "predict", predict)
+        run_trials(search, 8, observer=said)
+    started = [text for text in said.texts if "=" in text]
+    assert {text.partition(": ")[2] for text in started} == {"model.width=0.125"}
+    assert sum("% on validation after" in text for text in said.texts) == len(started)
+    rejected = [trial for trial in search.study.trials if "turned away" in trial.user_attrs]
+    assert rejected
+    assert len(rejected) + len(started) == 8
+    assert sum(": rejected, it needs " in text for text in said.texts) == len(rejected)
+    assert all(trial.constraints["memory"] > 0 and trial.state is TrialState.PRUNED for trial in rejected)
+    assert f", {len(rejected)} rejected ({len(rejected)} for up to " in outcome(search.study, 0.5)[0]
+    assert len(predicted) == 8
+
+
+def test_a_trial_must_fit_with_the_proxy_settings_and_without(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, space = tiny(model={"width": 0.25}), [Parameter(setting="model.hidden_dim", choices=(16, 8192))]
+    large = tiny(model={"width": 0.25, "hidden_dim": 8192})
+    room = trials.smallest_peak(large) - 1000
+    assert trials.smallest_peak(tiny(model={"hidden_dim": 8192})) < room  # the proxy alone would fit
+    limit_memory(monkeypatch, room)
+    with open_search("s", full, space, store, proxy=["model.width=0.125"]) as search:
+        search.study.enqueue_trial({"model.hidden_dim": "16"})
+        search.study.enqueue_trial({"model.hidden_dim": "8192"})
+        run_trials(search, 3)
+    rejected = {trial.params["model.hidden_dim"]: "turned away" in trial.user_attrs for trial in search.study.trials}
+    assert rejected == {"16": False, "8192": True}
+
+
+def test_a_full_config_that_does_not_fit_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = tiny(model={"width": 0.25})
+    limit_memory(monkeypatch, trials.smallest_peak(full) - 1000)
+    search = open_search("s", full, SPACE, store, proxy=["model.width=0.125"])
+    with pytest.raises(UserError, match="tiny needs "), search:
+        pass
+    assert not store.records()
+
+
+def test_settings_that_cannot_be_used_are_rejected(store: Store, trained: list[Config]) -> None:
     space = [Parameter(setting="model.backbone", choices=("resnet10", "alexnet"))]
-    standard = {"stem": "imagenet", "width": 1}
-    with open_search("s", tiny(model=standard, train={"epochs": 1}), space, store) as found:
-        found.study.enqueue_trial({"model.backbone": '"alexnet"'})
-        trials.search(found, store, 1)
-    assert found.study.trials[0].user_attrs["turned away"].startswith("backbone 'alexnet' can't take 16 px images")
+    with open_search("s", tiny(model={"stem": "imagenet", "width": 1}), space, store) as search:
+        search.study.enqueue_trial({"model.backbone": '"alexnet"'})
+        run_trials(search, 1)
+    assert search.study.trials[0].user_attrs["turned away"].startswith("backbone 'alexnet' can't process 16 px images")
 
 
-def test_no_trial_begins_when_the_time_is_up_and_none_sees_the_test_images(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_pruned_trial_stops_and_its_run_is_killed(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Subject, "test", property(lambda _: pytest.fail("the test images were looked at")))
-    with open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 1)
-        trials.search(found, store, 9, hours=0)
-    assert len(found.study.trials) == 1
+    monkeypatch.setattr(Trial, "should_prune", lambda trial: trial.number == 1)
+    said = Messages()
+    with open_search("s", tiny(train={"epochs": 2, "knn_every": 1}), SPACE, store) as search:
+        run_trials(search, 2, observer=said)
+    assert [trial.state for trial in search.study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert sorted(record.status for record in store.records(kind="pretrain")) == ["FINISHED", "KILLED"]
+    assert search.study.trials[1].intermediate_values == {1: 0.5}  # the last epoch is not reported
+    assert said.texts[-1] == "  pruned at kNN 50.00%"
 
 
-def test_a_trial_is_judged_on_the_device_of_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id, place, seen = train.train(SHORT, store), encoders.place, []
-
-    def watched(*arguments: Any, **options: Any) -> Subject:
-        seen.append(options["device"])
-        return place(*arguments, **options)
-
-    monkeypatch.setattr(encoders, "place", watched)
-    trials.validation_accuracy(run_id, SHORT.model_copy(update={"device": "cpu"}), store, SILENT)
-    assert seen == ["cpu"]
-
-
-def test_what_selection_gave_and_how_a_proxy_ranks_is_said(store: Store) -> None:
-    table = pd.DataFrame(
-        {
-            "cell": ["baseline", "trial 4", "trial 2", "trial 7"],
-            "in the search": [0.5, 0.6, 0.58, 0.55],
-            "fresh seeds": [0.52, 0.55, 0.57, 0.5],
-            "n": [3, 3, 3, 2],
-        }
-    )
-    with open_search("whole", SHORT, SPACE, store) as found:
-        assert (
-            "+10.00 points in the search, +3.00 with fresh seeds; +7.00 was selection" in confirm.notes(found, table)[1]
-        )
-    with open_search("proxy", SHORT, SPACE, store, proxy=["data.limit=400"]) as found:
-        assert confirm.notes(found, table)[1] == "rank correlation (Spearman) of the two over 3 trials: 0.50"
-        assert "needs --top 3" in confirm.notes(found, table[:2])[1]
+@pytest.mark.parametrize("name", ["median", "hyperband"])
+def test_each_pruner_prunes_a_trial_that_is_far_behind(name: str) -> None:
+    study = optuna.create_study(direction="maximize", pruner=PRUNERS[name]())
+    pruned = set()
+    for number in range(40):
+        trial = study.ask()
+        for epoch in range(1, 28):
+            trial.report(0.9 if number % 4 else 0.1, epoch)
+            if trial.should_prune():
+                pruned.add(number)
+                break
+        study.tell(trial, None if number in pruned else 0.5, state=TrialState.PRUNED if number in pruned else None)
+    assert pruned
+    assert all(number % 4 == 0 for number in pruned)
 
 
-def test_a_poor_trial_is_given_up_and_its_run_says_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
-    with open_search("s", tiny(train={"epochs": 2, "knn_every": 1}), SPACE, store) as found:
-        trials.search(found, store, 2)
-    states = [trial.state for trial in found.study.trials]
-    assert states == [TrialState.COMPLETE, TrialState.PRUNED]
-    assert sorted(run.info.status for run in store.search("tags.kind = 'pretrain'")) == ["FINISHED", "KILLED"]
-    assert found.study.trials[1].intermediate_values.keys() == {1}  # not at its last epoch, when it was done
-    assert "2 trials: 1 ran to their end, 0 turned away, 1 given up early, 0 failed" in outcome(found.study, 0.5)[0]
-
-
-@pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_each_pruner_gives_up_a_trial_that_is_far_behind(store: Store, pruner: str) -> None:
-    """As Optuna has it: once there are enough trials, by what they had after as many epochs."""
-    with open_search(pruner, SHORT, SPACE, store, pruner=pruner) as found:
-        given_up = []
-        for number in range(40):
-            trial = found.study.ask()
-            for epoch in range(1, 28):
-                trial.report(0.9 if number % 4 else 0.1, epoch)
-                if trial.should_prune():
-                    given_up.append(number)
-                    break
-            found.study.tell(
-                trial, None if number in given_up else 0.5, state=TrialState.PRUNED if number in given_up else None
-            )
-    assert given_up
-    assert all(number % 4 == 0 for number in given_up)
-
-
-def test_a_config_that_was_trained_before_is_a_copy_of_its_record_under_the_search(store: Store) -> None:
-    with open_search("first", SHORT, SPACE, store) as found:
-        trials.search(found, store, 1)
-        values = found.study.trials[0].params
-    with open_search("second", SHORT, SPACE, store) as found:
-        found.study.enqueue_trial(values)
-        trials.search(found, store, 1)
-        (copy,) = store.search(f"tags.`{trials.PARENT}` = '{found.tracker.run_id}'")
-    (run,) = store.search("tags.kind = 'pretrain'")
-    assert (copy.data.tags["kind"], copy.data.tags["copied_from"]) == ("trial", run.info.run_id)
-    assert copy.data.metrics["train/loss"] == run.data.metrics["train/loss"]
-
-
-def failing_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    train, failed = train.train, []
-
-    def failing(*arguments: object, **options: object) -> str:
-        if not failed:
-            failed.append(1)
-            raise error
-        return train(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(train, "train", failing)
-
-
-def test_settings_that_fail_are_recorded_and_the_search_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing_once(monkeypatch, BadSettings("training diverged"))
-    with open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 2)
-    assert len(ranked(found.study)) == 1
-    lines = outcome(found.study, 0.5)
-    assert lines[0].endswith("0 given up early, 1 failed")
-    assert lines[1] == "trial 0 failed: training diverged"
-
-
-def test_a_machine_that_fails_ends_the_search_and_spends_no_trial(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def test_the_pruner_can_be_chosen_and_two_objectives_have_none(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing_once(monkeypatch, RunFailed("can't write the checkpoint: no space left"))
-    with pytest.raises(RunFailed, match="no space left"), open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 2)
-    assert store.client.get_run(found.tracker.run_id).info.status == "FAILED"
-    (cut,) = found.study.trials
-    with open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 2)
-    assert len(ranked(found.study)) == 2
-    assert cut.params in [trial.params for trial in ranked(found.study)]
+    with open_search("one", BRIEF, SPACE, store, pruner="hyperband") as search:
+        assert isinstance(search.study.pruner, optuna.pruners.HyperbandPruner)
+    monkeypatch.setattr(Trial, "should_prune", lambda trial: True)
+    config = tiny(train={"epochs": 2, "knn_every": 1})
+    with open_search("two", config, SPACE, store, objectives="accuracy,time") as search:
+        run_trials(search, 2)
+    completed = ranked(search.study)
+    assert len(completed) == 2
+    for trial in completed:
+        batch = int(trial.params["train.batch_size"])
+        steps = count_steps(tiny(train={"epochs": 2, "batch_size": batch}), search.baseline.data).total
+        assert trial.values[1] == pytest.approx(steps * batch / 100)  # at 100 images per second
 
 
-def test_images_without_labels_are_refused_before_anything_is_trained(store: Store, tmp_path: Path) -> None:
+def test_a_config_that_was_trained_elsewhere_is_copied_to_the_search(store: Store, trained: list[Config]) -> None:
+    with open_search("first", BRIEF, SPACE, store) as search:
+        run_trials(search, 1)
+    with open_search("second", BRIEF, SPACE, store) as search:
+        run_trials(search, 1)
+    (copy,) = store.records(parent=search.tracker.run_id)
+    (original,) = store.records(kind="pretrain")
+    assert (copy.kind, copy.tags["search"], copy.tags["copied_from"]) == ("trial", "second", original.id)
+    assert copy.metrics == original.metrics
+    assert len(trained) == 1
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The next training raises an error."""
+    train = trials.train_or_resume
+
+    def failing(*_: object, **__: object) -> None:
+        monkeypatch.setattr(trials, "train_or_resume", train)
+        raise error
+
+    monkeypatch.setattr(trials, "train_or_resume", failing)
+
+
+def test_a_trial_whose_settings_fail_is_recorded_and_the_search_continues(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, BadSettings("training diverged"))
+    said = Messages()
+    with open_search("s", BRIEF, SPACE, store) as search:
+        run_trials(search, 2, observer=said)
+    assert len(ranked(search.study)) == 1
+    assert search.study.trials[0].user_attrs["error"] == "training diverged"
+    assert said.texts[1] == "  failed: training diverged"
+
+
+def test_any_other_failure_ends_the_search_and_leaves_the_trial_open(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, RunFailed("no space left"))
+    with pytest.raises(RunFailed, match="no space left"), open_search("s", BRIEF, SPACE, store) as search:
+        run_trials(search, 2)
+    assert search.tracker.record().status == "FAILED"
+    (failed,) = search.study.trials
+    with open_search("s", BRIEF, SPACE, store) as resumed:
+        run_trials(resumed, 2)
+    completed = ranked(resumed.study)
+    assert len(completed) == 2
+    assert failed.params in [trial.params for trial in completed]
+
+
+def test_images_without_labels_are_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(8):
         Image.new("RGB", (16, 16), (n * 30, 0, 0)).save(tmp_path / "photos" / f"{n}.png")
     config = tiny(data={"dataset": "folder", "dir": str(tmp_path / "photos"), "side": 16}, train={"batch_size": 4})
-    with pytest.raises(UserError, match="label"), open_search("s", config, SPACE[:1], store):
+    with pytest.raises(UserError, match="needs labels"), open_search("s", config, SPACE[:1], store):
         pass
-    assert not store.search()
+    assert not store.records()
 
 
-def test_other_images_are_another_search(store: Store) -> None:
-    with open_search("s", SHORT, SPACE, store):
+def test_unknown_choices_are_refused(store: Store) -> None:
+    search = open_search("s", BRIEF, SPACE, store, objectives="time")
+    with pytest.raises(UserError, match="unknown objectives 'time'"), search:
         pass
-    other = open_search("s", tiny(data={"limit": 500}, train={"epochs": 1, "knn_every": 1}), SPACE, store)
-    with pytest.raises(UserError, match="or other images"), other:
-        pass
-
-
-def test_stopped_in_a_trial_it_goes_on_with_that_trial(store: Store) -> None:
-    config = tiny(train={"epochs": 2, "batch_size": 256})
-    with pytest.raises(Interrupted), open_search("s", config, SPACE[:1], store) as found:
-        trials.search(found, store, 1, stop=lambda: True)
-    assert store.client.get_run(found.tracker.run_id).info.status == "KILLED"
-    (cut,) = found.study.trials
-    with open_search("s", config, SPACE[:1], store) as again:
-        trials.search(again, store, 1)
-    (done,) = ranked(again.study)
-    assert done.params == cut.params
-    assert done.user_attrs["goes on from"] == cut.number
-    runs = store.search("tags.kind = 'pretrain'")
-    assert [run.info.status for run in runs] == ["FINISHED"]  # one run, gone on with
-
-
-@pytest.mark.slow
-def test_killed_in_a_trial_it_goes_on_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(
-        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.125\n[optim]\nname = "adamw"\nlr = 1e-3\n'
-        '[train]\nepochs = 60\nknn_every = 0\nprecision = "fp32"\ncheckpoint_minutes = 0.01\n'
-    )
-    (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
-    command = [sys.executable, str(ROOT / "cli.py"), "search", "--config", "c.toml", "--space", "space.toml"]
-    process = subprocess.Popen(
-        [*command, "--trials", "2", "--seeds", "0", "--name", "s", "--set", "device=cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        runs = store.search("tags.trial = '1'")  # trial 0 is the start, whose run is taken over
-        if runs and list(store.run_folder(runs[0].info.run_id).glob("*.pt")):
-            break
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (cut,) = store.search("tags.trial = '1'")
-    assert cut.info.status == "RUNNING"
-    done = simclr(*command[2:], "--trials", "2", "--seeds", "0", "--name", "s", "--set", "device=cpu", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert store.client.get_run(cut.info.run_id).info.status == "FINISHED"
-
-
-def test_two_objectives_give_a_front_and_the_other_pictures(store: Store, tmp_path: Path) -> None:
-    with open_search("s", SHORT, SPACE, store, objectives="accuracy,time") as found:
-        trials.search(found, store, 3)
-    assert all(len(trial.values) == 2 and trial.values[1] > 0 for trial in ranked(found.study))
-    drawn = pictures(found.study)
-    assert set(drawn) == {"history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"}
-    for name, draw in drawn.items():
-        draw(tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").stat().st_size > 5000
-
-
-def test_the_record_has_pictures_the_best_config_and_every_trial(store: Store) -> None:
-    with open_search("s", SHORT, SPACE, store) as found:
-        trials.search(found, store, 4)
-        text = confirm.record(found, 0.5, store)
-    assert "4 trials: 4 ran to their end, 0 turned away, 0 given up early, 0 failed" in text
-    table = pd.read_csv(store.artifact(found.tracker.run_id, "trials.csv"))
-    assert list(table["trial"]) == [0, 1, 2, 3]
-    assert table["accuracy"].max() == ranked(found.study)[0].values[0]
-    for name in ("history", "importance", "slice", "contour", "parallel-coordinates"):
-        assert store.artifact(found.tracker.run_id, f"{name}.png").stat().st_size > 5000
-    from experiments.configs.resolve import resolve
-
-    best = resolve(config=store.artifact(found.tracker.run_id, "best.toml"))
-    assert best.optim.lr == ranked(found.study)[0].params["optim.lr"]
-
-
-def test_a_proxy_is_searched_and_the_full_size_is_confirmed(store: Store) -> None:
-    full = tiny(train={"epochs": 2, "knn_every": 0})
-    with open_search("s", full, SPACE, store, proxy=["train.epochs=1"]) as found:
-        trials.search(found, store, 3)
-        plan = confirm.confirmation(found, 3)
-    assert [cell.config.train.epochs for cell in plan.cells] == [2, 2, 2]
-    assert {cell.name for cell in plan.cells} == {"baseline", "trial 1", "trial 2"}  # trial 0 was the start
-
-
-def test_an_unknown_objective_or_pruner_is_refused(store: Store) -> None:
-    loss = open_search("s", SHORT, SPACE, store, objectives="time")
-    with pytest.raises(UserError, match="unknown objectives 'time'"), loss:
-        pass
-    medium = open_search("s", SHORT, SPACE, store, pruner="medium")
-    with pytest.raises(UserError, match="unknown pruner 'medium': did you mean 'median'"), medium:
+    search = open_search("s", BRIEF, SPACE, store, pruner="medium")
+    with pytest.raises(UserError, match="unknown pruner 'medium': did you mean 'median'"), search:
         pass
 
 
-def test_a_record_of_another_optuna_and_a_locked_one_are_errors_of_one_line(store: Store) -> None:
-    with open_search("s", SHORT, SPACE, store):
+def test_a_locked_database_and_another_version_of_optuna_are_explained(store: Store) -> None:
+    with open_search("s", BRIEF, SPACE, store):
         pass
-    again = open_search("s", SHORT, SPACE, store)
-    path = store.folder / trials.STATE
-    with closing(sqlite3.connect(path, timeout=0)) as database:
+    with closing(sqlite3.connect(store.folder / STATE, timeout=0)) as database:
         database.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UserError, match=r"can't use the search's record .*search\.db: .*locked"), again:
+        search = open_search("s", BRIEF, SPACE, store)
+        with pytest.raises(UserError, match=r"can't use the search database .*search\.db: .*locked"), search:
             pass
         database.rollback()
         database.execute("UPDATE version_info SET schema_version = 1")
         database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
         database.commit()
-    again = open_search("s", SHORT, SPACE, store)
-    with pytest.raises(UserError, match=r"search\.db is of another version of Optuna"), again:
+    search = open_search("s", BRIEF, SPACE, store)
+    with pytest.raises(UserError, match=r"search\.db was written by a different version of Optuna"), search:
         pass
 
 
-def test_search_on_the_command_line_confirms_with_fresh_seeds(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "c.toml").write_text(
-        '[data]\ndataset = "digits"\n[model]\nstem = "stride2"\nwidth = 0.125\n[optim]\nname = "adamw"\nlr = 1e-3\n'
-        '[train]\nepochs = 1\nknn_every = 1\nprecision = "fp32"\n'
+def test_a_search_of_the_first_version_resumes(store: Store, trained: list[Config]) -> None:
+    """The attributes, tags and constraint are written here as that version wrote them."""
+    digest = prepare(BRIEF, store.folder).data.digest
+    run = store.start("s", "search", BRIEF.flat(), {"search": "s"})
+    run.finish("KILLED")
+    study = optuna.create_study(
+        storage=f"sqlite:///{(store.folder / 'search.db').as_posix()}", study_name="s", directions=["maximize"]
     )
-    (tmp_path / "space.toml").write_text("[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n")
-    arguments = [
-        "search",
-        "--config",
-        "c.toml",
-        "--space",
-        "space.toml",
-        "--trials",
-        "2",
-        "--seeds",
-        "2",
-        "--name",
-        "s",
-    ]
-    done = simclr(*arguments, home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "2 trials: 2 ran to their end" in done.stdout
-    table = pd.read_csv(store.artifact(store.search("tags.kind = 'search'")[0].info.run_id, "selection.csv"))
-    assert list(table["n"]) == [2, 2]
-    (study,) = store.studies()
-    seeds = {run.data.tags["seed"] for run in store.search(f"tags.`mlflow.parentRunId` = '{study.info.run_id}'")}
-    assert seeds == {"1", "2"}
-    assert json.loads(store.artifact(study.info.run_id, "plan.json").read_text())["cells"][0]["cell"] == "baseline"
-    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "ablate", lambda *_, **__: ["out of memory"] * 4)  # of both cells with both seeds
-    failed = CliRunner().invoke(cli.app, arguments)
-    assert failed.exit_code == 1, failed.output
-    assert failed.stderr.startswith("failed: out of memory; ")
+    identity = {
+        "configs": {BRIEF.key(): digest},
+        "space": '[{"setting": "optim.lr", "choices": [], "low": 0.0001, "high": 0.01, "log": true, "when": {}}, '
+        '{"setting": "train.batch_size", "choices": [128, 256], "low": null, "high": null, "log": false, "when": {}}]',
+        "objectives": "accuracy",
+    }
+    study.set_user_attr("identity", identity)
+    for number in range(4):
+        trial = study.ask()
+        rate = trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True)
+        batch = json.loads(trial.suggest_categorical("train.batch_size", ["128", "256"]))
+        trial.set_user_attr("settings", {"optim.lr": rate, "train.batch_size": batch})
+        trial.set_constraint("memory", 19.5 if number == 1 else -700.0)
+        trial.set_user_attr("cost", 0.1)
+        if number == 0:
+            for name, value in {"run": "a" * 32, "seconds": 9.5, "wall": 10.0}.items():
+                trial.set_user_attr(name, value)
+            study.tell(trial, 0.75)
+        elif number == 1:
+            trial.set_user_attr("turned away", "needs 90 MiB, 20 MiB too much")
+            study.tell(trial, state=TrialState.PRUNED)
+        elif number == 2:
+            trial.set_user_attr("error", "training diverged")
+            trial.set_user_attr("wall", 10.0)
+            study.tell(trial, state=TrialState.PRUNED)
+    with open_search("s", BRIEF, SPACE, store) as search:
+        assert search.tracker.run_id == run.run_id
+        run_trials(search, 4)
+        lines = outcome(search.study, 0.5)
+    assert lines[0] == "4 trials: 2 completed, 1 rejected (1 for up to 20 MiB too much memory), 0 pruned, 1 failed"
+    assert lines[1] == "trial 2 failed: training diverged"
+    (config,) = trained
+    assert config.optim.lr == search.study.trials[3].params["optim.lr"]  # the trial that was running
+    assert search.study.trials[4].user_attrs["goes on from"] == 3

@@ -1,472 +1,332 @@
 from __future__ import annotations
 
-import os
-import random
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from PIL import Image
 
-import cli
-from analysis import plots
-from experiments.runs import compare, train
-from experiments.studies import report, results, run
+from experiments.runs import train
+from experiments.runs.prepare import Prepared
+from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
-from experiments.tracking import Store
-from simclr.config import to_toml
-from simclr.data.dataset import open_dataset
+from experiments.studies.results import read_results
+from experiments.studies.run import find_study, forecast, open_study, run_study
+from experiments.tracking import Record, Store, Tracker
 from simclr.errors import RunFailed, UserError
-from simclr.train import budget, memory
-from tests.helpers import ROOT, tiny
+from simclr.progress import Observer
+from simclr.train import budget
+from simclr.train.loop import Interrupted
+from tests.experiments.studies.helpers import previous_plan
+from tests.helpers import tiny
 
-COMMAND = "simclr ablate --drop color_jitter --drop crop"
 QUICK: dict[str, Any] = {"train": {"epochs": 1}}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("study"))
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill(*arguments: object, **options: object) -> None:
+    raise Killed
 
 
 @pytest.fixture(scope="module")
 def plan() -> StudyPlan:
-    return plan_study(tiny(**QUICK), drop=["color_jitter", "crop"])
+    return plan_study(tiny(**QUICK), drop=["color_jitter"])
 
 
 @pytest.fixture(scope="module")
-def study(store: Store, plan: StudyPlan) -> str:
-    parent = run.open_study("first", plan, store, COMMAND).run_id
-    assert run.ablate(parent, plan, store, [0, 1]) == []
-    return parent
+def study(shared_store: Store, plan: StudyPlan) -> Tracker:
+    """A study that has been trained and evaluated, with one seed."""
+    tracker = open_study("first", plan, shared_store, "simclr ablate")
+    assert run_study(tracker, plan, shared_store, [0]) == []
+    return tracker
 
 
-def trained(store: Store) -> Counter[str]:
-    """How many finished runs each config has."""
-    runs = [run for run in store.search("tags.kind = 'pretrain'") if run.info.status == "FINISHED"]
-    return Counter(run.data.tags["config_key"] for run in runs)
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluating are errors."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("this must not run again")
+
+    monkeypatch.setattr(train, "pretrain", refuse)
+    monkeypatch.setattr(runner, "evaluate_encoder", refuse)
 
 
-def test_a_study_is_a_parent_with_a_nested_run_for_each_cell_and_seed(
-    store: Store, plan: StudyPlan, study: str
+def times_trained(store: Store) -> set[int]:
+    """How many finished runs there are of each config that was trained."""
+    return set(Counter(run.tags["config_key"] for run in store.records(kind="pretrain") if run.finished).values())
+
+
+def children(study: Tracker) -> dict[str, Record]:
+    return {child.tags["cell"]: child for child in study.store.records(parent=study.run_id)}
+
+
+# --- what a study records ---------------------------------------------------------------------------------------------
+
+
+def test_a_study_has_a_run_for_each_cell_and_seed(study: Tracker) -> None:
+    record = study.record()
+    assert (record.kind, record.name, record.tags["study"]) == ("study", "first", "first")
+    runs = children(study)
+    assert set(runs) == {BASELINE, "no color_jitter"}
+    for run in runs.values():
+        assert (run.kind, run.tags["study"], run.tags["seed"], run.status) == ("pretrain", "first", "0", "FINISHED")
+        assert {"eval/knn_top1", "eval/linear_top1", "train/loss"} <= set(run.metrics)
+        assert {"config_key", "data_digest", "protocol"} <= set(run.tags)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_nothing_is_trained_or_evaluated_twice(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
+    before = len(shared_store.records())
+    again = open_study("first", plan, shared_store, "simclr ablate")
+    assert again.run_id == study.run_id
+    assert run_study(again, plan, shared_store, [0]) == []
+    assert len(shared_store.records()) == before
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_run_of_another_study_is_copied_once(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
+    second = open_study("second", plan, shared_store, "")
+    for _ in range(2):
+        assert run_study(second, plan, shared_store, [0]) == []
+    (copy,) = [child for child in shared_store.records(parent=second.run_id) if child.tags["cell"] == BASELINE]
+    source = children(study)[BASELINE]
+    assert (copy.kind, copy.tags["copied_from"], copy.tags["study"]) == ("cell", source.id, "second")
+    assert (copy.metrics, copy.params, copy.protocols) == (source.metrics, source.params, source.protocols)
+    assert copy.history("train/loss").equals(source.history("train/loss"))
+    assert shared_store.find("tiny-s0").id == source.id
+
+
+def test_another_layer_of_a_network_is_evaluated_without_training(
+    study: Tracker, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = results.children(study, store)
-    assert {(run.data.tags["cell"], run.data.tags["seed"]) for run in runs} == {
-        (cell.name, str(seed)) for cell in plan.cells for seed in (0, 1)
-    }
-    for run in runs:
-        assert run.data.tags["mlflow.parentRunId"] == study
-        assert (run.data.tags["kind"], run.data.tags["study"]) == ("pretrain", "first")
-        assert {"eval/knn_top1", "eval/linear_top1", "train/loss"} <= set(run.data.metrics)
-        assert {"config_key", "data_digest", "protocol"} <= set(run.data.tags)
-
-
-def test_nothing_is_trained_or_judged_twice(
-    store: Store, plan: StudyPlan, study: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "pretrain", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(run, "evaluate_encoder", lambda *a: pytest.fail("judged again"))
-    before = len(store.search())
-    assert run.open_study("first", plan, store, COMMAND).run_id == study
-    assert run.ablate(study, plan, store, [0, 1]) == []
-    assert len(store.search()) == before
-
-
-def test_a_baseline_of_another_study_is_taken_over_as_a_copy(
-    store: Store, study: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = plan_study(tiny(**QUICK), vary=["loss.temperature=0.2,0.4"])
-    parent = run.open_study("second", other, store, "").run_id
-    assert run.ablate(parent, other, store, [0]) == []
-    assert set(trained(store).values()) == {1}
-    (copy,) = [run for run in results.children(parent, store) if run.data.tags["cell"] == BASELINE]
-    source = store.client.get_run(copy.data.tags["copied_from"])
-    assert copy.data.metrics == source.data.metrics
-    assert copy.data.params == source.data.params
-    assert store.history(copy.info.run_id, "train/loss").equals(store.history(source.info.run_id, "train/loss"))
-    assert store.find("tiny-s0").info.run_id != copy.info.run_id
-    again = len(store.search())
-    assert run.ablate(parent, other, store, [0]) == []
-    assert len(store.search()) == again
-
-
-def test_more_seeds_extend_a_study_and_another_plan_needs_another_name(
-    store: Store, plan: StudyPlan, study: str
-) -> None:
-    assert run.open_study("first", plan, store, COMMAND).run_id == study
-    with pytest.raises(UserError, match="study 'first' exists with another plan or other images"):
-        run.open_study("first", plan_study(tiny(**QUICK), drop=["flip"]), store, "")
-
-
-def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    plan = plan_study(tiny(**QUICK, optim={"name": "sgd", "lr": 0.1, "weight_decay": 0}), vary=["optim.lr=1e30,0.01"])
-    parent = run.open_study("fails", plan, store, "simclr ablate").run_id
-    failures = run.ablate(parent, plan, store, [0, 1])
-    assert [failure.partition(":")[0] for failure in failures] == ["'lr=1e+30', seed 0", "'lr=1e+30', seed 1"]
-    assert "training diverged" in failures[0]
-    text = report.report(parent, store, "csv")
-    (row,) = [line for line in text.splitlines() if line.startswith("lr=1e+30") and "linear" not in line][:1]
-    assert row.split(",")[1] == "0"
-    assert "—" in row
-    page = store.artifact(parent, "report.html").read_text()
-    assert "Not finished" in page
-    assert "training diverged" in page
-
-
-def test_a_cell_that_fails_in_an_unforeseen_way_is_recorded_too(
-    store: Store, study: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments: object, **options: object) -> str:
-        raise RuntimeError("CUDA error: an illegal memory access")
-
-    monkeypatch.setattr(run.runner, "train_or_go_on", broken)
-    plan = plan_study(tiny(**QUICK), drop=["grayscale"])
-    parent = run.open_study("unforeseen", plan, store, "").run_id
-    failures = run.ablate(parent, plan, store, [0])
-    assert failures[0] == "'baseline', seed 0: RuntimeError: CUDA error: an illegal memory access"
-    assert len(failures) == 2
-
-
-def test_the_report_is_made_of_records_alone(store: Store, study: str, tmp_path: Path) -> None:
-    text = report.report(study, Store(store.folder), "markdown", tmp_path / "out")
-    assert "no color_jitter" in text
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"report.html", "linear_top1.csv", "linear_top1.tex", "knn_top1.md"} <= names
-    assert {"differences-linear_top1.svg", "differences-linear_top1.png", "curves-train-loss.svg"} <= names
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "simclr ablate --drop color_jitter --drop crop" in page
-    assert "[augment.crop]" in page  # the config
-    found = results.records(study, store)
-    assert (found.table["status"] == "FINISHED").all()
-    for (cell, seed), right in found.correct["linear_top1"].items():
-        row = found.table[(found.table["cell"] == cell) & (found.table["seed"] == seed)].iloc[0]
-        assert right.mean() == pytest.approx(row["linear_top1"], abs=1e-6)
-
-
-def test_a_layer_of_the_same_network_is_judged_without_training_it_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    monkeypatch.setattr(train, "pretrain", kill)
     plan = plan_study(tiny(**QUICK), axis="head")
-    chosen = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, z judged")])
-    parent = run.open_study("layers", chosen, store, "").run_id
-    assert run.ablate(parent, chosen, store, [0]) == []
-    assert sum(trained(store).values()) == 1
-    table = results.records(parent, store).table.set_index("cell")
+    plan = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, z judged")])
+    layers = open_study("layers", plan, shared_store, "")
+    assert run_study(layers, plan, shared_store, [0]) == []
+    table = read_results(layers.record(), shared_store).table.set_index("cell")
+    assert table["linear_top1"].notna().all()
     assert table.loc[BASELINE, "linear_top1"] != table.loc["head=mlp, z judged", "linear_top1"]
 
 
-def test_a_cell_that_can_not_run_is_said_before_anything_starts(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    plan = plan_study(tiny(**QUICK), vary=["train.batch_size=128,5000"])
-    with pytest.raises(UserError, match=r"1 of 3 cells can't run: 'batch_size=5000': train.batch_size = 5000"):
-        run.forecast(plan, store, [0])
-    assert store.search() == []
+def test_metrics_of_another_protocol_are_measured_again(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
+    before = read_results(study.record(), shared_store).table
+    run = children(study)[BASELINE]
+    changed = Tracker(shared_store, run.id)
+    changed.log({"eval/linear_top1": 0.0})
+    changed.flush()
+    changed.tag_protocols({"linear_top1": "3-cccccc"})
+    assert not read_results(study.record(), shared_store).table.equals(before)
+    assert run_study(study, plan, shared_store, [0]) == []
+    assert read_results(study.record(), shared_store).table.equals(before)
 
 
-def test_the_forecast_knows_what_is_done(store: Store, plan: StudyPlan, study: str) -> None:
-    cells = run.forecast(plan, store, [0, 1, 2])
-    assert [each.done for each in cells] == [[0, 1]] * 3
-    assert all(each.seconds > 0 for each in cells)
-
-
-def test_a_bug_is_not_taken_for_a_failed_cell(
-    store: Store, plan: StudyPlan, study: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_work")
+def test_data_is_opened_once_for_all_seeds_of_a_cell(
+    study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*a: object, **k: object) -> None:
-        raise RunFailed("full disk")
+    opened: list[str] = []
+    seeds: list[tuple[int, str]] = []
+    prepare = runner.prepare
 
-    monkeypatch.setattr(run, "run_cell", broken)
-    assert len(run.ablate(study, plan, store, [0])) == 3
+    def count(config: Any, *arguments: Any) -> Prepared:
+        opened.append(config.name)
+        return prepare(config, *arguments)
 
-    def bug(*a: object, **k: object) -> None:
-        raise KeyError("a bug")
+    def skip(study: Record, cell: object, prepared: Prepared, *arguments: object) -> None:
+        seeds.append((prepared.config.seed, prepared.config.name))
 
-    monkeypatch.setattr(run, "run_cell", bug)
-    with pytest.raises(KeyError):
-        run.ablate(study, plan, store, [0])
+    monkeypatch.setattr(runner, "prepare", count)
+    monkeypatch.setattr(runner, "run_cell", skip)
+    assert run_study(study, plan, shared_store, [3, 4]) == []
+    assert len(opened) == len(plan.cells)
+    assert seeds == [(seed, name) for seed in (3, 4) for name in ("tiny", "tiny-no-color_jitter")]
 
 
-def test_figures_of_another_protocol_are_judged_anew_and_never_reported(
-    store: Store, plan: StudyPlan, study: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_work")
+def test_a_study_of_the_previous_version_is_resumed(
+    previous: Record, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = results.records(study, store).table
-    finished = [run for run in results.children(study, store) if run.info.status == "FINISHED"]
-    run = next(run for run in finished if run.data.tags["cell"] == BASELINE)
-    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
-    other = ["--set", "linear.l2_min=1e5", "--set", "linear.l2_values=1", "--set", "knn.k=[20]"]
-    done = CliRunner().invoke(cli.app, ["eval", run.info.run_id, "--linear", "--knn", *other])
-    assert done.exit_code == 0, done.output
-    table = results.records(study, store).table
-    place = (table["cell"] == BASELINE) & (table["seed"] == int(run.data.tags["seed"]))
-    assert table[place]["linear_top1"].isna().all()
-    assert table[place]["knn_top1"].notna().all()  # k = 20 has a name of its own
-    assert (table[place]["status"] == "FINISHED").all()  # what is left counts
-    assert "figures left out: 1, not found under the study's protocol" in report.report(study, store)
-    assert run.ablate(study, plan, store, [0, 1]) == []
-    again = results.records(study, store).table
-    assert again.sort_values(["cell", "seed"]).equals(before.sort_values(["cell", "seed"]))
+    train_or_resume = runner.train_or_resume
+
+    def without_diverging(prepared: Prepared, *arguments: Any, **options: Any) -> Record:
+        if prepared.config.optim.lr > 1:
+            raise RunFailed("training diverged")
+        return train_or_resume(prepared, *arguments, **options)
+
+    monkeypatch.setattr(runner, "train_or_resume", without_diverging)
+    before = {record.id for record in store.records()}
+    plan = previous_plan()
+    assert find_study("old", plan, store) == previous
+    study = open_study("old", plan, store, "simclr ablate")
+    assert study.run_id == previous.id
+    assert run_study(study, plan, store, [0]) == ["'lr=1e+30', seed 0: training diverged"]
+    (new,) = [record for record in store.records() if record.id not in before]
+    assert (new.kind, new.status, new.tags["cell"]) == ("cell", "FAILED", "lr=1e+30")
 
 
-def test_the_same_name_on_other_images_is_another_study(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    plans = [plan_study(tiny(**QUICK, data={"limit": limit}), drop=["flip"]) for limit in (None, 1000)]
-    run.open_study("one", plans[0], store, "")
-    with pytest.raises(UserError, match="another plan or other images"):
-        run.open_study("one", plans[1], store, "")
+# --- names and plans --------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_at_the_worst_moments_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path)
-    plan = plan_study(tiny(**QUICK), drop=["flip"])
-    parent = run.open_study("killed", plan, store, "").run_id
-    store.artifact(parent, "plan.json").unlink()  # before it was written
-
-    class Killed(BaseException): ...
-
-    def killed(*a: object, **k: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr("experiments.evaluation.plots.confusion_matrix", killed)  # in the middle of recording
-        with pytest.raises(Killed):
-            run.ablate(parent, plan, store, [0])
-    assert run.open_study("killed", plan, store, "").run_id == parent
-    with monkeypatch.context() as patch:
-        patch.setattr("experiments.runner.Path.unlink", killed)  # trained, its checkpoints not yet removed
-        with pytest.raises(Killed):
-            run.ablate(parent, plan, store, [0])
-    other = plan_study(tiny(**QUICK), drop=["crop"])
-    second = run.open_study("copied", other, store, "").run_id
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "history", killed)
-        patch.setattr("experiments.tracking.Tracker.finish", killed)  # in the middle of a copy
-        with pytest.raises(Killed):
-            run.ablate(second, other, store, [0])
-    for study, planned in ((parent, plan), (second, other)):
-        assert run.ablate(study, planned, store, [0]) == []
-        table = results.records(study, store).table
-        assert (table["status"] == "FINISHED").all()
-        assert table[["knn_top1", "linear_top1"]].notna().all().all()
-    assert set(trained(store).values()) == {1}
+def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
+    assert find_study("one", plan, store) is None
+    study = open_study("one", plan, store, "")
+    assert find_study("one", plan, store) == study.record()
+    other_plan = plan_study(tiny(**QUICK), drop=["flip"])
+    other_images = plan_study(tiny(**QUICK, data={"limit": 1000}), drop=["color_jitter"])
+    for other in (other_plan, other_images):
+        with pytest.raises(UserError, match="study 'one' exists with another plan or other images"):
+            find_study("one", other, store)
+        with pytest.raises(UserError, match="choose another --name"):
+            open_study("one", other, store, "")
 
 
-def test_a_moved_folder_and_another_device_are_those_of_the_command(tmp_path: Path) -> None:
-    from PIL import Image
-
-    store, folder = Store(tmp_path / "store"), tmp_path / "a"
+def test_images_may_move_to_another_folder(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
     for label in ("x", "y"):
         (folder / label).mkdir(parents=True)
         for n in range(150):
             Image.new("RGB", (8, 8), (n, 255 * (label == "x"), 2 * n % 256)).save(folder / label / f"{n}.png")
-    data = {"dataset": "folder", "side": 8}
 
     def plan_in(place: Path) -> StudyPlan:
-        return plan_study(tiny(data=data | {"dir": str(place)}, train={"epochs": 1, "batch_size": 64}), drop=["flip"])
+        data = {"dataset": "folder", "side": 8, "dir": str(place)}
+        plan = plan_study(tiny(data=data, train={"epochs": 1, "batch_size": 64}), drop=["flip"])
+        return plan._replace(cells=plan.cells[:1])
 
-    parent = run.open_study("moves", plan_in(folder), store, "").run_id
-    assert run.ablate(parent, plan_in(folder), store, [0]) == []
+    study = open_study("moves", plan_in(folder), store, "")
+    assert run_study(study, plan_in(folder), store, [0]) == []
     folder = folder.rename(tmp_path / "b")
-    assert run.open_study("moves", plan_in(folder), store, "").run_id == parent
-    assert run.ablate(parent, plan_in(folder), store, [0]) == []
-    assert set(trained(store).values()) == {1}
+    assert open_study("moves", plan_in(folder), store, "").run_id == study.run_id
+    Tracker(store, children(study)[BASELINE].id).tag_protocols({"knn_top1": "3-cccccc"})  # so that images are needed
+    assert run_study(study, plan_in(folder), store, [0]) == []
+    assert times_trained(store) == {1}
 
 
-def test_cells_that_can_not_be_judged_are_said_before_anything_starts(tmp_path: Path) -> None:
-    from PIL import Image
-
-    (tmp_path / "flat").mkdir()
-    for n in range(40):
-        Image.new("RGB", (8, 8), (5 * n, 0, 0)).save(tmp_path / "flat" / f"{n}.png")
-    data = {"dataset": "folder", "dir": str(tmp_path / "flat"), "side": 8}
-    plan = plan_study(tiny(data=data, train={"epochs": 1, "batch_size": 16}), drop=["flip"])
-    with pytest.raises(UserError, match=r"2 of 2 cells can't run: 'baseline': --linear needs labels"):
-        run.forecast(plan, Store(tmp_path / "store"), [0])
-
-
-@pytest.mark.slow
-def test_a_study_killed_at_any_moment_goes_on_to_the_same_figures(tmp_path: Path) -> None:
-    config = tiny(train={"epochs": 12, "checkpoint_minutes": 0.001})
-    arguments = ["ablate", "--config", "tiny.toml", "--drop", "color_jitter", "--seeds", "2"]
-
-    def start(home: Path) -> subprocess.Popen[bytes]:
-        home.mkdir(exist_ok=True)
-        (home / "tiny.toml").write_text(to_toml(config))
-        environment = os.environ | {"SIMCLR_HOME": str(home), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "cli.py"), *arguments]
-        return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.DEVNULL)
-
-    whole = start(tmp_path / "whole")
-    moments, draw = 0, random.Random(0)
-    assert whole.wait(300) == 0
-    killed = start(tmp_path / "killed")
-    runs = Store(tmp_path / "killed")
-    while killed.poll() is None and moments < 4:
-        seen = len(runs.search())
-        limit = time.monotonic() + 60
-        while killed.poll() is None and len(runs.search()) == seen and time.monotonic() < limit:
-            time.sleep(0.2)  # a cell has begun
-        time.sleep(draw.uniform(0, 4))  # in the middle of it, of its evaluation, or between it and the next
-        killed.send_signal(signal.SIGKILL)
-        if killed.wait() != -signal.SIGKILL:
-            break  # it was done before
-        moments += 1
-        killed = start(tmp_path / "killed")
-    assert killed.wait(300) == 0
-    tables = []
-    for home in ("whole", "killed"):
-        store = Store(tmp_path / home)
-        (parent,) = store.studies()
-        columns = ["cell", "seed", "status", "knn_top1", "linear_top1"]
-        tables.append(results.records(parent.info.run_id, store).table[columns].sort_values(["cell", "seed"]))
-        assert set(trained(store).values()) == {1}
-    assert moments > 0
-    assert tables[0].to_numpy().tolist() == tables[1].to_numpy().tolist()
-
-
-BAD = {
-    "axis": (["--axis", "temprature"], "did you mean 'temperature'"),
-    "augmentation": (["--drop", "colour_jitter"], "did you mean 'color_jitter'"),
-    "one value": (["--vary", "loss.temperature=0.1"], "expected two or more"),
-    "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
-    "nothing": ([], "nothing differs from the baseline"),
-    "too large a batch": (["--vary", "train.batch_size=64,9000"], "cells can't run"),
-    "seeds": (["--drop", "crop", "--seeds", "0"], "--seeds 0: expected 1 or more"),
-    "name taken": (["--drop", "flip", "--name", "first"], "exists with another plan"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(
-    case: str, store: Store, study: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
-    (store.folder / "tiny.toml").write_text(to_toml(tiny(**QUICK)))
-    arguments, message = BAD[case]
-    done = CliRunner().invoke(cli.app, ["ablate", "--config", str(store.folder / "tiny.toml"), *arguments])
-    assert done.exit_code == 2, done.output
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs `simclr ablate` on the tiny config in an empty folder."""
-    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
-    (tmp_path / "tiny.toml").write_text(to_toml(tiny(**QUICK)))
-    arguments = ["ablate", "--config", str(tmp_path / "tiny.toml")]
-    return lambda *more, **how: CliRunner().invoke(cli.app, [*arguments, *more], **how)
-
-
-def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
-    command: Callable[..., Result], tmp_path: Path
-) -> None:
-    done = command("--drop", "color_jitter", "--vary", "loss.temperature=0.1,0.2", "--seeds", "2", "--dry-run")
-    assert done.exit_code == 0, done.output
-    first, *cells = done.stdout.splitlines()
-    assert "cells x 2 seeds (0 to 1), about" in first
-    assert len(cells) == len(plan_study(tiny(), drop=["color_jitter"], vary=["loss.temperature=0.1,0.2"]).cells)
-    assert all(re.search(r"0 of 2 done, \d+ s a seed, \d+ MiB$", cell) for cell in cells)
-    assert len({cell.index(" of 2 done") for cell in cells}) == 1  # in one column
-    assert Store(tmp_path).search() == []
-
-
-def test_a_study_of_over_an_hour_asks_once_on_a_terminal_unless_told_yes(
-    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[str] = []
-
-    def long(plan: StudyPlan, *arguments: object) -> list[run.Forecast]:
-        return [run.Forecast(cell, 2000.0, 0, []) for cell in plan.cells]
-
-    def begin(name: str, *arguments: object) -> None:
-        begun.append(name)
-        raise UserError("far enough")
-
-    monkeypatch.setattr(run, "forecast", long)
-    monkeypatch.setattr(run, "open_study", begin)
-    assert command("--drop", "crop").exit_code == 2
-    assert len(begun) == 1  # not a terminal: nobody to ask
-    monkeypatch.setattr(cli, "on_terminal", lambda: True)
-    assert command("--drop", "crop", input="n\n").exit_code == 1
-    assert len(begun) == 1
-    command("--drop", "crop", input="y\n")
-    command("--drop", "crop", "--yes")
-    assert len(begun) == 3
-
-
-def test_a_cell_that_the_memory_can_not_hold_is_said_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enough = 2 * sum(memory.predict(tiny(**QUICK), 256).values())
-    monkeypatch.setattr(budget, "budget", lambda *_: budget.Budget(enough, {}))
-    plan = plan_study(tiny(**QUICK, memory="1GiB"), vary=["model.width=0.125,2.0"])
-    with pytest.raises(UserError, match=r"^1 of 2 cells can't run: 'width=2\.0': .* needs \d+ MiB"):
-        run.forecast(plan, Store(tmp_path), [0])
-
-
-def test_the_exit_code_and_the_record_say_that_cells_failed(command: Callable[..., Result], tmp_path: Path) -> None:
-    rates = ["--set", "optim.name=sgd", "--set", "optim.weight_decay=0", "--vary", "optim.lr=1e30,1e31"]
-    done = command(*rates, "--set", "optim.lr=0.01", "--seeds", "1", "--name", "some")
-    assert done.exit_code == 1
-    assert done.stderr.startswith("failed: 'lr=1e+30', seed 0: training diverged")
-    assert "baseline" in done.stdout
-    done = command(*rates, "--set", "optim.lr=1e29", "--seeds", "1", "--name", "all")
-    assert done.exit_code == 1
-    assert done.stderr.count("training diverged") == 3
-    assert {run.info.run_name: run.info.status for run in Store(tmp_path).studies()} == {
-        "some": "FAILED",
-        "all": "FAILED",
-    }
+# --- failures and kills -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "figure"),
-    [({"vary": ["loss.temperature=0.1,0.2"]}, "against"), ({"axis": "pairs.toml"}, "pairs")],
-    ids=["numeric axis", "pairs"],
+    ("error", "text"),
+    [
+        (RunFailed("training diverged"), "training diverged"),
+        (UserError("not enough memory"), "not enough memory"),
+        (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an illegal memory access"),
+    ],
 )
-def test_a_report_has_the_figure_that_its_axis_asks_for(
-    options: dict[str, Any], figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cell_that_fails_is_recorded_and_the_others_run(
+    error: Exception, text: str, store: Store, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("pairs.toml").write_text('[mine]\npairs = ["crop", "flip"]\n')
-    store, plan = Store(tmp_path), plan_study(tiny(**QUICK), **options)
-    parent = run.open_study("figures", plan, store, "").run_id
-    assert run.ablate(parent, plan, store, [0]) == []
-    report.report(parent, store, out=tmp_path / "out")
-    for metric in ("linear_top1", "knn_top1"):
-        assert "<svg" in (tmp_path / "out" / f"{figure}-{metric}.svg").read_text()
+    finished: list[str] = []
+
+    def fail_baseline(study: Record, cell: Any, *arguments: object) -> None:
+        if cell.name == BASELINE:
+            raise error
+        finished.append(cell.name)
+
+    monkeypatch.setattr(runner, "run_cell", fail_baseline)
+    study = open_study("fails", plan, store, "")
+    assert run_study(study, plan, store, [0, 1]) == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
+    assert finished == ["no color_jitter"] * 2
+    records = store.records(parent=study.run_id)
+    assert {(run.name, run.kind, run.status, run.tags["error"]) for run in records} == {
+        (f"tiny-s{seed}", "cell", "FAILED", text) for seed in (0, 1)
+    }
+    assert {run.params["seed"] for run in records} == {"0", "1"}
 
 
-def test_curves_of_runs_are_drawn_with_their_points(
-    store: Store, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [KeyError("a bug"), Interrupted(3)])
+def test_a_bug_and_a_request_to_stop_end_the_study(
+    error: Exception, store: Store, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.app, ["plot", "loss", "tiny-s0", "tiny-s1", "--smooth", "3"])
-    assert done.exit_code == 0, done.output
-    points = (tmp_path / "curves.csv").read_text().splitlines()
-    assert points[0] == "label,run,step,value"
-    assert {line.split(" ")[0] for line in points[1:]} == {"tiny-s0", "tiny-s1"}
-    assert (tmp_path / "curves.svg").exists()
-    levels: list[float] = []
-    monkeypatch.setattr(plots, "curves", lambda histories, path, label, chances, smooth: levels.extend(chances))
-    for metric in ("loss", "top1", "top5"):
-        compare.plot(metric, ["tiny-s0"], store, tmp_path / "level", 0)
-    assert levels[::2] == pytest.approx([np.log(511), 1 / 511, 5 / 511])
-    data = open_dataset(tiny().data, store.folder)
-    share = np.bincount(data.labels[data.parts["val"]]).max() / len(data.parts["val"])
-    assert compare._chance("val/knn_top1", store.find("tiny-s0")) == {share}
-    assert compare._chance("train/learning_rate", store.find("tiny-s0")) == set()
-    done = CliRunner().invoke(cli.app, ["plot", "los", "tiny-s0"])
-    assert done.exit_code == 2
-    assert "did you mean 'loss'" in done.stderr
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "run_cell", fail)
+    study = open_study("ends", plan, store, "")
+    with pytest.raises(type(error)):
+        run_study(study, plan, store, [0])
+    assert store.records(parent=study.run_id) == []
+
+
+def test_a_study_resumes_after_a_kill_at_the_worst_moments(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_study(tiny(**QUICK, data={"limit": 300}), drop=["flip"])
+
+    def run_until_killed(name: str, patched: Any, attribute: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, attribute, kill)
+            with pytest.raises(Killed):
+                run_study(open_study(name, plan, store, ""), plan, store, [0])
+
+    def finish(name: str) -> None:
+        study = open_study(name, plan, store, "")
+        assert run_study(study, plan, store, [0]) == []
+        table = read_results(study.record(), store).table
+        assert (table["status"] == "FINISHED").all()
+        assert table[["knn_top1", "linear_top1"]].notna().all(axis=None)
+        assert len(table) == len(plan.cells)
+
+    run_until_killed("killed", runner.StudyDocument, "write")  # before plan.json is written
+    run_until_killed("killed", Tracker, "tag_protocols")  # while evaluations are recorded
+    run_until_killed("killed", train, "checkpoints")  # after training, before the checkpoints are removed
+    finish("killed")
+    run_until_killed("copies", Store, "points")  # in the middle of a copy
+    finish("copies")
+    assert times_trained(store) == {1}
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_forecast_knows_which_seeds_are_done(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
+    cells = forecast(plan, shared_store, [0, 1])
+    assert [each.cell.name for each in cells] == [BASELINE, "no color_jitter"]
+    assert [each.done for each in cells] == [[0]] * 2
+    assert all(each.seconds > 0 and each.memory > 0 for each in cells)
+
+
+def test_the_forecast_times_only_what_must_be_trained(
+    study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "estimate", kill)
+    assert [each.seconds for each in forecast(plan, shared_store, [0])] == [0.0, 0.0]
+
+
+def test_cells_that_cannot_run_are_named_before_anything_starts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "estimate", lambda prepared: SimpleNamespace(seconds=1.0))
+    told: list[tuple[int, int]] = []
+
+    class Watch(Observer):
+        def progress(self, what: str, done: int, total: int) -> None:
+            if what == "timing":
+                told.append((done, total))
+
+    plan = plan_study(tiny(**QUICK), vary=["train.batch_size=5000,6000"])
+    message = r"2 of 3 cells can't run: 'batch_size=5000': train.batch_size = 5000.*'batch_size=6000': train.batch_size"
+    with pytest.raises(UserError, match=message):
+        forecast(plan, store, [0], Watch())
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert store.records() == []
+
+
+def test_a_cell_that_does_not_fit_into_memory_cannot_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": int(config.model.width * 2**30)})
+    monkeypatch.setattr(runner, "estimate", lambda prepared: SimpleNamespace(seconds=1.0))
+    plan = plan_study(tiny(**QUICK, memory="2GiB"), vary=["model.width=0.125,2.0"])
+    with pytest.raises(UserError, match=r"^1 of 2 cells can't run: 'width=2\.0': .* needs "):
+        forecast(plan, store, [0])
+
+
+def test_cells_that_cannot_be_evaluated_cannot_run(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "unlabelled").mkdir()
+    for n in range(40):
+        Image.new("RGB", (8, 8), (5 * n, 0, 0)).save(tmp_path / "unlabelled" / f"{n}.png")
+    data = {"dataset": "folder", "dir": str(tmp_path / "unlabelled"), "side": 8}
+    plan = plan_study(tiny(data=data, train={"epochs": 1, "batch_size": 16}), drop=["flip"])
+    with pytest.raises(UserError, match=r"2 of 2 cells can't run: 'baseline': --linear needs labels"):
+        forecast(plan, store, [0])

@@ -1,3 +1,5 @@
+"""What holds for every evaluation: it leaves the encoder as it was, and says what it needs."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -7,19 +9,24 @@ import torch
 
 from simclr.data.dataset import Dataset
 from simclr.errors import RunFailed, UserError
-from simclr.evaluate import evaluations as ev
-from simclr.evaluate.subject import Outcome, fingerprint
+from simclr.evaluate.base import Outcome
+from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate
+from simclr.evaluate.knn import Knn
+from simclr.evaluate.subject import Subject, fingerprint, random_encoder
 from tests.helpers import subject_of
 
-QUICK = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1", "finetune.seeds=1"]
+QUICK = [
+    *("linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1"),
+    *("finetune.seeds=1", "finetune.lr=[0.1]", "finetune.fractions=[0.1]"),
+]
 
 
-@pytest.mark.parametrize("name", ev.EVALUATIONS)
-def test_no_evaluation_changes_a_weight_a_buffer_or_the_mode(name: str, digits: Dataset) -> None:
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_leave_the_encoder_as_it_was(name: str, digits: Dataset) -> None:
     subject = subject_of(digits, QUICK)
     subject.model.train()
     before = fingerprint(subject.model)
-    outcome = ev.evaluate(subject, name)
+    outcome = evaluate(subject, name)
     assert fingerprint(subject.model) == before
     assert subject.model.training
     assert outcome.metrics
@@ -29,34 +36,36 @@ def test_no_evaluation_changes_a_weight_a_buffer_or_the_mode(name: str, digits: 
         assert outcome.metrics[metric] == pytest.approx(right, abs=1e-6)
 
 
-def test_an_evaluation_that_touches_the_encoder_is_refused(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of(digits)
-
-    def careless(_: object) -> Outcome:
-        subject.model.train()(torch.rand(8, 3, 8, 8))  # batch norm moves its statistics
-        return Outcome({}, {})
-
-    monkeypatch.setitem(ev.EVALUATIONS, "careless", ev.Evaluation(careless, False, ()))
-    with pytest.raises(RunFailed, match="'careless' changed the frozen encoder"):
-        ev.evaluate(subject, "careless")
-
-
-def test_chance_is_the_share_of_the_commonest_classes(digits: Dataset) -> None:
-    labels = digits.labels.copy()
-    rows = digits.parts["test"]
-    labels[rows] = 0
-    labels[rows[:90]] = [i % 9 + 1 for i in range(90)]
-    odds, images = ev.chance(subject_of(replace(digits, labels=labels)))
-    assert images == len(rows)
-    assert odds["top1"] == pytest.approx((len(rows) - 90) / len(rows))
-    assert odds["top5"] == pytest.approx((len(rows) - 50) / len(rows))
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_network_gets_images_of_the_size_of_its_views(name: str, digits: Dataset) -> None:
+    subject = subject_of(digits, QUICK, augment={"crop": {"size": 12}})
+    sides = set()
+    subject.model.encoder.register_forward_pre_hook(lambda _, given: sides.update(given[0].shape[2:]))
+    random_encoder(subject)
+    evaluate(subject, name)
+    assert digits.side != 12
+    assert sides == {12}
 
 
-def test_what_can_not_be_measured_is_said(digits: Dataset) -> None:
+def test_an_evaluation_that_changes_the_encoder_fails(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(_: Knn, subject: Subject) -> Outcome:
+        subject.model.train()(torch.rand(8, 3, 8, 8))  # batch norm updates its statistics
+        return Outcome({})
+
+    monkeypatch.setattr(Knn, "run", careless)
+    with pytest.raises(RunFailed, match="'knn' changed the frozen encoder"):
+        evaluate(subject_of(digits), "knn")
+
+
+def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
     bare = replace(digits, classes=(), parts=digits.parts | {"train": digits.parts["train"][:0]})
-    ev.check(subject_of(bare), ["no-labels"])
+    check(subject_of(bare), ["no-labels"])
     for name in ("knn", "linear", "linear-sgd", "finetune"):
-        with pytest.raises(UserError, match=f"--{name} needs labels.*or ask for --no-labels"):
-            ev.check(subject_of(bare), [name])
+        with pytest.raises(UserError, match=f"--{name} needs labels.*or use --no-labels"):
+            check(subject_of(bare), ["no-labels", name])
     with pytest.raises(UserError, match=r"unknown layer 'head\.9'"):
-        ev.check(subject_of(digits, layer="head.9"), ["knn"])
+        check(subject_of(digits, layer="head.9"), ["knn"])
+    with pytest.raises(UserError, match="leave --layer z out"):
+        check(subject_of(digits, layer="z"), ["no-labels"])
+    with pytest.raises(UserError, match=r"knn\.k = 5000 needs at least as many labelled images, but there are 1438"):
+        check(subject_of(digits, ["knn.k=[200,5000]"]), ["linear", "knn"])

@@ -1,101 +1,88 @@
+"""Identities of figures, and errors in settings of the protocol."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-import torch
 
-from simclr.augment import resized_crop
-from simclr.build import build_model
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
-from simclr.evaluate import protocol, subject
-from simclr.evaluate.evaluations import EVALUATIONS, evaluate
-from tests.helpers import subject_of, tiny
-
-CPU = torch.device("cpu")
-
-
-def test_features_do_not_depend_on_their_neighbours_in_a_batch(digits: Dataset) -> None:
-    model = build_model(tiny(), digits, CPU)
-    rows = digits.parts["test"][:20]
-    together = subject.features(model, digits.images, rows, torch.float32)
-    alone = torch.cat([subject.features(model, digits.images, rows[i : i + 1], torch.float32) for i in range(20)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+from simclr.evaluate.evaluations import EVALUATIONS
+from simclr.evaluate.protocol import Protocol, describe, identity, make_protocol
+from simclr.evaluate.subject import Subject
+from tests.helpers import subject_of
 
 
-@pytest.mark.parametrize("name", EVALUATIONS)
-def test_a_network_is_judged_at_the_size_of_its_views(name: str, digits: Dataset) -> None:
-    settings = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1"]
-    large = subject_of(digits, settings, augment={"crop": {"size": 24}})
-    sides = set()
-    large.model.encoder.register_forward_pre_hook(lambda _, given: sides.update(given[0].shape[2:]))
-    subject.random_encoder(large)
-    evaluate(large, name)
-    assert digits.side != 24
-    assert sides == {24}
-    same = replace(large, model=build_model(tiny(), digits, CPU))
-    assert same.identity(("knn",)) == subject_of(digits).identity(("knn",)) != large.identity(("knn",))
+def identity_of(subject: Subject, name: str = "knn") -> str:
+    return identity(name, subject.protocol, subject.config, subject.data, subject.device)
 
 
-def test_images_of_another_size_are_resized_as_crops_are(digits: Dataset) -> None:
-    model = build_model(tiny(augment={"crop": {"size": 24}}), digits, CPU).eval()
-    images = torch.rand(4, 3, digits.side, digits.side)
-    box = torch.tensor([[0.0, 0, digits.side, digits.side]] * 4)
-    expected = model.encoder(model.normalize(resized_crop(images, box, 24)))
-    torch.testing.assert_close(subject.represent(model, images, "h"), expected, rtol=1e-3, atol=1e-4)
+# Stored in records and documents, so they must never change.
+STORED = [
+    ("knn", [], {}, "3-6eb1a2"),
+    ("linear", [], {}, "3-5eb73d"),
+    ("linear-sgd", [], {}, "3-aa317f"),
+    ("finetune", [], {}, "3-6bf1ea"),
+    ("no-labels", [], {}, "3-e1929b"),
+    ("knn", ["knn.k=[1,20]"], {}, "3-6eb1a2"),
+    ("knn", ["knn.temperature=0.2"], {}, "3-d7e29f"),
+    ("knn", ["layer=z"], {}, "3-ccbc2a"),
+    ("knn", [], {"augment": {"crop": {"size": 24}}}, "3-19abb4"),
+    ("linear", ["linear.l2_values=3", "linear.standardise=false"], {}, "3-90b097"),
+    ("linear-sgd", ["linear_sgd.head=mlp"], {"train": {"precision": "bf16"}}, "3-2adbd2"),
+    ("finetune", ["finetune.fractions=[0.5]", "finetune.lr=[0.1]"], {}, "3-cafa6b"),
+    ("no-labels", ["views.images=100"], {"train": {"batch_size": 64}}, "3-1152e6"),
+    ("no-labels", [], {"augment": {"blur": {"p": 0.0}}}, "3-e1929b"),  # blur is off by default
+]
 
 
-def test_every_layer_is_what_the_network_computes_there(digits: Dataset) -> None:
-    model = build_model(tiny(model={"head": "mlp3"}), digits, CPU).eval()
-    assert subject.layers(model) == ["h", "head.0", "head.1", "head.2", "head.3", "z"]
-    seen = {}
-    for name, module in model.head.named_children():
-        module.register_forward_hook(lambda _, __, out, name=name: seen.update({f"head.{name}": out.clone()}))
-    images = torch.rand(4, 3, 8, 8)
-    h, z = model(images)
-    expected = {"h": h, "z": z, "pixels": ((images - model.mean) / model.std).flatten(1), **seen}
-    for layer in (*subject.layers(model), "pixels"):
-        if layer not in ("head.0", "head.2"):  # the ReLU behind these works in place
-            torch.testing.assert_close(subject.represent(model, images, layer), expected[layer])
+@pytest.fixture(scope="module")
+def stored() -> Dataset:
+    bounds = {"pretrain": (0, 40), "train": (0, 40), "val": (40, 50), "test": (50, 60)}
+    return Dataset(
+        name="stored",
+        images=np.zeros((60, 3, 8, 8), np.uint8),
+        labels=np.arange(60, dtype=np.int64) % 3,
+        classes=("a", "b", "c"),
+        parts={part: np.arange(*ends, dtype=np.int64) for part, ends in bounds.items()},
+        digest="0123",
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
 
 
-def test_the_random_encoder_has_sane_activations_and_the_config_s_weights(digits: Dataset) -> None:
-    subject = subject_of(digits)
-    subject.model.mean.fill_(0.25)
-    model = subject.random_encoder(subject)
-    assert torch.equal(model.mean, subject.model.mean)
-    untrained = build_model(tiny(), digits, CPU)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untrained.parameters(), strict=True))
-    h = subject.features(model, digits.images, digits.parts["test"], torch.float32)
-    assert 0.05 < h.std() < 20
-    assert model.encoder.bn1.running_var.mean() != 1  # type: ignore[union-attr,operator]
-    momenta = {module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
-    assert momenta == {0.1}  # fine-tuned, it is to follow its own statistics
+@pytest.mark.parametrize(("name", "settings", "sections", "expected"), STORED)
+def test_identities_are_those_of_earlier_releases(
+    name: str, settings: list[str], sections: dict[str, object], expected: str, stored: Dataset
+) -> None:
+    assert identity_of(subject_of(stored, settings, **sections), name) == expected
 
 
-def test_an_image_left_over_does_not_end_the_random_encoder(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of(digits, model={"stem": "imagenet"})  # its map is one pixel: of one image, nothing to norm by
-    monkeypatch.setattr(subject, "PIXELS", (len(digits.parts["pretrain"]) - 1) * subject.model.side**2)
-    assert subject.random_encoder(subject).encoder.bn1.running_var.isfinite().all()  # type: ignore[union-attr,operator]
+def test_description_has_every_setting_and_the_images(stored: Dataset) -> None:
+    described = describe(make_protocol(["knn.k=[1]"]), stored)
+    assert list(described) == [
+        *("version", "layer", "knn", "linear", "linear_sgd", "finetune", "views"),
+        *("data", "images", "distance"),
+    ]
+    assert described["knn"] == {"k": [1], "temperature": 0.1}
+    sizes = {"train": 40, "val": 10, "test": 10}
+    assert described["data"] == {"name": "stored", "digest": "0123", "side": 8, "split": "197708ec3c85fabd"} | sizes
 
 
-@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.running_mean", "mean", "head.2.bias"])
-def test_a_fingerprint_sees_one_changed_number_of_a_weight_or_a_buffer(name: str, digits: Dataset) -> None:
-    model, same = build_model(tiny(), digits, CPU), build_model(tiny(), digits, CPU)
-    assert subject.fingerprint(model) == subject.fingerprint(same)
-    tensor = model.state_dict()[name]
-    tensor[(0,) * tensor.dim()] += 1e-3
-    assert subject.fingerprint(model) != subject.fingerprint(same)
+def test_protocol_has_the_settings_of_every_evaluation() -> None:
+    protocol = Protocol()
+    for evaluation in EVALUATIONS.values():
+        assert getattr(protocol, evaluation.section_name) == evaluation()
 
 
-def test_figures_may_be_compared_when_and_only_when_all_they_depend_on_is_equal(digits: Dataset) -> None:
-    base = subject_of(digits).identity(("knn",))
-    assert base.startswith("3-")
+def test_identities_are_equal_exactly_if_figures_can_be_compared(digits: Dataset) -> None:
+    base = identity_of(subject_of(digits))
     same = [
-        subject_of(digits, ["linear.l2_values=3"]),  # not read
-        subject_of(digits, ["knn.k=[1,200]"]),  # named by the figure
-        subject_of(digits, model={"width": 0.125}),  # the encoder is what is compared
+        subject_of(digits, ["linear.l2_values=3"]),  # kNN doesn't use it
+        subject_of(digits, ["knn.k=[1,200]"]),  # part of the metric's name
+        subject_of(digits, model={"width": 0.125}),  # encoders are what is compared
     ]
     other_split = replace(digits, parts=digits.parts | {"val": digits.parts["val"][1:]})
     different = [
@@ -104,12 +91,14 @@ def test_figures_may_be_compared_when_and_only_when_all_they_depend_on_is_equal(
         subject_of(other_split),
         subject_of(replace(digits, digest="another")),
     ]
-    assert {s.identity(("knn",)) for s in same} == {base}
-    assert len({s.identity(("knn",)) for s in different} | {base}) == 5
+    assert {identity_of(subject) for subject in same} == {base}
+    assert len({identity_of(subject) for subject in different} | {base}) == 5
+    small, large = (subject_of(digits, train={"batch_size": size}) for size in (8, 128))
+    assert identity_of(small, "no-labels") != identity_of(large, "no-labels")
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "message"),
     [
         ("knn.k=[0]", r"knn\.k\.0 = 0: expected greater than or equal to 1"),
         ("knn.kk=1", "did you mean 'knn.k'"),
@@ -120,6 +109,6 @@ def test_figures_may_be_compared_when_and_only_when_all_they_depend_on_is_equal(
         ("knn", "is not a setting"),
     ],
 )
-def test_bad_settings_are_named(setting: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        protocol.make_protocol([setting])
+def test_invalid_settings_are_named(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_protocol([setting])

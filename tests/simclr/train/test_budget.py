@@ -260,7 +260,7 @@ def test_a_network_that_cannot_take_the_images_has_no_budget(tmp_path: Path) -> 
     settings = ("--set", "model.stem=imagenet", "--set", "model.width=1")
     done = simclr("budget", "--preset", "shapes", "--backbone", "alexnet", *settings, home=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: backbone 'alexnet' can't take 32 px images")
+    assert done.stderr.startswith("error: backbone 'alexnet' can't process 32 px images")
 
 
 def test_budget_on_the_command_line(tmp_path: Path) -> None:

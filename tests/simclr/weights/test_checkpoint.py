@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, what is damaged is noticed, and nothing in a file is ever run."""
+"""Checkpoints are complete or absent, damage is noticed, and loading a file never runs code."""
 
 import errno
 import os
@@ -14,11 +14,12 @@ from torch import nn
 
 from simclr.config import Config, make, to_toml
 from simclr.errors import RunFailed, UserError
-from simclr.weights.checkpoint import checkpoints, latest, load_weights, read, save, save_weights
+from simclr.weights.checkpoint import checkpoints, fill, latest, load_weights, read, save, save_weights
+from tests.simclr.weights.helpers import Bomb, error_of
 
 
 def state(step, size=2000):
-    """Something like the content of a checkpoint, with weights that tell its step."""
+    """Content like that of a checkpoint, with weights that depend on its step."""
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 4)).sum().backward()
@@ -36,7 +37,7 @@ def state(step, size=2000):
 
 
 def same(one, other):
-    """Equal values, types and order, all the way down."""
+    """Whether values, types and order are equal at every level."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -46,14 +47,6 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-def refusal(function, *arguments):
-    """The one-line message with which a file is refused."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -61,7 +54,7 @@ def names(folder):
 # --- save and read ----------------------------------------------------------------------------------------------------
 
 
-def test_what_was_saved_is_read_back(tmp_path):
+def test_a_saved_checkpoint_is_read_back(tmp_path):
     saved = state(7)
     path = save(tmp_path / "run", 7, saved)
     assert same(read(path), saved)
@@ -70,7 +63,7 @@ def test_what_was_saved_is_read_back(tmp_path):
 
 
 def test_the_last_two_are_kept(tmp_path):
-    for step in (5, 10, 900, 1000, 123456):  # in the order of their numbers, not of the digits
+    for step in (5, 10, 900, 1000, 123456):  # ordered as numbers, not as text
         save(tmp_path, step, state(step))
     assert [read(path)["step"] for path in checkpoints(tmp_path)] == [1000, 123456]
     assert len(names(tmp_path)) == 2
@@ -82,24 +75,24 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     assert [read(path)["epoch_loss"] for path in checkpoints(tmp_path)] == [9.0]
 
 
-def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
-    assert "no checkpoint" in refusal(latest, tmp_path)
-    assert "no checkpoint" in refusal(latest, tmp_path / "none")
+def test_a_folder_without_checkpoints_is_an_error(tmp_path):
+    assert "no readable checkpoint" in error_of(latest, tmp_path)
+    assert "no readable checkpoint" in error_of(latest, tmp_path / "none")
 
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 5, state(5))
-    scratch = tmp_path / "saving.tmp"  # as a kill leaves it
+    scratch = tmp_path / "saving.tmp"  # left by a killed process
     scratch.write_bytes(b"half")
     assert latest(tmp_path)["step"] == 5
     save(tmp_path, 9, state(9))
     assert not scratch.exists()
 
 
-def test_new_checkpoints_take_the_place_of_damaged_later_ones(tmp_path):
+def test_a_new_checkpoint_removes_damaged_later_ones(tmp_path):
     for step in (20, 30):
         save(tmp_path, step, state(step)).write_bytes(b"damaged")
-    assert "--again begins anew" in refusal(latest, tmp_path)
+    assert "use --again to start over" in error_of(latest, tmp_path)
     assert save(tmp_path, 5, state(5)).exists()
     assert latest(tmp_path)["step"] == 5
     save(tmp_path, 6, state(6))
@@ -131,35 +124,35 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(damage, tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(damage, tmp_path, caplog):
     save(tmp_path, 10, state(10))
     path = save(tmp_path, 20, state(20))
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     found = latest(tmp_path)
-    said = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records]
     assert found["step"] == 10
     assert torch.equal(found["model"]["large"], state(10)["model"]["large"])
-    assert len(said) == 1
-    assert str(path) in said[0]
-    assert "falling back" in said[0]
+    assert len(messages) == 1
+    assert str(path) in messages[0]
+    assert "Falling back" in messages[0]
 
 
-def test_where_every_checkpoint_is_damaged_that_is_said(tmp_path, caplog):
+def test_damage_to_every_checkpoint_is_an_error(tmp_path, caplog):
     for step in (10, 20):
         path = save(tmp_path, step, state(step))
         path.write_bytes(cut(path.read_bytes()))
-    assert "no checkpoint" in refusal(latest, tmp_path)
+    assert "no readable checkpoint" in error_of(latest, tmp_path)
     assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_reading_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
     path = save(tmp_path, 20, state(20))
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    assert str(path) in refusal(read, path)
+    assert str(path) in error_of(read, path)
 
 
-def test_no_cut_and_no_changed_byte_of_the_content_goes_unnoticed(tmp_path):
+def test_every_cut_and_every_changed_byte_is_noticed(tmp_path):
     path = save(tmp_path, 1, state(1, size=50))
     content, whole = path.read_bytes(), read(path)
     generator = torch.Generator().manual_seed(0)
@@ -174,30 +167,20 @@ def test_no_cut_and_no_changed_byte_of_the_content_goes_unnoticed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), [1, 2], "text", 5])
-def test_a_file_that_holds_something_else_is_refused(content, tmp_path):
+def test_a_file_with_other_content_is_rejected(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    assert type(content).__name__ in refusal(read, tmp_path / "other.pt")
+    assert type(content).__name__ in error_of(read, tmp_path / "other.pt")
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    assert "there is no checkpoint" in refusal(read, tmp_path / "none.pt")
+def test_a_missing_checkpoint_is_named(tmp_path):
+    assert "there is no file" in error_of(read, tmp_path / "none.pt")
 
 
-# --- nothing is run ---------------------------------------------------------------------------------------------------
-
-
-class Bomb:
-    """An object that makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+# --- no code is run ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["torch", "torch legacy", "pickle", "nested", "zip"])
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind, tmp_path):
+def test_a_file_with_code_is_rejected_without_running_it(kind, tmp_path):
     mark, path = tmp_path / "ran", tmp_path / "step-000000001.pt"
     bomb = Bomb(mark)
     if kind == "pickle":
@@ -212,17 +195,14 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind, tmp_path):
     else:
         content = state(1) | {"model": {"w": torch.ones(2), "deep": [bomb]}} if kind == "nested" else bomb
         torch.save(content, path, _use_new_zipfile_serialization=kind != "torch legacy")
-    assert str(path) in refusal(read, path)
-    assert "no checkpoint" in refusal(latest, tmp_path)
+    assert str(path) in error_of(read, path)
+    assert "no readable checkpoint" in error_of(latest, tmp_path)
     assert not mark.exists()
+    pickle.loads(pickle.dumps(bomb))  # the bomb works
+    assert mark.exists()
 
 
-def test_the_bomb_of_the_test_above_would_go_off(tmp_path):
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "ran")))
-    assert (tmp_path / "ran").exists()
-
-
-# --- a disk that is full ----------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------------------------
 
 
 def full(*_, **__):
@@ -231,7 +211,7 @@ def full(*_, **__):
 
 @pytest.fixture
 def small_files():
-    """A write beyond 32 KiB of a file fails, as on a full disk."""
+    """Files can't grow beyond 32 KiB, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (32768, hard))
@@ -246,7 +226,7 @@ def two_checkpoints(folder):
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "torch.save", "os.replace"])
-def test_a_call_that_finds_the_disk_full_ends_the_run_and_leaves_the_earlier_checkpoints(call, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_checkpoints(call, tmp_path, monkeypatch):
     before = two_checkpoints(tmp_path)
     monkeypatch.setattr(call, full)
     with pytest.raises(RunFailed, match="No space left on device") as caught:
@@ -259,22 +239,22 @@ def test_a_call_that_finds_the_disk_full_ends_the_run_and_leaves_the_earlier_che
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_write_that_fails_half_way_ends_the_run_and_leaves_the_earlier_checkpoints(tmp_path):
+def test_a_partial_write_leaves_the_earlier_checkpoints(tmp_path):
     before = two_checkpoints(tmp_path)
-    with pytest.raises(RunFailed, match="free some space"):
+    with pytest.raises(RunFailed, match="Free some space"):
         save(tmp_path, 30, state(30, size=100_000))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert latest(tmp_path)["step"] == 20
 
 
-def test_a_folder_that_cannot_be_made_ends_the_run(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(RunFailed, match="file"):
         save(tmp_path / "file" / "run", 1, state(1))
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_full_disk_while_the_weights_are_written_ends_the_run_and_leaves_no_half_file(tmp_path):
+def test_a_full_disk_leaves_no_partial_weights(tmp_path):
     with pytest.raises(RunFailed, match=r"model\.safetensors"):
         save_weights(tmp_path / "model.safetensors", nn.Linear(200, 200), {"config": to_toml(Config()), "digest": "d"})
     assert names(tmp_path) == []
@@ -291,7 +271,7 @@ def network():
 METADATA = {"config": to_toml(Config(name="mine", seed=3)), "digest": "0123", "side": "32"}
 
 
-def test_weights_are_read_back_with_their_config_and_digest(tmp_path):
+def test_weights_are_read_back_with_config_and_digest(tmp_path):
     model, path = network(), tmp_path / "model.safetensors"
     save_weights(path, model, METADATA)
     config, weights, digest = load_weights(path)
@@ -308,17 +288,17 @@ def test_weights_are_read_back_with_their_config_and_digest(tmp_path):
 FOREIGN = {
     "no metadata": None,
     "metadata of another program": {"format": "pt"},
-    "a config that is no TOML": {"config": '{"architectures": ["x"]}', "digest": "0"},
+    "a config that is not TOML": {"config": '{"architectures": ["x"]}', "digest": "0"},
     "a config of another version": {"config": "[model]\nlayers = 3\n", "digest": "0"},
     "a config without a digest": {"config": to_toml(Config())},
 }
 
 
 @pytest.mark.parametrize("metadata", FOREIGN)
-def test_safetensors_of_another_program_are_refused_by_name(metadata, tmp_path):
+def test_safetensors_of_another_program_are_rejected(metadata, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.ones(2)}, path, FOREIGN[metadata])
-    assert str(path) in refusal(load_weights, path)
+    assert str(path) in error_of(load_weights, path)
 
 
 GARBAGE = {
@@ -330,19 +310,33 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-def test_a_file_that_is_not_safetensors_is_refused_by_name(kind, tmp_path):
+def test_a_file_that_is_not_safetensors_is_named(kind, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(GARBAGE[kind] if GARBAGE[kind] is not None else save(tmp_path / "run", 1, state(1)).read_bytes())
-    assert str(path) in refusal(load_weights, path)
+    assert str(path) in error_of(load_weights, path)
 
 
-def test_weights_cut_short_are_refused_by_name(tmp_path):
+def test_truncated_weights_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     save_weights(path, network(), METADATA)
     path.write_bytes(path.read_bytes()[:-5])
-    assert str(path) in refusal(load_weights, path)
+    assert str(path) in error_of(load_weights, path)
 
 
 @pytest.mark.parametrize("where", ["none.safetensors", "."])
-def test_a_missing_file_or_a_folder_is_refused_by_name(where, tmp_path: Path):
-    assert str(tmp_path) in refusal(load_weights, tmp_path / where)
+def test_a_missing_file_and_a_folder_are_named(where, tmp_path: Path):
+    assert str(tmp_path) in error_of(load_weights, tmp_path / where)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"1.weight": torch.ones(5)}, r"1\.weight is \(5,\), expected \(4,\)"),
+        ({"2.weight": torch.ones(5)}, r"2\.weight is \(5,\), expected no such entry"),
+        ({"1.weight": None}, r"1\.weight is missing, expected \(4,\)"),
+    ],
+)
+def test_weights_of_another_architecture_are_rejected(change, message):
+    weights = {name: tensor for name, tensor in (network().state_dict() | change).items() if tensor is not None}
+    with pytest.raises(UserError, match=f"different architecture: {message}"):
+        fill(network(), weights)

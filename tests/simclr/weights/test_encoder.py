@@ -1,37 +1,29 @@
-"""The Python door: an encoder from its file alone, the suite's pixels for any image, features of files as written."""
+"""The public Python API: an encoder from its file alone, and the pixels and features that training saw."""
 
 import os
 import subprocess
 import sys
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import simclr
 from simclr import load_encoder
-from simclr.config import to_toml
+from simclr.config import make, to_toml
 from simclr.data.images import decode
-from simclr.errors import RunFailed, UserError
-from simclr.model import Network
+from simclr.errors import UserError
+from simclr.progress import Observer
+from simclr.settings import read_toml
 from simclr.weights.checkpoint import save, save_weights
 from simclr.weights.encoder import embed_files
-from simclr.weights.features import WRITERS, write_features
 from tests.helpers import tiny
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-def trained(config, side):
-    """A network whose batch norms have seen images."""
-    model = Network(config.model, side, 0, MEAN, STD)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(3):
-        model(torch.rand(16, 3, side, side, generator=generator))
-    return model.eval()
+from tests.simclr.weights.helpers import noise, trained
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +41,6 @@ def path(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(path):
     return load_encoder(path)
-
-
-def noise(height, width, *channels, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +65,27 @@ def test_features_are_the_trained_networks_h(model, encoder):
     assert not encoder.training
 
 
-def test_a_checkpoint_and_a_path_as_text_are_taken_too(model, encoder, tmp_path):
+def test_a_checkpoint_and_a_path_as_text_can_be_loaded(model, encoder, tmp_path):
     state = {"config": to_toml(tiny()), "digest": "0123", "model": model.state_dict()}
     loaded = load_encoder(str(save(tmp_path, 1, state)))
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(loaded(images), encoder(images))
+
+
+def test_files_of_release_0_1_can_be_loaded(tmp_path):
+    config = Path(__file__).with_name("config-0.1.toml")
+    model = trained(make(read_toml(config)), 16)
+    state, metadata = model.state_dict(), {"config": config.read_text(), "digest": "0123"}
+    layout = str([(name, tuple(tensor.shape)) for name, tensor in state.items()])
+    assert blake2b(layout.encode(), digest_size=8).hexdigest() == LAYOUT
+    torch.save(metadata | {"model": state}, tmp_path / "step-000000001.pt")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors", metadata)
+    images = torch.rand(2, 3, 16, 16)
+    for name in ("step-000000001.pt", "model.safetensors"):
+        assert torch.equal(load_encoder(tmp_path / name)(images), model(images)[0])
+
+
+LAYOUT = "8b39254e5f4252ea"  # hash of the names and shapes of all tensors in release 0.1
 
 
 def test_it_can_be_fine_tuned(path):
@@ -90,15 +94,15 @@ def test_it_can_be_fine_tuned(path):
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
-def test_a_stored_side_of_the_config_is_kept(model, tmp_path):
+def test_the_stored_side_of_the_config_is_kept(model, tmp_path):
     save_weights(tmp_path / "m.safetensors", model, {"config": to_toml(tiny(data={"side": 24})), "digest": ""})
     assert load_encoder(tmp_path / "m.safetensors").side == 24
 
 
-def test_images_are_stored_at_one_size_and_seen_at_the_views(tmp_path):
+def test_images_are_stored_at_one_size_and_processed_at_the_size_of_views(tmp_path):
     config = tiny(augment={"crop": {"size": 24}})
-    model, path = trained(config, 24), tmp_path / "m.safetensors"
-    save_weights(path, model, {"config": to_toml(config), "digest": ""})
+    path = tmp_path / "m.safetensors"
+    save_weights(path, trained(config, 24), {"config": to_toml(config), "digest": ""})
     encoder = load_encoder(path)
     image = encoder.transform(Image.fromarray(noise(40, 40, 3)))
     assert (image.shape, encoder.side) == ((3, 16, 16), 24)
@@ -108,21 +112,18 @@ def test_images_are_stored_at_one_size_and_seen_at_the_views(tmp_path):
     assert seen == [(24, 24)]
 
 
-def test_weights_of_another_network_are_refused(model, tmp_path):
+def test_weights_of_another_network_are_rejected(model, tmp_path):
     config = tiny(model={"width": 0.25})
     save_weights(tmp_path / "m.safetensors", model, {"config": to_toml(config), "digest": ""})
-    with pytest.raises(UserError, match=r"encoder\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"different architecture: encoder\.conv1\.weight"):
         load_encoder(tmp_path / "m.safetensors")
 
 
-def test_importing_the_package_imports_no_torch_until_the_encoder_is_asked_for():
-    code = (
-        "import sys, simclr; assert 'torch' not in sys.modules; from simclr import Encoder, load_encoder; "
-        "assert 'torch' in sys.modules and load_encoder.__module__ == 'simclr.encoder'; "
-        "assert not hasattr(simclr, 'nothing')"
-    )
+def test_the_package_imports_torch_only_for_the_encoder():
+    code = "import sys, simclr; assert 'torch' not in sys.modules; assert not hasattr(simclr, 'nothing')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert simclr.Encoder.__module__ == simclr.load_encoder.__module__ == "simclr.weights.encoder"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_an_image_becomes_the_pixels_that_the_store_has(kind, encoder):
+def test_transform_gives_the_pixels_of_the_image_store(kind, encoder):
     image, format, options = IMAGES[kind]
     file = BytesIO()
     image.save(file, format, **options)
@@ -155,7 +156,7 @@ def test_an_image_becomes_the_pixels_that_the_store_has(kind, encoder):
     assert torch.equal(found, torch.tensor(decode(file.getvalue(), 16)).float() / 255)
 
 
-def test_an_image_in_memory_of_the_right_size_is_taken_as_it_is(encoder):
+def test_transform_keeps_an_image_of_the_right_size(encoder):
     pixels = noise(16, 16, 3)
     found = encoder.transform(Image.fromarray(pixels)) * 255
     assert np.array_equal(found.round().numpy(), pixels.transpose(2, 0, 1))
@@ -164,21 +165,16 @@ def test_an_image_in_memory_of_the_right_size_is_taken_as_it_is(encoder):
 # --- features of files ------------------------------------------------------------------------------------------------
 
 
-def read_features(path):
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return arrays["files"].tolist(), arrays["features"]
-    table = pyarrow.parquet.read_table(path)
-    assert table.column_names == ["file", "features"]
-    assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[64]"
-    return table["file"].to_pylist(), np.array(table["features"].to_pylist(), np.float32)
+def embed(encoder, files, **options):
+    """Names and features of all batches."""
+    names, features = zip(*embed_files(encoder, files, 4, **options), strict=True)
+    return [name for batch in names for name in batch], np.concatenate(features)
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_written_features_are_those_of_a_direct_forward(suffix, encoder, files, tmp_path):
-    path, seen = tmp_path / "deep" / f"features{suffix}", []
-    write_features(path, embed_files(encoder, files, 4, lambda what, done, total: seen.append((done, total))))
-    names, features = read_features(path)
+def test_features_of_files_are_those_of_a_direct_forward(encoder, files):
+    observer, seen = Observer(), []
+    observer.progress = lambda what, done, total: seen.append((done, total))
+    names, features = embed(encoder, files, observer=observer)
     with torch.no_grad():
         images = [torch.stack([encoder.transform(Image.open(file)) for file in files[i : i + 4]]) for i in (0, 4, 8)]
         direct = torch.cat([encoder(batch) for batch in images])
@@ -186,62 +182,30 @@ def test_written_features_are_those_of_a_direct_forward(suffix, encoder, files, 
     assert features.dtype == np.float32
     assert np.array_equal(features, direct.numpy())
     assert seen == [(4, 11), (8, 11), (11, 11)]
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_parquet_is_written_a_batch_at_a_time(encoder, files, tmp_path):
-    write_features(tmp_path / "f.parquet", embed_files(encoder, files, 4))
-    metadata = pyarrow.parquet.ParquetFile(tmp_path / "f.parquet").metadata
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 3]
-
-
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_broken_images_are_named_and_what_was_there_before_stays(suffix, encoder, files, tmp_path):
-    broken, path = tmp_path / "broken.png", tmp_path / f"features{suffix}"
+def test_broken_images_are_named_or_skipped(encoder, files, tmp_path):
+    broken, skipped = tmp_path / "broken.png", []
     broken.write_bytes(files[0].read_bytes()[:60])
-    path.write_bytes(b"before")
-    with pytest.raises(UserError, match=r"1 of 12 files .*broken\.png .*Remove them, or pass --on-bad-image skip$"):
-        write_features(path, embed_files(encoder, [*files, broken], 4))
-    assert path.read_bytes() == b"before"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.png", path.name]
-
-
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_broken_images_can_be_left_out_and_the_others_keep_their_features(suffix, encoder, files, tmp_path):
-    broken, path, left_out = tmp_path / "broken.png", tmp_path / f"features{suffix}", []
-    broken.write_bytes(files[0].read_bytes()[:60])
-    mixed = [files[0], broken, *files[1:], broken]  # the last one is a batch of its own
-    write_features(path, embed_files(encoder, mixed, 4, left_out=left_out))
-    names, features = read_features(path)
+    mixed = [files[0], broken, *files[1:], broken]  # the last batch has no other file
+    with pytest.raises(UserError, match=r"1 of 13 files .*broken\.png .*Remove them, or pass --on-bad-image skip$"):
+        embed(encoder, mixed)
+    names, features = embed(encoder, mixed, skipped=skipped)
     assert names == [str(file) for file in files]
-    assert [text.split(" (")[0] for text in left_out] == [str(broken)] * 2
-    write_features(tmp_path / f"whole{suffix}", embed_files(encoder, files, 4))
-    np.testing.assert_allclose(features, read_features(tmp_path / f"whole{suffix}")[1], rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match="none of the files"):
-        write_features(path, embed_files(encoder, [broken], 4, left_out=[]))
-    assert read_features(path)[0] == names
+    assert [text.split(" (")[0] for text in skipped] == [str(broken)] * 2
+    np.testing.assert_allclose(features, embed(encoder, files)[1], rtol=1e-5, atol=1e-6)
+    assert list(embed_files(encoder, [broken], skipped=[])) == []
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_a_file_name_that_is_no_utf_8_is_written_in_escapes(suffix, encoder, files, tmp_path):
+def test_a_file_name_that_is_not_utf_8_is_escaped(encoder, files, tmp_path):
     try:
         odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")))
         odd.write_bytes(files[0].read_bytes())
     except OSError:
         pytest.skip("this file system has only names in UTF-8")
-    write_features(tmp_path / f"features{suffix}", embed_files(encoder, [odd]))
-    assert read_features(tmp_path / f"features{suffix}")[0] == [str(tmp_path / "caf\\udce9.png")]
+    assert embed(encoder, [odd])[0] == [str(tmp_path / "caf\\udce9.png")]
 
 
-def test_no_files_and_another_suffix_are_refused(encoder, files, tmp_path):
-    with pytest.raises(UserError, match="at least one"):
-        write_features(tmp_path / "f.npz", embed_files(encoder, []))
-    with pytest.raises(UserError, match=r"'\.csv'.*\.npz, \.parquet"):
-        write_features(tmp_path / "f.csv", embed_files(encoder, files))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_place_that_cannot_be_written_is_named(encoder, files, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunFailed, match=r"file.f\.npz"):
-        write_features(tmp_path / "file" / "f.npz", embed_files(encoder, files))
+def test_no_files_are_an_error(encoder):
+    with pytest.raises(UserError, match="at least one image file"):
+        embed(encoder, [])

@@ -1,0 +1,1 @@
+"""The commands of the command line, each imported by cli.py when it is called: parse, call, print."""

@@ -1,0 +1,162 @@
+"""`simclr ablate` and `simclr report`: ablation studies."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import (
+    BatchSize,
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Device,
+    Epochs,
+    Format,
+    Memory,
+    Preset,
+    Settings,
+)
+from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
+from experiments.configs.resolve import resolve, short_name
+from experiments.studies.axes import axes
+from experiments.studies.execute import execute
+from experiments.studies.plan import plan_study
+from experiments.studies.report import report as make_report
+from experiments.studies.run import find_study, forecast
+from experiments.tracking import Store, home
+from simclr.augment import AUGMENTATIONS
+from simclr.train.memory import format_bytes
+
+LONG = 3600  # seconds of training above which `ablate` asks before it starts
+
+
+def ablate(  # over 60 lines, because of its signature
+    drop: Annotated[
+        list[str],
+        typer.Option(
+            help="Augmentation to leave out of one cell. Can be repeated, for more cells. Choices: "
+            f"{', '.join(AUGMENTATIONS)}.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
+    alone: Annotated[
+        list[str],
+        typer.Option(
+            "--only",
+            help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Make one cell of all --drop augmentations, and one of all --only augmentations."
+        ),
+    ] = False,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Prepared list of cells: {', '.join(axes())}, or a TOML file of your own.", show_default="none"
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SETTING=VALUE,...",
+            help="Setting to vary, such as loss.temperature=0.1,0.5: one cell for each value. Can be repeated, for one "
+            "cell for each combination.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds that each cell is trained with, from that of the config on.")
+    ] = 3,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    memory: Memory = None,
+    settings: Settings = [],  # noqa: B006
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study.", show_default="the preset and what is varied")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells with their time and memory. Trains nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start a study of more than an hour without asking for confirmation.")
+    ] = False,
+) -> None:
+    """Run an ablation study and report it.
+
+    A study trains and evaluates a baseline and cells that each differ from it in one thing, all with the same seeds.
+    Cells that have been trained before are reused. Run the same command again to resume a study.
+
+    Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
+    """
+    baseline = resolve(
+        preset,
+        config,
+        settings,
+        dataset=dataset,
+        data_dir=data_dir,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        memory=memory,
+    )
+    plan = plan_study(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
+    varied = [*(f"no-{augmentation}" for augmentation in drop), *(f"only-{augmentation}" for augmentation in alone)]
+    varied += [Path(axis).stem] if axis else []
+    varied += [short_name(text.partition("=")[0].strip()) for text in vary]
+    name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
+    store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
+    with Terminal() as terminal:
+        find_study(name, plan, store, terminal)  # raises UserError early if the name belongs to another plan
+        cells = forecast(plan, store, numbers, terminal)
+    total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
+    typer.echo(
+        f"study {name}: {len(cells)} cells x {seeds} seeds ({numbers[0]} to {numbers[-1]}), about "
+        f"{describe_duration(total)} of training left, and the evaluations"
+    )
+    width = max(len(each.cell.name) for each in cells)
+    for each in cells:
+        typer.echo(
+            f"  {each.cell.name:{width}} {len(each.done)} of {seeds} done, {describe_duration(each.seconds)} per seed, "
+            f"{format_bytes(each.memory)}"
+        )
+    if dry_run:
+        return
+    if total > LONG and not yes and can_ask():
+        typer.confirm("Start the study?", abort=True)
+    with resumable(), Terminal() as terminal:
+        outcome = execute(name, plan, store, numbers, shlex.join(["simclr", *sys.argv[1:]]), terminal)
+    if outcome.report:
+        typer.echo(outcome.report)
+    outcome.check()
+
+
+def report(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or the start of its id.")],
+    form: Format = "terminal",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default="none"),
+    ] = None,
+) -> None:
+    """Report a study again, from its records.
+
+    Makes its tables, figures and HTML page, and prints the tables. Trains nothing.
+
+    Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
+    """
+    store = Store(home())
+    typer.echo(make_report(store.find_study(study), store, form, out))

@@ -1,0 +1,138 @@
+"""`simclr embed`, `export` and `import`: encoders in and out of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import BadImage, DataDir, Device, EncoderName, NewestEncoder
+from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.runs.encoders import find_encoder
+from experiments.runs.exchange import export_run, import_run
+from experiments.tracking import Store, home
+from simclr import device as devices
+from simclr.config import make
+from simclr.data.dataset import NORMALIZATIONS
+from simclr.data.images import walk
+from simclr.data.sources import DATASETS
+from simclr.errors import UserError
+from simclr.model import STEMS
+from simclr.weights.encoder import Encoder, embed_files
+from simclr.weights.export import EXPORTS
+from simclr.weights.features import WRITERS, write_features
+from simclr.weights.foreign import LAYOUTS
+
+
+def embed(
+    run: EncoderName,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of images. Those in its subfolders are included.")
+    ],
+    out: Annotated[Path, typer.Option(help=f"File to write ({', '.join(WRITERS)}).")] = Path("features.parquet"),
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Number of images that are computed at the same time.")
+    ] = 256,
+    on_bad_image: BadImage = None,
+    device: Device = None,
+) -> None:
+    """Write the features of a folder of images to a file.
+
+    The features are those of the encoder (h), one row for each image, with the name of its file.
+
+    Example: simclr embed shapes-s0 photos --out features.parquet
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: expected a folder of images")
+    found = find_encoder(run, Store(home()))
+    encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
+    files = [Path(name) for name in walk(str(folder))]
+    skipped: list[str] | None = [] if on_bad_image == "skip" else None
+    remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
+    with Terminal() as terminal, devices.memory_errors(remedy):
+        write_features(out, embed_files(encoder, files, batch_size, terminal, skipped))
+    for file in skipped or []:
+        typer.echo(f"skipped: {file}", err=True)
+    typer.echo(f"wrote {out}: {len(files) - len(skipped or [])} images, {encoder.features} features each")
+
+
+def export(
+    run: NewestEncoder = None,
+    form: Annotated[str, typer.Option("--format", help=f"Format of the file: {', '.join(EXPORTS)}.")] = "safetensors",
+    out: Annotated[Path, typer.Option(help="File to write, or the folder to write it to.")] = Path(),
+) -> None:
+    """Export an encoder for other programs.
+
+    Also writes a card that says how to load the file and what is known about the encoder. The file is checked by
+    loading it as the card says.
+
+    Example: simclr export shapes-s0 --format onnx --out exported
+    """
+    store = Store(home())
+    parity = export_run(find_encoder_or_newest(run, store), store, out, form)
+    typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}, which says how to load it")
+    typer.echo(
+        f"checked: its features differ by {parity.difference:.1e} of the largest one (allowed: {parity.tolerance:g})"
+    )
+
+
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File of weights of another program (.pth, .ckpt, .safetensors, ...).")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help=f"Program that wrote the file: auto, {', '.join(LAYOUTS)}.")
+    ] = "auto",
+    dataset: Annotated[
+        str, typer.Option(help=f"Data set to evaluate the encoder on: {', '.join(DATASETS)}.")
+    ] = "cifar10",
+    data_dir: DataDir = None,
+    side: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels.", show_default="that of the data set")
+    ] = None,
+    normalize: Annotated[
+        str,
+        typer.Option(help=f"How images were normalized when it was trained: {', '.join(NORMALIZATIONS)}."),
+    ] = "imagenet",
+    backbone: Annotated[
+        str | None, typer.Option(help="Network of the encoder.", show_default="found for ResNets")
+    ] = None,
+    stem: Annotated[
+        str | None,
+        typer.Option(help=f"First layers of a ResNet: {', '.join(STEMS)}.", show_default="found from the weights"),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new run.", show_default="that of the file")
+    ] = None,
+) -> None:
+    """Import an encoder that another program trained.
+
+    It becomes a run, which can be evaluated like any other. No code in the file is run.
+
+    Example: simclr import theirs.ckpt --dataset cifar10 --name theirs
+    """
+    folder = data_dir and str(data_dir.expanduser().resolve())
+    data = make({"data": {"dataset": dataset, "dir": folder, "side": side, "normalize": normalize}}).data
+    with Terminal() as terminal:
+        record, imported = import_run(
+            file,
+            Store(home()),
+            data=data,
+            name=name,
+            layout=form,
+            backbone=backbone,
+            stem=stem,
+            partial=partial,
+            observer=terminal,
+        )
+    model = imported.model
+    typer.echo(f"run {record.short_id}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
+    typer.echo(f"images are normalized with '{normalize}': if the encoder was trained otherwise, add --normalize")
+    for what in ("left_out", "missing", "unmatched"):
+        if keys := getattr(imported, what):
+            typer.echo(f"{what.replace('_', ' ')}: {', '.join(keys)}")
+    typer.echo(f"next: simclr eval {record.short_id}")

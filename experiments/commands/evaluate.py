@@ -1,0 +1,132 @@
+"""`simclr eval` and `simclr compare`: accuracies and other figures of trained encoders."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Annotated
+
+import pandas as pd
+import typer
+from tabulate import tabulate
+
+from analysis.tables import FORMATS, is_accuracy
+from experiments.commands.options import BadImage, DataDir, Device, Format, Layer, NewestEncoder, RunNames, Transfer
+from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.runs.compare import compare as compare_runs
+from experiments.runs.encoders import open_subject
+from experiments.runs.evaluate import evaluate_encoder
+from experiments.tracking import Store, home
+from simclr.evaluate.protocol import make_protocol
+
+
+def evaluate(
+    run: NewestEncoder = None,
+    knn: Annotated[bool, typer.Option("--knn", help="Classify by weighted k nearest neighbours.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Train a logistic regression on the frozen features.")
+    ] = False,
+    linear_sgd: Annotated[
+        bool, typer.Option("--linear-sgd", help="Train a linear classifier with SGD on random crops, as in the paper.")
+    ] = False,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTIONS",
+            help="Train the whole network with these fractions of the labels, such as 0.01,0.1,1.0.",
+            show_default="not done",
+        ),
+    ] = None,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels",
+            help="Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels.",
+        ),
+    ] = False,
+    transfer: Transfer = None,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    on_bad_image: BadImage = None,
+    device: Device = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Setting of the evaluation protocol, such as knn.k=[20,200]. Can be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
+) -> None:
+    """Evaluate a frozen encoder next to its baselines.
+
+    The baselines are chance, raw pixels and the untrained network. Without options, evaluates by --knn and --linear.
+
+    Example: simclr eval shapes-s0 --knn --linear
+    """
+    asked = {
+        "knn": knn,
+        "linear": linear,
+        "linear-sgd": linear_sgd,
+        "finetune": finetune is not None,
+        "no-labels": no_labels,
+    }
+    names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
+    fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
+    protocol = make_protocol([*fractions, *settings], layer=layer)
+    store = Store(home())
+    found = find_encoder_or_newest(run, store)
+    with Terminal() as terminal:
+        subject = open_subject(
+            found,
+            store,
+            protocol,
+            data_dir=data_dir,
+            on_bad_image=on_bad_image,
+            transfer=transfer,
+            device=device,
+            observer=terminal,
+        )
+        report = evaluate_encoder(found, subject, store, names, transfer)
+    data = report.protocol["data"]
+    labelled = [f"{data[part]} {part}" for part in ("train", "val", "test") if data[part]]
+    images = ", ".join(labelled) or f"{len(subject.data.parts['pretrain'])} without labels"
+    typer.echo(
+        f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; images: {images}), "
+        f"layer {protocol.layer}, protocol {protocol.version}"
+    )
+    typer.echo(_format_results(report.table))
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _format_results(table: pd.DataFrame) -> str:
+    """Accuracies in percent with their 95 % intervals, and other figures as they are. Empty columns are left out."""
+    rows = []
+    for row in table.itertuples():
+        percent = is_accuracy(row.metric) or row.metric.endswith("_std")
+        interval = "" if isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}"
+        others = [_format_number(value, percent) for value in (row.untrained, row.pixels, row.chance)]
+        rows.append([row.metric, _format_number(row.trained, percent), interval, *others, row.protocol])
+    headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
+    columns = [(header, cells) for header, cells in zip(headers, zip(*rows, strict=True), strict=True) if any(cells)]
+    alignment = ["left", *["right"] * (len(columns) - 1)]
+    return str(tabulate(dict(columns), headers="keys", disable_numparse=True, colalign=alignment))
+
+
+def _format_number(value: float, percent: bool) -> str:
+    return "" if isnan(value) else f"{value:.2%}" if percent else f"{value:.4g}"
+
+
+def compare(runs: RunNames, form: Format = "terminal") -> None:
+    """Compare runs that have been evaluated.
+
+    Shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair of runs.
+
+    Example: simclr compare shapes-s0 shapes-s1 --format markdown
+    """
+    result = compare_runs(runs, Store(home()))
+    tested = len(result.tests) > 0
+    typer.echo(FORMATS[form](result.table, [] if tested else result.notes))
+    if tested:
+        typer.echo(FORMATS[form](result.tests, result.notes))

@@ -1,0 +1,178 @@
+"""The options and arguments that several commands share, with help texts built from the tables of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.tables import FORMATS
+from experiments.configs.presets import presets
+from simclr.augment import AUGMENTATIONS
+from simclr.data.sources import DATASETS
+from simclr.errors import UserError, unknown
+from simclr.model import HEADS, RESNETS
+
+SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
+FROM_PRESET = "from the preset"
+
+
+def _check_bad_image(choice: str | None) -> str | None:
+    if choice not in (None, "error", "skip"):
+        raise unknown("choice for --on-bad-image", choice, ["error", "skip"])
+    return choice
+
+
+def _check_format(name: str) -> str:
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    return name
+
+
+def _check_picture(path: Path) -> Path:
+    """Raises UserError, before any work, if no picture can be written to this path."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"can't draw to {path}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    return _check_name(path)
+
+
+def _check_name(path: Path) -> Path:
+    """Raises UserError if this is a folder, or a file in a folder that does not exist."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"can't draw to {path}: expected the name of a file, in a folder that exists")
+    return path
+
+
+# What a config is made of.
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"Preset to start from: {', '.join(presets())}.", show_default="shapes, or none with --config"),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of settings, in the format of the presets.", show_default="none"),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SETTING=VALUE",
+        help="Any other setting, such as optim.weight_decay=1e-4. Can be repeated.",
+        show_default="none",
+    ),
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", help=f"Data set to train on: {', '.join(DATASETS)}.", show_default=FROM_PRESET),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with your images, or with the archive of a data set that you downloaded yourself.",
+        show_default="none; archives are downloaded",
+    ),
+]
+BadImage = Annotated[
+    str | None,
+    typer.Option(
+        "--on-bad-image",
+        callback=_check_bad_image,
+        help="What to do with files that can't be read as images: error or skip.",
+        show_default="error",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Seed of the initial weights, the order of the images and the augmentations.", show_default=FROM_PRESET
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:1, mps, ...", show_default="auto, the GPU if any"),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Network of the encoder: {', '.join(RESNETS)}, or another classifier of torchvision.",
+        show_default=FROM_PRESET,
+    ),
+]
+Head = Annotated[
+    str | None, typer.Option(help=f"Kind of projection head: {', '.join(HEADS)}.", show_default=FROM_PRESET)
+]
+Epochs = Annotated[int | None, typer.Option(help="Number of passes over the images.", show_default=FROM_PRESET)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Number of images in each training step. Each gives two views.", show_default=FROM_PRESET),
+]
+MicroBatch = Annotated[
+    str | None,
+    typer.Option(
+        help="Number of images that are in memory at the same time: auto, or a multiple of train.norm_batch that "
+        "divides the batch.",
+        show_default="auto, as many as fit the GPU",
+    ),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory that the run may use, such as 8GiB.", show_default="that of the GPU")
+]
+PlannedMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory that a run may use, such as 8GiB.", show_default="that of the GPU; without one, of an RTX 4060"
+    ),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Number format of training: auto, bf16, fp16 or fp32.", show_default="auto")
+]
+Drop = Annotated[
+    list[str],
+    typer.Option(
+        help=f"Augmentation to leave out. Can be repeated. Choices: {', '.join(AUGMENTATIONS)}.", show_default="none"
+    ),
+]
+
+# Encoders and what they are evaluated on.
+EncoderName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of a run, the start of its id, or a file of weights.")
+]
+NewestEncoder = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="Name of a run, the start of its id, or a file of weights.", show_default="the newest run"
+    ),
+]
+RunNames = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Names of runs, or the starts of their ids.", show_default=False)
+]
+Transfer = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Another data set to use instead ({', '.join(DATASETS)}), or a folder of images.",
+        show_default="the data set of the run",
+    ),
+]
+Layer = Annotated[
+    str | None,
+    typer.Option(
+        help="Layer whose features are used: h (output of the encoder), z (output of the head), or head.N (output of "
+        "module N of the head).",
+        show_default="h",
+    ),
+]
+
+# Output.
+Format = Annotated[
+    str, typer.Option("--format", callback=_check_format, help=f"Format of the tables: {', '.join(FORMATS)}.")
+]
+PictureFile = Annotated[
+    Path, typer.Option("--out", callback=_check_picture, help=f"Picture to write ({', '.join(SUFFIXES)}).")
+]
+PictureFiles = Annotated[
+    Path,
+    typer.Option(
+        "--out", callback=_check_name, help="Where to write the files, to which .png, .svg and .csv are added."
+    ),
+]

@@ -1,0 +1,146 @@
+"""`simclr views`, `plot`, `tsne` and `neighbours`: pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import (
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Device,
+    Drop,
+    EncoderName,
+    Layer,
+    NewestEncoder,
+    PictureFile,
+    PictureFiles,
+    Preset,
+    RunNames,
+    Seed,
+    Settings,
+    Transfer,
+)
+from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.configs.resolve import resolve
+from experiments.runs.compare import SHORT_NAMES, plot_metric
+from experiments.runs.encoders import find_encoder, open_subject
+from experiments.runs.pictures import draw_neighbours, draw_tsne, view_grid
+from experiments.tracking import Store, home
+from simclr.data.dataset import open_dataset
+from simclr.evaluate.evaluations import check
+from simclr.evaluate.protocol import make_protocol
+
+
+def views(
+    out: PictureFile = Path("views.png"),
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    drop: Drop = [],  # noqa: B006 (Typer copies it)
+    seed: Seed = None,
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Draw the augmented views that training uses.
+
+    The picture shows some images, both views of each, and the effect of each augmentation alone.
+
+    Example: simclr views --preset cifar10 --drop grayscale --out views.png
+    """
+    chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
+    with Terminal() as terminal:
+        data = open_dataset(chosen.data, home(), terminal)
+        view_grid(chosen, data, out)
+    typer.echo(f"wrote {out}")
+
+
+def plot(
+    metric: Annotated[
+        str, typer.Argument(metavar="METRIC", help=f"Metric to draw: {', '.join(SHORT_NAMES)}, or any logged metric.")
+    ],
+    runs: RunNames,
+    out: PictureFiles = Path("curves"),
+    smooth: Annotated[
+        int, typer.Option(min=0, help="Number of points that a running mean is taken over. 0: no smoothing.")
+    ] = 0,
+) -> None:
+    """Draw the training curves of runs in one figure.
+
+    Writes the figure as .png and .svg, and its points as .csv.
+
+    Example: simclr plot loss shapes-s0 shapes-s1 --smooth 5
+    """
+    files = plot_metric(metric, runs, Store(home()), out, smooth)
+    typer.echo(f"wrote {', '.join(map(str, files))}")
+
+
+def tsne(
+    run: NewestEncoder = None,
+    out: PictureFiles = Path("tsne"),
+    part: Annotated[str, typer.Option(help="Part of the data set to draw: train, val or test.")] = "test",
+    images: Annotated[int, typer.Option(min=4, help="Largest number of images to draw.")] = 5000,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images on the map.")] = False,
+    perplexity: Annotated[
+        float, typer.Option(help="Perplexity of t-SNE: roughly the number of neighbours that each image has.")
+    ] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of images and of t-SNE.")] = 0,
+    transfer: Transfer = None,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Draw a t-SNE map of an encoder's features.
+
+    A note below the map says how well neighbours on it agree with neighbours among the features. Writes the map as
+    .png and .svg, and its points as .csv.
+
+    Example: simclr tsne shapes-s0 --images 2000 --thumbnails
+    """
+    store = Store(home())
+    found = find_encoder_or_newest(run, store)
+    with Terminal() as terminal:
+        subject = open_subject(
+            found,
+            store,
+            make_protocol([], layer=layer),
+            data_dir=data_dir,
+            transfer=transfer,
+            device=device,
+            observer=terminal,
+        )
+        check(subject, [])
+        note, files = draw_tsne(
+            subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
+        )
+    typer.echo(note)
+    typer.echo(f"wrote {', '.join(map(str, files))}")
+
+
+def neighbours(
+    run: EncoderName,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files to find neighbours of.")],
+    out: PictureFile = Path("neighbours.png"),
+    count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours of each image.")] = 8,
+    layer: Layer = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Draw the training images that are nearest to an image.
+
+    Images are near if the cosine similarity of their features is high.
+
+    Example: simclr neighbours shapes-s0 photo.jpg --count 10
+    """
+    store = Store(home())
+    protocol = make_protocol([], layer=layer)
+    with Terminal() as terminal:
+        subject = open_subject(
+            find_encoder(run, store), store, protocol, data_dir=data_dir, device=device, observer=terminal
+        )
+        check(subject, [])
+        draw_neighbours(subject, images, out, count)
+    typer.echo(f"wrote {out}")

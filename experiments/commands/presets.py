@@ -1,0 +1,20 @@
+"""`simclr presets`. In a file of its own because it needs no heavy library."""
+
+from __future__ import annotations
+
+import typer
+
+from experiments.configs.presets import presets as load_presets
+
+
+def presets() -> None:
+    """List the presets, with their cost and results.
+
+    The cost and the result are given where they have been measured.
+
+    Example: simclr presets
+    """
+    for preset in load_presets().values():
+        typer.echo(preset.name)
+        for key, text in preset.header.items():
+            typer.echo(f"    {key.lower():8} {text}")

@@ -1,0 +1,189 @@
+"""`simclr pretrain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import (
+    FROM_PRESET,
+    Backbone,
+    BadImage,
+    BatchSize,
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Device,
+    Drop,
+    Epochs,
+    Head,
+    Memory,
+    MicroBatch,
+    Precision,
+    Preset,
+    Seed,
+    Settings,
+)
+from experiments.commands.terminal import Terminal, describe_duration, describe_metrics
+from experiments.configs.resolve import resolve_timed
+from experiments.configs.time_budget import choose_config
+from experiments.runs.estimate import Estimate, estimate
+from experiments.runs.prepare import prepare
+from experiments.runs.train import train
+from experiments.tracking import Store, home
+from simclr import device as devices
+from simclr.config import Config, to_toml
+from simclr.data.dataset import stored_side
+from simclr.methods import METHODS
+from simclr.train.loop import Interrupted
+from simclr.train.memory import format_bytes
+
+
+def pretrain(  # over 60 lines, because of its signature
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    on_bad_image: BadImage = None,
+    backbone: Backbone = None,
+    head: Head = None,
+    epochs: Epochs = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Time to train for, instead of --epochs: the number of epochs follows from the measured speed.",
+            show_default=FROM_PRESET,
+        ),
+    ] = None,
+    batch_size: BatchSize = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the contrastive loss.", show_default=FROM_PRESET)
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate, before it is scaled with the batch size.", show_default=FROM_PRESET),
+    ] = None,
+    drop: Drop = [],  # noqa: B006 (Typer copies it)
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    micro_batch: MicroBatch = None,
+    memory: Memory = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the run, to which -s and its seed are added.", show_default="the preset and what you changed"
+        ),
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the unfinished run of this config from its last checkpoint.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start a new run even if this config has been trained before.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show all settings, the memory and the time that a run takes. Starts no run."),
+    ] = False,
+) -> None:
+    """Train an encoder on images, without their labels.
+
+    Settings come from the preset, then --config, then --set, then the other options. The later ones win.
+
+    Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run
+    """
+    asked, time = resolve_timed(
+        preset,
+        config,
+        settings,
+        drop,
+        dataset=dataset,
+        data_dir=data_dir,
+        on_bad_image=on_bad_image,
+        backbone=backbone,
+        head=head,
+        epochs=epochs,
+        hours=hours,
+        batch_size=batch_size,
+        temperature=temperature,
+        lr=lr,
+        seed=seed,
+        device=device,
+        precision=precision,
+        micro_batch=micro_batch,
+        memory=memory,
+        name=name,
+    )
+    store, tags = Store(home()), {}
+    with Terminal() as terminal:
+        if time is not None:
+            asked, tags["request"] = choose_config(asked, time, store, resume=resume, again=again, observer=terminal)
+            terminal.say(_describe_choice(asked))
+        prepared = prepare(asked, store.folder, terminal)
+        if dry_run:
+            terminal.say(_describe_estimate(estimate(prepared)))
+            return
+    try:
+        with TrainingTerminal(asked) as terminal:
+            record = train(prepared, store, resume=resume, again=again, tags=tags, observer=terminal)
+    except Interrupted as stopped:
+        raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
+    if terminal.latest:
+        typer.echo(f"done: {terminal.status(prepared.steps.total)}")
+    typer.echo(f"next: simclr eval {record.short_id} --knn --linear (without labels: --no-labels)   or   simclr ui")
+
+
+class TrainingTerminal(Terminal):
+    """Shows the progress of one run, with the epochs and the loss of a network that has learned nothing."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        method = METHODS[config.method]
+        chance = method.chance(getattr(config, method.section_name), config.train.batch_size)
+        self.chance = chance.get("train/loss")
+
+    def began(self, run_id: str, steps: int) -> None:
+        super().began(run_id, steps)
+        chance = f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
+        self.say(f"run {self.config.name}-s{self.config.seed} ({run_id[:8]}): {steps} steps{chance}")
+
+    def reused(self, run_id: str) -> None:
+        self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        super().metrics(metrics, step)
+        if self.bars is None and "val/knn_top1" in metrics:
+            self.say(self.status(step))
+
+    def status(self, step: int) -> str:
+        epochs = self.config.train.epochs
+        return f"epoch {step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest, self.chance)}"
+
+
+def _describe_choice(config: Config) -> str:
+    """What a time budget chose."""
+    model, train = config.model, config.train
+    return (
+        f"chosen for the time budget: {model.backbone} of width {model.width:g}, {model.stem} stem, images of "
+        f"{stored_side(config.data)} px, {train.epochs} epoch{'s' * (train.epochs != 1)} in batches of {train.batch_size}"
+    )
+
+
+def _describe_estimate(found: Estimate) -> str:
+    """What a dry run prints."""
+    prepared, batch = found.prepared, found.prepared.config.train.batch_size
+    how = f"in micro-batches of {found.micro_batch}" if found.micro_batch < batch else "each batch at once"
+    rows = {
+        "key": prepared.config.key(),
+        "images": len(prepared.data.parts["pretrain"]),
+        "steps": f"{prepared.steps.total} ({prepared.steps.per_epoch} per epoch)",
+        "parameters": f"{found.parameters:,}",
+        "device": devices.describe(prepared.device),
+        "memory": f"{format_bytes(found.memory)}, {how} (predicted)",
+        "time": f"about {describe_duration(found.seconds)} ({found.seconds_per_step:.3f} s per step, measured)",
+    }
+    return "\n".join([to_toml(prepared.fitted), *(f"{name:11} {value}" for name, value in rows.items())])

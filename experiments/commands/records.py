@@ -1,0 +1,93 @@
+"""`simclr runs` and `simclr ui`: the record of all runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from math import nan
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from experiments.tracking import Store, home, store_uri
+from simclr.errors import UserError
+
+METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
+EVALUATIONS = {"knn_top1": "test kNN", "linear_top1": "test linear"}
+
+
+def runs() -> None:
+    """List all runs, the newest first.
+
+    Runs of the kind cell or trial belong to a study or a search: they are copies of reused runs, or runs that failed.
+    Test accuracies of different evaluation protocols have columns of their own.
+
+    Example: simclr runs
+    """
+    records = Store(home()).records()
+    if not records:
+        typer.echo("no runs yet: start one with simclr pretrain --preset shapes")
+        return
+    table = pd.DataFrame(
+        {
+            "id": [record.short_id for record in records],
+            "name": [record.name for record in records],
+            "kind": [record.kind for record in records],
+            "status": [record.status for record in records],
+            "started": [record.started.strftime("%Y-%m-%d %H:%M") for record in records],
+        }
+    )
+    for metric, title in METRICS.items():
+        table[title] = [record.metrics.get(metric, nan) for record in records]
+    for metric, title in EVALUATIONS.items():
+        for protocol in dict.fromkeys(record.protocols[metric] for record in records if metric in record.protocols):
+            table[f"{title} ({protocol})"] = [
+                record.metrics[f"eval/{metric}"] if record.protocols.get(metric) == protocol else nan
+                for record in records
+            ]
+    typer.echo(table.to_string(index=False, na_rep="", float_format="{:.4f}".format))
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on, of this machine only.")] = 5000,
+) -> None:
+    """Serve MLflow's pages of the runs on this machine.
+
+    Open the address that is printed in a browser. Press Ctrl-C to stop.
+
+    Example: simclr ui --port 5001
+    """
+    folder = home()
+    Store(folder)  # creates the database
+    if (uri := store_uri(folder)).startswith("http"):
+        raise UserError(f"the runs are on the server {uri} (MLFLOW_TRACKING_URI): open that address in a browser")
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise UserError(f"can't listen on port {port}: {error.strerror}. Choose another --port") from None
+    typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise typer.Exit(_serve(uri, port))
+
+
+def _serve(uri: str, port: int) -> int:
+    """Run MLflow's server until it ends or is interrupted. Returns its exit code."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with subprocess.Popen(command, env=os.environ | off, start_new_session=True) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:  # the server starts processes of its own
+            if sys.platform == "win32":
+                server.terminate()
+            else:
+                with suppress(ProcessLookupError):  # they may have ended by themselves
+                    os.killpg(server.pid, signal.SIGTERM)

@@ -1,0 +1,107 @@
+"""`simclr search`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import (
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Device,
+    Epochs,
+    PlannedMemory,
+    Preset,
+    Settings,
+)
+from experiments.commands.terminal import Terminal, resumable
+from experiments.configs.resolve import resolve
+from experiments.search.confirm import confirm
+from experiments.search.space import load_space
+from experiments.search.trials import OBJECTIVES, PRUNERS, open_search, reference_accuracy, run_trials
+from experiments.tracking import Store, home
+
+
+def search(
+    trials: Annotated[
+        int, typer.Option(min=1, help="Number of trials in all, including those of earlier calls of this search.")
+    ] = 30,
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with the parameters to search, in the format of experiments/space.toml.",
+            show_default="experiments/space.toml",
+        ),
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    memory: PlannedMemory = None,
+    settings: Settings = [],  # noqa: B006 (Typer copies it)
+    proxy: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SETTING=VALUE",
+            help="Setting that makes the trials cheaper, such as data.limit=5000. The best trials are then trained "
+            "without it. Can be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
+    objectives: Annotated[
+        str, typer.Option(help=f"What to optimize: {' or '.join(OBJECTIVES)} (a Pareto front).")
+    ] = "accuracy",
+    pruner: Annotated[
+        str, typer.Option(help=f"Rule that stops trials with a low accuracy early: {', '.join(PRUNERS)}.")
+    ] = "median",
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            "--max-hours", min=0, help="Number of hours after which no new trial starts.", show_default="unlimited"
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of best trials to train again with fresh seeds.", show_default="1, or 3 with --proxy"
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=0, help="Number of fresh seeds to train the best trials and the starting config with. 0: none."),
+    ] = 3,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the search.", show_default="search- and the preset")
+    ] = None,
+) -> None:
+    """Search for better settings that fit into memory.
+
+    Trials are compared by their accuracy on validation images. The best are then trained again with fresh seeds, to
+    see how much of the gain is real. Run the same command again to resume a search.
+
+    Example: simclr search --preset shapes --trials 30 --max-hours 8
+    """
+    full = resolve(
+        preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
+    )
+    opened = open_search(
+        name or f"search-{full.name}",
+        full,
+        load_space(space),
+        Store(home()),
+        proxy=proxy,
+        objectives=objectives,
+        pruner=pruner,
+    )
+    with resumable(), Terminal() as terminal, opened as current:
+        start = reference_accuracy(current, terminal)
+        run_trials(current, trials, hours=hours, observer=terminal)
+        command = shlex.join(["simclr", *sys.argv[1:]])
+        confirm(current, start, top=top or (3 if proxy else 1), seeds=seeds, command=command, observer=terminal)

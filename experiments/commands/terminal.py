@@ -1,0 +1,134 @@
+"""What commands show on a terminal while they work, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from experiments.runs.encoders import FoundEncoder, find_encoder
+from experiments.tracking import Store
+from simclr.progress import Observer
+from simclr.train.loop import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminal(Observer):
+    """Prints messages, shows progress bars if stderr is a terminal, and stops training after SIGINT or SIGTERM.
+
+    The first signal while a run trains lets it save a checkpoint. At any other time, and the second time, a signal
+    raises KeyboardInterrupt. Use it as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self.bars: Progress | None = None
+        self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
+        self._tasks: dict[str, TaskID] = {}
+        self.steps = 0  # of the run that trains. 0: no run has begun
+        self._stopping = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            # The description comes last, because a narrow terminal cuts off the end.
+            columns = (BarColumn(bar_width=6), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+            self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+            self.bars.start()
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore_handlers()
+        if self.bars is not None:
+            self.bars.stop()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.steps:
+            raise KeyboardInterrupt
+        self._stopping = True
+        self._restore_handlers()
+        typer.echo("\nstopping: saving a checkpoint (press Ctrl-C again to stop at once)", err=True)
+
+    def stop(self) -> bool:
+        return self._stopping
+
+    def say(self, text: str) -> None:
+        typer.echo(text)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._move_bar(what, done, total, what)
+
+    def began(self, run_id: str, steps: int) -> None:
+        self.latest, self.steps = {}, steps
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.latest.update(metrics)
+        self._move_bar("training", step, self.steps, self.status(step))
+
+    def status(self, step: int) -> str:
+        """The state of the run that trains, in one line."""
+        return describe_metrics(self.latest)
+
+    def _move_bar(self, name: str, done: int, total: int, text: str) -> None:
+        """Show a bar, which disappears when it is full."""
+        if self.bars is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self.bars.add_task(text, total=total)
+        self.bars.update(self._tasks[name], completed=done, total=total, description=text)
+        if done >= total:
+            self.bars.remove_task(self._tasks.pop(name))
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """For commands that resume by themselves: a KeyboardInterrupt, also for a stopped run, with a message that says so."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}: run the same command to resume") from None
+
+
+def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -> str:
+    """The newest metrics of a run in a few words; `chance` is the loss of a network that has learned nothing."""
+    parts = []
+    if "train/loss" in latest:
+        parts.append(f"loss {latest['train/loss']:.2f}" + (f" (chance {chance:.2f})" if chance is not None else ""))
+    if "train/contrastive_top1" in latest:
+        parts.append(f"top-1 {latest['train/contrastive_top1']:.0%}")
+    if "val/knn_top1" in latest:
+        parts.append(f"kNN {latest['val/knn_top1']:.1%}")
+    if "perf/images_per_second" in latest:
+        parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
+    return " ".join(parts)
+
+
+def describe_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer a question."""
+    return sys.stdin.isatty()
+
+
+def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
+    """The encoder of this name, or that of the newest run; in the second case a note says which run that is."""
+    found = find_encoder(name, store)
+    if name is None and found.run_id is not None:
+        typer.echo(f"the newest run: {found.config.name}-s{found.config.seed} ({found.run_id[:8]})", err=True)
+    return found

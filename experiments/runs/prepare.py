@@ -1,0 +1,64 @@
+"""What a run needs before it starts, computed once and passed along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from simclr import device as devices
+from simclr.build import check_images
+from simclr.config import Config
+from simclr.data.dataset import Dataset, open_dataset
+from simclr.progress import SILENT, Observer
+from simclr.train import budget
+from simclr.train.budget import MemoryPlan
+from simclr.train.loop import Steps, count_steps
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A config with its open data, its device and the number of its steps. Memory is planned when it is first asked."""
+
+    config: Config  # as the user asked for it
+    data: Dataset
+    device: torch.device
+    steps: Steps
+
+    @cached_property
+    def _fit(self) -> tuple[Config, MemoryPlan | None]:
+        return budget.fit_to_device(self.config, len(self.data.images), self.device)
+
+    @property
+    def fitted(self) -> Config:
+        """The config with the micro-batch that fits the device. Raises UserError if none fits."""
+        return self._fit[0]
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """How the run fits into the device's memory. None where memory isn't planned. Raises UserError if it can't."""
+        return self._fit[1]
+
+    @property
+    def peak(self) -> int:
+        """Predicted memory at the peak of a training step, in bytes."""
+        return budget.predicted_peak(self.fitted, self.plan, self.device)
+
+    def of_seed(self, config: Config) -> Prepared:
+        """The same run with another seed and name."""
+        return Prepared(config, self.data, self.device, self.steps)
+
+
+def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared:
+    """Open the data of a config and check that it can run. `home` holds decoded images and downloads.
+
+    Raises UserError if the device doesn't exist, if the images can't be read or are too few, and if the network can't
+    process images of this size.
+    """
+    device = devices.resolve(config.device)
+    data = open_dataset(config.data, home, observer)
+    steps = count_steps(config, data)
+    check_images(config)
+    return Prepared(config, data, device, steps)

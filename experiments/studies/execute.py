@@ -1,0 +1,45 @@
+"""Run a study from beginning to end: open it, run its cells, close it and report it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.studies.plan import StudyPlan
+from experiments.studies.report import report
+from experiments.studies.run import open_study, run_study
+from experiments.tracking import Record, Store
+from simclr.errors import RunFailed
+from simclr.progress import SILENT, Observer
+from simclr.train.loop import Interrupted
+
+
+class StudyOutcome(NamedTuple):
+    """A study that was run."""
+
+    study: Record
+    report: str  # its tables; empty if every cell failed
+    failures: list[str]  # a sentence for each cell that failed
+
+    def check(self) -> None:
+        """Raise RunFailed if a cell failed."""
+        if self.failures:
+            raise RunFailed("; ".join(self.failures))
+
+
+def execute(
+    name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer = SILENT
+) -> StudyOutcome:
+    """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
+
+    `command` is the command line that runs it, for the report. Raises UserError if the name belongs to another plan,
+    and Interrupted if the observer asks to stop; run it again to resume.
+    """
+    tracker = open_study(name, plan, store, command)
+    with tracker.finishing(Interrupted):
+        failures = run_study(tracker, plan, store, seeds, observer)
+        text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
+    if failures:
+        tracker.tag({"error": f"RunFailed: {'; '.join(failures)}"})
+        tracker.finish("FAILED")
+    return StudyOutcome(tracker.record(), text, failures)

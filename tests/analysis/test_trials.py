@@ -1,0 +1,123 @@
+"""Tests of the figures of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from analysis import trials as search
+from analysis.trials import pictures
+
+PARAMETERS = pd.DataFrame(
+    [
+        ["optim.lr (optim.name=muon)", 0.5, True, None],
+        ["train.batch_size", 0.3, False, [128, 1024]],
+        ["augment.crop.scale", 0.2, False, [[0.08, 1.0], [0.2, 1.0]]],
+    ],
+    columns=["parameter", "importance", "log", "choices"],
+)
+EVERY = {"history", "importance", "slice", "parallel-coordinates", "contour"}
+
+
+def table() -> pd.DataFrame:
+    """Trials 0 to 5. Trial 2 was pruned, and trial 4 does not have the learning rate."""
+    rows = {
+        "trial": range(6),
+        "accuracy": [0.5, 0.7, None, 0.6, 0.8, 0.8],
+        "time": [10, 30, None, 20, 40, 50],
+        "optim.lr (optim.name=muon)": [0.001, 0.1, 0.01, 0.01, None, 0.001],
+        "train.batch_size": [128, 1024, 128, 1024, 128, 128],
+        "augment.crop.scale": [[0.08, 1.0], [0.2, 1.0]] * 3,
+    }
+    return pd.DataFrame(rows, dtype=object)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that would have been saved."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(search, "save", lambda figure, *paths: saved.append(figure))
+    return saved
+
+
+def draw(name: str, figures: list[Figure], objectives: tuple[str, ...] = ("accuracy",)) -> Figure:
+    pictures(table(), PARAMETERS, objectives)[name](Path("unused"))
+    return figures[-1]
+
+
+def test_pictures_depend_on_objectives_parameters_and_completed_trials() -> None:
+    assert set(pictures(table(), PARAMETERS, ["accuracy"])) == EVERY
+    assert set(pictures(table(), PARAMETERS, ["accuracy", "time"])) == EVERY | {"pareto-front"}
+    assert set(pictures(table(), PARAMETERS[:1], ["accuracy"])) == EVERY - {"contour"}
+    assert set(pictures(table(), PARAMETERS[:0], ["accuracy"])) == {"history"}
+    assert pictures(table()[1:3], PARAMETERS, ["accuracy"]) == {}
+
+
+def test_every_picture_is_saved(tmp_path: Path) -> None:
+    drawn = pictures(table(), PARAMETERS, ["accuracy", "time"])
+    for name, function in drawn.items():
+        function(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_every_picture_allows_equal_trials(figures: list[Figure]) -> None:
+    same = pd.concat([table()[:1], table()[:1].assign(trial=1)])
+    for function in pictures(same, PARAMETERS, ["accuracy", "time"]).values():
+        function(Path("unused"))
+    assert len(figures) == 6
+
+
+def test_history_shows_the_best_so_far(figures: list[Figure]) -> None:
+    axes = draw("history", figures).axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[0, 0.5], [1, 0.7], [3, 0.6], [4, 0.8], [5, 0.8]]
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.7, 0.7, 0.8, 0.8]
+    assert axes.get_ylabel() == "accuracy on validation"
+
+
+def test_importances_are_bars_with_the_first_at_the_top(figures: list[Figure]) -> None:
+    axes = draw("importance", figures).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.3, 0.2]
+    assert axes.yaxis_inverted()
+    assert [text.get_text() for text in axes.texts] == ["0.50", "0.30", "0.20"]
+
+
+def test_slices_put_ranges_and_choices_on_an_axis_from_0_to_1(figures: list[Figure]) -> None:
+    rate, size, crop, _ = draw("slice", figures).axes
+    points = rate.collections[0].get_offsets()
+    np.testing.assert_allclose(points.filled(np.nan)[:, 0], [0, 1, 0.5, np.nan, 0])
+    assert [text.get_text() for text in rate.get_xticklabels()] == ["0.001", "0.01", "0.1"]
+    assert size.collections[0].get_offsets()[:, 0].tolist() == [0, 1, 1, 0, 0]
+    assert [text.get_text() for text in crop.get_xticklabels()] == ["[0.08, 1.0]", "[0.2, 1.0]"]
+
+
+def test_contours_show_each_pair_of_parameters(figures: list[Figure]) -> None:
+    *panels, bar = draw("contour", figures).axes
+    assert bar.get_ylabel() == "accuracy on validation"
+    assert [len(axes.collections[-1].get_offsets()) for axes in panels] == [4, 4, 5]  # trial 4 has no learning rate
+    assert [axes.get_ylabel() for axes in panels] == ["train.batch_size", "augment.crop.scale", ""]
+
+
+def test_contours_interpolate_between_trials() -> None:
+    points, targets = np.array([[0, 0], [1, 1], [0, 0]]), np.array([[0, 0], [0.5, 0.5], [1, 1]])
+    values = search._interpolate(points, np.array([0.0, 1.0, 0.0]), targets)
+    np.testing.assert_allclose(values, [0, 0.5, 1], atol=0.03)
+
+
+def test_parallel_lines_pass_below_a_missing_parameter(figures: list[Figure]) -> None:
+    axes = draw("parallel-coordinates", figures).axes[0]
+    lines = np.array(axes.collections[0].get_segments())
+    assert lines.shape == (5, 4, 2)
+    missing = lines[:, 1, 1] < 0
+    assert missing.sum() == 1
+    np.testing.assert_allclose(lines[missing][0, :, 1], [1, -0.15, 0, 0])
+    assert [text.get_text() for text in axes.texts].count("none") == 1
+
+
+def test_the_pareto_front_leaves_out_beaten_trials(figures: list[Figure]) -> None:
+    axes = draw("pareto-front", figures, ("accuracy", "time")).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.6], [30, 0.7], [40, 0.8]]
+    assert [text.get_text() for text in axes.texts] == ["0", "3", "1", "4"]

@@ -1,0 +1,138 @@
+"""experiments/commands/ablate.py. The study itself is replaced; tests/experiments/studies runs real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.studies.execute import StudyOutcome
+from experiments.studies.plan import StudyPlan
+from experiments.studies.run import Forecast
+from experiments.tracking import Store
+from simclr.progress import Observer
+from simclr.train.loop import Interrupted
+from tests.experiments.commands.helpers import Run, assert_one_line
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replaces the forecast (2,000 s for each run) and the study. The list holds what the studies were run with."""
+    executed: list[dict[str, Any]] = []
+
+    def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer) -> list[Forecast]:
+        return [Forecast(cell, 2000.0, 5 * 2**20, [seeds[0]]) for cell in plan.cells]
+
+    def execute(
+        name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer
+    ) -> StudyOutcome:
+        executed.append({"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds)})
+        return StudyOutcome(store.find("tiny-s0"), "the tables", [])
+
+    monkeypatch.setattr("experiments.commands.ablate.forecast", forecast)
+    monkeypatch.setattr("experiments.commands.ablate.execute", execute)
+    return executed
+
+
+def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[str, Any]]) -> None:
+    vary = ["--vary", "loss.temperature=0.1,0.2", "--set", "seed=4", "--seeds", 2]
+    done = run("ablate", "--config", "tiny.toml", "--drop", "color_jitter", *vary)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("the tables\n")
+    (executed,) = study
+    assert executed["name"] == "tiny-no-color_jitter-temperature"
+    assert "no color_jitter, temperature=0.1" in executed["cells"]
+    assert executed["seeds"] == [4, 5]
+
+
+def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, study: list[dict[str, Any]]) -> None:
+    done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--only", "crop", "--seeds", 2, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of training left, and the evaluations",
+        "  baseline  1 of 2 done, 33 min per seed, 5 MiB",
+        "  no flip   1 of 2 done, 33 min per seed, 5 MiB",
+        "  only crop 1 of 2 done, 33 min per seed, 5 MiB",
+    ]
+    assert study == []
+
+
+@pytest.mark.parametrize(
+    ("asks", "options", "answer", "code", "runs"),
+    [
+        (True, [], "n\n", 1, 0),
+        (True, [], "y\n", 0, 1),
+        (True, ["--yes"], None, 0, 1),
+        (False, [], None, 0, 1),
+    ],
+    ids=["no", "yes", "--yes", "nobody to ask"],
+)
+def test_a_study_of_more_than_an_hour_asks_before_it_starts(
+    asks: bool,
+    options: list[str],
+    answer: str | None,
+    code: int,
+    runs: int,
+    run: Run,
+    study: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("experiments.commands.ablate.can_ask", lambda: asks)
+    done = run("ablate", "--config", "tiny.toml", "--drop", "crop", *options, input=answer)
+    assert done.exit_code == code
+    assert len(study) == runs
+    assert ("Start the study?" in done.stdout) == (answer is not None)
+
+
+def test_cells_that_failed_are_reported_after_the_tables(
+    run: Run, study: list[dict[str, Any]], trained: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = StudyOutcome(trained.find("tiny-s0"), "the tables", ["'no crop', seed 0: it diverged", "another"])
+    monkeypatch.setattr("experiments.commands.ablate.execute", lambda *arguments: outcome)
+    done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
+    assert_one_line(done, 1, "failed: 'no crop', seed 0: it diverged; another")
+    assert done.stdout.endswith("the tables\n")
+
+
+def test_a_stopped_study_says_how_to_resume(
+    run: Run, study: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> StudyOutcome:
+        raise Interrupted(7)
+
+    monkeypatch.setattr("experiments.commands.ablate.execute", stop)
+    done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
+    assert done.exit_code == 130
+    assert done.stderr == "stopped after step 7: run the same command to resume\n"
+
+
+WRONG = {
+    "axis": (["--axis", "temprature"], "did you mean 'temperature'"),
+    "augmentation": (["--drop", "colour_jitter"], "did you mean 'color_jitter'"),
+    "one value": (["--vary", "loss.temperature=0.1"], "two or more"),
+    "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
+    "nothing": ([], "--drop, --only, --axis or --vary"),
+    "too large a batch": (["--vary", "train.batch_size=64,9000"], "1 of 3 cells can't run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
+    options, message = WRONG[case]
+    assert_one_line(run("ablate", "--config", "tiny.toml", *options), 2, message)
+
+
+def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = trained.start("a-study", "study", {})
+    study.finish("FINISHED")
+
+    def report(record: Any, store: Store, form: str, out: Path | None) -> str:
+        return f"{record.id} {form} {out}"
+
+    monkeypatch.setattr("experiments.commands.ablate.make_report", report)
+    done = run("report", "a-study", "--format", "latex", "--out", "tables")
+    assert done.stdout == f"{study.run_id} latex tables\n"
+    assert_one_line(run("report", "a-stud"), 2, "no study has the name 'a-stud'")
+    assert_one_line(run("report", "a-study", "--format", "html"), 2, "unknown format 'html'")

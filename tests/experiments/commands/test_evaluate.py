@@ -1,0 +1,167 @@
+"""experiments/commands/evaluate.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.runs.prepare import prepare
+from experiments.runs.train import train
+from experiments.tracking import Store
+from tests.experiments.commands.helpers import Run, assert_one_line
+from tests.helpers import tiny
+
+
+@pytest.fixture
+def exported(run: Run, tmp_path: Path) -> Path:
+    """The encoder of tiny-s0 in a file of its own."""
+    assert run("export", "tiny-s0", "--out", "e.safetensors").exit_code == 0
+    return tmp_path / "e.safetensors"
+
+
+def table_of(output: str) -> dict[str, list[str]]:
+    """The cells of each row of the table of results, by metric."""
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines()[3:]}
+
+
+def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, trained: Store) -> None:
+    done = run("eval", "tiny-s0")
+    assert done.exit_code == 0, done.output
+    record = trained.find("tiny-s0")
+    first, header, _, *rows = done.stdout.splitlines()
+    assert first.startswith(f"run {record.short_id} on digits (digest {record.tags['data_digest'][:8]}; images: 1294 train,")
+    assert first.endswith("), layer h, protocol 3")
+    assert header.split("  ")[0] == ""
+    for title in ("trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"):
+        assert title in header
+    assert [row.split()[0] for row in rows] == ["knn_top1", "linear_top1", "linear_top5"]
+    metrics = record.metrics
+    trained_accuracy, low, _, high, untrained, _, chance, protocol = table_of(done.stdout)["linear_top1"]
+    assert trained_accuracy == f"{metrics['eval/linear_top1']:.2%}"
+    assert (low, high) == tuple(f"{metrics[f'ref/{end}/linear_top1']:.2%}" for end in ("low", "high"))
+    assert untrained == f"{metrics['ref/untrained/linear_top1']:.2%}"
+    assert chance == f"{metrics['ref/chance/linear_top1']:.2%}"
+    assert protocol == record.protocols["linear_top1"]
+    assert metrics["ref/low/linear_top1"] < metrics["eval/linear_top1"] < metrics["ref/high/linear_top1"]
+    assert metrics["eval/linear_top1"] > metrics["ref/chance/linear_top1"] + 0.1
+    assert run("eval", "tiny-s0").stdout == done.stdout
+
+
+def test_an_exported_encoder_is_evaluated_like_its_run(run: Run, exported: Path) -> None:
+    of_run, of_file = (run("eval", name, "--knn") for name in ("tiny-s0", exported))
+    assert of_run.exit_code == of_file.exit_code == 0
+    assert table_of(of_run.stdout) == table_of(of_file.stdout)
+
+
+def test_classifiers_that_are_trained_with_sgd_have_intervals(run: Run) -> None:
+    short = ["finetune.epochs=1", "finetune.seeds=2", "finetune.lr=[0.05]", "finetune.min_steps=2"]
+    settings = [word for setting in (*short, "linear_sgd.epochs=1") for word in ("--set", setting)]
+    done = run("eval", "tiny-s0", "--finetune", "0.5,1.0", "--linear-sgd", *settings)
+    assert done.exit_code == 0, done.output
+    rows = table_of(done.stdout)
+    for metric in ("finetune_50pct_top1", "finetune_100pct_top1", "linear_sgd_top1"):
+        accuracy, low, _, high, *baselines, _ = (
+            float(cell.rstrip("%")) if cell.endswith("%") else cell for cell in rows[metric]
+        )
+        assert low <= accuracy <= high  # type: ignore[operator]
+        assert low < high  # type: ignore[operator]
+        assert all(0 <= baseline <= 100 for baseline in baselines)  # type: ignore[operator]
+    assert rows["finetune_50pct_std"][0].endswith("%")
+    assert float(rows["finetune_100pct_lr"][0]) == 0.05
+
+
+def test_layers_that_a_file_does_not_have_are_left_out(run: Run, exported: Path) -> None:
+    assert_one_line(run("eval", exported, "--knn", "--layer", "z"), 2, "unknown layer 'z'")
+    done = run("eval", exported, "--no-labels")
+    assert done.exit_code == 0, done.output
+    assert "alignment_h" in done.stdout
+    assert "alignment_z" not in done.stdout
+
+
+def test_an_encoder_can_be_evaluated_on_a_folder_without_labels(run: Run, images: Path) -> None:
+    done = run("eval", "tiny-s0", "--no-labels", "--transfer", images / "flat")
+    assert done.exit_code == 0, done.output
+    assert "effective_rank_h" in done.stdout
+    assert "alignment_z" in done.stdout
+
+
+def test_compare_tests_an_evaluated_file_against_a_run(run: Run, exported: Path) -> None:
+    of_file = run("eval", exported, "--knn").stdout.split()[1]
+    assert run("eval", "tiny-s0", "--knn").exit_code == 0
+    done = run("compare", of_file, "tiny-s0")
+    assert done.exit_code == 0, done.output
+    assert "p (McNemar)" in done.stdout
+    done = run("compare", "tiny-s0", "--format", "csv")
+    assert done.stdout.startswith("# ")
+
+
+def test_lost_or_damaged_predictions_are_an_error(run: Run, trained: Store) -> None:
+    assert run("eval", "tiny-s0", "--knn").exit_code == 0
+    file = trained.find("tiny-s0").artifact("knn_top1-predictions.npz")
+    whole = file.read_bytes()
+    flipped = bytes(byte ^ (position == len(whole) // 3) * 255 for position, byte in enumerate(whole))
+    try:
+        for damaged in (b"", whole[:100], flipped):
+            file.write_bytes(damaged)
+            assert_one_line(run("compare", "tiny-s0", "tiny-s0"), 2, "is damaged")
+        file.unlink()
+        assert_one_line(run("compare", "tiny-s0", "tiny-s0"), 2, "has no file 'knn_top1-predictions.npz'")
+    finally:
+        file.write_bytes(whole)
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained: Store) -> None:
+    whole = trained.find("tiny-s0").artifact("model.safetensors").read_bytes()
+    cases = {
+        "half.safetensors": (whole[: len(whole) // 2], "can't be read as safetensors"),
+        "code.safetensors": (pickle.dumps({"model": Code()}), "can't be read as safetensors"),
+        "other.safetensors": (whole.replace(b"width = 0.125", b"width = 0.250"), "architecture"),
+    }
+    for name, (content, message) in cases.items():
+        Path(name).write_bytes(content)
+        assert_one_line(run("eval", name), 2, message)
+    torch.save({"model": Code()}, "code.pt")
+    assert_one_line(run("eval", "code.pt"), 2, "holds objects")
+    assert not Path("ran").exists()
+
+
+WRONG = {
+    "no such run": (["eval", "nothing"], "no run has the name 'nothing'"),
+    "no such layer": (["eval", "tiny-s0", "--layer", "g"], "unknown layer 'g'"),
+    "pixels as a layer": (["eval", "tiny-s0", "--layer", "pixels"], "unknown layer 'pixels'"),
+    "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
+    "layer without labels": (["eval", "tiny-s0", "--no-labels", "--layer", "z"], "--layer z"),
+    "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),
+    "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
+    "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
+    "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
+    "fewer images than k": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/two"], "--set"),
+    "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "IMAGES/flat"], "--linear needs labels"),
+    "one class": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/one"], "--knn needs labels"),
+    "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
+    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "'digits' is"),
+    "bad images": (["eval", "tiny-s0", "--on-bad-image", "skp"], "did you mean 'skip'"),
+    "not evaluated": (["compare", "fresh-s1"], "has not been evaluated"),
+    "table format": (["compare", "tiny-s0", "--format", "html"], "unknown format 'html'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, trained: Store, images: Path) -> None:
+    if case == "not evaluated":
+        train(prepare(tiny(name="fresh", seed=1, train={"epochs": 1}), trained.folder), trained)
+    arguments, message = WRONG[case]
+    assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)

@@ -1,0 +1,78 @@
+"""experiments/commands/pictures.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.experiments.commands.helpers import Run, assert_one_line
+
+PICTURES = {
+    "views": (["views", "--config", "tiny.toml", "--out", "grid.png"], ["grid.png"]),
+    "plot": (["plot", "loss", "tiny-s0", "--smooth", "3"], ["curves.png", "curves.svg", "curves.csv"]),
+    "tsne": (
+        ["tsne", "tiny-s0", "--images", "100", "--perplexity", "5", "--thumbnails", "--out", "map"],
+        ["map.png", "map.svg", "map.csv"],
+    ),
+    "neighbours": (
+        ["neighbours", "tiny-s0", "IMAGES/flat/3.png", "IMAGES/flat/4.png", "--count", "3"],
+        ["neighbours.png"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_written_where_it_was_asked_for(name: str, run: Run, images: Path) -> None:
+    arguments, files = PICTURES[name]
+    done = run(*(argument.replace("IMAGES", str(images)) for argument in arguments))
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith(f"wrote {', '.join(files)}\n")
+    assert all(Path(file).stat().st_size > 0 for file in files)
+    assert Path(files[0]).read_bytes().startswith(b"\x89PNG")
+
+
+WRONG = {
+    "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "can't draw to no/such: expected the name of a file"),
+    "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
+    "a folder of curves": (["plot", "loss", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
+    "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),
+    "no such metric": (["plot", "los", "tiny-s0"], "did you mean 'loss'"),
+    "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
+    "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity"),
+    "no image": (["neighbours", "tiny-s0", "tiny.toml"], "tiny.toml"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
+    arguments, message = WRONG[case]
+    assert_one_line(run(*arguments), 2, message)
+
+
+@pytest.mark.parametrize("name", ["views", "plot"])
+def test_a_full_disk_is_one_line_and_exit_code_1(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", "v.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    done = run(*PICTURES[name][0])
+    assert_one_line(done, 1, "failed: can't read or write v.png: No space left on device; check the folder's")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["tsne", "tiny-s0"], ["neighbours", "tiny-s0", "IMAGES/flat/3.png"], ["embed", "tiny-s0", "IMAGES/flat"]],
+    ids=["tsne", "neighbours", "embed"],
+)
+def test_out_of_memory_is_one_line_with_a_remedy(
+    arguments: list[str], run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("simclr.model.Network.normalize", fail)
+    done = run(*(argument.replace("IMAGES", str(images)) for argument in arguments))
+    assert_one_line(done, 1, "failed: out of memory: ")
+    assert "--device cpu" in done.stderr

@@ -1,0 +1,142 @@
+"""experiments/commands/pretrain.py."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from experiments.commands.pretrain import TrainingTerminal
+from experiments.tracking import Store
+from simclr.config import Config
+from tests.experiments.commands.helpers import Run, assert_one_line
+from tests.helpers import ROOT, tiny
+
+
+def test_pretrain_shows_progress_and_records_a_run(training: tuple[Store, Result]) -> None:
+    store, done = training
+    record = store.find("tiny-s0")
+    began, *epochs, end, hint = done.stdout.splitlines()
+    assert began == f"run tiny-s0 ({record.short_id}): 10 steps; a loss of 6.24 is chance"
+    assert [line.split()[:3] for line in epochs] == [["epoch", "1.0/2", "loss"], ["epoch", "2.0/2", "loss"]]
+    assert end.startswith(f"done: epoch 2.0/2 loss {record.metrics['train/loss']:.2f} (chance 6.24) top-1 ")
+    assert f" kNN {record.metrics['val/knn_top1']:.1%} " in end
+    assert hint.startswith(f"next: simclr eval {record.short_id} --knn --linear ")
+    assert record.finished
+    assert record.metrics["perf/images_per_second"] > 0
+    commit = ["git", "log", "-1", "--format=%H", "--", "cli.py"]
+    if subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout:  # empty outside a git checkout
+        assert record.tags["git_dirty"] in ("true", "false")
+
+
+def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> None:
+    done = run("pretrain", "--config", "tiny.toml", "--name", "same-config")
+    assert done.exit_code == 0
+    assert f"run {trained.find('tiny-s0').short_id} has trained this config: add --again" in done.stdout
+    assert [record.name for record in trained.records(kind="pretrain")].count("same-config-s0") == 0
+
+
+def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) -> None:
+    before = len(trained.records())
+    done = run("pretrain", "--config", "tiny.toml", "--dry-run", "--temperature", "0.3")
+    assert done.exit_code == 0, done.output
+    assert "temperature = 0.3" in done.stdout
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[-7:])
+    assert list(rows) == ["key", "images", "steps", "parameters", "device", "memory", "time"]
+    assert rows["steps"] == "10 (5 per epoch)"
+    assert rows["memory"].endswith(" MiB, each batch at once (predicted)")
+    assert rows["time"].endswith(" s per step, measured)")
+    assert len(trained.records()) == before
+
+
+def test_a_stopped_run_says_how_to_resume_it(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["pretrain", "--config", "tiny.toml", "--name", "stopped", "--seed", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingTerminal, "stop", lambda self: bool(self.latest))
+        done = run(*command)
+    assert done.exit_code == 130
+    assert done.stderr.startswith("stopped after step ")
+    assert done.stderr.endswith(": to resume, run the same command with --resume\n")
+    (record,) = [record for record in trained.records() if record.name == "stopped-s1"]
+    assert record.status == "KILLED"
+    assert_one_line(run(*command), 2, f"run {record.short_id} of this config did not finish: add --resume")
+    assert run(*command, "--resume").exit_code == 0
+    assert trained.get(record.id).finished
+
+
+def test_a_run_that_diverges_fails_with_its_reason(run: Run, trained: Store) -> None:
+    sgd = ["--set", "optim.name=sgd", "--set", "optim.weight_decay=0", "--lr", "1e30"]
+    assert_one_line(run("pretrain", "--config", "tiny.toml", *sgd, "--name", "diverged"), 1, "training diverged")
+    (record,) = [record for record in trained.records() if record.name == "diverged-s0"]
+    assert record.status == "FAILED"
+    assert "training diverged" in record.tags["error"]
+
+
+def test_a_time_budget_says_what_it_chose(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(config: Config, time: object, *arguments: object, **options: object) -> tuple[Config, str]:
+        return config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})}), "a-request"
+
+    monkeypatch.setattr("experiments.commands.pretrain.choose_config", choose)
+    done = run("pretrain", "--config", "tiny.toml", "--hours", 1, "--name", "budget", "--seed", 2)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(
+        "chosen for the time budget: resnet18 of width 0.125, stride2 stem, images of 16 px, 1 epoch in batches of 256\n"
+    )
+    assert trained.find("budget-s2").tags["request"] == "a-request"
+
+
+def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images: Path) -> None:
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8]
+    done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "flat", *small, "--name", "unlabelled")
+    assert done.exit_code == 0, done.output
+    done = run("eval", "--no-labels")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("the newest run: unlabelled-s0 (")
+    assert "; images: 40 without labels), layer h, protocol " in done.stdout
+    assert "alignment_h" in done.stdout
+    assert_one_line(run("eval", "unlabelled-s0", "--knn"), 2, "--knn needs labels")
+
+
+def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:
+    terminal = TrainingTerminal(tiny(train={"epochs": 100, "batch_size": 128}))
+    terminal.steps = 1000
+    terminal.latest = {
+        "train/loss": 3.93,
+        "train/contrastive_top1": 0.125,
+        "val/knn_top1": 0.764,
+        "perf/images_per_second": 1082.4,
+    }
+    shown = "epoch 30.0/100 loss 3.93 (chance 5.54) top-1 12% kNN 76.4%"
+    assert terminal.status(300) == f"{shown} 1082 img/s"
+    bar = "━━━━━━ 00:10 "
+    assert len(bar + shown) <= 80
+
+
+WRONG = {
+    "preset": (["--preset", "shaps"], "unknown preset 'shaps': did you mean 'shapes'?"),
+    "data set": (["--dataset", "cifar"], "unknown data set 'cifar': did you mean 'cifar10'?"),
+    "augmentation": (["--drop", "colour_jitter"], "unknown augmentation 'colour_jitter': did you mean 'color_jitter'?"),
+    "backbone": (["--backbone", "resnet17"], "unknown backbone 'resnet17': did you mean 'resnet"),
+    "setting": (["--set", "loss.temprature=1"], "unknown setting 'loss.temprature': did you mean 'loss.temperature'?"),
+    "temperature": (["--temperature", "0"], "loss.temperature = 0.0: expected greater than or equal to 0.01"),
+    "batch of one": (["--batch-size", "1"], "train.batch_size = 1: expected greater than or equal to 2"),
+    "batch over data": (["--dataset", "digits", "--batch-size", "5000"], "train.batch_size = 5000 is larger than"),
+    "no folder": (["--dataset", "folder"], "--data-dir"),
+    "missing folder": (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere"),
+    "text files": (["--dataset", "folder", "--data-dir", "texts"], "2 of 2 files can't be read as images"),
+    "bad images": (["--on-bad-image", "skp"], "unknown choice for --on-bad-image 'skp': did you mean 'skip'?"),
+    "config file": (["--config", "nowhere.toml"], "can't read the config file nowhere.toml"),
+    "device": (["--device", "tpu"], "device 'tpu' can't be used here"),
+    "precision": (["--precision", "int8"], 'train.precision = "int8"'),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
+    Path("texts").mkdir()
+    for name in "ab":
+        Path("texts", f"{name}.txt").write_text("not an image")
+    options, message = WRONG[case]
+    assert_one_line(run("pretrain", *options), 2, message)

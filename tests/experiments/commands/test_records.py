@@ -1,0 +1,61 @@
+"""experiments/commands/records.py. tests/system/test_ui.py starts the server."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking import Store
+from tests.experiments.commands.helpers import assert_one_line, invoke
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store that commands use."""
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "home"))
+    return Store(tmp_path / "home")
+
+
+def test_runs_shows_each_run_and_a_column_for_each_protocol(store: Store) -> None:
+    for name, protocol in (("one", "3-aaaaaa"), ("two", "3-bbbbbb"), ("three", "3-aaaaaa")):
+        tracker = store.start(name, "pretrain", {})
+        tracker.log({"train/loss": 1.5, "eval/knn_top1": 0.25, "eval/linear_top1": 0.75})
+        tracker.tag_protocols({"knn_top1": protocol, "linear_top1": "3-cccccc"})
+        tracker.finish("FINISHED")
+    store.start("four", "pretrain", {}).finish("FAILED")
+    done = invoke("runs")
+    assert done.exit_code == 0, done.output
+    header, *rows = done.stdout.splitlines()
+    kinds = ["test kNN (3-aaaaaa)", "test kNN (3-bbbbbb)", "test linear (3-cccccc)"]
+    assert header.split() == ["id", "name", "kind", "status", "started", "loss", "val", "kNN", *" ".join(kinds).split()]
+    assert [row.split()[1:4] for row in rows] == [
+        ["four", "pretrain", "FAILED"],
+        ["three", "pretrain", "FINISHED"],
+        ["two", "pretrain", "FINISHED"],
+        ["one", "pretrain", "FINISHED"],
+    ]
+    assert rows[0].rstrip().endswith(rows[0].split()[5])  # no metric
+    assert rows[1].split()[6:] == ["1.5000", "0.2500", "0.7500"]
+    ends = [header.index(title) + len(title) for title in kinds]
+    assert [row[: ends[0]].endswith("0.2500") for row in rows] == [False, True, False, True]
+    assert [row[: ends[1]].endswith("0.2500") for row in rows] == [False, False, True, False]
+
+
+@pytest.mark.usefixtures("store")
+def test_without_runs_the_first_command_is_named() -> None:
+    assert invoke("runs").stdout == "no runs yet: start one with simclr pretrain --preset shapes\n"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_taken_port_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_line(invoke("ui", "--port", port), 2, f"can't listen on port {port}: ")
+
+
+def test_runs_on_a_server_are_opened_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.commands.records.Store", lambda folder: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert_one_line(invoke("ui"), 2, "the runs are on the server http://there:5000")

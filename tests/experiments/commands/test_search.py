@@ -1,0 +1,79 @@
+"""experiments/commands/search.py. The search itself is replaced; tests/experiments/search runs real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from simclr.train.loop import Interrupted
+from tests.experiments.commands.helpers import Run, assert_one_line
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces the steps of a search. The dictionary holds what each was called with."""
+    calls: dict[str, Any] = {}
+
+    @contextmanager
+    def open_search(name: str, *arguments: object, **options: Any) -> Iterator[str]:
+        calls["open"] = {"name": name, **options}
+        yield "the search"
+
+    def run_trials(search: str, number: int, **options: Any) -> None:
+        calls["trials"] = {"number": number, **options}
+
+    def confirm(search: str, start: float, **options: Any) -> None:
+        calls["confirm"] = {"start": start, **options}
+
+    module = "experiments.commands.search"
+    monkeypatch.setattr(f"{module}.open_search", open_search)
+    monkeypatch.setattr(f"{module}.reference_accuracy", lambda search, observer: 0.5)
+    monkeypatch.setattr(f"{module}.run_trials", run_trials)
+    monkeypatch.setattr(f"{module}.confirm", confirm)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("options", "top"),
+    [([], 1), (["--proxy", "data.limit=500"], 3), (["--proxy", "data.limit=500", "--top", "2"], 2)],
+    ids=["default", "proxy", "top"],
+)
+def test_search_runs_trials_and_confirms_the_best(
+    options: list[str], top: int, run: Run, searched: dict[str, Any]
+) -> None:
+    done = run("search", "--config", "tiny.toml", "--trials", 5, "--max-hours", 2, "--seeds", 4, *options)
+    assert done.exit_code == 0, done.output
+    assert searched["open"]["name"] == "search-tiny"
+    assert searched["open"]["proxy"] == [option for option in options if "=" in option]
+    assert (searched["trials"]["number"], searched["trials"]["hours"]) == (5, 2.0)
+    confirmed = searched["confirm"]
+    assert (confirmed["start"], confirmed["top"], confirmed["seeds"]) == (0.5, top, 4)
+    assert confirmed["command"].startswith("simclr ")
+
+
+def test_a_stopped_search_says_how_to_resume(
+    run: Run, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise Interrupted(7)
+
+    monkeypatch.setattr("experiments.commands.search.run_trials", stop)
+    done = run("search", "--config", "tiny.toml")
+    assert done.exit_code == 130
+    assert done.stderr == "stopped after step 7: run the same command to resume\n"
+    assert "confirm" not in searched
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pruner", "medium"], "unknown pruner 'medium': did you mean 'median'"),
+        (["--objectives", "speed"], "unknown objectives 'speed'"),
+        (["--space", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message: str, run: Run) -> None:
+    assert_one_line(run("search", "--config", "tiny.toml", *options), 2, message)

@@ -1,0 +1,103 @@
+"""experiments/commands/terminal.py."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+
+import pytest
+
+from experiments.commands.terminal import Terminal, describe_duration, resumable
+from simclr.train.loop import Interrupted
+
+posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+
+
+def show_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Replaces stderr with what stands for a terminal of 80 columns."""
+    stream = type("TerminalStream", (io.StringIO,), {"isatty": lambda self: True})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "80")
+    return stream
+
+
+def test_a_terminal_shows_bars_for_work_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = show_on_a_terminal(monkeypatch)
+    with Terminal() as terminal:
+        assert terminal.bars is not None
+        terminal.progress("decoding train", 1, 2)
+        terminal.began("a-run", 10)
+        terminal.metrics({"train/loss": 3.93, "train/contrastive_top1": 0.125}, 5)
+        terminal.metrics({"val/knn_top1": 0.764, "perf/images_per_second": 1082.4}, 6)
+        assert [task.completed for task in terminal.bars.tasks] == [1, 6]
+    assert "decoding train" in shown.getvalue()
+    assert "loss 3.93 top-1 12% kNN 76.4% 1082 img/s" in shown.getvalue()
+
+
+def test_a_full_bar_disappears_and_the_next_run_has_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_on_a_terminal(monkeypatch)
+    with Terminal() as terminal:
+        assert terminal.bars is not None
+        for _ in range(2):
+            terminal.began("a-run", 10)
+            assert terminal.bars.tasks == []
+            terminal.metrics({"train/loss": 3.0}, 5)
+            assert [task.completed for task in terminal.bars.tasks] == [5]
+            terminal.metrics({"train/loss": 2.0}, 10)
+
+
+def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as terminal:
+        terminal.progress("decoding train", 1, 2)
+        terminal.began("a-run", 10)
+        terminal.metrics({"train/loss": 3.93}, 5)
+        terminal.say("a message")
+    assert terminal.bars is None
+    assert capsys.readouterr() == ("a message\n", "")
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_in_training_asks_to_stop_and_the_second_ends_at_once(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with Terminal() as terminal:
+            terminal.began("a-run", 10)
+            assert not terminal.stop()
+            signal.raise_signal(number)
+            assert terminal.stop()
+            assert capsys.readouterr().err == "\nstopping: saving a checkpoint (press Ctrl-C again to stop at once)\n"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), Terminal():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (Interrupted(3), "stopped after step 3: run the same command to resume"),
+        (KeyboardInterrupt(), "stopped: run the same command to resume"),
+    ],
+)
+def test_an_interruption_of_a_study_says_how_to_resume(error: BaseException, message: str) -> None:
+    with pytest.raises(KeyboardInterrupt, match=f"^{message}$"), resumable():
+        raise error
+
+
+def test_durations_have_a_readable_unit() -> None:
+    assert [describe_duration(seconds) for seconds in (9.6, 200, 7000)] == ["10 s", "3 min", "1.9 h"]

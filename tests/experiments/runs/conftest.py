@@ -1,0 +1,23 @@
+"""A store with two trained runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.runs.prepare import prepare
+from experiments.runs.train import train
+from experiments.tracking import Store
+from tests.helpers import tiny
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, home: Path, _quick_stores: Any) -> Store:
+    """Two runs, t0.2-s0 and t0.5-s0, that differ in their temperature."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    for temperature in (0.2, 0.5):
+        config = tiny(name=f"t{temperature}", loss={"temperature": temperature}, train={"epochs": 1})
+        train(prepare(config, home), store)
+    return store

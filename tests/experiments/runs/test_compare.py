@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.runs.compare import chance_level, compare, curve_label, plot_metric
+from experiments.runs.evaluate import predictions
+from experiments.tracking import Store
+from simclr.errors import UserError
+from simclr.methods.ntxent import chance_loss
+from tests.experiments.runs.test_evaluate import report_of
+
+
+def test_compare_shows_what_differs_and_tests_each_pair(trained: Store) -> None:
+    for run in ("t0.2-s0", "t0.5-s0"):
+        report_of(trained, run, ["knn"], [])
+    result = compare(["t0.2-s0", "t0.5-s0", "t0.2-s0"], trained)
+    assert list(result.table.columns) == ["run", "t0.2-s0", "t0.5-s0"]
+    rows = result.table.set_index("run")
+    assert rows.loc["loss.temperature"].tolist() == ["0.2", "0.5"]
+    assert "kNN top-1" in rows.index
+    assert "optim.lr" not in rows.index
+    test = result.tests.set_index("metric").loc["kNN top-1"]
+    correct = [np.equal(*predictions(trained.find(run), "knn_top1")) for run in ("t0.2-s0", "t0.5-s0")]
+    assert test["only A right"] == (correct[0] & ~correct[1]).sum()
+    assert test["only B right"] == (correct[1] & ~correct[0]).sum()
+
+
+def test_figures_of_two_protocols_have_two_rows_and_no_test(trained: Store) -> None:
+    report_of(trained, "t0.2-s0", ["linear"], [])
+    report_of(trained, "t0.5-s0", ["linear"], ["linear.standardise=false"])
+    result = compare(["t0.2-s0", "t0.5-s0"], trained)
+    assert len([name for name in result.table["run"] if name.startswith("linear top-1")]) == 2
+    assert result.tests.empty or "linear top-1" not in result.tests["metric"].tolist()
+
+
+def test_a_figure_over_seeds_has_its_own_interval(trained: Store) -> None:
+    quick = ["finetune.fractions=[0.1]", "finetune.lr=[0.05]", "finetune.epochs=1", "finetune.min_steps=2"]
+    shown = []
+    for seeds in (1, 2):
+        report_of(trained, "t0.2-s0", ["finetune"], [*quick, f"finetune.seeds={seeds}"])
+        shown.append(compare(["t0.2-s0"], trained).table.set_index("run")["t0.2-s0"]["finetune_10pct_top1"])
+    spans = [[float(word) for word in re.findall(r"[\d.]+", text)] for text in shown]
+    for mean, low, high in spans:
+        assert low < mean < high
+    assert spans[0][1:] != spans[1][1:]
+
+
+def test_a_run_that_was_not_evaluated_cannot_be_compared(store: Store) -> None:
+    store.start("tiny-s0", "pretrain", {}).finish("FINISHED")
+    with pytest.raises(UserError, match="has not been evaluated: run `simclr eval"):
+        compare(["tiny-s0"], store)
+
+
+def test_curves_of_runs_are_drawn_with_their_points(trained: Store, tmp_path: Path) -> None:
+    files = plot_metric("loss", ["t0.2-s0", "t0.5-s0"], trained, tmp_path / "curves", 0)
+    assert [path.suffix for path in files] == [".png", ".svg", ".csv"]
+    points = pd.read_csv(files[2])
+    curves = [trained.find(name).history("train/loss") for name in ("t0.2-s0", "t0.5-s0")]
+    assert len(points) == sum(map(len, curves))
+    with pytest.raises(UserError, match="unknown metric of run .* 'lss': did you mean 'loss'"):
+        plot_metric("lss", ["t0.2-s0"], trained, tmp_path / "curves", 0)
+
+
+def test_chance_levels_come_from_the_method(trained: Store) -> None:
+    record = trained.find("t0.2-s0")
+    assert chance_level("train/loss", record) == chance_loss(256)
+    assert chance_level("train/contrastive_top5", record) == pytest.approx(5 / 511)
+    assert chance_level("val/knn_top1", record) == float(record.tags["val_chance"])
+    assert np.isnan(chance_level("perf/images_per_second", record))
+    assert curve_label("train/loss", record) == "NT-Xent loss"

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+
+import pytest
+
+from experiments.runs.encoders import find_encoder, open_subject
+from experiments.tracking import Store, Tracker
+from simclr.data.dataset import Dataset
+from simclr.errors import UserError
+from simclr.evaluate.protocol import make_protocol
+from tests.helpers import tiny
+
+
+def test_an_encoder_is_found_by_run_or_by_file(trained: Store) -> None:
+    of_run = find_encoder("t0.2-s0", trained)
+    of_file = find_encoder(str(of_run.path), trained)
+    assert of_run.run_id == trained.find("t0.2-s0").id
+    assert of_file.run_id is None
+    assert of_file.config == of_run.config
+    assert find_encoder(None, trained).run_id == trained.find("t0.5-s0").id
+
+
+def test_missing_weights_are_an_error_of_one_line(store: Store) -> None:
+    store.start("gone", "pretrain", {}).finish("FINISHED")
+    with pytest.raises(UserError, match=r"has no file 'model\.safetensors': it was deleted"):
+        find_encoder(None, store)
+
+
+def test_an_unfinished_run_has_no_encoder_yet(store: Store) -> None:
+    tracker: Tracker = store.start("tiny-s0", "pretrain", tiny().flat())
+    tracker.finish("KILLED")
+    for name in ("tiny-s0", None):
+        with pytest.raises(UserError, match=r"run tiny-s0 \(\w{8}\) has not finished: its status is KILLED"):
+            find_encoder(name, store)
+
+
+def test_changed_images_are_refused(trained: Store) -> None:
+    found = find_encoder("t0.2-s0", trained)._replace(digest="0123456789")
+    with pytest.raises(UserError, match="the images of 'digits' differ from those that this encoder was trained on"):
+        open_subject(found, trained, make_protocol([]))
+
+
+def test_transfer_to_the_training_data_is_refused(trained: Store) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    with pytest.raises(UserError, match="'digits' is the data set that this encoder was trained on"):
+        open_subject(found, trained, make_protocol([]), transfer="digits")
+
+
+def test_an_unknown_data_set_suggests_the_nearest(trained: Store) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    with pytest.raises(UserError, match=r"unknown data set or folder 'digit'.*did you mean 'digits'"):
+        open_subject(found, trained, make_protocol([]), transfer="digit")
+
+
+def test_the_subject_has_the_weights_of_the_encoder(trained: Store, digits: Dataset) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    subject = open_subject(found, trained, make_protocol([]))
+    assert subject.data.digest == digits.digest
+    weights = subject.model.state_dict()
+    assert all(bool((weights[name] == tensor).all()) for name, tensor in found.weights.items())
+    assert set(found.weights) == set(weights)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis import plots
+from experiments.runs.pictures import draw_neighbours, draw_tsne, view_grid
+from simclr.data.dataset import Dataset
+from simclr.errors import UserError
+from tests.helpers import subject_of, tiny
+
+
+def test_the_grid_has_a_row_for_each_view_and_each_augmentation(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: dict[str, np.ndarray] = {}
+    monkeypatch.setattr(plots, "image_rows", lambda images, path: rows.update(images))
+    config = tiny(augment2={"grayscale": {"p": 0.0}, "noise": {"p": 0.5}})
+    view_grid(config, digits, tmp_path / "grid.png")
+    first, second = config.pipelines()
+    assert list(rows) == ["original", "view 1", "view 2", *first, "noise (view 2)"]
+    assert "noise" not in first
+    assert "grayscale" not in second
+    shown = digits.parts["pretrain"][:: len(digits.parts["pretrain"]) // 12][:12]
+    originals = digits.images[shown].transpose(0, 2, 3, 1) / np.float32(255)
+    np.testing.assert_array_equal(rows["original"], originals)
+    np.testing.assert_array_equal(rows["flip"], originals[:, :, ::-1])  # every image is flipped, as p is 1 there
+
+
+def test_a_map_has_a_point_for_each_image_and_is_reproducible(digits: Dataset, tmp_path: Path) -> None:
+    subject = subject_of(digits)
+    options = {"part": "test", "images": 60, "perplexity": 10.0, "seed": 0}
+    note, _ = draw_tsne(subject, tmp_path / "a", thumbnails=True, **options)  # type: ignore[arg-type]
+    assert "60 test images of digits, h" in note
+    assert "on the map" in note
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert len(table) == 60
+    assert set(table["row"]) <= set(digits.parts["test"])
+    assert table["class"].nunique() == 10
+    draw_tsne(subject, tmp_path / "b", thumbnails=True, **options)  # type: ignore[arg-type]
+    for suffix in (".csv", ".png", ".svg"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    with pytest.raises(UserError, match="perplexity"):
+        draw_tsne(subject, tmp_path / "a", thumbnails=False, **(options | {"perplexity": 500.0}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown part 'tests'"):
+        draw_tsne(subject, tmp_path / "a", thumbnails=False, **(options | {"part": "tests"}))  # type: ignore[arg-type]
+
+
+def test_the_nearest_neighbour_of_a_training_image_is_itself(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = int(digits.parts["pretrain"][5])
+    query = tmp_path / "query.png"
+    Image.fromarray(digits.images[row].transpose(1, 2, 0)).save(query)
+    drawn: list[tuple[np.ndarray, np.ndarray, list[float], list[str | None]]] = []
+    monkeypatch.setattr(plots, "neighbours", lambda lines, out: drawn.extend(lines))
+    draw_neighbours(subject_of(digits), [query], tmp_path / "out.png", 3)
+    ((_, pictures, similarities, labels),) = drawn
+    np.testing.assert_array_equal(pictures[0], digits.images[row].transpose(1, 2, 0))
+    assert similarities[0] == pytest.approx(1, abs=1e-4)
+    assert labels[0] == digits.classes[digits.labels[row]]
+    assert sorted(similarities, reverse=True) == similarities
+
+
+def test_a_query_that_is_not_an_image_is_named(digits: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("text")
+    with pytest.raises(UserError, match=r"note\.png"):
+        draw_neighbours(subject_of(digits), [tmp_path / "note.png"], tmp_path / "out.png", 3)

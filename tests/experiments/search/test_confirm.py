@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from experiments.configs.resolve import resolve
+from experiments.search import confirm as confirming
+from experiments.search.confirm import confirm, confirmation_plan, record_trials, selection_notes
+from experiments.search.space import Parameter
+from experiments.search.trial_table import ranked
+from experiments.search.trials import open_search, reference_accuracy, run_trials
+from experiments.studies.execute import StudyOutcome
+from experiments.tracking import Store
+from simclr.config import Config
+from simclr.errors import RunFailed, UserError
+from simclr.progress import Observer
+from tests.helpers import tiny
+
+RATE = Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True)
+SPACE = [RATE, Parameter(setting="train.batch_size", choices=(128, 256))]
+BRIEF = tiny(data={"limit": 300}, train={"epochs": 1})
+
+
+class Messages(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def say(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+
+def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store, trained: list[Config]) -> None:
+    said = Messages()
+    with open_search("s", BRIEF, [RATE], store) as search:
+        start = reference_accuracy(search)
+        run_trials(search, 2)
+        confirm(search, start, top=1, seeds=2, command="simclr search --name s", observer=said)
+    table = pd.read_csv(search.tracker.record().artifact("selection.csv"))
+    assert list(table["cell"]) == ["baseline", "trial 1"]
+    assert list(table["in the search"]) == [start, search.study.trials[1].values[0]]
+    assert table["fresh seeds"].between(0.05, 1).all()
+    assert list(table["n"]) == [2, 2]
+    study = store.find_study("s-trial-1")
+    plan = json.loads(study.artifact("plan.json").read_text())
+    assert plan["command"] == "simclr search --name s"
+    assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
+    assert "2 trials: 2 completed" in said.text
+    assert said.text.index("2 trials:") < said.text.index("linear") < said.text.index("came from selection")
+
+
+@pytest.mark.parametrize("report", ["", "the tables"], ids=["all failed", "some failed"])
+def test_a_failed_study_ends_the_search_after_its_report(
+    report: str, store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Messages()
+    with open_search("s", BRIEF, [RATE], store) as search:
+        run_trials(search, 2)
+        study = StudyOutcome(search.tracker.record(), report, ["out of memory", "no space"])
+        monkeypatch.setattr(confirming, "execute", lambda *_: study)
+        with pytest.raises(RunFailed, match="out of memory; no space"):
+            confirm(search, 0.5, top=1, seeds=2, command="", observer=said)
+    assert report in said.text
+    assert ("came from selection" in said.text) == bool(report)
+
+
+def test_without_seeds_a_search_is_only_reported(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirming, "execute", lambda *_: pytest.fail("no study was asked for"))
+    said = Messages()
+    with open_search("s", BRIEF, [RATE], store) as search:
+        run_trials(search, 1)
+        confirm(search, 0.5, top=1, seeds=0, command="", observer=said)
+    assert "1 trials: 1 completed" in said.text
+
+
+def test_the_trials_their_pictures_and_the_best_config_are_kept(store: Store, trained: list[Config]) -> None:
+    with open_search("s", BRIEF, SPACE, store, objectives="accuracy,time") as search:
+        run_trials(search, 4)
+        text = record_trials(search, 0.5)
+    assert "4 trials: 4 completed, 0 rejected, 0 pruned, 0 failed" in text
+    record = search.tracker.record()
+    assert text.endswith(str(record.artifact("trials.csv").parent))
+    table = pd.read_csv(record.artifact("trials.csv"))
+    best = ranked(search.study)[0]
+    assert list(table["trial"]) == [0, 1, 2, 3]
+    assert table["accuracy"].max() == best.values[0]
+    for name in ("history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"):
+        assert record.artifact(f"{name}.png").stat().st_size > 5000
+    config = resolve(config=record.artifact("best.toml"))
+    assert (config.name, config.optim.lr) == ("s-best", best.params["optim.lr"])
+
+
+def test_the_full_size_is_confirmed_after_a_search_with_a_proxy(store: Store, trained: list[Config]) -> None:
+    full = tiny(train={"epochs": 2})
+    with open_search("s", full, SPACE, store, proxy=["train.epochs=1"]) as search:
+        run_trials(search, 3)
+        plan = confirmation_plan(search, 3)
+    assert [config.train.epochs for config in trained] == [1, 1, 1]
+    assert [cell.config.train.epochs for cell in plan.cells] == [2, 2, 2]
+    assert {cell.name for cell in plan.cells} == {"baseline", "trial 1", "trial 2"}  # trial 0 is the baseline
+    assert len(confirmation_plan(search, 1).cells) == 2
+
+
+def test_a_search_in_which_only_the_start_was_trained_has_nothing_to_confirm(
+    store: Store, trained: list[Config]
+) -> None:
+    with open_search("s", BRIEF, SPACE, store) as search:
+        run_trials(search, 1)
+    with pytest.raises(UserError, match="no trial but the start ran to the end"):
+        confirmation_plan(search, 1)
+
+
+def test_notes_explain_selection_and_the_ranking_of_a_proxy(store: Store) -> None:
+    table = pd.DataFrame(
+        {
+            "cell": ["baseline", "trial 4", "trial 2", "trial 7"],
+            "in the search": [0.5, 0.6, 0.58, 0.55],
+            "fresh seeds": [0.52, 0.55, 0.57, 0.5],
+            "n": [3, 3, 3, 2],
+        }
+    )
+    with open_search("full", BRIEF, SPACE, store) as search:
+        note = selection_notes(search, table)[1]
+        assert note == (
+            "trial 4 against the baseline: +10.00 points in the search, +3.00 with fresh seeds, so +7.00 came from "
+            "selection"
+        )
+    with open_search("proxy", BRIEF, SPACE, store, proxy=["data.limit=256"]) as search:
+        assert selection_notes(search, table)[1] == "rank correlation (Spearman) between both over 3 trials: 0.50"
+        assert "needs --top 3" in selection_notes(search, table[:2])[1]

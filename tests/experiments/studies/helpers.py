@@ -1,0 +1,50 @@
+"""A study that the suite recorded before its code was reorganised, written through the Store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.studies.plan import StudyPlan, plan_study
+from experiments.tracking import Record, Store, Tracker
+from tests.helpers import tiny
+
+PREVIOUS_FILE = Path(__file__).parent / "previous_study.json"
+PREVIOUS_RUNS: dict[str, dict[str, Any]] = json.loads(PREVIOUS_FILE.read_text())
+PREVIOUS_SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 0}
+
+
+def previous_plan() -> StudyPlan:
+    """The plan of the recorded study: a baseline, a cell that diverged, and one whose run was copied from elsewhere."""
+    return plan_study(tiny(train={"epochs": 1}, optim=PREVIOUS_SGD), vary=["optim.lr=1e30,0.01"])
+
+
+def write_previous_study(store: Store) -> Record:
+    """Add the recorded study to a store."""
+    trackers: dict[str, Tracker] = {}
+    for name, run in PREVIOUS_RUNS.items():
+        tags = dict(run["tags"])
+        if "copied_from" in tags:
+            tags["copied_from"] = trackers[tags["copied_from"]].run_id
+        parent = trackers[run["parent"]].run_id if run["parent"] else None
+        tracker = trackers[name] = store.start(run["name"], run["kind"], run["params"], tags, parent=parent)
+        for metric, points in run["metrics"].items():
+            for step, value in points:
+                tracker.log({metric: value}, step)
+        if run["protocols"]:
+            tracker.tag_protocols(run["protocols"])
+        for file, text in run["files"].items():
+            tracker.artifact(file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+        for metric, classes in run["predictions"].items():
+            tracker.artifact(f"{metric}-predictions.npz", lambda path, classes=classes: _write_classes(path, classes))  # type: ignore[misc]
+        tracker.finish(run["status"])
+    return trackers["study"].record()
+
+
+def _write_classes(path: Path, classes: Mapping[str, str]) -> None:
+    """Write predicted and true classes, each given as a string of digits."""
+    np.savez_compressed(path, **{name: np.array(list(digits), np.int64) for name, digits in classes.items()})  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import plots
+from experiments.studies.plan import BASELINE
+from experiments.studies.report import report
+from experiments.studies.results import CellDocument, StudyDocument
+from experiments.tracking import Record, Store, Tracker
+from simclr.errors import UserError
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than everything else in a report."""
+
+    def draw(*arguments: object, **options: object) -> None:
+        next(each for each in arguments if isinstance(each, Path)).touch()
+
+    for name in ("differences", "against", "curves"):
+        monkeypatch.setattr(plots, name, draw)
+
+
+def change_document(study: Record, change: Callable[[StudyDocument], StudyDocument]) -> None:
+    Tracker(study.store, study.id).artifact("plan.json", change(StudyDocument.read(study)).write)
+
+
+def change_cells(study: Record, **changes: dict[str, object]) -> None:
+    """Change fields of the cells, given as {field: {cell: value}}."""
+
+    def change(cell: CellDocument) -> CellDocument:
+        return cell.model_copy(update={field: by[cell.cell] for field, by in changes.items() if cell.cell in by})
+
+    change_document(study, lambda document: document.model_copy(update={"cells": list(map(change, document.cells))}))
+
+
+def test_a_study_of_the_previous_version_is_reported(previous: Record, store: Store, tmp_path: Path) -> None:
+    text = report(previous, Store(store.folder), "markdown", tmp_path / "out")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert {BASELINE, "lr=1e+30", "lr=0.01"} <= set(rows)
+    assert "55.15" in rows[BASELINE]  # kNN is the second table
+    assert "72.14" in text
+    assert "-6.13" in text
+    assert "digits (digest 1e0fa654), 359 test images. Seeds: 0." in text
+    assert "Protocols: 3-07d9ea, 3-69f7a1." in text
+    assert text.splitlines()[-1] == f"report: {previous.artifact('report.html')}"
+
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    figures = [f"{name}-{metric}" for name in ("differences", "against") for metric in ("linear_top1", "knn_top1")]
+    expected = {f"{name}{suffix}" for name in [*figures, "curves-train-loss"] for suffix in (".svg", ".png")}
+    expected |= {f"{metric}{suffix}" for metric in ("linear_top1", "knn_top1") for suffix in (".md", ".csv", ".tex")}
+    assert names == expected | {"report.html"}
+    assert all(previous.artifact(name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in names)
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Study old" in page
+    assert "--vary optim.lr=1e30,0.01" in page  # the command
+    assert "simclr report old" in page
+    assert "[augment.crop]" in page  # the config
+    assert "Linux-x86_64" in page  # the environment
+    assert "Not finished" in page
+    assert "training diverged, with a loss of nan" in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: Store) -> None:
+    text = report(previous, store, "csv")
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert [(row["cell"], row["metric"], row["n"]) for row in rows] == [
+        (cell, metric, "0" if cell == "lr=1e+30" else "1")
+        for metric in ("linear_top1", "knn_top1")
+        for cell in (BASELINE, "lr=1e+30", "lr=0.01")
+    ]
+    assert any(line.startswith("# report: ") for line in text.splitlines())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_terminal_gets_fewer_columns_and_the_notes_once(previous: Record, store: Store) -> None:
+    text = report(previous, store)
+    assert "images/s" not in text
+    assert "McNemar, by seed" not in text
+    assert text.count("Differences are paired by seed") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_metrics_that_were_not_measured_are_counted(previous: Record, store: Store) -> None:
+    (run,) = [run for run in store.records(parent=previous.id, cell=BASELINE) if run.finished]
+    Tracker(store, run.id).tag_protocols({"linear_top1": "3-cccccc"})
+    text = report(previous, store)
+    assert "not measured under the study's protocol: 1. Run the study's command again" in text
+    assert "72.14" not in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_cells_evaluated_on_images_of_another_size_are_named(previous: Record, store: Store) -> None:
+    change_cells(previous, protocols={"lr=1e+30": {"linear_top1": "3-other", "knn_top1": "3-other"}})
+    assert "images of another size than the baseline: lr=1e+30." in report(previous, store)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_expected_difference_is_a_direction_for_knn(previous: Record, store: Store) -> None:
+    change_cells(previous, paper={"lr=0.01": -3.0}, source={"lr=0.01": "Table 9"})
+    rows = csv.DictReader(line for line in report(previous, store, "csv").splitlines() if not line.startswith("#"))
+    found = {row["metric"]: (row["expected"], row["source"]) for row in rows if row["cell"] == "lr=0.01"}
+    assert found == {"linear_top1": ("-3.0", "Table 9"), "knn_top1": ("lower", "Table 9")}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_pairs_of_augmentations_are_drawn_as_a_matrix(previous: Record, store: Store, tmp_path: Path) -> None:
+    pairs = {BASELINE: ("crop", "crop"), "lr=1e+30": ("crop", "flip"), "lr=0.01": ("flip", "flip")}
+    change_cells(previous, pair=pairs)
+    change_document(previous, lambda document: document.model_copy(update={"x": None, "lines": {}}))
+    report(previous, store, out=tmp_path)
+    for metric in ("linear_top1", "knn_top1"):
+        assert "<svg" in (tmp_path / f"pairs-{metric}.svg").read_text()
+    assert not list(tmp_path.glob("against-*"))
+
+
+def test_a_study_without_a_finished_cell_has_no_report(previous: Record, store: Store) -> None:
+    change_cells(previous, protocols={cell: {} for cell in (BASELINE, "lr=1e+30", "lr=0.01")})
+    with pytest.raises(UserError, match="no cell of study 'old' has finished: run `simclr ablate` again"):
+        report(previous, store)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(previous: Record, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"can't write to .*file/out: .*\. Choose another --out"):
+        report(previous, store, out=tmp_path / "file" / "out")

@@ -1,0 +1,159 @@
+"""Image files are found, decoded to upright RGB squares, and named where they can't be read."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from simclr.data import images
+from simclr.data.images import Files, bad_images, decode, decode_files, walk
+from simclr.progress import SILENT
+from tests.simclr.data.helpers import decode_with_pil, encode, noise, plain, write
+
+
+def test_walk_finds_all_visible_files_in_order(tmp_path):
+    for name in ("b/x.png", "a.png", "b/c/y.txt", ".hidden/z.png", "b/.DS_Store", "b/Thumbs.db", "desktop.ini"):
+        write(tmp_path / name, b"")
+    assert walk(str(tmp_path)) == [str(tmp_path / name) for name in ("a.png", "b/c/y.txt", "b/x.png")]
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def test_gray_image_has_its_value_in_all_channels(rng):
+    gray = noise(rng, 16, 16)
+    assert np.array_equal(decode(encode(gray), 16), np.stack([gray] * 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_image_has_its_colours(kind, rng):
+    palette = Image.fromarray(noise(rng, 16, 16, 3)).quantize(16)
+    assert np.array_equal(decode(encode(palette, kind), 16), decode_with_pil(encode(palette)))
+
+
+def test_one_bit_image_is_black_and_white(rng):
+    bits = noise(rng, 16, 16) > 127
+    assert np.array_equal(decode(encode(Image.fromarray(bits)), 16), np.stack([bits * np.uint8(255)] * 3))
+
+
+def test_transparent_image_keeps_its_colours(rng):
+    rgba, la = noise(rng, 16, 16, 4), noise(rng, 16, 16, 2)
+    assert np.array_equal(decode(encode(rgba), 16), rgba[..., :3].transpose(2, 0, 1))
+    assert np.array_equal(decode(encode(la), 16), np.stack([la[..., 0]] * 3))
+
+
+def test_cmyk_image_is_converted_to_rgb(rng):
+    content = encode(Image.fromarray(noise(rng, 16, 16, 3)).convert("CMYK"), "TIFF")
+    assert np.array_equal(decode(content, 16), decode_with_pil(content))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_image_is_scaled_to_8_bits(kind):
+    deep = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
+    assert np.abs(decode(encode(deep, kind), 32).astype(int) - (deep / 257)[None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "TIFF", "PPM"])
+def test_every_file_format_decodes_to_its_pixels(kind, rng):
+    if kind == "WEBP" and not features.check("webp"):
+        pytest.skip("PIL was built without WebP")
+    content = encode(noise(rng, 24, 24, 3), kind)
+    assert np.array_equal(decode(content, 24), decode_with_pil(content))
+
+
+ORIENTATIONS = {  # turns an upright picture into what a camera stores
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: np.rot90,
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_photo_is_turned_upright_by_its_exif_orientation(orientation):
+    corners = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [200, 200, 200]]], np.uint8)
+    upright = corners.repeat(16, 0).repeat(16, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(ORIENTATIONS[orientation](upright))
+    content = encode(stored, "JPEG", quality=95, subsampling=0, exif=exif)
+    assert np.abs(decode(content, 32).astype(int) - upright.transpose(2, 0, 1)).max() < 12
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 72), (72, 48), (48, 48), (20, 90)])
+def test_shorter_side_is_resized_and_the_centre_cropped(height, width, rng):
+    image = Image.fromarray(noise(rng, height, width, 3))
+    side, scale = 12, 12 / min(height, width)
+    resized = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    expected = np.asarray(resized.crop((left, top, left + side, top + side))).transpose(2, 0, 1).astype(int)
+    assert np.abs(decode(encode(image), side) - expected).max() <= 1
+
+
+def test_jpeg_decoded_at_a_reduced_size_matches_the_full_size(rng):
+    rough = Image.fromarray(noise(rng, 12, 16, 3)).resize((800, 600), Image.Resampling.BICUBIC)
+    content = encode(rough, "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(content)).convert("RGB").crop((100, 0, 700, 600))
+    expected = np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(int)
+    assert np.abs(decode(content, 32) - expected).max() <= 6
+
+
+# --- files that can't be read -----------------------------------------------------------------------------------------
+
+
+def damaged_files(rng):
+    """Files that can't be read as images, each damaged in a different way."""
+    whole = {kind: encode(noise(rng, 30, 30, 3), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF")}
+    cut = {f"cut.{kind.lower()}": content[: len(content) // 2] for kind, content in whole.items()}
+    flipped = bytearray(whole["PNG"])
+    flipped[len(flipped) // 2] ^= 0xFF
+    upside_down = struct.pack("<HHIHH", 0x112, 3, 1, 3, 0)
+    text_instead_of_number = struct.pack("<HHI4s", 0x128, 2, 2, b"x")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + upside_down + text_instead_of_number + bytes(4)
+    files = cut | {
+        "exif.jpg": encode(noise(rng, 30, 30, 3), "JPEG", exif=exif),
+        "flipped.png": bytes(flipped),
+        "header.png": whole["PNG"][:20],
+        "text.jpg": b"I am a text file\n",
+        "empty.png": b"",
+        "random.gif": noise(rng, 500).tobytes(),
+    }
+    if features.check("avif"):
+        content = encode(noise(rng, 20, 30, 3), "AVIF")
+        pixels_start = content.index(b"mdat") + 4
+        files["zeros.avif"] = content[:pixels_start] + bytes(len(content) - pixels_start)
+    return files
+
+
+def test_every_kind_of_damage_is_reported_and_the_other_files_decoded(rng):
+    damaged = damaged_files(rng)
+    contents = {"first.png": plain(7)} | damaged | {"last.png": plain(9)}
+    out = np.zeros((len(contents), 3, 8, 8), np.uint8)
+    failed = decode_files(Files(list(contents), contents.__getitem__), out, SILENT, "")
+    assert [row for row, _ in failed] == list(range(1, 1 + len(damaged)))
+    reasons = dict(zip(damaged, (reason for _, reason in failed), strict=True))
+    assert all(reasons.values())
+    assert reasons["text.jpg"] == "not an image"
+    assert [out[0, 0, 0, 0], out[-1, 0, 0, 0]] == [7, 9]
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch):
+    def out_of_memory(data, side):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "decode", out_of_memory)
+    with pytest.raises(MemoryError):
+        decode_files(Files(["a.png"], lambda name: plain(0)), np.zeros((1, 3, 8, 8), np.uint8), SILENT, "")
+
+
+def test_error_counts_all_bad_images_and_names_the_first():
+    message = str(bad_images([f"bad{i}.png (not an image)" for i in range(9)], 21))
+    assert message.startswith("9 of 21 files can't be read as images: bad0.png (not an image); bad1.png")
+    assert "; and 4 more. Remove them, or pass --on-bad-image skip" in message
+    assert "bad5.png" not in message

@@ -1,0 +1,74 @@
+"""Features of layers, the untrained network, and fingerprints of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simclr.augment import resized_crop
+from simclr.build import build_model
+from simclr.data.dataset import Dataset
+from simclr.evaluate import subject as module
+from simclr.evaluate.subject import features, fingerprint, layer_names, random_encoder, represent
+from tests.helpers import subject_of, tiny
+
+CPU = torch.device("cpu")
+
+
+def test_features_do_not_depend_on_the_other_images_in_a_batch(digits: Dataset) -> None:
+    model = build_model(tiny(), digits, CPU)
+    rows = digits.parts["test"][:20]
+    together = features(model, digits.images, rows, torch.float32)
+    alone = torch.cat([features(model, digits.images, rows[i : i + 1], torch.float32) for i in range(20)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_another_size_are_resized_as_crops_are(digits: Dataset) -> None:
+    model = build_model(tiny(augment={"crop": {"size": 24}}), digits, CPU).eval()
+    images = torch.rand(4, 3, digits.side, digits.side)
+    box = torch.tensor([[0.0, 0, digits.side, digits.side]] * 4)
+    expected = model.encoder(model.normalize(resized_crop(images, box, 24)))
+    torch.testing.assert_close(represent(model, images, "h"), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_every_layer_is_what_the_network_computes_there(digits: Dataset) -> None:
+    model = build_model(tiny(model={"head": "mlp3"}), digits, CPU).eval()
+    assert layer_names(model) == ["h", "head.0", "head.1", "head.2", "head.3", "z"]
+    seen = {}
+    for name, child in model.head.named_children():
+        child.register_forward_hook(lambda _, __, out, name=name: seen.update({f"head.{name}": out.clone()}))
+    images = torch.rand(4, 3, 8, 8)
+    h, z = model(images)
+    expected = {"h": h, "z": z, "pixels": ((images - model.mean) / model.std).flatten(1), **seen}
+    for layer in (*layer_names(model), "pixels"):
+        if layer not in ("head.0", "head.2"):  # the ReLU after these works in place
+            torch.testing.assert_close(represent(model, images, layer), expected[layer])
+
+
+def test_random_encoder_has_measured_statistics_and_the_initial_weights(digits: Dataset) -> None:
+    subject = subject_of(digits)
+    subject.model.mean.fill_(0.25)
+    model = random_encoder(subject)
+    assert torch.equal(model.mean, subject.model.mean)
+    untrained = build_model(tiny(), digits, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untrained.parameters(), strict=True))
+    h = features(model, digits.images, digits.parts["test"], torch.float32)
+    assert 0.05 < h.std() < 20
+    assert model.encoder.bn1.running_var.mean() != 1  # type: ignore[union-attr,operator]
+    momenta = {norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    assert momenta == {0.1}  # fine-tuning updates the statistics as usual
+
+
+def test_random_encoder_ignores_a_last_batch_of_one_image(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(digits, model={"stem": "imagenet"})  # maps of one pixel: one image has no statistics
+    monkeypatch.setattr(module, "PIXELS_PER_BATCH", (len(digits.parts["pretrain"]) - 1) * subject.model.side**2)
+    assert random_encoder(subject).encoder.bn1.running_var.isfinite().all()  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.running_mean", "mean", "head.2.bias"])
+def test_fingerprint_changes_with_one_number_of_a_weight_or_a_buffer(name: str, digits: Dataset) -> None:
+    model, same = build_model(tiny(), digits, CPU), build_model(tiny(), digits, CPU)
+    assert fingerprint(model) == fingerprint(same)
+    tensor = model.state_dict()[name]
+    tensor[(0,) * tensor.dim()] += 1e-3
+    assert fingerprint(model) != fingerprint(same)

@@ -1,0 +1,181 @@
+"""A training step: its gradient, micro-batches, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import weakref
+from itertools import count
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simclr.build import build_model
+from simclr.data.dataset import Dataset
+from simclr.errors import UnusableCheckpoint, UserError
+from simclr.methods.simclr import SimCLR
+from simclr.train.step import Training, accumulate, build_method, make_training, start_training, train_step
+from simclr.views import two_views
+from tests.helpers import tiny
+
+CPU = torch.device("cpu")
+SMALL = {"backbone": "resnet10"}
+
+
+def first_batch(training: Training, digits: Dataset, step: int = 0) -> tuple[Tensor, Tensor]:
+    """The images and labels of a batch."""
+    size = training.config.train.batch_size
+    rows = slice(step * size, (step + 1) * size)
+    return torch.from_numpy(digits.images[rows]), torch.from_numpy(digits.labels[rows])
+
+
+def exact(digits: Dataset, dropout: bool = False, **train: object) -> Training:
+    """A training in float64, where results that differ only in the order of sums agree to ten digits."""
+    config = tiny(train=train, model=SMALL, optim={"name": "sgd", "lr": 0.1})
+    network = build_model(config, digits, CPU).double()
+    if dropout:
+        network.head.append(nn.Dropout(0.5))
+    return make_training(config, build_method(config, network), torch.float32, digits.digest)
+
+
+def three_steps(training: Training, digits: Dataset) -> Training:
+    for step in range(3):
+        train_step(training, *first_batch(training, digits, step))
+    return training
+
+
+def equal(a: Training, b: Training) -> bool:
+    """Whether weights and buffers agree up to rounding."""
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return all(torch.allclose(x, y, rtol=1e-9, atol=1e-12) for x, y in pairs)
+
+
+def test_a_step_follows_the_gradient_of_the_loss_written_out(digits: Dataset) -> None:
+    config = tiny(
+        optim={"name": "sgd", "momentum": 0.0, "lr": 0.1, "weight_decay": 0.0}, train={"batch_size": 8}, model=SMALL
+    )
+    training = start_training(config, digits, CPU)
+    reference = build_model(config, digits, CPU).train()
+    images, labels = first_batch(training, digits)
+    first, second = two_views(images, config.pipelines(), config.seed, 0)(slice(None))
+    z = torch.nn.functional.normalize(reference(torch.cat([first, second]))[1], dim=1)
+    terms = []
+    for i in range(16):
+        others = torch.stack([z[i] @ z[k] for k in range(16) if k != i]) / 0.2
+        terms.append(-(z[i] @ z[(i + 8) % 16] / 0.2 - others.exp().sum().log()))
+    loss = torch.stack(terms).mean()
+    loss.backward()
+    report = train_step(training, images, labels)
+    assert report[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    for mine, theirs in zip(training.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_fused_and_split_views_differ_only_by_batch_norm(digits: Dataset) -> None:
+    def loss(views: str, training_mode: bool) -> float:
+        training = start_training(tiny(train={"views": views, "batch_size": 16}, model=SMALL), digits, CPU)
+        training.model.train(training_mode)
+        return train_step(training, *first_batch(training, digits))[0].item()
+
+    assert loss("fused", True) != pytest.approx(loss("split", True), rel=1e-4)
+    assert loss("fused", False) == pytest.approx(loss("split", False), rel=1e-5)
+
+
+@pytest.mark.parametrize("views", ["fused", "split"])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(views: str, digits: Dataset) -> None:
+    trainings = {}
+    for size in (32, 16, 4):
+        training = exact(digits, batch_size=32, micro_batch=size, norm_batch=4, views=views)
+        training.model.eval()  # without batch norm
+        training.group = None
+        images, labels = first_batch(training, digits)
+        accumulate(training, two_views(images, training.config.pipelines(), 0, 0), labels)
+        trainings[size] = training
+    for size in (16, 4):
+        for mine, theirs in zip(trainings[size].model.parameters(), trainings[32].model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_a_batch_in_one_piece_goes_through_the_network_once(digits: Dataset) -> None:
+    passes = []
+    for size in (32, 8):
+        training = exact(digits, batch_size=32, micro_batch=size, norm_batch=8)
+        training.model.register_forward_pre_hook(lambda *_: passes.append(1))
+        images, labels = first_batch(training, digits)
+        accumulate(training, two_views(images, training.config.pipelines(), 0, 0), labels)
+        assert len(passes) == {32: 4, 8: 8}[size]  # each group of 8 once, or once without and once with a graph
+        passes.clear()
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_with_norm_batch_the_micro_batch_changes_nothing(dropout: bool, digits: Dataset) -> None:
+    whole, half, quarter = (
+        three_steps(exact(digits, dropout, batch_size=16, micro_batch=size, norm_batch=4), digits)
+        for size in (16, 8, 4)
+    )
+    assert equal(half, whole)
+    assert equal(quarter, whole)
+    assert not equal(whole, exact(digits, dropout, batch_size=16))  # they have moved
+
+
+def test_running_averages_are_updated_once_by_each_group(digits: Dataset) -> None:
+    training = three_steps(exact(digits, batch_size=16, micro_batch=4, norm_batch=4), digits)
+    norm = next(m for m in training.model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 3 * 4
+
+
+def test_the_group_of_batch_norm_decides_the_result_and_is_in_the_key(digits: Dataset) -> None:
+    whole, parts = exact(digits, batch_size=16), exact(digits, batch_size=16, norm_batch=8)
+    assert not equal(three_steps(whole, digits), three_steps(parts, digits))
+    assert whole.config.key() != parts.config.key()
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int, spared: int = 0) -> None:
+    """Memory for the graphs of `limit` images. More run out of it, from the call after `spared` calls on."""
+    calls, held, embed = count(), [], SimCLR.embed
+
+    def embed_within_limit(method: SimCLR, views: Tensor) -> Tensor:
+        z = embed(method, views)
+        held[:] = [n for n in held if n() is not None]
+        if torch.is_grad_enabled():
+            held.append(weakref.ref(z))
+            if next(calls) >= spared and len(held) * views.shape[1] > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return z
+
+    monkeypatch.setattr(SimCLR, "embed", embed_within_limit)
+
+
+@pytest.mark.parametrize("spared", [0, 3])
+def test_out_of_memory_lowers_the_micro_batch_with_the_same_result(
+    spared: int, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"batch_size": 16, "norm_batch": 2}
+    whole = three_steps(exact(digits, **settings), digits)
+    limit_memory(monkeypatch, limit=4, spared=spared)
+    limited = three_steps(exact(digits, **settings), digits)
+    assert limited.micro_batch == 4
+    assert equal(limited, whole)
+
+
+@pytest.mark.parametrize("norm_batch", [16, 8])
+def test_out_of_memory_is_an_error_if_a_smaller_micro_batch_would_change_the_result(
+    norm_batch: int, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, limit=4)
+    with pytest.raises(torch.OutOfMemoryError):
+        three_steps(exact(digits, batch_size=16, norm_batch=norm_batch), digits)
+
+
+def test_batch_norm_over_one_image_is_an_error(digits: Dataset) -> None:
+    message = r"needs 2 or more images, and train\.norm_batch = 1 splits a batch of 32 into groups of 1: raise"
+    with pytest.raises(UserError, match=message):
+        start_training(tiny(train={"batch_size": 32, "norm_batch": 1}), digits, CPU)
+
+
+def test_a_checkpoint_of_a_different_config_or_precision_is_rejected(digits: Dataset) -> None:
+    state = start_training(tiny(), digits, CPU).state()
+    with pytest.raises(UnusableCheckpoint, match=r"belongs to a different config or different data \(config [0-9a-f]+"):
+        start_training(tiny(loss={"temperature": 0.3}), digits, CPU).load(state)
+    state["dtype"] = "torch.float16"
+    with pytest.raises(UnusableCheckpoint, match=r"started in torch.float16 but would continue in torch.float32"):
+        start_training(tiny(), digits, CPU).load(state)

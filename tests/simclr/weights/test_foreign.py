@@ -1,0 +1,344 @@
+"""Imported encoders give the features that they gave in their program, and no code in their files is run."""
+
+import argparse
+import functools
+import pickle
+import zipfile
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import vision_transformer
+
+from simclr.errors import UserError
+from simclr.model import RESNETS, ModelConfig, WideResNet, build_encoder
+from simclr.weights.foreign import LAYOUTS, detect_layout, import_encoder, read_foreign
+from tests.simclr.weights.helpers import Bomb, error_of, noise, shrink_convnext
+
+IMAGES = torch.from_numpy(noise(32, 32, 4, 3)).permute(2, 3, 0, 1).float() / 255
+
+
+def settled(network):
+    """With batch norms that have seen images."""
+    network(IMAGES)
+    return network.eval()
+
+
+def resnet(width=0.125, stem="imagenet", backbone="resnet10"):
+    torch.manual_seed(0)
+    network = WideResNet(*RESNETS[backbone], width)
+    network.set_stem(stem)
+    network.fc = nn.Identity()
+    return settled(network)
+
+
+@torch.no_grad()
+def features(network):
+    return network(IMAGES).flatten(1)
+
+
+@torch.no_grad()
+def imported_features(imported):
+    encoder, _ = build_encoder(ModelConfig(**imported.model), 32, 5)
+    encoder.load_state_dict(imported.weights)
+    return encoder.eval()(IMAGES)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def head():
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
+
+
+def with_fc(network, fc):
+    network.fc = fc
+    return network
+
+
+class AttributeDict(dict):
+    """Lightning saves hyper-parameters in an object like this."""
+
+
+def lightning(parts):
+    settings = AttributeDict(lr=0.1, optimizer=functools.partial(torch.optim.SGD, lr=0.1), args=argparse.Namespace(a=1))
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "1.9.5",
+        "state_dict": nn.ModuleDict(parts).state_dict(),
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(3)}}}],
+        "hyper_parameters": settings,
+    }
+
+
+def numbered(network):
+    return nn.Sequential(*list(network.children())[:-1])
+
+
+# What each program saves of a ResNet, from the network without its head.
+SAVED = {
+    "torchvision": lambda net: with_fc(net, nn.Linear(32, 10)).state_dict(),
+    "timm": lambda net: {"state_dict": with_fc(net, nn.Linear(32, 10)).state_dict(), "arch": "resnet10", "epoch": 1},
+    "sequential": lambda net: numbered(net).state_dict(),
+    "sthalles": lambda net: {
+        "epoch": 100,
+        "arch": "resnet10",
+        "state_dict": nn.ModuleDict({"backbone": with_fc(net, head())}).state_dict(),
+        "optimizer": torch.optim.Adam(net.parameters()).state_dict(),
+    },
+    "spijkervet": lambda net: nn.ModuleDict({"encoder": net, "projector": head()}).state_dict(),
+    "solo-learn": lambda net: lightning({"backbone": net, "classifier": nn.Linear(32, 10), "projector": head()}),
+    "lightly": lambda net: lightning({"backbone": numbered(net), "projection_head": nn.ModuleDict({"layers": head()})}),
+    "lightly-benchmarks": lambda net: lightning(
+        {
+            "backbone": net,
+            "projection_head": nn.ModuleDict({"layers": head()}),
+            "online_classifier": nn.ModuleDict({"linear": nn.Linear(32, 10)}),
+        }
+    ),
+}
+HEADS = {"timm": 2, "torchvision": 2, "sequential": 0, "solo-learn": 6, "lightly-benchmarks": 6}  # the others: 4
+
+
+def test_every_layout_is_tested():
+    assert SAVED.keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_detected_and_gives_the_features_of_the_source(layout, tmp_path):
+    network, path = resnet(), tmp_path / "foreign.pth.tar"
+    expected = features(network)
+    torch.save(SAVED[layout](network), path)
+    same_names = {"timm": "torchvision"}
+    assert detect_layout(read_foreign(path)) == same_names.get(layout, layout)
+    for given in ("auto", layout):
+        imported = import_encoder(path, given)
+        assert imported.model == {"backbone": "resnet10", "stem": "imagenet", "width": 0.125, "head": "none"}
+        assert torch.equal(imported_features(imported), expected)
+        assert (imported.missing, imported.unmatched, imported.side) == ([], [], None)
+        assert len(imported.left_out) == HEADS.get(layout, 4)
+
+
+@pytest.mark.parametrize("wrapper", ["parallel", "parallel inside", "compiled", "both"])
+def test_wrappers_are_removed_from_names(wrapper, tmp_path):
+    network = resnet()
+    inside = nn.DataParallel(network) if wrapper == "parallel inside" else network
+    state = (nn.DataParallel if wrapper in ("parallel", "both") else nn.Sequential)(nn.ModuleDict({"encoder": inside}))
+    mark = {"compiled": "_orig_mod.", "both": "_orig_mod.module."}.get(wrapper, "module.")
+    state = {mark + key.partition(".")[2]: value for key, value in state.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "foreign.pt")
+    expected = {f"encoder.{name}": tensor for name, tensor in network.state_dict().items()}
+    found = read_foreign(tmp_path / "foreign.pt")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("kind", ["legacy", "safetensors", "half"])
+def test_other_kinds_of_files_are_read(kind, tmp_path):
+    network, path = resnet(), tmp_path / ("foreign.safetensors" if kind == "safetensors" else "foreign.ckpt")
+    if kind == "legacy":
+        torch.save(SAVED["lightly"](network), path, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        save_file(network.state_dict(), path)
+    else:
+        torch.save(network.half().state_dict(), path)
+        network.float()
+    assert torch.equal(imported_features(import_encoder(path)), features(network))
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_networks_of_the_libraries_are_imported(library, tmp_path):
+    build = {"timm": lambda: timm.create_model("resnet18", num_classes=0), "torchvision": torchvision.models.resnet18}
+    network = settled(build[library]())
+    torch.save(network.state_dict(), tmp_path / "foreign.pt")
+    network.fc = nn.Identity()
+    imported = import_encoder(tmp_path / "foreign.pt", library)
+    assert torch.allclose(imported_features(imported), features(network), atol=1e-5)
+
+
+# --- backbones --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "stem"), [(0.125, "cifar"), (0.125, "stride2"), (0.25, "imagenet"), (0.5, "imagenet")]
+)
+def test_width_and_stem_are_inferred(width, stem, tmp_path):
+    network = resnet(width, stem)
+    torch.save(network.state_dict(), tmp_path / "foreign.pt")
+    imported = import_encoder(tmp_path / "foreign.pt", stem="stride2" if stem == "stride2" else None)
+    assert imported.model == {"backbone": "resnet10", "stem": stem, "width": width, "head": "none"}
+    assert torch.equal(imported_features(imported), features(network))
+
+
+@pytest.mark.parametrize("backbone", RESNETS)
+def test_the_backbone_is_inferred(backbone, tmp_path):
+    torch.save(resnet(backbone=backbone).state_dict(), tmp_path / "foreign.pt")
+    assert import_encoder(tmp_path / "foreign.pt").model["backbone"] == backbone
+
+
+def test_the_small_stem_of_solo_learn_pads_by_two(tmp_path):
+    network = resnet(stem="cifar")
+    network.conv1.padding = (2, 2)
+    torch.save(SAVED["solo-learn"](network), tmp_path / "foreign.ckpt")
+    imported = import_encoder(tmp_path / "foreign.ckpt")
+    assert imported.model["stem"] == "cifar_pad2"
+    assert torch.equal(imported_features(imported), features(network))
+
+
+def test_a_given_backbone_keeps_the_norm_of_its_classifier(tmp_path, monkeypatch):
+    shrink_convnext(monkeypatch)
+    network = torchvision.models.convnext_tiny().eval()
+    torch.save(network.state_dict(), tmp_path / "foreign.pt")
+    network.classifier = network.classifier[:2]
+    assert "set --backbone" in error_of(import_encoder, tmp_path / "foreign.pt")
+    imported = import_encoder(tmp_path / "foreign.pt", backbone="convnext_tiny")
+    assert imported.left_out == ["classifier.2.weight", "classifier.2.bias"]
+    assert torch.equal(imported_features(imported), features(network))
+
+
+def test_a_vision_transformer_gives_its_side(tmp_path, monkeypatch):
+    build = vision_transformer._vision_transformer
+    monkeypatch.setattr(
+        vision_transformer, "_vision_transformer", lambda **options: build(**options | {"num_layers": 1})
+    )
+    network = torchvision.models.vit_b_32(image_size=96)
+    torch.save(network.state_dict(), tmp_path / "foreign.pt")
+    imported = import_encoder(tmp_path / "foreign.pt", backbone="vit_b_32")
+    assert imported.side == 96
+    assert imported.left_out == ["heads.head.weight", "heads.head.bias"]
+
+
+def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_rejected(tmp_path):
+    path = tmp_path / "foreign.pt"
+    torch.save(resnet().state_dict() | {"layer1.0.conv2.weight": torch.ones(8, 1, 3, 3)}, path)  # like a ResNeXt
+    assert "looks like a resnet10, but the weights belong to a different architecture" in error_of(import_encoder, path)
+    assert "unknown stem 'small'" in error_of(lambda: import_encoder(path, backbone="resnet18", stem="small"))
+    assert "work only with ResNets" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d", stem="cifar"))
+
+
+def test_a_resnet_of_other_depths_is_rejected(tmp_path):
+    state = resnet(backbone="resnet18").state_dict()
+    torch.save({name: value for name, value in state.items() if not name.startswith("layer4.1.")}, tmp_path / "f.pt")
+    assert "[2, 2, 2, 1] BasicBlocks: set --backbone" in error_of(import_encoder, tmp_path / "f.pt")
+
+
+# --- files that do not match ------------------------------------------------------------------------------------------
+
+
+def test_missing_and_unmatched_tensors_are_listed_and_rejected_unless_partial(tmp_path):
+    network, path = resnet(), tmp_path / "foreign.pt"
+    state = network.state_dict()
+    del state["layer3.0.bn2.weight"], state["bn1.num_batches_tracked"]
+    torch.save(state | {"queue": torch.ones(3), "fc.weight": torch.ones(3, 64)}, path)
+    message = error_of(import_encoder, path)
+    assert "1 of its tensors are missing (layer3.0.bn2.weight)" in message
+    assert "1 tensors belong neither to it nor to a known head (queue)" in message
+    imported = import_encoder(path, partial=True)
+    assert (imported.missing, imported.unmatched) == (["layer3.0.bn2.weight"], ["queue"])
+    assert imported.left_out == ["fc.weight"]
+    assert imported.weights.keys() == network.state_dict().keys()
+    assert torch.equal(imported.weights["layer3.0.bn2.weight"], torch.ones(64 // 2))
+
+
+def test_counts_of_batches_may_be_missing(tmp_path):
+    network = resnet()
+    state = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "foreign.pt")
+    assert torch.equal(imported_features(import_encoder(tmp_path / "foreign.pt")), features(network))
+
+
+REJECTED = {
+    "no encoder": (
+        {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
+        "auto",
+        r"no encoder \('conv1.weight'\).*a.weight, b.weight",
+    ),
+    "two encoders": (
+        {f"{name}.conv1.weight": torch.ones(4, 3, 7, 7) for name in ("encoder", "backbone")},
+        "auto",
+        "several encoders.*encoder.conv1.weight, backbone.conv1.weight.*spijkervet",
+    ),
+    "another layout": ({"conv1.weight": torch.ones(4, 3, 7, 7)}, "sthalles", "no encoder .*conv1.weight"),
+    "no such layout": ({"conv1.weight": torch.ones(4, 3, 7, 7)}, "lightl", "did you mean 'lightly'"),
+    "a whole network": (nn.Linear(2, 2), "auto", r"no state dict.*state_dict\(\)"),
+    "a tensor": (torch.ones(2), "auto", "no state dict"),
+    "no tensors": ({"state_dict": {"epoch": 3}}, "auto", "no state dict"),
+}
+
+
+@pytest.mark.parametrize("kind", REJECTED)
+def test_unknown_content_is_rejected_with_the_reason(kind, tmp_path):
+    content, layout, message = REJECTED[kind]
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(UserError, match=message):
+        import_encoder(tmp_path / "foreign.pt", layout)
+
+
+@pytest.mark.parametrize("kind", ["text", "cut", "missing", "safetensors", "torchscript"])
+def test_a_file_that_cannot_be_read_is_named(kind, tmp_path):
+    path = tmp_path / ("foreign.safetensors" if kind == "safetensors" else "foreign.pt")
+    if kind == "cut":
+        torch.save(resnet().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "torchscript":
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+    elif kind != "missing":
+        path.write_bytes(b"this is neither of them")
+    assert str(path) in error_of(read_foreign, path)
+
+
+# --- no code is run ---------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """An object that calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("where", ["beside", "inside", "key", "whole"])
+@pytest.mark.parametrize("kind", ["mkdir", "eval", "torch.load"])
+def test_code_in_a_file_is_not_run(kind, where, legacy, tmp_path):
+    mark, path, state = tmp_path / "ran", tmp_path / "foreign.ckpt", nn.Linear(3, 2).state_dict()
+    bomb = {
+        "mkdir": Bomb(mark),
+        "eval": Call(eval, f"__import__('os').mkdir({str(mark)!r})"),
+        "torch.load": Call(torch.storage._load_from_bytes, pickle.dumps(Bomb(mark))),
+    }[kind]
+    content = {
+        "beside": {"state_dict": state, "hyper_parameters": [bomb]},
+        "inside": {"state_dict": dict(state) | {"bomb": bomb}},
+        "key": {"state_dict": state, bomb: 1},
+        "whole": bomb,
+    }[where]
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    if where == "whole":
+        assert "no state dict" in error_of(read_foreign, path)
+    else:
+        found = read_foreign(path)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert not mark.exists()
+
+
+def test_a_file_cannot_change_the_functions_that_it_may_call(tmp_path):
+    path = tmp_path / "foreign.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    program = (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x05\x00\x00\x00stainK\x01s\x86b."  # BUILD: set attributes
+    )
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, program if name.endswith("data.pkl") else content)
+    assert str(path) in error_of(read_foreign, path)
+    assert not hasattr(torch._utils._rebuild_tensor_v2, "stain")

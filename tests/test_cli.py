@@ -1,0 +1,121 @@
+"""cli.py: the table of commands, what help costs, and exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import cli
+from experiments.configs.presets import presets
+from simclr.augment import AUGMENTATIONS
+from simclr.data.sources import DATASETS
+from simclr.errors import RunFailed, UserError
+from tests.helpers import ROOT
+
+HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"], ["presets", "--help"], ["pretran"]])
+def test_what_needs_no_heavy_library_imports_none(arguments: list[str]) -> None:
+    code = (
+        f"import sys, cli\ntry: cli.app({arguments})\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout or done.stderr.startswith("error: unknown command 'pretran': did you mean 'pretrain'?\n")
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_lists_every_command_in_full() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"]).output
+    for name, (_, text) in cli.COMMANDS.items():
+        assert f"  {name:10}  {text}\n" in shown
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_says_what_each_option_does(name: str) -> None:
+    where, text = cli.COMMANDS[name]
+    module, _, function = where.partition(":")
+    assert getattr(import_module(f"experiments.commands.{module}"), function).__doc__.startswith(f"{text}\n\n")
+    shown = CliRunner().invoke(cli.app, [name, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith(f"Usage: simclr {name} ")
+    assert f"\n  Example: simclr {name}" in shown.output
+    assert "{" not in shown.output
+    parent = typer.main.get_command(cli.app)
+    command: Any = parent.commands[name].make_context(name, [], resilient_parsing=True).command  # type: ignore[attr-defined]
+    for parameter in command.params:
+        assert parameter.help[0].isupper(), parameter.name
+        assert parameter.help.endswith("."), parameter.name
+
+
+def test_help_lists_the_names_that_the_tables_hold() -> None:
+    shown = "".join(CliRunner().invoke(cli.app, ["pretrain", "--help"]).output.split())
+    for name in (*AUGMENTATIONS, *DATASETS, *presets()):
+        assert name in shown
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    done = CliRunner().invoke(cli.app, [])
+    assert done.exit_code == 2
+    assert "Commands:" in done.output
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("pre", ["presets", "pretrain"]), ("pretrain --batch", ["--batch-size"])])
+def test_a_shell_completes_commands_and_options(typed: str, completed: list[str]) -> None:
+    environment = {
+        "_SIMCLR_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"simclr {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+    }
+    done = CliRunner().invoke(cli.app, [], prog_name="simclr", env=environment)
+    assert sorted(done.stdout.split()) == completed
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("a mistake"), 2, "error: a mistake\n"),
+        (RunFailed("it diverged"), 1, "failed: it diverged\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (
+            PermissionError(13, "Permission denied", "a.png"),
+            1,
+            "failed: can't read or write a.png: Permission denied; check the folder's permissions and the free space "
+            "on its disk, or choose another path\n",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("experiments.commands.presets.presets", fail)
+    done = CliRunner().invoke(cli.app, ["presets"])
+    assert done.exit_code == code
+    assert done.stderr == message
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("experiments.commands.presets.presets", fail)
+    assert isinstance(CliRunner().invoke(cli.app, ["presets"]).exception, KeyError)
+
+
+@pytest.mark.parametrize("how", [["-m", "cli"], ["cli.py"]])
+def test_cli_runs_as_a_module_and_as_a_script(how: list[str]) -> None:
+    done = subprocess.run([sys.executable, *how, "presets"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cifar10-cpu\n")
