@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -47,7 +48,7 @@ def test_help_of_a_command_says_what_each_option_does(name: str) -> None:
     assert shown.exit_code == 0, shown.output
     assert shown.output.startswith(f"Usage: simclr {name} ")
     assert f"\n  Example: simclr {name}" in shown.output
-    assert "{" not in shown.output
+    assert not re.search(r"\{\w+\}", shown.output.partition("\n")[2])  # the first line is the usage
     parent = typer.main.get_command(cli.app)
     command: Any = parent.commands[name].make_context(name, [], resilient_parsing=True).command  # type: ignore[attr-defined]
     for parameter in command.params:
@@ -67,7 +68,9 @@ def test_without_arguments_the_help_is_shown() -> None:
     assert "Commands:" in done.output
 
 
-@pytest.mark.parametrize(("typed", "completed"), [("pre", ["presets", "pretrain"]), ("pretrain --batch", ["--batch-size"])])
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("pre", ["presets", "pretrain"]), ("pretrain --batch", ["--batch-size"])]
+)
 def test_a_shell_completes_commands_and_options(typed: str, completed: list[str]) -> None:
     environment = {
         "_SIMCLR_COMPLETE": "complete_bash",

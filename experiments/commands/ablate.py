@@ -22,7 +22,7 @@ from experiments.commands.options import (
     Settings,
 )
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
-from experiments.configs.resolve import resolve, short_name
+from experiments.configs.resolve import resolve
 from experiments.studies.axes import axes
 from experiments.studies.execute import execute
 from experiments.studies.plan import plan_study
@@ -114,10 +114,7 @@ def ablate(  # over 60 lines, because of its signature
         memory=memory,
     )
     plan = plan_study(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
-    varied = [*(f"no-{augmentation}" for augmentation in drop), *(f"only-{augmentation}" for augmentation in alone)]
-    varied += [Path(axis).stem] if axis else []
-    varied += [short_name(text.partition("=")[0].strip()) for text in vary]
-    name = name or "-".join([baseline.name, *(["together"] if together else []), *varied])
+    name = name or plan.name
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
     with Terminal() as terminal:
         find_study(name, plan, store, terminal)  # raises UserError early if the name belongs to another plan
@@ -145,7 +142,7 @@ def ablate(  # over 60 lines, because of its signature
 
 
 def report(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or the start of its id.")],
+    study: Annotated[str, typer.Argument(help="Name of a study, or the start of its id.")],
     form: Format = "terminal",
     out: Annotated[
         Path | None,

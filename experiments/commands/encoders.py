@@ -27,13 +27,9 @@ from simclr.weights.foreign import LAYOUTS
 
 def embed(
     run: EncoderName,
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of images. Those in its subfolders are included.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Folder of images. Those in its subfolders are included.")],
     out: Annotated[Path, typer.Option(help=f"File to write ({', '.join(WRITERS)}).")] = Path("features.parquet"),
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Number of images that are computed at the same time.")
-    ] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that are computed at the same time.")] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
 ) -> None:
@@ -79,7 +75,8 @@ def export(
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="File of weights of another program (.pth, .ckpt, .safetensors, ...).")
+        Path,
+        typer.Argument(help="File of weights of another program (.pth, .ckpt, .safetensors, ...)."),
     ],
     form: Annotated[
         str, typer.Option("--format", help=f"Program that wrote the file: auto, {', '.join(LAYOUTS)}.")
@@ -102,12 +99,8 @@ def import_(
         str | None,
         typer.Option(help=f"First layers of a ResNet: {', '.join(STEMS)}.", show_default="found from the weights"),
     ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")
-    ] = False,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the new run.", show_default="that of the file")
-    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.", show_default="that of the file")] = None,
 ) -> None:
     """Import an encoder that another program trained.
 

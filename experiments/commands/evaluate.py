@@ -103,11 +103,11 @@ def evaluate(
 def _format_results(table: pd.DataFrame) -> str:
     """Accuracies in percent with their 95 % intervals, and other figures as they are. Empty columns are left out."""
     rows = []
-    for row in table.itertuples():
-        percent = is_accuracy(row.metric) or row.metric.endswith("_std")
-        interval = "" if isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}"
-        others = [_format_number(value, percent) for value in (row.untrained, row.pixels, row.chance)]
-        rows.append([row.metric, _format_number(row.trained, percent), interval, *others, row.protocol])
+    for row in table.to_dict("records"):
+        percent = is_accuracy(row["metric"]) or row["metric"].endswith("_std")
+        interval = "" if isnan(row["low"]) else f"{row['low']:.2%} to {row['high']:.2%}"
+        others = [_format_number(row[column], percent) for column in ("untrained", "pixels", "chance")]
+        rows.append([row["metric"], _format_number(row["trained"], percent), interval, *others, row["protocol"]])
     headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
     columns = [(header, cells) for header, cells in zip(headers, zip(*rows, strict=True), strict=True) if any(cells)]
     alignment = ["left", *["right"] * (len(columns) - 1)]

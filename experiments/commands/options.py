@@ -135,18 +135,12 @@ Drop = Annotated[
 ]
 
 # Encoders and what they are evaluated on.
-EncoderName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Name of a run, the start of its id, or a file of weights.")
-]
+EncoderName = Annotated[str, typer.Argument(help="Name of a run, the start of its id, or a file of weights.")]
 NewestEncoder = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[RUN]", help="Name of a run, the start of its id, or a file of weights.", show_default="the newest run"
-    ),
+    typer.Argument(help="Name of a run, the start of its id, or a file of weights.", show_default="the newest run"),
 ]
-RunNames = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Names of runs, or the starts of their ids.", show_default=False)
-]
+RunNames = Annotated[list[str], typer.Argument(help="Names of runs, or the starts of their ids.", show_default=False)]
 Transfer = Annotated[
     str | None,
     typer.Option(

@@ -59,9 +59,7 @@ def views(
 
 
 def plot(
-    metric: Annotated[
-        str, typer.Argument(metavar="METRIC", help=f"Metric to draw: {', '.join(SHORT_NAMES)}, or any logged metric.")
-    ],
+    metric: Annotated[str, typer.Argument(help=f"Metric to draw: {', '.join(SHORT_NAMES)}, or any logged metric.")],
     runs: RunNames,
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
@@ -122,7 +120,7 @@ def tsne(
 
 def neighbours(
     run: EncoderName,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files to find neighbours of.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files to find neighbours of.")],
     out: PictureFile = Path("neighbours.png"),
     count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours of each image.")] = 8,
     layer: Layer = None,

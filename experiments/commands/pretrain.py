@@ -132,7 +132,7 @@ def pretrain(  # over 60 lines, because of its signature
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
     if terminal.latest:
-        typer.echo(f"done: {terminal.status(prepared.steps.total)}")
+        typer.echo(f"done: {terminal.status()}")
     typer.echo(f"next: simclr eval {record.short_id} --knn --linear (without labels: --no-labels)   or   simclr ui")
 
 
@@ -157,11 +157,11 @@ class TrainingTerminal(Terminal):
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         super().metrics(metrics, step)
         if self.bars is None and "val/knn_top1" in metrics:
-            self.say(self.status(step))
+            self.say(self.status())
 
-    def status(self, step: int) -> str:
+    def status(self) -> str:
         epochs = self.config.train.epochs
-        return f"epoch {step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest, self.chance)}"
+        return f"epoch {self.step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest, self.chance)}"
 
 
 def _describe_choice(config: Config) -> str:
@@ -169,7 +169,8 @@ def _describe_choice(config: Config) -> str:
     model, train = config.model, config.train
     return (
         f"chosen for the time budget: {model.backbone} of width {model.width:g}, {model.stem} stem, images of "
-        f"{stored_side(config.data)} px, {train.epochs} epoch{'s' * (train.epochs != 1)} in batches of {train.batch_size}"
+        f"{stored_side(config.data)} px, {train.epochs} epoch{'s' * (train.epochs != 1)}, "
+        f"batches of {train.batch_size}"
     )
 
 

@@ -78,7 +78,7 @@ def ui(
 def _serve(uri: str, port: int) -> int:
     """Run MLflow's server until it ends or is interrupted. Returns its exit code."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with subprocess.Popen(command, env=os.environ | off, start_new_session=True) as server:
         try:

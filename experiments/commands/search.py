@@ -75,11 +75,9 @@ def search(
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=0, help="Number of fresh seeds to train the best trials and the starting config with. 0: none."),
+        typer.Option(min=0, help="Number of fresh seeds to train the best trials and the starting config with."),
     ] = 3,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the search.", show_default="search- and the preset")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the search.", show_default="search- and the preset")] = None,
 ) -> None:
     """Search for better settings that fit into memory.
 

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Self
 
 import typer
@@ -32,7 +31,7 @@ class Terminal(Observer):
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
-        self.steps = 0  # of the run that trains. 0: no run has begun
+        self.step, self.steps = 0, 0  # of the run that trains. 0 steps: no run has begun
         self._stopping = False
         self._handlers: dict[int, Any] = {}
 
@@ -54,7 +53,7 @@ class Terminal(Observer):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, *_: object) -> None:
         if not self.steps:
             raise KeyboardInterrupt
         self._stopping = True
@@ -70,14 +69,15 @@ class Terminal(Observer):
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)
 
-    def began(self, run_id: str, steps: int) -> None:
-        self.latest, self.steps = {}, steps
+    def began(self, run_id: str, steps: int) -> None:  # noqa: ARG002 (an override)
+        self.latest, self.step, self.steps = {}, 0, steps
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.step = step
         self.latest.update(metrics)
-        self._move_bar("training", step, self.steps, self.status(step))
+        self._move_bar("training", step, self.steps, self.status())
 
-    def status(self, step: int) -> str:
+    def status(self) -> str:
         """The state of the run that trains, in one line."""
         return describe_metrics(self.latest)
 
@@ -94,7 +94,7 @@ class Terminal(Observer):
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """For commands that resume by themselves: a KeyboardInterrupt, also for a stopped run, with a message that says so."""
+    """For commands whose work resumes when they run again: a KeyboardInterrupt that says so, for a stopped run too."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stopped:

@@ -35,8 +35,8 @@ def estimate(prepared: Prepared) -> Estimate:
     config, plan, peak = prepared.fitted, prepared.plan, prepared.peak
     if plan is None and peak > (available := devices.system_memory()):
         raise UserError(
-            f"{config.name} needs {format_bytes(peak)} of memory and this machine has {format_bytes(int(available))}: add --memory (such "
-            f"as --memory 8GiB) to compute each batch in micro-batches that fit"
+            f"{config.name} needs {format_bytes(peak)} of memory and this machine has {format_bytes(int(available))}: "
+            f"add --memory (such as --memory 8GiB) to compute each batch in micro-batches that fit"
         )
     with devices.memory_errors(memory_remedy(config)):
         seconds = timed_steps(

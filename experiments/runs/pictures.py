@@ -98,7 +98,10 @@ def draw_tsne(
     )
     if labelled:
         share = neighbour_agreement(points, x, labels)
-        note += f"\nclass predicted by the 10 nearest neighbours: {share.points:.1%} on the map, {share.features:.1%} in {layer}"
+        note += (
+            f"\nclass predicted correctly by 10 nearest neighbours: {share.points:.1%} on the map, "
+            f"{share.features:.1%} in {layer}"
+        )
     pictures = data.images[rows].transpose(0, 2, 3, 1) if thumbnails else None
     files = plots.files_of(out, ".png", ".svg", ".csv")
     plots.scatter(points, labels, data.classes, files[:2], pictures, note)

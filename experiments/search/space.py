@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import BaseTrial
 from pydantic import ValidationError, model_validator
 
 from experiments.configs.resolve import changed
@@ -63,8 +62,8 @@ class Parameter(Section):
         low, high = self.extremes
         return value if isinstance(value, int | float) and low <= value <= high else None
 
-    def suggest(self, trial: BaseTrial) -> Any:
-        """The value of the setting that Optuna suggests for a trial."""
+    def suggest(self, trial: Any) -> Any:
+        """The value of the setting that Optuna suggests for one of its trials."""
         if self.choices:
             labels = {json.dumps(choice): choice for choice in self.choices}  # Optuna can't store lists
             return labels[trial.suggest_categorical(self.name, list(labels))]
@@ -106,8 +105,8 @@ def check_space(parameters: Sequence[Parameter], baseline: Config) -> None:
             changed(baseline, {**parameter.when, parameter.setting: value})
 
 
-def suggest_settings(trial: BaseTrial, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
-    """A value for each setting whose condition is met in this trial."""
+def suggest_settings(trial: Any, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
+    """A value for each setting whose condition is met in one of Optuna's trials."""
     values: dict[str, Any] = {}
     table = baseline.model_dump(mode="json")
     for parameter in parameters:

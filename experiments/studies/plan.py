@@ -55,6 +55,7 @@ class StudyPlan(NamedTuple):
     x: str | None = None  # the setting on the axis
     log: bool = False
     lines: dict[str, dict[str, float]] = {}  # noqa: RUF012  {line: {cell: x}}; a line for each value of other settings
+    name: str = ""  # of the study, unless the user chooses another
 
     def digest(self, data: str) -> str:
         """A hash of the plan and of the digest of its data. Seeds after the first don't change it."""
@@ -104,25 +105,11 @@ def plan_study(
         raise UserError(f"{x} = {lowest:g} can't be drawn on a logarithmic axis: set log = false")
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: use --drop, --only, --axis or --vary")
-    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {})
-
-
-def default_name(
-    baseline: Config,
-    *,
-    drop: Sequence[str] = (),
-    alone: Sequence[str] = (),
-    together: bool = False,
-    axis: str | None = None,
-    vary: Sequence[str] = (),
-) -> str:
-    """The name of a study for the arguments of `plan_study`, e.g. shapes-no-crop-temperature."""
     parts = [baseline.name, *(["together"] if together else [])]
-    parts += [f"no-{name}" for name in drop]
-    parts += [f"only-{name}" for name in alone]
+    parts += [f"no-{name}" for name in drop] + [f"only-{name}" for name in alone]
     parts += [Path(axis).stem] if axis else []
     parts += [short_name(text.partition("=")[0].strip()) for text in vary]
-    return "-".join(parts)
+    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {}, "-".join(parts))
 
 
 def is_number(value: object) -> bool:

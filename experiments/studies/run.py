@@ -78,12 +78,13 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     """
     baseline = plan.cells[0].config
     data = open_dataset(baseline.data, store.folder)
+    document = _document(plan, data, command)
     if (study := _find_study(name, plan, data, store)) is not None:
         tracker = store.reopen(study)
     else:
         tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
         tracker = store.start(name, "study", baseline.flat(), tags)
-    tracker.artifact(PLAN_FILE, _document(plan, data, command).write)
+    tracker.artifact(PLAN_FILE, document.write)
     return tracker
 
 

@@ -48,7 +48,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Called after each optimizer step, to update moving averages and queues."""
+        """Called after each optimizer step, to update moving averages and queues. Its memory is not planned."""
 
     def own_state(self) -> dict[str, Any]:
         """What a checkpoint must hold of the method beside the network. Empty if nothing."""

@@ -128,7 +128,6 @@ def _optimizer_step(config: Config) -> tuple[Counter[str], Counter[str]]:
             _zero_gradients(training.method, tally)
             training.optimizer.step()
             training.optimizer.zero_grad()
-            training.method.after_step()
         return resting, tally.peak
 
 

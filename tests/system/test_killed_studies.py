@@ -1,14 +1,14 @@
-"""Studies whose process is killed."""
+"""A study whose process is killed again and again."""
 
 from __future__ import annotations
 
 import multiprocessing
-import random
+import os
 import signal
 from collections import Counter
-from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +16,43 @@ import torch
 from experiments.studies.execute import execute
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
-from experiments.tracking import Store
+from experiments.tracking import Store, Tracker
 from simclr.progress import Observer
+from tests.experiments.studies.helpers import leave_out_figures, leave_out_pictures
 from tests.helpers import tiny
 
-KILLS = 5
-SEEDS = [0, 1]
+# When each process dies: the n-th time that something is reported, or that a file is about to be kept.
+MOMENTS = [
+    ("plan.json", 1),
+    ("step", 4),  # while the baseline trains
+    ("model.safetensors", 1),  # when it is trained
+    ("linear classifier", 30),  # while it is evaluated
+    ("knn_top1-predictions.npz", 1),  # while the evaluations are recorded
+    ("no color_jitter, seed 0", 1),  # between two cells
+    ("step", 4),  # while the second cell trains
+    ("report.html", 1),
+]
+
+
+class Killer(Observer):
+    """Kills its process the n-th time that something happens."""
+
+    def __init__(self, what: str, count: int) -> None:
+        self.what, self.left = what, count
+
+    def happens(self, what: str) -> None:
+        self.left -= what == self.what
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def say(self, text: str) -> None:
+        self.happens(text)
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.happens("step" if "train/loss" in metrics else f"step {step}")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.happens(what if done < total else f"{what} done")
 
 
 def plan() -> StudyPlan:
@@ -29,64 +60,37 @@ def plan() -> StudyPlan:
     return plan_study(config, drop=["color_jitter"])
 
 
-class Events(Observer):
-    """Sends what happens to another process."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def say(self, text: str) -> None:
-        self.connection.send(text)
-
-    def began(self, run_id: str, steps: int) -> None:
-        self.connection.send(("began", run_id, steps))
-
-    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.connection.send(("metrics", dict(metrics), step))
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        self.connection.send((what, done, total))
-
-
-def run_study(home: Path, connection: Connection) -> None:
-    """What a process does until it is killed or done."""
+def run_study(home: Path, what: str, count: int) -> None:
+    """The work of one process."""
     torch.set_num_threads(1)
-    events = Events(connection)
-    outcome = execute("study", plan(), Store(home), SEEDS, "simclr ablate", events)
-    outcome.check()
-    events.say("done")
+    killer, keep = Killer(what, count), Tracker.artifact
+
+    def artifact(tracker: Tracker, name: str, write: Callable[[Path], object]) -> None:
+        killer.happens(name)
+        keep(tracker, name, write)
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        leave_out_figures(patch)
+        patch.setattr(Tracker, "artifact", artifact)
+        execute("study", plan(), Store(home), [0], "simclr ablate", killer).check()
 
 
-def run_until(home: Path, count: int | None) -> bool:
-    """Run the study in a process of its own and kill it after so many events. Returns whether it was killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.studies.execute"])  # imports take longer than the study
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=run_study, args=(home, theirs))
+def exit_code(context: Any, home: Path, what: str = "nothing", count: int = 1) -> int:
+    process = context.Process(target=run_study, args=(home, what, count))
     process.start()
-    theirs.close()
-    seen = 0
-    with ours:
-        try:
-            while ours.recv() != "done":
-                seen += 1
-                if seen == count:
-                    process.kill()
-        except EOFError:
-            pass
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+    return int(process.exitcode)
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_any_moment_resumes_to_the_same_results(tmp_path: Path) -> None:
-    assert not run_until(tmp_path / "whole", None)
-    draw, kills = random.Random(0), 0
-    while kills < KILLS and run_until(tmp_path / "killed", draw.randint(1, 12)):
-        kills += 1
-    assert kills > 2
-    assert not run_until(tmp_path / "killed", None)
+def test_a_study_that_is_killed_resumes_to_the_same_results(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.studies.execute"])  # importing takes longer than the study
+    assert exit_code(context, tmp_path / "whole") == 0
+    for what, count in MOMENTS:
+        assert exit_code(context, tmp_path / "killed", what, count) == -signal.SIGKILL, what
+    assert exit_code(context, tmp_path / "killed") == 0
     tables = []
     for home in ("whole", "killed"):
         store = Store(tmp_path / home)
@@ -95,6 +99,6 @@ def test_a_study_killed_at_any_moment_resumes_to_the_same_results(tmp_path: Path
         (study,) = store.records(kind="study")
         assert study.finished
         table = read_results(study, store).table
-        assert len(table) == len(plan().cells) * len(SEEDS)
         tables.append(table[["cell", "seed", "status", "knn_top1", "linear_top1"]].sort_values(["cell", "seed"]))
+        assert len(table) == len(plan().cells)
     assert tables[0].to_numpy().tolist() == tables[1].to_numpy().tolist()

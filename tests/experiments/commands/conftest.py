@@ -15,6 +15,7 @@ from simclr.config import to_toml
 from tests.experiments.commands.helpers import Run, invoke
 from tests.helpers import tiny
 
+
 @pytest.fixture(scope="session")
 def training(tmp_path_factory: pytest.TempPathFactory, _quick_stores: Any) -> tuple[Store, Result]:
     """A store with the run tiny-s0, and what the command that trained it printed. Its folder holds tiny.toml."""

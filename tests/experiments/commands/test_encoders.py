@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from experiments.tracking import Store
@@ -45,13 +44,14 @@ def test_embed_can_skip_files_that_are_not_images(run: Run, tmp_path: Path) -> N
 
 
 def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> None:
-    network = torchvision.models.resnet18()
+    network = WideResNet(*RESNETS["resnet18"], 0.125)
+    network.set_stem("imagenet")
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, "foreign.pth")
     done = run("import", "foreign.pth", "--dataset", "digits", "--side", 32, "--name", "theirs")
     assert done.exit_code == 0, done.output
     record = trained.find("theirs")
     assert done.stdout.splitlines() == [
-        f"run {record.short_id}: resnet18, stem imagenet, width 1",
+        f"run {record.short_id}: resnet18, stem imagenet, width 0.125",
         "images are normalized with 'imagenet': if the encoder was trained otherwise, add --normalize",
         "left out: backbone.fc.weight, backbone.fc.bias",
         f"next: simclr eval {record.short_id}",
@@ -60,7 +60,7 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
     evaluated = run("eval", "theirs", "--knn")
     assert evaluated.exit_code == 0, evaluated.output
     assert "knn_top1" in evaluated.stdout
-    assert run("compare", "theirs", "tiny-s0" if "knn_top1" in trained.find("tiny-s0").protocols else "theirs").exit_code == 0
+    assert run("compare", "theirs").exit_code == 0
 
 
 def test_the_python_code_in_the_readme_runs(run: Run, tmp_path: Path) -> None:

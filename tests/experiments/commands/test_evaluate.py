@@ -7,15 +7,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from experiments.runs.prepare import prepare
-from experiments.runs.train import train
 from experiments.tracking import Store
 from tests.experiments.commands.helpers import Run, assert_one_line
-from tests.helpers import tiny
 
 
 @pytest.fixture
@@ -35,12 +31,13 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     assert done.exit_code == 0, done.output
     record = trained.find("tiny-s0")
     first, header, _, *rows = done.stdout.splitlines()
-    assert first.startswith(f"run {record.short_id} on digits (digest {record.tags['data_digest'][:8]}; images: 1294 train,")
+    digest = record.tags["data_digest"][:8]
+    assert first.startswith(f"run {record.short_id} on digits (digest {digest}; images: 1294 train, 144 val, ")
     assert first.endswith("), layer h, protocol 3")
     assert header.split("  ")[0] == ""
     for title in ("trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"):
         assert title in header
-    assert [row.split()[0] for row in rows] == ["knn_top1", "linear_top1", "linear_top5"]
+    assert [row.split()[0] for row in rows] == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
     metrics = record.metrics
     trained_accuracy, low, _, high, untrained, _, chance, protocol = table_of(done.stdout)["linear_top1"]
     assert trained_accuracy == f"{metrics['eval/linear_top1']:.2%}"
@@ -128,13 +125,13 @@ def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained
     cases = {
         "half.safetensors": (whole[: len(whole) // 2], "can't be read as safetensors"),
         "code.safetensors": (pickle.dumps({"model": Code()}), "can't be read as safetensors"),
-        "other.safetensors": (whole.replace(b"width = 0.125", b"width = 0.250"), "architecture"),
+        "other.safetensors": (whole.replace(b"width = 0.125", b"width = 0.250"), "different architecture"),
     }
     for name, (content, message) in cases.items():
         Path(name).write_bytes(content)
         assert_one_line(run("eval", name), 2, message)
     torch.save({"model": Code()}, "code.pt")
-    assert_one_line(run("eval", "code.pt"), 2, "holds objects")
+    assert_one_line(run("eval", "code.pt"), 2, "Python objects")
     assert not Path("ran").exists()
 
 
@@ -162,6 +159,6 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, trained: Store, images: Path) -> None:
     if case == "not evaluated":
-        train(prepare(tiny(name="fresh", seed=1, train={"epochs": 1}), trained.folder), trained)
+        trained.start("fresh-s1", "pretrain", {}).finish("FINISHED")
     arguments, message = WRONG[case]
     assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)

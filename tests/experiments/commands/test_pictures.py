@@ -34,7 +34,10 @@ def test_a_picture_is_written_where_it_was_asked_for(name: str, run: Run, images
 
 
 WRONG = {
-    "no folder to draw in": (["tsne", "tiny-s0", "--out", "no/such"], "can't draw to no/such: expected the name of a file"),
+    "no folder to draw in": (
+        ["tsne", "tiny-s0", "--out", "no/such"],
+        "can't draw to no/such: expected the name of a file",
+    ),
     "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
     "a folder of curves": (["plot", "loss", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
     "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),

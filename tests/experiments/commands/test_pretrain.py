@@ -9,7 +9,8 @@ import pytest
 from typer.testing import Result
 
 from experiments.commands.pretrain import TrainingTerminal
-from experiments.tracking import Store
+from experiments.runs.prepare import Prepared
+from experiments.tracking import Record, Store
 from simclr.config import Config
 from tests.experiments.commands.helpers import Run, assert_one_line
 from tests.helpers import ROOT, tiny
@@ -75,16 +76,24 @@ def test_a_run_that_diverges_fails_with_its_reason(run: Run, trained: Store) -> 
 
 
 def test_a_time_budget_says_what_it_chose(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagged: list[dict[str, str]] = []
+
     def choose(config: Config, time: object, *arguments: object, **options: object) -> tuple[Config, str]:
         return config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})}), "a-request"
 
+    def train(prepared: Prepared, store: Store, *, tags: dict[str, str], **options: object) -> Record:
+        assert prepared.config.train.epochs == 1
+        tagged.append(tags)
+        return trained.find("tiny-s0")
+
     monkeypatch.setattr("experiments.commands.pretrain.choose_config", choose)
-    done = run("pretrain", "--config", "tiny.toml", "--hours", 1, "--name", "budget", "--seed", 2)
+    monkeypatch.setattr("experiments.commands.pretrain.train", train)
+    done = run("pretrain", "--config", "tiny.toml", "--hours", 1)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(
-        "chosen for the time budget: resnet18 of width 0.125, stride2 stem, images of 16 px, 1 epoch in batches of 256\n"
+        "chosen for the time budget: resnet18 of width 0.125, stride2 stem, images of 16 px, 1 epoch, batches of 256\n"
     )
-    assert trained.find("budget-s2").tags["request"] == "a-request"
+    assert tagged == [{"request": "a-request"}]
 
 
 def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images: Path) -> None:
@@ -101,7 +110,7 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
 
 def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:
     terminal = TrainingTerminal(tiny(train={"epochs": 100, "batch_size": 128}))
-    terminal.steps = 1000
+    terminal.step, terminal.steps = 300, 1000
     terminal.latest = {
         "train/loss": 3.93,
         "train/contrastive_top1": 0.125,
@@ -109,7 +118,7 @@ def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:
         "perf/images_per_second": 1082.4,
     }
     shown = "epoch 30.0/100 loss 3.93 (chance 5.54) top-1 12% kNN 76.4%"
-    assert terminal.status(300) == f"{shown} 1082 img/s"
+    assert terminal.status() == f"{shown} 1082 img/s"
     bar = "━━━━━━ 00:10 "
     assert len(bar + shown) <= 80
 

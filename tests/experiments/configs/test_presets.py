@@ -1,3 +1,5 @@
+"""The presets and their headers."""
+
 from __future__ import annotations
 
 import shlex

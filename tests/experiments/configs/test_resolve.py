@@ -1,3 +1,5 @@
+"""From what a user asks for to a Config: precedence, --set, --drop, and presets that build on others."""
+
 from __future__ import annotations
 
 from pathlib import Path

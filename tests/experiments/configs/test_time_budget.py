@@ -1,3 +1,5 @@
+"""Presets with a time budget: which choice is trained, for how long, and how it resumes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,6 @@
-from __future__ import annotations
+"""Tests of experiments/runs/encoders.py."""
 
+from __future__ import annotations
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""Tests of experiments/runs/evaluate.py."""
+
 from __future__ import annotations
 
 import json

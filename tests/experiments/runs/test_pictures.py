@@ -1,3 +1,5 @@
+"""Tests of experiments/runs/pictures.py."""
+
 from __future__ import annotations
 
 from pathlib import Path

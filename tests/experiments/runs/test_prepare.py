@@ -1,3 +1,5 @@
+"""Tests of experiments/runs/prepare.py."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,7 +32,7 @@ def test_a_seed_shares_the_open_data(home: Path) -> None:
     [
         ({"device": "cuda:99"}, "device 'cuda:99'"),
         ({"train": {"batch_size": 4096}}, r"train.batch_size = 4096"),
-        ({"model": {"backbone": "vit_b_16", "stem": "imagenet", "width": 1.0}}, "vit_b_16"),
+        ({"model": {"backbone": "vit_b_32", "stem": "imagenet", "width": 1.0}}, "vit_b_32"),
     ],
 )
 def test_what_cannot_run_is_refused(sections: dict[str, object], message: str, home: Path) -> None:

@@ -1,3 +1,5 @@
+"""What follows the trials of a search: its record, the study with fresh seeds, and the selection."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The parameters that a search varies."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Trials: training, pruning, rejection, failures, and how a search resumes."""
+
 from __future__ import annotations
 
 import json
@@ -136,29 +138,31 @@ def test_a_name_belongs_to_one_search(
         pass
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, usable: float) -> None:
-    total = round(usable / (1 - budget.FRAGMENTATION))
-    monkeypatch.setattr(budget, "memory_budget", lambda *_: budget.MemoryBudget(total, {}))
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Memory of 100 bytes, of which a config needs its hidden width times its network's. Lists what was predicted."""
+    names: list[str] = []
+
+    def predict(config: Config, micro_batch: int) -> dict[str, int]:
+        names.append(config.name)
+        return {"activations": round(config.model.hidden_dim * config.model.width)}
+
+    monkeypatch.setattr(memory, "predict", predict)
+    monkeypatch.setattr(budget, "predict", predict)
+    monkeypatch.setattr(budget, "memory_budget", lambda *_: budget.MemoryBudget(106, {}))  # usable: 100
+    return names
 
 
 def test_trials_that_need_too_much_memory_are_rejected_and_predicted_once(
-    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+    store: Store, trained: list[Config], predicted: list[str]
 ) -> None:
-    space = [Parameter(setting="model.width", choices=(0.125, 4.0))]
-    narrow = sum(memory.predict(BRIEF, 256).values())
-    limit_memory(monkeypatch, narrow * 1.2)
-    predicted = []
-
-    def predict(config: Config, micro_batch: int) -> dict[str, int]:
-        predicted.append(config.name)
-        return {"activations": round(narrow * config.model.width / 0.125)}
-
+    space = [Parameter(setting="model.hidden_dim", choices=(64, 2**20))]
     said = Messages()
-    with open_search("s", BRIEF, space, store) as search:
-        monkeypatch.setattr(memory, "predict", predict)
+    with open_search("s", tiny(model={"hidden_dim": 64}, train={"epochs": 1}), space, store) as search:
+        predicted.clear()
         run_trials(search, 8, observer=said)
     started = [text for text in said.texts if "=" in text]
-    assert {text.partition(": ")[2] for text in started} == {"model.width=0.125"}
+    assert {text.partition(": ")[2] for text in started} == {"model.hidden_dim=64"}
     assert sum("% on validation after" in text for text in said.texts) == len(started)
     rejected = [trial for trial in search.study.trials if "turned away" in trial.user_attrs]
     assert rejected
@@ -170,24 +174,20 @@ def test_trials_that_need_too_much_memory_are_rejected_and_predicted_once(
 
 
 def test_a_trial_must_fit_with_the_proxy_settings_and_without(
-    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+    store: Store, trained: list[Config], predicted: list[str]
 ) -> None:
-    full, space = tiny(model={"width": 0.25}), [Parameter(setting="model.hidden_dim", choices=(16, 8192))]
-    large = tiny(model={"width": 0.25, "hidden_dim": 8192})
-    room = trials.smallest_peak(large) - 1000
-    assert trials.smallest_peak(tiny(model={"hidden_dim": 8192})) < room  # the proxy alone would fit
-    limit_memory(monkeypatch, room)
+    full = tiny(model={"width": 1.0, "hidden_dim": 64}, train={"epochs": 1})
+    space = [Parameter(setting="model.hidden_dim", choices=(16, 400))]  # with a width of 0.125 both would fit
     with open_search("s", full, space, store, proxy=["model.width=0.125"]) as search:
         search.study.enqueue_trial({"model.hidden_dim": "16"})
-        search.study.enqueue_trial({"model.hidden_dim": "8192"})
+        search.study.enqueue_trial({"model.hidden_dim": "400"})
         run_trials(search, 3)
     rejected = {trial.params["model.hidden_dim"]: "turned away" in trial.user_attrs for trial in search.study.trials}
-    assert rejected == {"16": False, "8192": True}
+    assert rejected == {"16": False, "400": True}
 
 
-def test_a_full_config_that_does_not_fit_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = tiny(model={"width": 0.25})
-    limit_memory(monkeypatch, trials.smallest_peak(full) - 1000)
+def test_a_full_config_that_does_not_fit_is_refused(store: Store, predicted: list[str]) -> None:
+    full = tiny(model={"width": 1.0, "hidden_dim": 400})
     search = open_search("s", full, SPACE, store, proxy=["model.width=0.125"])
     with pytest.raises(UserError, match="tiny needs "), search:
         pass

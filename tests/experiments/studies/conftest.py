@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis import plots
-from experiments.runs import train
 from experiments.tracking import Record, Store
-from tests.experiments.studies.helpers import write_previous_study
+from tests.experiments.studies.helpers import leave_out_pictures, write_previous_study
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    """The pictures of a run take longer than its training."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(train, "view_grid", lambda config, data, path: path.touch())
-    patch.setattr(plots, "confusion_matrix", lambda matrix, classes, path: path.touch())
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A study that the suite recorded before its code was reorganised, written through the Store."""
+"""A study that the suite recorded before its code was reorganised, and how to leave out what takes long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from analysis import plots
+from experiments.runs import train
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.tracking import Record, Store, Tracker
 from tests.helpers import tiny
@@ -16,6 +19,22 @@ from tests.helpers import tiny
 PREVIOUS_FILE = Path(__file__).parent / "previous_study.json"
 PREVIOUS_RUNS: dict[str, dict[str, Any]] = json.loads(PREVIOUS_FILE.read_text())
 PREVIOUS_SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 0}
+
+
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Replace the pictures of a run by empty files, because they take longer than its training."""
+    patch.setattr(train, "view_grid", lambda config, data, path: path.touch())
+    patch.setattr(plots, "confusion_matrix", lambda matrix, classes, path: path.touch())
+
+
+def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
+    """Replace the figures of a report by empty files."""
+
+    def draw(*arguments: object) -> None:
+        next(each for each in arguments if isinstance(each, Path)).touch()
+
+    for name in ("differences", "against", "curves"):
+        patch.setattr(plots, name, draw)
 
 
 def previous_plan() -> StudyPlan:

@@ -1,3 +1,5 @@
+"""Axes: those of the suite, and files of the user's own."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Plans of studies: which cells there are, how they are named, and what they change."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -291,6 +293,12 @@ def test_another_head_leaves_the_initial_weights_of_the_encoder(digits: Dataset)
     encoders = [build_model(cell.of_seed(1), digits, torch.device("cpu")).encoder.state_dict() for cell in plan.cells]
     for encoder in encoders[1:]:
         assert all(torch.equal(a, b) for a, b in zip(encoders[0].values(), encoder.values(), strict=True))
+
+
+def test_a_study_is_named_after_what_it_varies() -> None:
+    plan = plan_study(baseline(), drop=["crop"], alone=["flip"], axis="head", vary=["loss.temperature=0.1,0.2"])
+    assert plan.name == "tiny-no-crop-only-flip-head-temperature"
+    assert plan_study(baseline(), drop=["crop", "flip"], together=True).name == "tiny-together-no-crop-no-flip"
 
 
 def test_all_cells_of_a_seed_come_before_the_next_seed() -> None:

@@ -1,3 +1,5 @@
+"""Reports, made from the records of a study that the previous version ran."""
+
 from __future__ import annotations
 
 import csv
@@ -6,23 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from analysis import plots
 from experiments.studies.plan import BASELINE
 from experiments.studies.report import report
 from experiments.studies.results import CellDocument, StudyDocument
 from experiments.tracking import Record, Store, Tracker
 from simclr.errors import UserError
+from tests.experiments.studies.helpers import leave_out_figures
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than everything else in a report."""
-
-    def draw(*arguments: object, **options: object) -> None:
-        next(each for each in arguments if isinstance(each, Path)).touch()
-
-    for name in ("differences", "against", "curves"):
-        monkeypatch.setattr(plots, name, draw)
+    leave_out_figures(monkeypatch)
 
 
 def change_document(study: Record, change: Callable[[StudyDocument], StudyDocument]) -> None:

@@ -1,3 +1,5 @@
+"""Results of a study, read from runs that the tests write by hand."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Running a study: what it records, what it reuses, and what happens when cells fail."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -12,7 +14,7 @@ from experiments.runs import train
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
-from experiments.studies.results import read_results
+from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import find_study, forecast, open_study, run_study
 from experiments.tracking import Record, Store, Tracker
 from simclr.errors import RunFailed, UserError
@@ -164,8 +166,10 @@ def test_a_study_of_the_previous_version_is_resumed(
     before = {record.id for record in store.records()}
     plan = previous_plan()
     assert find_study("old", plan, store) == previous
-    study = open_study("old", plan, store, "simclr ablate")
+    document = StudyDocument.read(previous)
+    study = open_study("old", plan, store, "another command")
     assert study.run_id == previous.id
+    assert StudyDocument.read(previous) == document.model_copy(update={"command": "another command"})
     assert run_study(study, plan, store, [0]) == ["'lr=1e+30', seed 0: training diverged"]
     (new,) = [record for record in store.records() if record.id not in before]
     assert (new.kind, new.status, new.tags["cell"]) == ("cell", "FAILED", "lr=1e+30")
