@@ -26,7 +26,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "budget": ("budget:budget", "Predict how much memory a config needs, and what fits."),
     "presets": ("presets:presets", "List the presets, with their cost and results."),
     "views": ("pictures:views", "Draw the augmented views that training uses."),
-    "runs": ("records:runs", "List all runs, the newest first."),
+    "runs": ("records:runs", "List all runs, newest first."),
     "ui": ("records:ui", "Serve MLflow's pages of the runs on this machine."),
 }
 
@@ -46,7 +46,7 @@ class Commands(TyperGroup):
     a run that failed, and 130 after Ctrl-C."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and not ctx.resilient_parsing:  # which is set while a shell completes a word
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:  # parsing is resilient when a shell completes a word
             raise unknown("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
@@ -29,7 +29,7 @@ def accuracy_interval(correct: int, n: int, level: float = 0.95) -> tuple[float,
     """
     if not 0 <= correct <= n or not n:
         raise ValueError(f"{correct} of {n} images correct: expected at least one image, and a count from 0 to all")
-    low, high = (float(stats.binom.ppf((1 + side * level) / 2, n, correct / n)) / n for side in (-1, 1))
+    low, high = (float(scipy.stats.binom.ppf((1 + side * level) / 2, n, correct / n)) / n for side in (-1, 1))
     return low, high
 
 
@@ -64,7 +64,7 @@ def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_])
     only_first = int((first_correct & ~second_correct).sum())
     only_second = int((second_correct & ~first_correct).sum())
     discordant = only_first + only_second
-    p = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
+    p = scipy.stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
     return McNemar(only_first, only_second, float(p))
 
 
@@ -87,7 +87,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Mean:
     mean = float(x.mean()) if x.size else math.nan
     if x.size < 2 or np.ptp(x) < 1e-12:
         return Mean(mean, math.nan, math.nan, math.nan, x.size)
-    test = stats.ttest_1samp(x, 0.0)
+    test = scipy.stats.ttest_1samp(x, 0.0)
     low, high = test.confidence_interval(level)
     return Mean(mean, float(low), float(high), float(test.pvalue), x.size)
 

@@ -1,1 +1,1 @@
-"""Speed and memory, measured in one run so that a machine's drift cancels."""
+"""Speed and memory, measured beside alternatives in one run so that both see the same machine."""

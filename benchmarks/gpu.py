@@ -1,10 +1,10 @@
 """Everything to measure on a GPU, in one script of at most ten minutes: `python -m benchmarks.gpu --out FOLDER`.
 
 Runs the tests marked `gpu`, compares predicted with measured memory, times each part of a training step for five
-presets (with and without torch.compile, and next to lightly's recipe where lightly is installed), times kNN and the
-linear classifier, and trains a network for real. Writes `gpu.json` and `gpu.md`, both after every section, so that a
-run that is cut short keeps what it measured. A section that fails is reported with its error; the others still run.
-`--quick` shrinks every size, to check the script itself on a CPU.
+presets (with and without torch.compile, and beside lightly's recipe if lightly is installed), times kNN and the linear
+classifier, and trains and evaluates a network with the commands that a user types. Writes gpu.json and gpu.md after
+every section, so that a run that is cut short keeps what it has measured. A section that fails is reported with its
+error, and the others still run. `--quick` shrinks every size, to check the script itself on a CPU.
 """
 
 from __future__ import annotations
@@ -17,53 +17,48 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.memory import CONFIGS, configured, measured
+from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
+from benchmarks.timing import bare_step, count_kernels, parts_of_a_step, seconds, synchronize, times_in_turn
 from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import Linear, choose_l2, preprocess
-from simclr.methods.ntxent import contrast
-from simclr.model import Network
-from simclr.train.budget import budget, plan_memory
+from simclr.train.budget import memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
-from simclr.train.step import Training, embeddings, train_step, training_of
+from simclr.train.step import Training, train_step
 from simclr.views import two_views
 
+ROOT = Path(__file__).parent.parent
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
-COMPILED = ("cifar10-cpu", "cifar10")  # compiling takes up to a minute each
-PARTS = ("views", "forward", "loss", "backward", "optimizer")
+VARIED = ("cifar10-cpu", "cifar10")  # presets of the variants, of which compiling takes up to a minute each
+VARIANTS = ("as it is", "cudnn.benchmark", "fused optimizer", "compiled network")
 Row = dict[str, Any]
 
 
-def synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+class Options(NamedTuple):
+    """What to measure on, and how much."""
+
+    device: torch.device
+    quick: bool = False
+    train: Sequence[str] = ("--preset=shapes",)  # of the real run
+    epochs: int = 12  # of the real run
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Seconds of one call, by the clock over many calls that the device may overlap; one call warms up."""
-    function()
-    synchronize()
-    clock = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    synchronize()
-    return (time.perf_counter() - clock) / repeats
+# --- sections: each returns the rows of one table ---------------------------------------------------------------------
 
 
-# --- sections: each gives the rows of one table -----------------------------------------------------------------------
-
-
-def card(device: torch.device, quick: bool) -> list[Row]:
+def card(options: Options) -> list[Row]:
+    """The device and the versions of its libraries."""
+    device = options.device
     row: Row = {"device": devices.describe(device), "torch": torch.__version__, "cpu_threads": torch.get_num_threads()}
     row["default_precision"] = devices.precision_on("auto", device)
     if device.type == "cuda":
@@ -73,171 +68,95 @@ def card(device: torch.device, quick: bool) -> list[Row]:
     return [row]
 
 
-def gpu_tests(device: torch.device, quick: bool) -> list[Row]:
+def steps(options: Options) -> list[Row]:
+    """Time, memory and parts of a training step of each preset, beside a bare step on views that are ready."""
+    return [measure_step(preset, options) for preset in PRESETS]
+
+
+def memory_table(options: Options) -> list[Row]:
+    """Predicted and measured peaks of the configs of benchmarks.memory."""
+    rows = []
+    for setting in CONFIGS[: 2 if options.quick else None]:
+        config = make_config(*setting)
+        predicted = sum(predict(config, setting[5]).values())
+        devices.release_memory()
+        measured = measure_peak(config, options.device)
+        row: Row = {"config": " ".join(map(str, setting)), "predicted_mib": predicted / MIB}
+        row |= {"measured_mib": measured / MIB, "measured/predicted": measured / predicted}
+        if options.device.type != "cpu":
+            row["reserved_mib"] = torch.accelerator.max_memory_reserved(options.device) / MIB
+        rows.append(row)
+    return rows
+
+
+def gpu_tests(_: Options) -> list[Row]:
+    """The tests marked `gpu`."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short", "tests"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     lines = done.stdout.strip().splitlines()
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR", "E   "))]
     return [{"result": lines[-1] if lines else done.stderr[-500:], "failures": failures[:60]}]
 
 
-def memory_table(device: torch.device, quick: bool) -> list[Row]:
+def evaluation(options: Options) -> list[Row]:
+    """kNN and the linear classifier on made-up features."""
+    train, test, width, classes = (2000, 200, 64, 10) if options.quick else (50_000, 10_000, 512, 10)
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, width, generator=draw)
+    y = torch.arange(train + test) % classes
+    x = (centres[y] + 4 * torch.randn(train + test, width, generator=draw)).to(options.device)
+    y = y.to(options.device)
+    settings = Linear(l2_values=3) if options.quick else Linear()
+
+    def knn() -> None:
+        knn_predict(x[:train], y[:train], x[train:], classes, [200], 0.1)
+
+    def linear() -> None:
+        features, others = preprocess(settings, x[:train], x[train:])
+        choose_l2(features, y[:train], others, y[train:], classes, settings)
+
+    return [
+        {
+            "what": f"kNN (k 200), {test} queries, {train} x {width}",
+            "seconds": seconds(knn, 1 if options.quick else 5),
+        },
+        {"what": f"linear classifier, {len(settings.grid())} L2 values", "seconds": seconds(linear, 1)},
+    ]
+
+
+def training(options: Options) -> list[Row]:
+    """A real run by the commands that a user types, in its own home folder."""
     rows = []
-    for setting in CONFIGS[: 2 if quick else None]:
-        config = configured(*setting)
-        predicted = sum(predict(config, config.train.micro_batch).values())  # type: ignore[arg-type]
-        devices.release_memory()
-        row: Row = {"config": " ".join(map(str, setting)), "predicted_mib": predicted / MIB}
-        truth = measured(config, device)
-        row |= {"measured_mib": truth / MIB, "measured/predicted": truth / predicted}
-        if device.type != "cpu":
-            row["reserved_mib"] = torch.accelerator.max_memory_reserved(device) / MIB
-        rows.append(row)
-    return rows
-
-
-def prepared_training(preset: str, device: torch.device, quick: bool) -> tuple[Training, Tensor]:
-    """The training of a preset at step 0, and random images of its stored size on the device, a few batches of them."""
-    config = resolve(preset, None, ["train.batch_size=32", "train.norm_batch=32"] if quick else [])
-    images = torch.randint(256, (2 * config.train.batch_size, 3, *[stored_side(config.data)] * 2), dtype=torch.uint8)
-    if device.type == "cuda":
-        plan = plan_memory(config, len(images), budget(None, device))
-        train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
-        config = config.model_copy(update={"train": train})
-    side = config.view_size() or stored_side(config.data)
-    model = Network(config.model, side, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dtype = devices.resolve_precision(config.train.precision, device)
-    return training_of(config, model, dtype, ""), images.to(device)
-
-
-def parts_of_a_step(training: Training, images: Tensor, repeats: int) -> tuple[dict[str, float], dict[str, int]]:
-    """Median milliseconds and number of kernels of each part of a step whose batch is one micro-batch."""
-    config, state = training.config, {}
-    rows = slice(0, config.train.batch_size)
-
-    def views() -> None:
-        state["both"] = two_views(images[rows], config.pipelines(), config.seed, training.step)(rows)
-
-    def forward() -> None:
-        state["z"] = embeddings(training, lambda some: state["both"][:, some], rows)
-
-    def loss() -> None:
-        z = state["z"]
-        state["loss"] = contrast(z[0], z[1], config.loss.temperature, normalize=config.loss.normalize)[0]
-
-    def backward() -> None:
-        training.scaler.scale(state["loss"]).backward()
-
-    def optimizer() -> None:
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad()
-
-    functions = dict(zip(PARTS, (views, forward, loss, backward, optimizer), strict=True))
-    times: dict[str, list[float]] = {name: [] for name in PARTS}
-    for turn in range(repeats + 2):
-        for name, function in functions.items():
-            synchronize()
+    with tempfile.TemporaryDirectory() as home:
+        epochs = 1 if options.quick else options.epochs
+        for command in (
+            ["pretrain", *options.train, "--epochs", str(epochs), "--name", "gpu"],
+            ["eval", "gpu-s0", "--knn", "--linear"],
+        ):
             clock = time.perf_counter()
-            function()
-            synchronize()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - clock)
-    return {name: 1e3 * median(row) for name, row in times.items()}, kernels(functions)
-
-
-def kernels(functions: dict[str, Callable[[], None]]) -> dict[str, int]:
-    """How many kernels and copies each function launches; empty without CUDA."""
-    if not torch.cuda.is_available():
-        return {}
-    counts = {}
-    for name, function in functions.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            function()
-            synchronize()
-        counts[name] = sum(1 for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
-    return counts
-
-
-def steps(device: torch.device, quick: bool) -> list[Row]:
-    rows = []
-    for preset in PRESETS:
-        training, images = prepared_training(preset, device, quick)
-        batch = training.config.train.batch_size
-        whole = training.micro_batch == batch
-        row: Row = {"preset": preset, "batch": batch, "micro_batch": training.micro_batch}
-        row["precision"] = str(training.dtype).removeprefix("torch.")
-        step = lambda training=training, images=images, batch=batch: train_step(training, images[:batch])
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        per_step = seconds(step, 2 if quick else 20 if whole else 4)
-        row |= {"step_ms": 1e3 * per_step, "images_per_second": batch / per_step}
-        if device.type == "cuda":
-            row["peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
-        if whole:
-            milliseconds, launched = parts_of_a_step(training, images, 2 if quick else 10)
-            row |= {f"{name}_ms": value for name, value in milliseconds.items()}
-            row |= {f"{name}_kernels": value for name, value in launched.items()}
-            row["bare_step_ms"] = 1e3 * bare_step(training, images, 2 if quick else 20)
-            row["training/bare"] = row["bare_step_ms"] / row["step_ms"]
-        rows.append(row)
-        del training, images, step
-        devices.release_memory()
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "cli.py"), *command],
+                env=os.environ | {"SIMCLR_HOME": home, "COLUMNS": "200"},
+                capture_output=True,
+                text=True,
+                timeout=500,
+            )
+            row: Row = {"command": "simclr " + " ".join(command), "seconds": time.perf_counter() - clock}
+            rows.append(row | {"exit": done.returncode, "output": (done.stdout + done.stderr)[-3000:]})
     return rows
 
 
-def bare_step(training: Training, images: Tensor, repeats: int) -> float:
-    """Seconds of a step on views that are ready, without the loop's own work."""
-    config = training.config
-    rows = slice(0, config.train.batch_size)
-    both = two_views(images[rows], config.pipelines(), config.seed, 0)(rows)
+def lightly_recipe(options: Options) -> list[Row]:
+    """lightly's published SimCLR loop on the network and batch of the preset cifar10.
 
-    def step() -> None:
-        z = embeddings(training, lambda some: both[:, some], rows)
-        training.scaler.scale(contrast(z[0], z[1], config.loss.temperature)[0]).backward()
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad()
-
-    return seconds(step, repeats)
-
-
-def variants(device: torch.device, quick: bool) -> list[Row]:
-    """What a step would gain: each change alone, on the presets of COMPILED."""
-    rows = []
-    for preset in COMPILED[: 1 if quick else None]:
-        for name in ("as it is", "cudnn.benchmark", "fused optimizer", "compiled network"):
-            training, images = prepared_training(preset, device, quick)
-            batch = training.config.train.batch_size
-            torch.backends.cudnn.benchmark = name == "cudnn.benchmark"
-            if name == "fused optimizer":
-                for group in training.optimizer.param_groups:
-                    group["fused"], group["foreach"] = True, False
-            if name == "compiled network":
-                training.model.compile()
-            clock = time.perf_counter()
-            try:
-                train_step(training, images[:batch]).tolist()
-                first = time.perf_counter() - clock
-                per_step = seconds(lambda t=training, x=images, n=batch: train_step(t, x[:n]), 2 if quick else 20)
-                rows.append({"preset": preset, "variant": name, "step_ms": 1e3 * per_step, "first_step_s": first})
-            except Exception as error:
-                rows.append({"preset": preset, "variant": name, "error": str(error).splitlines()[0][:200]})
-            del training, images
-            devices.release_memory()
-    torch.backends.cudnn.benchmark = False
-    return rows
-
-
-def lightly_recipe(device: torch.device, quick: bool) -> list[Row]:
-    """lightly's published SimCLR loop (views by worker processes on the CPU), float32 and bfloat16, on ResNet-18 with
-    the CIFAR stem at batch 512."""
+    Its views are made by worker processes on the CPU. ResNet-18 with the CIFAR stem at batch 512, in two precisions.
+    """
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
     from PIL import Image
     from torch.utils.data import DataLoader
 
-    batch, batches = (32, 3) if quick else (512, 24)
+    batch, batches = (32, 3) if options.quick else (512, 24)
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
     pixels = torch.randint(256, (batch * batches, 32, 32, 3), dtype=torch.uint8).numpy()
     samples = [Image.fromarray(each) for each in pixels]
@@ -251,92 +170,153 @@ def lightly_recipe(device: torch.device, quick: bool) -> list[Row]:
 
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        config = resolve("cifar10", None, [])
-        model = Network(config.model, 32, 0, (0.5,) * 3, (0.5,) * 3).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = training_without_data(resolve("cifar10"), options.device).model
         optimizer, loss = torch.optim.SGD(model.parameters(), 0.06, momentum=0.9), NTXentLoss(0.5)
-        workers = 0 if quick else os.cpu_count() or 1
+        workers = 0 if options.quick else os.cpu_count() or 1
         loader = DataLoader(Views(), batch, workers > 0, num_workers=workers, drop_last=True, pin_memory=True)
         clock, done = time.perf_counter(), 0
         for index, views in enumerate(loader):
-            with devices.autocast(device, dtype):
-                z = [model(view.to(device, non_blocking=True))[1] for view in views]
+            with devices.autocast(options.device, dtype):
+                z = [model(view.to(options.device, non_blocking=True))[1] for view in views]
                 value = loss(*z)
             value.backward()
             optimizer.step()
             optimizer.zero_grad()
             if index == 1:  # the workers have started
                 synchronize()
-                clock, done = time.perf_counter(), 0
+                clock, done = time.perf_counter(), -batch
             done += batch
         synchronize()
-        speed = (done - batch) / (time.perf_counter() - clock)
+        speed = done / (time.perf_counter() - clock)
         rows.append({"dtype": str(dtype).removeprefix("torch."), "workers": workers, "images_per_second": speed})
     return rows
 
 
-def evaluation(device: torch.device, quick: bool) -> list[Row]:
-    rows = []
-    train, test, width, classes = (2000, 200, 64, 10) if quick else (50_000, 10_000, 512, 10)
-    draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, width, generator=draw)
-    y = torch.arange(train + test) % classes
-    x = (centres[y] + 4 * torch.randn(train + test, width, generator=draw)).to(device)
-    y = y.to(device)
-    knn = seconds(lambda: knn_predict(x[:train], y[:train], x[train:], classes, [200], 0.1), 1 if quick else 5)
-    rows.append({"what": f"kNN (k 200), {test} queries, {train} x {width}", "seconds": knn})
-    settings = Linear()
-
-    def probe() -> None:
-        parts = preprocess(settings, x[:train], x[train:])
-        choose_l2(parts[0], y[:train], parts[1], y[train:], classes, settings)
-
-    rows.append({"what": f"linear classifier, {len(settings.grid())} L2 values", "seconds": seconds(probe, 1)})
-    return rows
+def variants(options: Options) -> list[Row]:
+    """The time of a step with each change alone."""
+    presets = VARIED[: 1 if options.quick else None]
+    return [measure_variant(preset, name, options) for preset in presets for name in VARIANTS]
 
 
-def training(device: torch.device, quick: bool, arguments: tuple[str, ...], epochs: int) -> list[Row]:
-    """A real run by the commands that a user types, in a home folder of its own."""
-    with tempfile.TemporaryDirectory() as home:
-        environment = os.environ | {"SIMCLR_HOME": home, "COLUMNS": "200"}
-        rows = []
-        for command in (
-            ["pretrain", *arguments, "--epochs", str(epochs), "--name", "gpu"],
-            ["eval", "gpu", "--knn", "--linear"],
-        ):
-            clock = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", "cli", *command], env=environment, capture_output=True, text=True, timeout=500
-            )
-            row = {"command": "simclr " + " ".join(command), "seconds": time.perf_counter() - clock}
-            rows.append(row | {"exit": done.returncode, "output": (done.stdout + done.stderr)[-3000:]})
-        return rows
+SECTIONS: dict[str, Callable[[Options], list[Row]]] = {
+    "card": card,
+    "steps": steps,
+    "memory": memory_table,
+    "tests": gpu_tests,
+    "evaluation": evaluation,
+    "training": training,
+    "lightly": lightly_recipe,
+    "variants": variants,
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure_step(preset: str, options: Options) -> Row:
+    """The row of a preset. The parts are timed if its batch is one micro-batch."""
+    devices.release_memory()
+    training, images, labels = prepare(preset, options)
+    config, device, quick = training.config, options.device, options.quick
+    batch = config.train.batch_size
+    whole = training.micro_batch == batch
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    per_step = step_seconds(training, images, labels, 2 if quick else 20 if whole else 4)
+    row: Row = {"preset": preset, "batch": batch, "micro_batch": training.micro_batch}
+    row["precision"] = str(training.dtype).removeprefix("torch.")
+    row |= {"step_ms": 1e3 * per_step, "images_per_second": batch / per_step}
+    if device.type == "cuda":
+        row["peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+    if whole:
+        functions = parts_of_a_step(training, images, labels)
+        times = times_in_turn(functions, 2 if quick else 10)
+        row |= {f"{name}_ms": 1e3 * median(part) for name, part in times.items()}
+        row |= {f"{name}_kernels": value for name, value in count_kernels(functions).items()}
+        both = two_views(images, config.pipelines(), config.seed, 0)(slice(0, batch))
+        bare = seconds(lambda: bare_step(training, both, labels), 2 if quick else 20)
+        row |= {"bare_step_ms": 1e3 * bare, "training/bare": bare / per_step}
+    return row
+
+
+def measure_variant(preset: str, name: str, options: Options) -> Row:
+    """The row of a preset with one of VARIANTS, or its error if that does not work here."""
+    devices.release_memory()
+    training, images, labels = prepare(preset, options)
+    if name == "fused optimizer":
+        for group in training.optimizer.param_groups:
+            group["fused"], group["foreach"] = True, False
+    if name == "compiled network":
+        training.model.compile()
+    row: Row = {"preset": preset, "variant": name}
+    torch.backends.cudnn.benchmark = name == "cudnn.benchmark"
+    clock = time.perf_counter()
+    try:
+        train_step(training, images, labels).tolist()
+        first = time.perf_counter() - clock
+        per_step = step_seconds(training, images, labels, 2 if options.quick else 20)
+        row |= {"step_ms": 1e3 * per_step, "first_step_s": first}
+    except Exception as error:
+        row["error"] = str(error).splitlines()[0][:200]
+    finally:
+        torch.backends.cudnn.benchmark = False
+    return row
+
+
+def step_seconds(training: Training, images: Tensor, labels: Tensor, repeats: int) -> float:
+    """Seconds of a training step."""
+    return seconds(lambda: train_step(training, images, labels), repeats)
+
+
+def prepare(preset: str, options: Options) -> tuple[Training, Tensor, Tensor]:
+    """The training of a preset at step 0, and a batch of random images and labels on the device."""
+    config = resolve(preset, None, ["train.batch_size=32", "train.norm_batch=32"] if options.quick else [])
+    batch, side = config.train.batch_size, stored_side(config.data)
+    if options.device.type == "cuda":
+        plan = plan_memory(config, batch, memory_budget(None, options.device))
+        train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
+        config = config.model_copy(update={"train": train})
+    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8).to(options.device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=options.device)
+    return training_without_data(config, options.device), images, labels
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+def measure(options: Options, names: Sequence[str], out: Path) -> dict[str, Any]:
+    """Run sections, and write gpu.json and gpu.md after each."""
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for name in names:
+        clock = time.perf_counter()
+        try:
+            results[name] = {"rows": SECTIONS[name](options)}
+        except Exception as error:  # the other sections still run
+            results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            print(results[name]["traceback"], file=sys.stderr)
+        results[name]["seconds"] = time.perf_counter() - clock
+        (out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (out / "gpu.md").write_text(markdown(results), encoding="utf-8")
+        print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
+    return results
+
+
 def markdown(results: dict[str, Any]) -> str:
-    lines = [
-        "# Measured on a GPU",
-        "",
-        "Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run.",
-        "",
-    ]
+    """The page: a table for each section, and what commands printed below it."""
+    lines = ["# Measured on a GPU", ""]
+    lines += ["Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run.", ""]
     for name, section in results.items():
         lines += [f"## {name} ({section['seconds']:.0f} s)", ""]
         if "error" in section:
             lines += [f"Failed: {section['error']}", ""]
             continue
-        columns = list(
-            dict.fromkeys(key for row in section["rows"] for key in row if key not in ("output", "failures"))
-        )
+        texts = ("output", "failures")
+        columns = list(dict.fromkeys(key for row in section["rows"] for key in row if key not in texts))
         lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(_cell(row.get(key, "")) for key in columns) + " |" for row in section["rows"]]
-        for row in section["rows"]:
-            for key in ("output", "failures"):
-                if row.get(key):
-                    text = row[key] if isinstance(row[key], str) else "\n".join(row[key])
-                    lines += ["", "```", text.strip(), "```"]
+        for text in (row[key] for row in section["rows"] for key in texts if row.get(key)):
+            lines += ["", "```", (text if isinstance(text, str) else "\n".join(text)).strip(), "```"]
         lines.append("")
     return "\n".join(lines)
 
@@ -347,38 +327,16 @@ def _cell(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for gpu.json and gpu.md")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check the script itself")
-    parser.add_argument("--only", nargs="+", help="names of sections")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for gpu.json and gpu.md")
+    parser.add_argument("--device", default="auto", help="name of the device")
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, to check the script itself")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to run (default: all)")
     parser.add_argument("--train", nargs="+", default=["--preset=shapes"], help="options of the real `pretrain` run")
-    parser.add_argument("--epochs", type=int, default=12)
-    options = parser.parse_args()
-    device = devices.resolve(options.device)
-    sections: dict[str, Callable[[torch.device, bool], list[Row]]] = {
-        "card": card,
-        "steps": steps,
-        "memory": memory_table,
-        "tests": gpu_tests,
-        "evaluation": evaluation,
-        "training": lambda device, quick: training(device, quick, tuple(options.train), 1 if quick else options.epochs),
-        "lightly": lightly_recipe,
-        "variants": variants,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
-    for name in options.only or sections:
-        clock = time.perf_counter()
-        try:
-            results[name] = {"rows": sections[name](device, options.quick)}
-        except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            print(results[name]["traceback"], file=sys.stderr)
-        results[name]["seconds"] = time.perf_counter() - clock
-        (options.out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        (options.out / "gpu.md").write_text(markdown(results), encoding="utf-8")
-        print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
-    print((options.out / "gpu.md").read_text(encoding="utf-8"))
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of the real run")
+    given = parser.parse_args()
+    options = Options(devices.resolve(given.device), given.quick, tuple(given.train), given.epochs)
+    measure(options, given.only or list(SECTIONS), given.out)
+    print((given.out / "gpu.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m benchmarks.linear [--images 50000] [--width 512]
 
-Features are made: ten overlapping classes in directions whose variance falls as a power law, then a ReLU, as encoders'
-features are. Both walk the same 45 values on the same standardised float32 features.
+The features are made up: ten overlapping classes in directions whose variance falls as a power law, then a ReLU, as in
+the features of encoders. Both fit the same 45 values on the same standardised float32 features.
 """
 
 from __future__ import annotations

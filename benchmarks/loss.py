@@ -1,8 +1,8 @@
 """Time and peak memory of NT-Xent, forward and backward, beside other implementations: `python -m benchmarks.loss`.
 
-`plain` and `blockwise` are simclr.loss's two ways; `lightly` and `pytorch-metric-learning` are installed by
-`pip install '.[peers]'`; `broadcast` is the cosine similarity of all pairs by broadcasting, as several repositories
-write it. Each case runs in a process of its own, limited to MEMORY bytes; a dash is one that did not get by with that.
+`plain` and `blockwise` are the two ways of simclr.methods.ntxent. `lightly` and `pytorch-metric-learning` are installed
+by `pip install '.[peers]'`. `broadcast` computes the cosine similarity of all pairs by broadcasting, as several
+repositories do. Each case runs in its own process, limited to MEMORY bytes. A dash means that this was not enough.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.memory import profiled_peak
-from simclr.methods import ntxent as loss
+from benchmarks.memory import profile_peak
+from simclr.methods import ntxent
 
 WIDTH = 128
 TEMPERATURE = 0.2
@@ -30,11 +30,11 @@ ROUNDS = 3
 
 
 def plain(z1: Tensor, z2: Tensor) -> Tensor:
-    return loss.nt_xent(loss.similarities(z1, z2), TEMPERATURE)
+    return ntxent.nt_xent(ntxent.similarities(z1, z2), TEMPERATURE)
 
 
 def blockwise(z1: Tensor, z2: Tensor) -> Tensor:
-    value: Tensor = loss._Blockwise.apply(F.normalize(torch.cat([z1, z2]), dim=1), TEMPERATURE, False)[0]
+    value: Tensor = ntxent._Blockwise.apply(F.normalize(torch.cat([z1, z2]), dim=1), TEMPERATURE, False)[0]
     return value
 
 
@@ -54,7 +54,7 @@ def pytorch_metric_learning(z1: Tensor, z2: Tensor) -> Tensor:
 
 def broadcast(z1: Tensor, z2: Tensor) -> Tensor:
     z = torch.cat([z1, z2])
-    return loss.nt_xent(F.cosine_similarity(z.unsqueeze(1), z.unsqueeze(0), dim=2), TEMPERATURE)
+    return ntxent.nt_xent(F.cosine_similarity(z.unsqueeze(1), z.unsqueeze(0), dim=2), TEMPERATURE)
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -67,8 +67,10 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, float] | str | None]) -> None:
-    """Seconds (median of rounds after one to warm up), peak bytes and value of one form; None: out of memory; a text
-    says that its package is not installed."""
+    """Put the seconds (median of the rounds after one to warm up), peak bytes and value of a form into `results`.
+
+    Out of memory gives None, and a package that is not installed gives a message.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     draw = torch.Generator().manual_seed(0)
     z1, z2 = (torch.randn(size // 2, WIDTH, generator=draw).requires_grad_() for _ in range(2))
@@ -87,7 +89,7 @@ def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, 
             clock = time.perf_counter()
             once()
             times.append(time.perf_counter() - clock)
-        results.put((median(times[1:]), profiled_peak(once), value))
+        results.put((median(times[1:]), profile_peak(once), value))
     except (RuntimeError, MemoryError):
         results.put(None)
     except ImportError as error:
@@ -96,9 +98,7 @@ def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, 
 
 def main(out: Path | None) -> None:
     spawn = multiprocessing.get_context("spawn")
-    print(
-        f"CPU, {torch.get_num_threads()} threads, width {WIDTH}, float32; median of {ROUNDS}, a process for each case"
-    )
+    print(f"CPU, {torch.get_num_threads()} threads, width {WIDTH}, float32, median of {ROUNDS}, one process per case")
     print(f"| 2N | {' | '.join(FORMS)} |")
     print("| ---: |" + " ---: |" * len(FORMS))
     found: dict[str, dict[int, tuple[float, int]]] = {form: {} for form in FORMS}

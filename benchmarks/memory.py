@@ -91,7 +91,7 @@ def profile_peak(function: Callable[[], object]) -> int:
     """The most bytes that the CPU's allocator holds at once during a call, above what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     live = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         live += event.nbytes()

@@ -1,10 +1,7 @@
-"""Shared by many tests: a tiny config on the embedded digits, and the command line in a process of its own."""
+"""Shared by many tests: a tiny config on the embedded digits."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -38,15 +35,3 @@ def subject_of(data: Dataset, settings: list[str] | None = None, layer: str = "h
     config = tiny(**sections)
     model = build_model(config, data, torch.device("cpu"))
     return Subject(model, config, data, make_protocol(settings or [], layer=layer))
-
-
-def simclr(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *arguments],
-        env=os.environ | {"SIMCLR_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )

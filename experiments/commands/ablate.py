@@ -74,7 +74,8 @@ def ablate(  # over 60 lines, because of its signature
         ),
     ] = [],  # noqa: B006
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of seeds that each cell is trained with, from that of the config on.")
+        int,
+        typer.Option(min=1, help="Number of seeds that each cell is trained with, starting with that of the config."),
     ] = 3,
     preset: Preset = None,
     config: ConfigFile = None,

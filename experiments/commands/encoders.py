@@ -76,7 +76,7 @@ def export(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(help="File of weights of another program (.pth, .ckpt, .safetensors, ...)."),
+        typer.Argument(help="Weights file of another program (.pth, .ckpt, .safetensors, ...)."),
     ],
     form: Annotated[
         str, typer.Option("--format", help=f"Program that wrote the file: auto, {', '.join(LAYOUTS)}.")

@@ -10,16 +10,26 @@ import typer
 from tabulate import tabulate
 
 from analysis.tables import FORMATS, is_accuracy
-from experiments.commands.options import BadImage, DataDir, Device, Format, Layer, NewestEncoder, RunNames, Transfer
+from experiments.commands.options import (
+    Device,
+    Format,
+    Layer,
+    NewestEncoder,
+    RunBadImage,
+    RunDataDir,
+    RunNames,
+    Transfer,
+)
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from experiments.runs.compare import compare as compare_runs
 from experiments.runs.encoders import open_subject
 from experiments.runs.evaluate import evaluate_encoder
 from experiments.tracking import Store, home
+from simclr.data.dataset import Dataset
 from simclr.evaluate.protocol import make_protocol
 
 
-def evaluate(
+def evaluate(  # over 60 lines, because of its signature
     run: NewestEncoder = None,
     knn: Annotated[bool, typer.Option("--knn", help="Classify by weighted k nearest neighbours.")] = False,
     linear: Annotated[
@@ -45,8 +55,8 @@ def evaluate(
     ] = False,
     transfer: Transfer = None,
     layer: Layer = None,
-    data_dir: DataDir = None,
-    on_bad_image: BadImage = None,
+    data_dir: RunDataDir = None,
+    on_bad_image: RunBadImage = None,
     device: Device = None,
     settings: Annotated[
         list[str],
@@ -64,15 +74,10 @@ def evaluate(
 
     Example: simclr eval shapes-s0 --knn --linear
     """
-    asked = {
-        "knn": knn,
-        "linear": linear,
-        "linear-sgd": linear_sgd,
-        "finetune": finetune is not None,
-        "no-labels": no_labels,
-    }
+    tune = finetune is not None
+    asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": tune, "no-labels": no_labels}
     names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
-    fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
+    fractions = [f"finetune.fractions=[{finetune}]"] if tune else []
     protocol = make_protocol([*fractions, *settings], layer=layer)
     store = Store(home())
     found = find_encoder_or_newest(run, store)
@@ -88,16 +93,17 @@ def evaluate(
             observer=terminal,
         )
         report = evaluate_encoder(found, subject, store, names, transfer)
-    data = report.protocol["data"]
-    labelled = [f"{data[part]} {part}" for part in ("train", "val", "test") if data[part]]
-    images = ", ".join(labelled) or f"{len(subject.data.parts['pretrain'])} without labels"
-    typer.echo(
-        f"run {report.run_id[:8]} on {data['name']} (digest {data['digest'][:8]}; images: {images}), "
-        f"layer {protocol.layer}, protocol {protocol.version}"
-    )
+    images = _describe_images(subject.data)
+    typer.echo(f"run {report.run_id[:8]} on {images}, layer {protocol.layer}, protocol {protocol.version}")
     typer.echo(_format_results(report.table))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _describe_images(data: Dataset) -> str:
+    labelled = [f"{len(data.parts[part])} {part}" for part in ("train", "val", "test") if len(data.parts[part])]
+    images = ", ".join(labelled) or f"{len(data.parts['pretrain'])} without labels"
+    return f"{data.name} (digest {data.digest[:8]}; images: {images})"
 
 
 def _format_results(table: pd.DataFrame) -> str:

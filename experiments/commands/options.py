@@ -16,6 +16,9 @@ from simclr.model import HEADS, RESNETS
 
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 FROM_PRESET = "from the preset"
+FROM_RUN = "that of the run"
+DATA_DIR_HELP = "Folder with your images, or with the archive of a data set that you downloaded yourself."
+BAD_IMAGE_HELP = "What to do with files that can't be read as images: error or skip."
 
 
 def _check_bad_image(choice: str | None) -> str | None:
@@ -51,7 +54,7 @@ Preset = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file of settings, in the format of the presets.", show_default="none"),
+    typer.Option("--config", help="TOML file with settings, in the format of the presets.", show_default="none"),
 ]
 Settings = Annotated[
     list[str],
@@ -66,21 +69,10 @@ DatasetName = Annotated[
     str | None,
     typer.Option("--dataset", help=f"Data set to train on: {', '.join(DATASETS)}.", show_default=FROM_PRESET),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with your images, or with the archive of a data set that you downloaded yourself.",
-        show_default="none; archives are downloaded",
-    ),
-]
+DataDir = Annotated[Path | None, typer.Option(help=DATA_DIR_HELP, show_default="none; known data sets are downloaded")]
 BadImage = Annotated[
     str | None,
-    typer.Option(
-        "--on-bad-image",
-        callback=_check_bad_image,
-        help="What to do with files that can't be read as images: error or skip.",
-        show_default="error",
-    ),
+    typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
 ]
 Seed = Annotated[
     int | None,
@@ -116,7 +108,8 @@ MicroBatch = Annotated[
     ),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="Memory that the run may use, such as 8GiB.", show_default="that of the GPU")
+    str | None,
+    typer.Option(help="Memory that the run may use, such as 8GiB.", show_default="that of the GPU; no limit on a CPU"),
 ]
 PlannedMemory = Annotated[
     str | None,
@@ -135,18 +128,22 @@ Drop = Annotated[
 ]
 
 # Encoders and what they are evaluated on.
-EncoderName = Annotated[str, typer.Argument(help="Name of a run, the start of its id, or a file of weights.")]
+EncoderName = Annotated[str, typer.Argument(help="Name of a run, the start of its id, or a weights file.")]
 NewestEncoder = Annotated[
     str | None,
-    typer.Argument(help="Name of a run, the start of its id, or a file of weights.", show_default="the newest run"),
+    typer.Argument(help="Name of a run, the start of its id, or a weights file.", show_default="the newest run"),
 ]
 RunNames = Annotated[list[str], typer.Argument(help="Names of runs, or the starts of their ids.", show_default=False)]
 Transfer = Annotated[
     str | None,
     typer.Option(
-        help=f"Another data set to use instead ({', '.join(DATASETS)}), or a folder of images.",
-        show_default="the data set of the run",
+        help=f"Another data set to use instead ({', '.join(DATASETS)}), or a folder of images.", show_default=FROM_RUN
     ),
+]
+RunDataDir = Annotated[Path | None, typer.Option("--data-dir", help=DATA_DIR_HELP, show_default=FROM_RUN)]
+RunBadImage = Annotated[
+    str | None,
+    typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),
 ]
 Layer = Annotated[
     str | None,

@@ -19,6 +19,7 @@ from experiments.commands.options import (
     PictureFile,
     PictureFiles,
     Preset,
+    RunDataDir,
     RunNames,
     Seed,
     Settings,
@@ -28,7 +29,8 @@ from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from experiments.configs.resolve import resolve
 from experiments.runs.compare import SHORT_NAMES, plot_metric
 from experiments.runs.encoders import find_encoder, open_subject
-from experiments.runs.pictures import draw_neighbours, draw_tsne, view_grid
+from experiments.runs.pictures import draw_neighbours, draw_tsne
+from experiments.runs.view_grid import draw_view_grid
 from experiments.tracking import Store, home
 from simclr.data.dataset import open_dataset
 from simclr.evaluate.evaluations import check
@@ -54,7 +56,7 @@ def views(
     chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
     with Terminal() as terminal:
         data = open_dataset(chosen.data, home(), terminal)
-        view_grid(chosen, data, out)
+        draw_view_grid(chosen, data, out)
     typer.echo(f"wrote {out}")
 
 
@@ -88,7 +90,7 @@ def tsne(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of images and of t-SNE.")] = 0,
     transfer: Transfer = None,
     layer: Layer = None,
-    data_dir: DataDir = None,
+    data_dir: RunDataDir = None,
     device: Device = None,
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
@@ -124,7 +126,7 @@ def neighbours(
     out: PictureFile = Path("neighbours.png"),
     count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours of each image.")] = 8,
     layer: Layer = None,
-    data_dir: DataDir = None,
+    data_dir: RunDataDir = None,
     device: Device = None,
 ) -> None:
     """Draw the training images that are nearest to an image.

@@ -10,7 +10,8 @@ from experiments.configs.presets import presets as load_presets
 def presets() -> None:
     """List the presets, with their cost and results.
 
-    The cost and the result are given where they have been measured.
+    Shows what each preset is for, its command, its cost (measured or estimated) and its results (measured, or reported
+    by its source).
 
     Example: simclr presets
     """

@@ -53,7 +53,7 @@ def pretrain(  # over 60 lines, because of its signature
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Time to train for, instead of --epochs: the number of epochs follows from the measured speed.",
+            help="Time budget in hours, instead of --epochs. The number of epochs is chosen by the measured speed.",
             show_default=FROM_PRESET,
         ),
     ] = None,
@@ -91,7 +91,7 @@ def pretrain(  # over 60 lines, because of its signature
 ) -> None:
     """Train an encoder on images, without their labels.
 
-    Settings come from the preset, then --config, then --set, then the other options. The later ones win.
+    Settings come from the preset, then --config, then --set, then the other options. Later ones override earlier ones.
 
     Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run
     """

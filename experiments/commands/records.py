@@ -22,9 +22,9 @@ EVALUATIONS = {"knn_top1": "test kNN", "linear_top1": "test linear"}
 
 
 def runs() -> None:
-    """List all runs, the newest first.
+    """List all runs, newest first.
 
-    Runs of the kind cell or trial belong to a study or a search: they are copies of reused runs, or runs that failed.
+    Runs of kind cell belong to a study, and runs of kind trial to a search. They are copies of reused runs, or failed.
     Test accuracies of different evaluation protocols have columns of their own.
 
     Example: simclr runs
@@ -54,7 +54,9 @@ def runs() -> None:
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on, of this machine only.")] = 5000,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
+    ] = 5000,
 ) -> None:
     """Serve MLflow's pages of the runs on this machine.
 

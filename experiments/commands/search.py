@@ -27,7 +27,7 @@ from experiments.search.trials import OBJECTIVES, PRUNERS, open_search, referenc
 from experiments.tracking import Store, home
 
 
-def search(
+def search(  # over 60 lines, because of its signature
     trials: Annotated[
         int, typer.Option(min=1, help="Number of trials in all, including those of earlier calls of this search.")
     ] = 30,

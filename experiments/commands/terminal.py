@@ -31,7 +31,7 @@ class Terminal(Observer):
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
-        self.step, self.steps = 0, 0  # of the run that trains. 0 steps: no run has begun
+        self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
         self._stopping = False
         self._handlers: dict[int, Any] = {}
 
@@ -86,7 +86,7 @@ class Terminal(Observer):
         if self.bars is None:
             return
         if name not in self._tasks:
-            self._tasks[name] = self.bars.add_task(text, total=total)
+            self._tasks[name] = self.bars.add_task(text, completed=done, total=total)
         self.bars.update(self._tasks[name], completed=done, total=total, description=text)
         if done >= total:
             self.bars.remove_task(self._tasks.pop(name))
@@ -102,7 +102,7 @@ def resumable() -> Iterator[None]:
 
 
 def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -> str:
-    """The newest metrics of a run in a few words; `chance` is the loss of a network that has learned nothing."""
+    """The newest metrics of a run in a few words. `chance` is the loss of a network that has learned nothing."""
     parts = []
     if "train/loss" in latest:
         parts.append(f"loss {latest['train/loss']:.2f}" + (f" (chance {chance:.2f})" if chance is not None else ""))
@@ -127,7 +127,7 @@ def can_ask() -> bool:
 
 
 def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
-    """The encoder of this name, or that of the newest run; in the second case a note says which run that is."""
+    """The encoder of this name. Without a name, that of the newest run, and a note on stderr that says which it is."""
     found = find_encoder(name, store)
     if name is None and found.run_id is not None:
         typer.echo(f"the newest run: {found.config.name}-s{found.config.seed} ({found.run_id[:8]})", err=True)

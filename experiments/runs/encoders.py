@@ -80,8 +80,8 @@ def open_subject(
     if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
         raise UserError(
             f"the images of '{data.name}' differ from those that this encoder was trained on (digest "
-            f"{data.digest[:8]}, was {found.digest[:8]}), so it may have seen some of the test images: restore the folder "
-            f"to what it was"
+            f"{data.digest[:8]}, was {found.digest[:8]}), so it may have seen some of the test images: restore the "
+            f"folder to what it was"
         )
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
     if transfer is not None and (own or data.digest == found.digest):

@@ -1,4 +1,4 @@
-"""Pictures: the views that training sees, nearest neighbours, and t-SNE maps."""
+"""Pictures of what an encoder has learned: nearest neighbours and t-SNE maps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 from analysis import plots
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
-from simclr.config import Config
-from simclr.data.dataset import Dataset
 from simclr.data.images import Files, bad_images, decode_files
 from simclr.data.sources import UNLABELLED
 from simclr.errors import UserError, unknown
@@ -21,27 +19,6 @@ from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, features
 from simclr.progress import SILENT
 from simclr.randomness import permutation
-from simclr.views import Pipeline, apply, draw
-
-
-def view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
-    """Draw some originals, both of their views, and each augmentation alone (view two's where the views differ)."""
-    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
-    originals = torch.from_numpy(data.images[rows])
-    grid = {"original": originals.float() / 255}
-
-    def add(label: str, pipeline: Pipeline, view: int) -> None:
-        grid[label] = apply(originals, pipeline, draw(pipeline, len(rows), config.seed, 0, view))
-
-    first, second = config.pipelines()
-    add("view 1", first, 0)
-    add("view 2", second, 1)
-    for name, params in first.items():
-        add(name, {name: params.model_copy(update={"p": 1.0})}, 0)
-    for name, params in second.items():
-        if params != first.get(name):
-            add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
-    plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
 
 
 def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:

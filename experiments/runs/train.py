@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from analysis import plots
-from experiments.runs.pictures import view_grid
 from experiments.runs.prepare import Prepared
+from experiments.runs.view_grid import draw_view_grid
 from experiments.tracking import Record, Store, Tracker
 from simclr import device as devices
 from simclr.config import Config, to_toml
@@ -158,7 +158,7 @@ def _describe(prepared: Prepared, tracker: Tracker) -> None:
         tracker.tag({"val_chance": np.bincount(labels).max() / len(labels)})
     tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
-    tracker.artifact("views.png", lambda path: view_grid(config, data, path))
+    tracker.artifact("views.png", lambda path: draw_view_grid(config, data, path))
 
 
 def environment(prepared: Prepared) -> dict[str, str]:

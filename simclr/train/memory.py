@@ -89,30 +89,34 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
     precision is auto. `optimizer` is the optimizer's state, `activations` includes the gradients of activations, and
     `views` includes the batch that they are made of.
     """
-    batch = config.train.batch_size
-    group = min(micro_batch, config.train.norm_images())
-    # Parts of a prediction are cached by config, so whatever they don't depend on must not differ.
-    method_section = METHODS[config.method].section_name
-    kept = ("data", "augment", "augment2", "model", "method", method_section)
-    network = Config().model_copy(update={name: getattr(config, name) for name in kept})
+    batch, train = config.train.batch_size, config.train
+    network = _only(config, "data", "augment", "augment2", "model", "method", METHODS[config.method].section_name)
     optim = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
-    train = Config().train.model_copy(
+    part = Config().train.model_copy(
         update={
             "batch_size": micro_batch,
-            "norm_batch": group,
-            "views": config.train.views,
-            "precision": config.train.precision,
+            "norm_batch": min(micro_batch, train.norm_images()),
+            "views": train.views,
+            "precision": train.precision,
         }
     )
     resting, updating = _optimizer_step(network.model_copy(update={"optim": optim}))
-    passing, embeddings = _forward_backward(network.model_copy(update={"train": train}), micro_batch == batch)
+    passing, embeddings = _forward_backward(network.model_copy(update={"train": part}), micro_batch == batch)
     peak = max(passing + Counter(optimizer=resting["optimizer"]), updating, key=Counter.total)
     if embeddings is not None:
         held, at_loss = _loss(network, embeddings, batch)
         # `held` stays while the micro-batches go by. At the loss, before them, there are no gradients yet.
         peak = max(peak + held, resting + at_loss, key=Counter.total)
-    images = Counter(views=batch * 3 * stored_side(config.data) ** 2)
-    return {part: (peak + images)[part] for part in PARTS}
+    peak = peak + Counter(views=batch * 3 * stored_side(config.data) ** 2)
+    return {name: peak[name] for name in PARTS}
+
+
+def _only(config: Config, *sections: str) -> Config:
+    """The default config with these sections of another one.
+
+    Steps of a prediction are cached by config, so what they don't depend on must not differ.
+    """
+    return Config().model_copy(update={name: getattr(config, name) for name in sections})
 
 
 @lru_cache(maxsize=256)
@@ -147,7 +151,7 @@ def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embed
     gradients of the micro-batches before it are there.
     """
     side, batch = config.view_size() or stored_side(config.data), config.train.batch_size
-    bytes_per_image = _bytes_of_views(config)
+    bytes_per_image = _bytes_of_views(_only(config, "data", "augment", "augment2"))
     fake, training = _fake_training(config)
     method = training.method
     with fake:

@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="need
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_ends_with_exit_code_130(number: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "endless.toml").write_text(to_toml(tiny(train={"epochs": 100_000, "knn_every": 1})))
+    (tmp_path / "long.toml").write_text(to_toml(tiny(train={"epochs": 2000, "knn_every": 1})))
     process = subprocess.Popen(
-        [sys.executable, "-u", str(ROOT / "cli.py"), "pretrain", "--config", "endless.toml"],
+        [sys.executable, "-u", str(ROOT / "cli.py"), "pretrain", "--config", "long.toml"],
         cwd=tmp_path,
         env=os.environ | {"SIMCLR_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -41,15 +41,3 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_exit_code_130(number: signal.
     (record,) = Store(tmp_path / "home").records()
     assert record.status == "KILLED"
     assert len(checkpoints(record.folder)) > 0
-
-
-def test_ctrl_c_before_training_ends_at_once(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, cli\n"
-        "from experiments.commands import pretrain\n"
-        "pretrain.prepare = lambda *arguments: os.kill(os.getpid(), signal.SIGINT)\n"
-        "cli.app(['pretrain', '--dataset', 'digits'])"
-    )
-    environment = os.environ | {"SIMCLR_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "stopped\n")

@@ -1,3 +1,5 @@
+"""The wheel has everything that an installed suite needs, and works outside the repository."""
+
 from __future__ import annotations
 
 import os
@@ -23,19 +25,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_packages_their_tables_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_their_data_files(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"simclr", "experiments", "analysis", "cli.py"}
-    tables = {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.toml")}
-    assert len(tables) > 4
-    assert tables == {name for name in names if name.endswith(".toml")}
+    data = {
+        path.relative_to(ROOT).as_posix()
+        for room, suffix in (("experiments", "toml"), ("analysis", "jinja"))
+        for path in (ROOT / room).rglob(f"*.{suffix}")
+    }
+    assert len(data) > 5
+    assert data == {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
     assert wheel.name.startswith("simclr_suite-")
 
 
 @pytest.mark.slow
-def test_the_wheel_works_from_an_empty_directory_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
-    """A new environment that has the wheel; its dependencies are lent by this one, read-only, through a .pth file."""
+def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    """The new environment has the wheel, and uses this one's dependencies through a .pth file."""
     environment = tmp_path / "env"
     venv.create(environment, with_pip=True)
     bin_folder = environment / ("Scripts" if os.name == "nt" else "bin")
@@ -58,6 +64,8 @@ def test_the_wheel_works_from_an_empty_directory_in_a_clean_environment(wheel: P
         [python, "-c", code], cwd=empty, env=clean, capture_output=True, text=True, check=True
     ).stdout
     assert all(Path(path).is_relative_to(environment) for path in where.split())
-    done = subprocess.run([bin_folder / "simclr", "presets"], cwd=empty, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "shapes" in done.stdout
+    for arguments, expected in ((["presets"], "shapes"), (["pretrain", "--help"], "--preset")):
+        command = [bin_folder / "simclr", *arguments]
+        done = subprocess.run(command, cwd=empty, env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout

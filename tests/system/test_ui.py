@@ -28,13 +28,17 @@ def test_the_pages_are_served_until_ui_is_stopped(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if "Application startup complete" in line:
-            break
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as page:
-        assert page.read() == b"OK"
-    process.terminate()
-    process.communicate()  # returns when every process that shares its output has ended
+    try:
+        output = ""
+        while "Uvicorn running on" not in output:
+            line = process.stdout.readline()
+            assert line, f"the server ended: {output}"
+            output += line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as page:
+            assert page.read() == b"OK"
+    finally:
+        process.terminate()
+        process.communicate()  # returns when every process that shares its output has ended
     assert process.returncode == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

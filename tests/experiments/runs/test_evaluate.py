@@ -69,9 +69,12 @@ def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(traine
 def test_damaged_predictions_are_an_error_of_one_line(trained: Store) -> None:
     report = report_of(trained, "t0.5-s0", ["knn"], ["knn.k=[3]"])
     record = trained.get(report.run_id)
-    record.artifact("knn_k3_top1-predictions.npz").write_bytes(b"PK damaged")
+    path = record.artifact("knn_k3_top1-predictions.npz")
+    whole = path.read_bytes()
+    path.write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=f"is damaged: run `simclr eval {record.short_id}` again"):
         evaluate.predictions(record, "knn_k3_top1")
+    path.write_bytes(whole)  # other tests compare these runs
 
 
 def test_figures_are_reproducible_and_baselines_computed_once(trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:

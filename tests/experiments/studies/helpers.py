@@ -23,7 +23,7 @@ PREVIOUS_SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 0}
 
 def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
     """Replace the pictures of a run by empty files, because they take longer than its training."""
-    patch.setattr(train, "view_grid", lambda config, data, path: path.touch())
+    patch.setattr(train, "draw_view_grid", lambda config, data, path: path.touch())
     patch.setattr(plots, "confusion_matrix", lambda matrix, classes, path: path.touch())
 
 

@@ -1,22 +1,23 @@
-"""NT-Xent against the paper's Algorithm 1 in plain loops, and its behaviour in low precision and at the edges."""
+"""NT-Xent against Algorithm 1 of the paper in plain loops, in low precision and for degenerate embeddings."""
+
+from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from simclr.methods import ntxent as loss
+from benchmarks.memory import profile_peak
+from simclr.methods import ntxent
 from simclr.methods.ntxent import chance_loss, contrast, contrastive_accuracy, nt_xent, positives, similarities
 
-EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64, sums in another order
-SINGLE = {"atol": 1e-6, "rtol": 1e-5}  # the same in float32
+EXACT = {"atol": 1e-12, "rtol": 1e-12}  # for float64 sums in a different order
+SINGLE = {"atol": 1e-6, "rtol": 1e-5}  # for float32 sums
 
 
 def views(n: int, d: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views whose rows go together, but not so closely that every loss is near zero."""
+    """Two views with similar rows, but not so similar that every loss is near zero."""
     generator = torch.Generator().manual_seed(seed)
     z1 = torch.randn(n, d, generator=generator, dtype=torch.float64)
     return z1.to(dtype), (z1 + torch.randn(n, d, generator=generator, dtype=torch.float64)).to(dtype)
@@ -27,7 +28,7 @@ def loss_of(z1, z2, temperature: float = 0.5, normalize: bool = True, include_se
 
 
 def paired_rows(z1: torch.Tensor, z2: torch.Tensor) -> list[list[float]]:
-    """z_1, z_2, ... of Algorithm 1: the two views of image k are rows 2k - 1 and 2k, counted from one."""
+    """z_1, z_2, ... of Algorithm 1, where the views of image k are rows 2k - 1 and 2k, counted from one."""
     return [row.tolist() for pair in zip(z1, z2, strict=True) for row in pair]
 
 
@@ -59,19 +60,19 @@ def test_loss_equals_algorithm_1_in_loops(n, temperature, normalize, include_sel
     torch.testing.assert_close(loss_of(z1, z2, temperature, normalize, include_self), expected, **EXACT)
 
 
-def test_leaving_self_similarity_in_raises_the_loss():
+def test_including_self_similarity_raises_the_loss():
     z1, z2 = views(6)
     assert loss_of(z1, z2, include_self=True) > loss_of(z1, z2) + 0.1
 
 
 @pytest.mark.parametrize("include_self", [False, True])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_gradient_is_that_of_the_loss(normalize, include_self):
+def test_the_gradient_is_correct(normalize, include_self):
     z1, z2 = (z.requires_grad_() for z in views(4, 3))
     assert torch.autograd.gradcheck(lambda a, b: loss_of(a, b, 0.5, normalize, include_self), (z1, z2))
 
 
-def test_similarities_are_not_written_over_by_the_loss():
+def test_the_loss_leaves_the_similarities_unchanged():
     similarity = similarities(*views(4))
     before = similarity.clone()
     nt_xent(similarity, 1.0)
@@ -92,14 +93,14 @@ def test_loss_and_gradient_are_finite_and_accurate_in_every_precision(temperatur
     assert z1.grad.isfinite().all()
     assert z2.grad.isfinite().all()
     assert z1.grad.abs().max() > 0
-    # The same rounded embeddings in double precision. Float32 cosines err by about 1e-7, divided by the temperature.
+    # The same rounded embeddings in float64. The error of float32 cosines is about 1e-7, divided by the temperature.
     expected = loss_of(z1.detach().double(), z2.detach().double(), temperature)
     torch.testing.assert_close(loss.double(), expected, atol=1e-6 / temperature, rtol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_large_half_precision_embeddings_do_not_overflow(normalize):
-    """Squares and dot products beyond 65,504, the largest float16."""
+    """Squares and dot products exceed 65,504, the largest float16."""
     z1, z2 = ((300 * z).half().requires_grad_() for z in views(4, 64))
     with torch.autocast("cpu", dtype=torch.float16):
         loss = loss_of(z1, z2, 1.0 if normalize else 1000.0, normalize)
@@ -108,7 +109,7 @@ def test_large_half_precision_embeddings_do_not_overflow(normalize):
     assert z1.grad.isfinite().all()
 
 
-def test_zero_embeddings_give_the_chance_level_and_a_finite_gradient():
+def test_zero_embeddings_give_the_chance_loss_and_a_finite_gradient():
     z1, z2 = (torch.zeros(4, 8, requires_grad=True) for _ in range(2))
     loss = loss_of(z1, z2)
     loss.backward()
@@ -118,11 +119,11 @@ def test_zero_embeddings_give_the_chance_level_and_a_finite_gradient():
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @pytest.mark.parametrize("n", [2, 5, 64])
-def test_embeddings_that_tell_nothing_give_the_chance_level(n, temperature):
+def test_uninformative_embeddings_give_the_chance_loss(n, temperature):
     identical = torch.randn(1, 16, generator=torch.Generator().manual_seed(0)).expand(n, -1)
     orthogonal = torch.eye(2 * n)
     for z1, z2 in ((identical, identical), (orthogonal[:n], orthogonal[n:])):
-        # Float32 cosines of equal rows err by 1e-7, divided by the temperature.
+        # The error of float32 cosines of equal rows is 1e-7, divided by the temperature.
         assert loss_of(z1, z2, temperature).item() == pytest.approx(math.log(2 * n - 1), abs=1e-5)
     assert chance_loss(n) == math.log(2 * n - 1)
     assert chance_loss(n, include_self=True) == math.log(2 * n)
@@ -192,7 +193,7 @@ def test_contrastive_accuracy_of_a_collapsed_batch_is_zero(n):
 
 
 def test_contrastive_accuracy_of_two_images():
-    """Three candidates a row: top-5 is always a hit, top-1 only where the positive is strictly nearest."""
+    """Each row has three candidates, so top-5 is always right and top-1 only if the positive is strictly nearest."""
     z1, z2 = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     assert contrastive_accuracy(similarities(z1, z2)).tolist() == [1.0, 1.0]
     assert contrastive_accuracy(similarities(z1, z2.flip(0))).tolist() == [0.0, 1.0]
@@ -213,11 +214,8 @@ def test_contrastive_accuracy_of_independent_embeddings_is_that_of_guessing():
     assert top5 == pytest.approx(5 / 999, abs=4 * math.sqrt(5 / 999 / 1000))  # four standard errors
 
 
-# --- devices ----------------------------------------------------------------------------------------------------------
-
-
-def test_loss_and_accuracy_keep_to_the_device_of_the_embeddings():
-    """On fake accelerator tensors: making a tensor elsewhere raises."""
+def test_loss_and_accuracy_stay_on_the_device_of_the_embeddings():
+    """Fake tensors raise an error if an operation mixes devices."""
     with FakeTensorMode():
         similarity = similarities(torch.rand(4, 8, device="cuda"), torch.rand(4, 8, device="cuda"))
         assert nt_xent(similarity, 0.5).device.type == "cuda"
@@ -232,22 +230,22 @@ def test_loss_on_the_accelerator_under_autocast_equals_the_cpu(dtype):
     z1, z2 = views(64, 128, dtype=torch.float32)
     with torch.autocast(device.type, dtype=dtype):
         loss = loss_of(z1.to(device), z2.to(device), 0.1)
-    # Ten times the rounding of cosines; half precision anywhere would be off by 1e-3 and more.
+    # Ten times the rounding of cosines. Half precision anywhere would be off by 1e-3 or more.
     torch.testing.assert_close(loss.cpu(), loss_of(z1, z2, 0.1), atol=1e-4, rtol=0)
 
 
 @pytest.fixture(params=[1, 3, 5, 64])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Blocks of that many rows, whatever the size."""
-    monkeypatch.setattr(loss, "BLOCK", request.param)
-    monkeypatch.setattr(loss, "PLAIN_ROWS", 0)
+    """Computes in blocks of this many rows, however few embeddings there are."""
+    monkeypatch.setattr(ntxent, "BLOCK", request.param)
+    monkeypatch.setattr(ntxent, "PLAIN_ROWS", 0)
     return int(request.param)
 
 
 @pytest.mark.parametrize("include_self", [False, True])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 5.0])
-def test_block_by_block_is_the_plain_loss_gradient_and_accuracy(blocks, temperature, normalize, include_self):
+def test_blocks_give_the_plain_loss_gradient_and_accuracy(blocks, temperature, normalize, include_self):
     z1, z2 = (z.requires_grad_() for z in views(7))
     value, top = contrast(z1, z2, temperature, normalize=normalize, include_self=include_self)
     gradients = torch.autograd.grad(3 * value, (z1, z2))
@@ -258,14 +256,14 @@ def test_block_by_block_is_the_plain_loss_gradient_and_accuracy(blocks, temperat
     assert torch.equal(top, contrastive_accuracy(similarities(z1, z2, normalize=normalize).detach()))
 
 
-def test_block_by_block_passes_gradcheck(blocks):
+def test_the_gradient_of_blocks_is_correct(blocks):
     z1, z2 = (z.requires_grad_() for z in views(4, 3))
     assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.5)[0], (z1, z2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])
-def test_block_by_block_is_finite_in_float32_whatever_comes_in(blocks, temperature, dtype):
+def test_blocks_give_a_finite_float32_loss_in_every_precision(blocks, temperature, dtype):
     z1, z2 = views(9, dtype=dtype)
     z1.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -277,7 +275,7 @@ def test_block_by_block_is_finite_in_float32_whatever_comes_in(blocks, temperatu
     assert z1.grad.isfinite().all()
 
 
-def test_collapsed_embeddings_score_zero_block_by_block(blocks):
+def test_collapsed_embeddings_score_zero_in_blocks(blocks):
     same = torch.ones(6, 4)
     value, top = contrast(same, same, 0.5)
     assert top.tolist() == [0, 0]
@@ -286,25 +284,17 @@ def test_collapsed_embeddings_score_zero_block_by_block(blocks):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
-@pytest.mark.parametrize("n", [500, 1100])  # whole, and in blocks that are cut off
+@pytest.mark.parametrize("n", [500, 1100])  # as one matrix, and in blocks of which some are cut off
 def test_equal_embeddings_are_ties_however_their_products_are_summed(n, width, normalize):
     for seed in range(3):
         same = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)).expand(n, -1)
         assert contrast(same, same, 0.5, normalize=normalize)[1].tolist() == [0, 0]
 
 
-@pytest.mark.slow
 def test_memory_of_blocks_grows_with_n_not_with_its_square():
-    script = """
-import resource, torch
-from simclr.loss import contrast
-torch.set_num_threads(1)
-z1, z2 = (torch.randn(8192, 128, requires_grad=True) for _ in range(2))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-contrast(z1[:2100], z2[:2100], 0.5)[0].backward()
-before = peak()
-contrast(z1, z2, 0.5)[0].backward()
-print(peak() - before)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    assert float(run.stdout) < 160  # MiB; the matrix alone has 1,024, and the plain loss several of them
+    def peak(n: int) -> float:
+        z1, z2 = (torch.randn(n, 64, requires_grad=True) for _ in range(2))
+        return profile_peak(lambda: contrast(z1, z2, 0.5)[0].backward()) / 2**20
+
+    small, large = peak(1024), peak(4096)
+    assert large < 2 * small < 64  # MiB, where the matrix alone grows from 16 to 256

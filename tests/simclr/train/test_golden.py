@@ -33,7 +33,7 @@ from tests.simclr.train.helpers import Watch
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 20
-LOOSEST = 0.2  # the largest tolerance at which losses are compared
+LOOSEST = 0.1  # the largest tolerance at which losses are compared
 ROUNDING = 2.2e-16  # of a float64 near one
 # The recipe on a small scale: a narrow network, 32 images per step, two steps per epoch (so that a warm-up of ten
 # epochs reaches its peak), and views of at most 64 px.
@@ -180,11 +180,11 @@ def test_a_changed_recipe_is_noticed(change: str, golden: dict[str, Golden], hom
     assert is_told_apart(changed(recipe("cifar10-cpu"), CHANGES[change]), home, golden["cifar10-cpu"])
 
 
-@pytest.mark.parametrize("name", ["tiny-imagenet-4060", "paper-imagenet"])
 def test_a_different_rounding_is_tolerated(
-    name: str, golden: dict[str, Golden], home: Path, monkeypatch: pytest.MonkeyPatch
+    golden: dict[str, Golden], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     round_differently(monkeypatch, seed=100)
+    name = "tiny-imagenet-4060"
     assert 0 < distance(comparable_losses(recipe(name), home, golden[name]), golden[name]) < 1
 
 

@@ -1,0 +1,54 @@
+"""The GPU benchmark, with tiny sizes on the CPU, so that it is known to work before it runs on a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu import Options, measure
+from tests.helpers import tiny
+
+QUICK = Options(torch.device("cpu"), quick=True)
+
+
+def test_sections_and_their_errors_are_written_to_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Options) -> list[gpu.Row]:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(gpu.SECTIONS, "tests", fail)
+    measure(QUICK, ["card", "tests", "evaluation"], tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert list(results) == ["card", "tests", "evaluation"]
+    assert results["card"]["rows"][0]["torch"] == torch.__version__
+    assert results["tests"]["error"] == "RuntimeError: no such kernel"
+    assert [row["seconds"] > 0 for row in results["evaluation"]["rows"]] == [True, True]
+    page = (tmp_path / "out" / "gpu.md").read_text()
+    assert "## card (0 s)" in page
+    assert "Failed: RuntimeError: no such kernel" in page
+    assert "| kNN (k 200), 200 queries, 2000 x 64 | " in page
+
+
+def test_steps_are_timed_part_by_part_and_by_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(model={"backbone": "resnet10"}, train={"batch_size": 8})
+    monkeypatch.setattr(gpu, "resolve", lambda *_: config)
+    monkeypatch.setattr(gpu, "PRESETS", ("shapes",))
+    monkeypatch.setattr(gpu, "VARIANTS", ("as it is", "fused optimizer"))
+    (row,) = gpu.steps(QUICK)
+    assert (row["batch"], row["micro_batch"], row["precision"]) == (8, 8, "float32")
+    assert all(row[f"{part}_ms"] > 0 for part in ("step", "views", "forward", "loss", "backward", "optimizer"))
+    assert row["training/bare"] > 0
+    assert [(row["variant"], row["step_ms"] > 0) for row in gpu.variants(QUICK)] == [
+        ("as it is", True),
+        ("fused optimizer", True),
+    ]
+
+
+def test_output_of_commands_is_below_their_table() -> None:
+    rows = [{"command": "eval", "exit": 2, "output": "error: no run\n"}, {"command": "x", "failures": ["a", "b"]}]
+    page = gpu.markdown({"training": {"rows": rows, "seconds": 2.0}})
+    assert "| command | exit |\n| --- | --- |\n| eval | 2 |\n| x |  |\n" in page
+    assert "\n```\nerror: no run\n```\n\n```\na\nb\n```\n" in page
