@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from math import isnan
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -26,33 +28,32 @@ from experiments.runs.encoders import open_subject
 from experiments.runs.evaluate import evaluate_encoder
 from experiments.tracking import Store, home
 from simclr.data.dataset import Dataset
+from simclr.evaluate.evaluations import EVALUATIONS
 from simclr.evaluate.protocol import make_protocol
 
+DEFAULT = ["knn", "linear"]  # the evaluations that run if none is asked for
 
-def evaluate(  # over 60 lines, because of its signature
+
+def _evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each of EVALUATIONS, after its first argument. It gets them as `**asked`."""
+    signature = inspect.signature(command, eval_str=True)
+    first, *others = (each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD)
+    options = []
+    for name, kind in EVALUATIONS.items():
+        annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=kind.option_help)]
+        default: Any = False
+        if kind.option_setting is not None:
+            metavar = kind.option_setting.upper()
+            option = typer.Option(f"--{name}", metavar=metavar, help=kind.option_help, show_default="not done")
+            annotation, default = Annotated[str | None, option], None
+        options.append(first.replace(name=name.replace("-", "_"), default=default, annotation=annotation))
+    vars(command)["__signature__"] = signature.replace(parameters=[first, *options, *others])
+    return command
+
+
+@_evaluation_options
+def evaluate(
     run: NewestEncoder = None,
-    knn: Annotated[bool, typer.Option("--knn", help="Classify by weighted k nearest neighbours.")] = False,
-    linear: Annotated[
-        bool, typer.Option("--linear", help="Train a logistic regression on the frozen features.")
-    ] = False,
-    linear_sgd: Annotated[
-        bool, typer.Option("--linear-sgd", help="Train a linear classifier with SGD on random crops, as in the paper.")
-    ] = False,
-    finetune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FRACTIONS",
-            help="Train the whole network with these fractions of the labels, such as 0.01,0.1,1.0.",
-            show_default="not done",
-        ),
-    ] = None,
-    no_labels: Annotated[
-        bool,
-        typer.Option(
-            "--no-labels",
-            help="Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels.",
-        ),
-    ] = False,
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -67,6 +68,7 @@ def evaluate(  # over 60 lines, because of its signature
             show_default="none",
         ),
     ] = [],  # noqa: B006 (Typer copies it)
+    **asked: Any,
 ) -> None:
     """Evaluate a frozen encoder next to its baselines.
 
@@ -74,11 +76,13 @@ def evaluate(  # over 60 lines, because of its signature
 
     Example: simclr eval shapes-s0 --knn --linear
     """
-    tune = finetune is not None
-    asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": tune, "no-labels": no_labels}
-    names = [name for name, wanted in asked.items() if wanted] or ["knn", "linear"]
-    fractions = [f"finetune.fractions=[{finetune}]"] if tune else []
-    protocol = make_protocol([*fractions, *settings], layer=layer)
+    chosen = {name: value for name in EVALUATIONS if (value := asked[name.replace("-", "_")]) not in (None, False)}
+    values = [
+        f"{EVALUATIONS[name].section_name}.{EVALUATIONS[name].option_setting}=[{value}]"
+        for name, value in chosen.items()
+        if value is not True
+    ]
+    protocol = make_protocol([*values, *settings], layer=layer)
     store = Store(home())
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
@@ -92,7 +96,7 @@ def evaluate(  # over 60 lines, because of its signature
             device=device,
             observer=terminal,
         )
-        report = evaluate_encoder(found, subject, store, names, transfer)
+        report = evaluate_encoder(found, subject, store, list(chosen) or DEFAULT, transfer)
     images = _describe_images(subject.data)
     typer.echo(f"run {report.run_id[:8]} on {images}, layer {protocol.layer}, protocol {protocol.version}")
     typer.echo(_format_results(report.table))
