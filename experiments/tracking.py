@@ -151,7 +151,8 @@ class Store:
     def records(self, *, parent: str | None = None, **tags: str) -> list[Record]:
         """Runs with these tags (such as `kind="study"`) and this parent, newest first. Deleted runs are left out."""
         wanted = tags | ({_PARENT: parent} if parent else {})
-        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        # MLflow's filters can't hold every text. Values that they can't hold are compared below.
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value.isalnum())
         found: list[Run] = []
         token: str | None = None
         while True:
@@ -161,7 +162,7 @@ class Store:
             found += page
             token = page.token
             if not token:
-                return [self._record(run) for run in found]
+                return [self._record(run) for run in found if wanted.items() <= run.data.tags.items()]
 
     def of_key(self, key: str, digest: str) -> list[Record]:
         """Pre-training runs of a config's key on data with this digest, newest first."""
@@ -241,9 +242,10 @@ class Store:
         """A new, finished run with the params, tags and metrics of another one, under a parent. It names its source."""
         own = {**record.tags, "kind": kind, **tags, "copied_from": record.id}
         tracker = self.start(record.name, kind, record.params, own, parent=parent)
-        tracker.tag_protocols(record.protocols)
         for metric in record.metrics:
             tracker.pending += self.points(record.id, metric)
+        tracker.flush()
+        tracker.tag_protocols(record.protocols)  # last: a metric whose protocol is tagged is complete
         tracker.finish("FINISHED")
         return tracker.record()
 

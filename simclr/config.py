@@ -169,8 +169,12 @@ class Config(MethodSections):
 
 
 def to_toml(config: Config) -> str:
-    """The config as TOML, which `make` turns into an equal config. Unused methods are left out at their defaults."""
+    """The config as TOML, which `make` turns into an equal config.
+
+    Left out are unused methods at their defaults, and `method` if it is simclr: older versions don't know it.
+    """
     default = {name for name in config.unused_sections() if getattr(config, name) == type(getattr(config, name))()}
+    default |= {"method"} if config.method == "simclr" else set()
     return tomli_w.dumps(config.model_dump(mode="json", exclude=default, exclude_none=True))
 
 

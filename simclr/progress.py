@@ -31,4 +31,29 @@ class Observer:
         return False
 
 
+class Forwarding(Observer):
+    """Passes everything on to another observer. Subclasses add to what they override."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.observer.progress(what, done, total)
+
+    def began(self, run_id: str, steps: int) -> None:
+        self.observer.began(run_id, steps)
+
+    def reused(self, run_id: str) -> None:
+        self.observer.reused(run_id)
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.observer.metrics(metrics, step)
+
+    def say(self, text: str) -> None:
+        self.observer.say(text)
+
+    def stop(self) -> bool:
+        return self.observer.stop()
+
+
 SILENT = Observer()

@@ -126,7 +126,7 @@ def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")
-    return UserError(f"{path} = {_shown(first['input'])}: expected {message}")
+    return UserError(f"{path + ' = ' if path else ''}{_shown(first['input'])}: expected {message}")
 
 
 def _shown(value: Any) -> str:

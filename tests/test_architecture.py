@@ -39,7 +39,7 @@ APART = {
     ("analysis", "simclr"),
     ("evaluate", "weights"),
     ("model", "optim"),
-    ("runs", "configs"),
+    ("configs", "runs"),
 }
 DOORS = {
     "mlflow": {"experiments/tracking.py"},

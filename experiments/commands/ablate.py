@@ -27,7 +27,7 @@ from experiments.studies.axes import axes
 from experiments.studies.execute import execute
 from experiments.studies.plan import plan_study
 from experiments.studies.report import report as make_report
-from experiments.studies.run import find_study, forecast
+from experiments.studies.run import check_study_name, forecast
 from experiments.tracking import Store, home
 from simclr.augment import AUGMENTATIONS
 from simclr.train.memory import format_bytes
@@ -118,7 +118,7 @@ def ablate(  # over 60 lines, because of its signature
     name = name or plan.name
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
     with Terminal() as terminal:
-        find_study(name, plan, store, terminal)  # raises UserError early if the name belongs to another plan
+        check_study_name(name, plan, store, terminal)  # before the cells are timed
         cells = forecast(plan, store, numbers, terminal)
     total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
     typer.echo(
@@ -135,7 +135,7 @@ def ablate(  # over 60 lines, because of its signature
         return
     if total > LONG and not yes and can_ask():
         typer.confirm("Start the study?", abort=True)
-    with resumable(), Terminal() as terminal:
+    with resumable(), Terminal(resumes=True) as terminal:
         outcome = execute(name, plan, store, numbers, shlex.join(["simclr", *sys.argv[1:]]), terminal)
     if outcome.report:
         typer.echo(outcome.report)

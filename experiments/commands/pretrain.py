@@ -142,8 +142,7 @@ class TrainingTerminal(Terminal):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        method = METHODS[config.method]
-        chance = method.chance(getattr(config, method.section_name), config.train.batch_size)
+        chance = METHODS[config.method].chance(config.method_settings(), config.train.batch_size)
         self.chance = chance.get("train/loss")
 
     def began(self, run_id: str, steps: int) -> None:

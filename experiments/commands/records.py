@@ -47,7 +47,7 @@ def runs() -> None:
     for metric, title in EVALUATIONS.items():
         for protocol in dict.fromkeys(record.protocols[metric] for record in records if metric in record.protocols):
             table[f"{title} ({protocol})"] = [
-                record.metrics[f"eval/{metric}"] if record.protocols.get(metric) == protocol else nan
+                record.metrics.get(f"eval/{metric}", nan) if record.protocols.get(metric) == protocol else nan
                 for record in records
             ]
     typer.echo(table.to_string(index=False, na_rep="", float_format="{:.4f}".format))

@@ -89,16 +89,20 @@ def search(  # over 60 lines, because of its signature
     full = resolve(
         preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
     )
-    opened = open_search(
-        name or f"search-{full.name}",
-        full,
-        load_space(space),
-        Store(home()),
-        proxy=proxy,
-        objectives=objectives,
-        pruner=pruner,
-    )
-    with resumable(), Terminal() as terminal, opened as current:
+    with (
+        resumable(),
+        Terminal(resumes=True) as terminal,
+        open_search(
+            name or f"search-{full.name}",
+            full,
+            load_space(space),
+            Store(home()),
+            proxy=proxy,
+            objectives=objectives,
+            pruner=pruner,
+            observer=terminal,
+        ) as current,
+    ):
         start = reference_accuracy(current, terminal)
         run_trials(current, trials, hours=hours, observer=terminal)
         command = shlex.join(["simclr", *sys.argv[1:]])

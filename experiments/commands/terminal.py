@@ -23,11 +23,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Terminal(Observer):
     """Prints messages, shows progress bars if stderr is a terminal, and stops training after SIGINT or SIGTERM.
 
-    The first signal while a run trains lets it save a checkpoint. At any other time, and the second time, a signal
-    raises KeyboardInterrupt. Use it as a context manager.
+    The first signal asks the work to stop when its state is saved, once a run has begun to train. Before that, and the
+    second time, a signal raises KeyboardInterrupt. `resumes` is for work that is in the record from its beginning, such
+    as a study: the first signal then always asks. Use it as a context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumes: bool = False) -> None:
+        self._asks = resumes  # whether a signal asks the work to stop
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
@@ -54,7 +56,7 @@ class Terminal(Observer):
             signal.signal(number, handler)
 
     def _on_signal(self, *_: object) -> None:
-        if not self.steps:
+        if not self._asks:
             raise KeyboardInterrupt
         self._stopping = True
         self._restore_handlers()
@@ -70,7 +72,9 @@ class Terminal(Observer):
         self._move_bar(what, done, total, what)
 
     def began(self, run_id: str, steps: int) -> None:  # noqa: ARG002 (an override)
-        self.latest, self.step, self.steps = {}, 0, steps
+        self.latest, self.step, self.steps, self._asks = {}, 0, steps, True
+        if self.bars is not None and "training" in self._tasks:  # of a run that was pruned or that failed
+            self.bars.remove_task(self._tasks.pop("training"))
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.step = step

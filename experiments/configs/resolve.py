@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,9 +164,9 @@ def resolve_timed(
         file = read_toml(config)
         table = merge(table, {"name": config.stem} | _on_preset(file))
         from_file = {} if get_value(file, "time.choices") else flatten(file)
-    changes = _changes(settings, flags)
-    for path, value in changes.items():
-        table = merge(table, nested(path, value))
+    changes: dict[str, Any] = {}
+    for path, value in _changes(settings, flags):
+        table, changes[path] = merge(table, nested(path, value)), value
     for augmentation in dropped:
         table = _drop(table, augmentation)
     if "name" not in changes:
@@ -184,13 +184,12 @@ def resolve_timed(
     return make(table), time
 
 
-def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What --set and the named options change, in this order."""
-    changes = dict(map(parse_setting, settings))
+def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What --set and then the named options change, in this order: of two that overlap, the later one wins."""
+    yield from map(parse_setting, settings)
     for flag, value in flags.items():
         if value is not None:
-            changes[FLAGS[flag]] = str(value.expanduser().resolve()) if isinstance(value, Path) else value
-    return changes
+            yield FLAGS[flag], str(value.expanduser().resolve()) if isinstance(value, Path) else value
 
 
 def _drop(table: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, fl
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
     settings = [get_evaluation(protocol, name).model_dump()]
-    judged_by = identity(name, protocol, config, subject.data, subject.device)
-    key = json.dumps([reads, settings, name, judged_by], sort_keys=True)
+    protocol_id = identity(name, protocol, config, subject.data, subject.device)
+    key = json.dumps([reads, settings, name, protocol_id], sort_keys=True)
     path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]

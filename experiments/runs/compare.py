@@ -102,17 +102,18 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
 
 def curve_label(metric: str, record: Record) -> str:
     """A metric in words, for the axis of a figure."""
-    labels = {"train/loss": METHODS[_method(record)].loss_label, "val/knn_top1": "kNN accuracy on validation"}
-    return labels.get(metric, metric)
+    if metric == "train/loss" and (method := METHODS.get(_method(record))) is not None:
+        return method.loss_label
+    return "kNN accuracy on validation" if metric == "val/knn_top1" else metric
 
 
 def chance_level(metric: str, record: Record) -> float:
     """The value of a metric for a network that has learned nothing; nan if it isn't known."""
-    method = METHODS[_method(record)]
-    own = f"{method.section_name}."
-    given = {name.removeprefix(own): value for name, value in record.params.items() if name.startswith(own)}
-    levels = method.chance(method.section.model_validate(given), int(record.params["train.batch_size"]))
-    levels["val/knn_top1"] = float(record.tags.get("val_chance", nan))
+    levels = {"val/knn_top1": float(record.tags.get("val_chance", nan))}
+    if (method := METHODS.get(_method(record))) is not None:  # a newer version may have recorded one more
+        names = {f"{method.section_name}.{name}": name for name in method.section.model_fields}
+        given = {names[name]: value for name, value in record.params.items() if name in names}
+        levels |= method.chance(method.section.model_validate(given), int(record.params["train.batch_size"]))
     return levels.get(metric, nan)
 
 

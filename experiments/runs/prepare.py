@@ -20,7 +20,10 @@ from simclr.train.loop import Steps, count_steps
 
 @dataclass(frozen=True)
 class Prepared:
-    """A config with its open data, its device and the number of its steps. Memory is planned when it is first asked."""
+    """A config with its open data, its device and the number of its steps.
+
+    Memory is planned when it is first asked for, by what is free on the device at that moment, and then kept.
+    """
 
     config: Config  # as the user asked for it
     data: Dataset
@@ -46,8 +49,8 @@ class Prepared:
         """Predicted memory at the peak of a training step, in bytes."""
         return budget.predicted_peak(self.fitted, self.plan, self.device)
 
-    def of_seed(self, config: Config) -> Prepared:
-        """The same run with another seed and name."""
+    def with_config(self, config: Config) -> Prepared:
+        """The same with a config that differs in its seed and name only, so that the data is shared."""
         return Prepared(config, self.data, self.device, self.steps)
 
 

@@ -19,7 +19,7 @@ from simclr import device as devices
 from simclr.config import Config, to_toml
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.methods import METHODS
-from simclr.progress import SILENT, Observer
+from simclr.progress import SILENT, Forwarding, Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted, pretrain
 from simclr.train.memory import MIB
@@ -121,23 +121,21 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
     curve = tracker.record().history("train/loss")
     method = METHODS[config.method]
-    chance = method.chance(getattr(config, method.section_name), config.train.batch_size)
+    chance = method.chance(config.method_settings(), config.train.batch_size)
     levels = [chance["train/loss"]] if "train/loss" in chance else []
     tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, method.loss_label, levels))
 
 
-class _Logging(Observer):
-    """Logs the metrics of training to a run, and shows them to the user's observer, which also decides when to stop."""
+class _Logging(Forwarding):
+    """Logs the metrics of training to a run."""
 
     def __init__(self, tracker: Tracker, observer: Observer) -> None:
-        self.tracker, self.observer = tracker, observer
+        super().__init__(observer)
+        self.tracker = tracker
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.tracker.log(metrics, step)
-        self.observer.metrics(metrics, step)
-
-    def stop(self) -> bool:
-        return self.observer.stop()
+        super().metrics(metrics, step)
 
 
 def memory_remedy(config: Config) -> str:
@@ -162,7 +160,7 @@ def _describe(prepared: Prepared, tracker: Tracker) -> None:
 
 
 def environment(prepared: Prepared) -> dict[str, str]:
-    """Everything beside the config that a result may depend on: versions, device, precision, git commit."""
+    """Everything in addition to the config that a result may depend on: versions, device, precision, git commit."""
     dtype = devices.resolve_precision(prepared.config.train.precision, prepared.device)
     packages = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn")
     return {

@@ -23,8 +23,8 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 def trial_table(study: optuna.Study, objectives: list[str]) -> pd.DataFrame:
     """One row per trial: trial (its number), state, objectives, rejected, error, seconds, run, and its settings.
 
-    A parameter that is searched under a condition also has a column of its own name, beside that of its setting. Only
-    completed trials have objectives. Missing values are nan or None.
+    A parameter that is searched under a condition has a column of its own name in addition to that of its setting.
+    Only completed trials have objectives. Missing values are nan or None.
     """
     rows = []
     for trial in study.get_trials(deepcopy=False):
@@ -35,7 +35,10 @@ def trial_table(study: optuna.Study, objectives: list[str]) -> pd.DataFrame:
         row |= {"rejected": attributes.get(REJECTED), "error": attributes.get(ERROR)}
         row |= {"seconds": attributes.get(SECONDS), "run": attributes.get(RUN)}
         rows.append(row | _parameters(trial) | attributes.get(SETTINGS, {}))
-    return pd.DataFrame(rows, dtype=object)  # or whole numbers would become fractions where others are missing
+    columns = None if rows else ["trial", "state", *objectives]
+    return pd.DataFrame(
+        rows, columns=columns, dtype=object
+    )  # or whole numbers would become fractions where others are missing
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, Any]:

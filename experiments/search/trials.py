@@ -35,7 +35,7 @@ from simclr.evaluate.evaluations import check
 from simclr.evaluate.linear import Linear
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
-from simclr.progress import SILENT, Observer
+from simclr.progress import SILENT, Forwarding, Observer
 from simclr.randomness import subseed
 from simclr.settings import parse_setting
 from simclr.train import budget, memory
@@ -282,25 +282,23 @@ def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observ
     return f"{accuracy:.2%} on validation after {seconds:.0f} s of training"
 
 
-class _Watcher(Observer):
+class _Watcher(Forwarding):
     """Reports a trial's kNN accuracies to Optuna, and stops the training if Optuna prunes the trial."""
 
     def __init__(self, trial: Trial, prepared: Prepared, observer: Observer, *, prune: bool) -> None:
-        self.trial, self.steps, self.observer, self.prune = trial, prepared.steps, observer, prune
+        super().__init__(observer)
+        self.trial, self.steps, self.prune = trial, prepared.steps, prune
         self.accuracy, self.pruned = 0.0, False
 
-    def began(self, run_id: str, steps: int) -> None:
-        self.observer.began(run_id, steps)
-
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.observer.metrics(metrics, step)
+        super().metrics(metrics, step)
         if self.prune and "val/knn_top1" in metrics and step < self.steps.total:
             self.accuracy = metrics["val/knn_top1"]
             self.trial.report(self.accuracy, step // self.steps.per_epoch)
             self.pruned = self.trial.should_prune()
 
     def stop(self) -> bool:
-        return self.pruned or self.observer.stop()
+        return self.pruned or super().stop()
 
 
 def training_seconds(record: Record, batch_size: int) -> float:

@@ -52,7 +52,7 @@ class Axis(Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if sum(map(bool, (self.cells, self.leave_out, self.pairs))) > 1:
-            raise ValueError("expected one of cells, leave_out and pairs")
+            raise ValueError("expected at most one of cells, leave_out and pairs")
         known = setting_names(Config)
         for path in (*flatten(self.reference), *([self.x] if self.x else [])):
             if path not in known:

@@ -36,10 +36,15 @@ def execute(
     and Interrupted if the observer asks to stop; run it again to resume.
     """
     tracker = open_study(name, plan, store, command)
-    with tracker.finishing(Interrupted):
-        failures = run_study(tracker, plan, store, seeds, observer)
-        text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
-    if failures:
-        tracker.tag({"error": f"RunFailed: {'; '.join(failures)}"})
-        tracker.finish("FAILED")
+    failed: RunFailed | None = None
+    try:
+        with tracker.finishing(Interrupted):
+            failures = run_study(tracker, plan, store, seeds, observer)
+            text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
+            if failures:  # raised inside, so that the study never looks finished
+                failed = RunFailed("; ".join(failures))
+                raise failed
+    except RunFailed as error:
+        if error is not failed:
+            raise
     return StudyOutcome(tracker.record(), text, failures)

@@ -32,7 +32,7 @@ class CellDocument(BaseModel):
 
 
 class StudyDocument(BaseModel):
-    """The content of plan.json: all that a report must know about a study beside its runs. The baseline comes first."""
+    """The content of plan.json: what a report needs in addition to the runs of a study. The baseline comes first."""
 
     x: str | None
     log: bool

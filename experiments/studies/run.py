@@ -59,12 +59,13 @@ def _seeds_done(cell: Cell, data: Dataset, store: Store, seeds: Sequence[int]) -
     return [seed for seed in seeds if any(run.finished for run in store.of_key(cell.of_seed(seed).key(), data.digest))]
 
 
-def find_study(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> Record | None:
-    """The study with this name, or None. Raises UserError if it has another plan."""
-    return _find_study(name, plan, open_dataset(plan.cells[0].config.data, store.folder, observer), store)
+def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> None:
+    """Raise UserError if a study with this name has another plan or other images."""
+    find_study(name, plan, open_dataset(plan.cells[0].config.data, store.folder, observer), store)
 
 
-def _find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
+def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
+    """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
     study = next((record for record in store.records(kind="study") if record.name == name), None)
     if study is not None and study.tags["plan"] != plan.digest(data.digest):
         raise UserError(f"study '{name}' exists with another plan or other images: choose another --name")
@@ -79,7 +80,7 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     baseline = plan.cells[0].config
     data = open_dataset(baseline.data, store.folder)
     document = _document(plan, data, command)
-    if (study := _find_study(name, plan, data, store)) is not None:
+    if (study := find_study(name, plan, data, store)) is not None:
         tracker = store.reopen(study)
     else:
         tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
@@ -126,7 +127,7 @@ def run_study(
         try:
             if cell.name not in opened:
                 opened[cell.name] = prepare(cell.config, store.folder, observer)
-            run_cell(parent, cell, opened[cell.name].of_seed(cell.of_seed(seed)), store, observer)
+            run_cell(parent, cell, opened[cell.name].with_config(cell.of_seed(seed)), store, observer)
         except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
             text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
             failures.append(f"'{cell.name}', seed {seed}: {text}")

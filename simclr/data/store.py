@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,10 @@ class ImageStore:
         except (OSError, ValueError):  # not computed yet, or damaged by a power cut
             mean, std = compute_channel_statistics(self.images, rows)
             found = {"mean": mean, "std": std}
-            scratch = path.with_name(f".{path.name}.{os.getpid()}")
-            with suppress(OSError):
-                scratch.write_text(json.dumps(found))
-                os.replace(scratch, path)
+            with suppress(OSError), tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                written = Path(scratch) / path.name
+                written.write_text(json.dumps(found))
+                os.replace(written, path)  # so that the file appears at once and whole
         return tuple(found["mean"]), tuple(found["std"])
 
 

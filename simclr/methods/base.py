@@ -22,7 +22,7 @@ class Method(nn.Module):
     section_name: ClassVar[str]  # the TOML table of the method's settings
     section: ClassVar[type[Section]]  # the class of these settings
     loss_label: ClassVar[str]  # what figures call the loss
-    figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports beside the loss, logged as train/NAME
+    figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
 
     network: Network
 
@@ -51,7 +51,7 @@ class Method(nn.Module):
         """Called after each optimizer step, to update moving averages and queues. Its memory is not planned."""
 
     def own_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the method beside the network. Empty if nothing."""
+        """What a checkpoint must hold of the method in addition to the network. Empty if nothing."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("network.")}
 
     def load_own_state(self, state: dict[str, Any]) -> None:

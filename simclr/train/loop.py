@@ -25,7 +25,7 @@ from simclr.train.step import Training, diverged, start_training, train_step
 from simclr.weights import checkpoint
 
 
-class Interrupted(Exception):  # noqa: N818 (it is what happened, not a mistake)
+class Interrupted(Exception):  # noqa: N818 (it describes what happened)
     """Training was asked to stop. A checkpoint of `step` is on the disk."""
 
     def __init__(self, step: int) -> None:

@@ -74,6 +74,26 @@ def test_a_copy_has_a_parent_and_names_its_source(store: Store) -> None:
     assert [record.id for record in store.records(parent=study.run_id)] == [copy.id]
 
 
+def test_a_copy_that_was_cut_short_has_no_protocol_without_its_metric(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = finished_run(store)
+    Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
+    study = store.start("study", "study", {})
+    monkeypatch.setattr(Tracker, "flush", lambda self: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        store.copy(store.get(source.id), "cell", {}, parent=study.run_id)
+    (copy,) = store.records(parent=study.run_id)
+    assert copy.protocols == {}
+
+
+@pytest.mark.parametrize("name", ["bob's", 'say "cheese"', "100 %", "a;b"])
+def test_any_text_can_be_a_tag(name: str, store: Store) -> None:
+    store.start("s", "search", {}, {"search": name})
+    store.start("t", "search", {}, {"search": "another"})
+    assert [record.name for record in store.records(kind="search", search=name)] == ["s"]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

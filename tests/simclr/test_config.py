@@ -191,6 +191,10 @@ def test_toml_reads_back_as_an_equal_config(values):
     assert make(tomllib.loads(to_toml(config))) == config
 
 
+def test_toml_of_simclr_names_no_method_because_older_versions_know_none():
+    assert "method" not in to_toml(make({}))
+
+
 def test_the_toml_of_every_preset_reads_back_as_an_equal_config():
     for name in presets():
         config, _ = resolve_timed(name)

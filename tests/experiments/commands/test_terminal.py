@@ -48,6 +48,23 @@ def test_a_full_bar_disappears_and_the_next_run_has_a_new_one(monkeypatch: pytes
             terminal.metrics({"train/loss": 2.0}, 10)
 
 
+def test_the_bar_of_a_pruned_run_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_on_a_terminal(monkeypatch)
+    with Terminal() as terminal:
+        assert terminal.bars is not None
+        terminal.began("a-run", 10)
+        terminal.metrics({"train/loss": 3.0}, 5)
+        terminal.began("another", 10)
+        assert terminal.bars.tasks == []
+
+
+@posix
+def test_work_that_resumes_is_asked_to_stop_before_it_trains() -> None:
+    with Terminal(resumes=True) as terminal:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert terminal.stop()
+
+
 def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with Terminal() as terminal:
         terminal.progress("decoding train", 1, 2)

@@ -54,6 +54,13 @@ def test_a_later_setting_overrides_an_earlier_one(preset: str) -> None:
     assert resolve(preset, None, ["seed=1", "seed=2"]).seed == 2
 
 
+def test_a_flag_overrides_a_table_that_was_set(preset: str) -> None:
+    settings = ["loss.temperature=0.2", "loss={temperature=0.3}"]
+    assert resolve(preset, None, settings).method_settings().temperature == 0.3  # type: ignore[attr-defined]
+    chosen = resolve(preset, None, settings, temperature=0.5)
+    assert chosen.method_settings().temperature == 0.5  # type: ignore[attr-defined]
+
+
 def test_flags_that_are_none_change_nothing(preset: str) -> None:
     assert resolve(preset, **dict.fromkeys(FLAGS)) == resolve(preset)
 

@@ -75,3 +75,12 @@ def test_chance_levels_come_from_the_method(trained: Store) -> None:
     assert chance_level("val/knn_top1", record) == float(record.tags["val_chance"])
     assert np.isnan(chance_level("perf/images_per_second", record))
     assert curve_label("train/loss", record) == "NT-Xent loss"
+
+
+def test_a_method_of_a_newer_version_has_no_chance_level(store: Store) -> None:
+    known = {"train.batch_size": 256, "loss.temperature": 0.5, "loss.newer": 1}
+    record = store.start("newer", "pretrain", known).record()
+    assert chance_level("train/loss", record) == chance_loss(256)
+    record = store.start("newest", "pretrain", known | {"method": "telepathy"}).record()
+    assert np.isnan(chance_level("train/loss", record))
+    assert curve_label("train/loss", record) == "train/loss"

@@ -22,7 +22,7 @@ def test_memory_is_planned_when_it_is_first_asked_for(home: Path, monkeypatch: p
 
 def test_a_seed_shares_the_open_data(home: Path) -> None:
     prepared = prepare(tiny(), home)
-    other = prepared.of_seed(tiny(seed=7))
+    other = prepared.with_config(tiny(seed=7))
     assert other.data is prepared.data
     assert other.config.seed == 7
 

@@ -9,6 +9,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from analysis.trials import pictures
 from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
 
 RATE = FloatDistribution(1e-4, 1e-1, log=True)
@@ -115,3 +116,10 @@ def test_outcome_states_how_much_memory_rejected_trials_lack() -> None:
     assert outcome(study, 0.5) == [
         "3 trials: 0 completed, 2 rejected (2 for up to 120 MiB too much memory), 1 pruned, 0 failed"
     ]
+
+
+def test_a_study_without_trials_has_an_empty_table_and_no_pictures() -> None:
+    empty = optuna.create_study()
+    table = trial_table(empty, ["accuracy"])
+    assert list(table.columns) == ["trial", "state", "accuracy"]
+    assert pictures(table, parameter_table(empty), ["accuracy"]) == {}

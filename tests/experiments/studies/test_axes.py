@@ -53,7 +53,10 @@ def test_an_axis_that_does_not_exist_is_an_error(name: str, message: str) -> Non
         ("[a]\ncells = [{}]", "cell 1 of axis 'a': expected settings such as"),
         ('[a]\ncells = [{ set = { "optim.lr" = 1 } }, { sett = { "optim.lr" = 1 } }]', "cell 2 .* did you mean 'set'"),
         ('[a]\ncells = [{ set = { "optim.lr" = 1 }, direction = "up" }]', 'direction = "up"'),
-        ("[a]\nleave_out = true\ncells = [{ set = { optim.lr = 1 } }]", "expected one of cells, leave_out and pairs"),
+        (
+            "[a]\nleave_out = true\ncells = [{ set = { optim.lr = 1 } }]",
+            "expected at most one of cells, leave_out and pairs",
+        ),
         ("[a]\nreference = { 'model.heat' = 'mlp' }", "did you mean 'model.head'"),
         ('[a]\nx = "optim.lrr"', "did you mean 'optim.lr'"),
     ],

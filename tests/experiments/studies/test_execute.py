@@ -10,7 +10,7 @@ from experiments.studies import execute as workflow
 from experiments.studies import run as runner
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import BASELINE
-from experiments.tracking import Record, Store
+from experiments.tracking import Record, Store, Tracker
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
@@ -60,7 +60,16 @@ def test_a_failed_cell_is_in_the_outcome_and_the_record(
             raise RunFailed("training diverged")
 
     monkeypatch.setattr(runner, "run_cell", fail)
+    statuses: list[str] = []
+    finish = Tracker.finish
+
+    def watched(self: Tracker, status: str) -> None:
+        statuses.extend([status] * (self.run_id == previous.id))
+        finish(self, status)
+
+    monkeypatch.setattr(Tracker, "finish", watched)
     outcome = run_previous(store)
+    assert statuses == ["FAILED"]  # it never looks finished
     assert outcome.failures == ["'lr=1e+30', seed 0: training diverged"]
     assert "72.14" in outcome.report
     assert outcome.study.status == "FAILED"

@@ -15,7 +15,7 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import find_study, forecast, open_study, run_study
+from experiments.studies.run import check_study_name, forecast, open_study, run_study
 from experiments.tracking import Record, Store, Tracker
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
@@ -165,7 +165,7 @@ def test_a_study_of_the_previous_version_is_resumed(
     monkeypatch.setattr(runner, "train_or_resume", without_diverging)
     before = {record.id for record in store.records()}
     plan = previous_plan()
-    assert find_study("old", plan, store) == previous
+    check_study_name("old", plan, store)
     document = StudyDocument.read(previous)
     study = open_study("old", plan, store, "another command")
     assert study.run_id == previous.id
@@ -179,14 +179,15 @@ def test_a_study_of_the_previous_version_is_resumed(
 
 
 def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
-    assert find_study("one", plan, store) is None
+    check_study_name("one", plan, store)
     study = open_study("one", plan, store, "")
-    assert find_study("one", plan, store) == study.record()
+    check_study_name("one", plan, store)
+    assert open_study("one", plan, store, "").run_id == study.run_id
     other_plan = plan_study(tiny(**QUICK), drop=["flip"])
     other_images = plan_study(tiny(**QUICK, data={"limit": 1000}), drop=["color_jitter"])
     for other in (other_plan, other_images):
         with pytest.raises(UserError, match="study 'one' exists with another plan or other images"):
-            find_study("one", other, store)
+            check_study_name("one", other, store)
         with pytest.raises(UserError, match="choose another --name"):
             open_study("one", other, store, "")
 
