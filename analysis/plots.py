@@ -28,7 +28,7 @@ from analysis.style import (
     line_style,
     new_figure,
     save,
-    short_name,
+    shorten,
 )
 
 MAX_NUMBERED_CLASSES = 20  # a larger confusion matrix has no room for numbers
@@ -114,7 +114,7 @@ def differences(summary: pd.DataFrame, path: Path, xlabel: str) -> None:
         if (expected := (rows["expected"] == side).to_numpy()).any():
             zeros = np.zeros(expected.sum())
             axes.plot(zeros, y[expected], marker=marker, markersize=11, label=f"expected {side}", **grey)
-    names = [f"{short_name(cell, 40)} (n = {n})" for cell, n in zip(rows["cell"], rows["pairs"], strict=True)]
+    names = [f"{shorten(cell, 40)} (n = {n})" for cell, n in zip(rows["cell"], rows["pairs"], strict=True)]
     axes.set_yticks(y, names, fontsize=8)
     axes.set(xlabel=escape_dollars(xlabel), ylim=(-0.6, len(rows) - 0.4))
     add_legend(figure)
@@ -175,7 +175,7 @@ def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: s
     figure.colorbar(image, label=escape_dollars(label), shrink=0.8)
     _write_numbers(axes, image, with_average, np.argwhere(np.ones_like(with_average)), ".1f")
     axes.axvline(len(names) - 0.5, color="white", linewidth=4)
-    ticks = [short_name(name, 30) for name in names]
+    ticks = [shorten(name, 30) for name in names]
     axes.set_xticks(range(len(names) + 1), [*ticks, "average"], rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), ticks, fontsize=8)
     axes.set(xlabel="and", ylabel="augmentation")
@@ -196,7 +196,7 @@ def confusion_matrix(matrix: NDArray[np.integer], classes: Sequence[str], path: 
     if n <= MAX_NUMBERED_CLASSES:
         _write_numbers(axes, image, share, np.argwhere(matrix), ".0f")
     ticks = range(0, n, -(-n // MAX_CLASS_TICKS))
-    names = [short_name(classes[tick]) for tick in ticks]
+    names = [shorten(classes[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8)
     axes.set_yticks(ticks, names, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
@@ -236,7 +236,7 @@ def neighbours(
         cell.set_xlabel("query", fontsize=8, weight="bold")
         for other, image, similarity, label in zip(others, images, similarities, labels, strict=False):
             other.imshow(image, interpolation="nearest")
-            other.set_xlabel(f"{similarity:.2f}" + (f"\n{short_name(label, 14)}" if label else ""), fontsize=8)
+            other.set_xlabel(f"{similarity:.2f}" + (f"\n{shorten(label, 14)}" if label else ""), fontsize=8)
     save(figure, path)
 
 
@@ -268,7 +268,7 @@ def scatter(
     present = [int(label) for label in np.unique(labels) if label >= 0]
     numbered = len(present) > len(MARKERS)
     # The space keeps names that start with an underscore in the legend.
-    names = {label: f"{label if numbered else ''} {short_name(classes[label])}" for label in present}
+    names = {label: f"{label if numbered else ''} {shorten(classes[label])}" for label in present}
     legend_columns = -(-len(present) // MAX_LEGEND_ROWS)
     figure, axes = new_figure(*_map_size(points, list(names.values()), legend_columns))
     axes.use_sticky_edges = False  # otherwise thumbnails touch the frame

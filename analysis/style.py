@@ -48,7 +48,7 @@ def escape_dollars(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def short_name(name: str, longest: int = 20) -> str:
+def shorten(name: str, longest: int = 20) -> str:
     """A name with its middle left out where it is too long.
 
     Runs of one study have names that start alike, and the seed and the id are at the end.
@@ -61,7 +61,7 @@ def short_name(name: str, longest: int = 20) -> str:
 
 def legend_label(label: str) -> str:
     """A label for the legend. It starts with a space, as matplotlib hides labels that start with an underscore."""
-    return f" {short_name(label, 40)}"
+    return f" {shorten(label, 40)}"
 
 
 def add_legend(figure: Figure, title: str | None = None) -> None:

@@ -28,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
-from analysis.style import COLORS, add_legend, escape_dollars, new_figure, save, short_name
+from analysis.style import COLORS, add_legend, escape_dollars, new_figure, save, shorten
 
 LABELS = {"accuracy": "accuracy on validation", "time": "training time (s)"}
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
@@ -80,7 +80,7 @@ def _dimension(trials: pd.DataFrame, parameter: pd.Series[Any]) -> Dimension:
     ticks = [float(tick) for tick in np.linspace(0, 1, len(labels))] if len(labels) > 1 else [0.5]
     position = dict(zip(labels, ticks, strict=True))
     positions = np.array([position.get(str(value), math.nan) for value in trials[name]])
-    return Dimension(name, positions, ticks, [short_name(label, 14) for label in labels])
+    return Dimension(name, positions, ticks, [shorten(label, 14) for label in labels])
 
 
 def _range_dimension(name: str, values: pd.Series[Any], log: bool = False) -> Dimension:
@@ -112,7 +112,7 @@ def importance(parameters: pd.DataFrame, objective: str, path: Path) -> None:
     y = np.arange(len(parameters))
     bars = axes.barh(y, parameters["importance"], color=COLORS[0])
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks(y, [short_name(name, 40) for name in parameters["parameter"]], fontsize=8)
+    axes.set_yticks(y, [shorten(name, 40) for name in parameters["parameter"]], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set(xlabel=f"importance for the {_label(objective)}")
@@ -150,7 +150,7 @@ def contours(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: s
             _label_x(axes, x)
         if column == 0:
             axes.set_yticks(y.ticks, y.labels, fontsize=7)
-            axes.set_ylabel(short_name(y.name, 30), fontsize=8)
+            axes.set_ylabel(shorten(y.name, 30), fontsize=8)
     panels = list(grid[np.tril_indices(side)])
     figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, label=_label(objective))
     save(figure, path)
@@ -238,4 +238,4 @@ def _label_x(axes: Axes, dimension: Dimension) -> None:
 
 
 def _wrapped(name: str) -> str:
-    return textwrap.fill(short_name(name, 40), 24)
+    return textwrap.fill(shorten(name, 40), 24)

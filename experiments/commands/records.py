@@ -18,7 +18,7 @@ from experiments.tracking import Store, home, store_uri
 from simclr.errors import UserError
 
 METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
-EVALUATIONS = {"knn_top1": "test kNN", "linear_top1": "test linear"}
+EVALUATION_TITLES = {"knn_top1": "test kNN", "linear_top1": "test linear"}
 
 
 def runs() -> None:
@@ -44,7 +44,7 @@ def runs() -> None:
     )
     for metric, title in METRICS.items():
         table[title] = [record.metrics.get(metric, nan) for record in records]
-    for metric, title in EVALUATIONS.items():
+    for metric, title in EVALUATION_TITLES.items():
         for protocol in dict.fromkeys(record.protocols[metric] for record in records if metric in record.protocols):
             table[f"{title} ({protocol})"] = [
                 record.metrics.get(f"eval/{metric}", nan) if record.protocols.get(metric) == protocol else nan

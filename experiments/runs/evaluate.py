@@ -27,14 +27,14 @@ from simclr.evaluate.subject import Subject
 
 REFERENCE = "ref"  # eval/METRIC has its interval and baselines in ref/low/METRIC, ref/chance/METRIC, ...
 REFERENCES = ("low", "high", "untrained", "pixels", "chance")
-COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
+REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
 
 class Report(NamedTuple):
     """What `simclr eval` prints."""
 
     run_id: str
-    table: pd.DataFrame  # one row per metric, with COLUMNS
+    table: pd.DataFrame  # one row per metric, with REPORT_COLUMNS
     protocol: dict[str, Any]
     warnings: list[str]
 
@@ -55,7 +55,7 @@ def evaluate_encoder(
         for name in names:
             outcomes[name] = evaluate(subject, name)
             rows += _rows(subject, name, outcomes[name], untrained_metrics(subject, name, store), raw)
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
     run_id = _log(found, subject, store, table, outcomes, transfer)
     return Report(run_id, table, describe(subject.protocol, subject.data), _warnings(table))
 

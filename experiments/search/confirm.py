@@ -20,7 +20,7 @@ from simclr.config import to_toml
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
 
-COLUMNS = ["in the search", "fresh seeds"]
+SELECTION_COLUMNS = ["in the search", "fresh seeds"]
 
 
 def confirm(search: Search, start: float, *, top: int, seeds: int, command: str, observer: Observer = SILENT) -> None:
@@ -97,14 +97,14 @@ def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
     proxy, how well the proxy ranks the trials."""
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
-        gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in COLUMNS)
+        gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in SELECTION_COLUMNS)
         return [
             "accuracies on validation; trials were chosen by their accuracy in the search, so only the fresh seeds are "
             "unbiased",
             f"{chosen.iloc[0]['cell']} against the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
             f"seeds, so {gain - kept:+.2f} came from selection",
         ]
-    searched, fresh = (chosen[column].to_numpy() for column in COLUMNS)
+    searched, fresh = (chosen[column].to_numpy() for column in SELECTION_COLUMNS)
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
     return [
         "accuracies on validation: of the proxy in the search, and of the full size with fresh seeds",

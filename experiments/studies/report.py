@@ -26,7 +26,7 @@ DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that ar
 CURVES = ("train/loss", "val/knn_top1")
 PAGE = "report.html"
 
-Section = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, content
+PageSection = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, content
 
 
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> str:
@@ -44,7 +44,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
             f"no cell of study '{study.name}' has finished: run `simclr ablate` again with the same options"
         )
     notes = _notes(results)
-    sections: list[Section] = [("", "text", "\n".join(notes))]
+    sections: list[PageSection] = [("", "text", "\n".join(notes))]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for metric, table in summaries.items():
@@ -149,14 +149,14 @@ def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[s
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]) -> Section:
+def _figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]) -> PageSection:
     """Draw a figure to name.svg and name.png, and return the page's section for it."""
     for suffix in (".png", ".svg"):
         draw(folder / f"{name}{suffix}")
     return "", "figure", (folder / f"{name}.svg", caption)
 
 
-def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[Section]:
+def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[PageSection]:
     """The figures of a metric that the plan has data for."""
     label = f"{metric_label(metric)} (%)"
     xlabel = f"difference to the baseline in {metric_label(metric)} (points)"
@@ -200,7 +200,7 @@ def _pair_values(table: pd.DataFrame, document: StudyDocument) -> tuple[list[str
     return names, np.array(values, float)
 
 
-def _curves(results: Results, folder: Path) -> list[Section]:
+def _curves(results: Results, folder: Path) -> list[PageSection]:
     """Learning curves of the cells over their seeds. Cells that only evaluate another layer have none of their own."""
     figures = []
     for metric in CURVES:
@@ -226,7 +226,7 @@ def _curves(results: Results, folder: Path) -> list[Section]:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def _appendix(study: Record, results: Results) -> list[Section]:
+def _appendix(study: Record, results: Results) -> list[PageSection]:
     """The runs that did not finish, and what it takes to repeat the study."""
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
     run = _baseline_run(results)

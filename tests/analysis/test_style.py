@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from analysis.style import add_legend, color, legend_label, line_style, new_figure, save, short_name
+from analysis.style import add_legend, color, legend_label, line_style, new_figure, save, shorten
 
 
 def test_short_names_keep_both_ends() -> None:
-    assert short_name("same" * 20 + "-s1", 10) == "same…me-s1"
-    assert short_name("$a$") == r"\$a\$"
+    assert shorten("same" * 20 + "-s1", 10) == "same…me-s1"
+    assert shorten("$a$") == r"\$a\$"
 
 
 def test_35_lines_look_different() -> None:
