@@ -16,7 +16,8 @@ from statistics import median
 
 from benchmarks.timing import bare_step, times_in_turn
 from experiments.configs.resolve import resolve
-from experiments.tracking import Store, Tracker
+from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
 from simclr.progress import Observer

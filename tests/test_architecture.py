@@ -42,7 +42,7 @@ APART = {
     ("configs", "runs"),
 }
 DOORS = {
-    "mlflow": {"experiments/tracking.py"},
+    "mlflow": {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments/tracking").glob("*.py")},
     "optuna": {"experiments/search/trials.py", "experiments/search/trial_table.py"},
     "typer": {"cli.py", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments/commands").glob("*.py"))},
 }

@@ -28,7 +28,7 @@ from experiments.studies.execute import execute
 from experiments.studies.plan import plan_study
 from experiments.studies.report import report as make_report
 from experiments.studies.run import check_study_name, forecast
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 from simclr.augment import AUGMENTATIONS
 from simclr.train.memory import format_bytes
 

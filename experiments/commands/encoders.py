@@ -11,7 +11,7 @@ from experiments.commands.options import BadImage, DataDir, Device, EncoderName,
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from experiments.runs.encoders import find_encoder
 from experiments.runs.exchange import export_run, import_run
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 from simclr import device as devices
 from simclr.config import make
 from simclr.data.dataset import NORMALIZATIONS

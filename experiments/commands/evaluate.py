@@ -26,7 +26,7 @@ from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from experiments.runs.compare import compare as compare_runs
 from experiments.runs.encoders import open_subject
 from experiments.runs.evaluate import evaluate_encoder
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 from simclr.data.dataset import Dataset
 from simclr.evaluate.evaluations import EVALUATIONS
 from simclr.evaluate.protocol import make_protocol

@@ -31,7 +31,7 @@ from experiments.runs.compare import SHORT_NAMES, plot_metric
 from experiments.runs.encoders import find_encoder, open_subject
 from experiments.runs.pictures import draw_neighbours, draw_tsne
 from experiments.runs.view_grid import draw_view_grid
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 from simclr.data.dataset import open_dataset
 from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import make_protocol

@@ -32,7 +32,7 @@ from experiments.configs.time_budget import choose_config
 from experiments.runs.estimate import Estimate, estimate
 from experiments.runs.prepare import prepare
 from experiments.runs.train import train
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 from simclr import device as devices
 from simclr.config import Config, to_toml
 from simclr.data.dataset import stored_side

@@ -14,7 +14,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from experiments.tracking import Store, home, store_uri
+from experiments.tracking.store import Store, home, store_uri
 from simclr.errors import UserError
 
 METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles

@@ -24,7 +24,7 @@ from experiments.configs.resolve import resolve
 from experiments.search.confirm import confirm
 from experiments.search.space import load_space
 from experiments.search.trials import OBJECTIVES, PRUNERS, open_search, reference_accuracy, run_trials
-from experiments.tracking import Store, home
+from experiments.tracking.store import Store, home
 
 
 def search(  # over 60 lines, because of its signature

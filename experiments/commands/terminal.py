@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from experiments.runs.encoders import FoundEncoder, find_encoder
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 

@@ -8,12 +8,13 @@ from hashlib import blake2b
 import numpy as np
 
 from experiments.configs.resolve import Choice, TimeBudget, changed
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr import device as devices
 from simclr.build import check_images
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset, source_of, stored_side
-from simclr.data.sources import Source, image_side
+from simclr.data.source import Source
+from simclr.data.sources import image_side
 from simclr.errors import BadSettings, UserError
 from simclr.progress import SILENT, Observer
 from simclr.train import budget, memory

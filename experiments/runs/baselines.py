@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 from math import nan
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.config import RESULT_VERSION
 from simclr.errors import RunFailed
 from simclr.evaluate.evaluations import evaluate, get_evaluation

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.tables import comparison, mcnemar_table
 from experiments.runs.evaluate import REFERENCE, predictions
-from experiments.tracking import ENCODERS, Record, Store
+from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError, unknown
 from simclr.methods import METHODS
 

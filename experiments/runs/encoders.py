@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make

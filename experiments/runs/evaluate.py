@@ -17,7 +17,8 @@ from analysis.statistics import accuracy_interval, share_interval
 from analysis.tables import is_accuracy
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
@@ -124,7 +125,7 @@ def _log(
     else:
         config = found.config
         tags = {"config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
-        tracker = store.start(f"{config.name}-s{config.seed}-eval", "eval", config.flat(), tags)
+        tracker = start_run(store, f"{config.name}-s{config.seed}-eval", "eval", config.flat(), tags)
     elsewhere = f"folder-{subject.data.digest[:8]}" if subject.data.name == "folder" else subject.data.name
     before = prefix(subject.protocol.layer, elsewhere if transfer else None)
     metrics, protocols = {}, {}

@@ -10,7 +10,8 @@ import torch
 from analysis.tables import is_accuracy
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
 from experiments.runs.evaluate import REFERENCE
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import start_run
 from simclr.build import build_model
 from simclr.config import make, to_toml
 from simclr.data.dataset import DataConfig, open_dataset, stored_side
@@ -41,7 +42,7 @@ def import_run(
     model = build_model(config, images, torch.device("cpu"))
     fill(model.encoder, imported.weights)
     tags = {"data_digest": images.digest, "source": path.name}
-    tracker = store.start(config.name, "import", config.flat(), tags)
+    tracker = start_run(store, config.name, "import", config.flat(), tags)
     metadata = {"config": to_toml(config), "digest": UNKNOWN_DATA}
     tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))
     tracker.finish("FINISHED")

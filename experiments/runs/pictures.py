@@ -13,7 +13,7 @@ from analysis import plots
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
 from simclr.data.images import Files, bad_images, decode_files
-from simclr.data.sources import UNLABELLED
+from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, features

@@ -14,7 +14,8 @@ import numpy as np
 from analysis import plots
 from experiments.runs.prepare import Prepared
 from experiments.runs.view_grid import draw_view_grid
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, reopen_run, start_run
 from simclr import device as devices
 from simclr.config import Config, to_toml
 from simclr.errors import UnusableCheckpoint, UserError
@@ -50,11 +51,11 @@ def train(
     unfinished = _choose(_resumable(earlier), resume, again)
     config = prepared.fitted
     if unfinished is not None:
-        tracker = store.reopen(unfinished)
+        tracker = reopen_run(store, unfinished)
     else:
         own = {"config_key": config.key(), "data_digest": prepared.data.digest, "seed": str(config.seed)}
-        tracker = store.start(
-            f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
+        tracker = start_run(
+            store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
         )
     with tracker.finishing(Interrupted):
         _train(prepared, tracker, unfinished is not None, observer)

@@ -25,7 +25,8 @@ from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
 from experiments.studies.plan import BASELINE, STUDY_METRICS
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
 from simclr import device as devices
 from simclr.build import build_model, check_images
 from simclr.config import Config
@@ -123,7 +124,9 @@ def open_search(
         if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
         runs = store.records(kind="search", search=name)
-        tracker = store.reopen(runs[0]) if runs else store.start(name, "search", full.flat(), {"search": name})
+        tracker = (
+            reopen_run(store, runs[0]) if runs else start_run(store, name, "search", full.flat(), {"search": name})
+        )
         with tracker.finishing(Interrupted):
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -274,7 +277,7 @@ def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observ
     seconds = training_seconds(record, prepared.config.train.batch_size)
     own = {str(trial.number), str(trial.user_attrs.get(RESUMES))}
     if record.parent != parent or record.tags.get("trial") not in own:  # trained outside this search, or twice in it
-        search.store.copy(search.store.get(record.id), "trial", tags, parent=parent)
+        copy_run(search.store, search.store.get(record.id), "trial", tags, parent=parent)
     trial.set_user_attr(RUN, record.id)
     trial.set_user_attr(SECONDS, seconds)
     measured = {"accuracy": accuracy, "time": seconds}

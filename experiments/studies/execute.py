@@ -8,7 +8,7 @@ from typing import NamedTuple
 from experiments.studies.plan import StudyPlan
 from experiments.studies.report import report
 from experiments.studies.run import open_study, run_study
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted

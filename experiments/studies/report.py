@@ -18,7 +18,8 @@ from analysis.tables import FORMATS, metric_label
 from experiments.runs.compare import curve_label
 from experiments.studies.plan import STUDY_METRICS
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}

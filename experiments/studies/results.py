@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from experiments.runs.evaluate import predictions, prefix
 from experiments.studies.plan import STUDY_METRICS
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
 
 PLAN_FILE = "plan.json"
 Job = tuple[str, int]  # the name of a cell, and a seed

@@ -14,7 +14,8 @@ from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
 from experiments.studies.plan import STUDY_METRICS, Cell, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
 from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset
 from simclr.device import resolve as resolve_device
@@ -81,10 +82,10 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     data = open_dataset(baseline.data, store.folder)
     document = _document(plan, data, command)
     if (study := find_study(name, plan, data, store)) is not None:
-        tracker = store.reopen(study)
+        tracker = reopen_run(store, study)
     else:
         tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
-        tracker = store.start(name, "study", baseline.flat(), tags)
+        tracker = start_run(store, name, "study", baseline.flat(), tags)
     tracker.artifact(PLAN_FILE, document.write)
     return tracker
 
@@ -132,7 +133,7 @@ def run_study(
             text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
             failures.append(f"'{cell.name}', seed {seed}: {text}")
             config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
-            store.start(f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id).finish("FAILED")
+            start_run(store, f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id).finish("FAILED")
     return failures
 
 
@@ -149,7 +150,7 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
         return
     copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
     if not any(copy.tags["cell"] == cell.name for copy in copies):
-        store.copy(store.get(run.id), "cell", tags, parent=study.id)
+        copy_run(store, store.get(run.id), "cell", tags, parent=study.id)
 
 
 def _tags(study: Record, cell: Cell, seed: int) -> dict[str, str]:

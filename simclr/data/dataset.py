@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from simclr.data.images import Array
-from simclr.data.sources import DATASETS, UNLABELLED, Source
+from simclr.data.source import UNLABELLED, Source
+from simclr.data.sources import DATASETS
 from simclr.data.store import open_store
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer

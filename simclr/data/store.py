@@ -17,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from simclr.data.images import Array, Files, bad_images, crop_square, decode_files
-from simclr.data.sources import Contents, Source, fingerprint
+from simclr.data.source import Contents, Source, fingerprint
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from experiments.tracking import EXPERIMENT, Store
+from experiments.tracking.store import EXPERIMENT, Store
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Creating MLflow's database takes over a second of migrations, so new stores start as a copy of an empty one.
 
-    tests/experiments/test_tracking.py creates real ones in processes of their own.
+    tests/experiments/tracking/test_store.py creates real ones in processes of their own.
     """
     template = tmp_path_factory.mktemp("template") / "mlflow.db"
     create = Store.__init__

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.config import to_toml
 from simclr.weights.checkpoint import checkpoints
 from tests.helpers import ROOT, tiny

@@ -14,7 +14,7 @@ import pytest
 from experiments.configs.resolve import resolve
 from experiments.search.space import load_space
 from experiments.search.trials import open_search, run_trials
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.progress import Observer
 from tests.helpers import ROOT
 

@@ -16,7 +16,8 @@ import torch
 from experiments.studies.execute import execute
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
-from experiments.tracking import Store, Tracker
+from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker
 from simclr.progress import Observer
 from tests.experiments.studies.helpers import leave_out_figures, leave_out_pictures
 from tests.helpers import tiny

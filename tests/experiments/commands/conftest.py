@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.config import to_toml
 from tests.experiments.commands.helpers import Run, invoke
 from tests.helpers import tiny

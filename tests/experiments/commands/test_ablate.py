@@ -11,7 +11,7 @@ import pytest
 from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line

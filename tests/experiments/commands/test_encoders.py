@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr import load_encoder
 from simclr.model import RESNETS, WideResNet
 from tests.experiments.commands.helpers import Run, assert_one_line

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from tests.experiments.commands.helpers import Run, assert_one_line
 
 

@@ -10,7 +10,7 @@ from typer.testing import Result
 
 from experiments.commands.pretrain import TrainingTerminal
 from experiments.runs.prepare import Prepared
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
 from simclr.config import Config
 from tests.experiments.commands.helpers import Run, assert_one_line
 from tests.helpers import ROOT, tiny

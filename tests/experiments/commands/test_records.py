@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking import Store
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from tests.experiments.commands.helpers import assert_one_line, invoke
 
 
@@ -20,11 +21,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_runs_shows_each_run_and_a_column_for_each_protocol(store: Store) -> None:
     for name, protocol in (("one", "3-aaaaaa"), ("two", "3-bbbbbb"), ("three", "3-aaaaaa")):
-        tracker = store.start(name, "pretrain", {})
+        tracker = start_run(store, name, "pretrain", {})
         tracker.log({"train/loss": 1.5, "eval/knn_top1": 0.25, "eval/linear_top1": 0.75})
         tracker.tag_protocols({"knn_top1": protocol, "linear_top1": "3-cccccc"})
         tracker.finish("FINISHED")
-    store.start("four", "pretrain", {}).finish("FAILED")
+    start_run(store, "four", "pretrain", {}).finish("FAILED")
     done = invoke("runs")
     assert done.exit_code == 0, done.output
     header, *rows = done.stdout.splitlines()

@@ -16,7 +16,8 @@ from experiments.configs.resolve import TimeBudget
 from experiments.configs.time_budget import TRAINING_SHARE, choose_config
 from experiments.runs.prepare import prepare
 from experiments.runs.train import train
-from experiments.tracking import Store
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.config import Config
 from simclr.errors import BadSettings, UserError
 from simclr.progress import Observer
@@ -158,7 +159,7 @@ def test_a_run_of_the_same_request_keeps_its_config(
 ) -> None:
     """A finished run's config is kept unless a new run is asked for. An unfinished one needs a checkpoint."""
     chosen, request = choose_config(tiny(), budget_of(31.0), store)
-    tracker = store.start("run", "pretrain", chosen.flat(), {"request": request, "config_key": chosen.key()})
+    tracker = start_run(store, "run", "pretrain", chosen.flat(), {"request": request, "config_key": chosen.key()})
     if status != "RUNNING":
         tracker.finish(status)
     speed(lambda config: {0.25: 1.0, 0.125: 1e-3}[config.model.width])  # the machine has become slower

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.runs.prepare import prepare
 from experiments.runs.train import train
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from tests.helpers import tiny
 
 

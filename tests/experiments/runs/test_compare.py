@@ -11,7 +11,8 @@ import pytest
 
 from experiments.runs.compare import chance_level, compare, curve_label, plot_metric
 from experiments.runs.evaluate import predictions
-from experiments.tracking import Store
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.errors import UserError
 from simclr.methods.ntxent import chance_loss
 from tests.experiments.runs.test_evaluate import report_of
@@ -53,7 +54,7 @@ def test_a_figure_over_seeds_has_its_own_interval(trained: Store) -> None:
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(store: Store) -> None:
-    store.start("tiny-s0", "pretrain", {}).finish("FINISHED")
+    start_run(store, "tiny-s0", "pretrain", {}).finish("FINISHED")
     with pytest.raises(UserError, match="has not been evaluated: run `simclr eval"):
         compare(["tiny-s0"], store)
 
@@ -79,8 +80,8 @@ def test_chance_levels_come_from_the_method(trained: Store) -> None:
 
 def test_a_method_of_a_newer_version_has_no_chance_level(store: Store) -> None:
     known = {"train.batch_size": 256, "loss.temperature": 0.5, "loss.newer": 1}
-    record = store.start("newer", "pretrain", known).record()
+    record = start_run(store, "newer", "pretrain", known).record()
     assert chance_level("train/loss", record) == chance_loss(256)
-    record = store.start("newest", "pretrain", known | {"method": "telepathy"}).record()
+    record = start_run(store, "newest", "pretrain", known | {"method": "telepathy"}).record()
     assert np.isnan(chance_level("train/loss", record))
     assert curve_label("train/loss", record) == "train/loss"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from experiments.runs.encoders import find_encoder, open_subject
-from experiments.tracking import Store, Tracker
+from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker, start_run
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.protocol import make_protocol
@@ -22,13 +23,13 @@ def test_an_encoder_is_found_by_run_or_by_file(trained: Store) -> None:
 
 
 def test_missing_weights_are_an_error_of_one_line(store: Store) -> None:
-    store.start("gone", "pretrain", {}).finish("FINISHED")
+    start_run(store, "gone", "pretrain", {}).finish("FINISHED")
     with pytest.raises(UserError, match=r"has no file 'model\.safetensors': it was deleted"):
         find_encoder(None, store)
 
 
 def test_an_unfinished_run_has_no_encoder_yet(store: Store) -> None:
-    tracker: Tracker = store.start("tiny-s0", "pretrain", tiny().flat())
+    tracker: Tracker = start_run(store, "tiny-s0", "pretrain", tiny().flat())
     tracker.finish("KILLED")
     for name in ("tiny-s0", None):
         with pytest.raises(UserError, match=r"run tiny-s0 \(\w{8}\) has not finished: its status is KILLED"):

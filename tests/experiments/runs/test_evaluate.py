@@ -15,7 +15,7 @@ from PIL import Image
 from experiments.runs import baselines, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
 from experiments.runs.evaluate import evaluate_encoder
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.protocol import make_protocol

@@ -9,7 +9,7 @@ import torch
 
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train, train_or_resume
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
 from simclr.progress import Observer
 from simclr.train import loop

@@ -10,7 +10,7 @@ import torch
 
 from experiments.runs.prepare import prepare
 from experiments.runs.train import train
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.train import budget
 from simclr.train.memory import MIB, predict
 from tests.helpers import tiny

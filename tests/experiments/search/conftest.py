@@ -9,7 +9,8 @@ import pytest
 
 from experiments.runs.prepare import Prepared
 from experiments.search import trials
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import start_run
 from simclr.config import Config
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
@@ -37,7 +38,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
                 return record
         configs.append(config)
         own = {"config_key": config.key(), "data_digest": prepared.data.digest, "seed": str(config.seed)}
-        tracker = store.start(f"{config.name}-s{config.seed}", "pretrain", config.flat(), own | tags, parent=parent)
+        tracker = start_run(
+            store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), own | tags, parent=parent
+        )
         with tracker.finishing(Interrupted):
             observer.began(tracker.run_id, steps.total)
             for step in range(steps.per_epoch, steps.total + 1, steps.per_epoch):

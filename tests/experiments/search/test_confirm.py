@@ -14,7 +14,7 @@ from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
 from experiments.search.trials import open_search, reference_accuracy, run_trials
 from experiments.studies.execute import StudyOutcome
-from experiments.tracking import Store
+from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer

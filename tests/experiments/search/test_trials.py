@@ -18,7 +18,8 @@ from experiments.search import trials
 from experiments.search.space import Parameter
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import PRUNERS, STATE, VALIDATION, open_search, reference_accuracy, run_trials
-from experiments.tracking import Store
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.config import Config
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.evaluate.subject import Subject
@@ -337,7 +338,7 @@ def test_a_locked_database_and_another_version_of_optuna_are_explained(store: St
 def test_a_search_of_the_first_version_resumes(store: Store, trained: list[Config]) -> None:
     """The attributes, tags and constraint are written here as that version wrote them."""
     digest = prepare(BRIEF, store.folder).data.digest
-    run = store.start("s", "search", BRIEF.flat(), {"search": "s"})
+    run = start_run(store, "s", "search", BRIEF.flat(), {"search": "s"})
     run.finish("KILLED")
     study = optuna.create_study(
         storage=f"sqlite:///{(store.folder / 'search.db').as_posix()}", study_name="s", directions=["maximize"]

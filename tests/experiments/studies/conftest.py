@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking import Record, Store
+from experiments.tracking.store import Record, Store
 from tests.experiments.studies.helpers import leave_out_pictures, write_previous_study
 
 

@@ -13,7 +13,8 @@ import pytest
 from analysis import plots
 from experiments.runs import train
 from experiments.studies.plan import StudyPlan, plan_study
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, start_run
 from tests.helpers import tiny
 
 PREVIOUS_FILE = Path(__file__).parent / "previous_study.json"
@@ -50,7 +51,7 @@ def write_previous_study(store: Store) -> Record:
         if "copied_from" in tags:
             tags["copied_from"] = trackers[tags["copied_from"]].run_id
         parent = trackers[run["parent"]].run_id if run["parent"] else None
-        tracker = trackers[name] = store.start(run["name"], run["kind"], run["params"], tags, parent=parent)
+        tracker = trackers[name] = start_run(store, run["name"], run["kind"], run["params"], tags, parent=parent)
         for metric, points in run["metrics"].items():
             for step, value in points:
                 tracker.log({metric: value}, step)

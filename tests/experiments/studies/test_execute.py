@@ -10,7 +10,8 @@ from experiments.studies import execute as workflow
 from experiments.studies import run as runner
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import BASELINE
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted

@@ -11,7 +11,8 @@ import pytest
 from experiments.studies.plan import BASELINE
 from experiments.studies.report import report
 from experiments.studies.results import CellDocument, StudyDocument
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
 from tests.experiments.studies.helpers import leave_out_figures
 

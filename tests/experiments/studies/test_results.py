@@ -10,7 +10,8 @@ import pytest
 
 from experiments.studies.plan import BASELINE
 from experiments.studies.results import CellDocument, StudyDocument, read_results
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.errors import UserError
 from tests.experiments.studies.helpers import PREVIOUS_RUNS
 
@@ -28,7 +29,7 @@ def study(store: Store) -> Record:
         )
         for name, layer in layers.items()
     ]
-    tracker = store.start("made", "study", {})
+    tracker = start_run(store, "made", "study", {})
     document = StudyDocument(x=None, log=False, lines={}, command="simclr ablate", cells=cells)
     tracker.artifact("plan.json", document.write)
     return tracker.record()
@@ -46,7 +47,7 @@ def add_run(
 ) -> Record:
     """Add a run of seed 0 with evaluated metrics, each with predictions that are correct that often."""
     store, params = study.store, {"train.batch_size": 20}
-    tracker = store.start(cell, kind, params, {"cell": cell, "seed": "0"} | tags, parent=parent or study.id)
+    tracker = start_run(store, cell, kind, params, {"cell": cell, "seed": "0"} | tags, parent=parent or study.id)
     for step in (1, 2, 3):
         tracker.log({"train/loss": 1.0, "perf/images_per_second": 10.0 * step}, step)
     for metric, value in metrics.items():
@@ -77,7 +78,7 @@ def test_a_plan_file_of_the_previous_version_is_read_and_written_with_the_same_c
 
 def test_a_study_without_a_plan_file_is_an_error(store: Store) -> None:
     with pytest.raises(UserError, match=r"has no file 'plan\.json'"):
-        read_results(store.start("empty", "study", {}).record(), store)
+        read_results(start_run(store, "empty", "study", {}).record(), store)
 
 
 def test_results_have_a_row_for_each_cell_and_seed(study: Record, store: Store) -> None:
@@ -125,9 +126,9 @@ def test_a_failed_run_has_its_error_until_one_succeeds(study: Record, store: Sto
 
 
 def test_a_copy_has_the_results_of_its_original(study: Record, store: Store) -> None:
-    elsewhere = store.start("elsewhere", "study", {}).run_id
+    elsewhere = start_run(store, "elsewhere", "study", {}).run_id
     original = add_run(study, BASELINE, {"linear_top1": 0.7}, parent=elsewhere)
-    store.copy(original, "cell", {"cell": "other"}, parent=study.id)
+    copy_run(store, original, "cell", {"cell": "other"}, parent=study.id)
     results = read_results(study, store)
     assert results.table["linear_top1"].tolist() == [0.7]
     assert results.runs == {("other", 0): original}
@@ -135,6 +136,6 @@ def test_a_copy_has_the_results_of_its_original(study: Record, store: Store) -> 
 
 def test_a_cell_of_another_layer_reads_the_metrics_of_that_layer(study: Record, store: Store) -> None:
     run = add_run(study, BASELINE, {"linear_top1": 0.7, "z/linear_top1": 0.6})
-    store.copy(run, "cell", {"cell": "z"}, parent=study.id)
+    copy_run(store, run, "cell", {"cell": "z"}, parent=study.id)
     table = read_results(study, store).table.set_index("cell")
     assert table["linear_top1"].to_dict() == {BASELINE: 0.7, "z": 0.6}

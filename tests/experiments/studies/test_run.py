@@ -16,7 +16,8 @@ from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
 from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import check_study_name, forecast, open_study, run_study
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget

@@ -1,4 +1,4 @@
-"""Tests of experiments/tracking.py."""
+"""Tests of experiments/tracking/."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from mlflow.exceptions import MlflowException
 
-from experiments import tracking
-from experiments.tracking import Record, Store, Tracker
+from experiments.tracking import writing
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
 from simclr.errors import RunFailed, UserError
 from simclr.train.loop import Interrupted
 from tests.helpers import ROOT
@@ -21,7 +22,7 @@ from tests.helpers import ROOT
 
 def finished_run(store: Store, name: str = "run", key: str = "k") -> Record:
     tags = {"config_key": key, "data_digest": "d", "seed": "0"}
-    with store.start(name, "pretrain", {"optim.lr": 0.1}, tags).finishing(Interrupted) as tracker:
+    with start_run(store, name, "pretrain", {"optim.lr": 0.1}, tags).finishing(Interrupted) as tracker:
         tracker.log({"train/loss": 2.0}, 1)
         tracker.log({"train/loss": 1.0}, 2)
     return tracker.record()
@@ -35,7 +36,7 @@ def test_a_record_has_everything_that_was_logged(store: Store) -> None:
     assert record.metrics == {"train/loss": 1.0}
     assert record.parent is None
     assert record.history("train/loss").to_dict("list") == {"step": [1, 2], "value": [2.0, 1.0]}
-    tracker = store.reopen(record)
+    tracker = reopen_run(store, record)
     assert tracker.record().status == "RUNNING"
     tracker.artifact("note.txt", lambda path: path.write_text("here"))
     assert record.artifact("note.txt").read_text() == "here"
@@ -64,8 +65,8 @@ def test_protocols_are_recorded_apart_from_other_tags(store: Store) -> None:
 def test_a_copy_has_a_parent_and_names_its_source(store: Store) -> None:
     source = finished_run(store)
     Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
-    study = store.start("study", "study", {})
-    copy = store.copy(store.get(source.id), "cell", {"cell": "baseline"}, parent=study.run_id)
+    study = start_run(store, "study", "study", {})
+    copy = copy_run(store, store.get(source.id), "cell", {"cell": "baseline"}, parent=study.run_id)
     assert (copy.kind, copy.parent, copy.finished) == ("cell", study.run_id, True)
     assert copy.tags["copied_from"] == source.id
     assert (copy.tags["cell"], copy.tags["config_key"]) == ("baseline", "k")
@@ -79,18 +80,18 @@ def test_a_copy_that_was_cut_short_has_no_protocol_without_its_metric(
 ) -> None:
     source = finished_run(store)
     Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
-    study = store.start("study", "study", {})
+    study = start_run(store, "study", "study", {})
     monkeypatch.setattr(Tracker, "flush", lambda self: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
-        store.copy(store.get(source.id), "cell", {}, parent=study.run_id)
+        copy_run(store, store.get(source.id), "cell", {}, parent=study.run_id)
     (copy,) = store.records(parent=study.run_id)
     assert copy.protocols == {}
 
 
 @pytest.mark.parametrize("name", ["bob's", 'say "cheese"', "100 %", "a;b"])
 def test_any_text_can_be_a_tag(name: str, store: Store) -> None:
-    store.start("s", "search", {}, {"search": name})
-    store.start("t", "search", {}, {"search": "another"})
+    start_run(store, "s", "search", {}, {"search": name})
+    start_run(store, "t", "search", {}, {"search": "another"})
     assert [record.name for record in store.records(kind="search", search=name)] == ["s"]
 
 
@@ -104,7 +105,7 @@ def test_any_text_can_be_a_tag(name: str, store: Store) -> None:
     ],
 )
 def test_a_run_that_ends_early_records_why(store: Store, error: BaseException, status: str) -> None:
-    tracker = store.start("early", "pretrain", {})
+    tracker = start_run(store, "early", "pretrain", {})
     tracker.log({"train/loss": 3.0}, 1)
     with pytest.raises(type(error)), tracker.finishing(Interrupted):
         raise error
@@ -115,7 +116,7 @@ def test_a_run_that_ends_early_records_why(store: Store, error: BaseException, s
 
 
 def test_only_one_process_trains_a_run(store: Store) -> None:
-    tracker = store.start("locked", "pretrain", {})
+    tracker = start_run(store, "locked", "pretrain", {})
     with (
         tracker.finishing(Interrupted),
         pytest.raises(UserError, match="another process is training run"),
@@ -149,11 +150,12 @@ def test_the_nearest_name_is_suggested(store: Store) -> None:
 OPEN = """
 import sys
 from pathlib import Path
-from experiments.tracking import Store
+from experiments.tracking.store import Store
+from experiments.tracking.writing import copy_run, reopen_run, start_run
 print("ready", flush=True)
 sys.stdin.readline()
 store = Store(Path(sys.argv[1]))
-with store.start("together", "pretrain", {}).finishing(KeyboardInterrupt) as tracker:
+with start_run(store, "together", "pretrain", {}).finishing(KeyboardInterrupt) as tracker:
     for step in range(5):
         tracker.log({"train/loss": 1.0}, step)
         tracker.flush()
@@ -200,26 +202,26 @@ def test_a_store_that_cannot_be_opened_is_an_error_of_one_line(tmp_path: Path, m
 def test_refused_metrics_are_kept_and_training_continues_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = store.start("refused", "pretrain", {})
-    send = store._client.log_batch
+    tracker = start_run(store, "refused", "pretrain", {})
+    send = store.client.log_batch
 
     def refuse(*arguments: object, **entries: object) -> None:
         raise MlflowException("database is locked")
 
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", -1.0)
-    monkeypatch.setattr(store._client, "log_batch", refuse)
+    monkeypatch.setattr(writing, "FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr(store.client, "log_batch", refuse)
     tracker.log({"train/loss": 1.0}, 1)
     with pytest.raises(RunFailed, match="database is locked"):
         tracker.flush()
     with pytest.raises(ValueError, match="why it failed"), tracker.finishing(Interrupted):
         raise ValueError("why it failed")
     assert tracker.record().status == "FAILED"
-    monkeypatch.setattr(store._client, "log_batch", send)
+    monkeypatch.setattr(store.client, "log_batch", send)
     tracker.flush()
     assert len(tracker.record().history("train/loss")) == 1
-    monkeypatch.setattr(store._client, "log_batch", refuse)
-    clock = SimpleNamespace(time=time.time, monotonic=lambda: tracker._sent_at + 2 * tracking.PATIENCE_SECONDS)
-    monkeypatch.setattr(tracking, "time", clock)
+    monkeypatch.setattr(store.client, "log_batch", refuse)
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: tracker._sent_at + 2 * writing.PATIENCE_SECONDS)
+    monkeypatch.setattr(writing, "time", clock)
     tracker.log({"train/loss": 1.0}, 2)  # the last points were sent long ago, but refusal starts now
     with pytest.raises(RunFailed, match="can't write to the tracking store"):
         tracker.log({"train/loss": 1.0}, 3)

@@ -1,0 +1,213 @@
+"""Open the record of runs and read it, as `Record`s, which are plain values.
+
+The record is one sqlite database in one folder (`SIMCLR_HOME`, by default ./simclr-runs), unless
+MLFLOW_TRACKING_URI names another store. A run is found again by its config's key and its data's digest.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+# MLflow reads these when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+import pandas as pd
+from filelock import FileLock
+from mlflow.entities import Metric, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from simclr.errors import UserError
+
+EXPERIMENT = "simclr"
+ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
+
+PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
+PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
+
+
+def home() -> Path:
+    """The folder of runs, decoded images and downloads."""
+    return Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
+
+
+def store_uri(folder: Path) -> str:
+    """MLFLOW_TRACKING_URI, or else a sqlite file in the folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as it was when it was read from the store."""
+
+    id: str
+    name: str
+    kind: str  # pretrain, import, eval, study, cell, search or trial
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
+    started: datetime  # local time
+    parent: str | None  # the id of the study or search that it belongs to
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]  # the latest value of each
+    protocols: Mapping[str, str]  # identity of the protocol of each evaluated metric
+    store: Store = field(repr=False, compare=False)
+
+    @property
+    def short_id(self) -> str:
+        """The first eight characters of the id, which is how commands show it."""
+        return self.id[:8]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints."""
+        return self.store.run_folder(self.id)
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` is the run's name, or the start of its id (four characters or more)."""
+        return name == self.name or (len(name) >= 4 and self.id.startswith(name))
+
+    def history(self, metric: str) -> pd.DataFrame:
+        """All points of a metric, as columns `step` and `value`. A step that was logged twice keeps its last value."""
+        points = self.store.points(self.id, metric)
+        frame = pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]})
+        return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+    def artifact(self, name: str) -> Path:
+        """A local path of one of the run's files. Raises UserError if it does not exist."""
+        return self.store.artifact(self.id, name)
+
+
+class Store:
+    """A connection to the tracking store. It is created under a lock, so several processes may start at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, store_uri(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "store.lock"):
+                self.client = MlflowClient(self.uri)
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                self.experiment = self._create() if experiment is None else experiment.experiment_id
+        except OSError as error:
+            raise UserError(
+                f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
+            ) from None
+        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+            raise UserError(f"can't open the tracking store {self.uri}: {str(error).splitlines()[0]}") from None
+
+    def _create(self) -> str:
+        local = self.uri.startswith("sqlite")
+        location = (self.folder / "artifacts").as_uri() if local else None
+        experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        if local:  # write-ahead logging lets others read during a write, and halves the time of a write
+            with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+        return str(experiment)
+
+    def _record(self, run: Run) -> Record:
+        tags = run.data.tags
+        return Record(
+            id=run.info.run_id,
+            name=str(run.info.run_name),
+            kind=tags.get("kind", ""),
+            status=run.info.status,
+            started=datetime.fromtimestamp(run.info.start_time / 1000),
+            parent=tags.get(PARENT),
+            params=run.data.params,
+            tags={key: value for key, value in tags.items() if not key.startswith(("mlflow.", PROTOCOL))},
+            metrics=run.data.metrics,
+            protocols={key.removeprefix(PROTOCOL): value for key, value in tags.items() if key.startswith(PROTOCOL)},
+            store=self,
+        )
+
+    def get(self, run_id: str) -> Record:
+        """The run with this id."""
+        return self._record(self.client.get_run(run_id))
+
+    def records(self, *, parent: str | None = None, **tags: str) -> list[Record]:
+        """Runs with these tags (such as `kind="study"`) and this parent, newest first. Deleted runs are left out."""
+        wanted = tags | ({PARENT: parent} if parent else {})
+        # MLflow's filters can't hold every text. Values that they can't hold are compared below.
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value.isalnum())
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time DESC"], token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return [self._record(run) for run in found if wanted.items() <= run.data.tags.items()]
+
+    def of_key(self, key: str, digest: str) -> list[Record]:
+        """Pre-training runs of a config's key on data with this digest, newest first."""
+        return self.records(kind="pretrain", config_key=key, data_digest=digest)
+
+    def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Record:
+        """The newest finished run of these kinds with this name, or whose id starts with it. None: the newest of all.
+
+        Raises UserError if there is none.
+        """
+        candidates = [record for record in self.records() if record.kind in kinds]
+        called = [record for record in candidates if name is None or record.is_called(name)]
+        for record in called:
+            if record.finished:
+                return record
+        if called:
+            raise UserError(
+                f"run {called[0].name} ({called[0].short_id}) has not finished: its status is {called[0].status}. To "
+                f"resume it, add --resume to the command that started it"
+            )
+        if candidates:
+            near = get_close_matches(str(name), [record.name for record in candidates], n=1)
+            hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
+            raise UserError(f"no run has the name '{name}' or an id that starts with it: {hint}")
+        raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+
+    def find_study(self, name: str) -> Record:
+        """The newest study with this name, or whose id starts with it. Raises UserError if there is none."""
+        studies = self.records(kind="study")
+        for record in studies:
+            if record.is_called(name):
+                return record
+        known = ", ".join(record.name for record in studies) or "none yet"
+        raise UserError(f"no study has the name '{name}'. Studies: {known}. `simclr ablate` runs one")
+
+    def points(self, run_id: str, metric: str) -> list[Metric]:
+        """All logged points of a metric, in the order in which they were logged."""
+        return list(self.client.get_metric_history(run_id, metric))
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a run keeps its checkpoints."""
+        return self.folder / "runs" / run_id
+
+    def artifact(self, run_id: str, name: str) -> Path:
+        """See Record.artifact."""
+        place = urlparse(self.client.get_run(run_id).info.artifact_uri)
+        try:
+            if place.scheme == "file":
+                path = Path(url2pathname(place.path)) / name
+            else:
+                path = Path(self.client.download_artifacts(run_id, name))
+        except (OSError, MlflowException):
+            path = Path("missing")
+        if not path.exists():
+            raise UserError(f"run {run_id[:8]} has no file '{name}': it was deleted, or the run did not finish")
+        return path

@@ -1,0 +1,60 @@
+"""What every source of images gives: a fingerprint, and a function that reads its classes and splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from simclr.data.images import Array, Files
+from simclr.progress import Observer
+
+UNLABELLED = -1
+
+
+class Split(NamedTuple):
+    """Images (files, or a uint8 array N x 3 x H x W) and the int64 label of each."""
+
+    images: Files | Array
+    labels: Array
+
+
+class Contents(NamedTuple):
+    """The names of the classes, and the splits by name: train, and any of unlabeled, val and test."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+class Source(NamedTuple):
+    """A hash that identifies the images of a data set, and a function that reads them.
+
+    The hash is cheap. The function is called only when the images are not decoded yet.
+    """
+
+    fingerprint: str
+    read: Callable[[], Contents]
+
+
+# Arguments: the name in DATASETS, the folder that the user chose or None, the home folder, the observer.
+Loader = Callable[[str, Path | None, Path, Observer], Source]
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash values by their repr."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def fingerprint_files(root: Path, names: Sequence[str]) -> str:
+    """Hash files by folder, name, size and modification time."""
+    digest = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8)
+    for name in names:
+        try:
+            stat = os.stat(root / name)
+        except FileNotFoundError:  # a broken link: reported with the other files that can't be read
+            stat = os.lstat(root / name)
+        line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # names from old archives may not be UTF-8
+    return digest.hexdigest()
