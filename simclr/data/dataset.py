@@ -93,7 +93,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     store = open_store(config.dataset, source, stored_side(config), home / "cache", observer, skip_bad=skip_bad)
     parts = _split(store.splits, store.labels, config)
     pretrain = parts["pretrain"]
-    mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)])
+    mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)], observer)
     return Dataset(config.dataset, store.images, store.labels, store.classes, parts, store.digest, mean, std)
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from simclr.data.images import Array, Files, bad_images, crop_square, decode_files
-from simclr.data.source import Contents, Source, fingerprint
+from simclr.data.source import UNLABELLED, Contents, Source, fingerprint
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 
@@ -36,7 +36,7 @@ class ImageStore:
     splits: dict[str, Array]  # the rows of each split of the source
     digest: str  # hash of images and labels
 
-    def channel_statistics(self, rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def channel_statistics(self, rows: Array, observer: Observer) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of some images, in [0, 1], rounded to six digits.
 
         They are computed once and then read from a file in the store's folder. Where the folder can't be written, they
@@ -45,45 +45,72 @@ class ImageStore:
         path = self.folder / f"statistics-{hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()}.json"
         try:
             found = json.loads(path.read_text())
-        except (OSError, ValueError):  # not computed yet, or damaged by a power cut
+            mean, std = np.array([found["mean"], found["std"]], float).reshape(2, 3).tolist()
+        except Exception as error:  # json and numpy raise many kinds on damaged files
+            if path.exists():
+                observer.say(f"{path} is damaged ({error}), so the statistics of the images are computed again")
             mean, std = compute_channel_statistics(self.images, rows)
-            found = {"mean": mean, "std": std}
             with suppress(OSError), tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                 written = Path(scratch) / path.name
-                written.write_text(json.dumps(found))
+                written.write_text(json.dumps({"mean": mean, "std": std}))
                 os.replace(written, path)  # so that the file appears at once and whole
-        return tuple(found["mean"]), tuple(found["std"])
+        return tuple(mean), tuple(std)
+
+
+class _Damaged(Exception):  # noqa: N818 (it describes the store)
+    """A store that can't be read because files are missing, cut off or wrong."""
 
 
 def open_store(
     name: str, source: Source, side: int, cache: Path, observer: Observer, *, skip_bad: bool = False
 ) -> ImageStore:
-    """Open the store of a source's images at a side in pixels, and decode them first if it does not exist.
+    """Open the store of a source's images at a side in pixels. If it is missing or damaged, decode them first.
 
     Raises UserError where files can't be read as images, unless `skip_bad`, and RunFailed where the disk is full.
     """
     folder = cache / f"{name}-{fingerprint(source.fingerprint, side, FORMAT)}"
-    if not folder.exists():
-        contents = source.read()
-        try:
-            _create(folder, contents, side, skip_bad, observer)
-        except OSError as error:
-            raise RunFailed(
-                f"can't write the decoded images to {cache}: {error}; free some space there, or check the folder's "
-                f"permissions"
-            ) from error
+    try:
+        return _load(folder, side, skip_bad)
+    except _Damaged as damage:
+        if folder.exists():
+            observer.say(f"the decoded images in {folder} are damaged ({damage}), so they are decoded again")
+    contents = source.read()
+    try:
+        return _create(folder, contents, side, skip_bad, observer)
+    except OSError as error:
+        raise RunFailed(
+            f"can't write the decoded images to {cache}: {error}; free some space there, or check the folder's "
+            f"permissions"
+        ) from error
+
+
+def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
+    """Map the files of a store. The pixels themselves are not verified, as that would read them all at each opening."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         labels = np.load(folder / "labels.npy")
-        images = np.load(folder / "images.npy", mmap_mode="c")[: len(labels)]  # skipped files leave rows at the end
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"can't read the decoded images in {folder}: {error}; delete that folder and run again to decode them again"
-        ) from error
-    if meta["bad"] and not skip_bad:
-        raise bad_images(meta["bad"], meta["files"])
-    splits = {split: np.arange(*bounds) for split, bounds in meta["bounds"].items()}
-    return ImageStore(folder, images, labels, tuple(meta["classes"]), splits, meta["digest"])
+        mapped = np.load(folder / "images.npy", mmap_mode="c")
+        images = mapped[: len(labels)]  # skipped files leave rows at the end
+        classes, digest, bad, files = tuple(meta["classes"]), str(meta["digest"]), list(meta["bad"]), int(meta["files"])
+        splits = {split: np.arange(*bounds) for split, bounds in meta["bounds"].items()}
+        rows = np.concatenate(list(splits.values()))
+        if (images.shape, images.dtype) != ((len(labels), 3, side, side), np.uint8):
+            raise ValueError(f"images.npy holds {images.dtype} {images.shape} for {len(labels)} labels")
+        if mapped.offset + mapped.nbytes != (folder / "images.npy").stat().st_size:
+            raise ValueError("images.npy is longer than its images")
+        if labels.dtype != np.int64 or not ((labels >= UNLABELLED) & (labels < len(classes))).all():
+            raise ValueError(f"labels.npy holds labels that are not among the {len(classes)} classes")
+        if not np.array_equal(rows, np.arange(len(labels))):
+            raise ValueError("meta.json has splits of other rows")
+    except Exception as error:  # json and numpy raise many kinds on damaged files
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise UserError(
+                f"can't read the decoded images in {folder}: {error}; check the permissions of that folder"
+            ) from error
+        raise _Damaged(" ".join(str(error).split()) or type(error).__name__) from None
+    if bad and not skip_bad:
+        raise bad_images(bad, files)
+    return ImageStore(folder, images, labels, classes, splits, digest)
 
 
 def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:
@@ -105,13 +132,13 @@ def _images_per_chunk(images: Array) -> int:
     return max(1, CHUNK // int(images[0].nbytes))
 
 
-def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
+def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> ImageStore:
     """Make the folder of a store, or wait for the process that makes it. It appears only when it is complete."""
     scratch = folder.with_name(f".{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.exists():
-            return
+        with suppress(_Damaged):
+            return _load(folder, side, skip_bad)  # another process made it meanwhile
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
             scratch.mkdir()
@@ -119,9 +146,11 @@ def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observe
             for path in scratch.iterdir():  # so that the folder is complete after a power cut too
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
+            shutil.rmtree(folder, ignore_errors=True)  # the damaged one
             os.rename(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        return _load(folder, side, skip_bad)
 
 
 def _write(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:

@@ -11,9 +11,11 @@ import pytest
 from filelock import FileLock
 
 from simclr.data import images, store
+from simclr.data.dataset import DataConfig, open_dataset
 from simclr.data.images import decode
 from simclr.data.store import allocate, compute_channel_statistics
 from simclr.errors import RunFailed
+from simclr.progress import Observer
 from tests.simclr.data.helpers import (
     encode,
     error_message,
@@ -116,20 +118,84 @@ def test_digest_depends_on_the_content_and_not_on_the_path(home, tmp_path):
     assert open_data(home, dir=tmp_path / "photos", side=16).digest != digest
 
 
-@pytest.mark.parametrize("damage", ["images cut", "labels gone", "meta.json cut"])
-def test_damaged_store_is_an_error_that_names_its_folder(damage, home, tmp_path):
+class Listener(Observer):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def cut(path, size):
+    os.truncate(path, size)
+
+
+def garbage(path, size):
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+
+
+def replace(path, *texts):
+    content = path.read_bytes()
+    for old, new in texts:
+        assert old in content
+        content = content.replace(old, new, 1)
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "images cut": lambda folder: cut(folder / "images.npy", 1000),
+    "images empty": lambda folder: cut(folder / "images.npy", 0),
+    "images gone": lambda folder: (folder / "images.npy").unlink(),
+    "images longer": lambda folder: replace(folder / "images.npy", (b"\n", b" \n")),
+    "images garbage": lambda folder: garbage(folder / "images.npy", 5000),
+    "images of another side": lambda folder: np.save(folder / "images.npy", np.zeros((30, 3, 4, 4), np.uint8)),
+    "labels cut": lambda folder: cut(folder / "labels.npy", 150),
+    "labels gone": lambda folder: (folder / "labels.npy").unlink(),
+    "labels garbage": lambda folder: garbage(folder / "labels.npy", 368),
+    "labels out of range": lambda folder: np.save(folder / "labels.npy", np.full(30, 3)),
+    "fewer labels": lambda folder: np.save(folder / "labels.npy", np.zeros(29, int)),
+    "labels of another kind": lambda folder: np.save(folder / "labels.npy", np.array([{}] * 30), allow_pickle=True),
+    "meta cut": lambda folder: cut(folder / "meta.json", 10),
+    "meta gone": lambda folder: (folder / "meta.json").unlink(),
+    "meta garbage": lambda folder: garbage(folder / "meta.json", 100),
+    "meta a list": lambda folder: (folder / "meta.json").write_text("[1]"),
+    "meta incomplete": lambda folder: replace(folder / "meta.json", (b'"digest"', b'"other"')),
+    "meta of wrong types": lambda folder: replace(folder / "meta.json", (b'"bounds": {', b'"bounds": 3, "x": {')),
+    "all gone": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_store_is_made_anew_with_a_message(damage, home, tmp_path):
+    write_class_folder(tmp_path / "photos")
+    before = open_data(home, dir=tmp_path / "photos", side=8)
+    (folder,) = (home / "cache").glob("folder-*")
+    DAMAGES[damage](folder)
+    listener = Listener()
+    config = DataConfig(dataset="folder", dir=tmp_path / "photos", side=8)
+    after = open_dataset(config, home, listener)
+    (said,) = [text for text in listener.said if "\n" not in text]
+    assert said.startswith(f"the decoded images in {folder} are damaged (")
+    assert said.endswith("so they are decoded again")
+    assert after.digest == before.digest
+    assert values(after) == list(range(30))
+    assert store_folders(home) == [folder.name]
+    open_dataset(config, home, listener)
+    assert len(listener.said) == 1
+
+
+def test_store_that_may_not_be_read_is_kept(home, tmp_path, monkeypatch):
     write_class_folder(tmp_path / "photos")
     open_data(home, dir=tmp_path / "photos", side=8)
-    (folder,) = (home / "cache").glob("folder-*")
-    if damage == "images cut":
-        os.truncate(folder / "images.npy", 1000)
-    elif damage == "labels gone":
-        (folder / "labels.npy").unlink()
-    else:
-        os.truncate(folder / "meta.json", 10)
-    message = error_message(home, dir=tmp_path / "photos", side=8)
-    assert f"can't read the decoded images in {folder}" in message
-    assert "delete that folder" in message
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.np, "load", refuse)
+    monkeypatch.setattr(store, "decode_files", forbidden)
+    assert "check the permissions" in error_message(home, dir=tmp_path / "photos", side=8)
 
 
 # --- files that can't be read -----------------------------------------------------------------------------------------
@@ -323,13 +389,16 @@ def test_statistics_are_computed_once_for_each_choice_of_rows(home, monkeypatch)
         open_data(home, "digits", split_seed=2)
 
 
-@pytest.mark.parametrize("content", ["", "\0\0\0\0"])
-def test_damaged_statistics_are_computed_again(content, home):
+@pytest.mark.parametrize("content", ["", "\0\0\0\0", "[]", '{"mean": [0.5]}', '{"mean": [1, 2, 3], "std": "abc"}'])
+def test_damaged_statistics_are_computed_again_with_a_message(content, home):
     before = open_data(home, "digits")
     (path,) = (home / "cache").rglob("statistics-*.json")
     complete = path.read_text()
     path.write_text(content)
-    after = open_data(home, "digits")
+    listener = Listener()
+    after = open_dataset(DataConfig(dataset="digits"), home, listener)
+    (said,) = listener.said
+    assert f"{path} is damaged" in said
     assert (after.mean, after.std) == (before.mean, before.std)
     assert path.read_text() == complete
 
