@@ -15,7 +15,8 @@ from experiments.tracking.store import Store, home
 from simclr import device as devices
 from simclr.config import make
 from simclr.data.dataset import NORMALIZATIONS
-from simclr.data.images import walk
+from simclr.data.folder import list_files
+from simclr.data.layout import image_names
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError
 from simclr.model import STEMS
@@ -43,7 +44,10 @@ def embed(
         raise UserError(f"there is no folder {folder}: expected a folder of images")
     found = find_encoder(run, Store(home()))
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
-    files = [Path(name) for name in walk(str(folder))]
+    names, notes = list_files(folder)
+    files = [folder / name for name in image_names(names, notes)]
+    for note in notes:
+        typer.echo(note, err=True)
     skipped: list[str] | None = [] if on_bad_image == "skip" else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +25,11 @@ from simclr.settings import Section, one_of
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
 
+# Settings that came later are left out of records where they have their default, so that keys and names of runs stay.
+def _is_unset(value: Any) -> bool:
+    return value in (None, False)
+
+
 class DataConfig(Section):
     """Which images to use, and how to split them."""
 
@@ -35,6 +40,7 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=2)  # number of training images to use (for kNN and linear too); None: all
     split_seed: int = Field(0, ge=0)  # seed of the validation split and the limit, the same for all seeds of a study
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
+    unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
     on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images
 
 
@@ -78,9 +84,13 @@ def _reading(dataset: str) -> Iterator[None]:
 
 def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> Source:
     """Find the images of a config. Raises UserError, as does the source's `read`, where they can't be found or read."""
+    row = DATASETS[config.dataset]
+    options = {name: getattr(config, name) for row in DATASETS.values() for name in row.options}
+    for name in (name for name in options if name not in row.options and not _is_unset(options[name])):
+        raise UserError(f"data.{name} is not a setting of the data set '{config.dataset}': leave it out")
     with _reading(config.dataset):
-        source = DATASETS[config.dataset].load(config.dataset, config.dir, home, observer)
-    return Source(source.fingerprint, _reading(config.dataset)(source.read))
+        source = row.load(config.dataset, config.dir, home, observer, **{name: options[name] for name in row.options})
+    return source._replace(read=_reading(config.dataset)(source.read))
 
 
 def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) -> Dataset:
@@ -91,6 +101,8 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     """
     source, skip_bad = source_of(config, home, observer), config.on_bad_image == "skip"
     store = open_store(config.dataset, source, stored_side(config), home / "cache", observer, skip_bad=skip_bad)
+    for note in source.notes:
+        observer.say(note)
     parts = _split(store.splits, store.labels, config)
     pretrain = parts["pretrain"]
     mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)], observer)

@@ -1,4 +1,4 @@
-"""Find image files and decode them to square uint8 arrays."""
+"""Decode image files to square uint8 arrays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,34 +17,12 @@ from simclr.progress import Observer
 
 Array = NDArray[Any]
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
 
 class Files(NamedTuple):
     """Encoded images: their names, and a function that returns the bytes of a name."""
 
     names: Sequence[str]
     read: Callable[[str], bytes]
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a name is hidden, or belongs to a file that Windows adds to folders of pictures."""
-    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
-
-
-def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Files and folders directly in a folder, without hidden ones, sorted by name."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
-
-
-def walk(folder: str) -> list[str]:
-    """Paths of all files below a folder, without hidden ones, sorted."""
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        found += [os.path.join(root, name) for name in files if not _is_hidden(name)]
-    return sorted(found)
 
 
 def decode(data: bytes, side: int) -> Array:

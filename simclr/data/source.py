@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simclr.data.images import Array, Files
-from simclr.progress import Observer
 
 UNLABELLED = -1
 
@@ -29,17 +28,20 @@ class Contents(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A hash that identifies the images of a data set, and a function that reads them.
+    """A hash that identifies the images of a data set, a function that reads them, and what the user should know.
 
     The hash is cheap. The function is called only when the images are not decoded yet.
     """
 
     fingerprint: str
     read: Callable[[], Contents]
+    notes: tuple[str, ...] = ()  # sentences: what was ignored, and what was understood
+    origin: str = ""  # where the classes come from if the user's files say it, such as "folder names"
 
 
-# Arguments: the name in DATASETS, the folder that the user chose or None, the home folder, the observer.
-Loader = Callable[[str, Path | None, Path, Observer], Source]
+# Arguments: the name in DATASETS, the folder that the user chose or None, the home folder, the observer; and by keyword
+# the options that its line in DATASETS names.
+Loader = Callable[..., Source]
 
 
 def fingerprint(*parts: object) -> str:
@@ -53,7 +55,7 @@ def fingerprint_files(root: Path, names: Sequence[str]) -> str:
     for name in names:
         try:
             stat = os.stat(root / name)
-        except FileNotFoundError:  # a broken link: reported with the other files that can't be read
+        except OSError:  # a broken link: reported with the other files that can't be read
             stat = os.lstat(root / name)
         line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))  # names from old archives may not be UTF-8

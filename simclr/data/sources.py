@@ -19,11 +19,15 @@ from simclr.data.source import Contents, Loader
 
 
 class DatasetRow(NamedTuple):
-    """A data set: its loader, the default side in pixels of its stored images, and a description in one line."""
+    """A data set: its loader, the default side in pixels of its stored images, and a description in one line.
+
+    `options` are the settings of DataConfig that its loader takes by keyword.
+    """
 
     load: Loader
     side: int
     about: str
+    options: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, DatasetRow] = {
@@ -33,7 +37,9 @@ DATASETS: dict[str, DatasetRow] = {
     "cifar100": DatasetRow(load_cifar, 32, "60,000 images in 100 classes; downloaded (161 MB)"),
     "stl10": DatasetRow(load_stl10, 96, "105,000 images to pre-train on, 10 classes; downloaded (2.6 GB)"),
     "tiny-imagenet": DatasetRow(load_tiny_imagenet, 64, "110,000 images in 200 classes; downloaded (248 MB)"),
-    "folder": DatasetRow(load_folder, 64, "your own images (--data-dir), labelled by subfolder or not at all"),
+    "folder": DatasetRow(
+        load_folder, 64, "your own images (--data-dir), labelled by subfolder or not at all", ("unlabelled",)
+    ),
 }
 
 

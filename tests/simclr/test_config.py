@@ -212,6 +212,7 @@ MATTERS = {
     "data.limit": 100,
     "data.split_seed": 1,
     "data.normalize": "half",
+    "data.unlabelled": True,
     "model.backbone": "resnet34",
     "model.stem": "imagenet",
     "model.width": 0.5,

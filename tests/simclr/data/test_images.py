@@ -8,16 +8,9 @@ import pytest
 from PIL import Image, features
 
 from simclr.data import images
-from simclr.data.images import Files, bad_images, decode, decode_files, walk
+from simclr.data.images import Files, bad_images, decode, decode_files
 from simclr.progress import SILENT
-from tests.simclr.data.helpers import decode_with_pil, encode, noise, plain, write
-
-
-def test_walk_finds_all_visible_files_in_order(tmp_path):
-    for name in ("b/x.png", "a.png", "b/c/y.txt", ".hidden/z.png", "b/.DS_Store", "b/Thumbs.db", "desktop.ini"):
-        write(tmp_path / name, b"")
-    assert walk(str(tmp_path)) == [str(tmp_path / name) for name in ("a.png", "b/c/y.txt", "b/x.png")]
-
+from tests.simclr.data.helpers import decode_with_pil, encode, noise, plain
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 

@@ -250,12 +250,6 @@ def test_images_beside_class_folders_are_an_error(home, tmp_path):
     assert "(such as loose.PNG) beside folders" in error_message(home, dir=tmp_path / "photos")
 
 
-def test_unknown_folder_beside_train_is_an_error(home, tmp_path):
-    write_class_folder(tmp_path / "photos" / "train", each=1)
-    write_class_folder(tmp_path / "photos" / "valid", each=1)
-    assert "has folders valid beside 'train'" in error_message(home, dir=tmp_path / "photos")
-
-
 def test_broken_link_is_an_unreadable_image(home, tmp_path):
     write_class_folder(tmp_path / "photos", each=10)
     (tmp_path / "photos" / "cat" / "gone.png").symlink_to(tmp_path / "gone.png")

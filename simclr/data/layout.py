@@ -1,0 +1,241 @@
+"""What the names of files say: which of them are images, what classes they have, and which split they belong to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from simclr.data.source import UNLABELLED
+from simclr.errors import UserError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# Files with these suffixes lie beside images, and are never images.
+OTHER_SUFFIXES = {
+    *(".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg"),
+    *(".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".log", ".db", ".sqlite", ".url", ".lnk", ".py"),
+    *(".ipynb", ".sh", ".m", ".xmp", ".aae", ".thm", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth", ".h5", ".parquet"),
+    *(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".md5", ".sha1", ".sha256", ".mp4", ".mov", ".avi", ".mp3", ".wav"),
+}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "unlabeled": ("unlabeled", "unlabelled"),
+}
+SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+# Folders that operating systems, NAS boxes and archive programs add.
+SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found"}
+SYSTEM_NAMES |= {"system volume information"}
+PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures"}
+ANNOTATIONS = {"masks", "mask", "labels", "label", "annotations", "annotation", "ground_truth", "groundtruth", "gt"}
+ANNOTATIONS |= {"segmentations", "segmentation", "segmentationclass", "segmentationobject", "trimaps", "bboxes"}
+
+
+class Layout(NamedTuple):
+    """How the images among some files are labelled and split. Images without a label have UNLABELLED as theirs."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[tuple[str, int]]]  # name and label of each image of train, and of any of SPLIT_NAMES
+    notes: tuple[str, ...]  # sentences for the user: what was ignored, and what was understood
+
+
+class _Folder(NamedTuple):
+    path: str  # "" for the outermost one, else it ends in a slash
+    files: list[str]  # complete names
+    folders: dict[str, _Folder]
+
+    def all_files(self) -> Iterator[str]:
+        """The names of all files in this folder and below."""
+        yield from self.files
+        for folder in self.folders.values():
+            yield from folder.all_files()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that an operating system adds to folders of pictures."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def printable(name: str) -> str:
+    """A name that can be printed and written to any file. Names on a disk or in an archive need not be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
+    """The names of visible files that may be images. Adds a note about the others."""
+    visible = [name for name in names if not any(is_hidden(part) for part in name.split("/"))]
+    suffixes = Counter(suffix for name in visible if (suffix := _suffix(name)) in OTHER_SUFFIXES)
+    if suffixes:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+        notes.append(f"ignored {_files(suffixes.total())} that can't be images: {kinds}")
+    return [name for name in visible if _suffix(name) not in OTHER_SUFFIXES]
+
+
+def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) -> Layout:
+    """Find the classes and splits of images from the names of files, which are relative paths with slashes.
+
+    The layouts are CLASS/..., SPLIT/CLASS/..., CLASS/SPLIT/... and images without labels, each also within other
+    folders. With `unlabelled`, only splits are understood, and no classes. Errors call the whole `where`.
+
+    Raises UserError if there are no images, and for layouts that could be understood in more than one way.
+    """
+    notes: list[str] = []
+    images = image_names(names, notes)
+    if not images:
+        ignored = f" ({notes[0]})" if notes else ""
+        raise UserError(f"no images in {where}{ignored}: expected image files, or one folder of them for each class")
+    roots = _split_roots(_enter(_tree(images), notes), where, notes)
+    if len(roots) > 1:
+        roots = {split: _enter(root, notes) for split, root in roots.items()}
+    flat = ("unlabeled",) if not unlabelled else tuple(SPLIT_NAMES)
+    found = {split: {} if split in flat else _classes(root, where, notes) for split, root in roots.items()}
+    for part in [part for part in ("val", "test") if found["train"] and part in found and not found[part]]:
+        left_out = printable(roots.pop(part).path)
+        notes.append(f"left out {left_out}: its images have no label, since they are in no class folder")
+    classes = tuple(sorted(found["train"]))
+    for part in ("val", "test"):
+        if extra := sorted(set(found.get(part, {})).difference(classes)):
+            raise _unknown_classes(extra, part, classes, where, names)
+    splits: dict[str, list[tuple[str, int]]] = {}
+    for split in (split for split in SPLIT_NAMES if split in roots):
+        if classes and split != "unlabeled":
+            labels = enumerate(classes)
+            splits[split] = [(name, label) for label, own in labels for name in sorted(found[split].get(own, []))]
+        else:
+            splits[split] = [(name, UNLABELLED) for name in sorted(roots[split].all_files())]
+    return Layout(classes, splits, tuple(notes))
+
+
+def _suffix(name: str) -> str:
+    own = name.rpartition("/")[2]
+    return "." + own.rpartition(".")[2].lower() if "." in own else ""
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
+def _tree(names: Iterable[str]) -> _Folder:
+    root = _Folder("", [], {})
+    known = {"": root}
+
+    def at(path: str) -> _Folder:
+        if path not in known:
+            above, _, own = path.rpartition("/")
+            known[path] = at(above).folders[own] = _Folder(f"{path}/", [], {})
+        return known[path]
+
+    for name in names:
+        at(name.rpartition("/")[0]).files.append(name)
+    return root
+
+
+def _enter(folder: _Folder, notes: list[str]) -> _Folder:
+    """The folder that holds the classes: the only one in a folder, or the one of the images beside annotations."""
+    while folder.folders and not _loose_images(folder):
+        inner = list(folder.folders.values())
+        pictures = [name for name in folder.folders if name.lower() in PICTURES]
+        others = [name for name in folder.folders if name.lower() in ANNOTATIONS]
+        if len(pictures) == 1 and others and len(inner) == 1 + len(others):
+            folder = _without(folder, others, notes).folders[pictures[0]]
+        elif len(inner) == 1 and not _loose_images(inner[0]) and inner[0].folders:
+            folder = inner[0]
+            notes.append(f"went into {printable(folder.path)}, which holds everything")
+        else:
+            break
+    return folder
+
+
+def _loose_images(folder: _Folder) -> list[str]:
+    """The files directly in a folder that are images by their suffix."""
+    return [name for name in folder.files if _suffix(name) in IMAGE_SUFFIXES]
+
+
+def _without(folder: _Folder, others: list[str], notes: list[str]) -> _Folder:
+    """A folder without those of its folders that hold annotations."""
+    for name in others:
+        count = len(list(folder.folders[name].all_files()))
+        notes.append(f"ignored {printable(folder.folders[name].path)} ({_files(count)}), annotations of the images")
+    return folder._replace(folders={name: inner for name, inner in folder.folders.items() if name not in others})
+
+
+def _split_roots(root: _Folder, where: str, notes: list[str]) -> dict[str, _Folder]:
+    """The folder of each split. The whole is `train` unless its folders, or those of its classes, are splits."""
+    named = {name: SPLITS[name.lower()] for name in root.folders if name.lower() in SPLITS}
+    if not named or (
+        len(root.folders) == 1 and "train" not in named.values()
+    ):  # a test set alone is images like others
+        return _splits_within_classes(root, notes) or {"train": root}
+    root = _without(root, [name for name in root.folders if name.lower() in ANNOTATIONS], notes)
+    place, shown = _place(root, where), ", ".join(f"'{name}'" for name in sorted(named))
+    if others := sorted(printable(name) for name in root.folders if name not in named):
+        raise UserError(
+            f"{place} has folders {', '.join(others[:5])} beside {shown}: expected only splits ({', '.join(SPLITS)}) "
+            f"or only classes. Move the others elsewhere, or rename a class that is called like a split"
+        )
+    if "train" not in named.values():
+        raise UserError(f"{place} has the folders {shown} but no 'train': call the folder of the training images train")
+    for split in named.values():
+        if len(same := sorted(name for name in named if named[name] == split)) > 1:
+            raise UserError(
+                f"{place} has the folders {' and '.join(same)}, which are names of one split: join them, or move one "
+                f"of them elsewhere"
+            )
+    if renamed := [f"{name}/ is {split}" for name, split in named.items() if name != split]:
+        notes.append(f"understood splits: {', '.join(sorted(renamed))}")
+    if root.files:
+        notes.append(f"ignored {_files(len(root.files))} beside the splits, such as {printable(root.files[0])}")
+    return {split: root.folders[name] for name, split in named.items()}
+
+
+def _splits_within_classes(root: _Folder, notes: list[str]) -> dict[str, _Folder]:
+    """The folder of each split in the layout CLASS/SPLIT/..., or none if this is another layout."""
+    roots: dict[str, _Folder] = {}
+    for name, of_class in root.folders.items():
+        named = {SPLITS.get(inner.lower()): folder for inner, folder in of_class.folders.items()}
+        if of_class.files or "train" not in named or None in named or len(named) < len(of_class.folders):
+            return {}
+        for split, folder in named.items():
+            assert split is not None
+            roots.setdefault(split, _Folder(f"*/{split}/", [], {})).folders[name] = folder
+    if roots:
+        notes.append(f"understood splits within the classes: {', '.join(roots)}")
+    return roots
+
+
+def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]]:
+    """The names of the images of each class in the folder of a split; none if it has no folders."""
+    if not root.folders:
+        return {}
+    if loose := _loose_images(root):
+        raise UserError(
+            f"{_place(root, where)} has images (such as {printable(loose[0].rpartition('/')[2])}) beside folders: move "
+            f"them into a class folder or elsewhere, or add --unlabelled (data.unlabelled = true) if the folders are "
+            f"no classes"
+        )
+    if root.files:
+        notes.append(f"ignored {_files(len(root.files))} beside the classes, such as {printable(root.files[0])}")
+    return {name: list(folder.all_files()) for name, folder in root.folders.items()}
+
+
+def _place(folder: _Folder, where: str) -> str:
+    return f"{where}/{printable(folder.path)}".rstrip("/")
+
+
+def _unknown_classes(
+    extra: list[str], split: str, classes: tuple[str, ...], where: str, names: Sequence[str]
+) -> UserError:
+    """The error for classes that train lacks."""
+    shown, known = (", ".join(f"'{printable(name)}'" for name in some[:5]) for some in (extra, classes))
+    more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+    text = (
+        f"{where} has the class{'es' * (len(extra) > 1)} {shown} in {split}, but not in train, whose folders are "
+        f"{known or 'not classes'}{more}"
+    )
+    if any(name.rpartition("/")[2] == "val_annotations.txt" for name in names):
+        return UserError(f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet")
+    return UserError(
+        f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (data.unlabelled = true) to "
+        f"train without labels"
+    )
