@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from experiments.commands.options import (
+    AUGMENTATIONS,
     BatchSize,
     ConfigFile,
     DataDir,
@@ -22,16 +24,9 @@ from experiments.commands.options import (
     Settings,
 )
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
-from experiments.configs.resolve import resolve
-from experiments.studies.axes import axes
-from experiments.studies.execute import execute
-from experiments.studies.plan import plan_study
-from experiments.studies.report import report as make_report
-from experiments.studies.run import check_study_name, forecast
-from experiments.tracking.store import Store, home
-from simclr.augment import AUGMENTATIONS
-from simclr.train.memory import format_bytes
+from simclr.settings import read_toml
 
+AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
 LONG = 3600  # seconds of training above which `ablate` asks before it starts
 
 
@@ -61,7 +56,7 @@ def ablate(  # over 60 lines, because of its signature
     axis: Annotated[
         str | None,
         typer.Option(
-            help=f"Prepared list of cells: {', '.join(axes())}, or a TOML file of your own.", show_default="none"
+            help=f"Prepared list of cells: {', '.join(AXES)}, or a TOML file of your own.", show_default="none"
         ),
     ] = None,
     vary: Annotated[
@@ -103,6 +98,13 @@ def ablate(  # over 60 lines, because of its signature
 
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
+    from experiments.configs.resolve import resolve
+    from experiments.studies.execute import execute
+    from experiments.studies.plan import plan_study
+    from experiments.studies.run import check_study_name, forecast
+    from experiments.tracking.store import Store, home
+    from simclr.train.memory import format_bytes
+
     baseline = resolve(
         preset,
         config,
@@ -156,5 +158,8 @@ def report(
 
     Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
     """
+    from experiments.studies.report import report as make_report
+    from experiments.tracking.store import Store, home
+
     store = Store(home())
     typer.echo(make_report(store.find_study(study), store, form, out))

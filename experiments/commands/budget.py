@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,20 +20,10 @@ from experiments.commands.options import (
     Settings,
 )
 from experiments.commands.terminal import describe_duration
-from experiments.configs.resolve import resolve
-from simclr import device as devices
-from simclr.build import check_images
-from simclr.config import Config
-from simclr.train.budget import (
-    FRAGMENTATION,
-    SPEED,
-    MemoryBudget,
-    MemoryPlan,
-    memory_budget,
-    peak_table,
-    plan_memory,
-)
-from simclr.train.memory import flops, format_bytes
+
+if TYPE_CHECKING:
+    from simclr.config import Config
+    from simclr.train.budget import MemoryBudget, MemoryPlan
 
 
 def budget(
@@ -58,6 +48,12 @@ def budget(
 
     Example: simclr budget --preset cifar10 --batch-size 4096 --memory 8GiB
     """
+    from experiments.configs.resolve import resolve
+    from simclr import device as devices
+    from simclr.build import check_images
+    from simclr.train.budget import FRAGMENTATION, memory_budget, plan_memory
+    from simclr.train.memory import format_bytes
+
     chosen = resolve(
         preset,
         config,
@@ -90,11 +86,16 @@ def budget(
 
 
 def _echo_row(name: str, size: int, note: str) -> None:
+    from simclr.train.memory import format_bytes
+
     typer.echo(f"  {name:13} {format_bytes(size):>10}   {note}".rstrip())
 
 
 def _echo_time(config: Config, plan: MemoryPlan, images: int) -> None:
     """How much computing an image takes, and how long training on the images may take."""
+    from simclr.train.budget import SPEED
+    from simclr.train.memory import flops
+
     work = flops(config, plan.micro_batch)
     typer.echo(f"  {'work':13} {f'{work / 1e9:.3g} GFLOP':>10}   per image")
     if images:
@@ -107,6 +108,9 @@ def _echo_time(config: Config, plan: MemoryPlan, images: int) -> None:
 
 def _echo_peaks(config: Config, plan: MemoryPlan, limit: MemoryBudget) -> None:
     """The peak of other batch sizes and micro-batches."""
+    from simclr.train.budget import peak_table
+    from simclr.train.memory import format_bytes
+
     sizes, table = peak_table(config, limit, plan.micro_batch)
     typer.echo("\npeak by batch size (rows) and micro-batch (columns); -: does not fit")
     typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))

@@ -7,23 +7,16 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.options import BadImage, DataDir, Device, EncoderName, NewestEncoder
+from experiments.commands.names import names_in
+from experiments.commands.options import DATASETS, BadImage, DataDir, Device, EncoderName, NewestEncoder
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
-from experiments.runs.encoders import find_encoder
-from experiments.runs.exchange import export_run, import_run
-from experiments.tracking.store import Store, home
-from simclr import device as devices
-from simclr.config import make
-from simclr.data.dataset import NORMALIZATIONS
-from simclr.data.folder import list_files
-from simclr.data.layout import image_names
-from simclr.data.sources import DATASETS
 from simclr.errors import UserError
-from simclr.model import STEMS
-from simclr.weights.encoder import Encoder, embed_files
-from simclr.weights.export import EXPORTS
-from simclr.weights.features import WRITERS, write_features
-from simclr.weights.foreign import LAYOUTS
+
+EXPORTS = names_in("simclr.weights.export.EXPORTS")
+LAYOUTS = names_in("simclr.weights.foreign.LAYOUTS")
+NORMALIZATIONS = names_in("simclr.data.dataset.NORMALIZATIONS")
+STEMS = names_in("simclr.model.STEMS")
+WRITERS = names_in("simclr.weights.features.WRITERS")
 
 
 def embed(
@@ -40,6 +33,14 @@ def embed(
 
     Example: simclr embed shapes-s0 photos --out features.parquet
     """
+    from experiments.runs.encoders import find_encoder
+    from experiments.tracking.store import Store, home
+    from simclr import device as devices
+    from simclr.data.folder import list_files
+    from simclr.data.layout import image_names
+    from simclr.weights.encoder import Encoder, embed_files
+    from simclr.weights.features import write_features
+
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: expected a folder of images")
     found = find_encoder(run, Store(home()))
@@ -69,6 +70,9 @@ def export(
 
     Example: simclr export shapes-s0 --format onnx --out exported
     """
+    from experiments.runs.exchange import export_run
+    from experiments.tracking.store import Store, home
+
     store = Store(home())
     parity = export_run(find_encoder_or_newest(run, store), store, out, form)
     typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}, which says how to load it")
@@ -112,6 +116,10 @@ def import_(
 
     Example: simclr import theirs.ckpt --dataset cifar10 --name theirs
     """
+    from experiments.runs.exchange import import_run
+    from experiments.tracking.store import Store, home
+    from simclr.config import make
+
     folder = data_dir and str(data_dir.expanduser().resolve())
     data = make({"data": {"dataset": dataset, "dir": folder, "side": side, "normalize": normalize}}).data
     with Terminal() as terminal:

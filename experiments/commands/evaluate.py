@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from math import isnan
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
-from tabulate import tabulate
 
-from analysis.tables import FORMATS, is_accuracy
 from experiments.commands.options import (
     Device,
     Format,
@@ -23,37 +18,38 @@ from experiments.commands.options import (
     Transfer,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
-from experiments.runs.compare import compare as compare_runs
-from experiments.runs.encoders import open_subject
-from experiments.runs.evaluate import evaluate_encoder
-from experiments.tracking.store import Store, home
-from simclr.data.dataset import Dataset
-from simclr.evaluate.evaluations import EVALUATIONS
-from simclr.evaluate.protocol import make_protocol
 
-DEFAULT = ["knn", "linear"]  # the evaluations that run if none is asked for
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simclr.data.dataset import Dataset
 
 
-def _evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each of EVALUATIONS, after its first argument. It gets them as `**asked`."""
-    signature = inspect.signature(command, eval_str=True)
-    first, *others = (each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD)
-    options = []
-    for name, kind in EVALUATIONS.items():
-        annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=kind.option_help)]
-        default: Any = False
-        if kind.option_setting is not None:
-            metavar = kind.option_setting.upper()
-            option = typer.Option(f"--{name}", metavar=metavar, help=kind.option_help, show_default="not done")
-            annotation, default = Annotated[str | None, option], None
-        options.append(first.replace(name=name.replace("-", "_"), default=default, annotation=annotation))
-    vars(command)["__signature__"] = signature.replace(parameters=[first, *options, *others])
-    return command
-
-
-@_evaluation_options
-def evaluate(
+def evaluate(  # over 60 lines, because of its signature
     run: NewestEncoder = None,
+    knn: Annotated[bool, typer.Option("--knn", help="Classify by weighted k nearest neighbours.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Train a logistic regression on the frozen features.")
+    ] = False,
+    linear_sgd: Annotated[
+        bool,
+        typer.Option("--linear-sgd", help="Train a linear classifier with SGD on random crops, as in the paper."),
+    ] = False,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTIONS",
+            help="Train the whole network with these fractions of the labels, such as 0.01,0.1,1.0.",
+            show_default="not done",
+        ),
+    ] = None,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels",
+            help="Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels.",
+        ),
+    ] = False,
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -68,7 +64,6 @@ def evaluate(
             show_default="none",
         ),
     ] = [],  # noqa: B006 (Typer copies it)
-    **asked: Any,
 ) -> None:
     """Evaluate a frozen encoder next to its baselines.
 
@@ -76,13 +71,15 @@ def evaluate(
 
     Example: simclr eval shapes-s0 --knn --linear
     """
-    chosen = {name: value for name in EVALUATIONS if (value := asked[name.replace("-", "_")]) not in (None, False)}
-    values = [
-        f"{EVALUATIONS[name].section_name}.{EVALUATIONS[name].option_setting}=[{value}]"
-        for name, value in chosen.items()
-        if value is not True
-    ]
-    protocol = make_protocol([*values, *settings], layer=layer)
+    from experiments.runs.encoders import open_subject
+    from experiments.runs.evaluate import evaluate_encoder
+    from experiments.tracking.store import Store, home
+    from simclr.evaluate.protocol import make_protocol
+
+    asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
+    names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
+    fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
+    protocol = make_protocol([*fractions, *settings], layer=layer)
     store = Store(home())
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
@@ -96,7 +93,7 @@ def evaluate(
             device=device,
             observer=terminal,
         )
-        report = evaluate_encoder(found, subject, store, list(chosen) or DEFAULT, transfer)
+        report = evaluate_encoder(found, subject, store, names, transfer)
     images = _describe_images(subject.data)
     typer.echo(f"run {report.run_id[:8]} on {images}, layer {protocol.layer}, protocol {protocol.version}")
     typer.echo(_format_results(report.table))
@@ -112,6 +109,10 @@ def _describe_images(data: Dataset) -> str:
 
 def _format_results(table: pd.DataFrame) -> str:
     """Accuracies in percent with their 95 % intervals, and other figures as they are. Empty columns are left out."""
+    from tabulate import tabulate
+
+    from analysis.tables import is_accuracy
+
     rows = []
     for row in table.to_dict("records"):
         percent = is_accuracy(row["metric"]) or row["metric"].endswith("_std")
@@ -135,6 +136,10 @@ def compare(runs: RunNames, form: Format = "terminal") -> None:
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
+    from analysis.tables import FORMATS
+    from experiments.runs.compare import compare as compare_runs
+    from experiments.tracking.store import Store, home
+
     result = compare_runs(runs, Store(home()))
     tested = len(result.tests) > 0
     typer.echo(FORMATS[form](result.table, [] if tested else result.notes))

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from analysis.tables import FORMATS
+from experiments.commands.names import names_in
 from experiments.configs.presets import presets
-from simclr.augment import AUGMENTATIONS
-from simclr.data.sources import DATASETS
 from simclr.errors import UserError, unknown
-from simclr.model import HEADS, RESNETS
 
+AUGMENTATIONS = names_in("simclr.augment.AUGMENTATIONS")
+DATASETS = names_in("simclr.data.sources.DATASETS")
+FORMATS = names_in("analysis.tables.FORMATS")
+HEADS = names_in("simclr.model.HEADS")
+RESNETS = names_in("simclr.model.RESNETS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 FROM_PRESET = "from the preset"
 FROM_RUN = "that of the run"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.names import names_in
 from experiments.commands.options import (
     ConfigFile,
     DataDir,
@@ -26,15 +27,8 @@ from experiments.commands.options import (
     Transfer,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
-from experiments.configs.resolve import resolve
-from experiments.runs.compare import SHORT_NAMES, plot_metric
-from experiments.runs.encoders import find_encoder, open_subject
-from experiments.runs.pictures import draw_neighbours, draw_tsne
-from experiments.runs.view_grid import draw_view_grid
-from experiments.tracking.store import Store, home
-from simclr.data.dataset import open_dataset
-from simclr.evaluate.evaluations import check
-from simclr.evaluate.protocol import make_protocol
+
+METRICS = names_in("experiments.runs.compare.SHORT_NAMES")
 
 
 def views(
@@ -53,6 +47,11 @@ def views(
 
     Example: simclr views --preset cifar10 --drop grayscale --out views.png
     """
+    from experiments.configs.resolve import resolve
+    from experiments.runs.view_grid import draw_view_grid
+    from experiments.tracking.store import home
+    from simclr.data.dataset import open_dataset
+
     chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
     with Terminal() as terminal:
         data = open_dataset(chosen.data, home(), terminal)
@@ -61,7 +60,7 @@ def views(
 
 
 def plot(
-    metric: Annotated[str, typer.Argument(help=f"Metric to draw: {', '.join(SHORT_NAMES)}, or any logged metric.")],
+    metric: Annotated[str, typer.Argument(help=f"Metric to draw: {', '.join(METRICS)}, or any logged metric.")],
     runs: RunNames,
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
@@ -74,6 +73,9 @@ def plot(
 
     Example: simclr plot loss shapes-s0 shapes-s1 --smooth 5
     """
+    from experiments.runs.compare import plot_metric
+    from experiments.tracking.store import Store, home
+
     files = plot_metric(metric, runs, Store(home()), out, smooth)
     typer.echo(f"wrote {', '.join(map(str, files))}")
 
@@ -100,6 +102,12 @@ def tsne(
 
     Example: simclr tsne shapes-s0 --images 2000 --thumbnails
     """
+    from experiments.runs.encoders import open_subject
+    from experiments.runs.pictures import draw_tsne
+    from experiments.tracking.store import Store, home
+    from simclr.evaluate.evaluations import check
+    from simclr.evaluate.protocol import make_protocol
+
     store = Store(home())
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
@@ -135,6 +143,12 @@ def neighbours(
 
     Example: simclr neighbours shapes-s0 photo.jpg --count 10
     """
+    from experiments.runs.encoders import find_encoder, open_subject
+    from experiments.runs.pictures import draw_neighbours
+    from experiments.tracking.store import Store, home
+    from simclr.evaluate.evaluations import check
+    from simclr.evaluate.protocol import make_protocol
+
     store = Store(home())
     protocol = make_protocol([], layer=layer)
     with Terminal() as terminal:

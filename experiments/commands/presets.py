@@ -1,4 +1,4 @@
-"""`simclr presets`. In a file of its own because it needs no heavy library."""
+"""`simclr presets`."""
 
 from __future__ import annotations
 

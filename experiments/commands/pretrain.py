@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,18 +27,10 @@ from experiments.commands.options import (
     Settings,
 )
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics
-from experiments.configs.resolve import resolve_timed
-from experiments.configs.time_budget import choose_config
-from experiments.runs.estimate import Estimate, estimate
-from experiments.runs.prepare import prepare
-from experiments.runs.train import train
-from experiments.tracking.store import Store, home
-from simclr import device as devices
-from simclr.config import Config, to_toml
-from simclr.data.dataset import stored_side
-from simclr.methods import METHODS
-from simclr.train.loop import Interrupted
-from simclr.train.memory import format_bytes
+
+if TYPE_CHECKING:
+    from experiments.runs.estimate import Estimate
+    from simclr.config import Config
 
 
 def pretrain(  # over 60 lines, because of its signature
@@ -95,6 +87,14 @@ def pretrain(  # over 60 lines, because of its signature
 
     Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run
     """
+    from experiments.configs.resolve import resolve_timed
+    from experiments.configs.time_budget import choose_config
+    from experiments.runs.estimate import estimate
+    from experiments.runs.prepare import prepare
+    from experiments.runs.train import train
+    from experiments.tracking.store import Store, home
+    from simclr.train.loop import Interrupted
+
     asked, time = resolve_timed(
         preset,
         config,
@@ -140,6 +140,8 @@ class TrainingTerminal(Terminal):
     """Shows the progress of one run, with the epochs and the loss of a network that has learned nothing."""
 
     def __init__(self, config: Config) -> None:
+        from simclr.methods import METHODS
+
         super().__init__()
         self.config = config
         chance = METHODS[config.method].chance(config.method_settings(), config.train.batch_size)
@@ -165,6 +167,8 @@ class TrainingTerminal(Terminal):
 
 def _describe_choice(config: Config) -> str:
     """What a time budget chose."""
+    from simclr.data.dataset import stored_side
+
     model, train = config.model, config.train
     return (
         f"chosen for the time budget: {model.backbone} of width {model.width:g}, {model.stem} stem, images of "
@@ -175,6 +179,10 @@ def _describe_choice(config: Config) -> str:
 
 def _describe_estimate(found: Estimate) -> str:
     """What a dry run prints."""
+    from simclr import device as devices
+    from simclr.config import to_toml
+    from simclr.train.memory import format_bytes
+
     prepared, batch = found.prepared, found.prepared.config.train.batch_size
     how = f"in micro-batches of {found.micro_batch}" if found.micro_batch < batch else "each batch at once"
     rows = {

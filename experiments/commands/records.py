@@ -11,10 +11,8 @@ from contextlib import suppress
 from math import nan
 from typing import Annotated
 
-import pandas as pd
 import typer
 
-from experiments.tracking.store import Store, home, store_uri
 from simclr.errors import UserError
 
 METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
@@ -29,6 +27,10 @@ def runs() -> None:
 
     Example: simclr runs
     """
+    import pandas as pd
+
+    from experiments.tracking.store import Store, home
+
     records = Store(home()).records()
     if not records:
         typer.echo("no runs yet: start one with simclr pretrain --preset shapes")
@@ -64,6 +66,8 @@ def ui(
 
     Example: simclr ui --port 5001
     """
+    from experiments.tracking.store import Store, home, store_uri
+
     folder = home()
     Store(folder)  # creates the database
     if (uri := store_uri(folder)).startswith("http"):

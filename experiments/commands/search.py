@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.names import names_in
 from experiments.commands.options import (
     ConfigFile,
     DataDir,
@@ -20,11 +21,9 @@ from experiments.commands.options import (
     Settings,
 )
 from experiments.commands.terminal import Terminal, resumable
-from experiments.configs.resolve import resolve
-from experiments.search.confirm import confirm
-from experiments.search.space import load_space
-from experiments.search.trials import OBJECTIVES, PRUNERS, open_search, reference_accuracy, run_trials
-from experiments.tracking.store import Store, home
+
+OBJECTIVES = names_in("experiments.search.trials.OBJECTIVES")
+PRUNERS = names_in("experiments.search.trials.PRUNERS")
 
 
 def search(  # over 60 lines, because of its signature
@@ -86,6 +85,12 @@ def search(  # over 60 lines, because of its signature
 
     Example: simclr search --preset shapes --trials 30 --max-hours 8
     """
+    from experiments.configs.resolve import resolve
+    from experiments.search.confirm import confirm
+    from experiments.search.space import load_space
+    from experiments.search.trials import open_search, reference_accuracy, run_trials
+    from experiments.tracking.store import Store, home
+
     full = resolve(
         preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
     )

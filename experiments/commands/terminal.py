@@ -6,16 +6,17 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from experiments.runs.encoders import FoundEncoder, find_encoder
-from experiments.tracking.store import Store
 from simclr.progress import Observer
-from simclr.train.loop import Interrupted
+
+if TYPE_CHECKING:
+    from experiments.runs.encoders import FoundEncoder
+    from experiments.tracking.store import Store
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -99,6 +100,8 @@ class Terminal(Observer):
 @contextmanager
 def resumable() -> Iterator[None]:
     """For commands whose work resumes when they run again: a KeyboardInterrupt that says so, for a stopped run too."""
+    from simclr.train.loop import Interrupted
+
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -132,6 +135,8 @@ def can_ask() -> bool:
 
 def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of this name. Without a name, that of the newest run, and a note on stderr that says which it is."""
+    from experiments.runs.encoders import find_encoder
+
     found = find_encoder(name, store)
     if name is None and found.run_id is not None:
         typer.echo(f"the newest run: {found.config.name}-s{found.config.seed} ({found.run_id[:8]})", err=True)

@@ -28,8 +28,6 @@ class Evaluation(Section):
     """
 
     section_name: ClassVar[str]  # the table of its settings in the protocol
-    option_help: ClassVar[str]  # what the option of `simclr eval` that asks for it does
-    option_setting: ClassVar[str | None] = None  # the setting whose values the option takes; None: the option is a flag
     needs_labels: ClassVar[bool] = True
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 

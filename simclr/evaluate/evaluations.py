@@ -1,4 +1,4 @@
-"""The table of evaluations. Each name is also the name of the option that asks for it."""
+"""The table of evaluations. `simclr eval` has an option of the same name for each of them."""
 
 from __future__ import annotations
 

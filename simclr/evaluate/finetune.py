@@ -52,7 +52,6 @@ class LinearSgd(Sgd):
     """The paper's probe: a linear classifier on the frozen encoder, trained by SGD on crops of the training images."""
 
     section_name = "linear_sgd"
-    option_help = "Train a linear classifier with SGD on random crops, as in the paper."
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy, and the learning rate that was chosen."""
@@ -68,8 +67,6 @@ class Finetune(Sgd):
     """
 
     section_name = "finetune"
-    option_help = "Train the whole network with these fractions of the labels, such as 0.01,0.1,1.0."
-    option_setting = "fractions"
     in_metric_names = frozenset({"fractions"})
 
     lr: Rates = (0.01, 0.05, 0.2)

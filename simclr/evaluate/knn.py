@@ -69,7 +69,6 @@ class Knn(Evaluation):
     """
 
     section_name = "knn"
-    option_help = "Classify by weighted k nearest neighbours."
     in_metric_names = frozenset({"k"})
 
     k: Annotated[tuple[Count, ...], Field(min_length=1)] = (DEFAULT_K,)

@@ -63,7 +63,6 @@ class LabelFree(Evaluation):
     """
 
     section_name = "views"
-    option_help = "Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels."
     needs_labels = False
 
     images: int = Field(5000, ge=2)

@@ -22,7 +22,6 @@ class Linear(Evaluation):
     """
 
     section_name = "linear"
-    option_help = "Train a logistic regression on the frozen features."
 
     standardise: bool = True
     l2_max: float = Field(1e5, gt=0)

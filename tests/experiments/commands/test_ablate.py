@@ -31,8 +31,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         executed.append({"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds)})
         return StudyOutcome(store.find("tiny-s0"), "the tables", [])
 
-    monkeypatch.setattr("experiments.commands.ablate.forecast", forecast)
-    monkeypatch.setattr("experiments.commands.ablate.execute", execute)
+    monkeypatch.setattr("experiments.studies.run.forecast", forecast)
+    monkeypatch.setattr("experiments.studies.execute.execute", execute)
     return executed
 
 
@@ -90,7 +90,7 @@ def test_cells_that_failed_are_reported_after_the_tables(
     run: Run, study: list[dict[str, Any]], trained: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = StudyOutcome(trained.find("tiny-s0"), "the tables", ["'no crop', seed 0: it diverged", "another"])
-    monkeypatch.setattr("experiments.commands.ablate.execute", lambda *arguments: outcome)
+    monkeypatch.setattr("experiments.studies.execute.execute", lambda *arguments: outcome)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
     assert_one_line(done, 1, "failed: 'no crop', seed 0: it diverged; another")
     assert done.stdout.endswith("the tables\n")
@@ -102,7 +102,7 @@ def test_a_stopped_study_says_how_to_resume(
     def stop(*arguments: object) -> StudyOutcome:
         raise Interrupted(7)
 
-    monkeypatch.setattr("experiments.commands.ablate.execute", stop)
+    monkeypatch.setattr("experiments.studies.execute.execute", stop)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
     assert done.exit_code == 130
     assert done.stderr == "stopped after step 7: run the same command to resume\n"
@@ -131,7 +131,7 @@ def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch
     def report(record: Any, store: Store, form: str, out: Path | None) -> str:
         return f"{record.id} {form} {out}"
 
-    monkeypatch.setattr("experiments.commands.ablate.make_report", report)
+    monkeypatch.setattr("experiments.studies.report.report", report)
     done = run("report", "a-study", "--format", "latex", "--out", "tables")
     assert done.stdout == f"{study.run_id} latex tables\n"
     assert_one_line(run("report", "a-stud"), 2, "no study has the name 'a-stud'")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.tracking.store import Store
+from simclr.evaluate.evaluations import EVALUATIONS
 from tests.experiments.commands.helpers import Run, assert_one_line
 
 
@@ -48,6 +49,12 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     assert metrics["ref/low/linear_top1"] < metrics["eval/linear_top1"] < metrics["ref/high/linear_top1"]
     assert metrics["eval/linear_top1"] > metrics["ref/chance/linear_top1"] + 0.1
     assert run("eval", "tiny-s0").stdout == done.stdout
+
+
+def test_every_evaluation_has_an_option(run: Run) -> None:
+    shown = run("eval", "--help").stdout
+    for name in EVALUATIONS:
+        assert f"  --{name} " in shown
 
 
 def test_an_exported_encoder_is_evaluated_like_its_run(run: Run, exported: Path) -> None:

@@ -86,8 +86,8 @@ def test_a_time_budget_says_what_it_chose(run: Run, trained: Store, monkeypatch:
         tagged.append(tags)
         return trained.find("tiny-s0")
 
-    monkeypatch.setattr("experiments.commands.pretrain.choose_config", choose)
-    monkeypatch.setattr("experiments.commands.pretrain.train", train)
+    monkeypatch.setattr("experiments.configs.time_budget.choose_config", choose)
+    monkeypatch.setattr("experiments.runs.train.train", train)
     done = run("pretrain", "--config", "tiny.toml", "--hours", 1)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(

@@ -57,6 +57,6 @@ def test_a_taken_port_is_an_error() -> None:
 
 
 def test_runs_on_a_server_are_opened_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.commands.records.Store", lambda folder: None)
+    monkeypatch.setattr("experiments.tracking.store.Store", lambda folder: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
     assert_one_line(invoke("ui"), 2, "the runs are on the server http://there:5000")

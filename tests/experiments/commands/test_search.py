@@ -29,11 +29,10 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def confirm(search: str, start: float, **options: Any) -> None:
         calls["confirm"] = {"start": start, **options}
 
-    module = "experiments.commands.search"
-    monkeypatch.setattr(f"{module}.open_search", open_search)
-    monkeypatch.setattr(f"{module}.reference_accuracy", lambda search, observer: 0.5)
-    monkeypatch.setattr(f"{module}.run_trials", run_trials)
-    monkeypatch.setattr(f"{module}.confirm", confirm)
+    monkeypatch.setattr("experiments.search.trials.open_search", open_search)
+    monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda search, observer: 0.5)
+    monkeypatch.setattr("experiments.search.trials.run_trials", run_trials)
+    monkeypatch.setattr("experiments.search.confirm.confirm", confirm)
     return calls
 
 
@@ -62,7 +61,7 @@ def test_a_stopped_search_says_how_to_resume(
     def stop(*arguments: object, **options: object) -> None:
         raise Interrupted(7)
 
-    monkeypatch.setattr("experiments.commands.search.run_trials", stop)
+    monkeypatch.setattr("experiments.search.trials.run_trials", stop)
     done = run("search", "--config", "tiny.toml")
     assert done.exit_code == 130
     assert done.stderr == "stopped after step 7: run the same command to resume\n"
