@@ -12,6 +12,7 @@ from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
 from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line
@@ -125,7 +126,7 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> Non
 
 
 def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = trained.start("a-study", "study", {})
+    study = start_run(trained, "a-study", "study", {})
     study.finish("FINISHED")
 
     def report(record: Any, store: Store, form: str, out: Path | None) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.evaluate.evaluations import EVALUATIONS
 from tests.experiments.commands.helpers import Run, assert_one_line
 
@@ -166,6 +167,6 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, trained: Store, images: Path) -> None:
     if case == "not evaluated":
-        trained.start("fresh-s1", "pretrain", {}).finish("FINISHED")
+        start_run(trained, "fresh-s1", "pretrain", {}).finish("FINISHED")
     arguments, message = WRONG[case]
     assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
