@@ -87,7 +87,10 @@ def _row(record: Record, label: str) -> dict[str, Any]:
 
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
     """How to read the tables."""
-    notes = ["Accuracies are in percent, with the 95 % bootstrap interval over the test images in brackets."]
+    notes = [
+        "Accuracies are in percent, with the 95 % interval over the test images in brackets, as it was recorded: "
+        "Clopper and Pearson's, or the bootstrap's if an older version evaluated the run."
+    ]
     for name, identity in sorted({pair for row in rows for pair in row["protocols"].items()}):
         count = f", {images[name, identity]} test images" if (name, identity) in images else ""
         notes.append(f"{name}: protocol {identity}{count}")

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.statistics import accuracy_interval, share_interval
+from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
@@ -71,10 +71,7 @@ def _rows(
     for metric, value in outcome.metrics.items():
         row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": protocol}
         if is_accuracy(metric):
-            if (shares := outcome.shares.get(metric)) is None:
-                row["low"], row["high"] = accuracy_interval(round(value * count), count)
-            else:
-                row["low"], row["high"] = share_interval(shares.cpu().numpy())
+            row["low"], row["high"] = accuracy_interval(value * count, count)
             row["chance"] = chance[metric[-4:]]
             row["pixels"] = pixels if metric.endswith("top1") and evaluation.needs_labels else nan
         yield row

@@ -18,7 +18,6 @@ class Outcome(NamedTuple):
 
     metrics: dict[str, float]
     predictions: dict[str, Tensor] = {}  # noqa: RUF012  predicted class of each test image, by accuracy
-    shares: dict[str, Tensor] = {}  # noqa: RUF012  for a mean over seeds: the fraction that got each image right
 
 
 class Evaluation(Section):
@@ -55,14 +54,10 @@ class Evaluation(Section):
         return {}
 
 
-def hits(scores: Tensor, y: Tensor, k: int = 1) -> Tensor:
-    """1 for each row of `scores` (N x classes) whose label is among its k highest scores, else 0: float N."""
-    return (scores.topk(min(k, scores.shape[1]), dim=1).indices == y.unsqueeze(1)).any(1).float()
-
-
 def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
-    """Fraction of rows whose label is among the k highest scores."""
-    return hits(scores, y, k).mean().item()
+    """Fraction of rows of `scores` (N x classes) whose label is among their k highest scores."""
+    highest = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return (highest == y.unsqueeze(1)).any(1).float().mean().item()
 
 
 def accuracies(scores: Tensor, y: Tensor, name: str) -> Outcome:

@@ -18,7 +18,7 @@ from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import autocast, resolve_precision, whole_float32
 from simclr.errors import UserError
-from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy, hits
+from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import Subject, features, represent, whole_images
 from simclr.randomness import permutation, subseed
 from simclr.settings import Count
@@ -83,18 +83,15 @@ class Finetune(Sgd):
         For 1 %, the mean over the seeds is finetune_1pct_top1 and their standard deviation finetune_1pct_std. The
         predictions are those of the first seed.
         """
-        whole = Outcome({}, {}, {})
+        whole = Outcome({}, {})
         for fraction in self.fractions:
             part = self._run_fraction(subject, fraction)
-            whole = Outcome(
-                whole.metrics | part.metrics, whole.predictions | part.predictions, whole.shares | part.shares
-            )
+            whole = Outcome(whole.metrics | part.metrics, whole.predictions | part.predictions)
         return whole
 
     def _run_fraction(self, subject: Subject, fraction: float) -> Outcome:
         name, truth, data = f"finetune_{fraction * 100:g}pct", subject.labels("test"), subject.data
         results: list[Outcome] = []
-        shares: dict[str, Tensor] = {}
         for seed in range(self.seeds):
             rows = label_subset(data.labels, data.parts["train"], fraction, seed)
             if len(rows) < 2:
@@ -105,14 +102,11 @@ class Finetune(Sgd):
                 classifier = fit(subject, rows, self, lr, seed, frozen=False)
             scores = class_scores(classifier, subject, "test")
             results.append(accuracies(scores, truth, name))
-            for metric in results[-1].metrics:
-                right = hits(scores, truth, int(metric[-1])) / self.seeds
-                shares[metric] = shares[metric] + right if metric in shares else right
         metrics = {key: float(np.mean([one.metrics[key] for one in results])) for key in results[0].metrics}
         metrics[f"{name}_lr"] = lr
         if self.seeds > 1:
             metrics[f"{name}_std"] = float(np.std([one.metrics[f"{name}_top1"] for one in results], ddof=1))
-        return Outcome(metrics, results[0].predictions, shares)
+        return Outcome(metrics, results[0].predictions)
 
 
 class Classifier(nn.Module):

@@ -8,37 +8,46 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import accuracy_interval, holm, mcnemar, mean_interval, paired_difference, share_interval
+from analysis.statistics import accuracy_interval, holm, mcnemar, mean_interval, paired_difference
 
 
-@pytest.mark.parametrize(("correct", "n", "level"), [(91, 100, 0.95), (3, 400, 0.95), (1873, 2000, 0.9)])
-def test_accuracy_interval_equals_that_of_resampled_images(correct: int, n: int, level: float) -> None:
-    outcomes = np.arange(n) < correct
-    draw = np.random.default_rng(0)
-    resampled = [outcomes[draw.integers(0, n, n)].mean() for _ in range(4000)]
-    expected = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    spread = math.sqrt(correct / n * (1 - correct / n) / n)
-    np.testing.assert_allclose(accuracy_interval(correct, n, level), expected, atol=0.1 * spread + 1 / n)
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 50), (1873, 2000), (9999, 10_000)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_accuracy_interval_is_scipys_exact_one(correct: int, n: int, level: float) -> None:
+    expected = stats.binomtest(correct, n).proportion_ci(level, "exact")
+    assert accuracy_interval(correct, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_accuracy_interval_narrows_with_n_and_can_be_a_point() -> None:
-    assert accuracy_interval(0, 50) == (0, 0)
-    assert accuracy_interval(50, 50) == (1, 1)
+@pytest.mark.parametrize("n", [4, 20, 300])
+def test_accuracy_interval_contains_the_truth_at_least_as_often_as_it_says(n: int) -> None:
+    """The probability of each outcome is scipy's, so this is exact."""
+    intervals = np.array([accuracy_interval(correct, n) for correct in range(n + 1)])
+    for truth in np.linspace(0, 1, 101):
+        inside = (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
+        assert stats.binom.pmf(np.arange(n + 1), n, truth)[inside].sum() >= 0.95
+    assert (np.diff(intervals) > 0).all()
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("agreement", [0.2, 2.0])
+def test_interval_of_a_mean_over_seeds_contains_the_truth_often_enough(seeds: int, agreement: float) -> None:
+    """Images are hard or easy: the share of classifiers that get one right follows a beta distribution."""
+    draw, n = np.random.default_rng(0), 40
+    for truth in (0.3, 0.9, 0.97):
+        chances = draw.beta(agreement * truth, agreement * (1 - truth), (2000, n))
+        correct = draw.binomial(seeds, chances).sum(1) / seeds
+        found = [low <= truth <= high for low, high in (accuracy_interval(count, n) for count in correct)]
+        assert np.mean(found) >= 0.95
+
+
+def test_accuracy_interval_lies_around_the_accuracy_and_narrows_with_n() -> None:
+    for n in (4, 100, 1000):
+        for correct in np.linspace(0, n, 25):
+            low, high = accuracy_interval(correct, n)
+            assert low <= correct / n <= high
+            assert high - low > 1 / n
     low, high = accuracy_interval(90, 100)
     assert low < accuracy_interval(900, 1000)[0] < 0.9 < accuracy_interval(900, 1000)[1] < high
-
-
-@pytest.mark.parametrize("level", [0.9, 0.95])
-def test_share_interval_equals_that_of_resampled_images(level: float) -> None:
-    draw = np.random.default_rng(1)
-    shares = draw.choice([0, 1 / 3, 2 / 3, 1], 600, p=[0.2, 0.1, 0.3, 0.4])
-    resampled = [shares[draw.integers(0, 600, 600)].mean() for _ in range(4000)]
-    expected = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    np.testing.assert_allclose(share_interval(shares, level), expected, atol=0.1 * shares.std() / math.sqrt(600))
-
-
-def test_share_interval_of_one_classifier_equals_the_accuracy_interval() -> None:
-    np.testing.assert_allclose(share_interval(np.arange(500.0) < 400), accuracy_interval(400, 500), atol=0.004)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(5, 4), (-1, 4), (0, 0)])
