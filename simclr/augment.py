@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from simclr.device import send
-from simclr.settings import Section
+from simclr.settings import Pair, Section
 
 Range = tuple[float, float]
 
@@ -29,9 +29,12 @@ def _check_order(pair: Range) -> Range:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_check_order)]
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
+Aspect = Annotated[float, Field(ge=0.1, le=10)]  # of the largest box in an image of 8 px, no side rounds to 0
+Sigma = Annotated[float, Field(ge=0.01, le=1024)]  # pixels, up to the largest side; near 0, float32 would give nan
+Factor = Annotated[float, Field(ge=0, le=100)]  # with more, every pixel is black or white
+FractionRange = Annotated[Pair[Fraction], AfterValidator(_check_order)]
+AspectRange = Annotated[Pair[Aspect], AfterValidator(_check_order)]
+SigmaRange = Annotated[Pair[Sigma], AfterValidator(_check_order)]
 
 
 class Augmentation(Section):
@@ -120,8 +123,8 @@ class Crop(Augmentation):
     draws = BOX_DRAWS
     p: Probability = 1.0
     scale: FractionRange = (0.08, 1.0)  # area as a fraction of the image
-    ratio: PositiveRange = (3 / 4, 4 / 3)  # width / height
-    size: int | None = Field(None, ge=4)  # side of the view in pixels (default: the stored side)
+    ratio: AspectRange = (3 / 4, 4 / 3)  # width / height
+    size: int | None = Field(None, ge=4, le=1024)  # side of the view in pixels (default: the stored side)
 
     def model_post_init(self, _: Any) -> None:
         if self.size and 0 < self.p < 1:
@@ -143,7 +146,7 @@ class Cutout(Augmentation):
 
     draws = BOX_DRAWS
     scale: FractionRange = (0.02, 0.33)  # area as a fraction of the image
-    ratio: PositiveRange = (0.3, 3.3)  # height / width, unlike a crop's
+    ratio: AspectRange = (0.3, 3.3)  # height / width, unlike a crop's
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         h, w = images.shape[-2:]
@@ -244,11 +247,11 @@ class ColorJitter(Augmentation):
 
     draws = 8
     p: Probability = 0.8
-    strength: float = Field(1.0, ge=0)
-    brightness: float = Field(0.8, ge=0)
-    contrast: float = Field(0.8, ge=0)
-    saturation: float = Field(0.8, ge=0)
-    hue: float = Field(0.2, ge=0)
+    strength: Factor = 1.0
+    brightness: Factor = 0.8
+    contrast: Factor = 0.8
+    saturation: Factor = 0.8
+    hue: Factor = 0.2
 
     def ranges(self) -> tuple[float, float, float, float]:
         """(brightness, contrast, saturation, hue), each multiplied by the strength."""
@@ -315,7 +318,7 @@ class Blur(Augmentation):
 
     draws = 1
     kernel: Fraction = 0.1  # size as a fraction of the side: see `blur_kernel`
-    sigma: PositiveRange = (0.1, 2.0)  # in pixels
+    sigma: SigmaRange = (0.1, 2.0)  # in pixels
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         low, high = self.sigma
@@ -354,7 +357,7 @@ class Noise(Augmentation):
     """Gaussian noise with standard deviation `sigma` on each channel of each pixel, then clamped to [0, 1]."""
 
     draws = 2
-    sigma: Positive = 0.1
+    sigma: float = Field(0.1, gt=0, le=100)  # pixels are in [0, 1], so far less makes every one black or white
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         noise = normals(send(u, images.device), images[0].numel()).view_as(images)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,32 +19,50 @@ from simclr.data.dataset import DataConfig, stored_side
 from simclr.methods import METHODS
 from simclr.model import ModelConfig
 from simclr.optim import OptimConfig, peak_rate
-from simclr.settings import Count, Memory, Section, flatten, merge, one_of, readable
+from simclr.settings import (
+    LARGEST_BATCH,
+    MOST_EPOCHS,
+    BatchSize,
+    Epochs,
+    Memory,
+    Name,
+    Section,
+    Seed,
+    flatten,
+    merge,
+    one_of,
+    readable,
+)
 from simclr.views import AugmentConfig, Pipeline, pipeline
 
 
 def divisors(n: int) -> list[int]:
     """All divisors of n, in ascending order."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def _nearest(numbers: list[int], wanted: int) -> int:
     return min(numbers, key=lambda n: abs(n - wanted))
 
 
+Group = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]  # a number of images of a batch
+MOST_MINUTES = 1e6  # two years, longer than any run
+
+
 class TrainConfig(Section):
     """Settings of the training loop."""
 
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=2)  # images; each has two views
-    micro_batch: Count | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
+    epochs: Epochs = 100
+    batch_size: BatchSize = 256  # images; each has two views
+    micro_batch: Group | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
     # Most images that share the statistics of batch norm (see `norm_images`). The default is what a device usually
     # holds of a large batch. The paper's statistics are over the whole batch on all devices.
-    norm_batch: Count = 256
+    norm_batch: Group = 256
     views: Literal["fused", "split"] = "fused"  # one forward pass over both views or one each, which batch norm notices
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    knn_every: int = Field(5, ge=0)  # epochs between kNN accuracies on validation images (0: never)
-    checkpoint_minutes: float = Field(5.0, gt=0)
+    knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
+    checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)
 
     def micro_batches(self) -> list[int]:
         """The valid sizes of a micro-batch: divisors of the batch that are multiples of `norm_images`."""
@@ -75,9 +94,9 @@ RESULT_VERSION = 3
 class Config(MethodSections):
     """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
 
-    name: str = "simclr"
+    name: Name = "simclr"
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     device: str = "auto"
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -22,14 +23,33 @@ class UnusableCheckpoint(UserError):  # noqa: N818 (it describes the checkpoint)
     """A checkpoint that can't be resumed here: it is damaged, or belongs to other settings or another precision."""
 
 
+def printable(text: str) -> str:
+    """The text with control characters, line ends and what is not valid Unicode replaced by escapes such as \\x1b.
+
+    Names of files can hold them. On a terminal they could move the cursor, hide text or make it look different.
+    """
+    return "".join(_escape(character) if _controls(character) else character for character in text)
+
+
+def _controls(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
 LISTED = 15  # if there are more choices than this, and one is close to the unknown name, the message lists only that
+
+LONGEST = 100  # characters of a name that a message repeats
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among `choices`. The message suggests the closest one, or lists them."""
     names = sorted(choices)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    given = str(name) if len(str(name)) <= LONGEST else f"{str(name)[:LONGEST]}..."
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
     hints = [f"did you mean '{near[0]}'?"] if near else []
     if not near or len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")
-    return UserError(f"unknown {kind} '{name}': {' '.join(hints)}")
+    return UserError(f"unknown {kind} '{given}': {' '.join(hints)}")

@@ -24,6 +24,9 @@ from simclr.errors import UserError, unknown
 from simclr.randomness import initial_weights
 from simclr.settings import Section, one_of
 
+# Outputs of a layer of the head. Published heads have up to 16,384; a layer from 32,768 to as many takes 4 GiB.
+Width = Annotated[int, Field(ge=1, le=2**15)]
+
 
 class ModelConfig(Section):
     """Settings of the encoder and the projection head."""
@@ -35,8 +38,8 @@ class ModelConfig(Section):
     # stride 2.
     width: float = Field(1.0, ge=0.125, le=8)
     head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"
-    hidden_dim: int | None = Field(None, ge=1)  # width of the head's hidden layers (default: that of h)
-    out_dim: int = Field(128, ge=1)  # width of z
+    hidden_dim: Width | None = None  # width of the head's hidden layers (default: that of h)
+    out_dim: Width = 128  # width of z
     head_batch_norm: bool = False  # batch norm after each linear layer of the head, as in the paper's code
 
     def effective_settings(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from simclr.device import has_fast_bf16
-from simclr.settings import Section, one_of
+from simclr.settings import LARGEST, MOST_EPOCHS, Pair, Rate, Section, one_of
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -21,17 +21,17 @@ class OptimConfig(Section):
     """Settings of the optimizer and its learning rate."""
 
     name: Annotated[str, one_of("optimizer", lambda: OPTIMIZERS)] = "lars"
-    lr: float = Field(0.3, gt=0)  # before scaling with the batch size
+    lr: Rate = 0.3  # before scaling with the batch size
     lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
-    weight_decay: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(1e-6, ge=0, le=LARGEST)
     decay_bias_and_norm: bool = False
     momentum: float = Field(0.9, ge=0, lt=1)  # lars, sgd and muon (0.95 is usual for muon)
-    trust: float = Field(1e-3, gt=0)  # lars
-    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw and muon
+    trust: Rate = 1e-3  # lars
+    betas: Pair[Beta] = (0.9, 0.999)  # adamw and muon
     schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"
-    warmup_epochs: float = Field(10.0, ge=0)
+    warmup_epochs: float = Field(10.0, ge=0, le=MOST_EPOCHS)
     plateau_factor: float = Field(0.1, gt=0, lt=1)  # schedule = "plateau"
-    plateau_patience: int = Field(10, ge=0)  # schedule = "plateau", in epochs
+    plateau_patience: int = Field(10, ge=0, le=MOST_EPOCHS)  # schedule = "plateau", in epochs
 
     def effective_settings(self) -> dict[str, Any]:
         """The settings that are used, but neither `lr` nor its scaling, which act only through `peak_rate`."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, printable, unknown
 
 
 class Section(BaseModel):
-    """A frozen table of settings. Unknown keys and infinite numbers are errors."""
+    """A frozen table of settings.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    Unknown keys, infinite numbers and values of another type are errors, but a whole number is also a real one.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     def effective_settings(self) -> dict[str, Any]:
         """The settings that can change the result, as plain values. Sections that do the same return the same."""
@@ -34,17 +39,69 @@ def one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Count = Annotated[int, Field(ge=1)]
+# Bounds that settings share. They lie far above anything in use. What is within them can be computed and recorded.
+MOST_EPOCHS = 100_000  # published runs have up to 5,000
+MOST_IMAGES = 10**9  # of a data set; the largest published ones have a few billion, for many machines
+LARGEST_BATCH = 2**20  # published ones have up to 65,536 images
+LARGEST = 1e30  # of a learning rate or a penalty: with it, a step still fits into float32, which ends at 3e38
+LARGEST_SEED = 2**63 - 1  # TOML's largest integer
+MOST_VALUES = 100  # in a list, each of which is measured or trained
+LONGEST_NAME = 1000  # characters; the names that the suite makes for the cells of studies have up to a few hundred
+
+Count = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+BatchSize = Annotated[int, Field(ge=2, le=LARGEST_BATCH)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+
+T = TypeVar("T")
+Pair = Annotated[tuple[T, T], Strict(False)]  # TOML has lists
+Many = Annotated[tuple[T, ...], Strict(False)]
+
+
+def check_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Raises ValueError if a value occurs twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("expected each value once")
+    return values
+
+
+Values = Annotated[Many[T], Field(min_length=1, max_length=MOST_VALUES), AfterValidator(check_distinct)]
+
+
+def check_name(name: str) -> str:
+    """Raises ValueError for a name that is empty or too long, or that has control characters."""
+    if not name.strip():
+        raise ValueError("expected a name that is not empty")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"expected at most {LONGEST_NAME} characters, got {len(name)}: choose a shorter name (--name)")
+    if printable(name) != name:
+        raise ValueError("expected a name without control characters, such as line ends")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+def _check_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("expected a path without null characters")
+    return path
+
+
+Folder = Annotated[Path, Strict(False), AfterValidator(_check_path)]  # TOML has strings
 
 UNITS = {"MiB": 2**20, "GiB": 2**30}
+MEMORY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(MiB|GiB)")
+MOST_MEMORY = 2**50  # bytes, 1 PiB: a thousand times what an accelerator has
 
 
 def memory_bytes(text: str) -> int:
     """The number of bytes in a text such as "8GiB" or "8188MiB". Raises ValueError for any other text."""
-    number, unit = text[:-3].strip(), text[-3:]
-    if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) == 0:
+    found = MEMORY.fullmatch(text)
+    if found is None or not 1 <= (size := float(found[1]) * UNITS[found[2]]) <= MOST_MEMORY:
         raise ValueError("write it as 8GiB or 8188MiB")
-    return round(float(number) * UNITS[unit])
+    return round(size)
 
 
 def _check_memory(text: str) -> str:
@@ -53,6 +110,10 @@ def _check_memory(text: str) -> str:
 
 
 Memory = Annotated[str, AfterValidator(_check_memory)]
+
+
+DEEPEST = 8  # levels of tables and lists in a TOML file; the deepest, a list of a cell of an axis, has 5
+LARGEST_FILE = 2**20  # bytes of a TOML file; the presets have about 1,000
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,12 +127,21 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` updated with the values of `over`, recursively in nested tables."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`base` updated with the values of `over`, recursively in nested tables.
+
+    Raises UserError if one of them has a table where the other has a value. `prefix` comes before names in its message.
+    """
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        before, name = merged.get(key), f"{prefix}{key}"
+        tables = isinstance(before, Mapping), isinstance(value, Mapping)
+        if all(tables):
+            value = merge(before, value, f"{name}.")  # type: ignore[arg-type]
+        elif any(tables) and before is not None and value is not None:
+            other = before if tables[1] else value
+            raise UserError(f"{name} = {shown(other)}: expected either a value or a table in all places, got both")
+        merged[key] = value
     return merged
 
 
@@ -93,21 +163,69 @@ def get_value(table: Mapping[str, Any], path: str) -> Any:
 def parse_setting(text: str) -> tuple[str, Any]:
     """Split `section.key=value` into (section.key, value). The value is read as TOML, else kept as a string."""
     path, equals, value = text.partition("=")
-    if not equals or not path.strip():
+    if not equals or not path.strip() or path.count(".") > DEEPEST:
         raise UserError(f"'{text}' is not a setting: expected section.key=value, e.g. loss.temperature=0.2")
+    return path.strip(), parse_value(value, path.strip())
+
+
+def parse_value(text: str, name: str) -> Any:
+    """The value in a text, read as TOML, else kept as a string. Errors call the setting `name`.
+
+    Raises UserError for control characters (a second line would be a second setting), and as `parse_toml` does.
+    """
+    if printable(text) != text:
+        raise UserError(f"{name} = {shown(text)}: expected a single line without control characters")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        return parse_toml(f"value = {text}", name)["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return path.strip(), parsed
+        return text.strip()
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The content of TOML. Raises tomllib.TOMLDecodeError for other text.
+
+    Raises UserError, which names the `source`, for what no setting can be: a date, an infinite number, an integer of
+    more than 64 bits (as the TOML standard has it), and tables and lists that are nested more than DEEPEST levels deep.
+    """
+    too_deep = UserError(f"{source}: tables and lists are nested too deeply: expected at most {DEEPEST} levels")
+
+    def check(value: Any, depth: int = 0) -> None:
+        if depth > DEEPEST:
+            raise too_deep
+        if isinstance(value, dict | list):
+            for each in value.values() if isinstance(value, dict) else value:
+                check(each, depth + 1)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{source}: an integer has more than 64 bits: expected one from {-(2**63)} to {2**63 - 1}")
+        elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(
+                f"{source}: {value} can't be the value of a setting: expected a finite number, a text, "
+                "true, false, a list or a table"
+            )
+
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise too_deep from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise UserError(f"{source}: an integer has thousands of digits: expected at most 64 bits") from None
+    check(table)
+    return table
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file. Raises UserError if it can't be read."""
+    """The content of a TOML file. Raises UserError if it can't be read, is too large, or holds no settings."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:  # not all of /dev/zero
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror or error}") from None
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path} has more than {LARGEST_FILE} bytes: expected a TOML file with settings")
+    try:
+        return parse_toml(content.decode(), str(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from None
 
@@ -124,12 +242,13 @@ def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
     if first["type"] == "missing":
         return UserError(f"{path} is missing")
     if first["type"] == "value_error":
-        return UserError(f"{path + ' = ' + _shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
+        return UserError(f"{path + ' = ' + shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")
-    return UserError(f"{path + ' = ' if path else ''}{_shown(first['input'])}: expected {message}")
+    return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {message}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as messages show it: in one line, and cut if it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) < 80 else text[:77] + "..."
 

@@ -120,7 +120,7 @@ def import_(
     from experiments.tracking.store import Store, home
     from simclr.config import make
 
-    folder = data_dir and str(data_dir.expanduser().resolve())
+    folder = data_dir and str(data_dir)
     data = make({"data": {"dataset": dataset, "dir": folder, "side": side, "normalize": normalize}}).data
     with Terminal() as terminal:
         record, imported = import_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,20 @@ def _check_bad_image(choice: str | None) -> str | None:
     if choice not in (None, "error", "skip"):
         raise unknown("choice for --on-bad-image", choice, ["error", "skip"])
     return choice
+
+
+def _auto_or_number(text: str | None) -> Any:
+    from simclr.settings import parse_value
+
+    return None if text is None else parse_value(text, "--micro-batch")
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Raises UserError for a path that can't be resolved: with the home of an unknown user, or a loop of links."""
+    try:
+        return path and path.expanduser().resolve()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"can't find the folder {path}: {error}. Write the path in full") from None
 
 
 def _check_format(name: str) -> str:
@@ -71,7 +85,10 @@ DatasetName = Annotated[
     str | None,
     typer.Option("--dataset", help=f"Data set to train on: {', '.join(DATASETS)}.", show_default=FROM_PRESET),
 ]
-DataDir = Annotated[Path | None, typer.Option(help=DATA_DIR_HELP, show_default="none; known data sets are downloaded")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(callback=_absolute, help=DATA_DIR_HELP, show_default="none; known data sets are downloaded"),
+]
 BadImage = Annotated[
     str | None,
     typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
@@ -104,6 +121,7 @@ BatchSize = Annotated[
 MicroBatch = Annotated[
     str | None,
     typer.Option(
+        callback=_auto_or_number,
         help="Number of images that are in memory at the same time: auto, or a multiple of train.norm_batch that "
         "divides the batch.",
         show_default="auto, as many as fit the GPU",
@@ -142,7 +160,9 @@ Transfer = Annotated[
         help=f"Another data set to use instead ({', '.join(DATASETS)}), or a folder of images.", show_default=FROM_RUN
     ),
 ]
-RunDataDir = Annotated[Path | None, typer.Option("--data-dir", help=DATA_DIR_HELP, show_default=FROM_RUN)]
+RunDataDir = Annotated[
+    Path | None, typer.Option("--data-dir", callback=_absolute, help=DATA_DIR_HELP, show_default=FROM_RUN)
+]
 RunBadImage = Annotated[
     str | None,
     typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),

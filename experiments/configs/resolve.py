@@ -14,7 +14,9 @@ from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make
 from simclr.errors import UserError, unknown
 from simclr.settings import (
-    Count,
+    MOST_VALUES,
+    Epochs,
+    Many,
     Section,
     flatten,
     get_value,
@@ -51,7 +53,7 @@ UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # setti
 class Choice(Section):
     """Settings that are worth training if the time is enough for this many epochs."""
 
-    epochs: Count = 1
+    epochs: Epochs = 1
     set: dict[str, Any] = Field(default_factory=dict)
 
     def without(self, paths: Container[str]) -> Choice:
@@ -62,8 +64,8 @@ class Choice(Section):
 class TimeBudget(Section):
     """The table [time]: how long to train, and what to choose from, best first (see time_budget.choose_config)."""
 
-    hours: Annotated[float, Field(gt=0)]
-    choices: Annotated[tuple[Choice, ...], Field(min_length=1)] = (Choice(),)
+    hours: Annotated[float, Field(gt=0, le=8760)]  # at most a year
+    choices: Annotated[Many[Choice], Field(min_length=1, max_length=MOST_VALUES)] = (Choice(),)
 
 
 class _Timed(Section):
@@ -189,7 +191,7 @@ def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tupl
     yield from map(parse_setting, settings)
     for flag, value in flags.items():
         if value is not None:
-            yield FLAGS[flag], str(value.expanduser().resolve()) if isinstance(value, Path) else value
+            yield FLAGS[flag], str(value) if isinstance(value, Path) else value
 
 
 def _drop(table: dict[str, Any], name: str) -> dict[str, Any]:

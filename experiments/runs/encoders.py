@@ -73,7 +73,7 @@ def open_subject(
     """
     settings = _transferred(found.config.data, transfer)
     if data_dir is not None:
-        settings = settings.model_copy(update={"dir": data_dir.expanduser().resolve()})
+        settings = settings.model_copy(update={"dir": data_dir})
     bad = on_bad_image or found.config.data.on_bad_image
     settings = make({"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}).data
     data = open_dataset(settings, store.folder, observer)

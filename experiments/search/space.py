@@ -14,14 +14,14 @@ from experiments.configs.resolve import changed
 from experiments.studies.plan import refuse_fixed
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import Section, get_value, read_toml, readable, setting_names
+from simclr.settings import Many, Section, get_value, read_toml, readable, setting_names
 
 
 class Parameter(Section):
     """A [[parameter]] of a space. The header of space.toml explains the format."""
 
     setting: str
-    choices: tuple[Any, ...] = ()
+    choices: Many[Any] = ()
     low: float | int | None = None
     high: float | int | None = None
     log: bool = False

@@ -11,7 +11,7 @@ from pydantic import Field, InstanceOf, ValidationError, model_validator
 
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import Section, flatten, read_toml, readable, setting_names
+from simclr.settings import Many, Name, Section, flatten, read_toml, readable, setting_names
 
 S = TypeVar("S", bound=Section)
 
@@ -21,7 +21,7 @@ class AxisCell(Section):
 
     set: dict[str, Any] = Field(default_factory=dict)
     preset: str | None = None
-    name: str | None = None
+    name: Name | None = None
     layer: str = "h"
     paper: float | None = None
     difference: float | None = None
@@ -41,12 +41,12 @@ class Axis(Section):
     source: str | None = None
     x: str | None = None
     log: bool = False
-    cells: tuple[InstanceOf[AxisCell], ...] = ()
+    cells: Many[InstanceOf[AxisCell]] = ()
     reference: dict[str, Any] = Field(default_factory=dict)
     rising_from: float | None = None
     leave_out: bool = False
-    lower: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
+    lower: Many[str] = ()
+    pairs: Many[str] = ()
     one_sided: bool = False
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from simclr.data.store import open_store
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
 from simclr.randomness import permutation
-from simclr.settings import Section, one_of
+from simclr.settings import MOST_IMAGES, Folder, Section, Seed, one_of
 
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
@@ -34,11 +34,12 @@ class DataConfig(Section):
     """Which images to use, and how to split them."""
 
     dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
-    dir: Path | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
+    dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
     val_fraction: float = Field(0.1, gt=0, lt=1)  # held out of the training images where there is no validation split
-    limit: int | None = Field(None, ge=2)  # number of training images to use (for kNN and linear too); None: all
-    split_seed: int = Field(0, ge=0)  # seed of the validation split and the limit, the same for all seeds of a study
+    # Number of training images to use (for kNN and linear too). None: all
+    limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
+    split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
     on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from simclr.augment import Crop, Flip, FractionRange
+from simclr.augment import Crop, Flip, Fraction, FractionRange
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
@@ -21,25 +21,17 @@ from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import Subject, features, represent, whole_images
 from simclr.randomness import permutation, subseed
-from simclr.settings import Count
+from simclr.settings import MOST_VALUES, BatchSize, Count, Epochs, Rate, Values
 from simclr.views import Pipeline, apply, draw
-
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-
-
-def _check_unique(values: tuple[float, ...]) -> tuple[float, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("expected each value once")
-    return values
 
 
 class Sgd(Evaluation):
     """Settings of SGD with Nesterov momentum 0.9, no weight decay, cosine decay, random crops and flips."""
 
-    lr: Rates = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation is used
-    epochs: Count = 90  # paper, B.6
+    lr: Values[Rate] = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation is used
+    epochs: Epochs = 90  # paper, B.6
     min_steps: Count = 1
-    batch_size: int = Field(256, ge=2)
+    batch_size: BatchSize = 256
     crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
     head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
 
@@ -69,13 +61,11 @@ class Finetune(Sgd):
     section_name = "finetune"
     in_metric_names = frozenset({"fractions"})
 
-    lr: Rates = (0.01, 0.05, 0.2)
-    epochs: Count = 30
+    lr: Values[Rate] = (0.01, 0.05, 0.2)
+    epochs: Epochs = 30
     min_steps: Count = 200  # 1 % of the labels would otherwise get only a few steps
-    seeds: Count = 3  # each chooses its own labels, classifier weights, order and crops
-    fractions: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), AfterValidator(_check_unique)
-    ] = (0.01, 0.1, 1.0)
+    seeds: int = Field(3, ge=1, le=MOST_VALUES)  # each chooses its own labels, classifier weights, order and crops
+    fractions: Values[Fraction] = (0.01, 0.1, 1.0)
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy after training on each fraction of the labels.

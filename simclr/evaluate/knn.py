@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
-from simclr.settings import Count
+from simclr.settings import Count, Values
 
 DEFAULT_K = 200  # its accuracy is named knn_top1; the names of the others have their k
 QUERY_BLOCK, BANK_BLOCK = 1024, 65536  # a block of similarities takes 256 MiB, however many images there are
@@ -71,8 +70,8 @@ class Knn(Evaluation):
     section_name = "knn"
     in_metric_names = frozenset({"k"})
 
-    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (DEFAULT_K,)
-    temperature: float = Field(0.1, gt=0)
+    k: Values[Count] = (DEFAULT_K,)
+    temperature: float = Field(0.1, ge=0.001, le=1000)  # similarities differ by at most 2; float32 must tell them apart
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if the largest k is larger than the bank."""

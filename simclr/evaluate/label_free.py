@@ -19,6 +19,7 @@ from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, hash_rows, layer_names
 from simclr.methods.ntxent import contrast
 from simclr.randomness import permutation
+from simclr.settings import MOST_IMAGES, Seed
 from simclr.views import two_views
 
 BLOCK = 1024  # rows in a block of distances
@@ -65,8 +66,8 @@ class LabelFree(Evaluation):
     section_name = "views"
     needs_labels = False
 
-    images: int = Field(5000, ge=2)
-    seed: int = Field(0, ge=0)
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)
+    seed: Seed = 0
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if the protocol selects a layer."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
+from simclr.settings import MOST_VALUES
 
 MAX_ITERATIONS = 200  # of L-BFGS in one fit
 PATH_TOLERANCE = 1e-4  # for the fits that only select the L2 value; scikit-learn's default
+
+
+Penalty = Annotated[float, Field(gt=0, le=1e20)]  # with more, its square overflows in float32
 
 
 class Linear(Evaluation):
@@ -24,9 +30,15 @@ class Linear(Evaluation):
     section_name = "linear"
 
     standardise: bool = True
-    l2_max: float = Field(1e5, gt=0)
-    l2_min: float = Field(1e-6, gt=0)
-    l2_values: int = Field(45, ge=1)
+    l2_max: Penalty = 1e5
+    l2_min: Penalty = 1e-6
+    l2_values: int = Field(45, ge=1, le=MOST_VALUES)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Linear:
+        if self.l2_min > self.l2_max:
+            raise ValueError(f"linear.l2_min = {self.l2_min:g} must not exceed linear.l2_max = {self.l2_max:g}")
+        return self
 
     def grid(self) -> list[float]:
         """Factors of the L2 penalty on the sum of the cross-entropies, strongest first."""

@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, printable, unknown
 from simclr.settings import (
     Count,
+    Folder,
     Memory,
+    Name,
+    Pair,
     Section,
+    Values,
     flatten,
     get_value,
     memory_bytes,
@@ -69,11 +74,17 @@ def test_dotted_names():
 
 
 def test_merge_replaces_values_and_keeps_its_arguments():
-    base, over = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "b": {"z": 5}}
-    assert merge(base, over) == {"a": {"x": 1, "y": 4}, "b": {"z": 5}}
-    assert merge(over, base) == {"a": {"x": 1, "y": 2}, "b": 3}
-    assert base == {"a": {"x": 1, "y": 2}, "b": 3}
-    assert over == {"a": {"y": 4}, "b": {"z": 5}}
+    base, over = {"a": {"x": 1, "y": 2}, "b": 3, "c": None}, {"a": {"y": 4}, "b": 5, "c": {"z": 6}}
+    assert merge(base, over) == {"a": {"x": 1, "y": 4}, "b": 5, "c": {"z": 6}}
+    assert merge(over, base) == {"a": {"x": 1, "y": 2}, "b": 3, "c": None}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 3, "c": None}
+    assert over == {"a": {"y": 4}, "b": 5, "c": {"z": 6}}
+
+
+@pytest.mark.parametrize(("base", "over"), [({"x": 1}, {"x": {"y": 2}}), ({"x": {"y": 2}}, {"x": 1})])
+def test_merge_refuses_a_table_where_the_other_has_a_value(base, over):
+    with pytest.raises(UserError, match=r"a\.x = 1: expected either a value or a table"):
+        merge({"a": base}, {"a": over})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +113,19 @@ def test_one_of_suggests_the_nearest_choice():
         Inner(kind="squares")
 
 
+def test_a_long_unknown_name_is_cut():
+    assert str(unknown("name", "x" * 10**6, ["anna"])) == f"unknown name '{'x' * 100}...': choose from anna"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("résumé 日本\u3000語.jpg", None), ("a\nb\t", "a\\nb\\t"), ("\x1b[2J\x9b", "\\x1b[2J\\x9b"),
+     ("caf\udce9", "caf\\udce9"), ("\u202egpj.exe", "\\u202egpj.exe")],
+)  # fmt: skip
+def test_control_characters_are_escaped(text, expected):
+    assert printable(text) == (text if expected is None else expected)
+
+
 def test_unknown_names_have_a_suggestion_or_all_choices():
     many = [f"name{i}" for i in range(20)]
     assert str(unknown("name", "nam3", many)).endswith("did you mean 'name3'?")  # without the other 19
@@ -118,7 +142,9 @@ def test_memory_sizes(text, size):
     assert memory_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "8", "8GB", "-1GiB", "0GiB", "1.2.3GiB", "inf GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "8", "8GB", "-1GiB", "0GiB", "1.2.3GiB", "inf GiB", "²GiB", "٣GiB", f"{'9' * 400}GiB", "1e3GiB"]
+)
 def test_bad_memory_sizes_are_rejected(text):
     with pytest.raises(ValueError, match="write it as 8GiB or 8188MiB"):
         memory_bytes(text)
@@ -157,3 +183,95 @@ def test_files_that_are_not_toml_are_rejected(tmp_path):
         read_toml(path)
     path.write_text("[b]\nc = 1\n")
     assert read_toml(path) == {"b": {"c": 1}}
+
+
+NESTED = 3000
+NOT_SETTINGS = {
+    "lists too deep": ("[" * NESTED + "]" * NESTED, "nested too deeply"),
+    "tables too deep": ("{ a = " * NESTED + "1" + "}" * NESTED, "nested too deeply"),
+    "dotted names too deep": ("{ " + "a." * NESTED + "b = 1 }", "nested too deeply"),
+    "5,000 digits": ("1" * 5000, "thousands of digits"),
+    "5,000 hexadecimal digits": ("0x" + "f" * 5000, "more than 64 bits"),
+    "65 bits": (str(2**63), "more than 64 bits"),
+    "a long integer in a list": ("[1, [0x" + "1" * 17 + "]]", "more than 64 bits"),
+    "a date": ("1979-05-27", "1979-05-27 can't be the value of a setting"),
+    "infinity": ("inf", "inf can't be the value"),
+    "not a number": ("[nan]", "nan can't be the value"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), NOT_SETTINGS.values(), ids=NOT_SETTINGS)
+def test_what_no_setting_can_be_is_rejected(value, message, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(f"x = {value}\n")
+    with pytest.raises(UserError, match=message) as of_file:
+        read_toml(path)
+    with pytest.raises(UserError, match=message) as of_setting:
+        parse_setting(f"a.b={value}")
+    assert str(of_file.value).startswith(str(path))
+    assert str(of_setting.value).startswith("a.b")
+    assert len(str(of_setting.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["1\nseed = 2", "1\r", "word\x1b[2J", "word\u202e", "'\x00'"])
+def test_a_setting_is_one_line_without_control_characters(text):
+    with pytest.raises(UserError, match="expected a single line without control characters") as caught:
+        parse_setting(f"a.b={text}")
+    assert printable(str(caught.value)) == str(caught.value)
+
+
+def test_a_name_with_thousands_of_parts_is_not_a_setting():
+    with pytest.raises(UserError, match="is not a setting"):
+        parse_setting("a." * NESTED + "b=1")
+
+
+def test_only_the_start_of_an_endless_file_is_read():
+    with pytest.raises(UserError, match=r"/dev/zero has more than 1048576 bytes"):
+        read_toml(Path("/dev/zero"))
+
+
+class Types(Section):
+    whole: Annotated[int, Field(le=10)] = 1
+    real: float = 1.0
+    switch: bool = True
+    text: str = ""
+    name: Name = "a"
+    pair: Pair[float] = (0.0, 1.0)
+    values: Values[int] = (1,)
+    folder: Folder | None = None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"real": 2},
+        {"pair": [1, 2.5], "values": [3, 4]},
+        {"folder": "/tmp"},
+        {"name": "résumé 日本\u3000語 #1 / 50 %"},
+    ],
+)
+def test_values_of_the_right_type_are_accepted(values):
+    made = Types.model_validate(values)
+    assert made.model_dump(mode="json", exclude_unset=True) == values
+    assert isinstance(made.real, float)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"whole": True}, {"whole": 1.0}, {"whole": "1"}, {"whole": 11}, {"whole": 10**30}, {"whole": None},
+        {"real": True}, {"real": "0.1"}, {"real": 10**400}, {"real": [1.0]},
+        {"switch": 1}, {"switch": "true"}, {"text": 1}, {"text": ["a"]}, {"text": True},
+        {"name": ""}, {"name": " "}, {"name": "a\nb"}, {"name": "\x1b[2J"}, {"name": "\x7f"}, {"name": "\udce9"},
+        {"name": "a" * 1001}, {"name": "\u202egpj"},
+        {"pair": [1.0]}, {"pair": [1.0, True]}, {"pair": "12"}, {"pair": {"a": 1, "b": 2}}, {"pair": 1.0},
+        {"values": []}, {"values": [1, 1]}, {"values": list(range(101))}, {"values": 1}, {"values": [1.0]},
+        {"folder": 1}, {"folder": "a\0b"}, {"folder": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_rejected(values):
+    with pytest.raises(ValidationError) as caught:
+        Types.model_validate(values)
+    text = str(readable(caught.value, Types))
+    assert text.startswith(next(iter(values)))
+    assert len(text) < 250
