@@ -66,12 +66,11 @@ def ui(
 
     Example: simclr ui --port 5001
     """
-    from experiments.tracking.store import Store, home, store_uri
+    from experiments.tracking.store import Store, home
 
-    folder = home()
-    Store(folder)  # creates the database
-    if (uri := store_uri(folder)).startswith("http"):
-        raise UserError(f"the runs are on the server {uri} (MLFLOW_TRACKING_URI): open that address in a browser")
+    if (server := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+        raise UserError(f"the runs are on the server {server} (MLFLOW_TRACKING_URI): open that address in a browser")
+    uri = Store(home()).uri
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:

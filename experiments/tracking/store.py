@@ -6,16 +6,16 @@ MLFLOW_TRACKING_URI names another store. A run is found again by its config's ke
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 # MLflow reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,15 +23,19 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.tracking import local
+from experiments.tracking.local import EXPERIMENT
 from simclr.errors import UserError
 
-EXPERIMENT = "simclr"
+for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
@@ -39,13 +43,15 @@ PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and t
 
 
 def home() -> Path:
-    """The folder of runs, decoded images and downloads."""
-    return Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
-
-
-def store_uri(folder: Path) -> str:
-    """MLFLOW_TRACKING_URI, or else a sqlite file in the folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+    """The folder of runs, decoded images and downloads. Raises UserError if its name is not valid text."""
+    folder = Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the folder of runs, {str(folder)!a}, is not valid UTF-8: set SIMCLR_HOME to another one"
+        ) from None
+    return folder
 
 
 @dataclass(frozen=True)
@@ -94,31 +100,70 @@ class Record:
 
 
 class Store:
-    """A connection to the tracking store. It is created under a lock, so several processes may start at once."""
+    """A connection to the tracking store. It is created under a lock, so several processes may start at once.
+
+    `writable` is False for a record on a disk that can't be written, which can be read all the same.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.uri = folder, store_uri(folder)
+        self.folder = folder
+        self.artifacts: Path | None = None  # the folder of the files of all runs; None if a server keeps them
+        self.database = database = local.database_of(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "store.lock"):
-                self.client = MlflowClient(self.uri)
-                experiment = self.client.get_experiment_by_name(EXPERIMENT)
-                self.experiment = self._create() if experiment is None else experiment.experiment_id
+            self.writable = database is None or not database.exists() or local.can_write(database)
+            if self.writable:
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = folder if database is None else database.parent
+            with FileLock(lock / "store.lock") if self.writable else nullcontext():
+                self._open()
+            self._end_killed_runs()
         except OSError as error:
             raise UserError(
                 f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
             ) from None
         except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-            raise UserError(f"can't open the tracking store {self.uri}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"can't open the tracking store {self.uri}: {first_line(error)}") from None
 
-    def _create(self) -> str:
-        local = self.uri.startswith("sqlite")
-        location = (self.folder / "artifacts").as_uri() if local else None
-        experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
-        if local:  # write-ahead logging lets others read during a write, and halves the time of a write
-            with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
-                database.execute("PRAGMA journal_mode=WAL")
-        return str(experiment)
+    @property
+    def uri(self) -> str:
+        """The address of the store for MLflow."""
+        if self.database is None:
+            return os.environ["MLFLOW_TRACKING_URI"]
+        return local.address(self.database) if self.writable else local.read_only_address(self.database)
+
+    def _open(self) -> None:
+        if self.database is not None:
+            if not self.database.exists() or (self.writable and local.is_unfinished(self.database)):
+                local.create_database(self.database, self.folder / "artifacts")
+            self.artifacts = local.find_artifacts(self.database, self.folder)
+        self.client = MlflowClient(self.uri)
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            location = None if self.artifacts is None else self.artifacts.as_uri()
+            self.experiment = str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+        elif experiment.lifecycle_stage != "active":
+            raise UserError(
+                f"the experiment '{EXPERIMENT}', which holds all runs, was deleted in MLflow. To get it back, run "
+                f"MLFLOW_TRACKING_URI='{self.uri}' mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}. To start anew, set SIMCLR_HOME to another folder"
+            )
+        else:
+            self.experiment = experiment.experiment_id
+
+    def _end_killed_runs(self) -> None:
+        """Give the runs whose process was killed the status KILLED. A living process holds the lock in its folder."""
+        if not self.writable:
+            return
+        running = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=1000)
+        for run_id in (run.info.run_id for run in running):
+            path = self.run_folder(run_id) / "lock"
+            if not path.exists() and (self.database is None or self.database.parent != self.folder):
+                continue  # it may belong to another home
+            with suppress(Timeout, OSError, MlflowException):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(path, timeout=0):
+                    if self.client.get_run(run_id).info.status == "RUNNING":  # it may have ended meanwhile
+                        self.client.set_terminated(run_id, "KILLED")
 
     def _record(self, run: Run) -> Record:
         tags = run.data.tags
@@ -200,14 +245,37 @@ class Store:
 
     def artifact(self, run_id: str, name: str) -> Path:
         """See Record.artifact."""
-        place = urlparse(self.client.get_run(run_id).info.artifact_uri)
         try:
-            if place.scheme == "file":
-                path = Path(url2pathname(place.path)) / name
-            else:
+            if self.artifacts is None:
                 path = Path(self.client.download_artifacts(run_id, name))
+            else:
+                path = self._artifact_folder(self.artifacts, run_id) / name
         except (OSError, MlflowException):
             path = Path("missing")
         if not path.exists():
             raise UserError(f"run {run_id[:8]} has no file '{name}': it was deleted, or the run did not finish")
         return path
+
+    def keep(self, run_id: str, path: Path) -> None:
+        """Copy a file to the files of a run. In a local store it appears at once and whole."""
+        if self.artifacts is None:
+            self.client.log_artifact(run_id, str(path))
+            return
+        folder = self._artifact_folder(self.artifacts, run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f".{path.name}.partial"
+        try:
+            shutil.copyfile(path, scratch)
+            scratch.replace(folder / path.name)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    @staticmethod
+    def _artifact_folder(artifacts: Path, run_id: str) -> Path:
+        return artifacts / run_id / "artifacts"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of MLflow or of a database, without the SQL that led to it."""
+    error = getattr(error.__cause__ or error, "orig", None) or error
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,11 +15,18 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.tracking.store import PARENT, PROTOCOL, Record, Store
+from experiments.tracking.store import PARENT, PROTOCOL, Record, Store, first_line
 from simclr.errors import RunFailed, UserError
 
 FLUSH_SECONDS = 2.0
+LOCK_SECONDS = 10.0  # a process that looks whether this run was killed holds its lock for a moment
 PATIENCE_SECONDS = 300.0  # how long training continues while a locked database or a dead server refuses metrics
+REMEDIES = {  # by what a database or MLflow says
+    "disk is full": ". Free some space there",
+    "locked": ". Close the program that is using the database",
+    "readonly": ". Make the folder writable, or set SIMCLR_HOME to another one",
+    "Current state is deleted": " It was deleted in MLflow: restore it there, and run the command again",
+}
 
 
 @contextmanager
@@ -28,8 +35,9 @@ def _write_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}. Is its disk full?") from error
+        reason = first_line(error)
+        remedy = next((remedy for part, remedy in REMEDIES.items() if part in reason), "")
+        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}{remedy}") from error
 
 
 class Tracker:
@@ -83,7 +91,7 @@ class Tracker:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, _write_errors(self.store):
                 path = Path(scratch) / name
                 write(path)
-                self.store.client.log_artifact(self.run_id, str(path))
+                self.store.keep(self.run_id, path)
         except OSError as error:
             raise RunFailed(
                 f"can't write the file {name}: {error}. Free some space and run the command again"
@@ -101,11 +109,13 @@ class Tracker:
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
         """Close the run at the end: FINISHED, KILLED after `stopped` or Ctrl-C, or FAILED (with the tag `error`).
 
-        The run's folder is locked meanwhile, so that only one process trains it.
+        Meanwhile the run has the status RUNNING and its folder is locked, so that only one process trains it.
         """
         lock = self._lock()
         status = "FAILED"
         try:
+            with _write_errors(self.store):
+                self.store.client.update_run(self.run_id, status="RUNNING")
             yield self
             status = "FINISHED"
         except (stopped, KeyboardInterrupt):
@@ -128,8 +138,8 @@ class Tracker:
         folder = self.store.run_folder(self.run_id)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock", timeout=0)
-            lock.acquire()
+            lock = FileLock(folder / "lock")
+            lock.acquire(LOCK_SECONDS)
         except Timeout:
             raise UserError(f"another process is training run {self.run_id[:8]}: wait until it ends") from None
         except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session")
-def training(tmp_path_factory: pytest.TempPathFactory, _quick_stores: Any) -> tuple[Store, Result]:
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Result]:
     """A store with the run tiny-s0, and what the command that trained it printed. Its folder holds tiny.toml."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.toml").write_text(to_toml(tiny(train={"knn_every": 1})))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, home: Path, _quick_stores: Any) -> Store:
+def trained(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Store:
     """Two runs, t0.2-s0 and t0.5-s0, that differ in their temperature."""
     store = Store(tmp_path_factory.mktemp("store"))
     for temperature in (0.2, 0.5):

@@ -1,0 +1,176 @@
+"""A record on this machine's disk: the address of its sqlite database, its creation, and what happens when it moves."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlparse
+from urllib.request import url2pathname
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from simclr.errors import UserError
+
+EXPERIMENT = "simclr"
+LONGEST_PATH = 500  # bytes: SQLite refuses longer names of databases, with 12 more for its journal
+BESIDE = ("-journal", "-wal", "-shm")  # files that SQLite keeps next to a database
+
+
+def database_of(folder: Path) -> Path | None:
+    """The sqlite database of a home: the one that MLFLOW_TRACKING_URI names, or its own. None if that names a server.
+
+    Raises UserError, before anything is opened, if no database can have this path.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _check(folder / "mlflow.db", "SIMCLR_HOME")
+    if not uri.startswith("sqlite"):
+        return None
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        url = URL.create("sqlite")
+    if not url.database or url.database == ":memory:" or "?" in uri:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {uri}: expected sqlite:///FILE, with %3F for each ? and %25 for each % in FILE"
+        )
+    path = Path(url.database).absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"MLFLOW_TRACKING_URI is {uri}, and there is no folder {path.parent}: create it")
+    return _check(path, "MLFLOW_TRACKING_URI")
+
+
+def _check(path: Path, variable: str) -> Path:
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise UserError(
+            f"the path of the record, {path}, has {length} bytes: SQLite opens up to {LONGEST_PATH}. Set {variable} to "
+            f"a shorter one"
+        )
+    if make_url(address(path)).database != str(path):  # SQLAlchemy before 2.1 can't quote a question mark
+        raise UserError(f"the path of the record, {path}, has a character that no database can have: change {variable}")
+    return path
+
+
+def address(path: Path) -> str:
+    """The address of a database for MLflow, with its path quoted.
+
+    MLflow would create folders named as in the quoted path if the address began with `sqlite:`.
+    """
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+
+
+def read_only_address(path: Path) -> str:
+    """The same for a database that must not be written to, nor files next to it."""
+    query = _without_writing(path) | {"uri": "true"}
+    return URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query=query).render_as_string()
+
+
+def _without_writing(path: Path) -> dict[str, str]:
+    # Beside a write-ahead log somebody is writing, and SQLite needs that log. Without one it would create it.
+    return {"mode": "ro"} if path.with_name(f"{path.name}-wal").exists() else {"immutable": "1"}
+
+
+def create_database(path: Path, artifacts: Path) -> None:
+    """Make an empty record at a path, at once: wherever the process is killed, there is a whole database or none.
+
+    Only one process may do so at a time. A database without rows may be there; it is replaced.
+    """
+    artifacts.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.new")
+    _remove(scratch)  # a process that was killed may have left one
+    try:
+        scratch.write_bytes(_empty_database())
+        with closing(sqlite3.connect(scratch)) as database, database:
+            database.execute("UPDATE experiments SET artifact_location = ?", (artifacts.as_uri(),))
+        with closing(sqlite3.connect(scratch)) as database:
+            # Write-ahead logging lets others read during a write, and halves the time of a write.
+            database.execute("PRAGMA journal_mode=WAL")
+        _remove(path)
+        scratch.rename(path)
+    finally:
+        _remove(scratch)
+
+
+def _remove(path: Path) -> None:
+    """Remove a database, and then its journal, which would spoil a new one."""
+    for suffix in ("", *BESIDE):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+@cache
+def _empty_database() -> bytes:
+    """The content of an empty record. It is made in memory, where a hundred migrations need no disk."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second, and is rarely needed
+
+    store: Any = SqlAlchemyStore("sqlite+pysqlite:///:memory:", "artifacts")  # type: ignore[no-untyped-call]
+    store.create_experiment(EXPERIMENT)
+    with closing(store.engine.raw_connection()) as connection:
+        return bytes(connection.driver_connection.serialize())
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a database lacks the experiment and holds nothing: earlier versions left one if they were killed."""
+    with _open(path) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        experiments = database.execute("SELECT name FROM experiments") if "experiments" in tables else []
+        others = tables - {"experiments", "alembic_version", "workspaces", "sqlite_sequence"}
+        return {name for (name,) in experiments} <= {"Default"} and not any(
+            database.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone() for table in others
+        )
+
+
+def find_artifacts(path: Path, home: Path) -> Path | None:
+    """The folder of the files of all runs: that of this home, also after it was moved; the database is then mended.
+
+    A database outside of the home may belong to another home too, and then keeps the files there. None if the
+    experiment keeps them in no folder. Raises UserError if they are in a folder that is missing.
+    """
+    own = home / "artifacts"
+    with _open(path) as database:
+        where = "SELECT experiment_id, artifact_location FROM experiments WHERE name = ?"
+        if (found := database.execute(where, (EXPERIMENT,)).fetchone()) is None:
+            return own
+        experiment, location = found
+        place = urlparse(location)
+        if place.scheme not in ("", "file"):
+            return None
+        recorded = Path(url2pathname(place.path))
+        if recorded == own:
+            return own
+        if path.parent != home:
+            if recorded.is_dir():
+                return recorded
+            if not own.is_dir():
+                raise UserError(
+                    f"the record {path} keeps its files in {recorded}, which is missing: set SIMCLR_HOME to where that "
+                    f"folder's parent is now, or create the folder if it was deleted"
+                )
+        if can_write(path):  # so that MLflow finds the files as well
+            with database:
+                changes = (own.as_uri(), len(location) + 1, experiment, len(location) + 1, f"{location}/")
+                database.execute(
+                    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND "
+                    "substr(artifact_uri, 1, ?) = ?",
+                    changes,
+                )
+                moved = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+                database.execute(moved, (own.as_uri(), experiment))
+        return own
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    name = f"file:{quote(str(path))}?{urlencode({} if can_write(path) else _without_writing(path))}"
+    with closing(sqlite3.connect(name, timeout=20, uri=True)) as database:
+        yield database
+
+
+def can_write(path: Path) -> bool:
+    """Whether a database, or a new one at this path, can be written."""
+    return os.access(path.parent, os.W_OK) and (os.access(path, os.W_OK) or not path.exists())
