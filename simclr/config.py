@@ -155,7 +155,7 @@ class Config(MethodSections):
         schedule does not use. Stating a default explicitly changes nothing if it depends only on the config (as
         `data.side` does), but it does if it depends on the images or the network (as `augment.crop.size` does).
         """
-        data = self.data.model_dump(mode="json", exclude={"dir", "on_bad_image"})
+        data = self.data.model_dump(mode="json", exclude={"dir", "labels", "on_bad_image"})
         version: dict[str, Any] = {"method": RESULT_VERSION}  # the form that it had when SimCLR was the only method
         if self.method != "simclr":
             version = {"method": self.method, "version": RESULT_VERSION}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,10 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
+    labels: Folder | None = Field(None, exclude_if=_is_unset)  # table of the file names in `dir` and their labels
+    image_column: str | None = Field(None, exclude_if=_is_unset)  # column or array with images or their file names
+    label_column: str | None = Field(None, exclude_if=_is_unset)  # these three are recognised by default
+    split_column: str | None = Field(None, exclude_if=_is_unset)
     unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
     on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images
 
@@ -78,7 +84,7 @@ def stored_side(config: DataConfig) -> int:
 def _reading(dataset: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
         reason = " ".join(str(error).split())  # tarfile's has several lines
         raise UserError(f"can't read the data set '{dataset}': {reason}") from None
 

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from simclr.data.images import Files
-from simclr.data.layout import is_hidden, printable, understand
-from simclr.data.source import Contents, Source, Split, fingerprint_files
+from simclr.data.labels import contents_of_layout
+from simclr.data.layout import image_names, is_hidden, printable
+from simclr.data.source import Source, fingerprint, fingerprint_files
+from simclr.data.tables import TABLE_SUFFIXES, names_files, understand_names
 from simclr.errors import UserError
 from simclr.progress import Observer
 
 
-def load_folder(name: str, folder: Path | None, home: Path, observer: Observer, *, unlabelled: bool = False) -> Source:
-    """Any folder of images, in one of the layouts of `understand`."""
-    if folder is None:
-        raise UserError("the data set 'folder' needs a folder of images: add --data-dir FOLDER")
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: expected a folder of images in --data-dir (data.dir)")
+def load_folder(
+    folder: Path,
+    home: Path,
+    observer: Observer,
+    *,
+    unlabelled: bool = False,
+    labels: Path | None = None,
+    **columns: str | None,
+) -> Source:
+    """Any folder of images, in one of the layouts of `understand`, or with a table of labels."""
     names, notes = list_files(folder)
-    layout = understand(names, str(folder), unlabelled=unlabelled)
-    splits: dict[str, Split] = {}
-    for split, labelled in layout.splits.items():
-        images = Files([name for name, _ in labelled], lambda name: (folder / name).read_bytes())
-        splits[split] = Split(images, np.array([label for _, label in labelled], np.int64))
-    listed = [name for labelled in layout.splits.values() for name, _ in labelled]
-    return Source(
-        fingerprint_files(folder, listed),
-        lambda: Contents(layout.classes, splits),
-        (*notes, *layout.notes),
-        "folder names" if layout.classes else "",
-    )
+    if labels is None and not unlabelled:
+        labels = _table_of(folder, names)
+    layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
+    files = Files(names, lambda name: (folder / name).read_bytes())
+    known = set(names)
+    listed = [name for rows in layout.splits.values() for name, _ in rows if name in known]
+    found = fingerprint_files(folder, listed)
+    if labels is not None:
+        found = fingerprint(found, fingerprint_files(labels.parent, [labels.name]), unlabelled, columns)
+    return Source(found, lambda: contents_of_layout(layout, files), (*notes, *layout.notes), origin)
+
+
+def load_table(labels: Path, home: Path, observer: Observer, **options: Any) -> Source:
+    """The images that a table lists, in its folder."""
+    return load_folder(labels.parent, home, observer, labels=labels, **options)
+
+
+def _table_of(folder: Path, names: Sequence[str]) -> Path | None:
+    """The table in a folder whose images lie all in one place, if it is the only one and names those images."""
+    images = image_names(names, [])
+    tables = [folder / name for name in names if name.lower().endswith(TABLE_SUFFIXES) and "/" not in name]
+    if len(tables) != 1 or len({name.rpartition("/")[0] for name in images}) != 1:
+        return None
+    return tables[0] if names_files(tables[0], images) else None
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr.data.folder import load_folder
+from simclr.data.formats import OPTIONS, load_images
 from simclr.data.images import Files
 from simclr.data.known import load_cifar, load_digits, load_shapes, load_stl10, load_tiny_imagenet
 from simclr.data.source import Contents, Loader
@@ -37,9 +37,7 @@ DATASETS: dict[str, DatasetRow] = {
     "cifar100": DatasetRow(load_cifar, 32, "60,000 images in 100 classes; downloaded (161 MB)"),
     "stl10": DatasetRow(load_stl10, 96, "105,000 images to pre-train on, 10 classes; downloaded (2.6 GB)"),
     "tiny-imagenet": DatasetRow(load_tiny_imagenet, 64, "110,000 images in 200 classes; downloaded (248 MB)"),
-    "folder": DatasetRow(
-        load_folder, 64, "your own images (--data-dir), labelled by subfolder or not at all", ("unlabelled",)
-    ),
+    "folder": DatasetRow(load_images, 64, "your own images (--data-dir), in any common format", OPTIONS),
 }
 
 
@@ -47,7 +45,7 @@ def image_side(contents: Contents, sample: int = 64) -> int:
     """The median of the shorter sides, in pixels, of a sample of the training images before they are resized."""
     images = contents.splits["train"].images
     if not isinstance(images, Files):
-        return int(images.shape[-1])
+        return int(min(images.shape[2:]))
     sides = []
     for name in images.names[:: max(1, len(images.names) // sample)]:
         try:

@@ -165,7 +165,7 @@ def _write(folder: Path, contents: Contents, side: int, skip_bad: bool, observer
         if isinstance(split.images, Files):
             for row, reason in decode_files(split.images, images[start:end], observer, f"decoding {name}"):
                 bad[start + row] = f"{split.images.names[row]} ({reason})"
-        elif split.images.shape[-1] == side:
+        elif split.images.shape[2:] == (side, side):
             images[start:end] = split.images
         else:
             for row, image in enumerate(split.images, start):

@@ -232,9 +232,7 @@ def test_hidden_files_and_text_beside_class_folders_are_ignored(home, tmp_path):
 
 def test_missing_folder_is_an_error(home, tmp_path):
     assert "add --data-dir FOLDER" in error_message(home)
-    file = write(tmp_path / "file.png", plain(1))
-    for path in (tmp_path / "none", file):
-        assert f"there is no folder {path}" in error_message(home, dir=path)
+    assert f"there is no folder {tmp_path / 'none'}" in error_message(home, dir=tmp_path / "none")
 
 
 @pytest.mark.parametrize("folders", [[""], ["cat", "dog"], ["train", "test"], [".hidden"]])

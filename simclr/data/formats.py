@@ -1,0 +1,129 @@
+"""What a path holds, from its name and its first bytes, and the loader of each format.
+
+To add a format, write a loader in a file of its own and add a line to FORMATS, and its suffix to SUFFIXES.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simclr.data.archives import load_archive
+from simclr.data.arrays import load_arrays
+from simclr.data.folder import load_folder, load_table
+from simclr.data.layout import IMAGE_SUFFIXES, is_hidden
+from simclr.data.parquet import load_parquet
+from simclr.data.source import Source
+from simclr.data.tables import TABLE_SUFFIXES
+from simclr.errors import UserError
+from simclr.progress import Observer
+
+
+class Format(NamedTuple):
+    """A format: what it is called, its loader, and the settings of DataConfig that the loader takes by keyword."""
+
+    about: str
+    load: Callable[..., Source]  # arguments: the path, the home folder, the observer, and the options
+    options: tuple[str, ...]
+
+
+COLUMNS = ("image_column", "label_column", "split_column")
+FORMATS = {
+    "folder": Format("a folder of images", load_folder, ("unlabelled", "labels", *COLUMNS)),
+    "table": Format("a .csv or .tsv table in the folder of its images", load_table, ("unlabelled", *COLUMNS)),
+    "archive": Format("a .zip or .tar archive", load_archive, ("unlabelled", "labels", *COLUMNS)),
+    "parquet": Format("Parquet files", load_parquet, ("unlabelled", *COLUMNS)),
+    "arrays": Format("NumPy's .npz or .npy", load_arrays, ("unlabelled", "image_column", "label_column")),
+}
+OPTIONS = FORMATS["folder"].options
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+SUFFIXES = {
+    **dict.fromkeys(TABLE_SUFFIXES, "table"),
+    **dict.fromkeys((".zip", *TARS), "archive"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".npz", ".npy"), "arrays"),
+}
+FOLDER_SUFFIXES = {
+    ".tar": "archive",
+    ".parquet": "parquet",
+    ".npy": "arrays",
+}  # of files that a folder may hold instead
+
+# Files that people have but that hold no images in a form that can be read: what each is, and what to do.
+UNPACK = "unpack it, and give the folder"
+SAVE_ARRAYS = "save its images and labels with numpy.savez(FILE, images=..., labels=...)"
+OTHERS = {
+    **dict.fromkeys((".rar", ".7z", ".gz", ".zip.001"), ("a compressed file of a kind that can't be read", UNPACK)),
+    **dict.fromkeys((".h5", ".hdf5", ".mat"), ("a file of arrays that is not NumPy's", SAVE_ARRAYS)),
+    **dict.fromkeys((".pkl", ".pickle"), ("a Python pickle, which could run code when it is read", SAVE_ARRAYS)),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), ("a file of tensors or weights", SAVE_ARRAYS)),
+    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), ("a video", "save its frames: ffmpeg -i FILE %06d.png")),
+    **dict.fromkeys(
+        (".tfrecord", ".tfrecords", ".lmdb", ".mdb"), ("a database of records", "save its images as files")
+    ),
+    **dict.fromkeys((".json", ".jsonl", ".xml", ".txt", ".xlsx"), ("a text or table", "give the folder of the images")),
+    ".pdf": ("a PDF", "save its pages as images: pdftoppm -png FILE page"),
+    ".py": ("a Python script, such as Hugging Face's for a data set", "run it, and save its data set as Parquet"),
+    ".arrow": ("a file of Hugging Face's cache", "give the folder that save_to_disk or to_parquet writes"),
+}
+CONTENTS = {
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
+    b"<!doctype html": ("a web page, not a download", "download the file again"),
+    b"<html": ("a web page, not a download", "download the file again"),
+    b"%pdf": OTHERS[".pdf"],
+}
+
+
+def load_images(name: str, path: Path | None, home: Path, observer: Observer, **options: Any) -> Source:
+    """The user's own images, in any of FORMATS. Raises UserError for other files, and for options without effect."""
+    if path is None:
+        raise UserError("the data set 'folder' needs a folder of images: add --data-dir FOLDER")
+    chosen = FORMATS[format_of(path)]
+    for option in options.keys() - chosen.options:
+        if options[option]:
+            raise UserError(f"data.{option} has no effect on {path}, which is {chosen.about}: leave it out")
+    return chosen.load(path, home, observer, **{option: options[option] for option in chosen.options})
+
+
+def format_of(path: Path) -> str:
+    """The key in FORMATS of what a path holds. Raises UserError, which says what it is, if it is none of them."""
+    if path.is_dir():
+        return _format_of_folder(path)
+    suffix = _suffix(path, SUFFIXES)
+    if "{" in path.name and suffix in TARS and not path.exists():
+        return "archive"
+    if not path.is_file():
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise UserError(f"there is no folder {path}: it {what}. Expected images in --data-dir (data.dir)")
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    found = next((each for magic, each in CONTENTS.items() if start.startswith(magic)), None)
+    if found is None and suffix:
+        return SUFFIXES[suffix]
+    if found is None and _suffix(path, IMAGE_SUFFIXES):
+        found = "a single image", "give the folder that it is in"
+    what, remedy = found or OTHERS.get(_suffix(path, OTHERS), ("a file of an unknown kind", "give a folder of images"))
+    known = ", ".join(each.about for each in FORMATS.values())
+    raise UserError(f"{path} is a file, not a folder: it is {what}. Either {remedy}, or give one of: {known}")
+
+
+def _suffix(path: Path, suffixes: Iterable[str]) -> str:
+    """The suffix of a path among some, or an empty text."""
+    return next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
+
+
+def _format_of_folder(path: Path) -> str:
+    """`folder`, unless it has files of another format, and no more images than those (such as a logo)."""
+    counts: Counter[str] = Counter()
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            counts["images" if suffix in IMAGE_SUFFIXES else FOLDER_SUFFIXES.get(suffix, "")] += not is_hidden(name)
+        if counts["images"] > 1000:
+            break
+    others = {counts[key]: key for key in FOLDER_SUFFIXES.values() if counts[key]}
+    return others[max(others)] if others and max(others) >= counts["images"] else "folder"

@@ -1,0 +1,198 @@
+"""Parquet files in the form of the Hugging Face hub: a column of encoded images, and one of labels."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from simclr.data.images import Files
+from simclr.data.labels import LABEL_NAMES, contents_of, split_in
+from simclr.data.layout import SPLITS, is_hidden
+from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
+from simclr.errors import UserError
+from simclr.progress import Observer
+
+LARGEST_GROUP = 1 << 32  # bytes of images in a row group, two of which are in memory; usual ones have some 1 << 27
+IMAGE_NAMES = ("image", "img", "images")
+
+
+def load_parquet(
+    path: Path,
+    home: Path,
+    observer: Observer,
+    *,
+    unlabelled: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+) -> Source:
+    """The images in a Parquet file, or in those of a folder. Their splits come from a column or the files' names."""
+    root = path if path.is_dir() else path.parent
+    names = [path.name] if path.is_file() else _files(path)
+
+    def read() -> Contents:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            files = {name: ParquetFile(root / name, pre_buffer=False) for name in names}
+            schema = files[names[0]].schema_arrow
+            for name in names:
+                if not files[name].schema_arrow.equals(schema):
+                    raise UserError(f"{root / name} has other columns than {root / names[0]}: give one of them alone")
+            features = _features(schema)
+            image = _image_column(path, schema, features, image_column)
+            label = None if unlabelled else _label_column(path, schema, features, image, label_column)
+            split = _split_column(path, schema, split_column)
+            contents = contents_of(
+                _splits(path, files, image, label, split), features.get(label or "", {}).get("names", ())
+            )
+        except pyarrow.ArrowException as error:
+            raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
+        columns = {"images": image, "labels": label, "splits": split}
+        observer.say(
+            f"{path.name}: " + ", ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
+        )
+        return contents
+
+    options = unlabelled, image_column, label_column, split_column
+    return Source(fingerprint(fingerprint_files(root, names), options), read, origin=path.name)
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of the Parquet files below a folder. Raises UserError if they are of several data sets."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*.parquet")))
+    names = [path.as_posix() for path in paths if not any(map(is_hidden, path.parts))]
+    places = sorted({name.rpartition("/")[0] for name in names if split_in(name.rpartition("/")[2])})
+    if len(places) > 1:
+        shown = ", ".join(repr(place) for place in places[:5])
+        raise UserError(f"{folder} has Parquet files of several data sets, in {shown}: give the folder of one of them")
+    return names
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """What the library `datasets` noted about each column, such as the names of classes."""
+    try:
+        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in noted.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _unclear(path: Path, schema: Any, what: str, setting: str) -> UserError:
+    columns = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in list(schema)[:20])
+    return UserError(f"{path} {what}. Its columns: {columns}. Choose one with --set data.{setting}=NAME")
+
+
+def _one(path: Path, schema: Any, found: Sequence[str], usual: Sequence[str], what: str, setting: str) -> str | None:
+    """The only column found, or the one with the most usual name."""
+    best = next((name for name in usual if name in found), found[0] if len(found) == 1 else None)
+    if best is None and found:
+        raise _unclear(path, schema, f"has several columns that may hold the {what}: {', '.join(found)}", setting)
+    return best
+
+
+def _image_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str:
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [
+        field.name
+        for field in schema
+        if holds_bytes(field.type)
+        or (types.is_struct(field.type) and any(part.name == "bytes" and holds_bytes(part.type) for part in field.type))
+    ]
+    if name is not None and name not in found:
+        raise _unclear(path, schema, f"has no column '{name}' of encoded images", "image_column")
+    best = name or _one(path, schema, found, IMAGE_NAMES, "images", "image_column")
+    if best is None:
+        raise _unclear(path, schema, "has no column of encoded images (bytes of image files)", "image_column")
+    return best
+
+
+def _label_column(
+    path: Path, schema: Any, features: dict[str, dict[str, Any]], image: str, name: str | None
+) -> str | None:
+    from pyarrow import types
+
+    if name is not None and name not in schema.names:
+        raise _unclear(path, schema, f"has no column '{name}'", "label_column")
+    classes = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    usual = [
+        field.name
+        for field in schema
+        if field.name in LABEL_NAMES and (types.is_integer(field.type) or types.is_string(field.type))
+    ]
+    return name or _one(path, schema, classes or usual, LABEL_NAMES, "labels", "label_column")
+
+
+def _split_column(path: Path, schema: Any, name: str | None) -> str | None:
+    if name is not None and name not in schema.names:
+        raise _unclear(path, schema, f"has no column '{name}'", "split_column")
+    return name
+
+
+def _splits(
+    path: Path, files: dict[str, Any], image: str, label: str | None, split: str | None
+) -> dict[str, tuple[Files, list[object] | None]]:
+    """The images and labels of each split."""
+    rows: dict[str, list[str]] = {}
+    labels: dict[str, list[object]] = {}
+    splits = {name: split_in(name) for name in files}
+    if unknown := [name for name, found in splits.items() if found is None] if any(splits.values()) else []:
+        raise UserError(
+            f"{path / unknown[0]} names no split, as others do: give the file or folder of one split, or rename it"
+        )
+    for name, file in files.items():
+        columns = [column for column in (label, split) if column is not None]
+        table = file.read(columns=columns)
+        own = table[split].to_pylist() if split else [splits[name] or "train"] * file.metadata.num_rows
+        values = table[label].to_pylist() if label else own
+        for row, (of, value) in enumerate(zip(own, values, strict=True)):
+            if str(of).lower() not in SPLITS:
+                raise UserError(f"column '{split}' of {path} has '{of}': expected the splits {', '.join(SPLITS)}")
+            rows.setdefault(SPLITS[str(of).lower()], []).append(f"{name} row {row}")
+            labels.setdefault(SPLITS[str(of).lower()], []).append(value)
+    read = _reader(path, files, image)
+    return {of: (Files(names, read), labels[of] if label else None) for of, names in rows.items()}
+
+
+def _reader(path: Path, files: dict[str, Any], image: str) -> Any:
+    """A function that returns the bytes of an image by its name. It keeps two row groups in memory."""
+    starts = {
+        name: np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]).tolist()
+        for name, file in files.items()
+    }
+    lock = Lock()
+
+    @lru_cache(maxsize=2)
+    def group(name: str, index: int) -> Any:
+        declared = files[name].metadata.row_group(index).total_byte_size
+        if declared > LARGEST_GROUP:
+            raise UserError(
+                f"row group {index} of {path}, {name}, has {declared:,} bytes, more than fit into memory: write it "
+                f"again with pyarrow.parquet.write_table(table, FILE, row_group_size=1000)"
+            )
+        return files[name].read_row_group(index, columns=[image])[image]
+
+    def read(full_name: str) -> bytes:
+        name, _, number = full_name.rpartition(" row ")
+        index = bisect_right(starts[name], int(number)) - 1
+        with lock:
+            column = group(name, index)
+        value = column[int(number) - starts[name][index]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise OSError("the file has no bytes for it, perhaps only a path")
+        return bytes(data)
+
+    return read

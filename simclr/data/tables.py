@@ -1,0 +1,228 @@
+"""A table (CSV or TSV) of the names of image files and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number
+from simclr.data.layout import SPLIT_NAMES, SPLITS, Layout, image_names, understand
+from simclr.errors import UserError
+
+FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "img", "id")
+TABLE_SUFFIXES = (".csv", ".tsv")
+LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
+SAMPLE = 1000  # rows in which file names are looked for
+
+
+def understand_names(
+    names: Sequence[str], where: str, *, unlabelled: bool, labels: Path | None, **columns: str | None
+) -> tuple[Layout, str]:
+    """The layout of images by a table of labels, or else by the names of their folders; and what gave the classes.
+
+    `where` is what errors call the whole. Raises UserError, also for columns without a table.
+    """
+    if labels is not None:
+        layout, origin = understand_table(names, where, labels, unlabelled=unlabelled, **columns), labels.name
+    else:
+        for name in (name for name in columns if columns[name]):
+            raise UserError(f"data.{name} names a column of a table: add --labels TABLE (data.labels), or leave it out")
+        layout, origin = understand(names, where, unlabelled=unlabelled), "folder names"
+    return layout, origin if layout.classes else ""
+
+
+def understand_table(
+    names: Sequence[str],
+    where: str,
+    labels: Path,
+    *,
+    unlabelled: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+) -> Layout:
+    """The classes and splits of images from a table with a header and a row for each image.
+
+    `names` are those of the files, relative with slashes. The table may leave out their suffix and their folder. The
+    splits are those of a column, or else those of the folders. A column that is not named is recognised: the one whose
+    values are names of files, and those with usual names. Files that are not in the table are left out. An image with
+    an empty label has none.
+
+    Raises UserError for a table that can't be read, and where columns, rows or labels are unclear.
+    """
+    notes: list[str] = []
+    table = read_table(labels)
+    files = _Names(image_names(names, []))
+    image = _image_column(table, files, labels, where, image_column)
+    split = _split_column(table, image, labels, split_column)
+    label = None if unlabelled else _label_column(table, {image, split}, labels, label_column)
+    rows = pd.DataFrame({"file": [files.find(text) or text for text in table[image]]})
+    rows["label"] = table[label] if label else ""
+    if not (listed := rows["file"].isin(files.names)).any():
+        raise UserError(f"{labels} names no file in {where} (such as {table[image][0]}): check --data-dir")
+    if split:
+        rows["split"] = [SPLITS[text.lower()] for text in table[split]]
+    else:
+        by_folder = understand(rows["file"][listed].tolist(), where, unlabelled=True).splits
+        splits = {name: split for split, own in by_folder.items() for name, _ in own}
+        rows["split"] = rows["file"].map(splits).fillna("train")
+    rows = _without_repeated(rows, table[image], labels, notes)
+    texts = {split: rows["label"][rows["split"] == split].to_numpy(str) for split in rows["split"].unique()}
+    classes, numbers = number(texts)
+    if "train" not in numbers:
+        raise UserError(f"{labels} has no images to train on, only {' and '.join(sorted(numbers))}: add some")
+    columns = {"file names": image, "labels": label, "splits": split}
+    notes.append("; ".join(f"{what} from column '{name}'" for what, name in columns.items() if name) + f" of {labels}")
+    if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
+        notes.append(f"left out {left_out:,} files that {labels.name} doesn't list: list one without a label to use it")
+    ordered = {
+        split: sorted(zip(rows["file"][rows["split"] == split], numbers[split].tolist(), strict=True))
+        for split in SPLIT_NAMES
+        if split in numbers
+    }
+    return Layout(classes, ordered, tuple(notes))
+
+
+def names_files(labels: Path, images: Sequence[str]) -> bool:
+    """Whether a table can be read and has a column that names most of these images."""
+    try:
+        table = read_table(labels)
+    except UserError:
+        return False
+    files = _Names(images)
+    return any(2 * len(set(map(files.find, table[column])) - {None}) > len(images) for column in table.columns)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The cells of a table as texts, without spaces around them. Its separator is a comma, a semicolon or a tab."""
+    try:
+        if path.stat().st_size > LARGEST_TABLE:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a table of labels")
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline(100_000)
+        separator = max("\t;,", key=header.count) if path.suffix.lower() != ".tsv" else "\t"
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+        )
+    except OSError as error:
+        raise UserError(f"can't read the labels {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8: save it as a CSV file in UTF-8") from None
+    except ValueError as error:  # pandas' errors on empty files and ragged rows
+        reason = " ".join(str(error).split())
+        raise UserError(f"can't read {path} as a table: {reason}. Expected a header and a row per image") from None
+    table.columns = table.columns.str.strip()
+    if not len(table):
+        raise UserError(f"{path} has no rows below its header")
+    return pd.DataFrame({column: table[column].str.strip() for column in table.columns})
+
+
+class _Names:
+    """Finds the names of files as tables write them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = frozenset(names)
+        whole, base = _unique(names, names), _unique([name.rpartition("/")[2] for name in names], names)
+        self._whole = _unique([_stem(name) for name in names], names) | whole
+        self._base = _unique([_stem(name.rpartition("/")[2]) for name in names], names) | base
+
+    def find(self, text: str) -> str | None:
+        """The file of this name, with or without suffix, folders above the data's, and, if unique, its own folder."""
+        parts = text.replace("\\", "/").split("/")
+        for start in range(len(parts)):
+            if found := self._whole.get("/".join(parts[start:])):
+                return found
+        return self._base.get(parts[0]) if len(parts) == 1 else None
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name
+
+
+def _unique(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The name of each key that only one name has."""
+    counts = pd.Series(keys, dtype=object).value_counts()
+    return {key: name for key, name in zip(keys, names, strict=True) if counts[key] == 1}
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _unclear(labels: Path, table: pd.DataFrame, what: str, setting: str) -> UserError:
+    columns = ", ".join(map(str, table.columns[:20]))
+    return UserError(f"{labels} {what}. Its columns: {columns}. Choose one with --set data.{setting}=NAME")
+
+
+def _chosen(table: pd.DataFrame, labels: Path, name: str, setting: str) -> str:
+    if name not in table.columns:
+        raise _unclear(labels, table, f"has no column '{name}'", setting)
+    return name
+
+
+def _image_column(table: pd.DataFrame, files: _Names, labels: Path, where: str, name: str | None) -> str:
+    """The column with the most names of files. Of two, the one with more different values, or a usual name."""
+    if name is not None:
+        return _chosen(table, labels, name, "image_column")
+    sample = table.iloc[:: max(1, len(table) // SAMPLE)]
+
+    def score(column: str) -> tuple[int, int, int]:
+        usual = FILE_NAMES.index(column.lower()) if column.lower() in FILE_NAMES else len(FILE_NAMES)
+        return sum(files.find(text) is not None for text in sample[column]), sample[column].nunique(), -usual
+
+    scores = {column: score(column) for column in table.columns}
+    best = max(scores, key=lambda column: scores[column])
+    if not scores[best][0]:
+        if len(sample) < len(table):
+            raise _unclear(labels, table, f"seems to name no file in {where}", "image_column")
+        raise UserError(f"no column of {labels} names files in {where}: check --data-dir (data.dir), or the names")
+    if files.find(best):
+        raise UserError(f"{labels} has no header, but starts with '{best}': add a first line such as file,label")
+    if len(same := [column for column in scores if scores[column] == scores[best]]) > 1:
+        raise _unclear(labels, table, f"has the names of files in {' and '.join(same)}", "image_column")
+    return best
+
+
+def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | None) -> str | None:
+    """The column with the split of each image, if there is one."""
+    usual = [column for column in table.columns if column.lower() in SPLIT_COLUMNS and column != image]
+    found = _chosen(table, labels, name, "split_column") if name else next(iter(usual), None)
+    if found and (unknown := sorted(set(table[found].str.lower()).difference(SPLITS))):
+        if name is None:
+            return None
+        listed = ", ".join(f"'{text}'" for text in unknown[:5])
+        raise UserError(f"column '{found}' of {labels} has {listed}: expected the splits {', '.join(SPLITS)}")
+    return found
+
+
+def _label_column(table: pd.DataFrame, used: set[str | None], labels: Path, name: str | None) -> str | None:
+    """The column with the classes. None if there is no column left."""
+    others = [column for column in table.columns if column not in used]
+    usual = [column for column in others if column.lower() in LABEL_NAMES]
+    found = [_chosen(table, labels, name, "label_column")] if name else usual or others
+    if len(found) > 1:
+        what = f"may have the labels in {' or '.join(found[:5])}{', ...' * (len(found) > 5)}"
+        raise _unclear(labels, table, what, "label_column")
+    if found and len(table) > 20 and table[found[0]].nunique() > len(table) / 2:
+        raise UserError(
+            f"column '{found[0]}' of {labels} has {table[found[0]].nunique():,} different labels for {len(table):,} "
+            f"images, too many for classes: choose another one with --set data.label_column=NAME, or add --unlabelled"
+        )
+    return found[0] if found else None
+
+
+def _without_repeated(rows: pd.DataFrame, texts: pd.Series, labels: Path, notes: list[str]) -> pd.DataFrame:
+    """The rows, each once. Raises UserError for a file in two rows that differ."""
+    rows = rows.assign(text=texts)
+    once = rows.drop_duplicates()
+    if len(repeated := once[once["file"].duplicated(keep=False)]):
+        first = repeated[repeated["file"] == repeated["file"].iloc[0]].iloc[:2]
+        (one, other) = (", ".join(filter(None, [row.text, row.label, row.split])) for row in first.itertuples())
+        raise UserError(
+            f"{labels} has different rows for one image, {repeated['file'].nunique():,} in all: ({one}) and ({other}). "
+            f"Keep one row for each image"
+        )
+    if len(once) < len(rows):
+        notes.append(f"{len(rows) - len(once):,} rows of {labels.name} repeat others")
+    return once

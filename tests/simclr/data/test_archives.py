@@ -1,0 +1,158 @@
+"""Archives are read in place as the folders in them would be, whatever packed them, and write nothing anywhere."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+
+import pyarrow
+import pytest
+
+from simclr.data import archives
+from simclr.data.archives import open_archive
+from tests.simclr.data.helpers import (
+    error_message,
+    make_zip,
+    open_data,
+    plain,
+    store_folders,
+    values,
+    write,
+    write_class_folder,
+)
+
+
+def make_plain_tar(members, form=tarfile.PAX_FORMAT):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+PACKED = {
+    "a.zip": make_zip,
+    "a.tar": make_plain_tar,
+    "gnu.tar": lambda members: make_plain_tar(members, tarfile.GNU_FORMAT),
+    "a.tar.gz": lambda members: gzip.compress(make_plain_tar(members)),
+    "a.tgz": lambda members: gzip.compress(make_plain_tar(members)),
+    "a.tar.bz2": lambda members: bz2.compress(make_plain_tar(members)),
+    "a.tar.xz": lambda members: lzma.compress(make_plain_tar(members)),
+    "a.tar.zst": lambda members: pyarrow.compress(make_plain_tar(members), "zstd", asbytes=True),
+}
+
+
+def members_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("prefix", ["", "./", "photos/"])
+def test_an_archive_gives_what_its_folder_gives(name, prefix, home, tmp_path):
+    for first, split in ((0, "train"), (100, "Testing")):
+        write_class_folder(tmp_path / "photos" / split, each=4, first=first)
+    members = {f"{prefix}{own}": content for own, content in members_of(tmp_path / "photos").items()}
+    archive = write(tmp_path / name, PACKED[name](members | {f"{prefix}__MACOSX/train/._1.png": b"x"}))
+    data, folder = (open_data(home, dir=path, side=8) for path in (archive, tmp_path / "photos"))
+    assert data.digest == folder.digest
+    assert data.classes == folder.classes == ("cat", "dog", "emu")
+    assert {part: rows.tolist() for part, rows in data.parts.items()} == {
+        part: rows.tolist() for part, rows in folder.parts.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_names_that_lead_outside_are_data(name, home, tmp_path):
+    members = {f"cat/{i}.png": plain(i) for i in range(5)} | {f"dog/{i}.png": plain(10 + i) for i in range(5)}
+    evil = {"../../evil.png": plain(99), f"{tmp_path}/evil.png": plain(20), "..\\evil.png": plain(99)}
+    archive = write(tmp_path / "in" / name, PACKED[name](members | evil))
+    assert values(open_data(home, dir=archive, side=8)) == [*range(5), *range(10, 15), 20]
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "home"}
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {name}
+    assert {path.name for path in home.iterdir()} == {"cache"}
+    assert all(path.name.startswith(("folder-", ".folder-")) for path in (home / "cache").iterdir())
+
+
+def test_hard_links_are_read_and_other_special_members_left_out(home, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(10):
+            info = tarfile.TarInfo(f"cat/{i}.png")
+            info.size = len(plain(i))
+            tar.addfile(info, io.BytesIO(plain(i)))
+        for kind, name in (
+            (tarfile.LNKTYPE, "dog/0.png"),
+            (tarfile.SYMTYPE, "dog/1.png"),
+            (tarfile.FIFOTYPE, "dog/2.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "cat/7.png"
+            tar.addfile(info)
+    data = open_data(home, dir=tmp_path / "a.tar", side=8)
+    assert values(data) == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
+    assert data.classes == ("cat", "dog")
+
+
+def test_bombs_are_refused_by_their_declared_sizes(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "RATIO_FREE", 10_000)
+    blank = b"\0" * 2_000_000
+    bomb = write(tmp_path / "bomb.zip", make_bomb({"cat/1.png": blank}))
+    assert "claims to unpack to 2,000,000" in error_message(home, dir=bomb)
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 1_000_000)
+    assert "more than an image may have" in error_message(home, dir=bomb)
+    assert "more than an image may have" in error_message(
+        home, dir=write(tmp_path / "large.tar", make_plain_tar({"cat/1.png": blank}))
+    )
+    packed = write(tmp_path / "bomb.tar.xz", lzma.compress(make_plain_tar({"cat/1.png": blank})))
+    assert "too many for its size" in error_message(home, dir=packed)
+    assert not store_folders(home)
+
+
+def make_bomb(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_damaged_archives_are_errors(name, home, tmp_path):
+    content = PACKED[name]({f"cat/{i}.png": plain(i) for i in range(20)})
+    for damaged in (content[: len(content) // 2], content[:40], b"nothing of the kind" * 100, content * 2):
+        if name == "a.zip" and damaged == content * 2:
+            continue  # a zip archive is read from its end
+        message = error_message(home, dir=write(tmp_path / name, damaged))
+        assert str(tmp_path / name) in message or "can't read" in message
+
+
+def test_a_damaged_member_is_an_image_that_cannot_be_read(home, tmp_path):
+    content = bytearray(make_zip({f"cat/{i}.png": plain(i) for i in range(10)}))
+    content[100] ^= 255
+    message = error_message(home, dir=write(tmp_path / "a.zip", bytes(content)), side=8)
+    assert "1 of 10 files can't be read as images: cat/0.png (Bad CRC-32" in message
+
+
+def test_encrypted_archives_are_refused(home, tmp_path):
+    content = bytearray(make_zip({"cat/1.png": plain(1)}))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    assert "is encrypted: unpack it" in error_message(home, dir=write(tmp_path / "a.zip", bytes(content)))
+
+
+def test_an_archive_without_images_is_an_error(home, tmp_path):
+    archive = write(tmp_path / "a.zip", make_zip({"inner.zip": b"PK", "README.md": b"x"}))
+    assert "no images in" in error_message(home, dir=archive)
+
+
+def test_members_are_read_by_several_threads_at_once(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    members = {f"{i}.png": bytes([i]) * (1000 + i) for i in range(200)}
+    for name in ("a.zip", "a.tar", "a.tar.gz"):
+        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(files.read, members)) == list(members.values())

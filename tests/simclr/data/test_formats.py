@@ -1,0 +1,77 @@
+"""Each path is read by the loader of its format, or described for what it is."""
+
+import pytest
+
+from simclr.data.formats import FORMATS, OTHERS, format_of
+from tests.simclr.data.helpers import error_message, open_data, plain, write, write_class_folder
+
+FILES = {
+    "table": ["a.csv", "A.TSV"],
+    "archive": ["a.zip", "a.tar", "a.tar.gz", "a.TGZ", "a.tar.zst"],
+    "parquet": ["a.parquet"],
+    "arrays": ["a.npz", "a.npy"],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_known_by_their_suffix(name, tmp_path):
+    assert {format_of(write(tmp_path / file, b"x")) for file in FILES[name]} == {name}
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ({"a/1.png": 5, "b/2.png": 5}, "folder"),
+        ({}, "folder"),
+        ({"train-0.tar": 1, "train-1.tar": 1}, "archive"),
+        ({"data/train-0.parquet": 1, "README.md": 1, "logo.png": 1}, "parquet"),
+        ({"x_train.npy": 1, "y_train.npy": 1}, "arrays"),
+        ({"1.png": 1, "2.png": 1, "features.parquet": 1}, "folder"),
+        ({".git/a.parquet": 1, "1.png": 1}, "folder"),
+    ],
+)
+def test_folders_are_known_by_what_they_hold(inside, expected, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in inside:
+        write(tmp_path / "data" / name, b"x")
+    assert format_of(tmp_path / "data") == expected
+
+
+DESCRIBED = {
+    "a.jpg": (plain(1), "is a single image. Either give the folder that it is in"),
+    "a.pdf": (b"%PDF-1.7", "is a PDF"),
+    "beans.py": (b"import datasets", "is a Python script, such as Hugging Face's for a data set"),
+    "a.mp4": (b"\0\0\0\x20ftyp", "is a video"),
+    "a.pkl": (b"\x80\x04", "could run code when it is read"),
+    "a.rar": (b"Rar!", "is a compressed file"),
+    "a.zip": (b"\n<!DOCTYPE html><html>", "is a web page, not a download"),
+    "a.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "fetch the file: git lfs pull"),
+    "a.xyz": (b"what", "is a file of an unknown kind"),
+    "plain": (b"", "is a file of an unknown kind"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_other_files_are_described_for_what_they_are(name, home, tmp_path):
+    content, expected = DESCRIBED[name]
+    message = error_message(home, dir=write(tmp_path / name, content))
+    assert message.startswith(f"{tmp_path / name} is a file, not a folder: it ")
+    assert expected in message
+    assert all(row.about in message for row in FORMATS.values())
+
+
+def test_what_is_missing_is_said(home, tmp_path):
+    assert f"there is no folder {tmp_path / 'none'}" in error_message(home, dir=tmp_path / "none")
+    assert "add --data-dir" in error_message(home)
+
+
+def test_a_setting_without_effect_is_an_error(home, tmp_path):
+    write_class_folder(tmp_path / "photos")
+    path = write(tmp_path / "a.npy", b"x")
+    assert "data.labels has no effect" in error_message(home, dir=path, labels=tmp_path / "a.csv")
+    assert "data.labels is not a setting of the data set 'digits'" in error_message(home, "digits", labels=path)
+    assert open_data(home, dir=tmp_path / "photos", side=8).classes == ("cat", "dog", "emu")
+
+
+def test_remedies_are_stated_for_all_other_files():
+    assert all(what and remedy and not remedy[0].isupper() for what, remedy in OTHERS.values())

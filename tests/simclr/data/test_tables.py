@@ -1,0 +1,196 @@
+"""A table names files and their labels in any usual way. What is unclear is an error that names a setting."""
+
+import pytest
+
+from simclr.data.dataset import DataConfig, open_dataset
+from simclr.progress import Observer
+from tests.simclr.data.helpers import error_message, make_zip, open_data, plain, values, write
+
+ROWS = [(f"{i:03}", "dark" if i % 2 else "bright", "test" if i >= 16 else "train") for i in range(20)]
+
+
+class Notes(Observer):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i in range(20):
+        write(tmp_path / "photos" / f"{i:03}.png", plain(i))
+    return tmp_path / "photos"
+
+
+def table(path, header, rows, separator=","):
+    return write(path, "\n".join([header, *(separator.join(row) for row in rows)]).encode() + b"\n")
+
+
+def labels_of(data):
+    """The class and part of each image by its value."""
+    parts = {row: part for part in ("train", "val", "test") for row in data.parts[part]}
+    pixels = data.images[:, 0, 0, 0].tolist()
+    return {value: (data.classes[data.labels[row]], parts[row]) for row, value in enumerate(pixels)}
+
+
+@pytest.mark.parametrize(
+    "form", ["stem", "name", "folder", "absolute", "windows", "semicolons", "tabs", "byte order mark", "spaces"]
+)
+def test_files_are_found_however_a_table_writes_them(form, photos, home, tmp_path):
+    written = {
+        "stem": lambda name: name,
+        "folder": lambda name: f"photos/{name}.png",
+        "absolute": lambda name: f"/home/me/{name}.png",
+        "windows": lambda name: f"C:\\me\\photos\\{name}.png",
+        "spaces": lambda name: f" {name}.png ",
+    }.get(form, lambda name: f"{name}.png")
+    separator = {"semicolons": ";", "tabs": "\t"}.get(form, ",")
+    header = ("\ufeff" if form == "byte order mark" else "") + separator.join(["image", "label", "split"])
+    rows = [(written(name), label, split) for name, label, split in ROWS]
+    path = table(tmp_path / f"labels.{'tsv' if form == 'tabs' else 'csv'}", header, rows, separator)
+    data = open_data(home, dir=photos, labels=path, side=8)
+    assert data.classes == ("bright", "dark")
+    for value, (label, part) in labels_of(data).items():
+        assert label == ROWS[value][1]
+        assert (part == "test") == (ROWS[value][2] == "test")
+
+
+def test_what_was_guessed_is_said(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "number,name,class,set", [(str(i), *row) for i, row in enumerate(ROWS)])
+    notes = Notes()
+    open_dataset(DataConfig(dataset="folder", dir=photos, labels=path, side=8), home, notes)
+    expected = f"file names from column 'name'; labels from column 'class'; splits from column 'set' of {path}"
+    assert expected in notes.said
+
+
+def test_the_only_table_in_a_folder_of_images_is_used(photos, home):
+    table(photos / "labels.csv", "id,label,split", ROWS)
+    assert open_data(home, dir=photos, side=8).classes == ("bright", "dark")
+    assert open_data(home, dir=photos, side=8, unlabelled=True).classes == ()
+    assert open_data(home, dir=photos / "labels.csv", side=8).classes == ("bright", "dark")
+
+
+def test_a_table_about_something_else_is_no_table_of_labels(photos, home):
+    table(photos / "prices.csv", "item,price", [("apple", "1"), ("pear", "2")])
+    assert open_data(home, dir=photos, side=8).classes == ()
+
+
+def test_a_table_labels_the_images_of_an_archive(photos, home, tmp_path):
+    archive = write(tmp_path / "photos.zip", make_zip({f"in/{i:03}.png": plain(i) for i in range(20)}))
+    path = table(tmp_path / "labels.csv", "id,label,split", ROWS)
+    inside = open_data(home, dir=archive, labels=path, side=8)
+    assert inside.digest == open_data(home, dir=photos, labels=path, side=8).digest
+
+
+def test_splits_come_from_folders_if_no_column_has_them(home, tmp_path):
+    for name, *_, split in ROWS:
+        write(tmp_path / "photos" / split / f"{name}.png", plain(int(name)))
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS])
+    assert values(open_data(home, dir=tmp_path / "photos", labels=path, side=8), "test") == [16, 17, 18, 19]
+
+
+def test_an_empty_label_is_none(photos, home, tmp_path):
+    path = table(
+        tmp_path / "labels.csv", "id,label", [(name, "" if name == "003" else label) for name, label, _ in ROWS]
+    )
+    data = open_data(home, dir=photos, labels=path, side=8)
+    assert data.labels[data.images[:, 0, 0, 0] == 3].tolist() == [-1]
+    assert 3 in values(data, "pretrain")
+
+
+def test_files_that_the_table_lacks_are_left_out_and_counted(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS[:12]])
+    notes = Notes()
+    data = open_dataset(DataConfig(dataset="folder", dir=photos, labels=path, side=8), home, notes)
+    assert values(data) == list(range(12))
+    assert any("left out 8 files that labels.csv doesn't list" in text for text in notes.said)
+
+
+def test_missing_files_are_errors_or_skipped(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS] + [("../../etc/passwd", "bright")])
+    message = error_message(home, dir=photos, labels=path, side=8)
+    assert "1 of 21 files can't be read as images: ../../etc/passwd (there is no such file)" in message
+    assert values(open_data(home, dir=photos, labels=path, side=8, on_bad_image="skip")) == list(range(20))
+
+
+def test_rows_that_contradict_each_other_are_an_error(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS] + [("000", "dark")])
+    message = error_message(home, dir=photos, labels=path)
+    assert "different rows for one image, 1 in all: (000, bright, train) and (000, dark, train)" in message
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in [*ROWS, *ROWS]])
+    assert values(open_data(home, dir=photos, labels=path, side=8)) == list(range(20))
+
+
+def test_two_rows_for_images_of_one_name_in_other_folders_are_an_error(photos, home, tmp_path):
+    rows = [(f"{split}/{name}.png", label) for name, label, _ in ROWS for split in ("train", "test")]
+    path = table(tmp_path / "labels.csv", "id,label", rows)
+    assert "different rows for one image, 20 in all" in error_message(home, dir=photos, labels=path)
+
+
+UNCLEAR = {
+    "two labels": (
+        "id,label,category",
+        lambda n, i: (n, "ab"[i % 2], "xy"[i % 2]),
+        "labels in label or category",
+        "label",
+    ),
+    "two names": ("a,b,label", lambda n, i: (n, f"{n}.png", "ab"[i % 2]), "names of files in a and b", "image"),
+    "no usual name": (
+        "id,price,weight",
+        lambda n, i: (n, "12"[i % 2], "34"[i % 2]),
+        "labels in price or weight",
+        "label",
+    ),
+    "a caption": ("id,text", lambda n, i: (n, f"photo {i}"), "has 21 different labels for 21 images", "label"),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_an_unclear_column_is_an_error_whose_remedy_works(name, photos, home, tmp_path):
+    header, row, expected, setting = UNCLEAR[name]
+    write(photos / "020.png", plain(20))
+    path = table(tmp_path / "labels.csv", header, [row(f"{i:03}", i) for i in range(21)])
+    message = error_message(home, dir=photos, labels=path)
+    assert expected in message
+    assert f"--set data.{setting}_column=NAME" in message
+    column = header.split(",")[1] if name != "a caption" else None
+    options = {f"{setting}_column": column} if column else {"unlabelled": True}
+    assert len(open_data(home, dir=photos, labels=path, side=8, **options).images) == 21
+
+
+WRONG = {
+    "no header": (b"000.png,bright\n001.png,dark\n", "has no header"),
+    "empty": (b"", "can't read"),
+    "no rows": (b"id,label\n", "has no rows"),
+    "binary": (b"id,\xff\xfe\n", "is not text in UTF-8"),
+    "other names": (b"id,label\nx,bright\n", "no column of"),
+    "ragged": (b"id,label\n000,a\n001,a,b,c\n", "can't read"),
+    "split": (b"id,label,split\n000,a,somewhere\n001,b,train\n", None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tables_are_errors(name, photos, home, tmp_path):
+    content, expected = WRONG[name]
+    path = write(tmp_path / "labels.csv", content)
+    if expected is None:
+        message = error_message(home, dir=photos, labels=path, split_column="split")
+        assert "column 'split'" in message
+        assert "'somewhere': expected the splits train" in message
+    else:
+        assert expected in error_message(home, dir=photos, labels=path)
+    missing = tmp_path / "none.csv"
+    assert f"can't read the labels {missing}" in error_message(home, dir=photos, labels=missing)
+
+
+def test_a_column_without_a_table_is_an_error(photos, home):
+    assert "add --labels TABLE" in error_message(home, dir=photos, label_column="label")
+
+
+def test_a_changed_table_is_read_again(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS])
+    assert open_data(home, dir=photos, labels=path, side=8).classes == ("bright", "dark")
+    table(path, "id,label", [(name, f"{label}er") for name, label, _ in ROWS])
+    assert open_data(home, dir=photos, labels=path, side=8).classes == ("brighter", "darker")
