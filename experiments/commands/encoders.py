@@ -81,7 +81,7 @@ def export(
     )
 
 
-def import_(
+def import_(  # over 60 lines, because of its signature
     file: Annotated[
         Path,
         typer.Argument(help="Weights file of another program (.pth, .ckpt, .safetensors, ...)."),
@@ -107,6 +107,13 @@ def import_(
         str | None,
         typer.Option(help=f"First layers of a ResNet: {', '.join(STEMS)}.", show_default="found from the weights"),
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="How the names of the encoder's entries start, if the file has several encoders.",
+            show_default="that of the only one",
+        ),
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the new run.", show_default="that of the file")] = None,
 ) -> None:
@@ -119,6 +126,7 @@ def import_(
     from experiments.runs.exchange import import_run
     from experiments.tracking.store import Store, home
     from simclr.config import make
+    from simclr.weights.foreign import first_names
 
     folder = data_dir and str(data_dir)
     data = make({"data": {"dataset": dataset, "dir": folder, "side": side, "normalize": normalize}}).data
@@ -131,6 +139,7 @@ def import_(
             layout=form,
             backbone=backbone,
             stem=stem,
+            prefix=prefix,
             partial=partial,
             observer=terminal,
         )
@@ -139,5 +148,5 @@ def import_(
     typer.echo(f"images are normalized with '{normalize}': if the encoder was trained otherwise, add --normalize")
     for what in ("left_out", "missing", "unmatched"):
         if keys := getattr(imported, what):
-            typer.echo(f"{what.replace('_', ' ')}: {', '.join(keys)}")
+            typer.echo(f"{what.replace('_', ' ')}: {first_names(keys)}")
     typer.echo(f"next: simclr eval {record.short_id}")

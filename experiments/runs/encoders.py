@@ -14,7 +14,7 @@ from simclr.build import build_model
 from simclr.config import Config, make
 from simclr.data.dataset import DataConfig, Dataset, open_dataset, stored_side
 from simclr.data.sources import DATASETS
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, printable, unknown
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
@@ -36,8 +36,16 @@ class FoundEncoder(NamedTuple):
 def find_encoder(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""
     if name is not None and Path(name).is_file():
-        return FoundEncoder(*load_weights(Path(name)), Path(name), None)
+        return _encoder_in(Path(name))
     return encoder_of(store.find(name))
+
+
+def _encoder_in(path: Path) -> FoundEncoder:
+    """The encoder in a file, whose config anybody may have written: of it, neither the name nor the folder is used."""
+    config, weights, digest = load_weights(path)
+    anywhere = config.data.model_copy(update={"dir": None})
+    name = printable(path.stem)
+    return FoundEncoder(config.model_copy(update={"name": name, "data": anywhere}), weights, digest, path, None)
 
 
 def encoder_of(record: Record) -> FoundEncoder:

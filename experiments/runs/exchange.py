@@ -30,11 +30,12 @@ def import_run(
     layout: str,
     backbone: str | None,
     stem: str | None,
+    prefix: str | None,
     partial: bool,
     observer: Observer = SILENT,
 ) -> tuple[Record, Imported]:
     """A run that holds the encoder of another program's file, to be evaluated on `data`; and what was read."""
-    imported = import_encoder(path, layout, backbone=backbone, stem=stem, partial=partial)
+    imported = import_encoder(path, layout, backbone=backbone, stem=stem, prefix=prefix, partial=partial)
     if imported.side and stored_side(data) != imported.side:
         data = data.model_copy(update={"side": imported.side})
     config = make({"name": name or path.stem, "data": data, "model": imported.model})

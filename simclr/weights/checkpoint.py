@@ -7,6 +7,7 @@ import os
 import pickle
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simclr.config import Config, make
+from simclr.data.dataset import stored_side
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
+from simclr.model import Network
 
 KEEP = 2  # checkpoints that a run keeps
 
@@ -62,10 +65,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, which holds only tensors and plain values. Raises UserError if it is damaged or holds more."""
+    """Read a checkpoint, which holds only tensors and plain values.
+
+    Raises UserError if it is damaged, holds more, or has weights that `check_tensors` refuses.
+    """
     try:
-        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):  # torch does not verify checksums
-            raise ValueError(f"wrong checksum of {record}")
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: check the path") from None
@@ -79,7 +84,44 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged, or not a checkpoint of this suite ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}: expected a checkpoint of this suite")
+    if isinstance(state.get("model"), Mapping):
+        check_tensors(path, state["model"])
     return state
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError if a file is a zip archive with damaged records, or with records that unpack to more than it.
+
+    torch verifies no checksums, and packs nothing: an archive that unpacks could fill the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its records are packed")
+        if record := archive.testzip():
+            raise ValueError(f"wrong checksum of {record}")
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Raise UserError, naming the file and the entry, unless all are tensors of finite numbers that it really holds.
+
+    A tensor can claim a shape of which a file of a few kilobytes holds only one number.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{path} can't be used: {name} is no plain tensor")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise UserError(
+                f"{path} can't be used: {name} should have the shape {tuple(tensor.shape)}, but the file holds only "
+                f"{tensor.untyped_storage().nbytes()} bytes of it"
+            )
+        numbers = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # 8-bit kinds vary
+        if wrong := int((~numbers.isfinite()).sum()):
+            raise UserError(
+                f"{path} can't be used: {wrong} of the {tensor.numel()} numbers in {name} are not finite (nan or "
+                f"infinity), so its network computes nothing. Use weights from before its training diverged"
+            )
 
 
 def latest(folder: Path) -> dict[str, Any]:
@@ -112,7 +154,8 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None
 def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     """Read the config, the weights and the data digest from a run's model.safetensors or from one of its checkpoints.
 
-    Raises UserError for any other file.
+    Raises UserError for any other file, for weights that `check_tensors` refuses, and if they are not those of the
+    config's network. That is found out before memory for the network is taken.
     """
     if path.suffix == ".safetensors":
         try:
@@ -131,11 +174,21 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
         config = make(tomllib.loads(str(state["config"])))
     except (UserError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} holds a config of a different version of this suite: {error}") from None
+    check_tensors(path, state["model"])
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            network = Network(config.model, config.view_size() or stored_side(config.data), 0, (0.0,) * 3, (1.0,) * 3)
+    except RuntimeError as error:  # the sizes overflow
+        raise UserError(f"{path} holds a config of an impossible network: {str(error).splitlines()[0]}") from None
+    try:
+        check_shapes(network, state["model"])
+    except UserError as error:
+        raise UserError(f"{path} can't be used: {error}") from None
     return config, state["model"], state["digest"]
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load weights into a network. Raises UserError with the first difference if they belong to a different network."""
+def check_shapes(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError with the first difference if weights belong to a different network."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if own != given:
@@ -144,4 +197,9 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the weights belong to a different architecture: {name} is {given.get(name, 'missing')}, expected "
             f"{own.get(name, 'no such entry')}"
         )
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights into a network. Raises UserError with the first difference if they belong to a different network."""
+    check_shapes(model, weights)
     model.load_state_dict(weights)

@@ -214,16 +214,17 @@ def export_encoder(
     """Write an encoder in one of EXPORTS, with a card next to it (same name, .md), and check it by loading the file.
 
     `weights` are those of the whole network, as a run saves them. `path` is a folder, or a file with the format's
-    suffix. `card` lists what to say about the encoder, such as data and accuracies. Its "digest" is that of the data.
-    The file contains neither the head nor the path of the images. Raises UserError if the format can't hold the encoder
-    or needs a library, and RunFailed if the file can't be written or gives other features. No file is left then.
+    suffix. In a folder, the file is called after the config, whose name can't lead out of the folder. `card` lists what
+    to say about the encoder, such as data and accuracies. Its "digest" is that of the data. The file contains neither
+    the head nor the path of the images. Raises UserError if the format can't hold the encoder or needs a library, and
+    RunFailed if the file can't be written or gives other features. No file is left then.
     """
     _check_export(config, path, format)
     row = EXPORTS[format]
     headless = config.model.model_copy(update={"head": "none"})
     anywhere = config.data.model_copy(update={"dir": None})
     encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
-    file = path if path.suffix == row.suffix else path / f"{config.name}-{format}{row.suffix}"
+    file = path if path.suffix == row.suffix else path / f"{Path(config.name).name}-{format}{row.suffix}"
     scratch = file.with_name(f".{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from simclr.config import make
 from simclr.errors import UserError, unknown
-from simclr.model import RESNETS, STEMS, ModelConfig, build_encoder
-from simclr.weights.checkpoint import fill
+from simclr.model import RESNETS, ModelConfig, build_encoder
+from simclr.weights.checkpoint import check_archive, check_shapes, check_tensors
 
 
 class Inert:
@@ -55,31 +56,43 @@ WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile add these t
 
 
 def _load(path: Path) -> Any:
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # also rejects TorchScript
     except pickle.UnpicklingError:  # other objects, such as Lightning's hyper-parameters
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=TENSORS_ONLY)
 
 
-def read_foreign(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a .safetensors file or a PyTorch checkpoint, from its top level or one of STATE_KEYS.
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
-    Other objects in the file are never created. WRAPPERS are removed from names. Raises UserError if the file can't be
-    read or has no state dict.
+
+def _state_dicts(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary with tensors in the content of a file, after the place where it is, such as `teacher.`"""
+    if isinstance(content, dict):
+        found = {_without_wrappers(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
+        if found:
+            yield place, found
+        for key, value in content.items():
+            yield from _state_dicts(value, f"{place}{key}.")
+
+
+def read_foreign(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read all state dicts of a .safetensors file or a PyTorch checkpoint, by the place in it where they are.
+
+    Those under STATE_KEYS come first. Other objects in the file are never created. WRAPPERS are removed from names.
+    Raises UserError if the file can't be read or has no tensors.
     """
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
+        states = dict(_state_dicts(content))
     except Exception as error:  # both readers raise many kinds on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"can't read {path} ({reason}): expected a PyTorch checkpoint or a .safetensors file") from None
-    content = content if isinstance(content, dict) else {}
-    for state in (*map(content.get, STATE_KEYS), content):
-        if isinstance(state, dict) and (found := {k: v for k, v in state.items() if isinstance(v, Tensor)}):
-            return {".".join(part for part in str(k).split(".") if part not in WRAPPERS): v for k, v in found.items()}
-    raise UserError(
-        f"{path} has no state dict, neither at its top level nor under {', '.join(STATE_KEYS)}: save "
-        f"model.state_dict() instead"
-    )
+    if not states:
+        raise UserError(f"{path} has no state dict (a dictionary of tensors): save model.state_dict() instead")
+    first = [f"{key}." for key in STATE_KEYS if f"{key}." in states]
+    return {place: states[place] for place in [*first, *states]}
 
 
 class Layout(NamedTuple):
@@ -106,33 +119,95 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def _torchvision_name(key: str, layout: Layout) -> str | None:
-    """torchvision's name for a tensor of the encoder, or None if it lies outside the layout's prefix."""
-    if not key.startswith(layout.prefix):
-        return None
-    part, dot, rest = key.removeprefix(layout.prefix).partition(".")
-    return layout.children.get(part, part) + dot + rest
+# What torchvision calls the heads of its networks. They are not imported.
+HEADS = LAYOUTS["torchvision"].heads
 
 
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+class Place(NamedTuple):
+    """Where an encoder is in a file."""
+
+    state: str  # of the state dict in the file
+    prefix: str  # of the encoder's tensors in the state dict
+    children: Mapping[str, str]  # as in Layout
+
+    @property
+    def name(self) -> str:
+        """How the names of its tensors start, from the top of the file, as --prefix takes it."""
+        return _without_wrappers(self.state + self.prefix)
 
 
-def detect_layout(keys: Iterable[str], first: str = "conv1.weight", among: Iterable[str] = LAYOUTS) -> str:
-    """The name of the layout in which the encoder's `first` tensor is found.
+def find_encoders(states: Mapping[str, Mapping[str, Tensor]], anchors: Sequence[str]) -> list[Place]:
+    """All places under which the state dicts of a file have `anchors`, which are tensors of torchvision's encoder."""
+    found = []
+    for place, state in states.items():
+        for children in ({}, NUMBERED):
+            numbers = {name: number for number, name in children.items()}
+            start, *others = dict.fromkeys(_renamed(anchor, numbers) for anchor in anchors)
+            if children and start == anchors[0]:
+                continue  # it has no part that would be numbered
+            prefixes = [key.removesuffix(start) for key in state if f".{key}".endswith(f".{start}")]
+            found += [Place(place, prefix, children) for prefix in prefixes if all(prefix + o in state for o in others)]
+    return found
 
-    Of several layouts with the same prefix, the one that knows most of the heads is chosen. Raises UserError if there
-    is no encoder, or if there are encoders under several prefixes.
+
+def _anchors(backbone: str | None) -> list[str]:
+    """Tensors by which an encoder is found. None: any ResNet."""
+    if backbone is None or backbone in RESNETS:
+        return ["conv1.weight", "layer1.0.conv1.weight"]
+    with torch.device("meta"):
+        example, _ = build_encoder(ModelConfig.model_construct(backbone=backbone, stem="imagenet"), 224, 0)
+    names = [name for name, _ in example.named_parameters()]
+    return [names[0], names[-1]]
+
+
+def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: str | None, prefix: str | None) -> Place:
+    """The encoder to import. Raises UserError if there is none, or if there are several and no `prefix` chooses one."""
+    anchors = _anchors(backbone)
+    everywhere = find_encoders(states, anchors)
+    if not everywhere:
+        names = first_names([place + key for place, state in states.items() for key in state])
+        remedy = f"it is no {backbone}, so choose another --backbone"
+        if backbone is None:
+            remedy = "if the encoder is no ResNet but another of torchvision's networks, name it with --backbone"
+        raise UserError(f"there is no encoder ('{anchors[0]}' and '{anchors[-1]}') among the entries {names}: {remedy}")
+    row = LAYOUTS.get(layout)
+    places = [place for place in everywhere if row is None or place[1:] == (row.prefix, row.children)]
+    if not places:
+        found = " and ".join(f"'{place.name}'" for place in everywhere)
+        raise UserError(f"the encoder is not where '{layout}' has it, but under {found}: leave out --format")
+    if prefix is not None:
+        wanted = _without_wrappers(prefix.strip(".")) + ("." if prefix.strip(".") else "")
+        chosen = [place for place in places if wanted in (place.name, place.prefix)]
+    else:  # the usual state dicts come first
+        usual = [place for place in places if place.state.removesuffix(".") in STATE_KEYS]
+        chosen = [place for place in usual if place.state == usual[0].state] or places
+    if len(chosen) != 1:
+        found = f"no encoder under '{prefix}'" if not chosen else "several encoders"
+        raise UserError(f"found {found}: choose one with --prefix {' or '.join(repr(place.name) for place in places)}")
+    return chosen[0]
+
+
+def detect_layout(state: Mapping[str, Tensor], place: Place) -> Layout:
+    """The layout that has the encoder at this place, and of several, the one that knows most of the heads.
+
+    If there is none, everything outside of the prefix counts as a head.
     """
-    keys = list(keys)
-    fitting = [name for name in among if any(_torchvision_name(key, LAYOUTS[name]) == first for key in keys)]
-    if len({LAYOUTS[name].prefix for name in fitting}) != 1:
-        found = f"several encoders (layouts {', '.join(fitting)})" if fitting else f"no encoder ('{first}')"
-        raise UserError(
-            f"found {found} among the tensors {_first_names(keys)}: set --backbone, and --layout to one of "
-            f"{', '.join(LAYOUTS)}"
-        )
-    return max(fitting, key=lambda name: sum(key.startswith(LAYOUTS[name].heads) for key in keys))
+    rows = [row for row in LAYOUTS.values() if place[1:] == (row.prefix, row.children)]
+    if not rows:
+        outside = [key for key in state if not key.startswith(place.prefix)]
+        return Layout(place.prefix, (*(place.prefix + head for head in HEADS), *outside), place.children)
+    return max(rows, key=lambda row: sum(key.startswith(row.heads) for key in state))
+
+
+def _renamed(key: str, parts: Mapping[str, str]) -> str:
+    """A name with its first part replaced."""
+    part, dot, rest = key.partition(".")
+    return parts.get(part, part) + dot + rest
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first five of some names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Imported(NamedTuple):
@@ -149,73 +224,84 @@ class Imported(NamedTuple):
 def _resnet_settings(state: Mapping[str, Tensor], backbone: str | None, stem: str | None, small: str) -> dict[str, Any]:
     """Backbone and stem (unless given) and width of a ResNet, from the names and shapes of its tensors.
 
-    `small` is the stem that a 3 x 3 convolution stands for. Raises UserError if the depths are those of no ResNet.
+    `small` is the stem that a 3 x 3 convolution stands for. Raises UserError if the shapes are those of no ResNet.
     """
+    shape = state["conv1.weight"].shape
+    if len(shape) != 4:
+        raise UserError(f"conv1.weight has the shape {tuple(shape)}: expected that of a convolution, with four sides")
     block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
     layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in range(1, 5)]
     backbone = backbone or next((name for name, shape in RESNETS.items() if shape == (block, layers)), None)
     if backbone is None:
-        raise UserError(f"no known ResNet has layers of {layers} {block.__name__}s: set --backbone")
-    shape = state["conv1.weight"].shape
+        raise UserError(f"no known ResNet has layers of {layers} {block.__name__}s, so this encoder can't be imported")
     stem = stem or (small if shape[-1] == 3 else "imagenet")
     return {"backbone": backbone, "stem": stem, "width": shape[0] / 64}
 
 
 def import_encoder(
-    path: Path, layout: str = "auto", *, backbone: str | None = None, stem: str | None = None, partial: bool = False
+    path: Path,
+    layout: str = "auto",
+    *,
+    backbone: str | None = None,
+    stem: str | None = None,
+    prefix: str | None = None,
+    partial: bool = False,
 ) -> Imported:
     """Import the encoder in a file of another program.
 
-    `layout` is one of LAYOUTS or auto. Backbone, width and stem of a ResNet are inferred, except for the stem
-    `stride2`, which has the same shapes as `cifar`. Other backbones of torchvision must be given.
+    `layout` is one of LAYOUTS or auto. The encoder may be anywhere in the file, under any prefix. If there are several,
+    `prefix` chooses one. Backbone, width and stem of a ResNet are inferred, except for the stem `stride2`, which has
+    the same shapes as `cifar`. Other backbones of torchvision must be given.
 
-    Raises UserError for an unreadable file, an unknown layout or weights of other shapes. Also raises it, unless
-    `partial`, if tensors of the encoder are missing, or if some belong neither to the encoder nor to a known head.
+    Raises UserError for an unreadable file, an unknown layout, weights of other shapes (before memory for a network is
+    taken), and weights that `check_tensors` refuses. Also raises it, unless `partial`, if tensors of the encoder are
+    missing, or if some belong neither to the encoder nor to a known head.
     """
     if layout not in (known := (*LAYOUTS, "auto")):
         raise unknown("layout", layout, known)
-    if stem not in (None, *STEMS):
-        raise unknown("stem", stem, STEMS)
-    state = read_foreign(path)
-    with torch.device("meta"):
-        example = build_encoder(ModelConfig.model_construct(backbone=backbone or "resnet18", stem="imagenet"), 224, 0)[
-            0
-        ]
-    first = next(iter(example.state_dict()))
-    row = LAYOUTS[detect_layout(state, first, LAYOUTS if layout == "auto" else (layout,))]
-    tensors = {name: state[key] for key in state if (name := _torchvision_name(key, row))}
+    states = read_foreign(path)
+    place = _choose(states, layout, backbone, prefix)
+    state = states[place.state]
+    row = LAYOUTS.get(layout) or detect_layout(state, place)
+    inside = {key.removeprefix(place.prefix): key for key in state if key.startswith(place.prefix)}
+    keys = {_renamed(name, place.children): key for name, key in inside.items()}  # by torchvision's names
+    tensors = {name: state[key] for name, key in keys.items()}
+    check_tensors(path, {key: state[key] for key in inside.values() if not key.startswith(row.heads)})
     if backbone is None or backbone in RESNETS:
         model = _resnet_settings(tensors, backbone, stem, row.small_stem)
     else:
         model = {"backbone": backbone, "stem": stem or "imagenet", "width": 1.0}
     model["head"] = "none"
-    side = None
+    settings, side = make({"model": model}).model, None
     if model["backbone"].startswith("vit_") and "encoder.pos_embedding" in tensors:  # 1 x (1 + patches) x D
         patches = tensors["encoder.pos_embedding"].shape[1] - 1
         side = round(patches**0.5) * int(model["backbone"].rpartition("_")[2])
-    encoder, _ = build_encoder(ModelConfig.model_construct(**model), side or 224, 0)
-    own = encoder.state_dict()
-    rest = [key for key in state if _torchvision_name(key, row) not in own]
+    with torch.device("meta"):  # shapes without numbers
+        outline, _ = build_encoder(settings, side or 224, 0)
+    own = outline.state_dict()
+    used = {name: tensor for name, tensor in tensors.items() if name in own}
+    rest = [key for key in state if key not in {keys[name] for name in used}]
     unmatched = [key for key in rest if not key.startswith(row.heads)]
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in used and not name.endswith("num_batches_tracked")]
+    other = "" if backbone else "If it is another of torchvision's networks, name it with --backbone"
     if (missing or unmatched) and not partial:
-        raise _mismatch(path, model["backbone"], missing, unmatched)
+        raise _mismatch(path, model["backbone"], missing, unmatched, other)
     try:
-        fill(encoder, own | {name: tensor for name, tensor in tensors.items() if name in own})
+        check_shapes(outline, own | used)
     except UserError as error:
-        raise UserError(f"{path} looks like a {model['backbone']}, but {error}. Set its --backbone") from None
+        raise UserError(f"{path} looks like a {model['backbone']}, but {error}. {other}".rstrip()) from None
+    encoder, _ = build_encoder(settings, side or 224, 0)
+    encoder.load_state_dict(encoder.state_dict() | used)
     left_out = [key for key in rest if key.startswith(row.heads)]
     return Imported(model, dict(encoder.state_dict()), side, left_out, missing, unmatched)
 
 
-def _mismatch(path: Path, backbone: str, missing: Sequence[str], unmatched: Sequence[str]) -> UserError:
+def _mismatch(path: Path, backbone: str, missing: Sequence[str], unmatched: Sequence[str], other: str) -> UserError:
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of its tensors are missing ({_first_names(missing)})")
+        problems.append(f"{len(missing)} of its tensors are missing ({first_names(missing)})")
     if unmatched:
-        names = _first_names(unmatched)
+        names = first_names(unmatched)
         problems.append(f"{len(unmatched)} tensors belong neither to it nor to a known head ({names})")
-    return UserError(
-        f"{path} does not match {backbone}: {' and '.join(problems)}. Choose another --layout or --backbone, or use "
-        f"--partial to import it anyway"
-    )
+    remedy = f"{other}; or use --partial" if other else "Use --partial"
+    return UserError(f"{path} does not match {backbone}: {' and '.join(problems)}. {remedy} to import it anyway")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from experiments.runs.encoders import find_encoder, open_subject
+from experiments.runs.exchange import export_run
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, start_run
+from simclr.config import Config, to_toml
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.protocol import make_protocol
+from simclr.weights.checkpoint import save_weights
+from simclr.weights.encoder import Encoder
 from tests.helpers import tiny
+
+
+def headless(config: Config) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"head": "none"})})
 
 
 def test_an_encoder_is_found_by_run_or_by_file(trained: Store) -> None:
@@ -18,8 +28,26 @@ def test_an_encoder_is_found_by_run_or_by_file(trained: Store) -> None:
     of_file = find_encoder(str(of_run.path), trained)
     assert of_run.run_id == trained.find("t0.2-s0").id
     assert of_file.run_id is None
-    assert of_file.config == of_run.config
+    assert of_file.config == of_run.config.model_copy(update={"name": "model"})
     assert find_encoder(None, trained).run_id == trained.find("t0.5-s0").id
+
+
+def test_neither_name_nor_folder_of_a_files_config_is_used(trained: Store, tmp_path: Path) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    (tmp_path / "pictures").mkdir()
+    data = {"dataset": "folder", "dir": str(tmp_path / "pictures"), "side": 16}
+    config = tiny(name="../../escaped", data=data)
+    theirs = tmp_path / "theirs.safetensors"
+    save_weights(
+        theirs, Encoder(found.config, found.weights).model, {"config": to_toml(headless(config)), "digest": "0"}
+    )
+    of_file = find_encoder(str(theirs), trained)
+    assert (of_file.config.name, of_file.config.data.dir) == ("theirs", None)
+    with pytest.raises(UserError, match="add --data-dir"):
+        open_subject(of_file, trained, make_protocol([]))
+    parity = export_run(of_file, trained, tmp_path / "out" / "inside", "safetensors")
+    assert parity.file == tmp_path / "out" / "inside" / "theirs-safetensors.safetensors"
+    assert "escaped" not in parity.file.with_suffix(".md").read_text()
 
 
 def test_missing_weights_are_an_error_of_one_line(store: Store) -> None:

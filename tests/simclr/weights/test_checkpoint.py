@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from simclr.config import Config, make, to_toml
+from simclr.config import Config, to_toml
 from simclr.errors import RunFailed, UserError
+from simclr.weights import encoder
 from simclr.weights.checkpoint import checkpoints, fill, latest, load_weights, read, save, save_weights
-from tests.simclr.weights.helpers import Bomb, error_of
+from tests.helpers import tiny
+from tests.simclr.weights.helpers import Bomb, error_of, trained
 
 
 def state(step, size=2000):
@@ -268,21 +270,64 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
 
 
-METADATA = {"config": to_toml(Config(name="mine", seed=3)), "digest": "0123", "side": "32"}
+METADATA = {"config": to_toml(tiny()), "digest": "0123", "side": "32"}
 
 
 def test_weights_are_read_back_with_config_and_digest(tmp_path):
-    model, path = network(), tmp_path / "model.safetensors"
+    model, path = trained(tiny(), 16).to(memory_format=torch.channels_last), tmp_path / "model.safetensors"
     save_weights(path, model, METADATA)
     config, weights, digest = load_weights(path)
-    assert config == make({"name": "mine", "seed": 3})
+    assert config == tiny()
     assert digest == "0123"
     assert weights.keys() == model.state_dict().keys()
     assert all(same(weights[name], tensor) for name, tensor in model.state_dict().items())
-    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    other.load_state_dict(weights)
-    images = torch.ones(2, 3, 8, 8)
-    assert torch.allclose(other.eval()(images), model.eval()(images), atol=1e-6)
+
+
+def weights_file(folder, kind, model, config):
+    """A file of each kind that holds an encoder."""
+    if kind == "checkpoint":
+        return save(folder, 1, {"config": to_toml(config), "digest": "0", "model": model.state_dict()})
+    save_weights(folder / "model.safetensors", model, {"config": to_toml(config), "digest": "0"})
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "checkpoint"])
+@pytest.mark.parametrize("entry", ["encoder.conv1.weight", "encoder.layer4.1.bn2.running_var", "head.2.bias"])
+def test_weights_that_are_not_finite_are_refused_and_named(entry, kind, tmp_path):
+    model = trained(tiny(), 16)
+    model.state_dict()[entry].view(-1)[0] = torch.nan
+    path = weights_file(tmp_path, kind, model, tiny())
+    message = error_of(load_weights, path)
+    assert str(path) in message
+    assert f"numbers in {entry} are not finite" in message
+
+
+def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, caplog):
+    save(tmp_path, 10, state(10))
+    broken = state(20)
+    broken["model"]["1.running_var"][2] = torch.inf
+    save(tmp_path, 20, broken)
+    assert latest(tmp_path)["step"] == 10
+    assert "1 of the 3 numbers in 1.running_var" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "checkpoint"])
+@pytest.mark.parametrize("claimed", [{"backbone": "resnet152", "width": 8}, {"hidden_dim": 30_000}, {"head": "none"}])
+def test_a_config_of_another_network_is_refused_before_the_network_is_made(claimed, kind, tmp_path, monkeypatch):
+    path = weights_file(tmp_path, kind, trained(tiny(), 16), tiny(model=claimed))
+    monkeypatch.setattr(encoder, "Network", lambda *_: pytest.fail("the network was made"))
+    message = error_of(encoder.load_encoder, path)
+    assert str(path) in message
+    assert "the weights belong to a different architecture" in message
+
+
+@pytest.mark.parametrize("kind", ["expanded", "meta", "no tensor"])
+def test_a_checkpoint_can_not_claim_what_it_does_not_hold(kind, tmp_path):
+    weights = trained(tiny(), 16).state_dict()
+    name, entry = "encoder.layer4.0.conv1.weight", weights["encoder.layer4.0.conv1.weight"]
+    weights[name] = {"expanded": torch.ones(()).expand(entry.shape), "meta": entry.to("meta"), "no tensor": 3}[kind]
+    path = save(tmp_path, 1, {"config": to_toml(tiny()), "digest": "0", "model": weights})
+    assert f"{path} can't be used: {name}" in error_of(load_weights, path)
 
 
 FOREIGN = {
@@ -318,7 +363,7 @@ def test_a_file_that_is_not_safetensors_is_named(kind, tmp_path):
 
 def test_truncated_weights_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_weights(path, network(), METADATA)
+    save_weights(path, trained(tiny(), 16), METADATA)
     path.write_bytes(path.read_bytes()[:-5])
     assert str(path) in error_of(load_weights, path)
 

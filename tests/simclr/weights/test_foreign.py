@@ -15,7 +15,7 @@ from torchvision.models import vision_transformer
 
 from simclr.errors import UserError
 from simclr.model import RESNETS, ModelConfig, WideResNet, build_encoder
-from simclr.weights.foreign import LAYOUTS, detect_layout, import_encoder, read_foreign
+from simclr.weights.foreign import LAYOUTS, detect_layout, find_encoders, import_encoder, read_foreign
 from tests.simclr.weights.helpers import Bomb, error_of, noise, shrink_convnext
 
 IMAGES = torch.from_numpy(noise(32, 32, 4, 3)).permute(2, 3, 0, 1).float() / 255
@@ -112,8 +112,9 @@ def test_every_layout_is_detected_and_gives_the_features_of_the_source(layout, t
     network, path = resnet(), tmp_path / "foreign.pth.tar"
     expected = features(network)
     torch.save(SAVED[layout](network), path)
-    same_names = {"timm": "torchvision"}
-    assert detect_layout(read_foreign(path)) == same_names.get(layout, layout)
+    (place,) = find_encoders(read_foreign(path), ["conv1.weight", "layer1.0.conv1.weight"])
+    detected = detect_layout(read_foreign(path)[place.state], place)
+    assert detected == LAYOUTS["torchvision" if layout == "timm" else layout]  # which have the same names
     for given in ("auto", layout):
         imported = import_encoder(path, given)
         assert imported.model == {"backbone": "resnet10", "stem": "imagenet", "width": 0.125, "head": "none"}
@@ -131,7 +132,7 @@ def test_wrappers_are_removed_from_names(wrapper, tmp_path):
     state = {mark + key.partition(".")[2]: value for key, value in state.state_dict().items()}
     torch.save({"model": state}, tmp_path / "foreign.pt")
     expected = {f"encoder.{name}": tensor for name, tensor in network.state_dict().items()}
-    found = read_foreign(tmp_path / "foreign.pt")
+    found = read_foreign(tmp_path / "foreign.pt")["model."]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -193,7 +194,7 @@ def test_a_given_backbone_keeps_the_norm_of_its_classifier(tmp_path, monkeypatch
     network = torchvision.models.convnext_tiny().eval()
     torch.save(network.state_dict(), tmp_path / "foreign.pt")
     network.classifier = network.classifier[:2]
-    assert "set --backbone" in error_of(import_encoder, tmp_path / "foreign.pt")
+    assert "name it with --backbone" in error_of(import_encoder, tmp_path / "foreign.pt")
     imported = import_encoder(tmp_path / "foreign.pt", backbone="convnext_tiny")
     assert imported.left_out == ["classifier.2.weight", "classifier.2.bias"]
     assert torch.equal(imported_features(imported), features(network))
@@ -216,13 +217,131 @@ def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_rejected(tmp
     torch.save(resnet().state_dict() | {"layer1.0.conv2.weight": torch.ones(8, 1, 3, 3)}, path)  # like a ResNeXt
     assert "looks like a resnet10, but the weights belong to a different architecture" in error_of(import_encoder, path)
     assert "unknown stem 'small'" in error_of(lambda: import_encoder(path, backbone="resnet18", stem="small"))
-    assert "work only with ResNets" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d", stem="cifar"))
+    assert "it is no resnext50_32x4d" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d"))
 
 
 def test_a_resnet_of_other_depths_is_rejected(tmp_path):
     state = resnet(backbone="resnet18").state_dict()
     torch.save({name: value for name, value in state.items() if not name.startswith("layer4.1.")}, tmp_path / "f.pt")
-    assert "[2, 2, 2, 1] BasicBlocks: set --backbone" in error_of(import_encoder, tmp_path / "f.pt")
+    assert "[2, 2, 2, 1] BasicBlocks, so this encoder can't be imported" in error_of(import_encoder, tmp_path / "f.pt")
+
+
+# --- prefixes ---------------------------------------------------------------------------------------------------------
+
+
+def nested(state, *places):
+    for place in reversed(places):
+        state = {place: state}
+    return state
+
+
+def prefixed(network, prefix):
+    return {prefix + name: tensor for name, tensor in with_fc(network, nn.Linear(32, 10)).state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["convnet.", "f.", "encoder_q.", "teacher.backbone.", "module.trunk.", "net.0.", ""])
+@pytest.mark.parametrize("places", [(), ("state",), ("model", "weights"), ("checkpoint", "model", "ema")])
+def test_an_encoder_is_found_under_any_prefix_and_nesting(prefix, places, tmp_path):
+    network, path = resnet(), tmp_path / "foreign.pth"
+    expected, beside = features(network), {"projector.weight": torch.ones(2)} if prefix else {}
+    other = {"epoch": torch.tensor(3)} if places else {}
+    torch.save(nested(prefixed(network, prefix) | beside, *places) | other, path)
+    imported = import_encoder(path)
+    assert torch.equal(imported_features(imported), expected)
+    assert (imported.missing, imported.unmatched) == ([], [])
+    heads = {prefix.removeprefix("module.") + name for name in ("fc.weight", "fc.bias")}
+    assert set(imported.left_out) == heads | beside.keys()
+
+
+def test_numbered_parts_are_found_under_any_prefix(tmp_path):
+    network, path = resnet(), tmp_path / "foreign.pth"
+    expected = features(network)
+    torch.save({f"f.{name}": tensor for name, tensor in numbered(network).state_dict().items()}, path)
+    assert torch.equal(imported_features(import_encoder(path)), expected)
+
+
+@pytest.mark.parametrize("given", ["encoder_k.", "encoder_k", "module.encoder_k.", "momentum.encoder_k."])
+def test_a_prefix_chooses_one_of_several_encoders(given, tmp_path):
+    one, other, path = resnet(), resnet(), tmp_path / "foreign.pth"
+    with torch.no_grad():
+        other.conv1.weight.mul_(2)
+    expected = features(other)
+    content = {"momentum": prefixed(one, "encoder_q.") | prefixed(other, "module.encoder_k."), "queue": torch.ones(4)}
+    torch.save(content, path)
+    assert "--prefix 'momentum.encoder_q.' or 'momentum.encoder_k.'" in error_of(import_encoder, path)
+    assert "no encoder under 'encoder'" in error_of(lambda: import_encoder(path, prefix="encoder"))
+    imported = import_encoder(path, prefix=given)
+    assert torch.equal(imported_features(imported), expected)
+    assert "encoder_q.conv1.weight" in imported.left_out
+
+
+def test_the_usual_state_dict_comes_before_others(tmp_path):
+    network, other = resnet(), resnet()
+    expected = features(network)
+    with torch.no_grad():
+        other.conv1.weight.mul_(2)
+    torch.save({"ema": other.state_dict(), "state_dict": network.state_dict()}, tmp_path / "foreign.pth")
+    assert torch.equal(imported_features(import_encoder(tmp_path / "foreign.pth")), expected)
+
+
+# --- numbers that can't be used ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("entry", ["conv1.weight", "layer4.0.bn2.running_var"])
+def test_an_entry_that_is_not_finite_is_named(number, entry, tmp_path):
+    network, path = resnet(), tmp_path / "foreign.pth"
+    network.state_dict()[entry].view(-1)[1] = number
+    torch.save(prefixed(network, "f."), path)
+    assert f"numbers in f.{entry} are not finite" in error_of(import_encoder, path)
+
+
+def test_a_head_that_is_not_finite_does_no_harm(tmp_path):
+    state = prefixed(resnet(), "") | {"fc.bias": torch.full((10,), torch.nan)}
+    torch.save(state, tmp_path / "foreign.pth")
+    assert "fc.bias" in import_encoder(tmp_path / "foreign.pth").left_out
+
+
+def claims(shape):
+    """A tensor of this shape that takes one number in a file."""
+    return torch.ones(()).expand(shape)
+
+
+HUGE = {
+    "one entry": lambda state: state | {"conv1.weight": claims((64 * 60, 3, 7, 7))},
+    "all entries": lambda state: {
+        name: claims([side * 60 if side > 7 else side for side in tensor.shape]) for name, tensor in state.items()
+    },
+    "no numbers at all": lambda state: {name: tensor.to("meta") for name, tensor in state.items()},
+    "sparse": lambda state: state | {"conv1.weight": state["conv1.weight"].to_sparse()},
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_small_file_can_not_make_a_large_network(kind, tmp_path, monkeypatch):
+    path = tmp_path / "foreign.pth"
+    torch.save(HUGE[kind](resnet().state_dict()), path)
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda *_: pytest.fail("a network was made"))
+    assert "conv1.weight" in error_of(import_encoder, path)
+
+
+def test_an_archive_that_unpacks_is_refused(tmp_path):
+    path = tmp_path / "foreign.pth"
+    torch.save({"conv1.weight": torch.zeros(1000, 1000)}, path)
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    assert path.stat().st_size < 20_000
+    assert "its records are packed" in error_of(import_encoder, path)
+
+
+def test_content_that_contains_itself_is_refused(tmp_path):
+    content = {"epoch": 3}
+    content["again"] = content
+    torch.save(content, tmp_path / "foreign.pth")
+    assert "can't read" in error_of(import_encoder, tmp_path / "foreign.pth")
 
 
 # --- files that do not match ------------------------------------------------------------------------------------------
@@ -250,19 +369,31 @@ def test_counts_of_batches_may_be_missing(tmp_path):
     assert torch.equal(imported_features(import_encoder(tmp_path / "foreign.pt")), features(network))
 
 
+def some(*prefixes):
+    """The first tensors of a ResNet under each prefix."""
+    names = ("conv1.weight", "layer1.0.conv1.weight")
+    return {f"{prefix}{name}": torch.ones(4, 3, 7, 7) for prefix in prefixes for name in names}
+
+
 REJECTED = {
     "no encoder": (
         {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
         "auto",
-        r"no encoder \('conv1.weight'\).*a.weight, b.weight",
+        r"no encoder \('conv1.weight' .*a.weight, b.weight: if .* name it with --backbone",
     ),
     "two encoders": (
-        {f"{name}.conv1.weight": torch.ones(4, 3, 7, 7) for name in ("encoder", "backbone")},
+        some("encoder.", "backbone."),
         "auto",
-        "several encoders.*encoder.conv1.weight, backbone.conv1.weight.*spijkervet",
+        "several encoders: choose one with --prefix 'encoder.' or 'backbone.'$",
     ),
-    "another layout": ({"conv1.weight": torch.ones(4, 3, 7, 7)}, "sthalles", "no encoder .*conv1.weight"),
-    "no such layout": ({"conv1.weight": torch.ones(4, 3, 7, 7)}, "lightl", "did you mean 'lightly'"),
+    "two state dicts": (
+        {"student": some("net."), "teacher": some("")},
+        "auto",
+        "several encoders: choose one with --prefix 'student.net.' or 'teacher.'$",
+    ),
+    "another layout": (some("mine."), "sthalles", "not where 'sthalles' has it, but under 'mine.': leave out --format"),
+    "no such layout": (some(""), "lightl", "did you mean 'lightly'"),
+    "no convolution": (some("") | {"conv1.weight": torch.ones(4)}, "auto", r"shape \(4,\): expected"),
     "a whole network": (nn.Linear(2, 2), "auto", r"no state dict.*state_dict\(\)"),
     "a tensor": (torch.ones(2), "auto", "no state dict"),
     "no tensors": ({"state_dict": {"epoch": 3}}, "auto", "no state dict"),
@@ -323,7 +454,7 @@ def test_code_in_a_file_is_not_run(kind, where, legacy, tmp_path):
     if where == "whole":
         assert "no state dict" in error_of(read_foreign, path)
     else:
-        found = read_foreign(path)
+        (found,) = read_foreign(path).values()
         assert found.keys() == state.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
     assert not mark.exists()
