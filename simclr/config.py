@@ -150,12 +150,14 @@ class Config(MethodSections):
     def result(self) -> dict[str, Any]:
         """The settings that decide the trained weights. Settings with the same meaning give the same values.
 
-        Left out are the name, the device, the place of the images (their digest is recorded beside the key), how often
-        something is measured or saved, the micro-batch, and all settings that the chosen method, optimizer, head or
-        schedule does not use. Stating a default explicitly changes nothing if it depends only on the config (as
-        `data.side` does), but it does if it depends on the images or the network (as `augment.crop.size` does).
+        Left out are the name, the device, the place of the images and how they are decoded (their digest is recorded
+        beside the key), how often something is measured or saved, the micro-batch, and all settings that the chosen
+        method, optimizer, head or schedule does not use. Stating a default explicitly changes nothing if it depends
+        only on the config (as `data.side` does), but it does if it depends on the images or the network (as
+        `augment.crop.size` does).
         """
-        data = self.data.model_dump(mode="json", exclude={"dir", "labels", "on_bad_image"})
+        ignored = {"dir", "labels", "on_bad_image", "background", "range", "check"}
+        data = self.data.model_dump(mode="json", exclude=ignored)
         version: dict[str, Any] = {"method": RESULT_VERSION}  # the form that it had when SimCLR was the only method
         if self.method != "simclr":
             version = {"method": self.method, "version": RESULT_VERSION}

@@ -132,7 +132,7 @@ def test_mlflows_objects_stay_in_tracking() -> None:
         if path.relative_to(ROOT).as_posix() in DOORS["mlflow"]:
             continue
         for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Attribute):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) != "image.info":  # Pillow's
                 assert node.attr not in ("info", "client", "_client", "experiment_id"), f"{path}:{node.lineno}"
                 inner = node.value
                 mlflow_data = isinstance(inner, ast.Attribute) and inner.attr == "data"

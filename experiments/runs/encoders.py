@@ -101,11 +101,14 @@ def open_subject(
 
 
 def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
-    """The data section of the images to evaluate on."""
+    """The data section of the images to evaluate on, which are decoded as those that the encoder was trained on."""
     if transfer is None:
         return own
     if transfer in DATASETS:
-        return DataConfig(dataset=transfer, side=stored_side(own))
-    if Path(transfer).is_dir():
-        return DataConfig(dataset="folder", dir=Path(transfer).resolve(), side=stored_side(own))
-    raise unknown("data set or folder", transfer, DATASETS)
+        other = DataConfig(dataset=transfer)
+    elif Path(transfer).is_dir():
+        other = DataConfig(dataset="folder", dir=Path(transfer).resolve())
+    else:
+        raise unknown("data set or folder", transfer, DATASETS)
+    same = {"side": stored_side(own)} | {name: getattr(own, name) for name in ("background", "range", "check")}
+    return other.model_copy(update=same)

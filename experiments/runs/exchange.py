@@ -14,7 +14,7 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from simclr.build import build_model
 from simclr.config import make, to_toml
-from simclr.data.dataset import DataConfig, open_dataset, stored_side
+from simclr.data.dataset import DataConfig, open_dataset, stored_side, with_range
 from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, save_weights
 from simclr.weights.export import Parity, export_encoder
@@ -40,6 +40,7 @@ def import_run(
         data = data.model_copy(update={"side": imported.side})
     config = make({"name": name or path.stem, "data": data, "model": imported.model})
     images = open_dataset(data, store.folder, observer)
+    config = config.model_copy(update={"data": with_range(data, images)})
     model = build_model(config, images, torch.device("cpu"))
     fill(model.encoder, imported.weights)
     tags = {"data_digest": images.digest, "source": path.name}

@@ -11,7 +11,7 @@ import torch
 from simclr import device as devices
 from simclr.build import check_images
 from simclr.config import Config
-from simclr.data.dataset import Dataset, open_dataset
+from simclr.data.dataset import Dataset, open_dataset, with_range
 from simclr.progress import SILENT, Observer
 from simclr.train import budget
 from simclr.train.budget import MemoryPlan
@@ -32,11 +32,15 @@ class Prepared:
 
     @cached_property
     def _fit(self) -> tuple[Config, MemoryPlan | None]:
-        return budget.fit_to_device(self.config, len(self.data.images), self.device)
+        config = self.config.model_copy(update={"data": with_range(self.config.data, self.data)})
+        return budget.fit_to_device(config, len(self.data.images), self.device)
 
     @property
     def fitted(self) -> Config:
-        """The config with the micro-batch that fits the device. Raises UserError if none fits."""
+        """The config with the micro-batch that fits the device, and the range of values of the images.
+
+        Raises UserError if no micro-batch fits.
+        """
         return self._fit[0]
 
     @property

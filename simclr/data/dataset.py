@@ -13,23 +13,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from PIL import ImageColor
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from simclr.data.images import Array
+from simclr.data.check import find_fault
+from simclr.data.images import Array, Decoding
 from simclr.data.source import UNLABELLED, Source
 from simclr.data.sources import DATASETS
 from simclr.data.store import open_store
+from simclr.data.wide import Range
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
 from simclr.randomness import permutation
-from simclr.settings import MOST_IMAGES, Folder, Section, Seed, one_of
+from simclr.settings import MOST_IMAGES, Folder, Pair, Section, Seed, one_of
 
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
 
 # Settings that came later are left out of records where they have their default, so that keys and names of runs stay.
 def _is_unset(value: Any) -> bool:
-    return value in (None, False)
+    return value in (None, False, "white", "auto", "error")
+
+
+def _check_colour(name: str) -> str:
+    ImageColor.getrgb(name)  # raises ValueError
+    return name
+
+
+def _check_range(limits: Any) -> Any:
+    numbers = isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(x, int | float) for x in limits)
+    if limits != "auto" and not (numbers and limits[0] < limits[1]):
+        raise ValueError("expected auto, or [low, high] with low < high")
+    return limits
 
 
 class DataConfig(Section):
@@ -49,6 +64,11 @@ class DataConfig(Section):
     split_column: str | None = Field(None, exclude_if=_is_unset)
     unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
     on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images
+    # The colour behind transparent images.
+    background: Annotated[str, AfterValidator(_check_colour)] = Field("white", exclude_if=_is_unset)
+    # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.
+    range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = Field("auto", exclude_if=_is_unset)
+    check: Literal["error", "report"] = Field("error", exclude_if=_is_unset)  # if images look wrongly decoded
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class Dataset:
     digest: str  # hash of images and labels
     mean: tuple[float, ...]  # of each channel, in [0, 1], over a sample of the images to pre-train on
     std: tuple[float, ...]
+    range: Range | None = None  # the values of images of more than 8 bits that became 0 and 255
 
     @property
     def side(self) -> int:
@@ -73,6 +94,16 @@ class Dataset:
     def has_labels(self) -> bool:
         """Whether accuracy can be measured: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
+
+
+def decoding_of(config: DataConfig) -> Decoding:
+    """How the image files of a config are decoded."""
+    return Decoding(stored_side(config), config.background, None if config.range == "auto" else config.range)
+
+
+def with_range(config: DataConfig, data: Dataset) -> DataConfig:
+    """The config with the range of values that was found in its images, for those who embed other images later."""
+    return config if data.range is None else config.model_copy(update={"range": data.range})
 
 
 def stored_side(config: DataConfig) -> int:
@@ -103,17 +134,21 @@ def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> So
 def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) -> Dataset:
     """Open the data set of a config. The first call decodes it into `home`/cache, later calls only map that file.
 
-    Raises UserError for a missing folder, a failed download, unreadable images, or too few images, and RunFailed where
-    the disk is full.
+    Raises UserError for a missing folder, a failed download, unreadable images, images that look as if they were
+    decoded wrongly, or too few images, and RunFailed where the disk is full.
     """
     source, skip_bad = source_of(config, home, observer), config.on_bad_image == "skip"
-    store = open_store(config.dataset, source, stored_side(config), home / "cache", observer, skip_bad=skip_bad)
+    store = open_store(config.dataset, source, decoding_of(config), home / "cache", observer, skip_bad=skip_bad)
     for note in source.notes:
         observer.say(note)
+    if fault := find_fault(store.measured, config.check == "error"):
+        raise UserError(fault)
     parts = _split(store.splits, store.labels, config)
     pretrain = parts["pretrain"]
     mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)], observer)
-    return Dataset(config.dataset, store.images, store.labels, store.classes, parts, store.digest, mean, std)
+    return Dataset(
+        config.dataset, store.images, store.labels, store.classes, parts, store.digest, mean, std, store.range
+    )
 
 
 def _shuffle(rows: Array, labels: Array, config: DataConfig) -> Array:

@@ -31,7 +31,7 @@ def load_folder(
     if labels is None and not unlabelled:
         labels = _table_of(folder, names)
     layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
-    files = Files(names, lambda name: (folder / name).read_bytes())
+    files = Files(names, lambda name: (folder / name).read_bytes(), forkable=True)
     known = set(names)
     listed = [name for rows in layout.splits.values() for name, _ in rows if name in known]
     found = fingerprint_files(folder, listed)

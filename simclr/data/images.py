@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import jpeg_factory
 
+from simclr.data.unreadable import describe, misread
+from simclr.data.wide import Range, WideImage, find_range, kind_of_values, sample_values, to_eight_bits
+from simclr.data.workers import in_chunks
 from simclr.errors import UserError
 from simclr.progress import Observer
 
 Array = NDArray[Any]
+
+JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+MANY = 1000  # files from which on several processes decode faster than threads, although they take time to start
+SAMPLED = 10_000  # files (or up to twice as many) whose values are looked at to find their range
 
 
 class Files(NamedTuple):
@@ -23,24 +29,94 @@ class Files(NamedTuple):
 
     names: Sequence[str]
     read: Callable[[str], bytes]
+    forkable: bool = False  # whether forked processes may call it: it opens its files anew
 
 
-def decode(data: bytes, side: int) -> Array:
-    """Decode an image file and return its `pixels`."""
-    with Image.open(BytesIO(data)) as image:
-        return pixels(image, side)
+class Decoding(NamedTuple):
+    """How image files are turned into pixels."""
+
+    side: int  # of the square images, in pixels
+    background: str = "white"  # the colour behind transparent images
+    range: Range | None = None  # the values of images of more than 8 bits that become 0 and 255; None: unknown
 
 
-def pixels(image: Image.Image, side: int) -> Array:
+class Decoded(NamedTuple):
+    """The pixels of an image file, uint8 3 x side x side, and whether the file has more pages or frames than that."""
+
+    pixels: Array
+    more_pages: bool
+
+
+class Outcome(NamedTuple):
+    """What happened to files that were decoded, by row."""
+
+    failed: dict[int, str]  # why a file can't be read
+    wide: dict[int, str]  # the kind of values of files that failed because no range is known
+    more_pages: list[int]
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file without decoding it. Raises ValueError, or another error of PIL, if that is impossible."""
+    try:
+        if data.startswith(JPEG):  # Image.open would refuse the large ones, which are decoded at a reduced size
+            return jpeg_factory(BytesIO(data))
+        return Image.open(BytesIO(data))
+    except (UnidentifiedImageError, SyntaxError):
+        raise ValueError(describe(data)) from None
+
+
+def decode(data: bytes, decoding: Decoding) -> Decoded:
+    """Decode an image file. Raises ValueError, or another error of PIL, if that is impossible."""
+    with open_image(data) as image:
+        return Decoded(pixels(image, decoding), _has_more_pages(image))
+
+
+def _has_more_pages(image: Image.Image) -> bool:
+    if image.format == "MPO":  # its second picture is a preview or another view, which cameras add
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second page is damaged
+        return True
+
+
+def pixels(image: Image.Image, decoding: Decoding) -> Array:
     """Convert an image of any mode and size to uint8, 3 x side x side.
 
-    The image is turned upright by its EXIF orientation, converted to RGB, and cropped by `crop_square`.
+    The image is turned upright by its EXIF orientation, laid over the background if it has transparency, converted to
+    RGB, and cropped by `crop_square`. Values of more than 8 bits are mapped to 8 bits by `to_eight_bits`. Raises
+    WideImage if their range is not known, and ValueError for an image that is too large or that PIL would misread.
     """
-    image.draft("RGB", (2 * side, 2 * side))  # lets JPEG decode at a reduced size, never below twice the target
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip
-        upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
-    return crop_square(upright.convert("RGB"), side)
+    whole = image.size
+    image.draft("RGB", (2 * decoding.side, 2 * decoding.side))  # JPEG: decodes fewer pixels, never below twice the side
+    _check_size(whole if image.info.get("progressive") else image.size)
+    if reason := misread(image):
+        raise ValueError(reason)
+    if kind := kind_of_values(image):
+        if decoding.range is None:
+            raise WideImage(kind)
+        image = to_eight_bits(image, decoding.range)
+    else:
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        image = _composite(image, decoding.background)
+    elif image.mode != "RGB":  # convert would copy
+        image = image.convert("RGB")
+    return crop_square(image, decoding.side)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError for a number of pixels that would take too much memory, by PIL's limit."""
+    megapixels, limit = size[0] * size[1] / 1e6, 2 * (Image.MAX_IMAGE_PIXELS or float("inf")) / 1e6
+    if megapixels > limit:
+        raise ValueError(f"has {megapixels:.0f} megapixels, more than {limit:.0f}: make it smaller")
+
+
+def _composite(image: Image.Image, background: str) -> Image.Image:
+    """An image with transparency laid over a colour, as RGB."""
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 def crop_square(image: Image.Image, side: int) -> Array:
@@ -50,29 +126,59 @@ def crop_square(image: Image.Image, side: int) -> Array:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def decode_files(files: Files, out: Array, observer: Observer, what: str) -> list[tuple[int, str]]:
-    """Decode files into the rows of `out`, in threads. Returns the rows that failed, each with the reason.
+def decode_files(files: Files, out: Array, decoding: Decoding, observer: Observer, what: str) -> Outcome:
+    """Decode files into the rows of `out`, in parallel. `what` names the work in the observer's progress.
 
-    `what` names the work in the observer's progress.
+    A memory-mapped `out` of many rows is filled by several processes if the files allow it, which is faster for small
+    images.
     """
-    failed: list[tuple[int, str]] = []
+    total, outcome = len(files.names), Outcome({}, {}, [])
 
-    def decode_row(row: int) -> None:
-        try:
-            out[row] = decode(files.read(files.names[row]), out.shape[-1])
-        except UnidentifiedImageError:
-            failed.append((row, "not an image"))
-        except MemoryError:  # doesn't mean that the file is damaged
-            raise
-        except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
-            failed.append((row, str(error)))
+    def decode_rows(rows: range) -> Outcome:
+        part = Outcome({}, {}, [])
+        for row in rows:
+            try:
+                out[row], more_pages = decode(files.read(files.names[row]), decoding)
+            except MemoryError:  # doesn't mean that the file is damaged
+                raise
+            except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
+                part.failed[row] = str(error) or type(error).__name__
+                if isinstance(error, WideImage):
+                    part.wide[row] = error.kind
+            else:
+                part.more_pages.extend([row] * more_pages)
+        return part
 
-    total, chunk = len(files.names), 256
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL releases the interpreter lock
-        for start in range(0, total, chunk):
-            list(pool.map(decode_row, range(start, min(start + chunk, total))))
-            observer.progress(what, min(start + chunk, total), total)
-    return sorted(failed)
+    processes = files.forkable and isinstance(out, np.memmap) and total >= MANY
+    for done, part in in_chunks(decode_rows, total, processes=processes):
+        outcome.failed.update(part.failed)
+        outcome.wide.update(part.wide)
+        outcome.more_pages.extend(part.more_pages)
+        observer.progress(what, done, total)
+    return outcome
+
+
+def measure_range(files: Files, observer: Observer) -> Range:
+    """Find the range of values of wide images that `to_eight_bits` maps to 8 bits, over a sample of SAMPLED files."""
+    names = files.names[:: max(1, len(files.names) // SAMPLED)]
+
+    def sample(rows: range) -> list[Array]:
+        found = []
+        for row in rows:
+            try:
+                with open_image(files.read(names[row])) as image:
+                    found.append(sample_values(image))
+            except MemoryError:
+                raise
+            except Exception:  # it is reported when it is decoded
+                continue
+        return found
+
+    samples: list[Array] = []
+    for done, part in in_chunks(sample, len(names), processes=False):
+        samples += part
+        observer.progress("measuring values", done, len(names))
+    return find_range(samples)
 
 
 def bad_images(

@@ -140,7 +140,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
         files = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.JPEG"))
         return Source(
             fingerprint_files(unpacked, files),
-            lambda: _arrange_tiny_imagenet(Files(files, lambda file: (unpacked / file).read_bytes())),
+            lambda: _arrange_tiny_imagenet(Files(files, lambda file: (unpacked / file).read_bytes(), forkable=True)),
         )
 
     def read() -> Contents:
@@ -152,7 +152,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
 
 
 def _arrange_tiny_imagenet(files: Files) -> Contents:
-    names, read = files
+    names, read = files.names, files.read
     wnids = read("wnids.txt").decode().split()
     words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
     index = {wnid: i for i, wnid in enumerate(wnids)}
@@ -168,7 +168,7 @@ def _arrange_tiny_imagenet(files: Files) -> Contents:
     test_labels = {f"val/images/{file}": label(wnid) for file, wnid in annotations}
     train, test = [name for name in names if name.startswith("train/")], [name for name in names if name in test_labels]
     splits = {
-        "train": Split(Files(train, read), np.array([label(name.split("/")[1]) for name in train], np.int64)),
-        "test": Split(Files(test, read), np.array([test_labels[name] for name in test], np.int64)),
+        "train": Split(files._replace(names=train), np.array([label(name.split("/")[1]) for name in train], np.int64)),
+        "test": Split(files._replace(names=test), np.array([test_labels[name] for name in test], np.int64)),
     }
     return Contents(tuple(words.get(wnid, wnid).split(",")[0] for wnid in wnids), splits)

@@ -63,7 +63,10 @@ def contents_of_layout(layout: Layout, files: Files) -> Contents:
         return files.read(name)
 
     splits = {
-        split: Split(Files([name for name, _ in rows], read), np.array([label for _, label in rows], np.int64))
+        split: Split(
+            files._replace(names=[name for name, _ in rows], read=read),
+            np.array([label for _, label in rows], np.int64),
+        )
         for split, rows in layout.splits.items()
     }
     return Contents(layout.classes, splits)

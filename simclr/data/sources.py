@@ -6,14 +6,12 @@ DOWNLOADS if it has to be downloaded.
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from simclr.data.formats import OPTIONS, load_images
-from simclr.data.images import Files
+from simclr.data.images import Files, open_image
 from simclr.data.known import load_cifar, load_digits, load_shapes, load_stl10, load_tiny_imagenet
 from simclr.data.source import Contents, Loader
 
@@ -49,8 +47,8 @@ def image_side(contents: Contents, sample: int = 64) -> int:
     sides = []
     for name in images.names[:: max(1, len(images.names) // sample)]:
         try:
-            with Image.open(BytesIO(images.read(name))) as image:
+            with open_image(images.read(name)) as image:
                 sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError):
-            continue  # reported with the others when they are decoded
+        except Exception:  # PIL raises many kinds. They are reported when the images are decoded
+            continue
     return int(np.median(sides)) if sides else 0

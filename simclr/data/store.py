@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
-from simclr.data.images import Array, Files, bad_images, crop_square, decode_files
+from simclr.data.check import Measured, describe, measure
+from simclr.data.fill import fill
+from simclr.data.images import Array, Decoding, bad_images
 from simclr.data.source import UNLABELLED, Contents, Source, fingerprint
+from simclr.data.wide import Range
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 
-FORMAT = 1  # part of the name of every store's folder: a new number makes the suite decode everything again
+FORMAT = 2  # part of the name of every store's folder: a new number makes the suite decode everything again
 CHUNK = 1 << 24  # bytes of images that are copied or counted at a time
 
 
@@ -35,6 +38,8 @@ class ImageStore:
     classes: tuple[str, ...]
     splits: dict[str, Array]  # the rows of each split of the source
     digest: str  # hash of images and labels
+    range: Range | None  # the values of images of more than 8 bits that became 0 and 255
+    measured: Measured
 
     def channel_statistics(self, rows: Array, observer: Observer) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of some images, in [0, 1], rounded to six digits.
@@ -62,21 +67,37 @@ class _Damaged(Exception):  # noqa: N818 (it describes the store)
 
 
 def open_store(
-    name: str, source: Source, side: int, cache: Path, observer: Observer, *, skip_bad: bool = False
+    name: str,
+    source: Source,
+    decoding: Decoding,
+    cache: Path,
+    observer: Observer,
+    *,
+    skip_bad: bool = False,
 ) -> ImageStore:
-    """Open the store of a source's images at a side in pixels. If it is missing or damaged, decode them first.
+    """Open the store of a source's images, decoded in a certain way. If it is missing or damaged, decode them first.
 
-    Raises UserError where files can't be read as images, unless `skip_bad`, and RunFailed where the disk is full.
+    Raises UserError where files can't be read as images, unless `skip_bad`, or where their values need a range, and
+    RunFailed where the disk is full.
     """
-    folder = cache / f"{name}-{fingerprint(source.fingerprint, side, FORMAT)}"
+
+    def folder_of(way: Decoding) -> Path:
+        return cache / f"{name}-{fingerprint(source.fingerprint, way.side, FORMAT, way.background, way.range)}"
+
+    folder = folder_of(decoding)
     try:
-        return _load(folder, side, skip_bad)
+        if decoding.range is not None:  # perhaps it was found in these images
+            with suppress(_Damaged):
+                found = _load(folder_of(decoding._replace(range=None)), decoding.side, skip_bad)
+                if found.range == decoding.range:
+                    return found
+        return _load(folder, decoding.side, skip_bad)
     except _Damaged as damage:
         if folder.exists():
             observer.say(f"the decoded images in {folder} are damaged ({damage}), so they are decoded again")
     contents = source.read()
     try:
-        return _create(folder, contents, side, skip_bad, observer)
+        return _create(folder, contents, decoding, skip_bad, observer)
     except OSError as error:
         raise RunFailed(
             f"can't write the decoded images to {cache}: {error}; free some space there, or check the folder's "
@@ -92,6 +113,8 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         mapped = np.load(folder / "images.npy", mmap_mode="c")
         images = mapped[: len(labels)]  # skipped files leave rows at the end
         classes, digest, bad, files = tuple(meta["classes"]), str(meta["digest"]), list(meta["bad"]), int(meta["files"])
+        limits, measured = meta["range"], Measured(**meta["measured"])
+        limits = None if limits is None else (float(limits[0]), float(limits[1]))
         splits = {split: np.arange(*bounds) for split, bounds in meta["bounds"].items()}
         rows = np.concatenate(list(splits.values()))
         if (images.shape, images.dtype) != ((len(labels), 3, side, side), np.uint8):
@@ -110,7 +133,7 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         raise _Damaged(" ".join(str(error).split()) or type(error).__name__) from None
     if bad and not skip_bad:
         raise bad_images(bad, files)
-    return ImageStore(folder, images, labels, classes, splits, digest)
+    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured)
 
 
 def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:
@@ -132,17 +155,17 @@ def _images_per_chunk(images: Array) -> int:
     return max(1, CHUNK // int(images[0].nbytes))
 
 
-def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> ImageStore:
+def _create(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool, observer: Observer) -> ImageStore:
     """Make the folder of a store, or wait for the process that makes it. It appears only when it is complete."""
     scratch = folder.with_name(f".{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         with suppress(_Damaged):
-            return _load(folder, side, skip_bad)  # another process made it meanwhile
+            return _load(folder, decoding.side, skip_bad)  # another process made it meanwhile
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
             scratch.mkdir()
-            _write(scratch, contents, side, skip_bad, observer)
+            _write(scratch, contents, decoding, skip_bad, observer)
             for path in scratch.iterdir():  # so that the folder is complete after a power cut too
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
@@ -150,26 +173,16 @@ def _create(folder: Path, contents: Contents, side: int, skip_bad: bool, observe
             os.rename(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return _load(folder, side, skip_bad)
+        return _load(folder, decoding.side, skip_bad)
 
 
-def _write(folder: Path, contents: Contents, side: int, skip_bad: bool, observer: Observer) -> None:
+def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool, observer: Observer) -> None:
     """Decode all splits, one after the other, into images.npy, labels.npy and meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
-    images = allocate(folder / "images.npy", (len(labels), 3, side, side))
-    bad: dict[int, str] = {}
-    end, bounds = 0, {}
-    for name, split in contents.splits.items():
-        start, end = end, end + len(split.labels)
-        bounds[name] = (start, end)
-        if isinstance(split.images, Files):
-            for row, reason in decode_files(split.images, images[start:end], observer, f"decoding {name}"):
-                bad[start + row] = f"{split.images.names[row]} ({reason})"
-        elif split.images.shape[2:] == (side, side):
-            images[start:end] = split.images
-        else:
-            for row, image in enumerate(split.images, start):
-                images[row] = crop_square(Image.fromarray(image.transpose(1, 2, 0)), side)
+    images = allocate(folder / "images.npy", (len(labels), 3, decoding.side, decoding.side))
+    decoding, bad = fill(contents, images, decoding, observer)
+    ends = np.cumsum([len(split.labels) for split in contents.splits.values()]).tolist()
+    bounds = dict(zip(contents.splits, zip([0, *ends], ends, strict=False), strict=True))
     if bad:
         keep = np.setdiff1d(np.arange(len(labels)), list(bad))
         bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}
@@ -181,10 +194,28 @@ def _write(folder: Path, contents: Contents, side: int, skip_bad: bool, observer
         labels = labels[keep]
     images.flush()
     np.save(folder / "labels.npy", labels)
+    kept = images[: len(labels)]
+    with ThreadPoolExecutor(1) as thread:
+        digest = thread.submit(_digest, kept, labels)
+        measured = measure(kept)
+    if note := describe(measured):
+        observer.say(note)
+    meta = {
+        "digest": digest.result(),
+        "classes": contents.classes,
+        "bounds": bounds,
+        "range": decoding.range,
+        "measured": measured._asdict(),
+        "bad": list(bad.values()),
+        "files": len(labels) + len(bad),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _digest(images: Array, labels: Array) -> str:
     digest = hashlib.blake2b(labels.tobytes(), digest_size=16)
-    digest.update(images[: len(labels)].data)
-    meta = {"digest": digest.hexdigest(), "classes": contents.classes, "bounds": bounds}
-    (folder / "meta.json").write_text(json.dumps(meta | {"bad": list(bad.values()), "files": len(labels) + len(bad)}))
+    digest.update(images.data)
+    return digest.hexdigest()
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

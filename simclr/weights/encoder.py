@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from simclr.config import Config
-from simclr.data.dataset import stored_side
+from simclr.data.dataset import decoding_of
 from simclr.data.images import Files, bad_images, decode_files, pixels
 from simclr.errors import UserError
 from simclr.model import Network
@@ -29,8 +29,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.config, self.stored = config, stored_side(config.data)
-        self.side = config.view_size() or self.stored
+        self.config, self.decoding = config, decoding_of(config.data)
+        self.side = config.view_size() or self.decoding.side
         headless = config.model.model_copy(update={"head": "none"})
         self.model = Network(headless, self.side, config.seed, (0.0,) * 3, (1.0,) * 3)
         fill(self.model, {name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
@@ -42,11 +42,13 @@ class Encoder(nn.Module):
         return h
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Convert an image of any mode and size as in training: to float 3 x stored x stored, in [0, 1].
+        """Convert an image of any mode and size as in training: to float 3 x S x S, in [0, 1].
 
-        Pass the image as `Image.open` returns it. If its pixels were already loaded, a JPEG is resized differently.
+        S is the side of the training images. Pass the image as `Image.open` returns it: if its pixels were already
+        loaded, a JPEG is resized differently, and of 16-bit colours only 8 bits are left. Raises ValueError for an
+        image of more than 8 bits if the encoder was trained on images of 8 bits.
         """
-        return torch.tensor(pixels(image, self.stored)).float().div_(255)
+        return torch.tensor(pixels(image, self.decoding)).float().div_(255)
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -76,8 +78,9 @@ def embed_files(
     device = encoder.model.mean.device
     for start in range(0, len(files), batch):
         names = [str(file) for file in files[start : start + batch]]
-        images = np.empty((len(names), 3, encoder.stored, encoder.stored), np.uint8)
-        bad = dict(decode_files(Files(names, lambda name: Path(name).read_bytes()), images, SILENT, ""))
+        images = np.empty((len(names), 3, encoder.decoding.side, encoder.decoding.side), np.uint8)
+        read = Files(names, lambda name: Path(name).read_bytes())
+        bad = decode_files(read, images, encoder.decoding, SILENT, "").failed
         reasons = [f"{names[row]} ({reason})" for row, reason in bad.items()]
         if bad and skipped is None:
             raise bad_images(reasons, len(files), "Remove them, or pass --on-bad-image skip")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from simclr.data.dataset import DataConfig, open_dataset
 from simclr.data.download import DOWNLOADS, Download
+from simclr.data.images import Decoding, decode
 from simclr.errors import UserError
 
 
@@ -36,6 +37,11 @@ def encode(array, kind="PNG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decoded(content, side, **how):
+    """The pixels of an encoded image, 3 x side x side."""
+    return decode(content, Decoding(side, **how)).pixels
 
 
 def plain(value, side=8):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +17,12 @@ from safetensors.torch import save_file
 import simclr
 from simclr import load_encoder
 from simclr.config import make, to_toml
-from simclr.data.images import decode
+from simclr.data.images import Decoding, decode
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.settings import read_toml
 from simclr.weights.checkpoint import save, save_weights
-from simclr.weights.encoder import embed_files
+from simclr.weights.encoder import Encoder, embed_files
 from tests.helpers import tiny
 from tests.simclr.weights.helpers import noise, trained
 
@@ -135,7 +136,6 @@ IMAGES = {
     "high": (Image.fromarray(noise(50, 21, 3)), "PNG", {}),
     "small": (Image.fromarray(noise(5, 9, 3)), "PNG", {}),
     "grey": (Image.fromarray(noise(40, 30)), "PNG", {}),
-    "grey, 16 bits": (Image.fromarray(noise(40, 30).astype(np.uint16) * 257), "PNG", {}),
     "grey with alpha": (Image.fromarray(noise(40, 30)).convert("LA"), "PNG", {}),
     "RGBA": (Image.fromarray(noise(33, 47, 4)), "PNG", {}),
     "palette": (Image.fromarray(noise(33, 47, 3)).convert("P"), "PNG", {}),
@@ -153,7 +153,21 @@ def test_transform_gives_the_pixels_of_the_image_store(kind, encoder):
     image.save(file, format, **options)
     found = encoder.transform(Image.open(file))
     assert (found.dtype, found.shape) == (torch.float32, (3, 16, 16))
-    assert torch.equal(found, torch.tensor(decode(file.getvalue(), 16)).float() / 255)
+    assert torch.equal(found, torch.tensor(decode(file.getvalue(), Decoding(16)).pixels).float() / 255)
+
+
+def test_wide_images_are_scaled_as_the_training_images_were(encoder, tmp_path):
+    values = np.random.default_rng(1).integers(0, 4096, (40, 30), np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="trained on images of 8 bits"):
+        encoder.transform(Image.open(tmp_path / "deep.png"))
+    with pytest.raises(UserError, match=r"deep.png \(has 16-bit values"):
+        next(embed_files(encoder, [tmp_path / "deep.png"]))
+    config = encoder.config.model_copy(update={"data": encoder.config.data.model_copy(update={"range": (0, 4095)})})
+    trained = Encoder(make(tomllib.loads(to_toml(config))), encoder.model.state_dict())
+    found = trained.transform(Image.open(tmp_path / "deep.png"))
+    Image.fromarray((values * (255 / 4095)).round().astype(np.uint8)).save(tmp_path / "shallow.png")
+    assert torch.equal(found, trained.transform(Image.open(tmp_path / "shallow.png")))
 
 
 def test_transform_keeps_an_image_of_the_right_size(encoder):

@@ -1,0 +1,75 @@
+"""Count decoded images that look as if something went wrong, such as black ones, and refuse data sets full of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVELS = 16  # an image with no more different values (of 256, over all channels) is counted, as 12 bits cut to 4 have
+FEWEST = (
+    100  # images from which on a data set can be refused: in smaller ones a few plain images are no sign of a fault
+)
+MOST = 0.5  # share of images of one colour, or with few levels, above which a data set is refused
+LEAST_DISTINCT = 0.1  # share of different images below which it is refused
+LEAST_SPAN = 128  # images with few levels that span so many of the 256 values are drawings and not refused
+
+
+class Measured(NamedTuple):
+    """What `measure` counts."""
+
+    images: int
+    distinct: int  # images that differ from each other
+    repeated: int  # images that are identical to another one
+    one_colour: int  # images of a single colour
+    few_levels: int  # other images with at most LEVELS values
+    lowest: int  # value of all images
+    highest: int
+
+
+def measure(images: NDArray[Any]) -> Measured:
+    """Count such images among uint8 N x 3 x H x W, of which there is at least one."""
+    images = np.asarray(images)  # without the overhead of np.memmap
+    step = max(1, images.shape[-1] // 8)
+    hashes = np.empty(len(images), np.int64)
+    one_colour = few_levels = 0
+    for row, image in enumerate(images):
+        hashes[row] = hash(image.tobytes())
+        if len(set(image[:, ::step, ::step].tobytes())) <= LEVELS >= len(np.unique(image)):  # 8 x 8 do for most
+            plain = bool((image == image[:, :1, :1]).all())
+            one_colour, few_levels = one_colour + plain, few_levels + (not plain)
+    counts = np.unique(hashes, return_counts=True)[1]
+    repeated = int(counts[counts > 1].sum())
+    return Measured(len(images), len(counts), repeated, one_colour, few_levels, int(images.min()), int(images.max()))
+
+
+def describe(found: Measured) -> str:
+    """What was counted, in one line. Empty if nothing was."""
+    parts = {
+        "of one colour": found.one_colour,
+        f"with at most {LEVELS} of 256 values": found.few_levels,
+        "identical to another one": found.repeated,
+    }
+    counted = [f"{count:,} {what}" for what, count in parts.items() if count]
+    return f"of {found.images:,} images, {', '.join(counted)}" if counted else ""
+
+
+def find_fault(found: Measured, check: bool) -> str | None:
+    """Why a data set can't be used. None if it can. Without `check`, only images that are all equal are a reason."""
+    if found.images > 1 and found.distinct == 1:
+        colour = " and of one colour" if found.one_colour else ""
+        return (
+            f"all {found.images:,} images are equal{colour} once they are decoded, so there is nothing to learn: look "
+            f"at the files. data.background and data.range say how transparent images, and images of more than 8 bits, "
+            f"are decoded"
+        )
+    few = found.one_colour + found.few_levels > MOST * found.images and found.highest - found.lowest < LEAST_SPAN
+    plain = found.one_colour > MOST * found.images
+    if check and found.images >= FEWEST and (few or plain or found.distinct < LEAST_DISTINCT * found.images):
+        return (
+            f"the images look as if they were decoded wrongly: {describe(found)}; values from {found.lowest} to "
+            f"{found.highest}. Draw some with `simclr views` and --set data.check=report, which accepts them. "
+            f"data.background and data.range say how transparent images, and images of more than 8 bits, are decoded"
+        )
+    return None

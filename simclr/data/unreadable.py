@@ -1,0 +1,109 @@
+"""Say what a file is if it can't be read as an image, or would be read wrongly, and what to do about it."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffTags import TAGS_V2
+
+
+class Kind(NamedTuple):
+    """A kind of file, which has certain bytes at an offset."""
+
+    offset: int
+    signature: bytes
+    about: str  # completes the sentence "FILE is ..."
+
+
+_HEIC = "a HEIC photo: pip install 'simclr-suite[heic]', or save it as JPEG"
+_VIDEO = "a video: save its frames as images first (ffmpeg -i VIDEO FOLDER/%06d.png)"
+_RAW = "a camera's raw file: develop it to JPEG or 16-bit TIFF first"
+_ARCHIVE = "an archive: unpack it, or give it as the data set by itself"
+
+KINDS = [
+    *(Kind(4, b"ftyp" + brand, _HEIC) for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")),
+    Kind(4, b"ftypcrx ", _RAW),
+    Kind(4, b"ftypavi", "an AVIF image, which this version of Pillow can't read: pip install --upgrade pillow"),
+    Kind(4, b"ftyp", _VIDEO),
+    Kind(8, b"AVI LIST", _VIDEO),
+    Kind(0, b"\x1aE\xdf\xa3", _VIDEO),
+    Kind(0, b"\0\0\1\xba", _VIDEO),
+    Kind(128, b"DICM", "a DICOM file: save it as 16-bit PNG or TIFF first (such as with pydicom)"),
+    Kind(0, b"%PDF", "a PDF document: save its pages as images first (pdftoppm -png FILE PAGE)"),
+    Kind(8, b"CR\2", _RAW),
+    Kind(0, b"FUJIFILMCCD-RAW", _RAW),
+    Kind(0, b"IIRO", _RAW),
+    Kind(0, b"IIU\0", _RAW),
+    Kind(0, b"\0\0\0\x0cJXL ", "a JPEG XL image: save it as PNG or JPEG first"),
+    Kind(0, b"\xff\x0a", "a JPEG XL image: save it as PNG or JPEG first"),
+    Kind(0, b"v/1\1", "an OpenEXR image: save it as a TIFF of 32-bit floats in grey, or as PNG, first"),
+    Kind(0, b"\x89HDF", "an HDF5 file: save its images as PNG or TIFF first"),
+    Kind(0, b"\x93NUMPY", "a NumPy array: save its images as PNG or TIFF first"),
+    Kind(344, b"n+1\0", "a NIfTI volume: save its slices as PNG or TIFF first"),
+    Kind(0, b"PK\3\4", _ARCHIVE),
+    Kind(0, b"\x1f\x8b", _ARCHIVE),
+    Kind(0, b"7z\xbc\xaf", _ARCHIVE),
+    Kind(0, b"Rar!", _ARCHIVE),
+    Kind(257, b"ustar", _ARCHIVE),
+    Kind(0, b"version https://git-lfs", "a pointer of Git LFS: fetch the image itself (git lfs pull)"),
+]
+
+_TAG = {tag.name: number for number, tag in TAGS_V2.items()}
+
+
+def tiff_tag(image: Image.Image, name: str) -> Any:
+    """The value of a tag of a TIFF image, the first one if there are several. None if it has none."""
+    value = getattr(image, "tag_v2", {}).get(_TAG[name])
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file of an image that is not loaded yet, such as "RGB;16B". Empty if unknown."""
+    tiles = getattr(image, "tile", [])
+    args = tiles[0][3] if tiles else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def misread(image: Image.Image) -> str | None:
+    """Why an image that is not loaded yet would be read wrongly, or None."""
+    if tiff_tag(image, "BitsPerSample") == 16 and raw_mode(image) in ("R", "G", "B", "A"):
+        return "keeps each colour of 16 bits in a plane of its own: save it with interleaved colours"
+    if tiff_tag(image, "SubIFDs") is not None and tiff_tag(image, "NewSubfileType") == 1:
+        return f"begins with a thumbnail, so it is probably {_RAW}"
+    return None
+
+
+def describe(data: bytes) -> str:
+    """Why a file can't be read as an image, given all of its bytes."""
+    if not data:
+        return "is empty"
+    for kind in KINDS:
+        if data.startswith(kind.signature, kind.offset):
+            return f"is {kind.about}"
+    head = data[:1000].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if head.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:5000].lower():
+        return "is an SVG drawing: save it as PNG first (rsvg-convert -w 512 FILE)"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, perhaps saved instead of the image: download it again"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return _describe_tiff(data)
+    return "not an image"
+
+
+def _describe_tiff(data: bytes) -> str:
+    try:
+        tags: Any = ImageFileDirectory_v2(data[:8])
+        file = BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+    except Exception:  # PIL raises many kinds on damaged files
+        return "is a damaged TIFF file"
+    channels, bits = tags.get(_TAG["SamplesPerPixel"], 1), tags.get(_TAG["BitsPerSample"], (1,))[0]
+    form = {2: "signed integers", 3: "floating-point numbers"}.get(tags.get(_TAG["SampleFormat"], (1,))[0], "integers")
+    return (
+        f"is a TIFF with {channels} channel{'s' * (channels > 1)} of {bits}-bit {form}, which Pillow can't read: save "
+        f"it with 1 channel (up to 32 bits, or 32-bit floating-point numbers), or 3 channels of 8 or 16 bits"
+    )
