@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from simclr.errors import RunFailed, UserError, unknown
+from simclr.errors import RunFailed, UserError, printable, unknown
 
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
     "pretrain": ("pretrain:pretrain", "Train an encoder on images, without their labels."),
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
     raise typer.Exit(code)
 
 

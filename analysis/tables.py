@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from tabulate import tabulate
 from analysis.statistics import check_same_shape, mcnemar
 
 MISSING = "—"
+FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
+# Names of runs, cells and classes are shown literally: no cell of a Markdown table holds HTML, a link or an image.
+MARKDOWN = {"\n": " "} | {character: f"\\{character}" for character in "\\|<>[]*`"}
 LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 
 
@@ -102,12 +106,33 @@ def terminal(frame: pd.DataFrame, notes: Sequence[str]) -> str:
 
 def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     """A Markdown table with the notes as a list below it."""
-    return "\n".join([_tabulate(frame, "github", {"|": "\\|", "\n": " "}), "", *_note_lines("- ", notes)])
+    return "\n".join([_tabulate(frame, "github", MARKDOWN), "", *_note_lines("- ", notes)])
 
 
 def csv(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     """CSV with the notes as lines starting with '# ' above the header. Numbers keep all their digits."""
-    return "\n".join([*_note_lines("# ", notes), frame.to_csv(index=False, na_rep=MISSING)])
+    return "\n".join([*_note_lines("# ", notes), _without_formulas(frame).to_csv(index=False, na_rep=MISSING)])
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV file without notes, in which missing values are empty."""
+    _without_formulas(frame).to_csv(path, index=False)
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before each text, in the header too, that spreadsheets would take for a formula."""
+    texts = frame.select_dtypes(exclude="number")
+    return frame.assign(**texts.map(_without_formula)).rename(columns=_without_formula)
+
+
+def _without_formula(value: Any) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value  # a signed number
 
 
 def latex(frame: pd.DataFrame, notes: Sequence[str]) -> str:

@@ -40,13 +40,14 @@ def one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
 
 
 # Bounds that settings share. They lie far above anything in use. What is within them can be computed and recorded.
-MOST_EPOCHS = 100_000  # published runs have up to 5,000
+MOST_EPOCHS = 10**7  # published runs have up to 5,000, but an epoch of a few images takes milliseconds
 MOST_IMAGES = 10**9  # of a data set; the largest published ones have a few billion, for many machines
 LARGEST_BATCH = 2**20  # published ones have up to 65,536 images
 LARGEST = 1e30  # of a learning rate or a penalty: with it, a step still fits into float32, which ends at 3e38
 LARGEST_SEED = 2**63 - 1  # TOML's largest integer
 MOST_VALUES = 100  # in a list, each of which is measured or trained
-LONGEST_NAME = 1000  # characters; the names that the suite makes for the cells of studies have up to a few hundred
+LONGEST_NAME = 1000  # characters, also of what the suite adds, such as the names of cells
+LONGEST_NEW_NAME = 250  # MLflow's databases allow as many
 
 Count = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
 Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
@@ -74,13 +75,28 @@ def check_name(name: str) -> str:
     if not name.strip():
         raise ValueError("expected a name that is not empty")
     if len(name) > LONGEST_NAME:
-        raise ValueError(f"expected at most {LONGEST_NAME} characters, got {len(name)}: choose a shorter name (--name)")
+        raise ValueError(f"expected at most {LONGEST_NAME} characters, got {len(name)}")
     if printable(name) != name:
         raise ValueError("expected a name without control characters, such as line ends")
     return name
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+
+
+def check_new_name(name: str) -> str:
+    """A name that a user gives to something new. Raises UserError unless it is a `Name`, short, and not a path."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UserError(f"name = {shown(name)}: {error}") from None
+    if "/" in name or "\\" in name:
+        raise UserError(f"name = {shown(name)}: expected a name, not a path: leave out / and \\")
+    if len(name) > LONGEST_NEW_NAME:
+        raise UserError(
+            f"name = {shown(name)}: expected at most {LONGEST_NEW_NAME} characters, got {len(name)}: choose a --name"
+        )
+    return name
 
 
 def _check_path(path: Path) -> Path:

@@ -106,6 +106,7 @@ def test_a_shell_completes_commands_and_options(typed: str, completed: list[str]
     ("error", "code", "message"),
     [
         (UserError("a mistake"), 2, "error: a mistake\n"),
+        (UserError("no file a\nerror: b\x1b[2J"), 2, "error: no file a\\nerror: b\\x1b[2J\n"),
         (RunFailed("it diverged"), 1, "failed: it diverged\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),

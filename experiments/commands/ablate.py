@@ -22,6 +22,7 @@ from experiments.commands.options import (
     Memory,
     Preset,
     Settings,
+    check_new_name,
 )
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
 from simclr.settings import read_toml
@@ -82,7 +83,8 @@ def ablate(  # over 60 lines, because of its signature
     memory: Memory = None,
     settings: Settings = [],  # noqa: B006
     name: Annotated[
-        str | None, typer.Option(help="Name of the study.", show_default="the preset and what is varied")
+        str | None,
+        typer.Option(callback=check_new_name, help="Name of the study.", show_default="the preset and what is varied"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells with their time and memory. Trains nothing.")

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from experiments.commands.names import names_in
-from experiments.commands.options import DATASETS, BadImage, DataDir, Device, EncoderName, NewestEncoder
+from experiments.commands.options import DATASETS, BadImage, DataDir, Device, EncoderName, NewestEncoder, check_new_name
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 
 EXPORTS = names_in("simclr.weights.export.EXPORTS")
 LAYOUTS = names_in("simclr.weights.foreign.LAYOUTS")
@@ -48,14 +48,15 @@ def embed(
     names, notes = list_files(folder)
     files = [folder / name for name in image_names(names, notes)]
     for note in notes:
-        typer.echo(note, err=True)
+        typer.echo(printable(note), err=True)
     skipped: list[str] | None = [] if on_bad_image == "skip" else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):
         write_features(out, embed_files(encoder, files, batch_size, terminal, skipped))
     for file in skipped or []:
-        typer.echo(f"skipped: {file}", err=True)
-    typer.echo(f"wrote {out}: {len(files) - len(skipped or [])} images, {encoder.features} features each")
+        typer.echo(f"skipped: {printable(file)}", err=True)
+    count = len(files) - len(skipped or [])
+    typer.echo(printable(f"wrote {out}: {count} images, {encoder.features} features each"))
 
 
 def export(
@@ -75,7 +76,8 @@ def export(
 
     store = Store(home())
     parity = export_run(find_encoder_or_newest(run, store), store, out, form)
-    typer.echo(f"wrote {parity.file}, and {parity.file.with_suffix('.md').name}, which says how to load it")
+    card = parity.file.with_suffix(".md").name
+    typer.echo(printable(f"wrote {parity.file}, and {card}, which says how to load it"))
     typer.echo(
         f"checked: its features differ by {parity.difference:.1e} of the largest one (allowed: {parity.tolerance:g})"
     )
@@ -115,7 +117,9 @@ def import_(  # over 60 lines, because of its signature
         ),
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")] = False,
-    name: Annotated[str | None, typer.Option(help="Name of the new run.", show_default="that of the file")] = None,
+    name: Annotated[
+        str | None, typer.Option(callback=check_new_name, help="Name of the new run.", show_default="that of the file")
+    ] = None,
 ) -> None:
     """Import an encoder that another program trained.
 
@@ -148,5 +152,5 @@ def import_(  # over 60 lines, because of its signature
     typer.echo(f"images are normalized with '{normalize}': if the encoder was trained otherwise, add --normalize")
     for what in ("left_out", "missing", "unmatched"):
         if keys := getattr(imported, what):
-            typer.echo(f"{what.replace('_', ' ')}: {first_names(keys)}")
+            typer.echo(f"{what.replace('_', ' ')}: {printable(first_names(keys))}")
     typer.echo(f"next: simclr eval {record.short_id}")

@@ -43,6 +43,13 @@ def _absolute(path: Path | None) -> Path | None:
         raise UserError(f"can't find the folder {path}: {error}. Write the path in full") from None
 
 
+def check_new_name(name: str | None) -> str | None:
+    """Raises UserError for a name that nothing new can have."""
+    from simclr import settings
+
+    return None if name is None else settings.check_new_name(name)
+
+
 def _check_format(name: str) -> str:
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)

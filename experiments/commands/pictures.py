@@ -27,6 +27,7 @@ from experiments.commands.options import (
     Transfer,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from simclr.errors import printable
 
 METRICS = names_in("experiments.runs.compare.SHORT_NAMES")
 
@@ -56,7 +57,7 @@ def views(
     with Terminal() as terminal:
         data = open_dataset(chosen.data, home(), terminal)
         draw_view_grid(chosen, data, out)
-    typer.echo(f"wrote {out}")
+    typer.echo(printable(f"wrote {out}"))
 
 
 def plot(
@@ -77,7 +78,7 @@ def plot(
     from experiments.tracking.store import Store, home
 
     files = plot_metric(metric, runs, Store(home()), out, smooth)
-    typer.echo(f"wrote {', '.join(map(str, files))}")
+    typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
 
 
 def tsne(
@@ -125,7 +126,7 @@ def tsne(
             subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
         )
     typer.echo(note)
-    typer.echo(f"wrote {', '.join(map(str, files))}")
+    typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
 
 
 def neighbours(
@@ -157,4 +158,4 @@ def neighbours(
         )
         check(subject, [])
         draw_neighbours(subject, images, out, count)
-    typer.echo(f"wrote {out}")
+    typer.echo(printable(f"wrote {out}"))

@@ -19,6 +19,7 @@ from experiments.commands.options import (
     PlannedMemory,
     Preset,
     Settings,
+    check_new_name,
 )
 from experiments.commands.terminal import Terminal, resumable
 
@@ -76,7 +77,10 @@ def search(  # over 60 lines, because of its signature
         int,
         typer.Option(min=0, help="Number of fresh seeds to train the best trials and the starting config with."),
     ] = 3,
-    name: Annotated[str | None, typer.Option(help="Name of the search.", show_default="search- and the preset")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(callback=check_new_name, help="Name of the search.", show_default="search- and the preset"),
+    ] = None,
 ) -> None:
     """Search for better settings that fit into memory.
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from simclr.errors import printable
 from simclr.progress import Observer
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Terminal(Observer):
         return self._stopping
 
     def say(self, text: str) -> None:
-        typer.echo(text)
+        typer.echo("\n".join(map(printable, text.split("\n"))))
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)

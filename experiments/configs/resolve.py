@@ -18,6 +18,7 @@ from simclr.settings import (
     Epochs,
     Many,
     Section,
+    check_new_name,
     flatten,
     get_value,
     merge,
@@ -101,10 +102,10 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return make(table)
 
 
-def preset_table(name: str) -> dict[str, Any]:
+def preset_table(name: Any) -> dict[str, Any]:
     """The settings of a preset, together with those of the presets that it builds on. Raises UserError if unknown."""
     known = presets()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise unknown("preset", name, known)
     return _on_preset(read_toml(known[name].path))
 
@@ -112,7 +113,7 @@ def preset_table(name: str) -> dict[str, Any]:
 def _on_preset(table: dict[str, Any]) -> dict[str, Any]:
     """A table of settings, merged over the preset that its key `preset` names."""
     own = {key: value for key, value in table.items() if key != "preset"}
-    return merge(preset_table(str(table["preset"])), own) if "preset" in table else own
+    return merge(preset_table(table["preset"]), own) if "preset" in table else own
 
 
 def shared(path: str) -> bool:
@@ -171,9 +172,14 @@ def resolve_timed(
         table, changes[path] = merge(table, nested(path, value)), value
     for augmentation in dropped:
         table = _drop(table, augmentation)
-    if "name" not in changes:
+    if "name" in changes:
+        check_new_name(str(changes["name"]))
+    else:
         shown = [f"{short_name(path)}={value}" for path, value in changes.items() if path not in UNNAMED]
-        table["name"] = "-".join([str(table.get("name", "simclr")), *shown, *(f"no-{name}" for name in dropped)])
+        start = table.get("name", "simclr")
+        added = [*shown, *(f"no-{name}" for name in dropped)]
+        if added and isinstance(start, str):  # else the config is refused
+            table["name"] = "-".join([start, *added])
     try:
         time = _Timed.model_validate({"time": table.pop("time", None)}).time
     except ValidationError as error:
@@ -183,7 +189,10 @@ def resolve_timed(
             raise UserError(f"{table['name']} has a time budget, which determines the epochs: remove --epochs")
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
-    return make(table), time
+    config = make(table)
+    for choice in time.choices if time is not None else ():
+        changed(config, choice.set)  # also the one that comes last must be valid, before any work
+    return config, time
 
 
 def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.tables import comparison, mcnemar_table
+from analysis.tables import comparison, mcnemar_table, write_csv
 from experiments.runs.evaluate import REFERENCE, predictions
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError, unknown
@@ -116,7 +116,8 @@ def chance_level(metric: str, record: Record) -> float:
     if (method := METHODS.get(_method(record))) is not None:  # a newer version may have recorded one more
         names = {f"{method.section_name}.{name}": name for name in method.section.model_fields}
         given = {names[name]: value for name, value in record.params.items() if name in names}
-        levels |= method.chance(method.section.model_validate(given), int(record.params["train.batch_size"]))
+        section = method.section.model_validate(given, strict=False)  # MLflow keeps every value as text
+        levels |= method.chance(section, int(record.params["train.batch_size"]))
     return levels.get(metric, nan)
 
 
@@ -142,5 +143,5 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
     chance = sorted(level for level in levels if not isnan(level))
     for path in files[:2]:
         plots.curves(histories, path, curve_label(key, records[0]), chance, smooth)
-    plots.curve_points(histories).to_csv(files[2], index=False)
+    write_csv(plots.curve_points(histories), files[2])
     return files

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis import plots
 from analysis.statistics import accuracy_interval
-from analysis.tables import is_accuracy
+from analysis.tables import is_accuracy, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
 from experiments.tracking.store import Record, Store
@@ -161,5 +161,5 @@ def _keep_predictions(tracker: Tracker, subject: Subject, metric: str, predicted
 
     tracker.artifact(_predictions_file(metric), arrays)
     name = metric.replace("/", "-")
-    tracker.artifact(f"{name}-classes.csv", lambda path: by_class.to_csv(path, index=False))
+    tracker.artifact(f"{name}-classes.csv", lambda path: write_csv(by_class, path))
     tracker.artifact(f"{name}-confusion.png", lambda path: plots.confusion_matrix(matrix, list(classes), path))

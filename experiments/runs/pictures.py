@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from analysis import plots
+from analysis.tables import write_csv
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
 from simclr.data.images import Decoding, Files, bad_images, decode_files
@@ -85,5 +86,5 @@ def draw_tsne(
     plots.scatter(points, labels, data.classes, files[:2], pictures, note)
     names = [data.classes[label] if label != UNLABELLED else "" for label in labels]
     table = pd.DataFrame({"row": rows, "class": names, "x": points[:, 0], "y": points[:, 1]})
-    table.to_csv(files[2], index=False)
+    write_csv(table, files[2])
     return note, files

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from analysis.tables import FORMATS
+from analysis.tables import FORMATS, write_csv
 from analysis.trials import pictures
 from experiments.configs.resolve import changed
 from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
@@ -39,7 +39,7 @@ def confirm(search: Search, start: float, *, top: int, seeds: int, command: str,
     if study.report:
         observer.say(study.report)
         table = selection_table(search, plan, start, fresh, observer)
-        search.tracker.artifact("selection.csv", lambda path: table.to_csv(path, index=False))
+        search.tracker.artifact("selection.csv", lambda path: write_csv(table, path))
         observer.say(FORMATS["terminal"](table, selection_notes(search, table)))
     study.check()
 
@@ -48,7 +48,7 @@ def record_trials(search: Search, start: float) -> str:
     """Keep the trials, their pictures and the best config with the search's run. Returns a summary of a few lines."""
     study, tracker, objectives = search.study, search.tracker, search.objectives.split(",")
     table = trial_table(study, objectives)
-    tracker.artifact("trials.csv", lambda path: table.to_csv(path, index=False))
+    tracker.artifact("trials.csv", lambda path: write_csv(table, path))
     if best := ranked(search.study):
         config = changed(search.full.config, best[0].user_attrs[SETTINGS])
         config = config.model_copy(update={"name": f"{search.name}-best"})

@@ -16,7 +16,7 @@ from experiments.configs.resolve import changed, preset_on, shared, short_name
 from experiments.studies.axes import Axis, AxisCell, axes, find_axis
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, printable, unknown
 from simclr.settings import flatten, get_value, parse_setting
 
 BASELINE = "baseline"
@@ -107,7 +107,7 @@ def plan_study(
         raise UserError("nothing differs from the baseline: use --drop, --only, --axis or --vary")
     parts = [baseline.name, *(["together"] if together else [])]
     parts += [f"no-{name}" for name in drop] + [f"only-{name}" for name in alone]
-    parts += [Path(axis).stem] if axis else []
+    parts += [printable(Path(axis).stem)] if axis else []
     parts += [short_name(text.partition("=")[0].strip()) for text in vary]
     return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {}, "-".join(parts))
 

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.tracking import local
 from experiments.tracking.local import EXPERIMENT
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -169,7 +169,7 @@ class Store:
         tags = run.data.tags
         return Record(
             id=run.info.run_id,
-            name=str(run.info.run_name),
+            name=printable(str(run.info.run_name)),  # MLflow's page can rename a run
             kind=tags.get("kind", ""),
             status=run.info.status,
             started=datetime.fromtimestamp(run.info.start_time / 1000),

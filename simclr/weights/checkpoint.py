@@ -21,6 +21,7 @@ from simclr.config import Config, make
 from simclr.data.dataset import stored_side
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
 from simclr.model import Network
+from simclr.settings import parse_toml
 
 KEEP = 2  # checkpoints that a run keeps
 
@@ -171,7 +172,7 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     if not {"config", "digest", "model"} <= set(state):
         raise UserError(f"{path} was not written by this suite: expected a run's model.safetensors or checkpoint")
     try:
-        config = make(tomllib.loads(str(state["config"])))
+        config = make(parse_toml(str(state["config"]), "its config"))
     except (UserError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} holds a config of a different version of this suite: {error}") from None
     check_tensors(path, state["model"])

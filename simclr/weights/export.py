@@ -7,6 +7,7 @@ and must give the same features. Otherwise it is removed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -68,6 +69,8 @@ class Export(NamedTuple):
 
 
 SAME_KERNELS, OTHER_KERNELS = 1e-5, 1e-4  # tolerances; other kernels are those of onnxruntime or contiguous memory
+
+LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and the suffix
 
 EXPORTS: dict[str, Export] = {
     "safetensors": Export(
@@ -173,10 +176,24 @@ def _compare(encoder: Encoder, lines: str) -> float:
     return float(difference)
 
 
+# Names are shown literally: they may come from somebody else's file, and must not become HTML, a link or a code block.
+MARKDOWN = str.maketrans({"\n": " "} | {character: f"\\{character}" for character in "\\|<>[]*`"})
+
+
+def _base_name(name: str) -> str:
+    """The start of a file's name, from the last part of a run's name.
+
+    That may come from somebody else's file, so it can't choose a folder, hide the file, or be too long for a name.
+    """
+    last = re.sub(r'[:*?"<>|]', "_", re.split(r"[/\\]", name)[-1])  # characters that Windows doesn't allow
+    return last.encode()[:LONGEST_BASE_NAME].decode(errors="ignore").strip(" .") or "encoder"
+
+
 def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity) -> str:
-    model, listed = encoder.config.model, "".join(f"- {key}: {value}\n" for key, value in facts.items())
+    model = encoder.config.model
+    listed = "".join(f"- {key}: {value.translate(MARKDOWN)}\n" for key, value in facts.items())
     return f"""\
-# {encoder.config.name}: a {model.backbone} encoder
+# {encoder.config.name.translate(MARKDOWN)}: a {model.backbone} encoder
 
 {listed}- width {model.width:g}, stem {model.stem}, without the projection head
 - `images`: float N x 3 x {encoder.side} x {encoder.side}, RGB in [0, 1]
@@ -224,7 +241,7 @@ def export_encoder(
     headless = config.model.model_copy(update={"head": "none"})
     anywhere = config.data.model_copy(update={"dir": None})
     encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
-    file = path if path.suffix == row.suffix else path / f"{Path(config.name).name}-{format}{row.suffix}"
+    file = path if path.suffix == row.suffix else path / f"{_base_name(config.name)}-{format}{row.suffix}"
     scratch = file.with_name(f".{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

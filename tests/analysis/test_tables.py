@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.tables import FORMATS, comparison, mcnemar_table
+from analysis.tables import FORMATS, comparison, mcnemar_table, write_csv
 
 AWKWARD = pd.DataFrame({"a_b": ["50% & #1|{x}", None], "lr": [0.1, float("nan")], "n": ["1e5", "007"]})
 NOTES = ["protocol 1: k=200", "simclr compare a b"]
@@ -37,6 +38,40 @@ def test_csv_can_be_read_back() -> None:
     assert text.splitlines()[:2] == [f"# {note}" for note in NOTES]
     rows = list(csv.reader(io.StringIO(text.split("\n", 2)[2])))
     assert rows == [["a, b", "c"], ['say "x"', str(1 / 3)], ["—", "2.0"]]
+
+
+HOSTILE = [
+    "=HYPERLINK(1)",
+    "@x",
+    "+1+1",
+    "-2+3",
+    " =1",
+    "[a](http://b)",
+    "![a](b)",
+    "<script>",
+    "`x`",
+    "a|b",
+    "a\\",
+    "*a*",
+]
+
+
+def test_csv_has_no_formulas(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"=name": HOSTILE, "points": "-1.5", "+x": -2.5})
+    write_csv(frame, tmp_path / "a.csv")
+    for text in (FORMATS["csv"](frame, []), (tmp_path / "a.csv").read_text()):
+        header, *rows = csv.reader(io.StringIO(text.lstrip()))
+        assert header == ["'=name", "points", "'+x"]
+        assert [row[0] for row in rows] == [f"'{name}" for name in HOSTILE[:5]] + HOSTILE[5:]
+        assert {(row[1], row[2]) for row in rows} == {("-1.5", "-2.5")}
+    assert list(frame["=name"]) == HOSTILE
+
+
+def test_markdown_shows_names_literally() -> None:
+    text = FORMATS["markdown"](pd.DataFrame({"name": HOSTILE}), [])
+    for name, line in zip(HOSTILE, text.splitlines()[2:], strict=False):
+        assert re.sub(r"\\([\\|<>\[\]*`])", r"\1", line).strip("| ") == name.strip("| ")
+        assert not re.search(r"(?<!\\)(\\\\)*[<>\[\]*`]", line)
 
 
 def test_markdown_escapes_pipes() -> None:

@@ -301,3 +301,45 @@ def test_a_preset_on_a_config_keeps_its_images_seed_and_precision() -> None:
     preset = preset_on("cifar10-cpu", config)
     assert (preset.data.dataset, preset.seed, preset.name, preset.device) == ("digits", 7, "tiny", "cpu")
     assert (preset.train.precision, preset.optim.name) == ("fp32", "muon")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", " ", "x" * 251, "caf\udce9"])
+def test_a_new_name_is_short_and_not_a_path(name: str) -> None:
+    assert error_of(name=name).startswith("name = ")
+
+
+def test_a_stored_config_may_have_a_name_that_is_not_new(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("name = 'a/b'")
+    assert resolve(config=tmp_path / "a.toml").name == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = 3", "name = 3"),
+        ("[name]\na = 1", "name = "),
+        ("preset = 3", "unknown preset '3'"),
+        ("[preset]\na = 1", "unknown preset"),
+        ("preset = ['shapes']", "unknown preset"),
+        ("loss = 3", "loss = 3"),
+        ("augment = [1]", "augment = [1]"),
+        ("augment2 = 5", "augment2 = 5"),
+        ("[optim.lr]\na = 1", 'optim.lr = {"a": 1}'),
+        ("time = 3", "time = 3"),
+        ("time.hours = 1\ntime.choices = 3", "time.choices = 3"),
+        ("time.hours = 1\ntime.choices = [3]", "time.choices.0 = 3"),
+        ("time.hours = 1\ntime.choices = [{set = 3}]", "time.choices.0.set = 3"),
+        ("time.hours = 1\ntime.choices = [{set = {'optim.rl' = 1}}]", "unknown setting 'optim.rl'"),
+        ("time.hours = 1\ntime.choices = [{set = {'optim.lr' = true}}, {}]", "optim.lr = true"),
+        ("time.hours = nan", "nan can't be the value"),
+        ("time.hours = 1e9", "time.hours = 1000000000.0"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"dropped": ["flip"], "settings": ["loss.temperature=0.1"]}])
+def test_a_table_where_a_value_belongs_and_the_reverse_are_refused(
+    text: str, message: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve_timed(config=tmp_path / "a.toml", **more)
+    assert message in str(caught.value)

@@ -160,3 +160,32 @@ def test_the_name_in_a_config_leads_nowhere(small, tmp_path):
     config = config.model_copy(update={"name": "../../escaped"})
     parity = export_encoder(model.state_dict(), config, tmp_path / "a" / "b", "safetensors", {})
     assert parity.file == tmp_path / "a" / "b" / "escaped-safetensors.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("../x", "x"),
+        ("/etc/x", "x"),
+        ("..\\x", "x"),
+        ("a/..", "encoder"),
+        ("a:b?", "a_b_"),
+        ("a=[0.1, 1.0] é", "a=[0.1, 1.0] é"),
+        ("é" * 500, "é" * 100),
+    ],
+)
+def test_a_name_does_not_choose_where_an_encoder_is_written(name, file, small, tmp_path):
+    config, model = small
+    inside = tmp_path / "inside"
+    parity = export_encoder(model.state_dict(), config.model_copy(update={"name": name}), inside, "safetensors", FACTS)
+    assert parity.file == inside / f"{file}-safetensors.safetensors"
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    assert len(list(inside.iterdir())) == 2
+
+
+def test_a_card_shows_names_literally(small, tmp_path):
+    config, model = small
+    named = config.model_copy(update={"name": "<b>[a](http://b)"})
+    parity = export_encoder(model.state_dict(), named, tmp_path, "safetensors", {"digest": "", "run": "`x`\n# y"})
+    card = parity.file.with_suffix(".md").read_text()
+    assert card.startswith("# \\<b\\>\\[a\\](http://b): a resnet10 encoder\n\n- digest: \n- run: \\`x\\` # y\n")
