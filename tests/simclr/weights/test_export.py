@@ -155,17 +155,10 @@ def test_a_folder_that_cannot_be_created_is_named(small, tmp_path):
         export_encoder(small[1].state_dict(), small[0], tmp_path / "file", "safetensors", {})
 
 
-def test_the_name_in_a_config_leads_nowhere(small, tmp_path):
-    config, model = small
-    config = config.model_copy(update={"name": "../../escaped"})
-    parity = export_encoder(model.state_dict(), config, tmp_path / "a" / "b", "safetensors", {})
-    assert parity.file == tmp_path / "a" / "b" / "escaped-safetensors.safetensors"
-
-
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("../x", "x"),
+        ("../../x", "x"),
         ("/etc/x", "x"),
         ("..\\x", "x"),
         ("a/..", "encoder"),
