@@ -189,10 +189,10 @@ def resolve_timed(
             raise UserError(f"{table['name']} has a time budget, which determines the epochs: remove --epochs")
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
-    config = make(table)
+    chosen = make(table)
     for choice in time.choices if time is not None else ():
-        changed(config, choice.set)  # also the one that comes last must be valid, before any work
-    return config, time
+        changed(chosen, choice.set)  # also the one that comes last must be valid, before any work
+    return chosen, time
 
 
 def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
