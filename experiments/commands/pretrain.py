@@ -89,6 +89,7 @@ def pretrain(  # over 60 lines, because of its signature
     """
     from experiments.configs.resolve import resolve_timed
     from experiments.configs.time_budget import choose_config
+    from experiments.runs.encoders import weights_of
     from experiments.runs.estimate import estimate
     from experiments.runs.prepare import prepare
     from experiments.runs.train import train
@@ -131,6 +132,7 @@ def pretrain(  # over 60 lines, because of its signature
             record = train(prepared, store, resume=resume, again=again, tags=tags, observer=terminal)
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
+    weights_of(record)  # those of a run that was trained before may be gone
     if terminal.latest:
         typer.echo(f"done: {terminal.status()}")
     typer.echo(f"next: simclr eval {record.short_id} --knn --linear (without labels: --no-labels)   or   simclr ui")

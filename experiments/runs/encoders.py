@@ -48,9 +48,24 @@ def _encoder_in(path: Path) -> FoundEncoder:
     return FoundEncoder(config.model_copy(update={"name": name, "data": anywhere}), weights, digest, path, None)
 
 
+class WeightsMissing(UserError):  # noqa: N818 (it describes the weights)
+    """A run finished, and its weights are gone."""
+
+
+def weights_of(record: Record) -> Path:
+    """The file of a finished run's weights. Raises WeightsMissing if there is none."""
+    try:
+        return record.artifact("model.safetensors")
+    except UserError:
+        remedy = "import it again" if record.kind == "import" else "to train it again, add --again to its command"
+        raise WeightsMissing(
+            f"run {record.name} ({record.short_id}) has finished, but its weights were deleted: {remedy}"
+        ) from None
+
+
 def encoder_of(record: Record) -> FoundEncoder:
-    """The encoder of a finished run. Raises UserError if its weights are missing."""
-    path = record.artifact("model.safetensors")
+    """The encoder of a finished run. Raises WeightsMissing if its weights are gone."""
+    path = weights_of(record)
     return FoundEncoder(*load_weights(path), path, record.id)
 
 

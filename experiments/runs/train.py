@@ -14,8 +14,9 @@ import numpy as np
 from analysis import plots
 from experiments.runs.prepare import Prepared
 from experiments.runs.view_grid import draw_view_grid
+from experiments.tracking.claims import claim_config
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker, reopen_run, start_run
+from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import Config, to_toml
 from simclr.errors import UnusableCheckpoint, UserError
@@ -41,40 +42,46 @@ def train(
 
     A finished run of the same config and data is returned as it is, unless `again` is set. `resume` continues the
     newest unfinished run that has a checkpoint (None: if there is one). A new run gets `tags` and belongs to `parent`.
-    Raises UserError if a run could be resumed and neither `resume` nor `again` is set.
+    While another process trains the config, this waits. Raises UserError if a run could be resumed and neither `resume`
+    nor `again` is set.
     """
-    config = prepared.config
-    earlier = store.of_key(config.key(), prepared.data.digest)
-    if not again and (finished := next((record for record in earlier if record.finished), None)):
-        observer.reused(finished.id)
-        return finished
-    unfinished = _choose(_resumable(earlier), resume, again)
-    config = prepared.fitted
-    if unfinished is not None:
-        tracker = reopen_run(store, unfinished)
-    else:
-        own = {"config_key": config.key(), "data_digest": prepared.data.digest, "seed": str(config.seed)}
-        tracker = start_run(
-            store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
-        )
-    with tracker.finishing(Interrupted):
-        _train(prepared, tracker, unfinished is not None, observer)
-    for checkpoint in checkpoints(store.run_folder(tracker.run_id)):  # the weights are kept with the run now
-        checkpoint.unlink()
-    return tracker.record()
+    config, digest = prepared.config, prepared.data.digest
+    with claim_config(store, config.key(), digest, observer=observer):
+        earlier = store.of_key(config.key(), digest)
+        if not again and (finished := next((record for record in earlier if record.finished), None)):
+            observer.reused(finished.id)
+            return finished
+        unfinished = _resumable(earlier)
+        if unfinished is None and resume:
+            raise _nothing_to_resume(config, digest, store)
+        unfinished = _choose(unfinished, resume, again)
+        config = prepared.fitted
+        if unfinished is not None:
+            tracker = Tracker(store, unfinished.id)
+        else:
+            own = {"config_key": config.key(), "data_digest": digest, "seed": str(config.seed)}
+            tracker = start_run(
+                store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
+            )
+        with tracker.finishing(Interrupted):
+            _train(prepared, tracker, unfinished is not None, observer)
+        for checkpoint in checkpoints(store.run_folder(tracker.run_id)):  # the weights are kept with the run now
+            checkpoint.unlink()
+        return tracker.record()
 
 
 def train_or_resume(
     prepared: Prepared,
     store: Store,
     *,
+    again: bool = False,
     tags: Mapping[str, str] = {},
     parent: str | None = None,
     observer: Observer = SILENT,
 ) -> Record:
     """Like `train`, but resume an unfinished run if its checkpoint can be used here, or else start over."""
     try:
-        return train(prepared, store, resume=None, tags=tags, parent=parent, observer=observer)
+        return train(prepared, store, resume=None, again=again, tags=tags, parent=parent, observer=observer)
     except UnusableCheckpoint:
         return train(prepared, store, again=True, tags=tags, parent=parent, observer=observer)
 
@@ -86,18 +93,25 @@ def _resumable(earlier: Sequence[Record]) -> Record | None:
 
 def _choose(unfinished: Record | None, resume: bool | None, again: bool) -> Record | None:
     """The run to resume; None to start a new one."""
-    if unfinished is None:
-        if resume:
-            raise UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
-        return None
-    if resume is False:
-        if not again:
-            raise UserError(
-                f"run {unfinished.short_id} of this config did not finish: add --resume to continue it, or --again to "
-                f"start a new one"
-            )
-        return None
-    return unfinished
+    if unfinished is None or resume is not False:
+        return unfinished
+    if not again:
+        raise UserError(
+            f"run {unfinished.short_id} of this config did not finish: add --resume to continue it, or --again to "
+            f"start a new one"
+        )
+    return None
+
+
+def _nothing_to_resume(config: Config, digest: str, store: Store) -> UserError:
+    """Why no run of a config can be resumed on these images."""
+    others = _resumable(store.records(kind="pretrain", config_key=config.key()))
+    if others is None:
+        return UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
+    return UserError(
+        f"the images changed since run {others.short_id} started (their digest is {digest[:8]}, and was "
+        f"{others.tags['data_digest'][:8]}): restore them, or leave out --resume to train on the images of today"
+    )
 
 
 def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observer) -> None:

@@ -20,13 +20,14 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.configs.resolve import changed
-from experiments.runs.encoders import encoder_of, load_subject
+from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
 from experiments.studies.plan import BASELINE, STUDY_METRICS
+from experiments.tracking.claims import Busy, claim_config, claim_name
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
+from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr import device as devices
 from simclr.build import build_model, check_images
 from simclr.config import Config
@@ -119,13 +120,13 @@ def open_search(
         "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
         "objectives": objectives,
     }
-    with _optuna_errors(store.folder / STATE):
+    with claim_name(store, "search", name), _optuna_errors(store.folder / STATE):
         study = _open_study(name, store, objectives, pruner, identity, full.seed)
         if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
         runs = store.records(kind="search", search=name)
         tracker = (
-            reopen_run(store, runs[0]) if runs else start_run(store, name, "search", full.flat(), {"search": name})
+            Tracker(store, runs[0].id) if runs else start_run(store, name, "search", full.flat(), {"search": name})
         )
         with tracker.finishing(Interrupted):
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
@@ -186,42 +187,82 @@ def _optuna_errors(path: Path) -> Iterator[None]:
 
 def reference_accuracy(search: Search, observer: Observer = SILENT) -> float:
     """Train the config that the search starts from, and return its accuracy on validation."""
-    parent = search.tracker.run_id
-    record = train_or_resume(
-        search.baseline, search.store, tags=search.tags(BASELINE), parent=parent, observer=observer
-    )
-    return validation_accuracy(record, search.baseline.data, search.baseline.device, observer)
+    return _trained_accuracy(search, search.baseline, BASELINE, observer, observer)[1]
+
+
+def _trained_accuracy(
+    search: Search, prepared: Prepared, trial: int | str, watcher: Observer, observer: Observer
+) -> tuple[Record, float]:
+    """Train a config of a search and measure it. A run whose weights are needed and were deleted is trained again."""
+
+    def train(again: bool) -> Record:
+        tags, parent = search.tags(trial), search.tracker.run_id
+        return train_or_resume(prepared, search.store, again=again, tags=tags, parent=parent, observer=watcher)
+
+    record = train(again=False)
+    try:
+        return record, validation_accuracy(record, prepared.data, prepared.device, observer)
+    except WeightsMissing as error:
+        observer.say(f"{error}. It is trained again")
+    record = train(again=True)
+    return record, validation_accuracy(record, prepared.data, prepared.device, observer)
 
 
 def run_trials(search: Search, count: int, *, hours: float | None = None, observer: Observer = SILENT) -> None:
     """Run trials until the search has `count` of them, or until the hours are over. Rejected trials count.
 
-    Raises Interrupted when the observer asks to stop. An error that the trial's own settings did not cause also ends
-    the search. Both leave the trial open, and the next call resumes it.
+    A trial whose config another process is training comes last. Raises Interrupted when the observer asks to stop. An
+    error that the trial's own settings did not cause also ends the search. Both leave the trial open, and the next call
+    resumes it.
     """
     start = time.perf_counter()
+
+    def is_over() -> bool:
+        return hours is not None and time.perf_counter() - start >= 3600 * hours
+
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    while len(search.study.get_trials(deepcopy=False, states=ended)) < count:
-        asked = time.perf_counter()
-        if hours is not None and asked - start >= 3600 * hours:
-            return
-        trial = search.study.ask()
-        values = suggest_settings(trial, search.parameters, search.baseline.config)
-        trial.set_user_attr(SETTINGS, values)
-        prepared, reason = None, ""
-        try:
-            prepared = _prepare_trial(search, trial, values)
-        except UserError as error:
-            reason = str(error)
-        trial.set_user_attr(COST, time.perf_counter() - asked)
-        if prepared is None:
-            trial.set_user_attr(REJECTED, reason)
-            search.study.tell(trial, state=TrialState.PRUNED)
-            observer.say(f"trial {trial.number}: rejected, {reason}")
-        else:
-            settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
-            observer.say(f"trial {trial.number}: {settings}")
+    busy: list[tuple[Trial, Prepared]] = []
+    while len(search.study.get_trials(deepcopy=False, states=ended)) + len(busy) < count and not is_over():
+        trial, prepared = _ask(search, observer)
+        if prepared is not None and not _run_if_free(search, trial, prepared, observer, wait=False):
+            busy.append((trial, prepared))
+    for trial, prepared in busy:
+        if not is_over():
+            observer.say(f"trial {trial.number}:")
+            _run_if_free(search, trial, prepared, observer, wait=True)
+
+
+def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
+    """A new trial that is ready to train. One that can't be used is rejected, and has no Prepared."""
+    asked = time.perf_counter()
+    trial = search.study.ask()
+    values = suggest_settings(trial, search.parameters, search.baseline.config)
+    trial.set_user_attr(SETTINGS, values)
+    prepared, reason = None, ""
+    try:
+        prepared = _prepare_trial(search, trial, values)
+    except UserError as error:
+        reason = str(error)
+    trial.set_user_attr(COST, time.perf_counter() - asked)
+    if prepared is None:
+        trial.set_user_attr(REJECTED, reason)
+        search.study.tell(trial, state=TrialState.PRUNED)
+        observer.say(f"trial {trial.number}: rejected, {reason}")
+    else:
+        settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
+        observer.say(f"trial {trial.number}: {settings}")
+    return trial, prepared
+
+
+def _run_if_free(search: Search, trial: Trial, prepared: Prepared, observer: Observer, *, wait: bool) -> bool:
+    """Run a trial, and return whether it ran. Without `wait`, it doesn't while another process trains its config."""
+    try:
+        with claim_config(search.store, prepared.config.key(), prepared.data.digest, wait=wait, observer=observer):
             observer.say(f"  {run_trial(search, trial, prepared, observer)}")
+    except Busy as error:
+        observer.say(f"  {error}: other trials come first")
+        return False
+    return True
 
 
 def _format(value: object) -> str:
@@ -263,8 +304,7 @@ def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observ
 
     tags, parent = search.tags(trial.number), search.tracker.run_id
     try:
-        record = train_or_resume(prepared, search.store, tags=tags, parent=parent, observer=watcher)
-        accuracy = validation_accuracy(record, prepared.data, prepared.device, observer)
+        record, accuracy = _trained_accuracy(search, prepared, trial.number, watcher, observer)
     except Interrupted:
         if not watcher.pruned:
             raise

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from experiments.studies.plan import StudyPlan
 from experiments.studies.report import report
 from experiments.studies.run import open_study, run_study
+from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
@@ -33,18 +34,19 @@ def execute(
     """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
 
     `command` is the command line that runs it, for the report. Raises UserError if the name belongs to another plan,
-    and Interrupted if the observer asks to stop; run it again to resume.
+    and Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another process is running it.
     """
-    tracker = open_study(name, plan, store, command)
     failed: RunFailed | None = None
-    try:
-        with tracker.finishing(Interrupted):
-            failures = run_study(tracker, plan, store, seeds, observer)
-            text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
-            if failures:  # raised inside, so that the study never looks finished
-                failed = RunFailed("; ".join(failures))
-                raise failed
-    except RunFailed as error:
-        if error is not failed:
-            raise
+    with claim_name(store, "study", name):
+        tracker = open_study(name, plan, store, command)
+        try:
+            with tracker.finishing(Interrupted):
+                failures = run_study(tracker, plan, store, seeds, observer)
+                text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
+                if failures:  # raised inside, so that the study never looks finished
+                    failed = RunFailed("; ".join(failures))
+                    raise failed
+        except RunFailed as error:
+            if error is not failed:
+                raise
     return StudyOutcome(tracker.record(), text, failures)

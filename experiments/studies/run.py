@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.runs.encoders import encoder_of, load_subject
+from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
 from experiments.studies.plan import STUDY_METRICS, Cell, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
+from experiments.tracking.claims import Busy, claim_config
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
+from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset
 from simclr.device import resolve as resolve_device
@@ -69,7 +70,12 @@ def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Recor
     """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
     study = next((record for record in store.records(kind="study") if record.name == name), None)
     if study is not None and study.tags["plan"] != plan.digest(data.digest):
-        raise UserError(f"study '{name}' exists with another plan or other images: choose another --name")
+        if study.tags["plan"] == plan.digest(study.tags["data_digest"]):
+            raise UserError(
+                f"the images changed since study '{name}' started (their digest is {data.digest[:8]}, and was "
+                f"{study.tags['data_digest'][:8]}): restore them, or choose another --name"
+            )
+        raise UserError(f"study '{name}' exists with another plan: choose another --name")
     return study
 
 
@@ -82,7 +88,7 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     data = open_dataset(baseline.data, store.folder)
     document = _document(plan, data, command)
     if (study := find_study(name, plan, data, store)) is not None:
-        tracker = reopen_run(store, study)
+        tracker = Tracker(store, study.id)
     else:
         tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
         tracker = start_run(store, name, "study", baseline.flat(), tags)
@@ -119,21 +125,33 @@ def run_study(
 ) -> list[str]:
     """Run what is missing of a study. Returns a sentence for each cell that failed; its record has it too.
 
-    If the process is killed, calling this again resumes the study. Raises Interrupted if the observer asks to stop.
+    A cell that another process is training comes last. If the process is killed, calling this again resumes the study.
+    Raises Interrupted if the observer asks to stop, and KeyboardInterrupt if it does while this waits for another
+    process.
     """
     parent, failures = study.record(), []
     opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds
-    for cell, seed in plan.jobs(seeds):
-        observer.say(f"{cell.name}, seed {seed}")
-        try:
-            if cell.name not in opened:
-                opened[cell.name] = prepare(cell.config, store.folder, observer)
-            run_cell(parent, cell, opened[cell.name].with_config(cell.of_seed(seed)), store, observer)
-        except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
-            text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
-            failures.append(f"'{cell.name}', seed {seed}: {text}")
-            config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
-            start_run(store, f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id).finish("FAILED")
+    jobs = list(plan.jobs(seeds))
+    for wait in (False, True):
+        busy: list[tuple[Cell, int]] = []
+        for cell, seed in jobs:
+            observer.say(f"{cell.name}, seed {seed}")
+            try:
+                if cell.name not in opened:
+                    opened[cell.name] = prepare(cell.config, store.folder, observer)
+                prepared = opened[cell.name].with_config(cell.of_seed(seed))
+                with claim_config(store, prepared.config.key(), prepared.data.digest, wait=wait, observer=observer):
+                    run_cell(parent, cell, prepared, store, observer)
+            except Busy as error:
+                observer.say(f"{error}: the other cells come first")
+                busy.append((cell, seed))
+            except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
+                text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
+                failures.append(f"'{cell.name}', seed {seed}: {text}")
+                config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
+                failed = start_run(store, f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id)
+                failed.finish("FAILED")
+        jobs = busy
     return failures
 
 
@@ -141,11 +159,16 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
     """Train and evaluate one cell with one seed, as far as that is missing, and add it to the study.
 
     A run of the same config that belongs elsewhere is copied into the study. An unfinished one is resumed, or started
-    over if its checkpoint can't be used here.
+    over if its checkpoint can't be used here. One whose weights are needed and were deleted is trained again.
     """
     tags = _tags(study, cell, prepared.config.seed)
     run = train_or_resume(prepared, store, tags=tags, parent=study.id, observer=observer)
-    _evaluate(run, cell, prepared, store, observer)
+    try:
+        _evaluate(run, cell, prepared, store, observer)
+    except WeightsMissing as error:
+        observer.say(f"{error}. It is trained again")
+        run = train_or_resume(prepared, store, again=True, tags=tags, parent=study.id, observer=observer)
+        _evaluate(run, cell, prepared, store, observer)
     if run.parent == study.id and run.tags.get("cell") == cell.name:
         return
     copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]

@@ -1,4 +1,4 @@
-"""Write to the record of runs: start, reopen and copy runs, and log to one through a `Tracker`."""
+"""Write to the record of runs: start and copy runs, and log to one through a `Tracker`."""
 
 from __future__ import annotations
 
@@ -176,10 +176,3 @@ def copy_run(store: Store, record: Record, kind: str, tags: Mapping[str, str], *
     tracker.tag_protocols(record.protocols)  # last: a metric whose protocol is tagged is complete
     tracker.finish("FINISHED")
     return tracker.record()
-
-
-def reopen_run(store: Store, record: Record) -> Tracker:
-    """Resume writing to a run: its status becomes RUNNING."""
-    with _write_errors(store):
-        store.client.update_run(record.id, status="RUNNING")
-    return Tracker(store, record.id)

@@ -37,6 +37,12 @@ def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> Non
     assert done.exit_code == 0
     assert f"run {trained.find('tiny-s0').short_id} has trained this config: add --again" in done.stdout
     assert [record.name for record in trained.records(kind="pretrain")].count("same-config-s0") == 0
+    weights = trained.find("tiny-s0").artifact("model.safetensors")
+    weights.rename(weights.with_name("away"))
+    done = run("pretrain", "--config", "tiny.toml", "--name", "same-config")
+    weights.with_name("away").rename(weights)
+    assert done.exit_code == 2
+    assert done.stderr.endswith("its weights were deleted: to train it again, add --again to its command\n")
 
 
 def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) -> None:

@@ -52,7 +52,7 @@ def test_neither_name_nor_folder_of_a_files_config_is_used(trained: Store, tmp_p
 
 def test_missing_weights_are_an_error_of_one_line(store: Store) -> None:
     start_run(store, "gone", "pretrain", {}).finish("FINISHED")
-    with pytest.raises(UserError, match=r"has no file 'model\.safetensors': it was deleted"):
+    with pytest.raises(UserError, match=r"run gone \(\w{8}\) has finished, but its weights were deleted"):
         find_encoder(None, store)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_again_leaves_an_unfinished_run_as_it_is(prepared: Prepared, store: Stor
 def test_resume_without_an_unfinished_run_is_an_error(prepared: Prepared, store: Store) -> None:
     with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: leave out --resume"):
         train(prepared, store, resume=True)
+
+
+def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, store: Store) -> None:
+    with pytest.raises(Interrupted):
+        train(prepared, store, observer=Watch(stop_after=2))
+    (stopped,) = store.records()
+    changed = replace(prepared, data=replace(prepared.data, digest="0123abcdef"))
+    message = rf"the images changed since run {stopped.short_id} started \(their digest is 0123abcd, and was "
+    with pytest.raises(UserError, match=message):
+        train(changed, store, resume=True)
 
 
 def test_a_checkpoint_that_cannot_be_used_starts_over(

@@ -28,6 +28,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         prepared: Prepared,
         store: Store,
         *,
+        again: bool = False,
         tags: Mapping[str, str],
         parent: str | None = None,
         observer: Observer = SILENT,

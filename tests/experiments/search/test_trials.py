@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from filelock import FileLock
 from optuna.trial import Trial, TrialState
 from PIL import Image
 
@@ -18,6 +19,7 @@ from experiments.search import trials
 from experiments.search.space import Parameter
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import PRUNERS, STATE, VALIDATION, open_search, reference_accuracy, run_trials
+from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.config import Config
@@ -109,11 +111,30 @@ def test_a_stopped_trial_resumes_from_its_checkpoint(store: Store) -> None:
     assert not store.records(kind="trial")  # it is this search's own run, so it needs no copy
 
 
+def test_a_trial_that_another_process_trains_comes_last(store: Store, trained: list[Config]) -> None:
+    with open_search("s", BRIEF, SPACE[:1], store) as search:
+        path = claim_file(store, BRIEF.key(), search.baseline.data.digest)
+        path.parent.mkdir(exist_ok=True)
+        elsewhere = FileLock(path)
+        elsewhere.acquire()
+
+        class Watch(Messages):
+            def stop(self) -> bool:
+                elsewhere.release()
+                return False
+
+        watch = Watch()
+        run_trials(search, 3, observer=watch)
+    assert [config.key() for config in trained].index(BRIEF.key()) == 2
+    assert len(search.study.trials) == len(ranked(search.study)) == 3
+    assert "  another process is about to train this config: other trials come first" in watch.texts
+
+
 def test_one_process_at_a_time_has_a_search_open(store: Store) -> None:
     second = open_search("s", BRIEF, SPACE, store)
     with (
         open_search("s", BRIEF, SPACE, store),
-        pytest.raises(UserError, match="another process is training run"),
+        pytest.raises(UserError, match="another process is running the search"),
         second,
     ):
         pass

@@ -107,7 +107,7 @@ def test_two_processes_cannot_run_a_study_at_the_same_time(store: Store, monkeyp
     inner: list[str] = []
 
     def run_again(*arguments: object) -> list[str]:
-        with pytest.raises(UserError, match="another process") as caught:
+        with pytest.raises(UserError, match="another process is running the study 'old'") as caught:
             run_previous(store)
         inner.append(str(caught.value))
         return []

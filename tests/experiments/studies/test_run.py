@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from experiments.runs import train
@@ -15,7 +16,8 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name, forecast, open_study, run_study
+from experiments.studies.run import check_study_name, find_study, forecast, open_study, run_study
+from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import RunFailed, UserError
@@ -187,10 +189,16 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
     other_plan = plan_study(tiny(**QUICK), drop=["flip"])
     other_images = plan_study(tiny(**QUICK, data={"limit": 1000}), drop=["color_jitter"])
     for other in (other_plan, other_images):
-        with pytest.raises(UserError, match="study 'one' exists with another plan or other images"):
+        with pytest.raises(UserError, match="study 'one' exists with another plan"):
             check_study_name("one", other, store)
         with pytest.raises(UserError, match="choose another --name"):
             open_study("one", other, store, "")
+
+
+def test_images_that_changed_since_a_study_started_are_named(store: Store, plan: StudyPlan) -> None:
+    open_study("one", plan, store, "")
+    with pytest.raises(UserError, match=r"the images changed since study 'one' started \(their digest is 0123abcd"):
+        find_study("one", plan, SimpleNamespace(digest="0123abcdef"), store)  # type: ignore[arg-type]
 
 
 def test_images_may_move_to_another_folder(store: Store, tmp_path: Path) -> None:
@@ -258,6 +266,51 @@ def test_a_bug_and_a_request_to_stop_end_the_study(
     with pytest.raises(type(error)):
         run_study(study, plan, store, [0])
     assert store.records(parent=study.run_id) == []
+
+
+def test_a_cell_that_another_process_trains_comes_last(
+    store: Store, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study("shared", plan, store, "")
+    path = claim_file(store, plan.cells[0].of_seed(0).key(), study.record().tags["data_digest"])
+    path.parent.mkdir()
+    elsewhere = FileLock(path)
+    elsewhere.acquire()
+    said: list[str] = []
+
+    class Watch(Observer):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+        def stop(self) -> bool:  # asked while the study waits
+            elsewhere.release()
+            return False
+
+    monkeypatch.setattr(runner, "run_cell", lambda *arguments: None)
+    assert run_study(study, plan, store, [0], Watch()) == []
+    assert said == [
+        "baseline, seed 0",
+        "another process is about to train this config: the other cells come first",
+        "no color_jitter, seed 0",
+        "baseline, seed 0",
+        "another process is about to train this config: waiting",
+    ]
+    assert store.records(kind="cell") == []  # nothing failed
+
+
+def test_a_cell_whose_weights_are_needed_and_were_deleted_is_trained_again(store: Store, plan: StudyPlan) -> None:
+    plan = plan._replace(cells=plan.cells[:1])
+    study = open_study("deleted", plan, store, "")
+    assert run_study(study, plan, store, [0]) == []
+    (run,) = store.records(kind="pretrain")
+    run.artifact("model.safetensors").unlink()
+    assert run_study(study, plan, store, [0]) == []
+    assert len(store.records(kind="pretrain")) == 1  # its figures are there, so that it needs no weights
+    Tracker(store, run.id).tag_protocols({"knn_top1": "3-cccccc"})
+    assert run_study(study, plan, store, [0]) == []
+    assert len(store.records(kind="pretrain")) == 2
+    (figures,) = read_results(study.record(), store).table["knn_top1"]
+    assert figures == run.metrics["eval/knn_top1"]
 
 
 def test_a_study_resumes_after_a_kill_at_the_worst_moments(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.tracking import writing
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker, copy_run, reopen_run, start_run
+from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.errors import RunFailed, UserError
 from simclr.train.loop import Interrupted
 from tests.helpers import ROOT
@@ -36,9 +36,9 @@ def test_a_record_has_everything_that_was_logged(store: Store) -> None:
     assert record.metrics == {"train/loss": 1.0}
     assert record.parent is None
     assert record.history("train/loss").to_dict("list") == {"step": [1, 2], "value": [2.0, 1.0]}
-    tracker = reopen_run(store, record)
-    assert tracker.record().status == "RUNNING"
-    tracker.artifact("note.txt", lambda path: path.write_text("here"))
+    with Tracker(store, record.id).finishing(Interrupted) as tracker:
+        assert tracker.record().status == "RUNNING"
+        tracker.artifact("note.txt", lambda path: path.write_text("here"))
     assert record.artifact("note.txt").read_text() == "here"
     assert record.artifact("note.txt").is_relative_to(store.folder)
     with pytest.raises(UserError, match=r"has no file 'gone\.txt'"):
@@ -115,7 +115,8 @@ def test_a_run_that_ends_early_records_why(store: Store, error: BaseException, s
     assert ("boom" in record.tags.get("error", "")) == isinstance(error, ValueError)
 
 
-def test_only_one_process_trains_a_run(store: Store) -> None:
+def test_only_one_process_trains_a_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "LOCK_SECONDS", 0.0)
     tracker = start_run(store, "locked", "pretrain", {})
     with (
         tracker.finishing(Interrupted),
@@ -151,7 +152,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from experiments.tracking.store import Store
-from experiments.tracking.writing import copy_run, reopen_run, start_run
+from experiments.tracking.writing import start_run
 print("ready", flush=True)
 sys.stdin.readline()
 store = Store(Path(sys.argv[1]))
