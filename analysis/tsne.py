@@ -12,6 +12,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
+SAME = 1e-6  # difference of two unit vectors that float32 can't tell from rounding
 OPENTSNE_ABOVE = 10_000  # openTSNE is faster than scikit-learn on more points than this
 
 
@@ -20,7 +21,8 @@ def tsne(features: NDArray[Any], seed: int, perplexity: float = 30) -> tuple[NDA
 
     Distances between normalized features rank neighbours as cosine similarity does, which kNN uses. The map starts from
     the first two principal components. The same seed gives the same map on the same machine. Uses openTSNE for more
-    than OPENTSNE_ABOVE points if it is installed. Raises ValueError unless 0 < perplexity < N.
+    than OPENTSNE_ABOVE points if it is installed. Raises ValueError unless 0 < perplexity < N, and if all features have
+    the same direction, which crashes scikit-learn.
     """
     n = len(features)
     if not 0 < perplexity < n:
@@ -29,6 +31,11 @@ def tsne(features: NDArray[Any], seed: int, perplexity: float = 30) -> tuple[NDA
             f"so use more images or a lower perplexity (30 is usual)"
         )
     directions = normalize(features)
+    if np.ptp(directions, axis=0).max() <= SAME:
+        raise ValueError(
+            f"the features of all {n} images are the same, so there is no map of them: the encoder has collapsed, or "
+            f"the images are equal"
+        )
     if n > OPENTSNE_ABOVE:
         try:
             import openTSNE

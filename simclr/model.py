@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
-from simclr.errors import UserError, unknown
+from simclr.errors import BadSettings, UserError, unknown
 from simclr.randomness import initial_weights
 from simclr.settings import Section, one_of
 
@@ -54,6 +54,9 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
     "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
+
+
+SAME = 1e-6  # difference of two unit vectors that float32 can't tell from rounding
 
 
 def _conv(width: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
@@ -232,6 +235,29 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def check_finite(x: Tensor) -> Tensor:
+    """The features (N x D) as they are. Raises BadSettings if some are not finite: no figure would mean anything."""
+    if wrong := int((~x.isfinite()).any(1).sum()):
+        raise BadSettings(
+            f"the features of {wrong} of {len(x)} images are not finite (nan or infinity): the network diverged, or "
+            f"its weights are too large. Use weights from before that, or train with a lower optim.lr"
+        )
+    return x
+
+
+def check_spread(images: Tensor, x: Tensor) -> None:
+    """Raise BadSettings if images that differ (N x ...) have features (N x D) that all point in the same direction.
+
+    Neighbours, clusters and classes can't be told apart then, and a map of the features can't be drawn.
+    """
+    directions = F.normalize(x.float(), dim=1)
+    if bool((directions - directions[:1]).abs().max() <= SAME) and bool((images != images[:1]).any()):
+        raise BadSettings(
+            f"the encoder has collapsed: {len(x)} images that differ have the same features. Train it longer, with "
+            f"another optim.lr or loss.temperature, or use another encoder"
+        )
 
 
 def parameter_count(module: nn.Module) -> int:

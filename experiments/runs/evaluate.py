@@ -24,7 +24,7 @@ from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
 from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, get_evaluation
 from simclr.evaluate.protocol import describe, identity
-from simclr.evaluate.subject import Subject
+from simclr.evaluate.subject import Subject, check_collapse
 
 REFERENCE = "ref"  # eval/METRIC has its interval and baselines in ref/low/METRIC, ref/chance/METRIC, ...
 REFERENCES = ("low", "high", "untrained", "pixels", "chance")
@@ -45,13 +45,15 @@ def evaluate_encoder(
 ) -> Report:
     """Run some of EVALUATIONS, next to chance, raw pixels and the untrained network.
 
-    Everything is logged to the encoder's run, or to a new run if the encoder came from a file.
+    Everything is logged to the encoder's run, or to a new run if the encoder came from a file. Raises BadSettings if
+    the encoder has collapsed.
     """
     names = list(names)
     check(subject, names)
     rows: list[dict[str, Any]] = []
     outcomes: dict[str, Outcome] = {}
     with devices.memory_errors("evaluate with --device cpu"):
+        check_collapse(subject)
         raw = pixel_accuracy(subject, store) if any(EVALUATIONS[name].needs_labels for name in names) else nan
         for name in names:
             outcomes[name] = evaluate(subject, name)

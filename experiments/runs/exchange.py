@@ -15,6 +15,8 @@ from experiments.tracking.writing import start_run
 from simclr.build import build_model
 from simclr.config import make, to_toml
 from simclr.data.dataset import DataConfig, open_dataset, stored_side, with_range
+from simclr.evaluate.protocol import Protocol
+from simclr.evaluate.subject import Subject, check_collapse
 from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, save_weights
 from simclr.weights.export import Parity, export_encoder
@@ -43,6 +45,7 @@ def import_run(
     config = config.model_copy(update={"data": with_range(data, images)})
     model = build_model(config, images, torch.device("cpu"))
     fill(model.encoder, imported.weights)
+    check_collapse(Subject(model, config, images, Protocol()))
     tags = {"data_digest": images.digest, "source": path.name}
     tracker = start_run(store, config.name, "import", config.flat(), tags)
     metadata = {"config": to_toml(config), "digest": UNKNOWN_DATA}

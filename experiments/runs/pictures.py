@@ -17,7 +17,7 @@ from simclr.data.images import Decoding, Files, bad_images, decode_files
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.knn import nearest
-from simclr.evaluate.subject import Subject, features
+from simclr.evaluate.subject import Subject, check_collapse, features
 from simclr.progress import SILENT
 from simclr.randomness import permutation
 
@@ -34,6 +34,7 @@ def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: i
         raise bad_images(reasons, len(files), "Remove them from the command")
     rows = data.parts["pretrain"]
     with devices.memory_errors("use --device cpu"):
+        check_collapse(subject)
         bank = features(subject.model, data.images, rows, torch.float32, layer)
         found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
 
@@ -65,6 +66,7 @@ def draw_tsne(
         raise UserError(f"'{data.name}' has no {part} images: choose from {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
     with devices.memory_errors("use --device cpu"):
+        check_collapse(subject)
         x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
     labels = data.labels[rows]
     try:

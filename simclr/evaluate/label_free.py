@@ -18,6 +18,7 @@ from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, hash_rows, layer_names
 from simclr.methods.ntxent import contrast
+from simclr.model import check_finite
 from simclr.randomness import permutation
 from simclr.settings import MOST_IMAGES, Seed
 from simclr.views import two_views
@@ -114,7 +115,7 @@ class LabelFree(Evaluation):
         metrics: dict[str, float] = {}
         for layer, batches in pairs.items():
             top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
-            first, second = (torch.cat(view) for view in zip(*batches, strict=True))
+            first, second = (check_finite(torch.cat(view)) for view in zip(*batches, strict=True))
             metrics |= {
                 f"contrastive_{layer}_top1": top[0],
                 f"contrastive_{layer}_top5": top[1],

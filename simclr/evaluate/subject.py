@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +17,12 @@ from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import autocast, resolve_precision, whole_float32
-from simclr.model import Network, batch_norms
+from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
 from simclr.settings import Section
 
 CALIBRATION_IMAGES = 4096  # images (up to twice as many) that set the batch norms of an untrained network
+COLLAPSE_IMAGES = 16  # images (or up to twice as many) whose features are compared to notice a collapse
 PIXELS_PER_BATCH = 2**20  # 1,024 images of 32 px or 20 of 224 px, which take a quarter of a GiB in ResNet-50
 
 
@@ -56,7 +58,10 @@ def whole_images(images: Array, rows: Array, model: Network) -> Iterator[Tensor]
 
 @torch.no_grad()
 def features(model: Network, images: Array, rows: Array, dtype: torch.dtype, layer: str = "h") -> Tensor:
-    """Output of a layer for the whole images in `rows`, without augmentation: float32 N x D on the model's device."""
+    """Output of a layer for the whole images in `rows`, without augmentation: float32 N x D on the model's device.
+
+    Raises BadSettings if it is not finite.
+    """
     device, training = model.mean.device, model.training
     out, done = torch.empty(0, 0), 0
     model.eval()
@@ -68,7 +73,7 @@ def features(model: Network, images: Array, rows: Array, dtype: torch.dtype, lay
         out[done : done + len(x)] = x
         done += len(x)
     model.train(training)
-    return out
+    return check_finite(out)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,15 @@ class Subject:
     def test(self) -> tuple[Tensor, Tensor]:
         """Features and labels of the test images."""
         return self._part("test")
+
+
+def check_collapse(subject: Subject) -> None:
+    """Raise BadSettings if an encoder gives different images the same features, or features that are not finite."""
+    rows = subject.data.parts["pretrain"]
+    rows = rows[:: max(1, len(rows) // COLLAPSE_IMAGES)]
+    images = subject.data.images[rows]
+    x = features(subject.model, images, np.arange(len(rows)), torch.float32, subject.protocol.layer)
+    check_spread(torch.from_numpy(images), x.cpu())
 
 
 def hash_rows(*rows: Array) -> str:

@@ -14,7 +14,7 @@ from simclr.config import Config
 from simclr.data.dataset import decoding_of
 from simclr.data.images import Files, bad_images, decode_files, pixels
 from simclr.errors import UserError
-from simclr.model import Network
+from simclr.model import Network, check_finite, check_spread
 from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, load_weights
 from simclr.weights.features import Batches
@@ -71,11 +71,12 @@ def embed_files(
     """Compute features of image files on the encoder's device, `batch` at a time: (names, float32 n x features).
 
     Files that can't be read as images are left out, and added to the list `skipped` with the reason. Without that list,
-    and if there are no files, raises UserError.
+    and if there are no files, raises UserError. Raises BadSettings if features are not finite, or if images that differ
+    have the same features.
     """
     if not files:
         raise UserError("there are no images to embed: give at least one image file")
-    device = encoder.model.mean.device
+    device, first = encoder.model.mean.device, None
     for start in range(0, len(files), batch):
         names = [str(file) for file in files[start : start + batch]]
         images = np.empty((len(names), 3, encoder.decoding.side, encoder.decoding.side), np.uint8)
@@ -90,5 +91,8 @@ def embed_files(
         if kept:
             tensor = torch.from_numpy(images[kept]).to(device).float().div_(255)
             printable = [names[row].encode(errors="backslashreplace").decode() for row in kept]  # may not be UTF-8
-            yield printable, encoder(tensor).cpu().numpy()
+            features = check_finite(encoder(tensor)).cpu()
+            first = first or (images[kept[:1]], features[:1])
+            check_spread(torch.from_numpy(np.concatenate([first[0], images[kept]])), torch.cat([first[1], features]))
+            yield printable, features.numpy()
         observer.progress("embedding", start + len(names), len(files))

@@ -44,6 +44,17 @@ def test_perplexity_must_be_positive_and_below_the_number_of_images(perplexity: 
         embedding.tsne(PIXELS[:20], 0, perplexity)
 
 
+@pytest.mark.parametrize("features", [np.zeros((80, 5)), np.ones((80, 5)), np.arange(1, 81)[:, None] * np.ones(5)])
+def test_features_of_one_direction_have_no_map(features: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="the features of all 80 images are the same"):
+        embedding.tsne(features, 0, 20)
+
+
+def test_two_directions_have_a_map() -> None:
+    points, _ = embedding.tsne(np.repeat(np.eye(2), 40, axis=0), 0, 20)
+    assert np.isfinite(points).all()
+
+
 @pytest.mark.parametrize("k", [1, 10, 1000])
 def test_agreement_equals_scikit_learns_leave_one_out(k: int) -> None:
     x, y = PIXELS[:40], DIGITS[:40]

@@ -63,6 +63,21 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
     assert run("compare", "theirs").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "message"), [(torch.nan, 2, "numbers in conv1.weight are not finite"), (0.0, 1, "has collapsed")]
+)
+def test_an_encoder_that_computes_nothing_is_not_imported(
+    number: float, code: int, message: str, run: Run, trained: Store
+) -> None:
+    network, before = WideResNet(*RESNETS["resnet10"], 0.125), len(trained.records())
+    network.set_stem("imagenet")
+    state = network.state_dict()
+    torch.save({name: torch.full_like(value, number) for name, value in state.items() if value.dim()}, "f")
+    done = run("import", "f", "--dataset", "digits", "--side", 32)
+    assert_one_line(done, code, message)
+    assert len(trained.records()) == before
+
+
 def test_the_python_code_in_the_readme_runs(run: Run, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(code.splitlines()) <= 15

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from experiments.runs import baselines, evaluate
@@ -17,7 +18,7 @@ from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
 from experiments.runs.evaluate import evaluate_encoder
 from experiments.tracking.store import Store
 from simclr.data.dataset import Dataset
-from simclr.errors import UserError
+from simclr.errors import BadSettings, UserError
 from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import random_encoder
 from tests.helpers import subject_of
@@ -53,6 +54,17 @@ def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: St
     assert stored == json.loads(json.dumps(report.protocol))
     assert stored["knn"]["k"] == [1, 200]
     assert stored["data"]["digest"] == record.tags["data_digest"]
+
+
+@pytest.mark.parametrize("name", ["knn", "linear", "linear-sgd", "no-labels"])
+def test_a_collapsed_encoder_has_no_figures(name: str, trained: Store) -> None:
+    found = encoder_of(trained.find("t0.5-s0"))
+    weights = {key: torch.zeros_like(value) for key, value in found.weights.items()} | {"std": torch.ones(1, 3, 1, 1)}
+    collapsed, before = found._replace(weights=weights), trained.find("t0.5-s0").metrics
+    subject = open_subject(collapsed, trained, make_protocol(QUICK))
+    with pytest.raises(BadSettings, match="the encoder has collapsed"):
+        evaluate_encoder(collapsed, subject, trained, [name])
+    assert trained.find("t0.5-s0").metrics == before
 
 
 def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(trained: Store) -> None:

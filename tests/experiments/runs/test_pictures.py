@@ -12,7 +12,7 @@ from PIL import Image
 from analysis import plots
 from experiments.runs.pictures import draw_neighbours, draw_tsne
 from simclr.data.dataset import Dataset
-from simclr.errors import UserError
+from simclr.errors import BadSettings, UserError
 from tests.helpers import subject_of
 
 
@@ -33,6 +33,18 @@ def test_a_map_has_a_point_for_each_image_and_is_reproducible(digits: Dataset, t
         draw_tsne(subject, tmp_path / "a", thumbnails=False, **(options | {"perplexity": 500.0}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown part 'tests'"):
         draw_tsne(subject, tmp_path / "a", thumbnails=False, **(options | {"part": "tests"}))  # type: ignore[arg-type]
+
+
+def test_a_collapsed_encoder_has_no_pictures(digits: Dataset, tmp_path: Path) -> None:
+    subject, query = subject_of(digits), tmp_path / "query.png"
+    for parameter in subject.model.parameters():
+        parameter.data.zero_()
+    Image.fromarray(digits.images[0].transpose(1, 2, 0)).save(query)
+    with pytest.raises(BadSettings, match="the encoder has collapsed"):
+        draw_tsne(subject, tmp_path / "a", part="test", images=60, perplexity=10.0, seed=0, thumbnails=False)
+    with pytest.raises(BadSettings, match="the encoder has collapsed"):
+        draw_neighbours(subject, [query], tmp_path / "out.png", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["query.png"]
 
 
 def test_the_nearest_neighbour_of_a_training_image_is_itself(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from simclr.augment import resized_crop
 from simclr.build import build_model
 from simclr.data.dataset import Dataset
+from simclr.errors import BadSettings
 from simclr.evaluate import subject as module
-from simclr.evaluate.subject import features, fingerprint, layer_names, random_encoder, represent
+from simclr.evaluate.subject import check_collapse, features, fingerprint, layer_names, random_encoder, represent
 from tests.helpers import subject_of, tiny
 
 CPU = torch.device("cpu")
@@ -21,6 +25,33 @@ def test_features_do_not_depend_on_the_other_images_in_a_batch(digits: Dataset) 
     together = features(model, digits.images, rows, torch.float32)
     alone = torch.cat([features(model, digits.images, rows[i : i + 1], torch.float32) for i in range(20)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused(number: float, digits: Dataset) -> None:
+    model = build_model(tiny(), digits, CPU)
+    model.encoder.layer4[1].bn2.bias.data[3] = number  # type: ignore[union-attr,index]
+    with pytest.raises(BadSettings, match="features of 20 of 20 images are not finite"):
+        features(model, digits.images, digits.parts["test"][:20], torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "a constant", "lengths"])
+def test_a_collapsed_encoder_is_noticed(kind: str, digits: Dataset) -> None:
+    subject = subject_of(digits)
+    check_collapse(subject)
+    norm = subject.model.encoder.layer4[1].bn2  # type: ignore[union-attr,index]
+    if kind == "lengths":  # all features point in one direction
+        subject.model.encoder.avgpool.register_forward_hook(lambda _, __, out: out.sum(1, keepdim=True).expand_as(out))  # type: ignore[union-attr,operator]
+    else:
+        for parameter in subject.model.encoder.parameters():
+            parameter.data.zero_()
+        norm.bias.data.fill_(1.0 if kind == "a constant" else 0.0)
+    with pytest.raises(BadSettings, match=r"collapsed: \d+ images that differ have the same features"):
+        check_collapse(subject)
+
+
+def test_equal_images_are_no_collapse(digits: Dataset) -> None:
+    check_collapse(subject_of(replace(digits, images=np.zeros_like(digits.images))))
 
 
 def test_images_of_another_size_are_resized_as_crops_are(digits: Dataset) -> None:

@@ -18,7 +18,7 @@ import simclr
 from simclr import load_encoder
 from simclr.config import make, to_toml
 from simclr.data.images import Decoding, decode
-from simclr.errors import UserError
+from simclr.errors import BadSettings, UserError
 from simclr.progress import Observer
 from simclr.settings import read_toml
 from simclr.weights.checkpoint import save, save_weights
@@ -218,6 +218,19 @@ def test_a_file_name_that_is_not_utf_8_is_escaped(encoder, files, tmp_path):
     except OSError:
         pytest.skip("this file system has only names in UTF-8")
     assert embed(encoder, [odd])[0] == [str(tmp_path / "caf\\udce9.png")]
+
+
+@pytest.mark.parametrize("number", [0.0, torch.nan])
+@pytest.mark.parametrize("batch", [1, 4, 20])
+def test_features_that_say_nothing_are_refused(number, batch, path, files):
+    encoder = load_encoder(path)
+    encoder.model.encoder.layer4[1].bn2.weight.data.zero_()
+    encoder.model.encoder.layer4[0].bn2.weight.data.zero_()
+    encoder.model.encoder.layer4[0].downsample[1].weight.data.fill_(number)
+    with pytest.raises(BadSettings, match="not finite" if number else "11 images|collapsed"):
+        list(embed_files(encoder, files, batch))
+    if not number:  # equal images have equal features
+        assert len(list(embed_files(encoder, [files[0]] * 3, batch))) == -(-3 // batch)
 
 
 def test_no_files_are_an_error(encoder):
