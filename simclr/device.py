@@ -28,7 +28,7 @@ def resolve(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails on the meta device, which holds no data
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch imports the module of some kinds
         reason = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
     return device

@@ -71,7 +71,9 @@ def ablate(  # over 60 lines, because of its signature
     ] = [],  # noqa: B006
     seeds: Annotated[
         int,
-        typer.Option(min=1, help="Number of seeds that each cell is trained with, starting with that of the config."),
+        typer.Option(
+            min=1, max=100, help="Number of seeds that each cell is trained with, starting with that of the config."
+        ),
     ] = 3,
     preset: Preset = None,
     config: ConfigFile = None,
@@ -100,7 +102,7 @@ def ablate(  # over 60 lines, because of its signature
 
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
-    from experiments.configs.resolve import resolve
+    from experiments.configs.resolve import changed, resolve
     from experiments.studies.execute import execute
     from experiments.studies.plan import plan_study
     from experiments.studies.run import check_study_name, forecast
@@ -121,6 +123,7 @@ def ablate(  # over 60 lines, because of its signature
     plan = plan_study(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
     name = name or plan.name
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
+    changed(baseline, {"seed": numbers[-1]})  # the largest seed must be valid, too
     with Terminal() as terminal:
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         cells = forecast(plan, store, numbers, terminal)

@@ -37,7 +37,10 @@ def budget(
     micro_batch: MicroBatch = None,
     memory: PlannedMemory = None,
     images: Annotated[
-        int, typer.Option(min=0, help="Number of images in the data set, to see if they fit as well. 0: not counted.")
+        int,
+        typer.Option(
+            min=0, max=10**9, help="Number of images in the data set, to see if they fit as well. 0: not counted."
+        ),
     ] = 0,
     device: Device = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)

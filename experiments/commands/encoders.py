@@ -23,7 +23,9 @@ def embed(
     run: EncoderName,
     folder: Annotated[Path, typer.Argument(help="Folder of images. Those in its subfolders are included.")],
     out: Annotated[Path, typer.Option(help=f"File to write ({', '.join(WRITERS)}).")] = Path("features.parquet"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that are computed at the same time.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=2**20, help="Number of images that are computed at the same time.")
+    ] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,13 @@ def _absolute(path: Path | None) -> Path | None:
         return path and path.expanduser().resolve()
     except (RuntimeError, OSError) as error:
         raise UserError(f"can't find the folder {path}: {error}. Write the path in full") from None
+
+
+def check_number(number: float | None) -> float | None:
+    """Raises UserError for nan, which is within every range of Click."""
+    if number is not None and math.isnan(number):
+        raise UserError(f"{number} is not a number that an option can have")
+    return number
 
 
 def check_new_name(name: str | None) -> str | None:

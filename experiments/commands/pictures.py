@@ -25,6 +25,7 @@ from experiments.commands.options import (
     Seed,
     Settings,
     Transfer,
+    check_number,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from simclr.errors import printable
@@ -65,7 +66,7 @@ def plot(
     runs: RunNames,
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
-        int, typer.Option(min=0, help="Number of points that a running mean is taken over. 0: no smoothing.")
+        int, typer.Option(min=0, max=10**6, help="Number of points that a running mean is taken over. 0: no smoothing.")
     ] = 0,
 ) -> None:
     """Draw the training curves of runs in one figure.
@@ -85,12 +86,18 @@ def tsne(
     run: NewestEncoder = None,
     out: PictureFiles = Path("tsne"),
     part: Annotated[str, typer.Option(help="Part of the data set to draw: train, val or test.")] = "test",
-    images: Annotated[int, typer.Option(min=4, help="Largest number of images to draw.")] = 5000,
+    images: Annotated[int, typer.Option(min=4, max=10**6, help="Largest number of images to draw.")] = 5000,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images on the map.")] = False,
     perplexity: Annotated[
-        float, typer.Option(help="Perplexity of t-SNE: roughly the number of neighbours that each image has.")
+        float,
+        typer.Option(
+            min=1,
+            max=10_000,
+            callback=check_number,
+            help="Perplexity of t-SNE: roughly the number of neighbours that each image has.",
+        ),
     ] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of images and of t-SNE.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the choice of images and of t-SNE.")] = 0,
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,

@@ -20,6 +20,7 @@ from experiments.commands.options import (
     Preset,
     Settings,
     check_new_name,
+    check_number,
 )
 from experiments.commands.terminal import Terminal, resumable
 
@@ -29,7 +30,10 @@ PRUNERS = names_in("experiments.search.trials.PRUNERS")
 
 def search(  # over 60 lines, because of its signature
     trials: Annotated[
-        int, typer.Option(min=1, help="Number of trials in all, including those of earlier calls of this search.")
+        int,
+        typer.Option(
+            min=1, max=100_000, help="Number of trials in all, including those of earlier calls of this search."
+        ),
     ] = 30,
     space: Annotated[
         Path | None,
@@ -64,18 +68,28 @@ def search(  # over 60 lines, because of its signature
     hours: Annotated[
         float | None,
         typer.Option(
-            "--max-hours", min=0, help="Number of hours after which no new trial starts.", show_default="unlimited"
+            "--max-hours",
+            min=0,
+            max=8760,
+            callback=check_number,
+            help="Number of hours after which no new trial starts.",
+            show_default="unlimited",
         ),
     ] = None,
     top: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Number of best trials to train again with fresh seeds.", show_default="1, or 3 with --proxy"
+            min=1,
+            max=100,
+            help="Number of best trials to train again with fresh seeds.",
+            show_default="1, or 3 with --proxy",
         ),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=0, help="Number of fresh seeds to train the best trials and the starting config with."),
+        typer.Option(
+            min=0, max=100, help="Number of fresh seeds to train the best trials and the starting config with."
+        ),
     ] = 3,
     name: Annotated[
         str | None,
@@ -89,7 +103,7 @@ def search(  # over 60 lines, because of its signature
 
     Example: simclr search --preset shapes --trials 30 --max-hours 8
     """
-    from experiments.configs.resolve import resolve
+    from experiments.configs.resolve import changed, resolve
     from experiments.search.confirm import confirm
     from experiments.search.space import load_space
     from experiments.search.trials import open_search, reference_accuracy, run_trials
@@ -98,6 +112,7 @@ def search(  # over 60 lines, because of its signature
     full = resolve(
         preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
     )
+    changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
     with (
         resumable(),
         Terminal(resumes=True) as terminal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class FoundEncoder(NamedTuple):
 
 def find_encoder(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""
-    if name is not None and Path(name).is_file():
+    if name is not None and os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return _encoder_in(Path(name))
     return encoder_of(store.find(name))
 
@@ -121,7 +122,7 @@ def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
         return own
     if transfer in DATASETS:
         other = DataConfig(dataset=transfer)
-    elif Path(transfer).is_dir():
+    elif os.path.isdir(transfer):  # noqa: PTH112 (as in find_encoder)
         other = DataConfig(dataset="folder", dir=Path(transfer).resolve())
     else:
         raise unknown("data set or folder", transfer, DATASETS)

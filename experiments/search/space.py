@@ -6,22 +6,22 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from experiments.configs.resolve import changed
 from experiments.studies.plan import refuse_fixed
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import Many, Section, get_value, read_toml, readable, setting_names
+from simclr.settings import MOST_VALUES, Many, Section, get_value, read_toml, readable, setting_names
 
 
 class Parameter(Section):
     """A [[parameter]] of a space. The header of space.toml explains the format."""
 
     setting: str
-    choices: Many[Any] = ()
+    choices: Annotated[Many[Any], Field(max_length=MOST_VALUES)] = ()
     low: float | int | None = None
     high: float | int | None = None
     log: bool = False
@@ -76,9 +76,14 @@ class Parameter(Section):
 def load_space(path: Path | None = None) -> list[Parameter]:
     """The parameters in a file (default: the space that comes with the suite). Raises UserError if it is not valid."""
     path = path or Path(str(files("experiments") / "space.toml"))
-    tables = read_toml(path).get("parameter")
-    if not isinstance(tables, list) or not tables:
-        raise UserError(f"{path} has no [[parameter]]: expected the format of experiments/space.toml")
+    content = read_toml(path)
+    tables = content.pop("parameter", None)
+    if not isinstance(tables, list) or not 1 <= len(tables) <= MOST_VALUES:
+        raise UserError(
+            f"{path} has no [[parameter]], or over {MOST_VALUES}: expected the format of experiments/space.toml"
+        )
+    if content:
+        raise unknown(f"table of {path}", next(iter(content)), ["parameter"])
     parameters: list[Parameter] = []
     for number, table in enumerate(tables, 1):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, InstanceOf, ValidationError, model_validator
 
@@ -14,6 +14,9 @@ from simclr.errors import UserError, unknown
 from simclr.settings import Many, Name, Section, flatten, read_toml, readable, setting_names
 
 S = TypeVar("S", bound=Section)
+
+
+MOST_CELLS = 1000  # of a study, each of which is trained
 
 
 class AxisCell(Section):
@@ -41,12 +44,12 @@ class Axis(Section):
     source: str | None = None
     x: str | None = None
     log: bool = False
-    cells: Many[InstanceOf[AxisCell]] = ()
+    cells: Annotated[Many[InstanceOf[AxisCell]], Field(max_length=MOST_CELLS)] = ()
     reference: dict[str, Any] = Field(default_factory=dict)
     rising_from: float | None = None
     leave_out: bool = False
     lower: Many[str] = ()
-    pairs: Many[str] = ()
+    pairs: Annotated[Many[str], Field(max_length=40)] = ()  # which give 820 cells
     one_sided: bool = False
 
     @model_validator(mode="after")

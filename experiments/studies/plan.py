@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs.resolve import changed, preset_on, shared, short_name
-from experiments.studies.axes import Axis, AxisCell, axes, find_axis
+from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError, printable, unknown
@@ -85,6 +86,7 @@ def plan_study(
     """
     if together and not drop and not alone:
         raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
+    drop, alone = list(dict.fromkeys(drop)), list(dict.fromkeys(alone))
     chosen = find_axis(axis) if axis is not None else Axis()
     known = axes()["augmentations"]
     cells = [
@@ -103,6 +105,8 @@ def plan_study(
     lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)
     if chosen.log and lowest <= 0:
         raise UserError(f"{x} = {lowest:g} can't be drawn on a logarithmic axis: set log = false")
+    for cell in plan:
+        changed(cell.config, {"name": cell.of_seed(0).name})  # a name that is too long must not end the study later
     if len(plan) < 2:
         raise UserError("nothing differs from the baseline: use --drop, --only, --axis or --vary")
     parts = [baseline.name, *(["together"] if together else [])]
@@ -259,7 +263,13 @@ def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
         if path in choices:
             raise UserError(f"--vary {path} is given twice: list all of its values in one --vary")
         choices[path] = parsed
+    _check_count(math.prod(map(len, choices.values())))
     return [_cell(baseline, dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
+
+
+def _check_count(cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise UserError(f"the study would have {cells} cells: expected at most {MOST_CELLS}. Vary fewer values at once")
 
 
 def _spans_decade(values: Sequence[Any]) -> bool:
@@ -268,6 +278,7 @@ def _spans_decade(values: Sequence[Any]) -> bool:
 
 def _crossed(cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
     """The cells in `varied`, and every combination of one of them with one in `cells`."""
+    _check_count((len(cells) + 1) * len(varied))
     for cell in cells:
         if twice := sorted(set(cell.settings) & set(varied[0].settings)):
             raise UserError(f"--vary {twice[0]} and '{cell.name}' change the same setting: remove one of them")

@@ -33,6 +33,9 @@ class Interrupted(Exception):  # noqa: N818 (it describes what happened)
         self.step = step
 
 
+MOST_STEPS = 10**9 - 1  # in the names of checkpoints, steps have nine digits
+
+
 class Steps(NamedTuple):
     """How many steps a run has."""
 
@@ -43,14 +46,18 @@ class Steps(NamedTuple):
 def count_steps(config: Config, data: Dataset) -> Steps:
     """The steps of a run. An epoch leaves out the images that don't fill a batch, different ones each time.
 
-    Raises UserError if a batch is larger than the data.
+    Raises UserError if a batch is larger than the data, and for more than MOST_STEPS.
     """
     images, batch = len(data.parts["pretrain"]), config.train.batch_size
     if batch > images:
         raise UserError(
             f"train.batch_size = {batch} is larger than the {images} images to pre-train on: lower --batch-size"
         )
-    return Steps(images // batch * config.train.epochs, images // batch)
+    if (total := images // batch * config.train.epochs) > MOST_STEPS:
+        raise UserError(
+            f"train.epochs = {config.train.epochs} takes {total} steps: lower it to take up to {MOST_STEPS}"
+        )
+    return Steps(total, images // batch)
 
 
 def batch_rows(config: Config, data: Dataset, start: int = 0) -> Iterator[Tensor]:

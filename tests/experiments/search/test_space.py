@@ -87,3 +87,33 @@ def test_an_invalid_value_in_a_space_is_refused() -> None:
         check_space([Parameter(setting="optim.name", choices=("sgd", "adam"))], tiny())
     with pytest.raises(UserError, match=r"optim\.lr = -1"):
         check_space([Parameter(setting="optim.lr", low=-1.0, high=1.0)], tiny())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parameter = 3", "has no [[parameter]]"),
+        ("parameter = [3]", "parameter 1"),
+        ("[[paramater]]\nsetting = 'seed'", "has no [[parameter]]"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nlow = 0.1\nhigh = 1.0\n[seeds]", "unknown table of"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nlow = true\nhigh = 2", "low"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nlow = '0.1'\nhigh = 2", "low"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nlow = nan\nhigh = 2", "nan can't be the value"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nchoices = 0.1", "choices = 0.1"),
+        ("[[parameter]]\nsetting = 'seed'\nchoices = [1979-05-27]", "1979-05-27 can't be the value"),
+        (f"[[parameter]]\nsetting = 'optim.lr'\nchoices = {list(range(1, 102))}", "choices"),
+        ("[[parameter]]\nsetting = ['optim.lr']\nlow = 0.1\nhigh = 1.0", "setting"),
+        ("[[parameter]]\nsetting = 'optim.lr'\nlow = 0.1\nhigh = 1.0\nwhen = 'always'", "when"),
+    ],
+)
+def test_a_space_of_other_types_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_space(tmp_path / "space.toml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("ends", [(0.5, 4.0), (1, 10**8)])
+def test_the_ends_of_a_range_must_be_values_of_the_setting(ends: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        check_space([Parameter(setting="train.epochs", low=ends[0], high=ends[1])], tiny())

@@ -340,3 +340,17 @@ def test_a_pair_that_equals_the_baseline_stays_in_the_matrix() -> None:
     plan = plan_study(two, axis="augmentation-pairs")
     assert plan.cells[0].pair == ("crop", "color_jitter+grayscale")
     assert {cell.pair for cell in plan.cells} == pairs
+
+
+def test_a_study_has_a_bounded_number_of_cells() -> None:
+    tens = ",".join(f"0.{n}1" for n in range(10))
+    vary = [f"augment.{name}.p={tens}" for name in ("flip", "grayscale", "blur", "noise", "sobel", "rotation")]
+    with pytest.raises(UserError, match="would have 1000000 cells: expected at most 1000"):
+        plan_study(baseline(), vary=vary)
+    with pytest.raises(UserError, match="would have 2000 cells"):
+        plan_study(baseline(), drop=["flip"], vary=vary[1:4])
+
+
+def test_a_name_that_is_too_long_for_a_cell_is_refused_before_training() -> None:
+    with pytest.raises(UserError, match="expected at most 1000 characters"):
+        plan_study(baseline(name="x" * 995), drop=["flip"])

@@ -92,6 +92,11 @@ def test_batches_are_the_images_and_labels_of_their_rows(images_on_device: bool,
     assert (labels.numpy() == few.labels[rows]).all()
 
 
+def test_more_steps_than_the_names_of_checkpoints_can_number_are_an_error(few: Dataset) -> None:
+    with pytest.raises(UserError, match=r"train\.epochs = 10000000 takes 1300000000 steps"):
+        count_steps(short(train={"epochs": 10**7, "batch_size": 2}), few)
+
+
 def test_a_batch_larger_than_the_data_is_an_error(few: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"train.batch_size = 4000 is larger than the 260 images .*: lower --batch-size"
