@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -28,7 +29,9 @@ def is_accuracy(metric: str) -> bool:
 
 
 def metric_label(metric: str) -> str:
-    """How a metric is called in tables. Metrics without an entry in LABELS keep their name."""
+    """How a metric is called in tables. Those of kNN name their k. Those without an entry in LABELS stay."""
+    if k := re.fullmatch(r"knn_k(\d+)_top1", metric):
+        return f"kNN (k = {k[1]}) top-1"
     return LABELS.get(metric, metric)
 
 

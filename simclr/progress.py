@@ -26,6 +26,9 @@ class Observer:
     def say(self, text: str) -> None:
         """A message for the user, one or more lines."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know about the images. The same text is shown once, however often it comes."""
+
     def stop(self) -> bool:
         """Whether the work should stop as soon as its state is saved."""
         return False
@@ -51,6 +54,9 @@ class Forwarding(Observer):
 
     def say(self, text: str) -> None:
         self.observer.say(text)
+
+    def note(self, text: str) -> None:
+        self.observer.note(text)
 
     def stop(self) -> bool:
         return self.observer.stop()

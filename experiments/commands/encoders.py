@@ -38,6 +38,7 @@ def embed(
     from experiments.runs.encoders import find_encoder
     from experiments.tracking.store import Store, home
     from simclr import device as devices
+    from simclr.data.dataset import most_skipped
     from simclr.data.folder import list_files
     from simclr.data.layout import image_names
     from simclr.weights.encoder import Encoder, embed_files
@@ -51,10 +52,11 @@ def embed(
     files = [folder / name for name in image_names(names, notes)]
     for note in notes:
         typer.echo(printable(note), err=True)
-    skipped: list[str] | None = [] if on_bad_image == "skip" else None
+    most = most_skipped(on_bad_image or "error")
+    skipped: list[str] | None = [] if most else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):
-        write_features(out, embed_files(encoder, files, batch_size, terminal, skipped))
+        write_features(out, embed_files(encoder, files, batch_size, terminal, skipped, most))
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files) - len(skipped or [])

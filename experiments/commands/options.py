@@ -21,12 +21,16 @@ SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 FROM_PRESET = "from the preset"
 FROM_RUN = "that of the run"
 DATA_DIR_HELP = "Folder with your images, or with the archive of a data set that you downloaded yourself."
-BAD_IMAGE_HELP = "What to do with files that can't be read as images: error or skip."
+BAD_IMAGE_HELP = (
+    "What to do with files that can't be read as images: error, skip (up to a quarter of the files), or the share that "
+    "may be skipped, such as 0.5."
+)
 
 
 def _check_bad_image(choice: str | None) -> str | None:
-    if choice not in (None, "error", "skip"):
-        raise unknown("choice for --on-bad-image", choice, ["error", "skip"])
+    number = choice is not None and choice.replace(".", "", 1).isdigit() and 0 < float(choice) <= 1
+    if choice not in (None, "error", "skip") and not number:
+        raise unknown("choice for --on-bad-image", choice, ["error", "skip", "a share such as 0.5"])
     return choice
 
 
@@ -103,6 +107,10 @@ DatasetName = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(callback=_absolute, help=DATA_DIR_HELP, show_default="none; known data sets are downloaded"),
+]
+Unlabelled = Annotated[
+    bool,
+    typer.Option("--unlabelled", help="The subfolders of your images are not classes. Those of splits are still used."),
 ]
 BadImage = Annotated[
     str | None,

@@ -25,9 +25,10 @@ from experiments.commands.options import (
     Seed,
     Settings,
     Transfer,
+    Unlabelled,
     check_number,
 )
-from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.commands.terminal import Terminal, find_encoder_or_newest, offer_unlabelled
 from simclr.errors import printable
 
 METRICS = names_in("experiments.runs.compare.SHORT_NAMES")
@@ -39,6 +40,7 @@ def views(
     config: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    unlabelled: Unlabelled = False,
     drop: Drop = [],  # noqa: B006 (Typer copies it)
     seed: Seed = None,
     settings: Settings = [],  # noqa: B006
@@ -54,9 +56,12 @@ def views(
     from experiments.tracking.store import home
     from simclr.data.dataset import open_dataset
 
-    chosen = resolve(preset, config, settings, drop, dataset=dataset, data_dir=data_dir, seed=seed)
+    chosen = resolve(
+        preset, config, settings, drop, dataset=dataset, data_dir=data_dir, unlabelled=unlabelled or None, seed=seed
+    )
     with Terminal() as terminal:
         data = open_dataset(chosen.data, home(), terminal)
+        offer_unlabelled(data, terminal)
         draw_view_grid(chosen, data, out)
     typer.echo(printable(f"wrote {out}"))
 

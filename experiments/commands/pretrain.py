@@ -25,8 +25,9 @@ from experiments.commands.options import (
     Preset,
     Seed,
     Settings,
+    Unlabelled,
 )
-from experiments.commands.terminal import Terminal, describe_duration, describe_metrics
+from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
 
 if TYPE_CHECKING:
     from experiments.runs.estimate import Estimate
@@ -38,6 +39,7 @@ def pretrain(  # over 60 lines, because of its signature
     config: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: BadImage = None,
     backbone: Backbone = None,
     head: Head = None,
@@ -103,6 +105,7 @@ def pretrain(  # over 60 lines, because of its signature
         drop,
         dataset=dataset,
         data_dir=data_dir,
+        unlabelled=unlabelled or None,
         on_bad_image=on_bad_image,
         backbone=backbone,
         head=head,
@@ -124,6 +127,7 @@ def pretrain(  # over 60 lines, because of its signature
             asked, tags["request"] = choose_config(asked, time, store, resume=resume, again=again, observer=terminal)
             terminal.say(_describe_choice(asked))
         prepared = prepare(asked, store.folder, terminal)
+        offer_unlabelled(prepared.data, terminal)
         if dry_run:
             terminal.say(_describe_estimate(estimate(prepared)))
             return

@@ -16,7 +16,6 @@ import typer
 from simclr.errors import UserError
 
 METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
-EVALUATION_TITLES = {"knn_top1": "test kNN", "linear_top1": "test linear"}
 
 
 def runs() -> None:
@@ -29,6 +28,7 @@ def runs() -> None:
     """
     import pandas as pd
 
+    from analysis.tables import metric_label
     from experiments.tracking.store import Store, home
 
     records = Store(home()).records()
@@ -46,7 +46,9 @@ def runs() -> None:
     )
     for metric, title in METRICS.items():
         table[title] = [record.metrics.get(metric, nan) for record in records]
-    for metric, title in EVALUATION_TITLES.items():
+    capped = {metric for record in records if "knn_top1" not in record.protocols for metric in record.protocols}
+    for metric in ["knn_top1", *sorted(metric for metric in capped if metric.startswith("knn_k")), "linear_top1"]:
+        title = f"test {metric_label(metric).removesuffix(' top-1')}"
         for protocol in dict.fromkeys(record.protocols[metric] for record in records if metric in record.protocols):
             table[f"{title} ({protocol})"] = [
                 record.metrics.get(f"eval/{metric}", nan) if record.protocols.get(metric) == protocol else nan

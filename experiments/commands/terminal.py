@@ -18,6 +18,7 @@ from simclr.progress import Observer
 if TYPE_CHECKING:
     from experiments.runs.encoders import FoundEncoder
     from experiments.tracking.store import Store
+    from simclr.data.dataset import Dataset
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,6 +38,7 @@ class Terminal(Observer):
         self._tasks: dict[str, TaskID] = {}
         self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
         self._stopping = False
+        self._noted: set[str] = set()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -69,6 +71,11 @@ class Terminal(Observer):
 
     def say(self, text: str) -> None:
         typer.echo("\n".join(map(printable, text.split("\n"))))
+
+    def note(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self.say(text)
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)
@@ -121,6 +128,14 @@ def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -
     if "perf/images_per_second" in latest:
         parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
     return " ".join(parts)
+
+
+def offer_unlabelled(data: Dataset, observer: Observer) -> None:
+    """Say what to do if the folders of the user's images are no classes."""
+    from simclr.data.layout import FOLDER_NAMES
+
+    if data.origin == FOLDER_NAMES and len(data.classes) > 1:
+        observer.note("if these folders are not classes, add --unlabelled")
 
 
 def describe_duration(seconds: float) -> str:

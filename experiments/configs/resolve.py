@@ -33,6 +33,7 @@ from simclr.settings import (
 FLAGS = {
     "dataset": "data.dataset",
     "data_dir": "data.dir",
+    "unlabelled": "data.unlabelled",
     "on_bad_image": "data.on_bad_image",
     "backbone": "model.backbone",
     "head": "model.head",

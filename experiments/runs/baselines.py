@@ -53,17 +53,16 @@ def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, fl
 
 
 def pixel_accuracy(subject: Subject, store: Store) -> float:
-    """Accuracy of kNN on raw pixels, with the protocol's first k (or as many neighbours as there are images).
+    """Accuracy of kNN on raw pixels, with the protocol's first k.
 
     It runs on the CPU, which has more memory. nan if the images hold more than MOST_PIXELS numbers.
     """
     data, protocol = subject.data, subject.protocol
-    bank = len(data.parts["train"]) + len(data.parts["val"])
-    if bank * 3 * data.side**2 > MOST_PIXELS:
+    if (len(data.parts["train"]) + len(data.parts["val"])) * 3 * data.side**2 > MOST_PIXELS:
         return nan
     knn = get_evaluation(protocol, "knn")
     assert isinstance(knn, Knn)
-    knn = knn.model_copy(update={"k": (min(knn.k[0], bank),)})
+    knn = knn.model_copy(update={"k": knn.k[:1]})
     host = replace(
         subject,
         model=copy.deepcopy(subject.model).cpu(),

@@ -24,7 +24,7 @@ from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
-from experiments.studies.plan import BASELINE, STUDY_METRICS
+from experiments.studies.plan import BASELINE, STUDY_EVALUATIONS
 from experiments.tracking.claims import Busy, claim_config, claim_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
@@ -139,7 +139,7 @@ def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepa
     """A config that is ready to train. Raises UserError also if its images have no labels to evaluate with."""
     prepared = prepare(config, store.folder, observer)
     model = build_model(config, prepared.data, torch.device("cpu"))
-    check(Subject(model, config, prepared.data, Protocol()), list(STUDY_METRICS))
+    check(Subject(model, config, prepared.data, Protocol()), STUDY_EVALUATIONS)
     return prepared
 
 

@@ -21,7 +21,7 @@ from simclr.errors import UserError, printable, unknown
 from simclr.settings import flatten, get_value, parse_setting
 
 BASELINE = "baseline"
-STUDY_METRICS = {"linear": "linear_top1", "knn": "knn_top1"}  # evaluations of every cell, and the metric to report
+STUDY_EVALUATIONS = ["linear", "knn"]  # of every cell
 DECADE = 10  # if the values of --vary span this factor or more, the axis of the figure is logarithmic
 
 

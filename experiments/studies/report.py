@@ -16,7 +16,6 @@ from analysis.page import page
 from analysis.summary import shown, summary
 from analysis.tables import FORMATS, metric_label
 from experiments.runs.compare import curve_label
-from experiments.studies.plan import STUDY_METRICS
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
@@ -71,7 +70,7 @@ def _make_folder(out: Path) -> None:
 def _summaries(results: Results) -> dict[str, pd.DataFrame]:
     """The summary of each metric that at least one run has."""
     summaries = {}
-    for metric in STUDY_METRICS.values():
+    for metric in results.document.metrics():
         if results.table.get(metric, pd.Series(dtype=float)).notna().any():
             cells = [_expectation(cell, metric) for cell in results.document.cells]
             summaries[metric] = summary(results.table, cells, metric, results.correct[metric])
@@ -96,7 +95,7 @@ def _notes(results: Results) -> list[str]:
     others = [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]
     warnings = [f"Evaluated on images of another size than the baseline: {', '.join(others)}."] if others else []
     finished = results.table[results.table["status"] == "FINISHED"]
-    if missing := int(finished[list(STUDY_METRICS.values())].isna().sum().sum()):
+    if missing := int(finished[results.document.metrics()].isna().sum().sum()):
         warnings.append(
             f"Figures left out because they were not measured under the study's protocol: {missing}. Run the study's "
             f"command again to measure them."

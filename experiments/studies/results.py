@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from experiments.runs.evaluate import predictions, prefix
-from experiments.studies.plan import STUDY_METRICS
 from experiments.tracking.store import Record, Store
 
 PLAN_FILE = "plan.json"
@@ -39,6 +38,10 @@ class StudyDocument(BaseModel):
     lines: dict[str, dict[str, float]]
     command: str  # that runs the study
     cells: list[CellDocument]
+
+    def metrics(self) -> list[str]:
+        """The metrics that the study reports."""
+        return list(self.cells[0].protocols)
 
     @classmethod
     def read(cls, study: Record) -> Self:
@@ -68,7 +71,7 @@ def read_results(study: Record, store: Store) -> Results:
     document = StudyDocument.read(study)
     cells = {cell.cell: cell for cell in document.cells}
     rows: dict[Job, dict[str, Any]] = {}
-    correct: dict[str, dict[Job, NDArray[np.bool_]]] = {metric: {} for metric in STUDY_METRICS.values()}
+    correct: dict[str, dict[Job, NDArray[np.bool_]]] = {metric: {} for metric in document.metrics()}
     runs: dict[Job, Record] = {}
     for child in reversed(store.records(parent=study.id)):  # the oldest first, so that newer ones replace it
         job = child.tags["cell"], int(child.tags["seed"])
@@ -84,7 +87,7 @@ def read_results(study: Record, store: Store) -> Results:
             runs[job] = run
         status = "NOT JUDGED" if child.finished and not metrics else child.status
         rows[job] = {"cell": job[0], "seed": job[1], "status": status, "error": child.tags.get("error")}
-        rows[job] |= _speed(run) | {metric: metrics.get(metric, np.nan) for metric in STUDY_METRICS.values()}
+        rows[job] |= _speed(run) | {metric: metrics.get(metric, np.nan) for metric in document.metrics()}
     return Results(document, pd.DataFrame(rows.values()), correct, runs)
 
 

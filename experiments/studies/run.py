@@ -12,7 +12,7 @@ from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train_or_resume
-from experiments.studies.plan import STUDY_METRICS, Cell, StudyPlan
+from experiments.studies.plan import STUDY_EVALUATIONS, Cell, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
 from experiments.tracking.claims import Busy, claim_config
 from experiments.tracking.store import Record, Store
@@ -45,7 +45,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
             prepared = prepare(cell.config, store.folder, observer)
             memory, done = prepared.peak, _seeds_done(cell, prepared.data, store, seeds)
             model = build_model(cell.config, prepared.data, torch.device("cpu"))
-            check(Subject(model, cell.config, prepared.data, Protocol(layer=cell.layer)), list(STUDY_METRICS))
+            check(Subject(model, cell.config, prepared.data, Protocol(layer=cell.layer)), STUDY_EVALUATIONS)
             trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
             timed = len(done) < len(seeds) and not trained_before
             found.append(Forecast(cell, estimate(prepared).seconds if timed else 0.0, memory, done))
@@ -117,7 +117,14 @@ def _document(plan: StudyPlan, data: Dataset, command: str) -> StudyDocument:
 def _protocols(cell: Cell, data: Dataset, device: torch.device) -> dict[str, str]:
     """The identity of the protocol under which each metric of a cell must be measured."""
     protocol = Protocol(layer=cell.layer)
-    return {metric: identity(name, protocol, cell.config, data, device) for name, metric in STUDY_METRICS.items()}
+    metrics = _metrics(protocol, data)
+    return {metric: identity(name, protocol, cell.config, data, device) for name, metric in metrics.items()}
+
+
+def _metrics(protocol: Protocol, data: Dataset) -> dict[str, str]:
+    """The metric to report for each of STUDY_EVALUATIONS. That of kNN is named after k if there are few images."""
+    (knn,) = protocol.knn.metric_names(data).values()
+    return dict(zip(STUDY_EVALUATIONS, ["linear_top1", knn], strict=True))
 
 
 def run_study(
@@ -181,11 +188,11 @@ def _tags(study: Record, cell: Cell, seed: int) -> dict[str, str]:
 
 
 def _evaluate(run: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer) -> None:
-    """Measure STUDY_METRICS, except for those that the run's record has under the current protocol."""
+    """Run STUDY_EVALUATIONS, except for those that the run's record has under the current protocol."""
     protocols = _protocols(cell, prepared.data, prepared.device)
     missing = [
         name
-        for name, metric in STUDY_METRICS.items()
+        for name, metric in _metrics(Protocol(layer=cell.layer), prepared.data).items()
         if run.protocols.get(prefix(cell.layer) + metric) != protocols[metric]
     ]
     if missing:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,16 +20,17 @@ from PIL import ImageColor
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from simclr.data.check import find_fault
-from simclr.data.images import Array, Decoding
-from simclr.data.source import UNLABELLED, Source
+from simclr.data.images import Array, Decoding, listed_files, too_many_skipped
+from simclr.data.parts import describe_copies, divide, group_numbers, joined
+from simclr.data.source import Source
 from simclr.data.sources import DATASETS
-from simclr.data.store import open_store
+from simclr.data.store import ImageStore, open_store
 from simclr.data.wide import Range
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 from simclr.progress import SILENT, Observer
-from simclr.randomness import permutation
 from simclr.settings import MOST_IMAGES, Folder, Pair, Section, Seed, one_of
 
+MOST_SKIPPED: dict[str | float, float] = {"error": 0.0, "skip": 0.25}  # share of the files that may be skipped
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
 
@@ -47,13 +51,27 @@ def _check_range(limits: Any) -> Any:
     return limits
 
 
+def _check_pattern(pattern: str | None) -> str | None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+    return pattern
+
+
+def most_skipped(on_bad_image: str | float) -> float:
+    """The share of the files that may be skipped, by `data.on_bad_image`."""
+    return MOST_SKIPPED[on_bad_image] if on_bad_image in MOST_SKIPPED else float(on_bad_image)
+
+
 class DataConfig(Section):
     """Which images to use, and how to split them."""
 
     dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
     dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # held out of the training images where there is no validation split
+    # Share of the training images that is held out for validation, and for testing, where there is no such split.
+    val_fraction: float = Field(0.1, ge=0, lt=1)
     # Number of training images to use (for kNN and linear too). None: all
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
@@ -63,7 +81,11 @@ class DataConfig(Section):
     label_column: str | None = Field(None, exclude_if=_is_unset)  # these three are recognised by default
     split_column: str | None = Field(None, exclude_if=_is_unset)
     unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
-    on_bad_image: Literal["error", "skip"] = "error"  # what to do with files that can't be read as images
+    # Images of one patient, burst or video stay in one part: a regular expression that finds its name in file names.
+    group: Annotated[str | None, AfterValidator(_check_pattern)] = Field(None, exclude_if=_is_unset)
+    test_from: Literal["val"] | None = Field(None, exclude_if=_is_unset)  # the split to test on if there is no test
+    # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.
+    on_bad_image: Literal["error", "skip"] | Annotated[float, Field(gt=0, le=1)] = "error"
     # The colour behind transparent images.
     background: Annotated[str, AfterValidator(_check_colour)] = Field("white", exclude_if=_is_unset)
     # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.
@@ -84,6 +106,7 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel, in [0, 1], over a sample of the images to pre-train on
     std: tuple[float, ...]
     range: Range | None = None  # the values of images of more than 8 bits that became 0 and 255
+    origin: str = ""  # where the classes come from, if the user's files say it
 
     @property
     def side(self) -> int:
@@ -92,7 +115,7 @@ class Dataset:
 
     @property
     def has_labels(self) -> bool:
-        """Whether accuracy can be measured: two classes or more, with training and validation images."""
+        """Whether accuracy can be measured on validation: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
 
 
@@ -137,52 +160,96 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     Raises UserError for a missing folder, a failed download, unreadable images, images that look as if they were
     decoded wrongly, or too few images, and RunFailed where the disk is full.
     """
-    source, skip_bad = source_of(config, home, observer), config.on_bad_image == "skip"
+    source = source_of(config, home, observer)
+    skip_bad = most_skipped(config.on_bad_image) > 0
     store = open_store(config.dataset, source, decoding_of(config), home / "cache", observer, skip_bad=skip_bad)
-    for note in source.notes:
-        observer.say(note)
+    for sentence in source.notes:
+        observer.note(sentence)
+    _check_skipped(store.skipped, len(store.labels), config, observer)
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
-    parts = _split(store.splits, store.labels, config)
+    parts, digest = _divide(config, source, store, observer)
+    if config.dataset == "folder":
+        observer.note(_describe(source, store, parts))
     pretrain = parts["pretrain"]
     mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)], observer)
+    classes = tuple(map(printable, store.classes))
     return Dataset(
-        config.dataset, store.images, store.labels, store.classes, parts, store.digest, mean, std, store.range
+        config.dataset, store.images, store.labels, classes, parts, digest, mean, std, store.range, source.origin
     )
 
 
-def _shuffle(rows: Array, labels: Array, config: DataConfig) -> Array:
-    """Shuffle rows by the split seed, stratified: the first n rows have each class in its proportion, for any n."""
-    rows = rows[permutation(len(rows), config.split_seed, "split").numpy()]
-    position = np.empty(len(rows))
-    for label in np.unique(labels[rows]):
-        same = np.flatnonzero(labels[rows] == label)
-        position[same] = (np.arange(len(same)) + 0.5) / len(same)
-    return rows[np.argsort(position, kind="stable")]
+def _check_skipped(skipped: Sequence[str], images: int, config: DataConfig, observer: Observer) -> None:
+    """Report the files that were skipped. Raises UserError if they are more than the share that may be."""
+    if not skipped:
+        return
+    share, files = most_skipped(config.on_bad_image), images + len(skipped)
+    if len(skipped) > share * files:
+        raise too_many_skipped(skipped, files, share)
+    observer.note(f"{listed_files(skipped, files)}. They are skipped")
 
 
-def _split(splits: dict[str, Array], labels: Array, config: DataConfig) -> dict[str, Array]:
-    """Cut the rows of a source's splits into disjoint, stratified train, val and test.
-
-    A split that the source lacks is held out of train. `pretrain` is train and all unlabelled images.
-    """
-    train = _shuffle(splits["train"], labels, config)
-    held_out = {}
-    classes = np.unique(labels[train][labels[train] != UNLABELLED])
-    for part in ("val", "test"):
-        count = max(1, round(config.val_fraction * len(splits["train"]))) if len(classes) > 1 else 0
-        held_out[part] = splits[part] if part in splits else train[:count]
-        train = train if part in splits else train[count:]
-    if not len(train):
+def _choose_splits(splits: dict[str, Array], config: DataConfig, observer: Observer) -> dict[str, Array]:
+    """The splits as `data.test_from` asks for them. Says which images are tested on if the source has only val."""
+    only_val = "val" in splits and "test" not in splits
+    if config.test_from is None:
+        if only_val:
+            observer.note(
+                "no test images: some of train are held out for it. To test on val, and hold validation images out of "
+                "train, set data.test_from=val"
+            )
+        return splits
+    if not only_val:
         raise UserError(
-            f"data.val_fraction = {config.val_fraction:g} of {len(splits['train'])} images leaves none to train on: "
-            f"lower it, or add images"
+            f"data.test_from = 'val' is for images with the splits train and val, but these have "
+            f"{', '.join(splits)}: leave it out"
         )
-    everything = np.concatenate([train, splits.get("unlabeled", train[:0])])
-    pretrain = _shuffle(everything, labels, config)[: config.limit]
-    train = np.intersect1d(train, pretrain)
-    labelled = {part: rows[labels[rows] != UNLABELLED] for part, rows in ({"train": train} | held_out).items()}
-    return {part: np.sort(rows) for part, rows in ({"pretrain": pretrain} | labelled).items()}
+    return {"test" if split == "val" else split: rows for split, rows in splits.items()}
+
+
+def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Observer) -> tuple[dict[str, Array], str]:
+    """The rows of each part, and the digest of the data.
+
+    Copies of an image stay in one part, and so do images of one `data.group`. Where copies changed the parts, they
+    change the digest too: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
+    """
+    splits = _choose_splits(store.splits, config, observer)
+    cut = partial(
+        divide, splits, store.labels, fraction=config.val_fraction, seed=config.split_seed, limit=config.limit
+    )
+    copies = store.hashes() if config.dataset == "folder" else np.arange(len(store.labels))
+    repeated = len(np.unique(copies)) < len(copies)
+    if config.group is not None:
+        parts = cut(units=joined(group_numbers(source.read(), config.group, store.skipped), copies))
+        seen = np.isin(store.labels[np.concatenate([parts["val"], parts["test"]])], store.labels[parts["train"]])
+        if config.limit is None and not seen.all():
+            raise UserError(
+                f"data.group = '{config.group}' leaves no training images of some classes, because their images are "
+                f"in one group that was held out: try another data.split_seed, or make more groups"
+            )
+        digest = store.digest
+    else:
+        parts = cut(units=copies if repeated else None)
+        changed = repeated and any(not np.array_equal(rows, parts[part]) for part, rows in cut().items())
+        digest = hashlib.blake2b(f"{store.digest} copies".encode(), digest_size=16).hexdigest()
+        digest = digest if changed else store.digest
+    if repeated:
+        for sentence in describe_copies(copies, store.labels, parts):
+            observer.note(f"warning: {sentence}")
+    return parts, digest
+
+
+def _describe(source: Source, store: ImageStore, parts: dict[str, Array]) -> str:
+    """What was understood about the user's own images, in one line."""
+    names = [printable(name) for name in store.classes]
+    some = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    origin = f" from {source.origin}" if source.origin else ""
+    classes = f"{len(names):,} class{'es' * (len(names) != 1)}{origin}: {some}" if names else "without labels"
+    sizes = {"train": "train", "val": "validation", "test": "test"}
+    used = ", ".join(f"{len(parts[part]):,} {name}" for part, name in sizes.items() if len(parts[part]))
+    more = len(parts["pretrain"]) - len(parts["train"])
+    unlabelled = f"{more:,} to pre-train on" if not names else f"{more:,} without labels" if more else ""
+    return f"{len(store.labels):,} images, {classes}; {', '.join(filter(None, [used, unlabelled]))}"
 
 
 # The (mean, std) of each channel that images in [0, 1] are shifted and scaled by.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from simclr.data.images import Files
 from simclr.data.labels import contents_of_layout
-from simclr.data.layout import image_names, is_hidden, printable
+from simclr.data.layout import image_names, is_hidden
 from simclr.data.source import Source, fingerprint, fingerprint_files
 from simclr.data.tables import TABLE_SUFFIXES, names_files, understand_names
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 from simclr.progress import Observer
 
 
@@ -37,7 +38,8 @@ def load_folder(
     found = fingerprint_files(folder, listed)
     if labels is not None:
         found = fingerprint(found, fingerprint_files(labels.parent, [labels.name]), unlabelled, columns)
-    return Source(found, lambda: contents_of_layout(layout, files), (*notes, *layout.notes), origin)
+    read = partial(contents_of_layout, layout, files)
+    return Source(found, read, (*notes, *layout.notes), origin, fingerprint(layout.classes, *layout.splits.items()))
 
 
 def load_table(labels: Path, home: Path, observer: Observer, **options: Any) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -187,5 +188,17 @@ def bad_images(
     remedy: str = "Remove them, or pass --on-bad-image skip (or --set data.on_bad_image=skip)",
 ) -> UserError:
     """Return the error that names the first files of `bad`."""
+    return UserError(f"{listed_files(bad, total)}. {remedy}")
+
+
+def too_many_skipped(skipped: Sequence[str], total: int, share: float) -> UserError:
+    """Return the error for more skipped files than this share of all files."""
+    needed = math.ceil(100 * len(skipped) / total) / 100
+    remedy = f"Look at the files, or allow more with --on-bad-image {needed:g} (or --set data.on_bad_image={needed:g})"
+    return bad_images(skipped, total, f"That is more than {share:.0%} of them. {remedy}")
+
+
+def listed_files(bad: Sequence[str], total: int) -> str:
+    """How many files can't be read as images, and the first of them with the reasons."""
     shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
-    return UserError(f"{len(bad)} of {total} files can't be read as images: {shown}. {remedy}")
+    return f"{len(bad)} of {total} files can't be read as images: {shown}"

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from simclr.data.source import UNLABELLED
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 
+FOLDER_NAMES = "folder names"  # where classes come from that `understand` finds
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 # Files with these suffixes lie beside images, and are never images.
 OTHER_SUFFIXES = {
@@ -55,11 +56,6 @@ class _Folder(NamedTuple):
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or one that an operating system adds to folders of pictures."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
-def printable(name: str) -> str:
-    """A name that can be printed and written to any file. Names on a disk or in an archive need not be UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
@@ -211,8 +207,8 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
     if loose := _loose_images(root):
         raise UserError(
             f"{_place(root, where)} has images (such as {printable(loose[0].rpartition('/')[2])}) beside folders: move "
-            f"them into a class folder or elsewhere, or add --unlabelled (data.unlabelled = true) if the folders are "
-            f"no classes"
+            f"them into a class folder or elsewhere, or add --unlabelled (--set data.unlabelled=true) if the folders "
+            f"are no classes"
         )
     if root.files:
         notes.append(f"ignored {_files(len(root.files))} beside the classes, such as {printable(root.files[0])}")
@@ -236,6 +232,6 @@ def _unknown_classes(
     if any(name.rpartition("/")[2] == "val_annotations.txt" for name in names):
         return UserError(f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet")
     return UserError(
-        f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (data.unlabelled = true) to "
-        f"train without labels"
+        f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (--set data.unlabelled=true) "
+        f"to train without labels"
     )

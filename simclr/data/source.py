@@ -14,10 +14,11 @@ UNLABELLED = -1
 
 
 class Split(NamedTuple):
-    """Images (files, or a uint8 array N x 3 x H x W) and the int64 label of each."""
+    """Images (files, or a uint8 array N x 3 x H x W), the int64 label of each, and its group if the source knows it."""
 
     images: Files | Array
     labels: Array
+    groups: Sequence[str] | None = None  # such as the patient of each image, for `data.group`
 
 
 class Contents(NamedTuple):
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     read: Callable[[], Contents]
     notes: tuple[str, ...] = ()  # sentences: what was ignored, and what was understood
     origin: str = ""  # where the classes come from if the user's files say it, such as "folder names"
+    labelling: str = ""  # hash of labels and splits that follow from the names of files, which the fingerprint lacks
 
 
 # Arguments: the name in DATASETS, the folder that the user chose or None, the home folder, the observer; and by keyword

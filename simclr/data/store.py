@@ -40,6 +40,7 @@ class ImageStore:
     digest: str  # hash of images and labels
     range: Range | None  # the values of images of more than 8 bits that became 0 and 255
     measured: Measured
+    skipped: tuple[str, ...]  # files that can't be read as images, each with the reason in brackets
 
     def channel_statistics(self, rows: Array, observer: Observer) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of some images, in [0, 1], rounded to six digits.
@@ -60,6 +61,20 @@ class ImageStore:
                 written.write_text(json.dumps({"mean": mean, "std": std}))
                 os.replace(written, path)  # so that the file appears at once and whole
         return tuple(mean), tuple(std)
+
+    def hashes(self) -> Array:
+        """A number for each image, uint64 N, equal for images with equal pixels. Kept like the statistics."""
+        path = self.folder / "hashes.npy"
+        with suppress(Exception):  # not computed yet, or damaged: numpy raises many kinds
+            hashes: Array = np.load(path)
+            if hashes.shape == self.labels.shape and hashes.dtype == np.uint64:
+                return hashes
+        each = (hashlib.blake2b(image, digest_size=8).digest() for image in np.asarray(self.images))
+        hashes = np.fromiter((int.from_bytes(digest) for digest in each), np.uint64, len(self.labels))
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            np.save(Path(scratch) / path.name, hashes)
+            os.replace(Path(scratch) / path.name, path)
+        return hashes
 
 
 class _Damaged(Exception):  # noqa: N818 (it describes the store)
@@ -82,7 +97,8 @@ def open_store(
     """
 
     def folder_of(way: Decoding) -> Path:
-        return cache / f"{name}-{fingerprint(source.fingerprint, way.side, FORMAT, way.background, way.range)}"
+        images = source.fingerprint + source.labelling
+        return cache / f"{name}-{fingerprint(images, way.side, FORMAT, way.background, way.range)}"
 
     folder = folder_of(decoding)
     try:
@@ -133,7 +149,7 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         raise _Damaged(" ".join(str(error).split()) or type(error).__name__) from None
     if bad and not skip_bad:
         raise bad_images(bad, files)
-    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured)
+    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured, tuple(bad))
 
 
 def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number
-from simclr.data.layout import SPLIT_NAMES, SPLITS, Layout, image_names, understand
+from simclr.data.layout import FOLDER_NAMES, SPLIT_NAMES, SPLITS, Layout, image_names, understand
 from simclr.errors import UserError
 
 FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "img", "id")
@@ -29,7 +29,7 @@ def understand_names(
     else:
         for name in (name for name in columns if columns[name]):
             raise UserError(f"data.{name} names a column of a table: add --labels TABLE (data.labels), or leave it out")
-        layout, origin = understand(names, where, unlabelled=unlabelled), "folder names"
+        layout, origin = understand(names, where, unlabelled=unlabelled), FOLDER_NAMES
     return layout, origin if layout.classes else ""
 
 

@@ -37,6 +37,10 @@ class Evaluation(Section):
     def check(self, subject: Subject) -> None:
         """Raise UserError if the data or the network can't give these figures."""
 
+    def chooses(self) -> str:
+        """What it chooses on the validation images, which it then needs. Empty if it chooses nothing."""
+        return ""
+
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
         """Top-1 and top-5 accuracy of guessing, and the number of images that accuracies are measured on.
 

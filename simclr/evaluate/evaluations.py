@@ -31,14 +31,22 @@ def check(subject: Subject, names: list[str]) -> None:
     if layer not in layer_names(subject.model):
         raise unknown("layer", layer, layer_names(subject.model))
     for name in names:
-        labelled = data.has_labels and len(data.parts["test"])
-        if EVALUATIONS[name].needs_labels and not labelled:
-            images = ", ".join(f"{len(data.parts[part])} {part}" for part in ("train", "val", "test"))
+        sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
+        images = ", ".join(f"{size} {part}" for part, size in sizes.items())
+        if EVALUATIONS[name].needs_labels and not (len(data.classes) > 1 and sizes["train"] and sizes["test"]):
+            remedy = "Sort the images into two or more folders, one for each class"
+            if len(data.classes) > 1 and not sizes["test"]:
+                remedy = "Add a folder of test images, train with data.val_fraction above 0, which holds some out"
             raise UserError(
                 f"--{name} needs labels, but '{data.name}' has {len(data.classes)} classes and these labelled images: "
-                f"{images}. Sort the images into two or more folders, one for each class, or use --no-labels"
+                f"{images}. {remedy}, or use --no-labels"
             )
         get_evaluation(subject.protocol, name).check(subject)
+        if (choice := get_evaluation(subject.protocol, name).chooses()) and not sizes["val"]:
+            raise UserError(
+                f"--{name} chooses {choice} on validation images, but there are none: {images}. Use --knn, or train "
+                f"with data.val_fraction above 0"
+            )
 
 
 def evaluate(subject: Subject, name: str) -> Outcome:

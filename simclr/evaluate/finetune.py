@@ -35,6 +35,9 @@ class Sgd(Evaluation):
     crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
     head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
 
+    def chooses(self) -> str:
+        return "its learning rate"
+
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """The autocast dtype."""
         return {"dtype": str(resolve_precision(config.train.precision, device))}

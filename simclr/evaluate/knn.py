@@ -10,13 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from simclr.data.dataset import Dataset
-from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
 from simclr.settings import Count, Values
 
-DEFAULT_K = 200  # its accuracy is named knn_top1; the names of the others have their k
+DEFAULT_K = 200  # its accuracy is named knn_top1, and those of others after their k
 QUERY_BLOCK, BANK_BLOCK = 1024, 65536  # a block of similarities takes 256 MiB, however many images there are
 
 
@@ -64,7 +63,8 @@ def knn_predict(
 class Knn(Evaluation):
     """The k nearest by cosine similarity vote, each with weight exp(similarity / temperature).
 
-    The bank holds the training and the validation images.
+    The bank holds the training and the validation images. If it is smaller than k, all of it votes, and the metric is
+    named after the number of its images.
     """
 
     section_name = "knn"
@@ -73,24 +73,19 @@ class Knn(Evaluation):
     k: Values[Count] = (DEFAULT_K,)
     temperature: float = Field(0.1, ge=0.001, le=1000)  # similarities differ by at most 2; float32 must tell them apart
 
-    def check(self, subject: Subject) -> None:
-        """Raise UserError if the largest k is larger than the bank."""
-        k, bank = max(self.k), len(subject.data.parts["train"]) + len(subject.data.parts["val"])
-        if k > bank:
-            raise UserError(
-                f"knn.k = {k} needs at least as many labelled images, but there are {bank}. Add images, or lower k: "
-                f"simclr eval RUN --knn --set 'knn.k=[{max(1, bank // 10)}]'"
-            )
+    def metric_names(self, data: Dataset) -> dict[int, str]:
+        """The name of the accuracy of each k, or of the number of images in the bank where that is smaller."""
+        bank = len(data.parts["train"]) + len(data.parts["val"])
+        return {k: "knn_top1" if k == DEFAULT_K else f"knn_k{k}_top1" for k in (min(k, bank) for k in self.k)}
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy for each k."""
-        self.check(subject)
+        names = self.metric_names(subject.data)
         (train, train_y), (val, val_y), (test, test_y) = subject.train, subject.val, subject.test
         bank, bank_y = torch.cat([train, val]), torch.cat([train_y, val_y])
-        predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), self.k, self.temperature)
-        names = {k: "knn_top1" if k == DEFAULT_K else f"knn_k{k}_top1" for k in self.k}
-        metrics = {names[k]: (predicted[k] == test_y).float().mean().item() for k in self.k}
-        return Outcome(metrics, {names[k]: predicted[k] for k in self.k})
+        predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), names, self.temperature)
+        metrics = {name: (predicted[k] == test_y).float().mean().item() for k, name in names.items()}
+        return Outcome(metrics, {name: predicted[k] for k, name in names.items()})
 
 
 def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> float:

@@ -45,6 +45,13 @@ class Linear(Evaluation):
         grid: list[float] = np.geomspace(self.l2_max, self.l2_min, self.l2_values).tolist()
         return grid
 
+    def chooses(self) -> str:
+        return (
+            "linear.l2_max (or fix it with --set linear.l2_values=1 --set linear.l2_max=1)"
+            if self.l2_values > 1
+            else ""
+        )
+
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy, and the L2 value that was chosen."""
         train, val, test = subject.train, subject.val, subject.test

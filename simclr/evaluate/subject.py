@@ -101,6 +101,8 @@ class Subject:
 
     def _part(self, part: str) -> tuple[Tensor, Tensor]:
         rows = self.data.parts[part]
+        if not len(rows):
+            return self.train[0][:0], self.train[1][:0]
         return features(self.model, self.data.images, rows, torch.float32, self.protocol.layer), self.labels(part)
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simclr.config import Config
 from simclr.data.dataset import decoding_of
-from simclr.data.images import Files, bad_images, decode_files, pixels
+from simclr.data.images import Files, bad_images, decode_files, pixels, too_many_skipped
 from simclr.errors import UserError
 from simclr.model import Network, check_finite, check_spread
 from simclr.progress import SILENT, Observer
@@ -67,12 +67,13 @@ def embed_files(
     batch: int = 256,
     observer: Observer = SILENT,
     skipped: list[str] | None = None,
+    most: float = 1.0,
 ) -> Batches:
     """Compute features of image files on the encoder's device, `batch` at a time: (names, float32 n x features).
 
-    Files that can't be read as images are left out, and added to the list `skipped` with the reason. Without that list,
-    and if there are no files, raises UserError. Raises BadSettings if features are not finite, or if images that differ
-    have the same features.
+    Files that can't be read as images are left out, and added to the list `skipped` with the reason. Raises UserError
+    for them without that list, if they are more than the share `most` of all files, and if there are no files. Raises
+    BadSettings if features are not finite, or if images that differ have the same features.
     """
     if not files:
         raise UserError("there are no images to embed: give at least one image file")
@@ -96,3 +97,5 @@ def embed_files(
             check_spread(torch.from_numpy(np.concatenate([first[0], images[kept]])), torch.cat([first[1], features]))
             yield printable, features.numpy()
         observer.progress("embedding", start + len(names), len(files))
+    if skipped and len(skipped) > most * len(files):
+        raise too_many_skipped(skipped, len(files), most)

@@ -38,7 +38,13 @@ def test_embed_can_skip_files_that_are_not_images(run: Run, tmp_path: Path) -> N
     Image.new("RGB", (16, 16), "red").save("mixed/a.png")
     Path("mixed/b.png").write_text("not an image")
     assert_one_line(run("embed", "tiny-s0", "mixed", "--out", "f.npz"), 2, "--on-bad-image skip")
-    done = run("embed", "tiny-s0", "mixed", "--out", "f.npz", "--on-bad-image", "skip")
+    assert_one_line(
+        run("embed", "tiny-s0", "mixed", "--out", "f.npz", "--on-bad-image", "skip"),
+        2,
+        "allow more with --on-bad-image 0.5",
+    )
+    assert not Path("f.npz").exists()
+    done = run("embed", "tiny-s0", "mixed", "--out", "f.npz", "--on-bad-image", "0.5")
     assert done.stdout == "wrote f.npz: 1 images, 64 features each\n"
     assert done.stderr.startswith("skipped: mixed/b.png")
 

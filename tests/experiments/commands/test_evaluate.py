@@ -153,7 +153,6 @@ WRONG = {
     "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
-    "fewer images than k": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/two"], "--set"),
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "IMAGES/flat"], "--linear needs labels"),
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
@@ -170,3 +169,10 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, traine
         start_run(trained, "fresh-s1", "pretrain", {}).finish("FINISHED")
     arguments, message = WRONG[case]
     assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
+
+
+def test_with_few_images_k_is_capped_and_named(run: Run, trained: Store, images: Path) -> None:
+    done = run("eval", "tiny-s0", "--knn", "--transfer", images / "two")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("40 images, 2 classes from folder names: a, b; 32 train, 4 validation, 4 test\n")
+    assert "knn_k36_top1" in done.stdout

@@ -140,7 +140,7 @@ WRONG = {
     "batch over data": (["--dataset", "digits", "--batch-size", "5000"], "train.batch_size = 5000 is larger than"),
     "no folder": (["--dataset", "folder"], "--data-dir"),
     "missing folder": (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere"),
-    "text files": (["--dataset", "folder", "--data-dir", "texts"], "2 of 2 files can't be read as images"),
+    "text files": (["--dataset", "folder", "--data-dir", "texts"], "ignored 2 files that can't be images"),
     "bad images": (["--on-bad-image", "skp"], "unknown choice for --on-bad-image 'skp': did you mean 'skip'?"),
     "config file": (["--config", "nowhere.toml"], "can't read the config file nowhere.toml"),
     "device": (["--device", "tpu"], "device 'tpu' can't be used here"),

@@ -279,7 +279,7 @@ def test_digits_are_split_at_random_into_train_and_test(home):
     contents = source_of(DataConfig(dataset="digits"), home).read()
     sizes = {name: len(split.labels) for name, split in contents.splits.items()}
     assert sizes == {"train": 1438, "test": 359}
-    for images, labels in contents.splits.values():
+    for images, labels, _ in contents.splits.values():
         assert images.shape == (len(labels), 3, 8, 8)
         counts = np.bincount(labels, minlength=10)
         assert counts.min() > 0.7 * counts.mean()

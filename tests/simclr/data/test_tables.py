@@ -13,7 +13,7 @@ class Notes(Observer):
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def note(self, text):
         self.said.append(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,5 +68,20 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
         check(subject_of(digits, layer="head.9"), ["knn"])
     with pytest.raises(UserError, match="leave --layer z out"):
         check(subject_of(digits, layer="z"), ["no-labels"])
-    with pytest.raises(UserError, match=r"knn\.k = 5000 needs at least as many labelled images, but there are 1438"):
-        check(subject_of(digits, ["knn.k=[200,5000]"]), ["linear", "knn"])
+
+
+def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset) -> None:
+    parts = digits.parts | {"train": np.concatenate([digits.parts["train"], digits.parts["val"]])}
+    whole = replace(digits, parts=parts | {"val": digits.parts["val"][:0]})
+    for name in ("linear", "linear-sgd", "finetune"):
+        with pytest.raises(UserError, match=f"--{name} chooses .* on validation images, but .*Use --knn"):
+            check(subject_of(whole), ["knn", name])
+    fixed = ["linear.l2_values=1", "linear.l2_max=1"]
+    check(subject_of(whole, fixed), ["knn", "linear"])
+    for name in ("knn", "linear"):  # both use train and validation images together, so nothing changes
+        assert evaluate(subject_of(whole, fixed), name).metrics == pytest.approx(
+            evaluate(subject_of(digits, fixed), name).metrics, abs=0.01
+        )
+    untested = replace(whole, parts=whole.parts | {"test": whole.parts["val"]})
+    with pytest.raises(UserError, match=r"0 val, 0 test\. Add a folder of test images, train with data\.val_fraction"):
+        check(subject_of(untested), ["knn"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from simclr.data.dataset import Dataset
-from simclr.errors import UserError
 from simclr.evaluate import knn
 from simclr.evaluate.knn import Knn
 from simclr.evaluate.subject import features
@@ -64,8 +64,15 @@ def test_the_bank_holds_train_and_validation_images(digits: Dataset, monkeypatch
     assert not set(rows) & set(digits.parts["test"])
     torch.testing.assert_close(banks[0], features(subject.model, digits.images, rows, subject.dtype))
     assert set(Knn(k=(1, 200)).run(subject).metrics) == {"knn_k1_top1", "knn_top1"}
-    with pytest.raises(UserError, match=r"knn\.k = 5000"):
-        Knn(k=(200, 5000)).run(subject)
+
+
+def test_k_is_capped_at_the_bank_and_named(digits: Dataset) -> None:
+    parts = digits.parts | {"train": digits.parts["train"][:40], "val": digits.parts["val"][:10]}
+    subject = subject_of(replace(digits, parts=parts))
+    found = Knn(k=(1, 200, 5000)).run(subject)
+    assert set(found.metrics) == {"knn_k1_top1", "knn_k50_top1"}
+    assert torch.equal(found.predictions["knn_k50_top1"], Knn(k=(50,)).run(subject).predictions["knn_k50_top1"])
+    assert Knn().metric_names(digits) == {200: "knn_top1"}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,0 +1,136 @@
+"""The parts of a data set: which images are for training, validation and testing, with copies kept together."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from simclr.data.images import Array, Files
+from simclr.data.source import UNLABELLED, Contents
+from simclr.errors import UserError, printable
+from simclr.randomness import permutation
+
+
+def divide(
+    splits: Mapping[str, Array],
+    labels: Array,
+    *,
+    fraction: float,
+    seed: int,
+    limit: int | None = None,
+    units: Array | None = None,
+) -> dict[str, Array]:
+    """Cut the rows of a source's splits into disjoint, stratified train, val and test.
+
+    A split that the source lacks is held out of train: this fraction of its images. Rows of one unit (`units` has a
+    number for each row) stay together. `pretrain` is train and all unlabelled images, of which `limit` are drawn.
+    Raises UserError if that leaves no image to train on.
+    """
+    train = _shuffle(splits["train"], labels, seed)
+    held_out = {}
+    labelled_classes = np.unique(labels[train][labels[train] != UNLABELLED])
+    count = max(1, round(fraction * len(train))) if fraction and len(labelled_classes) > 1 else 0
+    for part in ("val", "test"):
+        if part in splits:
+            held_out[part] = splits[part]
+        else:
+            held_out[part], train = _hold_out(train, count, units)
+    if not len(train):
+        raise UserError(
+            f"data.val_fraction = {fraction:g} of {len(splits['train'])} images leaves none to train on: lower it, or "
+            f"add images"
+        )
+    everything = np.concatenate([train, splits.get("unlabeled", train[:0])])
+    pretrain = _shuffle(everything, labels, seed)[:limit]
+    train = np.intersect1d(train, pretrain)
+    labelled = {part: rows[labels[rows] != UNLABELLED] for part, rows in ({"train": train} | held_out).items()}
+    return {part: np.sort(rows) for part, rows in ({"pretrain": pretrain} | labelled).items()}
+
+
+def _shuffle(rows: Array, labels: Array, seed: int) -> Array:
+    """Shuffle rows by a seed, stratified: the first n rows have each class in its proportion, for any n."""
+    rows = rows[permutation(len(rows), seed, "split").numpy()]
+    position = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        same = np.flatnonzero(labels[rows] == label)
+        position[same] = (np.arange(len(same)) + 0.5) / len(same)
+    return rows[np.argsort(position, kind="stable")]
+
+
+def _hold_out(rows: Array, count: int, units: Array | None) -> tuple[Array, Array]:
+    """The first `count` rows, and the others. Of units of several rows, the first ones that fit into that number.
+
+    If none fits, the smallest unit is held out.
+    """
+    if units is None or not count:
+        return rows[:count], rows[count:]
+    _, first, number, sizes = np.unique(units[rows], return_index=True, return_inverse=True, return_counts=True)
+    order, chosen, left = np.argsort(first), [], count
+    for unit in order:
+        if sizes[unit] <= left:
+            chosen.append(unit)
+            left -= sizes[unit]
+        if not left:
+            break
+    held = np.isin(number, chosen or [order[np.argmin(sizes[order])]])
+    return rows[held], rows[~held]
+
+
+def joined(first: Array, second: Array) -> Array:
+    """Units of rows, from two numberings of them: rows with an equal number in either belong to one unit."""
+    _, one = np.unique(first, return_inverse=True)
+    _, two = np.unique(second, return_inverse=True)
+    nodes = int(one.max()) + 1
+    links = coo_array((np.ones(len(one)), (one, two + nodes)), shape=(nodes + int(two.max()) + 1,) * 2)
+    units: Array = connected_components(links, directed=False)[1][one]
+    return units
+
+
+def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> Array:
+    """A number for each row's group, which a regular expression finds in its file name (its first group, or all of it).
+
+    Where the source knows the groups, they are taken from there. `skipped` are the files that have no row, each with
+    the reason in brackets, in the order of the rows. Raises UserError if a name doesn't match.
+    """
+    found: list[str] = []
+    unmatched: list[str] = []
+    waiting = deque(skipped)
+    for split in contents.splits.values():
+        if split.groups is None and not isinstance(split.images, Files):
+            raise UserError("data.group needs images in files, whose names say the group: leave it out")
+        names = split.images.names if isinstance(split.images, Files) else [""] * len(split.labels)
+        for row, name in enumerate(names):
+            if waiting and waiting[0].startswith(f"{name} ("):
+                waiting.popleft()
+            elif split.groups is not None:
+                found.append(str(split.groups[row]))
+            elif (match := re.search(pattern, name)) is None:
+                unmatched.append(name)
+            else:
+                found.append(match[1] if match.re.groups and match[1] is not None else match[0])
+    if unmatched:
+        raise UserError(
+            f"data.group = {pattern!r} finds no group in {len(unmatched):,} of {len(unmatched) + len(found):,} names, "
+            f"such as '{printable(unmatched[0])}': expected a regular expression that matches the name of every file"
+        )
+    return np.unique(found, return_inverse=True)[1]
+
+
+def describe_copies(hashes: Array, labels: Array, parts: Mapping[str, Array]) -> list[str]:
+    """A sentence about equal images in several parts, and one about equal images with different labels."""
+    found = []
+    for part, other in (("test", "train"), ("test", "val"), ("val", "train")):
+        elsewhere = hashes[parts["pretrain" if other == "train" else other]]
+        if copies := int(np.isin(hashes[parts[part]], elsewhere).sum()):
+            called = "validation" if part == "val" else part
+            found.append(f"{copies:,} of {len(parts[part]):,} {called} images also occur in {other}")
+    known = labels != UNLABELLED
+    pairs = np.unique(np.stack([hashes[known], labels[known].astype(hashes.dtype)]), axis=1)
+    if several := int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()):
+        found.append(f"{several:,} image{'s occur' if several > 1 else ' occurs'} in more than one class")
+    return found

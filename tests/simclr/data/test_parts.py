@@ -1,0 +1,219 @@
+"""Parts are cut as they always were. Copies and groups stay together, and what can't be kept apart is reported."""
+
+import numpy as np
+import pytest
+
+from simclr.data.dataset import DataConfig, open_dataset
+from simclr.data.images import Files
+from simclr.data.parts import describe_copies, divide, group_numbers, joined
+from simclr.data.source import Contents, Split
+from simclr.errors import UserError
+from simclr.evaluate.subject import hash_rows
+from simclr.progress import Observer
+from tests.simclr.data.helpers import error_message, open_data, plain, values, write, write_class_folder
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+def notes(home, **settings):
+    """What opening a folder tells the user."""
+    observer = Notes()
+    open_dataset(DataConfig(dataset="folder", side=8, **settings), home, observer)
+    return observer.texts
+
+
+def disjoint(sets):
+    return sum(map(len, sets)) == len(set().union(*sets))
+
+
+# Hashes of the rows of each part of the digits, as the first version cut them.
+BEFORE = [
+    ({}, ["e7eb2fd6c2ed00de", "e7eb2fd6c2ed00de", "041490486dae1721", "8baad8542cbba573"]),
+    ({"split_seed": 1, "limit": 100}, ["310a94a2d1d77eda", "310a94a2d1d77eda", "4e493ba82c68bc7b", "8baad8542cbba573"]),
+    ({"val_fraction": 0.3}, ["e45d43323693c798", "e45d43323693c798", "a1bb436ae3ffdac3", "8baad8542cbba573"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "hashes"), BEFORE)
+def test_parts_stay_as_they_were(settings, hashes, home):
+    data = open_data(home, "digits", **settings)
+    assert [hash_rows(data.parts[part]) for part in ("pretrain", "train", "val", "test")] == hashes
+
+
+def labels_of(sizes):
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.37])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_images_without_copies_are_divided_as_if_nobody_had_looked(fraction, seed):
+    labels = labels_of([50, 7, 23])
+    rows = {"train": np.arange(80)}
+    alone = divide(rows, labels, fraction=fraction, seed=seed)
+    among = divide(rows, labels, fraction=fraction, seed=seed, units=np.arange(80)[::-1] * 7)
+    assert all(np.array_equal(alone[part], among[part]) for part in alone)
+    assert len(alone["val"]) == len(alone["test"]) == round(fraction * 80)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_units_stay_together_and_parts_keep_their_size(seed):
+    draw = np.random.default_rng(seed)
+    labels, units = labels_of([200, 100]), draw.integers(0, 40, 300)
+    parts = divide({"train": np.arange(300)}, labels, fraction=0.2, seed=seed, units=units)
+    owned = [set(units[parts[part]]) for part in ("train", "val", "test")]
+    assert disjoint(owned)
+    assert sorted(np.concatenate([parts[part] for part in ("train", "val", "test")])) == list(range(300))
+    assert all(45 <= len(parts[part]) <= 60 for part in ("val", "test"))
+
+
+def test_the_smallest_unit_is_held_out_if_none_fits():
+    units = np.repeat([0, 1, 2, 3], [30, 10, 20, 40])
+    parts = divide({"train": np.arange(100)}, np.arange(100) % 2, fraction=0.05, seed=0, units=units)
+    assert set(units[parts["val"]]) == {1}
+    assert set(units[parts["test"]]) == {2}
+
+
+def test_units_are_joined_by_either_number():
+    units = joined(np.array([0, 0, 1, 2, 3, 4]), np.array([5, 6, 6, 7, 8, 8]))
+    assert [np.flatnonzero(units == unit).tolist() for unit in np.unique(units)] == [[0, 1, 2], [3], [4, 5]]
+
+
+def test_everything_is_for_training_without_a_fraction(home, tmp_path):
+    write_class_folder(tmp_path / "photos" / "train")
+    write_class_folder(tmp_path / "photos" / "test", each=2, first=100)
+    data = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0)
+    assert {part: len(rows) for part, rows in data.parts.items()} == {"pretrain": 30, "train": 30, "val": 0, "test": 6}
+    assert not data.has_labels  # so that nothing is measured on validation
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def test_copies_stay_in_one_part_and_change_the_digest(home, tmp_path):
+    labels = write_class_folder(tmp_path / "photos", each=10)
+    alone = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0.2)
+    for value, label in labels.items():
+        write(tmp_path / "photos" / ("cat", "dog", "emu")[label] / f"copy-{value}.png", plain(value))
+    for seed in range(3):
+        data = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0.2, split_seed=seed)
+        owned = [set(values(data, part)) for part in ("train", "val", "test")]
+        assert disjoint(owned)
+        assert [len(data.parts[part]) for part in ("train", "val", "test")] == [36, 12, 12]
+    stores = [path for path in (home / "cache").iterdir() if path.is_dir()]
+    assert alone.digest in "".join((path / "meta.json").read_text() for path in stores)
+    assert data.digest not in "".join((path / "meta.json").read_text() for path in stores)
+
+
+def test_copies_that_change_no_part_do_not_change_the_digest(home, tmp_path):
+    write_class_folder(tmp_path / "photos" / "train", each=4)
+    write_class_folder(tmp_path / "photos" / "val", each=1)
+    write_class_folder(tmp_path / "photos" / "test", each=2)
+    data = open_data(home, dir=tmp_path / "photos", side=8)
+    (store,) = (path for path in (home / "cache").iterdir() if path.is_dir())
+    assert data.digest in (store / "meta.json").read_text()
+    texts = notes(home, dir=tmp_path / "photos")
+    assert "warning: 6 of 6 test images also occur in train" in texts
+    assert "warning: 3 of 3 validation images also occur in train" in texts
+
+
+def test_copies_are_counted():
+    hashes = np.array([1, 2, 3, 4, 5, 1, 2, 6, 3], np.uint64)
+    labels = np.array([0, 0, 1, 1, -1, 0, 1, 1, -1])
+    parts = {"pretrain": [0, 1, 2, 4], "train": [0, 1, 2], "val": [3, 8], "test": [5, 6, 7]}
+    parts = {part: np.array(rows) for part, rows in parts.items()}
+    assert describe_copies(hashes, labels, parts) == [
+        "2 of 3 test images also occur in train",
+        "1 of 2 validation images also occur in train",
+        "1 image occurs in more than one class",
+    ]
+    parts["test"] = np.array([7])
+    assert describe_copies(np.arange(9).astype(np.uint64), labels, parts) == []
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def contents(*names, groups=None):
+    return Contents((), {"train": Split(Files(names, lambda _: b""), np.zeros(len(names)), groups)})
+
+
+def test_groups_are_found_in_names():
+    names = ("cat/p1_a.png", "cat/p2_a.png", "dog/p1_b.png")
+    assert group_numbers(contents(*names), r"(p\d+)_", []).tolist() == [0, 1, 0]
+    assert group_numbers(contents(*names), r"p\d+", []).tolist() == [0, 1, 0]
+    assert group_numbers(contents(*names), r"^[^/]+", []).tolist() == [0, 0, 1]
+    assert group_numbers(contents(*names), r"p\d+", ["cat/p2_a.png (not an image)"]).tolist() == [0, 0]
+    assert group_numbers(contents(*names, groups=["x", "y", "y"]), "patient", []).tolist() == [0, 1, 1]
+    with pytest.raises(UserError, match=r"finds no group in 1 of 3 names, such as 'dog/p1_b.png'"):
+        group_numbers(contents(*names), "a.png", [])
+
+
+def test_groups_of_a_folder_stay_in_one_part(home, tmp_path):
+    for value in range(60):
+        patient = value // 4
+        write(tmp_path / "scans" / ("ill", "well")[value % 2] / f"p{patient:02}-{value}.png", plain(value))
+    write(tmp_path / "scans" / "ill" / "p00-broken.png", b"broken")
+    data = open_data(home, dir=tmp_path / "scans", side=8, group=r"p(\d+)-", val_fraction=0.2, on_bad_image="skip")
+    owned = [{value // 4 for value in values(data, part)} for part in ("train", "val", "test")]
+    assert disjoint(owned)
+    assert [len(patients) for patients in owned] == [9, 3, 3]
+    assert "data.group needs images in files" in error_message(home, "digits", group="x")
+    message = error_message(home, dir=tmp_path / "scans", side=8, group="ill|well", on_bad_image="skip")
+    assert "leaves no training images of some classes" in message or "none to train on" in message
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_understood_is_said_in_one_line(home, tmp_path):
+    write_class_folder(tmp_path / "photos", classes=("2024", "2025"), each=40)
+    texts = notes(home, dir=tmp_path / "photos")
+    assert texts == ["80 images, 2 classes from folder names: 2024, 2025; 64 train, 8 validation, 8 test"]
+    texts = notes(home, dir=tmp_path / "photos", unlabelled=True)
+    assert texts == ["80 images, without labels; 80 to pre-train on"]
+
+
+def test_validation_images_can_be_tested_on(home, tmp_path):
+    write_class_folder(tmp_path / "photos" / "train", each=10)
+    write_class_folder(tmp_path / "photos" / "val", each=2, first=100)
+    assert any("set data.test_from=val" in text for text in notes(home, dir=tmp_path / "photos"))
+    data = open_data(home, dir=tmp_path / "photos", side=8, test_from="val")
+    assert values(data, "test") == list(range(100, 106))
+    assert [len(data.parts[part]) for part in ("train", "val", "test")] == [27, 3, 6]
+    write_class_folder(tmp_path / "photos" / "test", each=2, first=200)
+    assert "these have train, val, test" in error_message(home, dir=tmp_path / "photos", side=8, test_from="val")
+
+
+@pytest.mark.parametrize(("bad", "choice", "opens"), [
+    (3, "skip", True), (4, "skip", False), (4, 0.5, True), (4, 0.2, False), (1, "error", False),
+])  # fmt: skip
+def test_skipped_files_are_reported_up_to_a_share(bad, choice, opens, home, tmp_path):
+    write_class_folder(tmp_path / "photos", each=3)
+    for i in range(bad):
+        write(tmp_path / "photos" / "cat" / f"broken-{i}.png", b"broken")
+    if opens:
+        (text,) = (text for text in notes(home, dir=tmp_path / "photos", on_bad_image=choice) if "skipped" in text)
+        assert text.startswith(f"{bad} of {9 + bad} files can't be read as images: cat/broken-0.png (")
+    else:
+        message = error_message(home, dir=tmp_path / "photos", side=8, on_bad_image=choice)
+        assert f"{bad} of {9 + bad} files can't be read as images: cat/broken-0.png" in message
+        assert ("allow more with --on-bad-image 0.31" in message) == (choice != "error")
+
+
+def test_class_names_can_be_printed(home, tmp_path):
+    for name in ("a", "caf\udce9"):
+        try:
+            write_class_folder(tmp_path / "photos", classes=(name,), each=5, first=len(name))
+        except OSError:
+            pytest.skip("this file system accepts only UTF-8 names")
+    data = open_data(home, dir=tmp_path / "photos", side=8)
+    assert data.classes == ("a", r"caf\udce9")
+    assert "".join(notes(home, dir=tmp_path / "photos")).encode()
