@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from experiments.commands.names import names_in
-from experiments.commands.options import DATASETS, BadImage, DataDir, Device, EncoderName, NewestEncoder, check_new_name
+from experiments.commands.options import (
+    DATASETS,
+    BadImage,
+    DataDir,
+    Device,
+    EncoderName,
+    Labels,
+    NewestEncoder,
+    check_new_name,
+)
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
-from simclr.errors import UserError, printable
+from simclr.errors import printable
 
 EXPORTS = names_in("simclr.weights.export.EXPORTS")
 LAYOUTS = names_in("simclr.weights.foreign.LAYOUTS")
@@ -21,15 +31,27 @@ WRITERS = names_in("simclr.weights.features.WRITERS")
 
 def embed(
     run: EncoderName,
-    folder: Annotated[Path, typer.Argument(help="Folder of images. Those in its subfolders are included.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of images, with its subfolders, or another form of --data-dir."),
+    ],
     out: Annotated[Path, typer.Option(help=f"File to write ({', '.join(WRITERS)}).")] = Path("features.parquet"),
     batch_size: Annotated[
         int, typer.Option(min=1, max=2**20, help="Number of images that are computed at the same time.")
     ] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Setting of the images, such as data.image_column=left. Can be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
 ) -> None:
-    """Write the features of a folder of images to a file.
+    """Write the features of images to a file.
 
     The features are those of the encoder (h), one row for each image, with the name of its file.
 
@@ -38,28 +60,30 @@ def embed(
     from experiments.runs.encoders import find_encoder
     from experiments.tracking.store import Store, home
     from simclr import device as devices
+    from simclr.config import make
     from simclr.data.dataset import most_skipped
-    from simclr.data.folder import list_files
-    from simclr.data.layout import image_names
+    from simclr.data.formats import OPTIONS, list_images
+    from simclr.settings import merge, nested, parse_setting
     from simclr.weights.encoder import Encoder, embed_files
     from simclr.weights.features import write_features
 
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: expected a folder of images")
+    data = make(
+        reduce(merge, (nested(*parse_setting(text)) for text in settings), {"data": {"dataset": "folder"}})
+    ).data
+    options = {name: getattr(data, name) for name in OPTIONS}
     found = find_encoder(run, Store(home()))
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
-    names, notes = list_files(folder)
-    files = [folder / name for name in image_names(names, notes)]
-    for note in notes:
-        typer.echo(printable(note), err=True)
     most = most_skipped(on_bad_image or "error")
     skipped: list[str] | None = [] if most else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):
+        files, notes = list_images(folder, home(), terminal, **options)
+        for note in notes:
+            terminal.note(note)
         write_features(out, embed_files(encoder, files, batch_size, terminal, skipped, most))
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
-    count = len(files) - len(skipped or [])
+    count = len(files.names) - len(skipped or [])
     typer.echo(printable(f"wrote {out}: {count} images, {encoder.features} features each"))
 
 
@@ -99,6 +123,7 @@ def import_(  # over 60 lines, because of its signature
         str, typer.Option(help=f"Data set to evaluate the encoder on: {', '.join(DATASETS)}.")
     ] = "cifar10",
     data_dir: DataDir = None,
+    labels: Labels = None,
     side: Annotated[
         int | None, typer.Option(help="Side of the images in pixels.", show_default="that of the data set")
     ] = None,
@@ -136,8 +161,8 @@ def import_(  # over 60 lines, because of its signature
     from simclr.config import make
     from simclr.weights.foreign import first_names
 
-    folder = data_dir and str(data_dir)
-    data = make({"data": {"dataset": dataset, "dir": folder, "side": side, "normalize": normalize}}).data
+    places = {"dir": data_dir and str(data_dir), "labels": labels and str(labels)}
+    data = make({"data": {"dataset": dataset, **places, "side": side, "normalize": normalize}}).data
     with Terminal() as terminal:
         record, imported = import_run(
             file,

@@ -14,6 +14,7 @@ from experiments.commands.options import (
     NewestEncoder,
     RunBadImage,
     RunDataDir,
+    RunLabels,
     RunNames,
     Transfer,
 )
@@ -53,6 +54,7 @@ def evaluate(  # over 60 lines, because of its signature
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
+    labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
     device: Device = None,
     settings: Annotated[
@@ -60,7 +62,8 @@ def evaluate(  # over 60 lines, because of its signature
         typer.Option(
             "--set",
             metavar="SETTING=VALUE",
-            help="Setting of the evaluation protocol, such as knn.k=[20,200]. Can be repeated.",
+            help="Setting of the evaluation protocol, such as knn.k=[20,200], or of the images of --transfer, such as "
+            "data.label_column=species. Can be repeated.",
             show_default="none",
         ),
     ] = [],  # noqa: B006 (Typer copies it)
@@ -79,7 +82,8 @@ def evaluate(  # over 60 lines, because of its signature
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
     names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
     fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
-    protocol = make_protocol([*fractions, *settings], layer=layer)
+    own = [text for text in settings if not text.startswith("data.")]
+    protocol = make_protocol([*fractions, *own], layer=layer)
     store = Store(home())
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
@@ -88,6 +92,8 @@ def evaluate(  # over 60 lines, because of its signature
             store,
             protocol,
             data_dir=data_dir,
+            labels=labels,
+            changes=[text for text in settings if text.startswith("data.")],
             on_bad_image=on_bad_image,
             transfer=transfer,
             device=device,

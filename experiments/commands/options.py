@@ -20,7 +20,11 @@ RESNETS = names_in("simclr.model.RESNETS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 FROM_PRESET = "from the preset"
 FROM_RUN = "that of the run"
-DATA_DIR_HELP = "Folder with your images, or with the archive of a data set that you downloaded yourself."
+DATA_DIR_HELP = (
+    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays (docs/data.md lists all forms), or "
+    "hf:NAME of the Hugging Face hub. Or the folder with the archive of a data set that you downloaded yourself."
+)
+LABELS_HELP = "Table (.csv or .tsv) with the names of the image files and their labels."
 BAD_IMAGE_HELP = (
     "What to do with files that can't be read as images: error, skip (up to a quarter of the files), or the share that "
     "may be skipped, such as 0.5."
@@ -40,8 +44,13 @@ def _auto_or_number(text: str | None) -> Any:
     return None if text is None else parse_value(text, "--micro-batch")
 
 
-def _absolute(path: Path | None) -> Path | None:
-    """Raises UserError for a path that can't be resolved: with the home of an unknown user, or a loop of links."""
+def absolute(path: Path | None) -> Path | None:
+    """Raises UserError for a path that can't be resolved: with the home of an unknown user, or a loop of links.
+
+    The name of a data set on a hub, such as hf:NAME, is no path and stays as it is.
+    """
+    if path is not None and str(path).startswith("hf:"):
+        return path
     try:
         return path and path.expanduser().resolve()
     except (RuntimeError, OSError) as error:
@@ -106,7 +115,11 @@ DatasetName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(callback=_absolute, help=DATA_DIR_HELP, show_default="none; known data sets are downloaded"),
+    typer.Option(callback=absolute, help=DATA_DIR_HELP, show_default="none; known data sets are downloaded"),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default="none; folders are classes"),
 ]
 Unlabelled = Annotated[
     bool,
@@ -180,12 +193,14 @@ RunNames = Annotated[list[str], typer.Argument(help="Names of runs, or the start
 Transfer = Annotated[
     str | None,
     typer.Option(
-        help=f"Another data set to use instead ({', '.join(DATASETS)}), or a folder of images.", show_default=FROM_RUN
+        help=f"Another data set to use instead ({', '.join(DATASETS)}), or your images, as for --data-dir.",
+        show_default=FROM_RUN,
     ),
 ]
 RunDataDir = Annotated[
-    Path | None, typer.Option("--data-dir", callback=_absolute, help=DATA_DIR_HELP, show_default=FROM_RUN)
+    Path | None, typer.Option("--data-dir", callback=absolute, help=DATA_DIR_HELP, show_default=FROM_RUN)
 ]
+RunLabels = Annotated[Path | None, typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default=FROM_RUN)]
 RunBadImage = Annotated[
     str | None,
     typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),

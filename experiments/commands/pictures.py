@@ -15,12 +15,14 @@ from experiments.commands.options import (
     Device,
     Drop,
     EncoderName,
+    Labels,
     Layer,
     NewestEncoder,
     PictureFile,
     PictureFiles,
     Preset,
     RunDataDir,
+    RunLabels,
     RunNames,
     Seed,
     Settings,
@@ -40,6 +42,7 @@ def views(
     config: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    labels: Labels = None,
     unlabelled: Unlabelled = False,
     drop: Drop = [],  # noqa: B006 (Typer copies it)
     seed: Seed = None,
@@ -57,7 +60,15 @@ def views(
     from simclr.data.dataset import open_dataset
 
     chosen = resolve(
-        preset, config, settings, drop, dataset=dataset, data_dir=data_dir, unlabelled=unlabelled or None, seed=seed
+        preset,
+        config,
+        settings,
+        drop,
+        dataset=dataset,
+        data_dir=data_dir,
+        labels=labels,
+        unlabelled=unlabelled or None,
+        seed=seed,
     )
     with Terminal() as terminal:
         data = open_dataset(chosen.data, home(), terminal)
@@ -106,6 +117,7 @@ def tsne(
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
+    labels: RunLabels = None,
     device: Device = None,
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
@@ -129,6 +141,7 @@ def tsne(
             store,
             make_protocol([], layer=layer),
             data_dir=data_dir,
+            labels=labels,
             transfer=transfer,
             device=device,
             observer=terminal,
@@ -148,6 +161,7 @@ def neighbours(
     count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours of each image.")] = 8,
     layer: Layer = None,
     data_dir: RunDataDir = None,
+    labels: RunLabels = None,
     device: Device = None,
 ) -> None:
     """Draw the training images that are nearest to an image.
@@ -166,7 +180,13 @@ def neighbours(
     protocol = make_protocol([], layer=layer)
     with Terminal() as terminal:
         subject = open_subject(
-            find_encoder(run, store), store, protocol, data_dir=data_dir, device=device, observer=terminal
+            find_encoder(run, store),
+            store,
+            protocol,
+            data_dir=data_dir,
+            labels=labels,
+            device=device,
+            observer=terminal,
         )
         check(subject, [])
         draw_neighbours(subject, images, out, count)

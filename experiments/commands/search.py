@@ -16,6 +16,7 @@ from experiments.commands.options import (
     DatasetName,
     Device,
     Epochs,
+    Labels,
     PlannedMemory,
     Preset,
     Settings,
@@ -46,6 +47,7 @@ def search(  # over 60 lines, because of its signature
     config: ConfigFile = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
+    labels: Labels = None,
     epochs: Epochs = None,
     device: Device = None,
     memory: PlannedMemory = None,
@@ -110,7 +112,15 @@ def search(  # over 60 lines, because of its signature
     from experiments.tracking.store import Store, home
 
     full = resolve(
-        preset, config, settings, dataset=dataset, data_dir=data_dir, epochs=epochs, device=device, memory=memory
+        preset,
+        config,
+        settings,
+        dataset=dataset,
+        data_dir=data_dir,
+        labels=labels,
+        epochs=epochs,
+        device=device,
+        memory=memory,
     )
     changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
     with (

@@ -34,6 +34,7 @@ FLAGS = {
     "dataset": "data.dataset",
     "data_dir": "data.dir",
     "unlabelled": "data.unlabelled",
+    "labels": "data.labels",
     "on_bad_image": "data.on_bad_image",
     "backbone": "model.backbone",
     "head": "model.head",
@@ -49,7 +50,8 @@ FLAGS = {
     "device": "device",
     "name": "name",
 }
-UNNAMED = ("data.dir", "data.on_bad_image", "seed", "device", "memory")  # settings that a run's name doesn't mention
+# Settings that a run's name doesn't mention.
+UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory")
 
 
 class Choice(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from simclr.errors import UserError, printable, unknown
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
+from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
 
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
@@ -85,21 +88,27 @@ def open_subject(
     protocol: Protocol,
     *,
     data_dir: Path | None = None,
+    labels: Path | None = None,
     on_bad_image: str | None = None,
+    changes: Sequence[str] = (),
     transfer: str | None = None,
     device: str | None = None,
     observer: Observer = SILENT,
 ) -> Subject:
     """The encoder with its own data set, or, with `transfer`, with another one (a data set's name, or a folder).
 
-    `data_dir` is where the images are now, and `on_bad_image` what to do with files that can't be read ("error" or
-    "skip"). Raises UserError if the images differ from those that the encoder was trained on.
+    `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
+    with files that can't be read ("error" or "skip"), and `changes` are settings of the images of `transfer`, such as
+    data.label_column=species. Raises UserError if the images differ from those that the encoder was trained on.
     """
+    if changes and transfer is None:
+        raise UserError(f"{changes[0]} is for the images of --transfer: the run's own images keep their settings")
     settings = _transferred(found.config.data, transfer)
-    if data_dir is not None:
-        settings = settings.model_copy(update={"dir": data_dir})
     bad = on_bad_image or found.config.data.on_bad_image
-    settings = make({"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}).data
+    table = {"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}
+    places = {"data.dir": data_dir, "data.labels": labels}
+    given = {name: str(path) for name, path in places.items() if path is not None} | dict(map(parse_setting, changes))
+    settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
     data = open_dataset(settings, store.folder, observer)
     if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
         raise UserError(
@@ -122,7 +131,9 @@ def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
         return own
     if transfer in DATASETS:
         other = DataConfig(dataset=transfer)
-    elif os.path.isdir(transfer):  # noqa: PTH112 (as in find_encoder)
+    elif transfer.startswith("hf:"):
+        other = DataConfig(dataset="folder", dir=Path(transfer))
+    elif os.path.exists(transfer) or "{" in transfer:  # noqa: PTH110 (as in find_encoder)
         other = DataConfig(dataset="folder", dir=Path(transfer).resolve())
     else:
         raise unknown("data set or folder", transfer, DATASETS)

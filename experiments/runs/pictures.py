@@ -13,7 +13,7 @@ from analysis import plots
 from analysis.tables import write_csv
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
-from simclr.data.images import Decoding, Files, bad_images, decode_files
+from simclr.data.images import Decoding, bad_images, decode_files, files_at
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.knn import nearest
@@ -26,11 +26,9 @@ def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: i
     """Draw the training images that are most similar to each file, by cosine similarity of their features."""
     data, layer = subject.data, subject.protocol.layer
     queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
-    names = [str(file) for file in files]
-    read = Files(names, lambda name: Path(name).read_bytes())
     decoding = Decoding(data.side, subject.config.data.background, data.range)
-    if bad := decode_files(read, queries, decoding, SILENT, "").failed:
-        reasons = [f"{names[row]} ({reason})" for row, reason in bad.items()]
+    if bad := decode_files(files_at(files), queries, decoding, SILENT, "").failed:
+        reasons = [f"{files[row]} ({reason})" for row, reason in bad.items()]
         raise bad_images(reasons, len(files), "Remove them from the command")
     rows = data.parts["pretrain"]
     with devices.memory_errors("use --device cpu"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import re
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -18,11 +20,11 @@ from simclr.data.labels import contents_of_layout
 from simclr.data.shards import contents_of_shards, has_label_files
 from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
 from simclr.data.tables import understand_names
-from simclr.data.unpack import unpack
+from simclr.data.unpack import read_at, unpack
 from simclr.errors import UserError
 from simclr.progress import Observer
 
-LARGEST_MEMBER = 1 << 31  # bytes of one file; the largest images that PIL decodes have fewer
+LARGEST_MEMBER = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 LARGEST_RATIO = 100  # of an archive's unpacked size to its own, beyond RATIO_FREE; photos have about 1
 RATIO_FREE = 1 << 30
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -140,7 +142,13 @@ def _open_zip(path: Path) -> Files:
             f"{path} has {path.stat().st_size:,} bytes and claims to unpack to {total:,}, as a zip bomb does: if it is "
             f"none, unpack it, and give the folder"
         )
-    return Files(list(members), lambda name: archive.read(members[name]))
+    archive.close()
+
+    @cache
+    def opened(process: int) -> zipfile.ZipFile:  # forked processes would share its position
+        return zipfile.ZipFile(path)
+
+    return Files(list(members), lambda name: opened(os.getpid()).read(members[name]), forkable=True)
 
 
 def _open_tar(path: Path, file: IO[bytes]) -> Files:
@@ -163,18 +171,8 @@ def _open_tar(path: Path, file: IO[bytes]) -> Files:
         raise UserError(
             f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Make or fetch it again"
         )
-    lock = Lock()  # one position, many threads
-
-    def read(name: str) -> bytes:
-        offset, size = places[name]
-        with lock:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise OSError("the archive ends before the file does")
-        return data
-
-    return Files(list(places), read)
+    lock = Lock()
+    return Files(list(places), lambda name: read_at(file, *places[name], lock), forkable=True)
 
 
 def _most(path: Path) -> int:

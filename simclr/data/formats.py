@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from simclr.data.archives import load_archive
 from simclr.data.arrays import load_arrays
-from simclr.data.folder import load_folder, load_table
-from simclr.data.layout import IMAGE_SUFFIXES, is_hidden
+from simclr.data.folder import list_files, load_folder, load_table
+from simclr.data.images import Array, Files, files_at
+from simclr.data.layout import IMAGE_SUFFIXES, image_names, is_hidden
 from simclr.data.parquet import load_parquet
 from simclr.data.source import Source
 from simclr.data.tables import TABLE_SUFFIXES
@@ -86,6 +90,36 @@ def load_images(name: str, path: Path | None, home: Path, observer: Observer, **
         if options[option]:
             raise UserError(f"data.{option} has no effect on {path}, which is {chosen.about}: leave it out")
     return chosen.load(path, home, observer, **{option: options[option] for option in chosen.options})
+
+
+def list_images(path: Path, home: Path, observer: Observer, **options: Any) -> tuple[Files, list[str]]:
+    """All images at a path, whatever their labels and splits, and notes about what was left out.
+
+    The images of arrays are named after their split and row, and given as PNG files.
+    """
+    if (form := format_of(path)) in ("folder", "table"):
+        folder = path if form == "folder" else path.parent
+        names, notes = list_files(folder)
+        return files_at([folder / name for name in image_names(names, notes)]), notes
+    contents = load_images("", path, home, observer, **dict.fromkeys(OPTIONS) | options | {"unlabelled": True}).read()
+    parts = {
+        split: own.images if isinstance(own.images, Files) else _as_files(split, own.images)
+        for split, own in contents.splits.items()
+    }
+    readers = {name: files.read for files in parts.values() for name in files.names}
+    return Files(list(readers), lambda name: readers[name](name)), []
+
+
+def _as_files(split: str, images: Array) -> Files:
+    """The images of an array N x 3 x H x W as PNG files."""
+    rows = {f"{split} {row}": row for row in range(len(images))}
+
+    def read(name: str) -> bytes:
+        file = BytesIO()
+        Image.fromarray(images[rows[name]].transpose(1, 2, 0)).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    return Files(list(rows), read)
 
 
 def format_of(path: Path) -> str:

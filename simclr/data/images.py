@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,11 @@ class Files(NamedTuple):
     names: Sequence[str]
     read: Callable[[str], bytes]
     forkable: bool = False  # whether forked processes may call it: it opens its files anew
+
+
+def files_at(paths: Sequence[Path]) -> Files:
+    """Image files on the disk, named by their paths."""
+    return Files([str(path) for path in paths], lambda name: Path(name).read_bytes(), forkable=True)
 
 
 class Decoding(NamedTuple):

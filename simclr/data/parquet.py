@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -48,11 +49,11 @@ def load_parquet(
                 if not files[name].schema_arrow.equals(schema):
                     raise UserError(f"{root / name} has other columns than {root / names[0]}: give one of them alone")
             features = _features(schema)
-            image = _image_column(path, schema, features, image_column)
-            label = None if unlabelled else _label_column(path, schema, features, image, label_column)
+            image = _image_column(path, schema, image_column)
+            label = None if unlabelled else _label_column(path, schema, features, label_column)
             split = _split_column(path, schema, split_column)
             contents = contents_of(
-                _splits(path, files, image, label, split), features.get(label or "", {}).get("names", ())
+                _splits(path, root, files, image, label, split), features.get(label or "", {}).get("names", ())
             )
         except pyarrow.ArrowException as error:
             raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
@@ -99,7 +100,7 @@ def _one(path: Path, schema: Any, found: Sequence[str], usual: Sequence[str], wh
     return best
 
 
-def _image_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str:
+def _image_column(path: Path, schema: Any, name: str | None) -> str:
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
@@ -119,9 +120,7 @@ def _image_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], 
     return best
 
 
-def _label_column(
-    path: Path, schema: Any, features: dict[str, dict[str, Any]], image: str, name: str | None
-) -> str | None:
+def _label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
     from pyarrow import types
 
     if name is not None and name not in schema.names:
@@ -142,7 +141,7 @@ def _split_column(path: Path, schema: Any, name: str | None) -> str | None:
 
 
 def _splits(
-    path: Path, files: dict[str, Any], image: str, label: str | None, split: str | None
+    path: Path, root: Path, files: dict[str, Any], image: str, label: str | None, split: str | None
 ) -> dict[str, tuple[Files, list[object] | None]]:
     """The images and labels of each split."""
     rows: dict[str, list[str]] = {}
@@ -150,7 +149,7 @@ def _splits(
     splits = {name: split_in(name) for name in files}
     if unknown := [name for name, found in splits.items() if found is None] if any(splits.values()) else []:
         raise UserError(
-            f"{path / unknown[0]} names no split, as others do: give the file or folder of one split, or rename it"
+            f"{root / unknown[0]} names no split, as others do: give the file or folder of one split, or rename it"
         )
     for name, file in files.items():
         columns = [column for column in (label, split) if column is not None]
@@ -162,33 +161,38 @@ def _splits(
                 raise UserError(f"column '{split}' of {path} has '{of}': expected the splits {', '.join(SPLITS)}")
             rows.setdefault(SPLITS[str(of).lower()], []).append(f"{name} row {row}")
             labels.setdefault(SPLITS[str(of).lower()], []).append(value)
-    read = _reader(path, files, image)
-    return {of: (Files(names, read), labels[of] if label else None) for of, names in rows.items()}
+    read = _reader(root, files, image)
+    return {of: (Files(names, read, forkable=True), labels[of] if label else None) for of, names in rows.items()}
 
 
-def _reader(path: Path, files: dict[str, Any], image: str) -> Any:
-    """A function that returns the bytes of an image by its name. It keeps two row groups in memory."""
-    starts = {
-        name: np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]).tolist()
-        for name, file in files.items()
-    }
+def _reader(root: Path, files: dict[str, Any], image: str) -> Callable[[str], bytes]:
+    """A function that returns the bytes of an image by its name. It keeps two row groups in memory.
+
+    Raises UserError for a row group that is too large for that.
+    """
+    starts = {}
+    for name, file in files.items():
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        if (largest := max((group.total_byte_size for group in groups), default=0)) > LARGEST_GROUP:
+            raise UserError(
+                f"{root / name} has a row group of {largest:,} bytes, more than fit into memory: write it again with "
+                f"pyarrow.parquet.write_table(table, FILE, row_group_size=1000)"
+            )
+        starts[name] = np.cumsum([0] + [group.num_rows for group in groups]).tolist()
     lock = Lock()
 
     @lru_cache(maxsize=2)
-    def group(name: str, index: int) -> Any:
-        declared = files[name].metadata.row_group(index).total_byte_size
-        if declared > LARGEST_GROUP:
-            raise UserError(
-                f"row group {index} of {path}, {name}, has {declared:,} bytes, more than fit into memory: write it "
-                f"again with pyarrow.parquet.write_table(table, FILE, row_group_size=1000)"
-            )
-        return files[name].read_row_group(index, columns=[image])[image]
+    def group(process: int, name: str, index: int) -> Any:  # forked processes don't share Arrow's threads
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(root / name) as file:
+            return file.read_row_group(index, columns=[image], use_threads=False)[image]
 
     def read(full_name: str) -> bytes:
         name, _, number = full_name.rpartition(" row ")
         index = bisect_right(starts[name], int(number)) - 1
         with lock:
-            column = group(name, index)
+            column = group(os.getpid(), name, index)
         value = column[int(number) - starts[name][index]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:

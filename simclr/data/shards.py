@@ -60,7 +60,10 @@ def contents_of_shards(
         return shards[places[name].shard].read(places[name].image)
 
     splits = {
-        split: (Files([names[row] for row in own], read), [found[1][row] for row in own] if found else None)
+        split: (
+            Files([names[row] for row in own], read, forkable=True),
+            [found[1][row] for row in own] if found else None,
+        )
         for split, own in rows.items()
     }
     origin = f"labels from {found[0]}" if found else "without labels"

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from simclr.errors import UserError
 
 RESERVE = 1 << 30  # bytes of the disk that stay free
 CHUNK = 1 << 20
+
+
+def read_at(file: IO[bytes], offset: int, size: int, lock: Lock) -> bytes:
+    """Bytes of a file, from any thread or forked process. Raises OSError if the file is shorter."""
+    if hasattr(os, "pread"):  # needs no position, which forked processes share
+        data = os.pread(file.fileno(), size, offset)
+    else:
+        with lock:
+            file.seek(offset)
+            data = file.read(size)
+    if len(data) < size:
+        raise OSError("the archive ends before the file does")
+    return data
 
 
 def unpack(stream: IO[bytes], what: str, folder: Path, most: int | None = None) -> IO[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def load_encoder(path: str | Path) -> Encoder:
 @torch.no_grad()
 def embed_files(
     encoder: Encoder,
-    files: Sequence[Path],
+    files: Files,
     batch: int = 256,
     observer: Observer = SILENT,
     skipped: list[str] | None = None,
@@ -75,17 +74,16 @@ def embed_files(
     for them without that list, if they are more than the share `most` of all files, and if there are no files. Raises
     BadSettings if features are not finite, or if images that differ have the same features.
     """
-    if not files:
+    if not files.names:
         raise UserError("there are no images to embed: give at least one image file")
     device, first = encoder.model.mean.device, None
-    for start in range(0, len(files), batch):
-        names = [str(file) for file in files[start : start + batch]]
+    for start in range(0, len(files.names), batch):
+        names = files.names[start : start + batch]
         images = np.empty((len(names), 3, encoder.decoding.side, encoder.decoding.side), np.uint8)
-        read = Files(names, lambda name: Path(name).read_bytes())
-        bad = decode_files(read, images, encoder.decoding, SILENT, "").failed
+        bad = decode_files(files._replace(names=names), images, encoder.decoding, SILENT, "").failed
         reasons = [f"{names[row]} ({reason})" for row, reason in bad.items()]
         if bad and skipped is None:
-            raise bad_images(reasons, len(files), "Remove them, or pass --on-bad-image skip")
+            raise bad_images(reasons, len(files.names), "Remove them, or pass --on-bad-image skip")
         if skipped is not None:
             skipped += reasons
         kept = [row for row in range(len(names)) if row not in bad]
@@ -96,6 +94,6 @@ def embed_files(
             first = first or (images[kept[:1]], features[:1])
             check_spread(torch.from_numpy(np.concatenate([first[0], images[kept]])), torch.cat([first[1], features]))
             yield printable, features.numpy()
-        observer.progress("embedding", start + len(names), len(files))
-    if skipped and len(skipped) > most * len(files):
-        raise too_many_skipped(skipped, len(files), most)
+        observer.progress("embedding", start + len(names), len(files.names))
+    if skipped and len(skipped) > most * len(files.names):
+        raise too_many_skipped(skipped, len(files.names), most)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import multiprocessing
 import tarfile
 import zipfile
 
@@ -156,3 +157,23 @@ def test_members_are_read_by_several_threads_at_once(tmp_path):
         files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path)
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(files.read, members)) == list(members.values())
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork")
+def test_members_are_read_by_forked_processes_at_once(tmp_path):
+    members = {f"{i}.png": bytes([i]) * (10_000 + i) for i in range(200)}
+    for name in ("a.zip", "a.tar", "a.tar.gz"):
+        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path)
+        first = next(iter(members))
+        assert files.read(first) == members[first]  # before the fork, so that the file is open
+        with multiprocessing.get_context("fork").Pool(4, _inherit, (files,)) as pool:
+            assert pool.map(_read_inherited, members, chunksize=1) == list(members.values())
+
+
+def _inherit(files):
+    global _inherited
+    _inherited = files
+
+
+def _read_inherited(name):
+    return _inherited.read(name)

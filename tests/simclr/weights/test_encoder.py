@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import simclr
 from simclr import load_encoder
 from simclr.config import make, to_toml
-from simclr.data.images import Decoding, decode
+from simclr.data.images import Decoding, decode, files_at
 from simclr.errors import BadSettings, UserError
 from simclr.progress import Observer
 from simclr.settings import read_toml
@@ -162,7 +162,7 @@ def test_wide_images_are_scaled_as_the_training_images_were(encoder, tmp_path):
     with pytest.raises(ValueError, match="trained on images of 8 bits"):
         encoder.transform(Image.open(tmp_path / "deep.png"))
     with pytest.raises(UserError, match=r"deep.png \(has 16-bit values"):
-        next(embed_files(encoder, [tmp_path / "deep.png"]))
+        next(embed_files(encoder, files_at([tmp_path / "deep.png"])))
     config = encoder.config.model_copy(update={"data": encoder.config.data.model_copy(update={"range": (0, 4095)})})
     trained = Encoder(make(tomllib.loads(to_toml(config))), encoder.model.state_dict())
     found = trained.transform(Image.open(tmp_path / "deep.png"))
@@ -181,7 +181,7 @@ def test_transform_keeps_an_image_of_the_right_size(encoder):
 
 def embed(encoder, files, **options):
     """Names and features of all batches."""
-    names, features = zip(*embed_files(encoder, files, 4, **options), strict=True)
+    names, features = zip(*embed_files(encoder, files_at(files), 4, **options), strict=True)
     return [name for batch in names for name in batch], np.concatenate(features)
 
 
@@ -208,7 +208,7 @@ def test_broken_images_are_named_or_skipped(encoder, files, tmp_path):
     assert names == [str(file) for file in files]
     assert [text.split(" (")[0] for text in skipped] == [str(broken)] * 2
     np.testing.assert_allclose(features, embed(encoder, files)[1], rtol=1e-5, atol=1e-6)
-    assert list(embed_files(encoder, [broken], skipped=[])) == []
+    assert list(embed_files(encoder, files_at([broken]), skipped=[])) == []
 
 
 def test_a_file_name_that_is_not_utf_8_is_escaped(encoder, files, tmp_path):
@@ -228,9 +228,9 @@ def test_features_that_say_nothing_are_refused(number, batch, path, files):
     encoder.model.encoder.layer4[0].bn2.weight.data.zero_()
     encoder.model.encoder.layer4[0].downsample[1].weight.data.fill_(number)
     with pytest.raises(BadSettings, match="not finite" if number else "11 images|collapsed"):
-        list(embed_files(encoder, files, batch))
+        list(embed_files(encoder, files_at(files), batch))
     if not number:  # equal images have equal features
-        assert len(list(embed_files(encoder, [files[0]] * 3, batch))) == -(-3 // batch)
+        assert len(list(embed_files(encoder, files_at([files[0]] * 3), batch))) == -(-3 // batch)
 
 
 def test_no_files_are_an_error(encoder):
