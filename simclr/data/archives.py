@@ -67,7 +67,7 @@ def load_archive(
             (files,) = opened.values()
             layout, _ = understand_names(files.names, str(path), unlabelled=unlabelled, labels=labels, **columns)
             for note in layout.notes:
-                observer.say(note)
+                observer.note(note)
             return contents_of_layout(layout, files)
         if labels is not None or columns["split_column"] is not None:
             raise UserError(
@@ -76,7 +76,7 @@ def load_archive(
             )
         kinds = {name: columns[name] for name in ("image_column", "label_column")}
         contents, note = contents_of_shards(opened, unlabelled=unlabelled, **kinds)
-        observer.say(f"{path.name}: {note}")
+        observer.note(f"{path.name}: {note}")
         return contents
 
     return Source(fingerprint(fingerprint_files(root, names), tables, unlabelled, columns), read, origin=path.name)

@@ -54,7 +54,7 @@ def load_arrays(
             except ValueError as error:
                 raise UserError(f"{file} can't be read as NumPy arrays: {error}") from None
         pairs = _pairs(path, stored, image_column, label_column, unlabelled)
-        observer.say(f"{path.name}: {'; '.join(_describe_pair(stored, *pair) for pair in pairs.values())}")
+        observer.note(f"{path.name}: {'; '.join(_describe_pair(stored, *pair) for pair in pairs.values())}")
         return contents_of(
             {
                 split: (_images(path, image, stored[image]), _labels(path, label, stored, stored[image].shape[0]))

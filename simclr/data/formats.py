@@ -17,6 +17,7 @@ from PIL import Image
 from simclr.data.archives import load_archive
 from simclr.data.arrays import load_arrays
 from simclr.data.folder import list_files, load_folder, load_table
+from simclr.data.hub import PREFIX, SAVED, load_hub
 from simclr.data.images import Array, Files, files_at
 from simclr.data.layout import IMAGE_SUFFIXES, image_names, is_hidden
 from simclr.data.parquet import load_parquet
@@ -39,6 +40,7 @@ FORMATS = {
     "folder": Format("a folder of images", load_folder, ("unlabelled", "labels", *COLUMNS)),
     "table": Format("a .csv or .tsv table in the folder of its images", load_table, ("unlabelled", *COLUMNS)),
     "archive": Format("a .zip or .tar archive", load_archive, ("unlabelled", "labels", *COLUMNS)),
+    "hub": Format("hf:NAME of the Hugging Face hub", load_hub, ("unlabelled", "image_column", "label_column")),
     "parquet": Format("Parquet files", load_parquet, ("unlabelled", *COLUMNS)),
     "arrays": Format("NumPy's .npz or .npy", load_arrays, ("unlabelled", "image_column", "label_column")),
 }
@@ -71,7 +73,7 @@ OTHERS = {
     **dict.fromkeys((".json", ".jsonl", ".xml", ".txt", ".xlsx"), ("a text or table", "give the folder of the images")),
     ".pdf": ("a PDF", "save its pages as images: pdftoppm -png FILE page"),
     ".py": ("a Python script, such as Hugging Face's for a data set", "run it, and save its data set as Parquet"),
-    ".arrow": ("a file of Hugging Face's cache", "give the folder that save_to_disk or to_parquet writes"),
+    ".arrow": ("a file of Hugging Face's cache", "give the folder that save_to_disk wrote, or hf:NAME"),
 }
 CONTENTS = {
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
@@ -124,6 +126,8 @@ def _as_files(split: str, images: Array) -> Files:
 
 def format_of(path: Path) -> str:
     """The key in FORMATS of what a path holds. Raises UserError, which says what it is, if it is none of them."""
+    if str(path).startswith(PREFIX) or any((path / file).is_file() for file in SAVED):
+        return "hub"
     if path.is_dir():
         return _format_of_folder(path)
     suffix = _suffix(path, SUFFIXES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +67,22 @@ class Outcome(NamedTuple):
 def open_image(data: bytes) -> Image.Image:
     """Open an image file without decoding it. Raises ValueError, or another error of PIL, if that is impossible."""
     try:
+        if data[4:8] == b"ftyp":
+            _register_heic()
         if data.startswith(JPEG):  # Image.open would refuse the large ones, which are decoded at a reduced size
             return jpeg_factory(BytesIO(data))
         return Image.open(BytesIO(data))
     except (UnidentifiedImageError, SyntaxError):
         raise ValueError(describe(data)) from None
+
+
+@cache
+def _register_heic() -> None:
+    """Let PIL read HEIC photos if the extra `heic` is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
 
 def decode(data: bytes, decoding: Decoding) -> Decoded:

@@ -10,7 +10,7 @@ from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, printable
 
 FOLDER_NAMES = "folder names"  # where classes come from that `understand` finds
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif"}
 # Files with these suffixes lie beside images, and are never images.
 OTHER_SUFFIXES = {
     *(".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg"),

@@ -48,9 +48,9 @@ def load_parquet(
             for name in names:
                 if not files[name].schema_arrow.equals(schema):
                     raise UserError(f"{root / name} has other columns than {root / names[0]}: give one of them alone")
-            features = _features(schema)
-            image = _image_column(path, schema, image_column)
-            label = None if unlabelled else _label_column(path, schema, features, label_column)
+            features = features_of(schema)
+            image = find_image_column(path, schema, image_column)
+            label = None if unlabelled else find_label_column(path, schema, features, label_column)
             split = _split_column(path, schema, split_column)
             contents = contents_of(
                 _splits(path, root, files, image, label, split), features.get(label or "", {}).get("names", ())
@@ -58,7 +58,7 @@ def load_parquet(
         except pyarrow.ArrowException as error:
             raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
         columns = {"images": image, "labels": label, "splits": split}
-        observer.say(
+        observer.note(
             f"{path.name}: " + ", ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
         )
         return contents
@@ -78,7 +78,7 @@ def _files(folder: Path) -> list[str]:
     return names
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
     """What the library `datasets` noted about each column, such as the names of classes."""
     try:
         noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -100,7 +100,7 @@ def _one(path: Path, schema: Any, found: Sequence[str], usual: Sequence[str], wh
     return best
 
 
-def _image_column(path: Path, schema: Any, name: str | None) -> str:
+def find_image_column(path: Path, schema: Any, name: str | None) -> str:
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
@@ -120,7 +120,7 @@ def _image_column(path: Path, schema: Any, name: str | None) -> str:
     return best
 
 
-def _label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
+def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
     from pyarrow import types
 
     if name is not None and name not in schema.names:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -146,3 +147,23 @@ def test_error_counts_all_bad_images_and_names_the_first():
     assert message.startswith("9 of 21 files can't be read as images: bad0.png (not an image); bad1.png")
     assert "; and 4 more. Remove them, or pass --on-bad-image skip" in message
     assert "bad5.png" not in message
+
+
+def test_heic_photos_are_read_upright_with_the_extra(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    y, x = np.mgrid[:48, :64]
+    picture = Image.fromarray(np.stack([4 * x, 5 * y, 255 - 4 * x], -1).astype(np.uint8))
+    content = io.BytesIO()
+    heif.from_pillow(picture).save(content, quality=95)
+    found = decoded(content.getvalue(), 48).astype(int)
+    expected = decoded(encode(picture), 48)
+    assert abs(found - expected).mean() < 3  # it is a lossy format
+
+
+def test_heic_photos_without_the_extra_have_a_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._register_heic.cache_clear()
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+    with pytest.raises(ValueError, match="pip install 'simclr-suite\\[heic\\]'"):
+        decoded(b"\0\0\0\x18ftypheic" + b"\0" * 100, 8)
+    images._register_heic.cache_clear()

@@ -1,0 +1,89 @@
+"""Data sets of the Hugging Face hub, or saved by the library `datasets`, which the extra `hf` installs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simclr.data.images import Files
+from simclr.data.labels import contents_of, split_in
+from simclr.data.parquet import features_of, find_image_column, find_label_column
+from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
+from simclr.errors import UserError
+from simclr.progress import Observer
+
+PREFIX = "hf:"
+SAVED = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
+
+
+def load_hub(
+    path: Path,
+    home: Path,
+    observer: Observer,
+    *,
+    unlabelled: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """The images of hf:NAME, or hf:NAME:CONFIG, or of a folder that `save_to_disk` wrote.
+
+    A name on the hub identifies its images, so later versions of it are not noticed.
+    """
+    name, _, config = str(path).removeprefix(PREFIX).partition(":")
+    folder = Path(name)
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    place = fingerprint_files(folder, files) if folder.is_dir() else name
+
+    def read() -> Contents:
+        splits = _open(path, name, config)
+        first = next(iter(splits.values()))
+        schema = first.features.arrow_schema
+        image = find_image_column(path, schema, image_column)
+        label = None if unlabelled else find_label_column(path, schema, features_of(schema), label_column)
+        found = {}
+        for split, data in splits.items():
+            if (own := split_in(split)) is None and len(splits) > 1:
+                observer.note(f"left out the split '{split}' of {path}, which is none of train, val and test")
+                continue
+            found[own or "train"] = _files(data, split, image), data[label] if label else None
+        labels = f"labels from column '{label}'" if label else "without labels"
+        observer.note(f"{path}: images from column '{image}', {labels}")
+        return contents_of(found, features_of(schema).get(label or "", {}).get("names", ()))
+
+    options = config, unlabelled, image_column, label_column
+    return Source(fingerprint(PREFIX, place, options), read, origin=str(path))
+
+
+def _open(path: Path, name: str, config: str) -> dict[str, Any]:
+    """The splits of a data set by name. Raises UserError where the library can't load it."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{path} is read with the library datasets: pip install 'simclr-suite[hf]'") from None
+    try:
+        saved = any((Path(name) / file).is_file() for file in SAVED)
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
+    except Exception as error:  # of many kinds: no network, an unknown name, a script, several configs
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"can't load {path} with the library datasets: {reason}. Expected hf:NAME or hf:NAME:CONFIG as on the hub, "
+            f"or hf:FOLDER"
+        ) from None
+    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _files(data: Any, split: str, image: str) -> Files:
+    from datasets import Image
+
+    encoded = data.select_columns([image])
+    if isinstance(data.features[image], Image):
+        encoded = encoded.cast_column(image, Image(decode=False))
+    rows = {f"{split} row {row}": row for row in range(len(data))}
+
+    def read(name: str) -> bytes:
+        value = encoded[rows[name]][image]
+        if isinstance(value, dict):
+            value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return bytes(value)
+
+    return Files(list(rows), read)
