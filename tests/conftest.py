@@ -6,9 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from simclr.data.dataset import Dataset, open_dataset
 from tests.helpers import tiny
+
+# Examples of a property. `pytest --hypothesis-profile=full` takes more, and different ones each time.
+settings.register_profile(
+    "short",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("full", settings.get_profile("short"), max_examples=600, derandomize=False)
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session", autouse=True)

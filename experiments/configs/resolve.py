@@ -163,8 +163,8 @@ def resolve_timed(
     **flags: Any,
 ) -> tuple[Config, TimeBudget | None]:
     """Like `resolve`, but allows a time budget and returns it too."""
-    name = preset or ("shapes" if config is None else None)
-    table: dict[str, Any] = {"name": name} | preset_table(name) if name else {}
+    name = "shapes" if preset is None and config is None else preset
+    table: dict[str, Any] = {} if name is None else {"name": name} | preset_table(name)
     from_file: dict[str, Any] = {}  # settings of the config file that override those of a preset's choices
     if config is not None:
         file = read_toml(config)
