@@ -32,6 +32,7 @@ from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import Linear, choose_l2, preprocess
+from simclr.files import written_whole
 from simclr.train.budget import memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
 from simclr.train.step import Training, train_step
@@ -296,8 +297,9 @@ def measure(options: Options, names: Sequence[str], out: Path) -> dict[str, Any]
             results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
             print(results[name]["traceback"], file=sys.stderr)
         results[name]["seconds"] = time.perf_counter() - clock
-        (out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        (out / "gpu.md").write_text(markdown(results), encoding="utf-8")
+        for name, text in (("gpu.json", json.dumps(results, indent=1)), ("gpu.md", markdown(results))):
+            with written_whole(out / name) as scratch:
+                scratch.write_text(text, encoding="utf-8")
         print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
     return results
 

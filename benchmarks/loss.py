@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.memory import profile_peak
+from simclr.files import written_whole
 from simclr.methods import ntxent
 
 WIDTH = 128
@@ -137,7 +138,8 @@ def draw_figure(found: dict[str, dict[int, tuple[float, int]]], out: Path) -> No
             axis.plot(list(points), [point[which] / unit for point in points.values()], marker=marker, label=form)
         axis.set(xscale="log", yscale="log", xlabel="embeddings, 2N", ylabel=label)
     axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=150)
+    with written_whole(out) as scratch:
+        figure.savefig(scratch, dpi=150)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ORDER = {
     "": ["simclr analysis", "experiments", "cli"],
     "simclr": [
         "errors progress randomness",
+        "files",
         "device settings",
         "augment",
         "views",

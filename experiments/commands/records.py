@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from math import nan
 from typing import Annotated
 
 import typer
 
-from simclr.errors import UserError
+from simclr.errors import RunFailed, UserError
 
 METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
 
@@ -77,24 +78,42 @@ def ui(
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise UserError(f"can't listen on port {port}: {error.strerror}. Choose another --port") from None
-    typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    raise typer.Exit(_serve(uri, port))
+    for name in ("SIGTERM", "SIGHUP"):  # the second comes when the terminal is closed; Windows has none
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    _serve(uri, port)
 
 
-def _serve(uri: str, port: int) -> int:
-    """Run MLflow's server until it ends or is interrupted. Returns its exit code."""
+def _serve(uri: str, port: int) -> None:
+    """Run MLflow's server until it is interrupted. Raises RunFailed if it ends by itself."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with subprocess.Popen(command, env=os.environ | off, start_new_session=True) as server:
         try:
-            return server.wait()
+            while server.poll() is None and not _answers(port):
+                time.sleep(0.2)
+            if server.returncode is None:
+                typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
+            code = server.wait()
+            raise RunFailed(
+                f"MLflow's server ended by itself, with exit code {code}: its messages above say why. Another --port "
+                f"helps if another program has taken {port}"
+            )
         except KeyboardInterrupt:
-            return 0
+            pass
         finally:  # the server starts processes of its own
             if sys.platform == "win32":
                 server.terminate()
             else:
                 with suppress(ProcessLookupError):  # they may have ended by themselves
                     os.killpg(server.pid, signal.SIGTERM)
+
+
+def _answers(port: int) -> bool:
+    """Whether something on this machine accepts connections on a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

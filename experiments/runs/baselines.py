@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from dataclasses import replace
 from math import nan
 
 from experiments.tracking.store import Store
 from simclr.config import RESULT_VERSION
-from simclr.errors import RunFailed
 from simclr.evaluate.evaluations import evaluate, get_evaluation
 from simclr.evaluate.knn import Knn
 from simclr.evaluate.protocol import identity
 from simclr.evaluate.subject import Subject, random_encoder
+from simclr.files import written_whole
 
 PIXELS = "pixels"  # the "layer" that is the normalised image itself
 MOST_PIXELS = 2**30  # numbers in all images: 4 GiB in float32, which kNN copies once
@@ -35,20 +34,18 @@ def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, fl
     protocol_id = identity(name, protocol, config, subject.data, subject.device)
     key = json.dumps([reads, settings, name, protocol_id], sort_keys=True)
     path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
-    if path.exists():
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    try:
+        found = json.loads(path.read_text())
+        return {str(metric): float(value) for metric, value in found.items()}
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError, AttributeError) as error:
+        subject.observer.say(f"the baseline {path} is damaged ({error}), so it is computed again")
     if not pixels:
         subject = replace(subject, model=random_encoder(subject))
     metrics = evaluate(subject, name).metrics
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be computing the same
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path, "Free some space and run the command again") as scratch:
         scratch.write_text(json.dumps(metrics))
-        scratch.replace(path)
-    except OSError as error:
-        raise RunFailed(
-            f"can't write the baseline {path}: {error}. Free some space and run the command again"
-        ) from error
     return metrics
 
 

@@ -17,6 +17,7 @@ from analysis.tables import comparison, mcnemar_table, write_csv
 from experiments.runs.evaluate import REFERENCE, predictions
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError, unknown
+from simclr.files import written_whole
 from simclr.methods import METHODS
 
 SHORT_NAMES = {  # what `simclr plot` accepts for a metric
@@ -141,7 +142,8 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
         levels.add(chance_level(key, record))
     files = plots.files_of(out, ".png", ".svg", ".csv")
     chance = sorted(level for level in levels if not isnan(level))
-    for path in files[:2]:
-        plots.curves(histories, path, curve_label(key, records[0]), chance, smooth)
-    write_csv(plots.curve_points(histories), files[2])
+    with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
+        for path in (png, svg):
+            plots.curves(histories, path, curve_label(key, records[0]), chance, smooth)
+        write_csv(plots.curve_points(histories), csv)
     return files

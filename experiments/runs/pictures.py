@@ -18,6 +18,7 @@ from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, check_collapse, features
+from simclr.files import written_whole
 from simclr.progress import SILENT
 from simclr.randomness import permutation
 
@@ -44,7 +45,8 @@ def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: i
         near = rows[index]
         pictures, labels = data.images[near].transpose(0, 2, 3, 1), [label(row) for row in near]
         lines.append((query.transpose(1, 2, 0), pictures, similarities.tolist(), labels))
-    plots.neighbours(lines, out)
+    with written_whole(out) as scratch:
+        plots.neighbours(lines, scratch)
 
 
 def draw_tsne(
@@ -83,8 +85,9 @@ def draw_tsne(
         )
     pictures = data.images[rows].transpose(0, 2, 3, 1) if thumbnails else None
     files = plots.files_of(out, ".png", ".svg", ".csv")
-    plots.scatter(points, labels, data.classes, files[:2], pictures, note)
     names = [data.classes[label] if label != UNLABELLED else "" for label in labels]
     table = pd.DataFrame({"row": rows, "class": names, "x": points[:, 0], "y": points[:, 1]})
-    write_csv(table, files[2])
+    with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
+        plots.scatter(points, labels, data.classes, [png, svg], pictures, note)
+        write_csv(table, csv)
     return note, files

@@ -9,6 +9,7 @@ import torch
 from analysis import plots
 from simclr.config import Config
 from simclr.data.dataset import Dataset
+from simclr.files import written_whole
 from simclr.views import Pipeline, apply, draw
 
 
@@ -29,4 +30,5 @@ def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) 
     for name, params in second.items():
         if params != first.get(name):
             add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
-    plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, path)
+    with written_whole(path) as scratch:
+        plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, scratch)

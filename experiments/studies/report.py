@@ -20,6 +20,7 @@ from experiments.studies.results import CellDocument, Results, StudyDocument, re
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
+from simclr.files import written_whole
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
@@ -243,4 +244,5 @@ def _keep(folder: Path, tracker: Tracker, out: Path | None) -> None:
     for path in sorted(folder.iterdir()):
         tracker.artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
         if out is not None:
-            shutil.copy(path, out / path.name)
+            with written_whole(out / path.name) as scratch:
+                shutil.copy(path, scratch)

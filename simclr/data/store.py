@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from simclr.data.images import Array, Decoding, bad_images
 from simclr.data.source import UNLABELLED, Contents, Source, fingerprint
 from simclr.data.wide import Range
 from simclr.errors import RunFailed, UserError
+from simclr.files import written_whole
 from simclr.progress import Observer
 
 FORMAT = 2  # part of the name of every store's folder: a new number makes the suite decode everything again
@@ -56,10 +56,8 @@ class ImageStore:
             if path.exists():
                 observer.say(f"{path} is damaged ({error}), so the statistics of the images are computed again")
             mean, std = compute_channel_statistics(self.images, rows)
-            with suppress(OSError), tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                written = Path(scratch) / path.name
-                written.write_text(json.dumps({"mean": mean, "std": std}))
-                os.replace(written, path)  # so that the file appears at once and whole
+            with suppress(RunFailed), written_whole(path) as scratch:
+                scratch.write_text(json.dumps({"mean": mean, "std": std}))
         return tuple(mean), tuple(std)
 
     def hashes(self) -> Array:
@@ -71,9 +69,8 @@ class ImageStore:
                 return hashes
         each = (hashlib.blake2b(image, digest_size=8).digest() for image in np.asarray(self.images))
         hashes = np.fromiter((int.from_bytes(digest) for digest in each), np.uint64, len(self.labels))
-        with suppress(OSError), tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            np.save(Path(scratch) / path.name, hashes)
-            os.replace(Path(scratch) / path.name, path)
+        with suppress(RunFailed), written_whole(path) as scratch:
+            np.save(scratch, hashes)
         return hashes
 
 

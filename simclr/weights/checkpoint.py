@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
+import shutil
 import tomllib
 import zipfile
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from simclr.config import Config, make
 from simclr.data.dataset import stored_side
-from simclr.errors import RunFailed, UnusableCheckpoint, UserError
+from simclr.errors import UnusableCheckpoint, UserError
+from simclr.files import PREFIX, written_whole
 from simclr.model import Network
 from simclr.settings import parse_toml
 
@@ -33,20 +34,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     complete on disk. Raises RunFailed if it can't be written. The earlier checkpoints are then still there.
     """
     path = folder / f"step-{step:09d}.pt"
-    scratch = folder / "saving.tmp"  # always the same name, so that the next save overwrites what a killed one left
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
+    for left in folder.glob(f"{PREFIX}*"):  # by a process that was killed, as only one trains a run
+        shutil.rmtree(left, ignore_errors=True)
+    remedy = "Free some space, then use --resume to continue from the checkpoint before it"
+    with written_whole(path, remedy) as scratch, scratch.open("wb") as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        _remove(scratch)
-        raise RunFailed(
-            f"can't write the checkpoint {path}: {error}. Free some space, then use --resume to continue from the "
-            f"checkpoint before it"
-        ) from error
+        except RuntimeError as error:  # a failed write
+            raise OSError(str(error).splitlines()[0]) from error
     saved = checkpoints(folder)
     kept = saved[: saved.index(path) + 1][-KEEP:]
     for old in saved:
@@ -143,13 +138,13 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None
 
     `metadata` holds its `config` as TOML and the `digest` of its data.
     """
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, metadata)
-    except (SafetensorError, OSError) as error:
-        _remove(path)
-        raise RunFailed(
-            f"can't write the weights {path}: {error}. Free some space and run the command again"
-        ) from error
+    with written_whole(path, "Free some space and run the command again") as scratch:
+        scratch.write_bytes(weights_bytes(model, metadata))
+
+
+def weights_bytes(model: nn.Module, metadata: dict[str, str]) -> bytes:
+    """The content of the file that `save_weights` writes."""
+    return save_safetensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata)
 
 
 def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:

@@ -6,23 +6,22 @@ and must give the same features. Otherwise it is removed.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from simclr.config import Config, to_toml
 from simclr.errors import RunFailed, UserError, unknown
+from simclr.files import written_whole
 from simclr.model import RESNETS, ModelConfig
-from simclr.weights.checkpoint import save_weights
+from simclr.weights.checkpoint import weights_bytes
 from simclr.weights.encoder import Encoder
 
 
@@ -31,16 +30,19 @@ def _trace(encoder: Encoder) -> torch.export.ExportedProgram:
     return torch.export.export(encoder, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
 
 
-def _write_onnx(path: Path, encoder: Encoder) -> None:
-    torch.onnx.export(
-        _trace(encoder),
-        f=path,
-        input_names=["images"],
-        output_names=["features"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
+def _onnx(encoder: Encoder) -> bytes:
+    program = torch.onnx.export(
+        _trace(encoder), input_names=["images"], output_names=["features"], dynamo=True, verbose=False
     )
+    assert program is not None  # it is without dynamo
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _saved(content: object, save: Callable[[Any, BytesIO], object] = torch.save) -> bytes:
+    """The bytes that a function of torch saves. On a full disk, some of torch's writers would end the process."""
+    file = BytesIO()
+    save(content, file)
+    return file.getvalue()
 
 
 def _without_classifier(resnet: nn.Module) -> nn.Sequential:
@@ -61,7 +63,7 @@ class Export(NamedTuple):
     """An export format. `lines` is Python code that computes `features` of `images`, with placeholders."""
 
     suffix: str
-    write: Callable[[Path, Encoder, str], object]  # the string is the digest of the data
+    content: Callable[[Encoder, str], bytes]  # of the file; the string is the digest of the data
     lines: str
     tolerance: float  # of the features, relative to the largest
     requires: tuple[str, ...] = ()  # optional libraries
@@ -75,9 +77,7 @@ LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and th
 EXPORTS: dict[str, Export] = {
     "safetensors": Export(
         ".safetensors",
-        lambda path, encoder, digest: save_weights(
-            path, encoder.model, {"config": to_toml(encoder.config), "digest": digest}
-        ),
+        lambda encoder, digest: weights_bytes(encoder.model, {"config": to_toml(encoder.config), "digest": digest}),
         """\
 from simclr import load_encoder
 encoder = load_encoder({file!r})
@@ -86,7 +86,7 @@ features = encoder(images)""",
     ),
     "torchvision": Export(
         ".pth",
-        lambda path, encoder, digest: torch.save(encoder.model.encoder.state_dict(), path),
+        lambda encoder, digest: _saved(encoder.model.encoder.state_dict()),
         """\
 import torch, torchvision
 encoder = torchvision.models.get_model("{backbone}"{image_size}).eval()
@@ -98,7 +98,7 @@ features = encoder({normalized})""",
     ),
     "sequential": Export(
         ".pth",
-        lambda path, encoder, digest: torch.save(_without_classifier(encoder.model.encoder).state_dict(), path),
+        lambda encoder, digest: _saved(_without_classifier(encoder.model.encoder).state_dict()),
         """\
 import torch, torchvision
 resnet = torchvision.models.get_model("{backbone}")
@@ -110,7 +110,7 @@ features = encoder({normalized}).flatten(1)""",
     ),
     "timm": Export(
         ".safetensors",
-        lambda path, encoder, digest: save_file(encoder.model.encoder.state_dict(), path),
+        lambda encoder, digest: save_safetensors(encoder.model.encoder.state_dict()),
         """\
 import timm, torch
 encoder = timm.create_model("{backbone}", num_classes=0, checkpoint_path={file!r}).eval()
@@ -121,7 +121,7 @@ features = encoder({normalized})""",
     ),
     "onnx": Export(
         ".onnx",
-        lambda path, encoder, digest: _write_onnx(path, encoder),
+        lambda encoder, digest: _onnx(encoder),
         """\
 import onnxruntime
 encoder = onnxruntime.InferenceSession({file!r}, providers=["CPUExecutionProvider"])
@@ -131,7 +131,7 @@ features = encoder.run(None, {{"images": images.numpy()}})[0]""",
     ),
     "pt2": Export(
         ".pt2",
-        lambda path, encoder, digest: torch.export.save(_trace(encoder), path),
+        lambda encoder, digest: _saved(_trace(encoder), torch.export.save),
         """\
 import torch
 encoder = torch.export.load({file!r}).module()
@@ -242,23 +242,17 @@ def export_encoder(
     anywhere = config.data.model_copy(update={"dir": None})
     encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
     file = path if path.suffix == row.suffix else path / f"{_base_name(config.name)}-{format}{row.suffix}"
-    scratch = file.with_name(f".{file.name}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        row.write(scratch, encoder, card.get("digest", ""))
+    with written_whole(file.with_suffix(".md")) as text, written_whole(file) as scratch:
+        try:
+            scratch.write_bytes(row.content(encoder, card.get("digest", "")))
+        except RuntimeError as error:  # torch can't trace it
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunFailed(f"can't export {file}: {reason}. Choose another format") from error
         parity = Parity(file, _compare(encoder, _fill_in(row.lines, str(scratch), encoder)), row.tolerance)
         if not parity.difference <= parity.tolerance:
             raise RunFailed(
                 f"the {format} file gives other features than the encoder: they differ by {parity.difference:.1e} of "
                 f"the largest, expected at most {parity.tolerance:g}. It was removed: choose another format"
             )
-        text = _card(encoder, _fill_in(row.lines, file.name, encoder), card, parity)
-        file.with_suffix(".md").write_text(text, encoding="utf-8")
-        os.replace(scratch, file)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError for what it can't export
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunFailed(f"can't write {file}: {reason}. Free some space, or choose another folder or format") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
+        text.write_text(_card(encoder, _fill_in(row.lines, file.name, encoder), card, parity), encoding="utf-8")
     return parity

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from simclr.data.images import Array
-from simclr.errors import RunFailed, UserError, unknown
+from simclr.errors import UserError, unknown
+from simclr.files import written_whole
 
 Batches = Iterator[tuple[list[str], Array]]  # file names, and their features: float32, names x D
 
@@ -66,13 +65,5 @@ def write_features(path: Path, batches: Batches) -> None:
     """
     if path.suffix not in WRITERS:
         raise unknown("suffix for a features file", path.suffix, WRITERS)
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as scratch:
         WRITERS[path.suffix](scratch, batches)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise RunFailed(f"can't write the features {path}: {error}. Free some space, or choose another file") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink()

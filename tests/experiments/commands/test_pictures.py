@@ -60,8 +60,9 @@ def test_a_full_disk_is_one_line_and_exit_code_1(name: str, run: Run, monkeypatc
         raise OSError(28, "No space left on device", "v.png")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    done = run(*PICTURES[name][0])
-    assert_one_line(done, 1, "failed: can't read or write v.png: No space left on device; check the folder's")
+    before = set(Path().iterdir())
+    assert_one_line(run(*PICTURES[name][0]), 1, "No space left on device. Free some space, or choose another place")
+    assert set(Path().iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError
 from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import random_encoder
+from simclr.progress import Observer
 from tests.helpers import subject_of
 
 QUICK = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1", "finetune.seeds=1"]
@@ -65,6 +66,23 @@ def test_a_collapsed_encoder_has_no_figures(name: str, trained: Store) -> None:
     with pytest.raises(BadSettings, match="the encoder has collapsed"):
         evaluate_encoder(collapsed, subject, trained, [name])
     assert trained.find("t0.5-s0").metrics == before
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", '{"knn_top1": "x"}', "\0\0"])
+def test_a_damaged_baseline_is_computed_again(damage: str, store: Store, digits: Dataset) -> None:
+    said: list[str] = []
+    observer = Observer()
+    observer.say = said.append  # type: ignore[method-assign]
+    subject = replace(subject_of(digits), observer=observer)
+    expected = baselines.untrained_metrics(subject, "knn", store)
+    (path,) = store.folder.rglob("cache/baselines/*.json")
+    whole = path.read_text()
+    path.write_text(damage)
+    assert baselines.untrained_metrics(subject, "knn", store) == expected
+    assert path.read_text() == whole
+    assert baselines.untrained_metrics(subject, "knn", store) == expected
+    assert len(said) == 1
+    assert f"{path} is damaged" in said[0]
 
 
 def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(trained: Store) -> None:

@@ -54,7 +54,7 @@ def test_the_nearest_neighbour_of_a_training_image_is_itself(
     query = tmp_path / "query.png"
     Image.fromarray(digits.images[row].transpose(1, 2, 0)).save(query)
     drawn: list[tuple[np.ndarray, np.ndarray, list[float], list[str | None]]] = []
-    monkeypatch.setattr(plots, "neighbours", lambda lines, out: drawn.extend(lines))
+    monkeypatch.setattr(plots, "neighbours", lambda lines, out: (drawn.extend(lines), out.touch()))
     draw_neighbours(subject_of(digits), [query], tmp_path / "out.png", 3)
     ((_, pictures, similarities, labels),) = drawn
     np.testing.assert_array_equal(pictures[0], digits.images[row].transpose(1, 2, 0))

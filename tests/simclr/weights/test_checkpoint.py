@@ -84,8 +84,9 @@ def test_a_folder_without_checkpoints_is_an_error(tmp_path):
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 5, state(5))
-    scratch = tmp_path / "saving.tmp"  # left by a killed process
-    scratch.write_bytes(b"half")
+    scratch = tmp_path / ".writing-abc"  # left by a killed process
+    scratch.mkdir()
+    (scratch / "step-000000009.pt").write_bytes(b"half")
     assert latest(tmp_path)["step"] == 5
     save(tmp_path, 9, state(9))
     assert not scratch.exists()

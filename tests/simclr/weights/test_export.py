@@ -121,18 +121,37 @@ def test_timm_is_for_resnets(tmp_path):
 
 
 def test_a_file_with_other_features_is_removed(small, tmp_path, monkeypatch):
-    def spoil(path, encoder, digest):
-        broken = load_encoder(path.with_name("whole.safetensors"))
+    def spoil(encoder, digest):
+        broken = load_encoder(tmp_path / "whole.safetensors")
         next(broken.model.encoder.parameters()).data.mul_(1.01)
-        write(path, broken, digest)
+        return content(broken, digest)
 
     config, model = small
-    write = EXPORTS["safetensors"].write
+    content = EXPORTS["safetensors"].content
     export_encoder(model.state_dict(), config, tmp_path / "whole.safetensors", "safetensors", {})
-    monkeypatch.setitem(EXPORTS, "safetensors", EXPORTS["safetensors"]._replace(write=spoil))
+    monkeypatch.setitem(EXPORTS, "safetensors", EXPORTS["safetensors"]._replace(content=spoil))
     with pytest.raises(RunFailed, match="other features"):
         export_encoder(model.state_dict(), config, tmp_path / "spoilt.safetensors", "safetensors", {})
     assert {path.name for path in tmp_path.iterdir()} == {"whole.md", "whole.safetensors"}
+
+
+@pytest.mark.parametrize("format", EXPORTS)
+def test_a_full_disk_leaves_nothing_of_any_format_and_is_reported(format, small, standard, exported, tmp_path):
+    """On a full disk, torch.export.save ends the process."""
+    resource = pytest.importorskip("resource")
+    model, parity = exported(format)
+    config = (small if model is small[1] else standard)[0]
+    path = tmp_path / parity.file.name
+    path.write_bytes(b"earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (parity.file.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(RunFailed, match=f"can't write {path}: File too large. Free some space"):
+            export_encoder(model.state_dict(), config, tmp_path, format, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"earlier"
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
@@ -151,7 +170,7 @@ def test_unknown_formats_and_wrong_suffixes_are_rejected(small, tmp_path):
 
 def test_a_folder_that_cannot_be_created_is_named(small, tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(RunFailed, match=r"mine-safetensors\.safetensors"):
+    with pytest.raises(RunFailed, match=r"can't write .*mine-safetensors"):
         export_encoder(small[1].state_dict(), small[0], tmp_path / "file", "safetensors", {})
 
 
