@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks.timing import bare_step, times_in_turn
 from experiments.configs.resolve import resolve
 from experiments.tracking.store import Store
-from experiments.tracking.writing import Tracker
+from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
 from simclr.progress import Observer
@@ -45,7 +45,7 @@ def main(preset: str, settings: list[str]) -> None:
     device = devices.resolve(config.device)
     with tempfile.TemporaryDirectory() as scratch:
         data = open_dataset(config.data, Path(scratch))
-        tracking = Tracking(Store(Path(scratch)).start("loop", "benchmark", {}))
+        tracking = Tracking(start_run(Store(Path(scratch)), "loop", "benchmark", {}))
         batches = load_batches(config, data, device, images_on_device=device.type != "cpu")
         training, bare = start_training(config, data, device), start_training(config, data, device)
         meter, log_every = Meter(training, tracking), max(1, count_steps(config, data).per_epoch // 10)

@@ -23,6 +23,9 @@ class Observer:
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of a run after `step` steps."""
 
+    def saving(self, step: int) -> None:
+        """A checkpoint of `step` is about to be saved. What was reported before has to be as safe as it will be."""
+
     def say(self, text: str) -> None:
         """A message for the user, one or more lines."""
 
@@ -51,6 +54,9 @@ class Forwarding(Observer):
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.observer.metrics(metrics, step)
+
+    def saving(self, step: int) -> None:
+        self.observer.saving(step)
 
     def say(self, text: str) -> None:
         self.observer.say(text)

@@ -141,11 +141,11 @@ def _log(
             _keep_predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
-    tracker.flush()
     tracker.tag({"protocol": subject.protocol.version})
     tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
         tracker.finish("FINISHED")
+    tracker.flush()
     return tracker.run_id
 
 

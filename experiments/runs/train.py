@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from analysis import plots
 from experiments.runs.prepare import Prepared
@@ -49,6 +50,7 @@ def train(
     with claim_config(store, config.key(), digest, observer=observer):
         earlier = store.of_key(config.key(), digest)
         if not again and (finished := next((record for record in earlier if record.finished), None)):
+            _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
             observer.reused(finished.id)
             return finished
         unfinished = _resumable(earlier)
@@ -65,9 +67,15 @@ def train(
             )
         with tracker.finishing(Interrupted):
             _train(prepared, tracker, unfinished is not None, observer)
-        for checkpoint in checkpoints(store.run_folder(tracker.run_id)):  # the weights are kept with the run now
-            checkpoint.unlink()
-        return tracker.record()
+        record = tracker.record()
+        _remove_checkpoints(record)
+        return record
+
+
+def _remove_checkpoints(record: Record) -> None:
+    """Remove the checkpoints of a finished run, whose weights are kept with it."""
+    for checkpoint in checkpoints(record.folder):
+        checkpoint.unlink(missing_ok=True)
 
 
 def train_or_resume(
@@ -117,6 +125,9 @@ def _nothing_to_resume(config: Config, digest: str, store: Store) -> UserError:
 def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observer) -> None:
     """Train, and keep the weights and the loss curve with the run."""
     config, data, plan = prepared.fitted, prepared.data, prepared.plan
+    logging = _Logging(tracker, observer)
+    if resume:
+        logging.read_losses()
     _describe(prepared, tracker)
     if plan is not None:
         tracker.log({"perf/predicted_memory_mib": plan.peak / MIB}, 0)
@@ -127,30 +138,45 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
             data,
             prepared.device,
             tracker.store.run_folder(tracker.run_id),
-            _Logging(tracker, observer),
+            logging,
             images_on_device=plan is not None and plan.images_on_device,
             resume=resume,
         )
-    tracker.flush()
     metadata = {"config": to_toml(config), "digest": data.digest}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
-    curve = tracker.record().history("train/loss")
     method = METHODS[config.method]
     chance = method.chance(config.method_settings(), config.train.batch_size)
     levels = [chance["train/loss"]] if "train/loss" in chance else []
-    tracker.artifact("loss.png", lambda path: plots.curves({config.name: [curve]}, path, method.loss_label, levels))
+    curves = {config.name: [logging.loss_curve()]}
+    tracker.artifact("loss.png", lambda path: plots.curves(curves, path, method.loss_label, levels))
 
 
 class _Logging(Forwarding):
-    """Logs the metrics of training to a run."""
+    """Logs the metrics of training to a run. It keeps the losses, because the store may not respond at the end."""
 
     def __init__(self, tracker: Tracker, observer: Observer) -> None:
         super().__init__(observer)
         self.tracker = tracker
+        self.losses: dict[int, float] = {}  # by step
+
+    def read_losses(self) -> None:
+        """Read what was logged before the run was resumed."""
+        earlier = self.tracker.record().history("train/loss")
+        self.losses |= dict(zip(earlier["step"], earlier["value"], strict=True))
+
+    def loss_curve(self) -> pd.DataFrame:
+        """The losses, as columns `step` and `value`."""
+        return pd.DataFrame(sorted(self.losses.items()), columns=["step", "value"])
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.tracker.log(metrics, step)
+        if "train/loss" in metrics:
+            self.losses[step] = metrics["train/loss"]
         super().metrics(metrics, step)
+
+    def saving(self, step: int) -> None:
+        self.tracker.sync()
+        super().saving(step)
 
 
 def memory_remedy(config: Config) -> str:

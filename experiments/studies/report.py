@@ -246,3 +246,4 @@ def _keep(folder: Path, tracker: Tracker, out: Path | None) -> None:
         if out is not None:
             with written_whole(out / path.name) as scratch:
                 shutil.copy(path, scratch)
+    tracker.flush()

@@ -17,11 +17,6 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-# MLflow reads these when it is imported.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-
 import pandas as pd
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Run, ViewType
@@ -31,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.tracking import local
 from experiments.tracking.local import EXPERIMENT
+from experiments.tracking.sending import Refused, Sender, first_line
 from simclr.errors import UserError, printable
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
@@ -117,6 +113,7 @@ class Store:
             with FileLock(lock / "store.lock") if self.writable else nullcontext():
                 self._open()
             self._end_killed_runs()
+            self.sender = Sender(self.client, self.uri, folder / "unsent", self._keep)
         except OSError as error:
             raise UserError(
                 f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
@@ -183,7 +180,7 @@ class Store:
 
     def get(self, run_id: str) -> Record:
         """The run with this id."""
-        return self._record(self.client.get_run(run_id))
+        return self._record(self.sender.call(self.client.get_run, run_id))
 
     def records(self, *, parent: str | None = None, **tags: str) -> list[Record]:
         """Runs with these tags (such as `kind="study"`) and this parent, newest first. Deleted runs are left out."""
@@ -193,8 +190,9 @@ class Store:
         found: list[Run] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time DESC"], token
+            order = ["attributes.start_time DESC"]
+            page = self.sender.call(
+                self.client.search_runs, [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, order, token
             )
             found += page
             token = page.token
@@ -237,7 +235,7 @@ class Store:
 
     def points(self, run_id: str, metric: str) -> list[Metric]:
         """All logged points of a metric, in the order in which they were logged."""
-        return list(self.client.get_metric_history(run_id, metric))
+        return list(self.sender.call(self.client.get_metric_history, run_id, metric))
 
     def run_folder(self, run_id: str) -> Path:
         """Where a run keeps its checkpoints."""
@@ -247,16 +245,17 @@ class Store:
         """See Record.artifact."""
         try:
             if self.artifacts is None:
-                path = Path(self.client.download_artifacts(run_id, name))
+                path = Path(self.sender.call(self.client.download_artifacts, run_id, name))
             else:
+                self.sender.call(lambda: None)  # it may be about to be copied there
                 path = self._artifact_folder(self.artifacts, run_id) / name
-        except (OSError, MlflowException):
+        except (OSError, Refused):
             path = Path("missing")
         if not path.exists():
             raise UserError(f"run {run_id[:8]} has no file '{name}': it was deleted, or the run did not finish")
         return path
 
-    def keep(self, run_id: str, path: Path) -> None:
+    def _keep(self, run_id: str, path: Path) -> None:
         """Copy a file to the files of a run. In a local store it appears at once and whole."""
         if self.artifacts is None:
             self.client.log_artifact(run_id, str(path))
@@ -273,9 +272,3 @@ class Store:
     @staticmethod
     def _artifact_folder(artifacts: Path, run_id: str) -> Path:
         return artifacts / run_id / "artifacts"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of MLflow or of a database, without the SQL that led to it."""
-    error = getattr(error.__cause__ or error, "orig", None) or error
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,108 +2,75 @@
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.tracking.store import PARENT, PROTOCOL, Record, Store, first_line
+from experiments.tracking.store import PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
-FLUSH_SECONDS = 2.0
 LOCK_SECONDS = 10.0  # a process that looks whether this run was killed holds its lock for a moment
-PATIENCE_SECONDS = 300.0  # how long training continues while a locked database or a dead server refuses metrics
-REMEDIES = {  # by what a database or MLflow says
-    "disk is full": ". Free some space there",
-    "locked": ". Close the program that is using the database",
-    "readonly": ". Make the folder writable, or set SIMCLR_HOME to another one",
-    "Current state is deleted": " It was deleted in MLflow: restore it there, and run the command again",
-}
 
-
-@contextmanager
-def _write_errors(store: Store) -> Iterator[None]:
-    """A failed write becomes a RunFailed."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        reason = first_line(error)
-        remedy = next((remedy for part, remedy in REMEDIES.items() if part in reason), "")
-        raise RunFailed(f"can't write to the tracking store in {store.folder}: {reason}{remedy}") from error
+Point = list[str | float | int]
 
 
 class Tracker:
-    """Writes to one run. Metrics are collected and sent every FLUSH_SECONDS."""
+    """Writes to one run. Writes return at once and are sent in the background; reading waits until they were."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
-        self.pending: list[Metric] = []
-        self._sent_at = time.monotonic()  # when sending was last attempted
-        self._refused_since: float | None = None
 
     def record(self) -> Record:
-        """The run as the store has it now."""
+        """The run, with everything that was written to it. Raises RunFailed if the store doesn't respond."""
         return self.store.get(self.run_id)
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Collect metrics, and send them now and then. A store that refuses them for PATIENCE_SECONDS is an error."""
-        now = int(time.time() * 1000)
-        self.pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if time.monotonic() - self._sent_at > FLUSH_SECONDS:
-            try:
-                self.flush()
-            except RunFailed:
-                self._refused_since = self._sent_at if self._refused_since is None else self._refused_since
-                if self._sent_at - self._refused_since > PATIENCE_SECONDS:
-                    raise
+        """Record metrics. Raises RunFailed if the disk is full, or if the store refuses what is recorded."""
+        self.log_points([[key, float(value), _now(), step] for key, value in metrics.items()])
 
-    def flush(self) -> None:
-        """Send the collected metrics. Raises RunFailed if the store refuses them; they are then kept."""
-        self._sent_at = time.monotonic()
-        while self.pending:
-            self._send(metrics=self.pending[:1000])  # MLflow's limit for one call
-            self.pending = self.pending[1000:]
-        self._refused_since = None
+    def log_points(self, points: list[Point]) -> None:
+        """Record points of metrics: the metric, its value, the time in milliseconds, and the step."""
+        self.store.sender.put(self.run_id, metrics=points)
 
     def tag(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run. Values over 5,000 characters are cut."""
-        self._send(tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
+        self.store.sender.put(self.run_id, tags={key: str(value)[:5000] for key, value in tags.items()})
 
     def tag_protocols(self, identities: Mapping[str, str]) -> None:
         """Record under which protocol each evaluated metric was measured."""
         self.tag({f"{PROTOCOL}{metric}": identity for metric, identity in identities.items()})
 
-    def _send(self, **entries: Any) -> None:
-        with _write_errors(self.store):
-            self.store.client.log_batch(self.run_id, **entries)
-
     def artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Keep the file that `write(path)` writes with the run, under this name."""
         try:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, _write_errors(self.store):
-                path = Path(scratch) / name
-                write(path)
-                self.store.keep(self.run_id, path)
+            self.store.sender.put_file(self.run_id, name, write)
         except OSError as error:
             raise RunFailed(
                 f"can't write the file {name}: {error}. Free some space and run the command again"
             ) from error
 
+    def sync(self) -> None:
+        """Return when everything that was written is in the store or on the disk. It never waits for the store."""
+        self.store.sender.sync()
+
+    def flush(self) -> None:
+        """Return when everything that was written is in the store. Raises RunFailed if the store doesn't respond."""
+        self.store.sender.flush(self.run_id)
+
     def finish(self, status: str) -> None:
-        """Send what is left and close the run with a status. Raises RunFailed if the store can't be written."""
+        """Close the run with a status, after everything else was sent. Raises RunFailed if the store doesn't respond.
+
+        The next command then sends what is left, and the status.
+        """
         try:
-            self.flush()
+            self.store.sender.put(self.run_id, status=status, ended=_now())
         finally:
-            with _write_errors(self.store):
-                self.store.client.set_terminated(self.run_id, status)
+            self.flush()
 
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
@@ -114,8 +81,7 @@ class Tracker:
         lock = self._lock()
         status = "FAILED"
         try:
-            with _write_errors(self.store):
-                self.store.client.update_run(self.run_id, status="RUNNING")
+            self.store.sender.call(self.store.client.update_run, self.run_id, "RUNNING")
             yield self
             status = "FINISHED"
         except (stopped, KeyboardInterrupt):
@@ -160,10 +126,19 @@ def start_run(
 ) -> Tracker:
     """A new run, with the status RUNNING."""
     all_tags = {"kind": kind, **(tags or {})} | ({PARENT: parent} if parent else {})
-    with _write_errors(store):
-        run = store.client.create_run(store.experiment, tags=all_tags, run_name=name)
-        store.client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    return Tracker(store, run.info.run_id)
+    began, attempts = _now(), count()
+
+    def create() -> str:
+        if next(attempts):  # the store may have carried out an attempt whose answer was lost
+            same = store.client.search_runs([store.experiment], f"attributes.start_time = {began}")
+            for run in same:
+                if run.info.run_name == name and all_tags.items() <= run.data.tags.items():
+                    return str(run.info.run_id)
+        return str(store.client.create_run(store.experiment, began, all_tags, name).info.run_id)
+
+    tracker = Tracker(store, store.sender.call(create))
+    store.sender.put(tracker.run_id, params={key: str(value) for key, value in params.items()})
+    return tracker
 
 
 def copy_run(store: Store, record: Record, kind: str, tags: Mapping[str, str], *, parent: str) -> Record:
@@ -171,8 +146,12 @@ def copy_run(store: Store, record: Record, kind: str, tags: Mapping[str, str], *
     own = {**record.tags, "kind": kind, **tags, "copied_from": record.id}
     tracker = start_run(store, record.name, kind, record.params, own, parent=parent)
     for metric in record.metrics:
-        tracker.pending += store.points(record.id, metric)
-    tracker.flush()
+        tracker.log_points([[p.key, p.value, p.timestamp, p.step] for p in store.points(record.id, metric)])
     tracker.tag_protocols(record.protocols)  # last: a metric whose protocol is tagged is complete
     tracker.finish("FINISHED")
     return tracker.record()
+
+
+def _now() -> int:
+    """The time in milliseconds, as MLflow counts it."""
+    return time.time_ns() // 1_000_000

@@ -131,6 +131,7 @@ def pretrain(
             meter.flush()
             if not all(p.isfinite().all() for p in training.method.parameters()):
                 raise diverged(training, "a weight that is not finite")
+            observer.saving(done)
             checkpoint.save(folder, done, training.state())
             saved_at = time.perf_counter()
         if stopping and done < steps.total:

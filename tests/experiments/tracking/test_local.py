@@ -22,7 +22,9 @@ from tests.experiments.tracking.test_store import finished_run
 
 
 def keep(store: Store, run_id: str, text: str) -> None:
-    Tracker(store, run_id).artifact("note.txt", lambda path: path.write_text(text))
+    tracker = Tracker(store, run_id)
+    tracker.artifact("note.txt", lambda path: path.write_text(text))
+    tracker.flush()
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -238,7 +240,8 @@ def test_a_database_error_is_one_line_on_no_log(
     tracker = start_run(store, "run", "pretrain", {})
     with closing(sqlite3.connect(store.folder / "mlflow.db")) as database:
         database.execute("DROP TABLE tags")
+    tracker.tag({"a": 1})
     with pytest.raises(RunFailed, match="no such table: tags") as error:
-        tracker.tag({"a": 1})
+        tracker.flush()
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from mlflow.exceptions import MlflowException
 
 from experiments.tracking import writing
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
-from simclr.errors import RunFailed, UserError
+from simclr.errors import UserError
 from simclr.train.loop import Interrupted
 from tests.helpers import ROOT
 
@@ -81,7 +78,7 @@ def test_a_copy_that_was_cut_short_has_no_protocol_without_its_metric(
     source = finished_run(store)
     Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
     study = start_run(store, "study", "study", {})
-    monkeypatch.setattr(Tracker, "flush", lambda self: pytest.fail("killed"))
+    monkeypatch.setattr(Tracker, "log_points", lambda self, points: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
         copy_run(store, store.get(source.id), "cell", {}, parent=study.run_id)
     (copy,) = store.records(parent=study.run_id)
@@ -198,31 +195,3 @@ def test_a_store_that_cannot_be_opened_is_an_error_of_one_line(tmp_path: Path, m
     with pytest.raises(UserError, match="can't open the tracking store") as error:
         Store(tmp_path / "empty" / "home")
     assert "\n" not in str(error.value)
-
-
-def test_refused_metrics_are_kept_and_training_continues_for_a_while(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = start_run(store, "refused", "pretrain", {})
-    send = store.client.log_batch
-
-    def refuse(*arguments: object, **entries: object) -> None:
-        raise MlflowException("database is locked")
-
-    monkeypatch.setattr(writing, "FLUSH_SECONDS", -1.0)
-    monkeypatch.setattr(store.client, "log_batch", refuse)
-    tracker.log({"train/loss": 1.0}, 1)
-    with pytest.raises(RunFailed, match="database is locked"):
-        tracker.flush()
-    with pytest.raises(ValueError, match="why it failed"), tracker.finishing(Interrupted):
-        raise ValueError("why it failed")
-    assert tracker.record().status == "FAILED"
-    monkeypatch.setattr(store.client, "log_batch", send)
-    tracker.flush()
-    assert len(tracker.record().history("train/loss")) == 1
-    monkeypatch.setattr(store.client, "log_batch", refuse)
-    clock = SimpleNamespace(time=time.time, monotonic=lambda: tracker._sent_at + 2 * writing.PATIENCE_SECONDS)
-    monkeypatch.setattr(writing, "time", clock)
-    tracker.log({"train/loss": 1.0}, 2)  # the last points were sent long ago, but refusal starts now
-    with pytest.raises(RunFailed, match="can't write to the tracking store"):
-        tracker.log({"train/loss": 1.0}, 3)

@@ -142,6 +142,18 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     assert same_weights(whole, pretrain(config, few, CPU, tmp_path / "parts", resume=True))
 
 
+def test_all_metrics_are_reported_before_the_checkpoint_is_announced_and_saved(few: Dataset, tmp_path: Path) -> None:
+    """A run that is killed after a checkpoint then has no gap in its curves when it is resumed."""
+
+    class Saving(Watch):
+        def saving(self, step: int) -> None:
+            announced.append((step, self.history[-1][0], len(checkpoint.checkpoints(tmp_path))))
+
+    announced: list[tuple[int, int, int]] = []
+    pretrain(short(train={"checkpoint_minutes": 1e-9}), few, CPU, tmp_path, Saving())
+    assert announced == [(step, step, min(step - 1, checkpoint.KEEP)) for step in range(1, 9)]
+
+
 def test_the_same_config_gives_the_same_bits_and_a_different_seed_does_not(few: Dataset, tmp_path: Path) -> None:
     def train(folder: str, **sections: object) -> nn.Module:
         return pretrain(short(train={"epochs": 1}, **sections), few, CPU, tmp_path / folder)
