@@ -54,6 +54,8 @@ def load_arrays(
             except ValueError as error:
                 raise UserError(f"{file} can't be read as NumPy arrays: {error}") from None
         pairs = _pairs(path, stored, image_column, label_column, unlabelled)
+        if len(types := {str(stored[image].dtype) for image, _ in pairs.values()}) > 1:
+            raise UserError(f"the images of {path} have different types in its splits, {' and '.join(types)}: save one")
         observer.note(f"{path.name}: {'; '.join(_describe_pair(stored, *pair) for pair in pairs.values())}")
         return contents_of(
             {
@@ -172,11 +174,11 @@ def _unclear(path: Path, stored: dict[str, Stored], what: str) -> UserError:
 
 
 def _images(path: Path, name: str, stored: Stored) -> Array:
-    """The images of an array as uint8, N x 3 x H x W. Gray ones are repeated without a copy."""
+    """The images of an array, N x 3 x H x W. Gray ones are repeated without a copy."""
     shape, dtype = stored.shape, stored.dtype
     what = f"array '{name}' of {path} ({stored})"
-    if dtype != np.uint8:
-        raise UserError(f"{what} is not uint8: scale its values to 0..255 and save it with .astype(numpy.uint8)")
+    if dtype.kind not in "uif":
+        raise UserError(f"{what} has no numbers as values: save it with .astype(numpy.uint8)")
     if len(shape) == 3 and shape[-1] in (1, 3, 4):
         raise UserError(f"{what} is a single picture: expected N x H x W x C, or N x H x W")
     if len(shape) == 3:

@@ -81,7 +81,7 @@ class DataConfig(Section):
     label_column: str | None = Field(None, exclude_if=_is_unset)  # these three are recognised by default
     split_column: str | None = Field(None, exclude_if=_is_unset)
     unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
-    # Images of one patient, burst or video stay in one part: a regular expression that finds its name in file names.
+    # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
     group: Annotated[str | None, AfterValidator(_check_pattern)] = Field(None, exclude_if=_is_unset)
     test_from: Literal["val"] | None = Field(None, exclude_if=_is_unset)  # the split to test on if there is no test
     # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.

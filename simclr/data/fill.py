@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr.data.images import Array, Decoding, Files, Outcome, crop_square, decode_files, measure_range
+from simclr.data.images import SAMPLED, Array, Decoding, Files, Outcome, crop_square, decode_files, measure_range
 from simclr.data.source import Contents, Split
+from simclr.data.wide import find_range, kind_of_array, sample_array, scale
 from simclr.errors import UserError
 from simclr.progress import Observer
 
@@ -29,8 +30,13 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
     outcomes = _fill_splits(contents, images, decoding, observer)
     kinds = {kind for outcome in outcomes.values() for kind in outcome.wide.values()}
     if kinds:
-        _refuse_mixture(contents, outcomes)
-        limits = measure_range(_files(contents.splits["train"]), observer)
+        images_to_measure = contents.splits["train"].images
+        if isinstance(images_to_measure, Files):
+            _refuse_mixture(contents, outcomes)
+            limits = measure_range(images_to_measure, observer)
+        else:
+            sampled = images_to_measure[:: max(1, len(images_to_measure) // SAMPLED)]
+            limits = find_range([sample_array(image.transpose(1, 2, 0)) for image in sampled])
         observer.say(
             f"values {limits[0]:g} to {limits[1]:g} of {' and '.join(sorted(kinds))} images are mapped to 0 to 255 "
             f"(data.range)"
@@ -63,11 +69,15 @@ def _fill_splits(contents: Contents, images: Array, decoding: Decoding, observer
 def _fill_split(split: Split, out: Array, decoding: Decoding, observer: Observer, what: str) -> Outcome:
     if isinstance(split.images, Files):
         return decode_files(split.images, out, decoding, observer, what)
-    if split.images.shape[2:] == (decoding.side, decoding.side):
+    kind = kind_of_array(split.images.dtype)
+    if kind is not None and decoding.range is None:
+        return Outcome({}, {0: kind}, [])
+    if kind is None and split.images.shape[2:] == (decoding.side, decoding.side):
         out[:] = split.images
-    else:
-        for row, image in enumerate(split.images):
-            out[row] = crop_square(Image.fromarray(image.transpose(1, 2, 0)), decoding.side)
+        return Outcome({}, {}, [])
+    for row, image in enumerate(split.images):
+        pixels = image if kind is None or decoding.range is None else scale(image, decoding.range)
+        out[row] = crop_square(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), decoding.side)
     return Outcome({}, {}, [])
 
 

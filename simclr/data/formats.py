@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from simclr.data.archives import load_archive
@@ -114,6 +115,8 @@ def list_images(path: Path, home: Path, observer: Observer, **options: Any) -> t
 
 def _as_files(split: str, images: Array) -> Files:
     """The images of an array N x 3 x H x W as PNG files."""
+    if images.dtype != np.uint8:
+        raise UserError(f"the images are of type {images.dtype}: scale them to 0 to 255 and save them as uint8")
     rows = {f"{split} {row}": row for row in range(len(images))}
 
     def read(name: str) -> bytes:

@@ -62,13 +62,11 @@ def contents_of_layout(layout: Layout, files: Files) -> Contents:
             raise FileNotFoundError("there is no such file")
         return files.read(name)
 
-    splits = {
-        split: Split(
-            files._replace(names=[name for name, _ in rows], read=read),
-            np.array([label for _, label in rows], np.int64),
-        )
-        for split, rows in layout.splits.items()
-    }
+    splits = {}
+    for split, rows in layout.splits.items():
+        names, labels = [name for name, _ in rows], np.array([label for _, label in rows], np.int64)
+        columns = {column: [own[name] for name in names] for column, own in (layout.columns or {}).items()}
+        splits[split] = Split(files._replace(names=names, read=read), labels, columns)
     return Contents(layout.classes, splits)
 
 

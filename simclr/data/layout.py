@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from simclr.data.source import UNLABELLED
@@ -39,6 +39,7 @@ class Layout(NamedTuple):
     classes: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]  # name and label of each image of train, and of any of SPLIT_NAMES
     notes: tuple[str, ...]  # sentences for the user: what was ignored, and what was understood
+    columns: Mapping[str, Mapping[str, str]] | None = None  # of a table: the value of each image, by its name
 
 
 class _Folder(NamedTuple):

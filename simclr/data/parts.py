@@ -92,23 +92,25 @@ def joined(first: Array, second: Array) -> Array:
 
 
 def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> Array:
-    """A number for each row's group, which a regular expression finds in its file name (its first group, or all of it).
+    """A number for each row's group: the value in a column of a table, if `pattern` is the name of one.
 
-    Where the source knows the groups, they are taken from there. `skipped` are the files that have no row, each with
-    the reason in brackets, in the order of the rows. Raises UserError if a name doesn't match.
+    Else a regular expression finds it in the name of the file (its first group, or all of it). `skipped` are the files
+    that have no row, each with the reason in brackets, in the order of the rows. Raises UserError if a name doesn't
+    match.
     """
     found: list[str] = []
     unmatched: list[str] = []
     waiting = deque(skipped)
     for split in contents.splits.values():
-        if split.groups is None and not isinstance(split.images, Files):
+        column = (split.columns or {}).get(pattern)
+        if column is None and not isinstance(split.images, Files):
             raise UserError("data.group needs images in files, whose names say the group: leave it out")
         names = split.images.names if isinstance(split.images, Files) else [""] * len(split.labels)
         for row, name in enumerate(names):
             if waiting and waiting[0].startswith(f"{name} ("):
                 waiting.popleft()
-            elif split.groups is not None:
-                found.append(str(split.groups[row]))
+            elif column is not None:
+                found.append(column[row])
             elif (match := re.search(pattern, name)) is None:
                 unmatched.append(name)
             else:

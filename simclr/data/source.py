@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ UNLABELLED = -1
 
 
 class Split(NamedTuple):
-    """Images (files, or a uint8 array N x 3 x H x W), the int64 label of each, and its group if the source knows it."""
+    """Images (files, or an array of numbers, N x 3 x H x W), the int64 label of each, and more of each from a table."""
 
     images: Files | Array
     labels: Array
-    groups: Sequence[str] | None = None  # such as the patient of each image, for `data.group`
+    columns: Mapping[str, Sequence[str]] | None = None  # such as the patient of each image, for `data.group`
 
 
 class Contents(NamedTuple):

@@ -48,7 +48,7 @@ def understand_table(
     `names` are those of the files, relative with slashes. The table may leave out their suffix and their folder. The
     splits are those of a column, or else those of the folders. A column that is not named is recognised: the one whose
     values are names of files, and those with usual names. Files that are not in the table are left out. An image with
-    an empty label has none.
+    an empty label has none. All columns are kept for `data.group`.
 
     Raises UserError for a table that can't be read, and where columns, rows or labels are unclear.
     """
@@ -82,7 +82,11 @@ def understand_table(
         for split in SPLIT_NAMES
         if split in numbers
     }
-    return Layout(classes, ordered, tuple(notes))
+    kept = table.loc[rows.index]
+    others = {
+        column: dict(zip(rows["file"], kept[column], strict=True)) for column in table.columns.difference([image])
+    }
+    return Layout(classes, ordered, tuple(notes), others)
 
 
 def names_files(labels: Path, images: Sequence[str]) -> bool:

@@ -34,6 +34,13 @@ class WideImage(ValueError):  # noqa: N818 (it describes the image)
         super().__init__(f"has {kind} values, but the encoder was trained on images of 8 bits: convert it to 8 bits")
 
 
+def kind_of_array(dtype: np.dtype[Any]) -> str | None:
+    """What the values of an array are if they don't fit 8 bits, as `kind_of_values` says it. None for uint8."""
+    if dtype == np.uint8:
+        return None
+    return "floating-point" if dtype.kind == "f" else "16-bit" if dtype == np.uint16 else "integer"
+
+
 def kind_of_values(image: Image.Image) -> str | None:
     """What the values of an image are if they don't fit 8 bits, such as "16-bit". None for all other images.
 
@@ -56,7 +63,7 @@ def to_eight_bits(image: Image.Image, limits: Range) -> Image.Image:
     """
     transparent = image.info.get("transparency") if image.mode.startswith("I") else None
     values, alpha = _read(image)
-    scaled = _scale(values, limits)
+    scaled = scale(values, limits)
     if tiff_tag(image, "PhotometricInterpretation") == 0:  # white is zero
         scaled = 255 - scaled
     result = Image.fromarray(scaled)
@@ -100,7 +107,7 @@ def _second_bytes(image: Image.Image) -> Image.Image:
     return other
 
 
-def _scale(values: Array, limits: Range) -> Array:
+def scale(values: Array, limits: Range) -> Array:
     """Map values to uint8, a part of the rows at a time, which keeps memory low."""
     low, high = limits
     factor = np.float64(255 / (high - low))
@@ -114,7 +121,11 @@ def _scale(values: Array, limits: Range) -> Array:
 
 def sample_values(image: Image.Image) -> Array:
     """Values of an even grid of pixels of a wide image, as float64, without those that are not finite."""
-    values, _ = _read(image)
+    return sample_array(_read(image)[0])
+
+
+def sample_array(values: Array) -> Array:
+    """Values of an even grid in an array H x W or H x W x 3, as float64, without those that are not finite."""
     grid = values[:: -(-values.shape[0] // SAMPLED_SIDE), :: -(-values.shape[1] // SAMPLED_SIDE)]
     found = grid.astype(np.float64).ravel()
     return found[np.isfinite(found)]

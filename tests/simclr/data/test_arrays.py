@@ -110,7 +110,7 @@ def test_arrays_with_other_names_are_chosen_by_the_user(splits, home, tmp_path):
 
 
 UNCLEAR = {
-    "float": (np.zeros((4, 8, 8), np.float32), "is not uint8: scale its values"),
+    "text": (np.full((4, 8, 8), "a"), "has no numbers as values"),
     "a picture": (np.zeros((8, 8, 3), np.uint8), "is a single picture"),
     "channels twice": (np.zeros((4, 3, 8, 3), np.uint8), "has no shape of images"),
     "five axes": (np.zeros((4, 3, 8, 8, 2), np.uint8), "has no shape of images"),
@@ -135,6 +135,23 @@ def test_unclear_arrays_are_errors(name, home, tmp_path):
 def test_labels_that_are_no_classes_are_errors(labels, expected, home, tmp_path):
     path = save(tmp_path / "data.npz", {"images": np.zeros((6, 8, 8), np.uint8), "labels": labels})
     assert expected in error_message(home, dir=path)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("float64", 255), ("uint16", 4095), ("int32", 255)])
+def test_other_numbers_are_scaled_by_one_range(dtype, most, rng, home, tmp_path):
+    levels = noise(rng, 40, 9, 9, 3)
+    stored = (levels * (most / 255)).astype(dtype)
+    path = save(tmp_path / "data.npz", {"images": stored, "labels": np.arange(40) % 2})
+    data = open_data(home, dir=path, side=9)
+    assert np.array_equal(data.images, (stored * (255 / most)).round().transpose(0, 3, 1, 2))
+    assert data.range == (0, most)
+    halved = open_data(home, dir=path, side=9, range=(0, 2 * most)).images
+    assert abs(halved - (stored * (255 / most / 2)).transpose(0, 3, 1, 2)).max() <= 0.5 + 1e-6
+
+
+def test_splits_of_different_types_are_an_error(home, tmp_path):
+    arrays = {"x_train": np.zeros((9, 8, 8), np.uint8), "x_test": np.zeros((9, 8, 8), np.float32)}
+    assert "have different types in its splits" in error_message(home, dir=save(tmp_path / "data.npz", arrays))
 
 
 def test_a_test_class_that_train_lacks_is_an_error(splits, home, tmp_path):

@@ -141,8 +141,8 @@ def test_copies_are_counted():
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def contents(*names, groups=None):
-    return Contents((), {"train": Split(Files(names, lambda _: b""), np.zeros(len(names)), groups)})
+def contents(*names, **columns):
+    return Contents((), {"train": Split(Files(names, lambda _: b""), np.zeros(len(names)), columns)})
 
 
 def test_groups_are_found_in_names():
@@ -151,7 +151,7 @@ def test_groups_are_found_in_names():
     assert group_numbers(contents(*names), r"p\d+", []).tolist() == [0, 1, 0]
     assert group_numbers(contents(*names), r"^[^/]+", []).tolist() == [0, 0, 1]
     assert group_numbers(contents(*names), r"p\d+", ["cat/p2_a.png (not an image)"]).tolist() == [0, 0]
-    assert group_numbers(contents(*names, groups=["x", "y", "y"]), "patient", []).tolist() == [0, 1, 1]
+    assert group_numbers(contents(*names, patient=["x", "y", "y"]), "patient", []).tolist() == [0, 1, 1]
     with pytest.raises(UserError, match=r"finds no group in 1 of 3 names, such as 'dog/p1_b.png'"):
         group_numbers(contents(*names), "a.png", [])
 

@@ -194,3 +194,13 @@ def test_a_changed_table_is_read_again(photos, home, tmp_path):
     assert open_data(home, dir=photos, labels=path, side=8).classes == ("bright", "dark")
     table(path, "id,label", [(name, f"{label}er") for name, label, _ in ROWS])
     assert open_data(home, dir=photos, labels=path, side=8).classes == ("brighter", "darker")
+
+
+def test_images_of_one_value_in_a_column_stay_in_one_part(photos, home, tmp_path):
+    rows = [(name, label, f"p{i // 4}") for i, (name, label, _) in enumerate(ROWS)]
+    path = table(tmp_path / "labels.csv", "id,label,patient", rows)
+    data = open_data(home, dir=photos, labels=path, side=8, group="patient", val_fraction=0.2)
+    patients = {part: {value // 4 for value in values(data, part)} for part in ("train", "val", "test")}
+    assert sum(len(own) for own in patients.values()) == 5
+    assert all(patients.values())
+    assert len(set.union(*patients.values())) == 5
