@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simclr.data.workers import in_chunks
 
 LEVELS = 16  # an image with no more different values (of 256, over all channels) is counted, as 12 bits cut to 4 have
 FEWEST = (
@@ -28,20 +31,33 @@ class Measured(NamedTuple):
     highest: int
 
 
-def measure(images: NDArray[Any]) -> Measured:
-    """Count such images among uint8 N x 3 x H x W, of which there is at least one."""
+def measure(images: NDArray[Any]) -> tuple[Measured, NDArray[np.uint64]]:
+    """Count such images among uint8 N x 3 x H x W, of which there is at least one.
+
+    Also returns a number for each image, equal for images with equal pixels.
+    """
     images = np.asarray(images)  # without the overhead of np.memmap
-    step = max(1, images.shape[-1] // 8)
-    hashes = np.empty(len(images), np.int64)
-    one_colour = few_levels = 0
-    for row, image in enumerate(images):
-        hashes[row] = hash(image.tobytes())
-        if len(set(image[:, ::step, ::step].tobytes())) <= LEVELS >= len(np.unique(image)):  # 8 x 8 do for most
-            plain = bool((image == image[:, :1, :1]).all())
-            one_colour, few_levels = one_colour + plain, few_levels + (not plain)
-    counts = np.unique(hashes, return_counts=True)[1]
-    repeated = int(counts[counts > 1].sum())
-    return Measured(len(images), len(counts), repeated, one_colour, few_levels, int(images.min()), int(images.max()))
+    step = max(1, images.shape[-1] // 6)
+    hashes = np.empty(len(images), np.uint64)
+
+    def count(rows: range) -> tuple[int, int]:
+        one_colour = few_levels = 0
+        for row in rows:
+            image = images[row]
+            hashes[row] = int.from_bytes(hashlib.blake2b(image, digest_size=8).digest())
+            if (
+                len(set(image[:, ::step, ::step].tobytes())) <= LEVELS >= len(np.unique(image))
+            ):  # mostly decided by 6 x 6
+                plain = bool((image == image[:, :1, :1]).all())
+                one_colour, few_levels = one_colour + plain, few_levels + (not plain)
+        return one_colour, few_levels
+
+    counts = [part for _, part in in_chunks(count, len(images), processes=False)]
+    one_colour, few_levels = (sum(each) for each in zip(*counts, strict=True))
+    copies = np.unique(hashes, return_counts=True)[1]
+    repeated = int(copies[copies > 1].sum())
+    lowest, highest = int(images.min()), int(images.max())
+    return Measured(len(images), len(copies), repeated, one_colour, few_levels, lowest, highest), hashes
 
 
 def describe(found: Measured) -> str:

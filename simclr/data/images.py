@@ -116,7 +116,7 @@ def pixels(image: Image.Image, decoding: Decoding) -> Array:
         if decoding.range is None:
             raise WideImage(kind)
         image = to_eight_bits(image, decoding.range)
-    else:
+    elif image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # others have no orientation
         ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         image = _composite(image, decoding.background)

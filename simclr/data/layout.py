@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -28,6 +29,8 @@ SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 # Folders that operating systems, NAS boxes and archive programs add.
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found"}
 SYSTEM_NAMES |= {"system volume information"}
+# A part of a path that starts with a dot or is one of SYSTEM_NAMES. For many files a pattern is faster than a split.
+HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{'|'.join(map(re.escape, sorted(SYSTEM_NAMES)))})(?:/|\Z))", re.IGNORECASE)
 PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures"}
 ANNOTATIONS = {"masks", "mask", "labels", "label", "annotations", "annotation", "ground_truth", "groundtruth", "gt"}
 ANNOTATIONS |= {"segmentations", "segmentation", "segmentationclass", "segmentationobject", "trimaps", "bboxes"}
@@ -56,16 +59,17 @@ class _Folder(NamedTuple):
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or one that an operating system adds to folders of pictures."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+    return HIDDEN.match(name) is not None
 
 
 def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
     """The names of visible files that may be images. Adds a note about the others."""
-    visible = [name for name in names if not any(is_hidden(part) for part in name.split("/"))]
+    visible = [name for name in names if not HIDDEN.search(name)]
     suffixes = Counter(suffix for name in visible if (suffix := _suffix(name)) in OTHER_SUFFIXES)
-    if suffixes:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
-        notes.append(f"ignored {_files(suffixes.total())} that can't be images: {kinds}")
+    if not suffixes:
+        return visible
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+    notes.append(f"ignored {_files(suffixes.total())} that can't be images: {kinds}")
     return [name for name in visible if _suffix(name) not in OTHER_SUFFIXES]
 
 

@@ -54,11 +54,13 @@ def fingerprint(*parts: object) -> str:
 def fingerprint_files(root: Path, names: Sequence[str]) -> str:
     """Hash files by folder, name, size and modification time."""
     digest = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8)
+    folder = str(root)
     for name in names:
+        path = os.path.join(folder, name)
         try:
-            stat = os.stat(root / name)
+            stat = os.stat(path)
         except OSError:  # a broken link: reported with the other files that can't be read
-            stat = os.lstat(root / name)
+            stat = os.lstat(path)
         line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))  # names from old archives may not be UTF-8
     return digest.hexdigest()

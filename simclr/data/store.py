@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from simclr.data.check import Measured, describe, measure
 from simclr.data.fill import fill
@@ -25,6 +26,7 @@ from simclr.files import written_whole
 from simclr.progress import Observer
 
 FORMAT = 2  # part of the name of every store's folder: a new number makes the suite decode everything again
+HASHES = "hashes.npy"
 CHUNK = 1 << 24  # bytes of images that are copied or counted at a time
 
 
@@ -61,15 +63,13 @@ class ImageStore:
         return tuple(mean), tuple(std)
 
     def hashes(self) -> Array:
-        """A number for each image, uint64 N, equal for images with equal pixels. Kept like the statistics."""
-        path = self.folder / "hashes.npy"
-        with suppress(Exception):  # not computed yet, or damaged: numpy raises many kinds
-            hashes: Array = np.load(path)
+        """A number for each image, uint64 N, equal for images with equal pixels. They are computed again if damaged."""
+        with suppress(Exception):  # numpy raises many kinds
+            hashes: Array = np.load(self.folder / HASHES)
             if hashes.shape == self.labels.shape and hashes.dtype == np.uint64:
                 return hashes
-        each = (hashlib.blake2b(image, digest_size=8).digest() for image in np.asarray(self.images))
-        hashes = np.fromiter((int.from_bytes(digest) for digest in each), np.uint64, len(self.labels))
-        with suppress(RunFailed), written_whole(path) as scratch:
+        hashes = measure(self.images)[1]
+        with suppress(RunFailed), written_whole(self.folder / HASHES) as scratch:
             np.save(scratch, hashes)
         return hashes
 
@@ -156,7 +156,9 @@ def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float],
     for start in range(0, len(rows), step):
         chunk = images[rows[start : start + step]]
         for channel in range(3):
-            counts[channel] += np.bincount(chunk[:, channel].reshape(-1), minlength=256)
+            counts[channel] += Image.fromarray(
+                chunk[:, channel].reshape(len(chunk), -1)
+            ).histogram()  # faster than NumPy
     levels = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels
@@ -180,8 +182,7 @@ def _create(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool
             scratch.mkdir()
             _write(scratch, contents, decoding, skip_bad, observer)
             for path in scratch.iterdir():  # so that the folder is complete after a power cut too
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+                _write_through(path)
             shutil.rmtree(folder, ignore_errors=True)  # the damaged one
             os.rename(scratch, folder)
         finally:
@@ -205,12 +206,13 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
         for start in range(0, len(keep), step):  # in place, since rows only move towards the start
             images[start : min(start + step, len(keep))] = images[keep[start : start + step]]
         labels = labels[keep]
-    images.flush()
     np.save(folder / "labels.npy", labels)
     kept = images[: len(labels)]
-    with ThreadPoolExecutor(1) as thread:
-        digest = thread.submit(_digest, kept, labels)
-        measured = measure(kept)
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(_write_through, folder / "images.npy")  # meanwhile, as the disk takes its time
+        digest = threads.submit(_digest, kept, labels)
+        measured, hashes = measure(kept)
+    np.save(folder / HASHES, hashes)
     if note := describe(measured):
         observer.say(note)
     meta = {
@@ -223,6 +225,12 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
         "files": len(labels) + len(bad),
     }
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _write_through(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _digest(images: Array, labels: Array) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -98,6 +99,7 @@ def _start_worker(function: Callable[[range], object]) -> None:
     """Prepare a process that was just forked."""
     global _function
     _function = function
+    gc.freeze()  # a collection would write to, and so copy, all memory that is shared with the other process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it handles Ctrl-C
     sys.stdout = sys.stderr = None  # another thread may have held their locks
     threading.Thread(target=_end_with_parent, daemon=True).start()
