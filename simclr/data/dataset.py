@@ -189,14 +189,15 @@ def _check_skipped(skipped: Sequence[str], images: int, config: DataConfig, obse
     observer.note(f"{listed_files(skipped, files)}. They are skipped")
 
 
-def _choose_splits(splits: dict[str, Array], config: DataConfig, observer: Observer) -> dict[str, Array]:
+def _choose_splits(store: ImageStore, config: DataConfig, observer: Observer) -> dict[str, Array]:
     """The splits as `data.test_from` asks for them. Says which images are tested on if the source has only val."""
+    splits = store.splits
     only_val = "val" in splits and "test" not in splits
     if config.test_from is None:
-        if only_val:
+        if only_val and len(store.classes) > 1 and config.val_fraction:
             observer.note(
-                "no test images: some of train are held out for it. To test on val, and hold validation images out of "
-                "train, set data.test_from=val"
+                "there are no test images, so some of train are held out to test on. To test on val, and hold "
+                "validation images out of train, use --set data.test_from=val"
             )
         return splits
     if not only_val:
@@ -213,7 +214,7 @@ def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Obs
     Copies of an image stay in one part, and so do images of one `data.group`. Where copies changed the parts, they
     change the digest too: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
     """
-    splits = _choose_splits(store.splits, config, observer)
+    splits = _choose_splits(store, config, observer)
     cut = partial(
         divide, splits, store.labels, fraction=config.val_fraction, seed=config.split_seed, limit=config.limit
     )

@@ -126,11 +126,11 @@ def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> A
 def describe_copies(hashes: Array, labels: Array, parts: Mapping[str, Array]) -> list[str]:
     """A sentence about equal images in several parts, and one about equal images with different labels."""
     found = []
-    for part, other in (("test", "train"), ("test", "val"), ("val", "train")):
-        elsewhere = hashes[parts["pretrain" if other == "train" else other]]
-        if copies := int(np.isin(hashes[parts[part]], elsewhere).sum()):
-            called = "validation" if part == "val" else part
-            found.append(f"{copies:,} of {len(parts[part]):,} {called} images also occur in {other}")
+    others = {"test": np.concatenate([parts["pretrain"], parts["val"]]), "val": parts["pretrain"]}
+    for part, elsewhere in others.items():
+        if copies := int(np.isin(hashes[parts[part]], hashes[elsewhere]).sum()):
+            where = "train or val" if part == "test" else "train"
+            found.append(f"{copies:,} of {len(parts[part]):,} {part} images also occur in {where}")
     known = labels != UNLABELLED
     pairs = np.unique(np.stack([hashes[known], labels[known].astype(hashes.dtype)]), axis=1)
     if several := int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()):

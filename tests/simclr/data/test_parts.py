@@ -120,8 +120,8 @@ def test_copies_that_change_no_part_do_not_change_the_digest(home, tmp_path):
     (store,) = (path for path in (home / "cache").iterdir() if path.is_dir())
     assert data.digest in (store / "meta.json").read_text()
     texts = notes(home, dir=tmp_path / "photos")
-    assert "warning: 6 of 6 test images also occur in train" in texts
-    assert "warning: 3 of 3 validation images also occur in train" in texts
+    assert "warning: 6 of 6 test images also occur in train or val" in texts
+    assert "warning: 3 of 3 val images also occur in train" in texts
 
 
 def test_copies_are_counted():
@@ -130,8 +130,8 @@ def test_copies_are_counted():
     parts = {"pretrain": [0, 1, 2, 4], "train": [0, 1, 2], "val": [3, 8], "test": [5, 6, 7]}
     parts = {part: np.array(rows) for part, rows in parts.items()}
     assert describe_copies(hashes, labels, parts) == [
-        "2 of 3 test images also occur in train",
-        "1 of 2 validation images also occur in train",
+        "2 of 3 test images also occur in train or val",
+        "1 of 2 val images also occur in train",
         "1 image occurs in more than one class",
     ]
     parts["test"] = np.array([7])
@@ -184,7 +184,7 @@ def test_what_was_understood_is_said_in_one_line(home, tmp_path):
 def test_validation_images_can_be_tested_on(home, tmp_path):
     write_class_folder(tmp_path / "photos" / "train", each=10)
     write_class_folder(tmp_path / "photos" / "val", each=2, first=100)
-    assert any("set data.test_from=val" in text for text in notes(home, dir=tmp_path / "photos"))
+    assert any("--set data.test_from=val" in text for text in notes(home, dir=tmp_path / "photos"))
     data = open_data(home, dir=tmp_path / "photos", side=8, test_from="val")
     assert values(data, "test") == list(range(100, 106))
     assert [len(data.parts[part]) for part in ("train", "val", "test")] == [27, 3, 6]
