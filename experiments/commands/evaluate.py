@@ -101,7 +101,8 @@ def evaluate(  # over 60 lines, because of its signature
         )
         report = evaluate_encoder(found, subject, store, names, transfer)
     images = _describe_images(subject.data)
-    typer.echo(f"run {report.run_id[:8]} on {images}, layer {protocol.layer}, protocol {protocol.version}")
+    evaluated = "the file" if report.run_id is None else f"run {report.run_id[:8]}"
+    typer.echo(f"{evaluated} on {images}, layer {protocol.layer}, protocol {protocol.version}")
     typer.echo(_format_results(report.table))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

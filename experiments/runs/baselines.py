@@ -44,6 +44,8 @@ def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, fl
     if not pixels:
         subject = replace(subject, model=random_encoder(subject))
     metrics = evaluate(subject, name).metrics
+    if not store.writable:
+        return metrics
     with written_whole(path, "Free some space and run the command again") as scratch:
         scratch.write_text(json.dumps(metrics))
     return metrics

@@ -34,7 +34,7 @@ REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 class Report(NamedTuple):
     """What `simclr eval` prints."""
 
-    run_id: str
+    run_id: str | None  # None for a file's encoder that was not recorded
     table: pd.DataFrame  # one row per metric, with REPORT_COLUMNS
     protocol: dict[str, Any]
     warnings: list[str]
@@ -45,8 +45,8 @@ def evaluate_encoder(
 ) -> Report:
     """Run some of EVALUATIONS, next to chance, raw pixels and the untrained network.
 
-    Everything is logged to the encoder's run, or to a new run if the encoder came from a file. Raises BadSettings if
-    the encoder has collapsed.
+    Everything is logged to the encoder's run, or to a new run if the encoder came from a file. Where the store can't be
+    written, a warning says that nothing was recorded. Raises BadSettings if the encoder has collapsed.
     """
     names = list(names)
     check(subject, names)
@@ -59,8 +59,12 @@ def evaluate_encoder(
             outcomes[name] = evaluate(subject, name)
             rows += _rows(subject, name, outcomes[name], untrained_metrics(subject, name, store), raw)
     table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
-    run_id = _log(found, subject, store, table, outcomes, transfer)
-    return Report(run_id, table, describe(subject.protocol, subject.data), _warnings(table))
+    warnings, run_id = _warnings(table), found.run_id
+    if store.writable:
+        run_id = _log(found, subject, store, table, outcomes, transfer)
+    else:
+        warnings.append(f"these figures were not recorded, because {store.folder} can't be written")
+    return Report(run_id, table, describe(subject.protocol, subject.data), warnings)
 
 
 def _rows(

@@ -33,8 +33,9 @@ PageSection = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, co
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> str:
     """Write the tables, figures and page of a study, keep them with it, and return its tables in a format.
 
-    `form` is one of `analysis.tables.FORMATS`. The files are also copied to `out`. Raises UserError if no cell of the
-    study has finished, or if `out` can't be written to.
+    `form` is one of `analysis.tables.FORMATS`. The files are also copied to `out`. Where the store can't be written,
+    the last line says that they are not kept. Raises UserError if no cell of the study has finished, or if `out` can't
+    be written to.
     """
     if out is not None:
         _make_folder(out)
@@ -54,8 +55,9 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
             sections += _figures(table, metric, results.document, folder)
         sections += _curves(results, folder) + _appendix(study, results)
         (folder / PAGE).write_text(page(f"Study {study.name}", sections), encoding="utf-8")
-        _keep(folder, Tracker(store, study.id), out)
-    return _printed(summaries, form, notes, study.artifact(PAGE))
+        _keep(folder, Tracker(store, study.id) if store.writable else None, out)
+    place = f"report: {study.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} can't be written"
+    return _printed(summaries, form, notes, place)
 
 
 def _make_folder(out: Path) -> None:
@@ -132,9 +134,8 @@ def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder
         (folder / f"{metric}{suffix}").write_text(FORMATS[form](rows, notes), encoding="utf-8")
 
 
-def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[str], path: Path) -> str:
+def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[str], place: str) -> str:
     """The tables in a format, the notes once, and where the page is."""
-    place = f"report: {path}"
     if form == "csv":
         return FORMATS[form](
             pd.concat([table.assign(metric=metric) for metric, table in summaries.items()]), [*notes, place]
@@ -239,11 +240,13 @@ def _appendix(study: Record, results: Results) -> list[PageSection]:
     ]
 
 
-def _keep(folder: Path, tracker: Tracker, out: Path | None) -> None:
-    """Keep all files in a folder with the study, and copy them to `out`."""
+def _keep(folder: Path, tracker: Tracker | None, out: Path | None) -> None:
+    """Keep all files in a folder with the study, if it can be written, and copy them to `out`."""
     for path in sorted(folder.iterdir()):
-        tracker.artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
+        if tracker is not None:
+            tracker.artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
         if out is not None:
             with written_whole(out / path.name) as scratch:
                 shutil.copy(path, scratch)
-    tracker.flush()
+    if tracker is not None:
+        tracker.flush()

@@ -151,7 +151,7 @@ def find_artifacts(path: Path, home: Path) -> Path | None:
                     f"the record {path} keeps its files in {recorded}, which is missing: set SIMCLR_HOME to where that "
                     f"folder's parent is now, or create the folder if it was deleted"
                 )
-        if can_write(path):  # so that MLflow finds the files as well
+        if can_write(path, path.parent):  # so that MLflow finds the files as well
             with database:
                 changes = (own.as_uri(), len(location) + 1, experiment, len(location) + 1, f"{location}/")
                 database.execute(
@@ -166,11 +166,11 @@ def find_artifacts(path: Path, home: Path) -> Path | None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    name = f"file:{quote(str(path))}?{urlencode({} if can_write(path) else _without_writing(path))}"
+    name = f"file:{quote(str(path))}?{urlencode({} if can_write(path, path.parent) else _without_writing(path))}"
     with closing(sqlite3.connect(name, timeout=20, uri=True)) as database:
         yield database
 
 
-def can_write(path: Path) -> bool:
-    """Whether a database, or a new one at this path, can be written."""
-    return os.access(path.parent, os.W_OK) and (os.access(path, os.W_OK) or not path.exists())
+def can_write(*places: Path) -> bool:
+    """Whether files and folders can be written, as far as they exist."""
+    return all(os.access(place, os.W_OK) for place in places if place.exists())

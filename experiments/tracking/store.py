@@ -106,7 +106,9 @@ class Store:
         self.artifacts: Path | None = None  # the folder of the files of all runs; None if a server keeps them
         self.database = database = local.database_of(folder)
         try:
-            self.writable = database is None or not database.exists() or local.can_write(database)
+            self.writable = True
+            if database is not None and database.exists():
+                self.writable = local.can_write(database, database.parent, folder)
             if self.writable:
                 folder.mkdir(parents=True, exist_ok=True)
             lock = folder if database is None else database.parent

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from experiments.tracking import local
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.evaluate.evaluations import EVALUATIONS
@@ -176,3 +178,25 @@ def test_with_few_images_k_is_capped_and_named(run: Run, trained: Store, images:
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("40 images, 2 classes from folder names: a, b; 32 train, 4 validation, 4 test\n")
     assert "knn_k36_top1" in done.stdout
+
+
+def test_a_home_that_cannot_be_written_is_listed_and_evaluated_from(
+    run: Run, trained: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "copy"
+    shutil.copytree(trained.folder, home)
+    monkeypatch.setenv("SIMCLR_HOME", str(home))
+    monkeypatch.setattr(local, "can_write", lambda *places: False)
+
+    def times() -> dict[Path, int]:  # SQLite's index of its log is no content
+        return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.name != "mlflow.db-shm"}
+
+    before = times()
+    assert "tiny-s0" in run("runs").stdout
+    done = run("eval", "tiny-s0", "--knn")
+    assert done.exit_code == 0, done.output
+    assert "knn_top1" in done.stdout
+    assert f"these figures were not recorded, because {home} can't be written" in done.stderr
+    weights = Store(home).find("tiny-s0").artifact("model.safetensors")
+    assert run("eval", weights, "--knn").stdout.startswith("the file on digits")
+    assert times() == before

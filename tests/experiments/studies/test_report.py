@@ -11,6 +11,7 @@ import pytest
 from experiments.studies.plan import BASELINE
 from experiments.studies.report import report
 from experiments.studies.results import CellDocument, StudyDocument
+from experiments.tracking import local
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
@@ -33,6 +34,19 @@ def change_cells(study: Record, **changes: dict[str, object]) -> None:
         return cell.model_copy(update={field: by[cell.cell] for field, by in changes.items() if cell.cell in by})
 
     change_document(study, lambda document: document.model_copy(update={"cells": list(map(change, document.cells))}))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_study_whose_store_cannot_be_written_is_reported(
+    previous: Record, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "can_write", lambda *places: False)
+    text = report(previous, Store(store.folder), out=tmp_path / "out")
+    assert "72.14" in text
+    assert text.splitlines()[-1] == f"not kept: {store.folder} can't be written"
+    assert (tmp_path / "out" / "report.html").exists()
+    with pytest.raises(UserError, match=r"has no file 'report\.html'"):
+        previous.artifact("report.html")
 
 
 def test_a_study_of_the_previous_version_is_reported(previous: Record, store: Store, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_home_that_cannot_be_written_is_read(
             for suffix in ("-wal", "-shm"):
                 Path(f"{database}{suffix}").unlink(missing_ok=True)
         before = files_of(tmp_path)
-        monkeypatch.setattr(local, "can_write", lambda path: False)
+        monkeypatch.setattr(local, "can_write", lambda *places: False)
         store = Store(tmp_path / "moved")
         assert {record.id for record in store.records()} == {run.id, killed.run_id}
         assert store.get(run.id).artifact("note.txt").read_text() == "here"
