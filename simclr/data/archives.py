@@ -79,7 +79,9 @@ def load_archive(
         observer.note(f"{path.name}: {note}")
         return contents
 
-    return Source(fingerprint(fingerprint_files(root, names), tables, unlabelled, columns), read, origin=path.name)
+    return Source(
+        fingerprint(fingerprint_files(root, names), tables, unlabelled, columns), read, origin=(labels or path).name
+    )
 
 
 def list_archives(path: Path) -> list[Path]:

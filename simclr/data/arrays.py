@@ -157,7 +157,11 @@ def _pairs(
     else:
         images = {split: image for split, _ in roles if (image := only(split, "image")) is not None}
     if not images:
-        raise _unclear(path, stored, "has no array of images (N x H x W, N x H x W x C or N x C x H x W)")
+        listed = ", ".join(f"{name} ({array})" for name, array in list(stored.items())[:10])
+        raise UserError(
+            f"{path} has no array of images, but {listed or 'nothing'}: expected one that is N x H x W, N x H x W x C or "
+            f"N x C x H x W"
+        )
     if label_column is not None and len(images) > 1:
         raise _unclear(path, stored, "has images of several splits, so the labels of one array don't fit")
     return {

@@ -6,6 +6,8 @@ To add a format, write a loader in a file of its own and add a line to FORMATS, 
 from __future__ import annotations
 
 import os
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from io import BytesIO
@@ -144,11 +146,14 @@ def format_of(path: Path) -> str:
     found = next((each for magic, each in CONTENTS.items() if start.startswith(magic)), None)
     if found is None and suffix:
         return SUFFIXES[suffix]
+    known = _suffix(path, (*OTHERS, *IMAGE_SUFFIXES))  # a download may have any name
+    if found is None and not known and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+        return "archive"
     if found is None and _suffix(path, IMAGE_SUFFIXES):
         found = "a single image", "give the folder that it is in"
     what, remedy = found or OTHERS.get(_suffix(path, OTHERS), ("a file of an unknown kind", "give a folder of images"))
-    known = ", ".join(each.about for each in FORMATS.values())
-    raise UserError(f"{path} is a file, not a folder: it is {what}. Either {remedy}, or give one of: {known}")
+    forms = ", ".join(each.about for each in FORMATS.values())
+    raise UserError(f"{path} is a file, not a folder: it is {what}. Either {remedy}, or give one of: {forms}")
 
 
 def _suffix(path: Path, suffixes: Iterable[str]) -> str:

@@ -116,7 +116,8 @@ def find_image_column(path: Path, schema: Any, name: str | None) -> str:
         raise _unclear(path, schema, f"has no column '{name}' of encoded images", "image_column")
     best = name or _one(path, schema, found, IMAGE_NAMES, "images", "image_column")
     if best is None:
-        raise _unclear(path, schema, "has no column of encoded images (bytes of image files)", "image_column")
+        listed = ", ".join(schema.names[:20])
+        raise UserError(f"{path} has no column with the bytes of image files, but {listed}: give files with images")
     return best
 
 
@@ -196,7 +197,7 @@ def _reader(root: Path, files: dict[str, Any], image: str) -> Callable[[str], by
         value = column[int(number) - starts[name][index]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
-            raise OSError("the file has no bytes for it, perhaps only a path")
+            raise OSError("only its path is in the file: write the images themselves, as push_to_hub does")
         return bytes(data)
 
     return read

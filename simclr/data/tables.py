@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,27 +129,33 @@ class _Names:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = frozenset(names)
-        whole, base = _unique(names, names), _unique([name.rpartition("/")[2] for name in names], names)
-        self._whole = _unique([_stem(name) for name in names], names) | whole
-        self._base = _unique([_stem(name.rpartition("/")[2]) for name in names], names) | base
+        ends = [(end, name) for name in names for end in _ends(name)]
+        self._whole = _unique([(_stem(name), name) for name in names]) | {name: name for name in names}
+        self._ends = _unique([(_stem(end), name) for end, name in ends]) | _unique(ends) | self._whole
 
     def find(self, text: str) -> str | None:
-        """The file of this name, with or without suffix, folders above the data's, and, if unique, its own folder."""
-        parts = text.replace("\\", "/").split("/")
-        for start in range(len(parts)):
-            if found := self._whole.get("/".join(parts[start:])):
-                return found
-        return self._base.get(parts[0]) if len(parts) == 1 else None
+        """The file of this name, with or without its suffix.
+
+        Folders may be missing at the start, if one file only has this name then, or be more than those of the file.
+        """
+        own, *shorter = _ends(text.replace("\\", "/"))
+        return self._ends.get(own) or next((self._whole[end] for end in shorter if end in self._whole), None)
+
+
+def _ends(name: str) -> list[str]:
+    """A name, and the names without its first folder, its first two, and so on."""
+    parts = name.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name
 
 
-def _unique(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """The name of each key that only one name has."""
-    counts = pd.Series(keys, dtype=object).value_counts()
-    return {key: name for key, name in zip(keys, names, strict=True) if counts[key] == 1}
+    counts = Counter(key for key, _ in pairs)
+    return {key: name for key, name in pairs if counts[key] == 1}
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 
 from simclr.data.formats import FORMATS, OTHERS, format_of
-from tests.simclr.data.helpers import error_message, open_data, plain, write, write_class_folder
+from tests.simclr.data.helpers import error_message, make_tar, make_zip, open_data, plain, write, write_class_folder
 
 FILES = {
     "table": ["a.csv", "A.TSV"],
@@ -58,6 +58,12 @@ def test_other_files_are_described_for_what_they_are(name, home, tmp_path):
     assert message.startswith(f"{tmp_path / name} is a file, not a folder: it ")
     assert expected in message
     assert all(row.about in message for row in FORMATS.values())
+
+
+def test_an_archive_is_known_by_its_content_if_its_name_says_nothing(home, tmp_path):
+    members = {f"{name}/{i}.png": plain(i) for i, name in enumerate("abababab")}
+    assert open_data(home, dir=write(tmp_path / "download", make_zip(members)), side=8).classes == ("a", "b")
+    assert open_data(home, dir=write(tmp_path / "files.php?id=1", make_tar(members)), side=8).classes == ("a", "b")
 
 
 def test_what_is_missing_is_said(home, tmp_path):

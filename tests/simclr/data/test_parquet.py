@@ -90,7 +90,7 @@ def test_unclear_columns_are_errors_whose_remedy_works(home, tmp_path):
 
 
 WRONG = {
-    "no images": ({"label": [0, 1]}, "has no column of encoded images"),
+    "no images": ({"label": [0, 1]}, "has no column with the bytes of image files, but label"),
     "a label without a name": (rows(range(4)) | {"label": [0, 1, 2, 0]}, "label 2 of the train images has no name"),
 }
 
@@ -119,7 +119,7 @@ def test_damaged_files_and_missing_bytes_are_errors(home, tmp_path):
     columns = rows(range(8))
     columns["image"][3] = {"bytes": None, "path": "/elsewhere/3.png"}
     path = save(tmp_path / "b.parquet", columns)
-    assert "b.parquet row 3 (the file has no bytes for it" in error_message(home, dir=path, side=8)
+    assert "b.parquet row 3 (only its path is in the file" in error_message(home, dir=path, side=8)
     assert values(open_data(home, dir=path, side=8, on_bad_image="skip")) == [0, 1, 2, 4, 5, 6, 7]
 
 

@@ -84,6 +84,13 @@ def test_a_table_labels_the_images_of_an_archive(photos, home, tmp_path):
     assert inside.digest == open_data(home, dir=photos, labels=path, side=8).digest
 
 
+def test_a_table_may_leave_out_the_folder_around_everything(home, tmp_path):
+    members = {f"photos/{label}/{name}.png": plain(int(name)) for name, label, _ in ROWS}
+    archive = write(tmp_path / "photos.zip", make_zip(members))
+    path = table(tmp_path / "labels.csv", "id,label", [(f"{label}/{name}.png", label) for name, label, _ in ROWS])
+    assert values(open_data(home, dir=archive, labels=path, side=8)) == list(range(20))
+
+
 def test_splits_come_from_folders_if_no_column_has_them(home, tmp_path):
     for name, *_, split in ROWS:
         write(tmp_path / "photos" / split / f"{name}.png", plain(int(name)))
