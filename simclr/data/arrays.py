@@ -159,8 +159,8 @@ def _pairs(
     if not images:
         listed = ", ".join(f"{name} ({array})" for name, array in list(stored.items())[:10])
         raise UserError(
-            f"{path} has no array of images, but {listed or 'nothing'}: expected one that is N x H x W, N x H x W x C or "
-            f"N x C x H x W"
+            f"{path} has no array of images, but {listed or 'nothing'}: expected N x H x W, N x H x W x C or N x C x H "
+            f"x W"
         )
     if label_column is not None and len(images) > 1:
         raise _unclear(path, stored, "has images of several splits, so the labels of one array don't fit")
