@@ -13,9 +13,9 @@ from simclr.errors import RunFailed, UserError, printable, unknown
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
     "pretrain": ("pretrain:pretrain", "Train an encoder on images, without their labels."),
     "ablate": ("ablate:ablate", "Run an ablation study and report it."),
-    "report": ("ablate:report", "Report a study again, from its records."),
+    "report": ("ablate:report", "Rebuild the report of a study from its records."),
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
-    "eval": ("evaluate:evaluate", "Evaluate a frozen encoder next to its baselines."),
+    "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
     "compare": ("evaluate:compare", "Compare runs that have been evaluated."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
     "neighbours": ("pictures:neighbours", "Draw the training images that are nearest to an image."),
@@ -27,8 +27,11 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "presets": ("presets:presets", "List the presets, with their cost and results."),
     "views": ("pictures:views", "Draw the augmented views that training uses."),
     "runs": ("records:runs", "List all runs, newest first."),
-    "ui": ("records:ui", "Serve MLflow's pages of the runs on this machine."),
+    "ui": ("records:ui", "Show the runs in the browser, with MLflow."),
 }
+
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # what Typer raises for any mistake in options and arguments
 
 
 class LazyCommand(TyperCommand):
@@ -53,6 +56,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            _exit(2, f"error: {_describe_usage(error, ctx.invoked_subcommand)}")
         except UserError as error:
             _exit(2, f"error: {error}")
         except RunFailed as error:
@@ -65,6 +70,20 @@ class Commands(TyperGroup):
             file = f" {error.filename}" if error.filename else ""
             remedy = "check the folder's permissions and the free space on its disk, or choose another path"
             _exit(1, f"failed: can't read or write{file}: {error.strerror or error}; {remedy}")
+
+
+def _describe_usage(error: Any, command: str) -> str:
+    """A mistake in the options or arguments of a command, in one sentence."""
+    from simclr.settings import expected
+
+    if hasattr(error, "possibilities"):
+        options = [name for each in error.ctx.command.params for name in each.opts if name.startswith("--")]
+        return str(unknown("option", error.option_name, options))
+    if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
+        (details, *_) = error.__cause__.errors()
+        return f"{error.param.opts[-1]} '{details['input']}': expected {expected(details)}"
+    message = error.format_message().rstrip(".").replace("argument(s)", "argument")
+    return f"{message[0].lower()}{message[1:]}: see simclr {command} --help"
 
 
 def _exit(code: int, message: str) -> NoReturn:

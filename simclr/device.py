@@ -28,9 +28,8 @@ def resolve(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails on the meta device, which holds no data
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch imports the module of some kinds
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device '{name}' can't be used here ({reason}): try --device auto or --device cpu") from None
+    except (RuntimeError, AssertionError, ImportError):  # torch imports the module of some kinds
+        raise UserError(f"device '{name}' is not available here: use --device auto or --device cpu") from None
     return device
 
 
@@ -135,4 +134,5 @@ def describe(device: torch.device) -> str:
     """A short description of a device for messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type

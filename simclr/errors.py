@@ -39,17 +39,27 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-LISTED = 15  # if there are more choices than this, and one is close to the unknown name, the message lists only that
+LISTED = 15  # if there are more choices than this, a message lists only the nearest
+NEAREST = 10  # choices that it lists then
+CLOSE = 0.6  # a name that is at least this similar (from 0 to 1) may have been meant
 
 LONGEST = 100  # characters of a name that a message repeats
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`. The message suggests the closest one, or lists them."""
-    names = sorted(choices)
+    """The error for a name that is not among `choices`. The message suggests a close one, or lists them."""
     given = str(name) if len(str(name)) <= LONGEST else f"{str(name)[:LONGEST]}..."
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    return UserError(f"unknown {kind} '{given}': {suggest(given, choices)}")
+
+
+def suggest(given: str, choices: Iterable[str]) -> str:
+    """A question that suggests the choice that is close to a name, or a list of the choices, or both."""
+    names = sorted(choices)
+    near = get_close_matches(given, names, n=1, cutoff=CLOSE)
     hints = [f"did you mean '{near[0]}'?"] if near else []
-    if not near or len(names) <= LISTED:
+    if len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")
-    return UserError(f"unknown {kind} '{given}': {' '.join(hints)}")
+    elif not near:
+        nearest = get_close_matches(given, names, n=NEAREST, cutoff=0)
+        hints.append(f"of {len(names)} choices, the nearest are {', '.join(nearest)}")
+    return " ".join(hints)

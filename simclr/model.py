@@ -131,8 +131,8 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
         else:
             if config.width != 1 or config.stem != "imagenet":
                 raise UserError(
-                    f"model.width = {config.width:g} and model.stem = '{config.stem}' work only with ResNets: set "
-                    f"model.width = 1 and model.stem = 'imagenet' for '{config.backbone}'"
+                    f"model.width = {config.width:g} and model.stem = '{config.stem}' work only with ResNets: add "
+                    f"--set model.width=1 --set model.stem=imagenet for '{config.backbone}'"
                 )
             builder = torchvision.models.get_model_builder(config.backbone)
             is_transformer = config.backbone.startswith("vit_")

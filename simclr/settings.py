@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from simclr.errors import UserError, printable, unknown
 
@@ -56,7 +56,15 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 
 T = TypeVar("T")
-Pair = Annotated[tuple[T, T], Strict(False)]  # TOML has lists
+
+
+def _check_pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("expected two numbers, such as [0.2,1.0]")
+    return value
+
+
+Pair = Annotated[tuple[T, T], Strict(False), BeforeValidator(_check_pair)]  # TOML has lists
 Many = Annotated[tuple[T, ...], Strict(False)]
 
 
@@ -116,7 +124,7 @@ def memory_bytes(text: str) -> int:
     """The number of bytes in a text such as "8GiB" or "8188MiB". Raises ValueError for any other text."""
     found = MEMORY.fullmatch(text)
     if found is None or not 1 <= (size := float(found[1]) * UNITS[found[2]]) <= MOST_MEMORY:
-        raise ValueError("write it as 8GiB or 8188MiB")
+        raise ValueError("expected a size such as 8GiB or 8192MiB")
     return round(size)
 
 
@@ -151,12 +159,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
     merged = dict(base)
     for key, value in over.items():
         before, name = merged.get(key), f"{prefix}{key}"
-        tables = isinstance(before, Mapping), isinstance(value, Mapping)
-        if all(tables):
-            value = merge(before, value, f"{name}.")  # type: ignore[arg-type]
-        elif any(tables) and before is not None and value is not None:
-            other = before if tables[1] else value
-            raise UserError(f"{name} = {shown(other)}: expected either a value or a table in all places, got both")
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = merge(before, value, f"{name}.")
+        elif isinstance(before, Mapping) and value is not None:
+            example = f"{name}.{next(iter(before), 'KEY')}"
+            raise UserError(f"{name} = {shown(value)}: {name} is a section, so set one of its keys, such as {example}")
+        elif isinstance(value, Mapping) and before is not None:
+            raise UserError(f"{name} has the value {shown(before)}, so it is no section and has no keys")
         merged[key] = value
     return merged
 
@@ -246,21 +255,53 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
-def readable(error: ValidationError, model: type[BaseModel]) -> UserError:
-    """The first mistake that pydantic found in the settings of `model`, as one sentence."""
+def readable(error: ValidationError, model: type[BaseModel], kind: str = "setting") -> UserError:
+    """The first mistake that pydantic found in the settings of `model`, as one sentence, which calls them `kind`."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # misspelt names come first
     parts = [str(part) for part in first["loc"]]
     misspelt = parts[-1:] if first["type"] == "extra_forbidden" else []
-    tables = [part for part in parts[: len(parts) - len(misspelt)] if not set("-[") & set(part)]  # drop pydantic's tags
+    tables = [  # without pydantic's tags and the positions in lists
+        part for part in parts[: len(parts) - len(misspelt)] if not set("-[") & set(part) and not part.isdigit()
+    ]
     path = ".".join(tables + misspelt)
+    names = setting_names(model)
+    sections = {name.partition(".")[0] for name in names if "." in name}
+    if misspelt and isinstance(first["input"], Mapping) and sections and not tables:
+        return unknown("section", path, sections)
     if misspelt:
-        return unknown("setting", path, setting_names(model))
+        return unknown(kind, path, names)
     if first["type"] == "missing":
         return UserError(f"{path} is missing")
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
-    message = first["msg"].removeprefix("Input should be ")
-    return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {message}")
+    return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {expected(first)}")
+
+
+EXPECTED = {  # by pydantic's name of a mistake, where its own words would not help
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "model_type": "a section with keys of its own",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "tuple_type": "a list, such as [3]",
+    "list_type": "a list, such as [3]",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+}
+
+
+def expected(error: Mapping[str, Any]) -> str:
+    """What a value should have been, from one of the errors that pydantic lists."""
+    words = EXPECTED.get(error["type"])
+    return words.format(**error.get("ctx", {})) if words else error["msg"].removeprefix("Input should be ")
 
 
 def shown(value: Any) -> str:

@@ -42,7 +42,7 @@ for arguments in {calls}:
     assert lines == [f"[] {arguments}" for arguments in calls]
 
 
-@pytest.mark.parametrize("path", (ROOT / "experiments/commands").glob("*.py"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/commands").glob("*.py")), ids=lambda path: path.stem)
 def test_names_for_help_are_those_of_the_tables(path: Path) -> None:
     for table in re.findall(r'names_in\("([\w.]+)"\)', path.read_text()):
         module, _, name = table.rpartition(".")

@@ -12,6 +12,7 @@ import typer
 
 from experiments.commands.options import (
     AUGMENTATIONS,
+    BadImage,
     BatchSize,
     ConfigFile,
     DataDir,
@@ -21,6 +22,7 @@ from experiments.commands.options import (
     Format,
     Labels,
     Memory,
+    MicroBatch,
     Preset,
     Settings,
     check_new_name,
@@ -45,7 +47,8 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             "--only",
-            help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells.",
+            help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells. Choices: "
+            f"{', '.join(AUGMENTATIONS)}.",
             show_default="none",
         ),
     ] = [],  # noqa: B006
@@ -73,7 +76,7 @@ def ablate(  # over 60 lines, because of its signature
     seeds: Annotated[
         int,
         typer.Option(
-            min=1, max=100, help="Number of seeds that each cell is trained with, starting with that of the config."
+            min=1, max=100, help="Number of seeds that each cell is trained with, counting up from the config's seed."
         ),
     ] = 3,
     preset: Preset = None,
@@ -81,8 +84,10 @@ def ablate(  # over 60 lines, because of its signature
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     labels: Labels = None,
+    on_bad_image: BadImage = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
+    micro_batch: MicroBatch = None,
     device: Device = None,
     memory: Memory = None,
     settings: Settings = [],  # noqa: B006
@@ -91,7 +96,11 @@ def ablate(  # over 60 lines, because of its signature
         typer.Option(callback=check_new_name, help="Name of the study.", show_default="the preset and what is varied"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cells with their time and memory. Trains nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the cells with their memory and time, and stop. Downloads the images and times a few steps.",
+        ),
     ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start a study of more than an hour without asking for confirmation.")
@@ -118,8 +127,10 @@ def ablate(  # over 60 lines, because of its signature
         dataset=dataset,
         data_dir=data_dir,
         labels=labels,
+        on_bad_image=on_bad_image,
         epochs=epochs,
         batch_size=batch_size,
+        micro_batch=micro_batch,
         device=device,
         memory=memory,
     )
@@ -133,7 +144,7 @@ def ablate(  # over 60 lines, because of its signature
     total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
     typer.echo(
         f"study {name}: {len(cells)} cells x {seeds} seeds ({numbers[0]} to {numbers[-1]}), about "
-        f"{describe_duration(total)} of training left, and the evaluations"
+        f"{describe_duration(total)} of training left, plus the evaluations"
     )
     width = max(len(each.cell.name) for each in cells)
     for each in cells:
@@ -153,16 +164,16 @@ def ablate(  # over 60 lines, because of its signature
 
 
 def report(
-    study: Annotated[str, typer.Argument(help="Name of a study, or the start of its id.")],
+    study: Annotated[str, typer.Argument(help="Name of a study, or the first 4 or more characters of its id.")],
     form: Format = "terminal",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default="none"),
     ] = None,
 ) -> None:
-    """Report a study again, from its records.
+    """Rebuild the report of a study from its records.
 
-    Makes its tables, figures and HTML page, and prints the tables. Trains nothing.
+    Makes the tables, the figures and the HTML page again, and prints the tables. Trains nothing.
 
     Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
     """

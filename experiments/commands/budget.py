@@ -39,7 +39,7 @@ def budget(
     images: Annotated[
         int,
         typer.Option(
-            min=0, max=10**9, help="Number of images in the data set, to see if they fit as well. 0: not counted."
+            min=0, max=10**9, help="Number of images in the data set, to see whether they fit too. 0: not counted."
         ),
     ] = 0,
     device: Device = None,
@@ -74,7 +74,7 @@ def budget(
     limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
     plan = plan_memory(chosen, images, limit)
     batch = chosen.train.batch_size
-    how = f"in micro-batches of {plan.micro_batch}" if plan.micro_batch < batch else "at once"
+    how = f"in micro-batches of {plan.micro_batch}" if plan.micro_batch < batch else "no micro-batches"
     typer.echo(f"{chosen.name}: a batch of {batch}, {how}")
     for part, size in plan.parts.items():
         _echo_row(part, size, "not counted: add --images" if part == "data" and not images else "")
@@ -104,8 +104,9 @@ def _echo_time(config: Config, plan: MemoryPlan, images: int) -> None:
     if images:
         typer.echo(f"the {images} stored images are kept on the {'device' if plan.images_on_device else 'host'}")
         typer.echo(
-            f"{config.train.epochs} epochs take about {describe_duration(work * images * config.train.epochs / SPEED)} "
-            f"at {SPEED / 1e12:g} TFLOP/s, which is a guess for an RTX 4060 and has not been measured"
+            f"time for {config.train.epochs} epoch{'s' * (config.train.epochs != 1)}: "
+            f"{describe_duration(work * images * config.train.epochs / SPEED)}, assuming {SPEED / 1e12:g} TFLOP/s (a "
+            f"guess for an RTX 4060)"
         )
 
 

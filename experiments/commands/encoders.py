@@ -18,6 +18,7 @@ from experiments.commands.options import (
     Labels,
     NewestEncoder,
     check_new_name,
+    check_out,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from simclr.errors import printable
@@ -35,9 +36,11 @@ def embed(
         Path,
         typer.Argument(help="Folder of images, with its subfolders, or another form of --data-dir."),
     ],
-    out: Annotated[Path, typer.Option(help=f"File to write ({', '.join(WRITERS)}).")] = Path("features.parquet"),
+    out: Annotated[Path, typer.Option(callback=check_out, help=f"File to write ({', '.join(WRITERS)}).")] = Path(
+        "features.parquet"
+    ),
     batch_size: Annotated[
-        int, typer.Option(min=1, max=2**20, help="Number of images that are computed at the same time.")
+        int, typer.Option(min=1, max=2**20, help="Number of images that are processed at a time.")
     ] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
@@ -90,7 +93,9 @@ def embed(
 def export(
     run: NewestEncoder = None,
     form: Annotated[str, typer.Option("--format", help=f"Format of the file: {', '.join(EXPORTS)}.")] = "safetensors",
-    out: Annotated[Path, typer.Option(help="File to write, or the folder to write it to.")] = Path(),
+    out: Annotated[
+        Path, typer.Option(callback=check_out, help="File to write, or the folder to write it to.")
+    ] = Path(),
 ) -> None:
     """Export an encoder for other programs.
 
@@ -107,7 +112,8 @@ def export(
     card = parity.file.with_suffix(".md").name
     typer.echo(printable(f"wrote {parity.file}, and {card}, which says how to load it"))
     typer.echo(
-        f"checked: its features differ by {parity.difference:.1e} of the largest one (allowed: {parity.tolerance:g})"
+        f"checked: features of the loaded file agree to {parity.difference:.1e} relative to the largest (tolerance "
+        f"{parity.tolerance:g})"
     )
 
 
@@ -124,12 +130,13 @@ def import_(  # over 60 lines, because of its signature
     ] = "cifar10",
     data_dir: DataDir = None,
     labels: Labels = None,
+    on_bad_image: BadImage = None,
     side: Annotated[
         int | None, typer.Option(help="Side of the images in pixels.", show_default="that of the data set")
     ] = None,
     normalize: Annotated[
         str,
-        typer.Option(help=f"How images were normalized when it was trained: {', '.join(NORMALIZATIONS)}."),
+        typer.Option(help=f"How images were normalized when the encoder was trained: {', '.join(NORMALIZATIONS)}."),
     ] = "imagenet",
     backbone: Annotated[
         str | None, typer.Option(help="Network of the encoder.", show_default="found for ResNets")
@@ -162,12 +169,13 @@ def import_(  # over 60 lines, because of its signature
     from simclr.weights.foreign import first_names
 
     places = {"dir": data_dir and str(data_dir), "labels": labels and str(labels)}
-    data = make({"data": {"dataset": dataset, **places, "side": side, "normalize": normalize}}).data
+    data = {"dataset": dataset, **places, "side": side, "normalize": normalize}
+    images = make({"data": data | {"on_bad_image": on_bad_image or "error"}}).data
     with Terminal() as terminal:
         record, imported = import_run(
             file,
             Store(home()),
-            data=data,
+            data=images,
             name=name,
             layout=form,
             backbone=backbone,

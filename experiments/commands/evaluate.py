@@ -19,6 +19,7 @@ from experiments.commands.options import (
     Transfer,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from simclr.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +69,10 @@ def evaluate(  # over 60 lines, because of its signature
         ),
     ] = [],  # noqa: B006 (Typer copies it)
 ) -> None:
-    """Evaluate a frozen encoder next to its baselines.
+    """Evaluate an encoder next to its baselines.
 
-    The baselines are chance, raw pixels and the untrained network. Without options, evaluates by --knn and --linear.
+    The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels and the
+    untrained network. Without options, evaluates by --knn and --linear.
 
     Example: simclr eval shapes-s0 --knn --linear
     """
@@ -81,7 +83,10 @@ def evaluate(  # over 60 lines, because of its signature
 
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
     names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
-    fractions = [f"finetune.fractions=[{finetune}]"] if finetune is not None else []
+    fractions = []
+    if finetune is not None:
+        _check_fractions(finetune)
+        fractions = [f"finetune.fractions=[{finetune}]"]
     own = [text for text in settings if not text.startswith("data.")]
     protocol = make_protocol([*fractions, *own], layer=layer)
     store = Store(home())
@@ -106,6 +111,13 @@ def evaluate(  # over 60 lines, because of its signature
     typer.echo(_format_results(report.table))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _check_fractions(text: str) -> None:
+    try:
+        [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--finetune '{text}': expected fractions such as 0.01,0.1") from None
 
 
 def _describe_images(data: Dataset) -> str:

@@ -18,12 +18,14 @@ FORMATS = names_in("analysis.tables.FORMATS")
 HEADS = names_in("simclr.model.HEADS")
 RESNETS = names_in("simclr.model.RESNETS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
-FROM_PRESET = "from the preset"
+OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command which writes .png and .svg doesn't write
+FROM_PRESET = "from the preset or --config"
 FROM_RUN = "that of the run"
 DATA_DIR_HELP = (
     "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays (docs/data.md lists all forms), or "
     "hf:NAME of the Hugging Face hub. Or the folder with the archive of a data set that you downloaded yourself."
 )
+ENCODER_HELP = "Name of a run, the first 4 or more characters of its id, or a weights file."
 LABELS_HELP = "Table (.csv or .tsv) with the names of the image files and their labels."
 BAD_IMAGE_HELP = (
     "What to do with files that can't be read as images: error, skip (up to a quarter of the files), or the share that "
@@ -34,7 +36,7 @@ BAD_IMAGE_HELP = (
 def _check_bad_image(choice: str | None) -> str | None:
     number = choice is not None and choice.replace(".", "", 1).isdigit() and 0 < float(choice) <= 1
     if choice not in (None, "error", "skip") and not number:
-        raise unknown("choice for --on-bad-image", choice, ["error", "skip", "a share such as 0.5"])
+        raise UserError(f"--on-bad-image '{choice}': expected error, skip or a share such as 0.5")
     return choice
 
 
@@ -81,13 +83,29 @@ def _check_picture(path: Path) -> Path:
     """Raises UserError, before any work, if no picture can be written to this path."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"can't draw to {path}: expected a file that ends in {' or '.join(SUFFIXES)}")
-    return _check_name(path)
+    return _check_file(path)
 
 
-def _check_name(path: Path) -> Path:
-    """Raises UserError if this is a folder, or a file in a folder that does not exist."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"can't draw to {path}: expected the name of a file, in a folder that exists")
+def _check_pictures(path: Path) -> Path:
+    """Raises UserError, before any work, if no suffix of a picture can be added to this path."""
+    if path.suffix in OTHER_PICTURES:
+        raise UserError(
+            f"can't draw to {path}: the files get the suffixes .png, .svg and .csv, so leave out the suffix"
+        )
+    return _check_file(path)
+
+
+def _check_file(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected the name of a file in --out")
+    return check_out(path)
+
+
+def check_out(path: Path) -> Path:
+    """Raises UserError, before any work, if a path that is to be written lies in a file."""
+    for folder in path.parents:
+        if folder.is_file():
+            raise UserError(f"{folder} is a file, not a folder: choose another --out")
     return path
 
 
@@ -184,16 +202,20 @@ Drop = Annotated[
 ]
 
 # Encoders and what they are evaluated on.
-EncoderName = Annotated[str, typer.Argument(help="Name of a run, the start of its id, or a weights file.")]
+EncoderName = Annotated[str, typer.Argument(help=ENCODER_HELP)]
 NewestEncoder = Annotated[
     str | None,
-    typer.Argument(help="Name of a run, the start of its id, or a weights file.", show_default="the newest run"),
+    typer.Argument(help=ENCODER_HELP, show_default="the newest run"),
 ]
-RunNames = Annotated[list[str], typer.Argument(help="Names of runs, or the starts of their ids.", show_default=False)]
+RunNames = Annotated[
+    list[str],
+    typer.Argument(help="Names of finished runs, or the first 4 or more characters of their ids.", show_default=False),
+]
 Transfer = Annotated[
     str | None,
     typer.Option(
-        help=f"Another data set to use instead ({', '.join(DATASETS)}), or your images, as for --data-dir.",
+        help=f"Another data set ({', '.join(DATASETS)}), or images of your own as for --data-dir, whose test images "
+        "are used instead. With a data set, --data-dir says where it is.",
         show_default=FROM_RUN,
     ),
 ]
@@ -224,6 +246,6 @@ PictureFile = Annotated[
 PictureFiles = Annotated[
     Path,
     typer.Option(
-        "--out", callback=_check_name, help="Where to write the files, to which .png, .svg and .csv are added."
+        "--out", callback=_check_pictures, help="Where to write the files, to which .png, .svg and .csv are added."
     ),
 ]

@@ -9,6 +9,7 @@ import typer
 
 from experiments.commands.names import names_in
 from experiments.commands.options import (
+    BadImage,
     ConfigFile,
     DataDir,
     DatasetName,
@@ -21,6 +22,7 @@ from experiments.commands.options import (
     PictureFile,
     PictureFiles,
     Preset,
+    RunBadImage,
     RunDataDir,
     RunLabels,
     RunNames,
@@ -43,6 +45,7 @@ def views(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     labels: Labels = None,
+    on_bad_image: BadImage = None,
     unlabelled: Unlabelled = False,
     drop: Drop = [],  # noqa: B006 (Typer copies it)
     seed: Seed = None,
@@ -67,6 +70,7 @@ def views(
         dataset=dataset,
         data_dir=data_dir,
         labels=labels,
+        on_bad_image=on_bad_image,
         unlabelled=unlabelled or None,
         seed=seed,
     )
@@ -101,7 +105,13 @@ def plot(
 def tsne(
     run: NewestEncoder = None,
     out: PictureFiles = Path("tsne"),
-    part: Annotated[str, typer.Option(help="Part of the data set to draw: train, val or test.")] = "test",
+    part: Annotated[
+        str,
+        typer.Option(
+            help="Part of the data set to draw: train, val, test, or pretrain (all images that are trained on, with or "
+            "without labels)."
+        ),
+    ] = "test",
     images: Annotated[int, typer.Option(min=4, max=10**6, help="Largest number of images to draw.")] = 5000,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images on the map.")] = False,
     perplexity: Annotated[
@@ -118,6 +128,7 @@ def tsne(
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    on_bad_image: RunBadImage = None,
     device: Device = None,
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
@@ -142,6 +153,7 @@ def tsne(
             make_protocol([], layer=layer),
             data_dir=data_dir,
             labels=labels,
+            on_bad_image=on_bad_image,
             transfer=transfer,
             device=device,
             observer=terminal,
@@ -162,6 +174,7 @@ def neighbours(
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    on_bad_image: RunBadImage = None,
     device: Device = None,
 ) -> None:
     """Draw the training images that are nearest to an image.
@@ -185,6 +198,7 @@ def neighbours(
             protocol,
             data_dir=data_dir,
             labels=labels,
+            on_bad_image=on_bad_image,
             device=device,
             observer=terminal,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from simclr.config import Config
 
 
+LIST = re.compile(r"\[\n(.*?)\]", re.DOTALL)  # a list that TOML has over several lines
+
+
 def pretrain(  # over 60 lines, because of its signature
     preset: Preset = None,
     config: ConfigFile = None,
@@ -49,7 +53,7 @@ def pretrain(  # over 60 lines, because of its signature
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Time budget in hours, instead of --epochs. The number of epochs is chosen by the measured speed.",
+            help="Time budget in hours, instead of --epochs. The number of epochs is chosen from the measured speed.",
             show_default=FROM_PRESET,
         ),
     ] = None,
@@ -82,7 +86,11 @@ def pretrain(  # over 60 lines, because of its signature
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show all settings, the memory and the time that a run takes. Starts no run."),
+        typer.Option(
+            "--dry-run",
+            help="Show all settings, the memory and the time that a run would take, and stop. "
+            "Downloads the images and times a few steps.",
+        ),
     ] = False,
 ) -> None:
     """Train an encoder on images, without their labels.
@@ -159,7 +167,7 @@ class TrainingTerminal(Terminal):
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
         chance = f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
-        self.say(f"run {self.config.name}-s{self.config.seed} ({run_id[:8]}): {steps} steps{chance}")
+        self.say(f"run {self.config.name}-s{self.config.seed} ({run_id[:8]}): {steps} step{'s' * (steps != 1)}{chance}")
 
     def reused(self, run_id: str) -> None:
         self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
@@ -193,7 +201,7 @@ def _describe_estimate(found: Estimate) -> str:
     from simclr.train.memory import format_bytes
 
     prepared, batch = found.prepared, found.prepared.config.train.batch_size
-    how = f"in micro-batches of {found.micro_batch}" if found.micro_batch < batch else "each batch at once"
+    how = f"in micro-batches of {found.micro_batch}" if found.micro_batch < batch else "no micro-batches"
     rows = {
         "key": prepared.config.key(),
         "images": len(prepared.data.parts["pretrain"]),
@@ -201,6 +209,7 @@ def _describe_estimate(found: Estimate) -> str:
         "parameters": f"{found.parameters:,}",
         "device": devices.describe(prepared.device),
         "memory": f"{format_bytes(found.memory)}, {how} (predicted)",
-        "time": f"about {describe_duration(found.seconds)} ({found.seconds_per_step:.3f} s per step, measured)",
+        "time": f"{describe_duration(found.seconds)} ({found.seconds_per_step:.3f} s per step, measured)",
     }
-    return "\n".join([to_toml(prepared.fitted), *(f"{name:11} {value}" for name, value in rows.items())])
+    settings = LIST.sub(lambda found: f"[{' '.join(found[1].split()).rstrip(',')}]", to_toml(prepared.fitted))
+    return "\n".join([settings, *(f"{name:11} {value}" for name, value in rows.items())])

@@ -22,7 +22,9 @@ METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while trai
 def runs() -> None:
     """List all runs, newest first.
 
-    Runs of kind cell belong to a study, and runs of kind trial to a search. They are copies of reused runs, or failed.
+    The kind pretrain is a trained encoder, import one of another program, and eval the evaluation of a weights file.
+    A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
+    are copies of reused runs, or failed attempts.
     Test accuracies of different evaluation protocols have columns of their own.
 
     Example: simclr runs
@@ -63,9 +65,9 @@ def ui(
         int, typer.Option(min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
     ] = 5000,
 ) -> None:
-    """Serve MLflow's pages of the runs on this machine.
+    """Show the runs in the browser, with MLflow.
 
-    Open the address that is printed in a browser. Press Ctrl-C to stop.
+    Open http://127.0.0.1:5000 (or the port that you chose) in a browser. Press Ctrl-C to stop.
 
     Example: simclr ui --port 5001
     """

@@ -11,12 +11,15 @@ import typer
 
 from experiments.commands.names import names_in
 from experiments.commands.options import (
+    BadImage,
+    BatchSize,
     ConfigFile,
     DataDir,
     DatasetName,
     Device,
     Epochs,
     Labels,
+    MicroBatch,
     PlannedMemory,
     Preset,
     Settings,
@@ -39,8 +42,8 @@ def search(  # over 60 lines, because of its signature
     space: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with the parameters to search, in the format of experiments/space.toml.",
-            show_default="experiments/space.toml",
+            help="TOML file with the parameters to search, in the format of the suite's own (space.toml).",
+            show_default="the suite's own",
         ),
     ] = None,
     preset: Preset = None,
@@ -48,7 +51,10 @@ def search(  # over 60 lines, because of its signature
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     labels: Labels = None,
+    on_bad_image: BadImage = None,
     epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    micro_batch: MicroBatch = None,
     device: Device = None,
     memory: PlannedMemory = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)
@@ -90,7 +96,7 @@ def search(  # over 60 lines, because of its signature
     seeds: Annotated[
         int,
         typer.Option(
-            min=0, max=100, help="Number of fresh seeds to train the best trials and the starting config with."
+            min=0, max=100, help="Number of fresh seeds to train the best trials and the starting config with. 0: none."
         ),
     ] = 3,
     name: Annotated[
@@ -118,7 +124,10 @@ def search(  # over 60 lines, because of its signature
         dataset=dataset,
         data_dir=data_dir,
         labels=labels,
+        on_bad_image=on_bad_image,
         epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
         device=device,
         memory=memory,
     )

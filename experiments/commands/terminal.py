@@ -139,9 +139,12 @@ def offer_unlabelled(data: Dataset, observer: Observer) -> None:
 
 
 def describe_duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
+    """An estimated duration in seconds, minutes or hours."""
+    if seconds < 1:
+        return "less than 1 s"
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+    shown = f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+    return f"about {shown}"
 
 
 def can_ask() -> bool:

@@ -173,6 +173,7 @@ def resolve_timed(
     changes: dict[str, Any] = {}
     for path, value in _changes(settings, flags):
         table, changes[path] = merge(table, nested(path, value)), value
+    check_distinct("--drop", dropped)
     for augmentation in dropped:
         table = _drop(table, augmentation)
     if "name" in changes:
@@ -189,13 +190,24 @@ def resolve_timed(
         raise readable(error, _Timed) from None
     if time is not None:
         if "train.epochs" in changes:
-            raise UserError(f"{table['name']} has a time budget, which determines the epochs: remove --epochs")
+            budget = "--hours" if "time.hours" in changes else f"preset '{preset}'" if preset else f"{config}"
+            raise UserError(
+                f"{budget} sets a time budget, which determines the epochs: leave out --epochs (train.epochs)"
+                + (", or leave out --hours" if "time.hours" in changes else "")
+            )
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
     chosen = make(table)
     for choice in time.choices if time is not None else ():
         changed(chosen, choice.set)  # also the one that comes last must be valid, before any work
     return chosen, time
+
+
+def check_distinct(option: str, names: Sequence[str]) -> None:
+    """Raise UserError if an option that can be repeated got the same name twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{option} {name} is given twice: leave one out")
 
 
 def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

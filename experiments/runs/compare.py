@@ -16,7 +16,7 @@ from analysis import plots
 from analysis.tables import comparison, mcnemar_table, write_csv
 from experiments.runs.evaluate import REFERENCE, predictions
 from experiments.tracking.store import ENCODERS, Record, Store
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, suggest
 from simclr.files import written_whole
 from simclr.methods import METHODS
 
@@ -27,6 +27,9 @@ SHORT_NAMES = {  # what `simclr plot` accepts for a metric
     "top5": "train/contrastive_top5",
     "rate": "train/learning_rate",
 }
+
+
+CURVES = ("train/", "val/", "perf/")  # how the names of metrics start that are logged during training
 
 
 class Comparison(NamedTuple):
@@ -126,6 +129,15 @@ def _method(record: Record) -> str:
     return record.params.get("method", "simclr")
 
 
+def _no_curve(record: Record, metric: str) -> UserError:
+    """The error for a run that has no curve of a metric."""
+    short = {name: short for short, name in SHORT_NAMES.items()}
+    curves = sorted(short.get(name, name) for name in record.metrics if name.startswith(CURVES))
+    if not curves:
+        return UserError(f"run {record.name} ({record.short_id}) has no training curves: it was not trained here")
+    return UserError(f"run {record.name} ({record.short_id}) has no curve '{metric}': {suggest(metric, curves)}")
+
+
 def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
     """Draw the curves of several runs in one figure, with their chance levels, and write their points.
 
@@ -136,8 +148,7 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
     for record in records:
         curve = record.history(key)
         if curve.empty:
-            known = [short for short, name in SHORT_NAMES.items() if name in record.metrics]
-            raise unknown(f"metric of run {record.short_id}", metric, [*known, *record.metrics])
+            raise _no_curve(record, metric)
         histories[f"{record.name} ({record.short_id})"] = [curve]
         levels.add(chance_level(key, record))
     files = plots.files_of(out, ".png", ".svg", ".csv")

@@ -16,6 +16,7 @@ from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
 from simclr.data.dataset import DataConfig, Dataset, open_dataset, stored_side
+from simclr.data.known import BUILT_IN
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
 from simclr.evaluate.protocol import Protocol
@@ -24,6 +25,7 @@ from simclr.progress import SILENT, Observer
 from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # suffixes of files with weights
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
@@ -41,6 +43,9 @@ def find_encoder(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""
     if name is not None and os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return _encoder_in(Path(name))
+    is_path = name is not None and (Path(name).suffix in WEIGHTS or len(Path(name).parts) > 1)
+    if name is not None and is_path and not any(record.is_called(name) for record in store.records()):
+        raise UserError(f"there is no file {name}, and no run has that name: `simclr runs` lists all runs")
     return encoder_of(store.find(name))
 
 
@@ -104,6 +109,13 @@ def open_subject(
     if changes and transfer is None:
         raise UserError(f"{changes[0]} is for the images of --transfer: the run's own images keep their settings")
     settings = _transferred(found.config.data, transfer)
+    if data_dir is not None and transfer is not None and settings.dataset == "folder":
+        raise UserError(f"--transfer {transfer} already says which folder to use: leave out --data-dir")
+    if data_dir is not None and settings.dataset in BUILT_IN:
+        raise UserError(
+            f"'{settings.dataset}' is built in and reads no folder: leave out --data-dir. To evaluate on other images, "
+            f"use `simclr eval --transfer FOLDER`"
+        )
     bad = on_bad_image or found.config.data.on_bad_image
     table = {"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}
     places = {"data.dir": data_dir, "data.labels": labels}

@@ -90,7 +90,7 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     listed = ", ".join(
         f"{row.metric} ({row.trained:.2%}, untrained {row.untrained:.2%})" for row in doubtful.itertuples()
     )
-    return [f"not above the untrained network by more than the 95 % interval: {listed}"] if listed else []
+    return [f"no clear gain: the 95 % interval does not lie above the untrained network for {listed}"] if listed else []
 
 
 def prefix(layer: str, elsewhere: str | None = None) -> str:

@@ -15,10 +15,11 @@ from experiments.tracking.writing import start_run
 from simclr.build import build_model
 from simclr.config import make, to_toml
 from simclr.data.dataset import DataConfig, open_dataset, stored_side, with_range
+from simclr.errors import UserError
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject, check_collapse
 from simclr.progress import SILENT, Observer
-from simclr.weights.checkpoint import fill, save_weights
+from simclr.weights.checkpoint import fill, load_weights, save_weights
 from simclr.weights.export import Parity, export_encoder
 from simclr.weights.foreign import Imported, import_encoder
 
@@ -37,6 +38,8 @@ def import_run(
     observer: Observer = SILENT,
 ) -> tuple[Record, Imported]:
     """A run that holds the encoder of another program's file, to be evaluated on `data`; and what was read."""
+    if _is_own(path):
+        raise UserError(f"{path} was written by this suite, so it needs no import: use it as in `simclr eval {path}`")
     imported = import_encoder(path, layout, backbone=backbone, stem=stem, prefix=prefix, partial=partial)
     if imported.side and stored_side(data) != imported.side:
         data = data.model_copy(update={"side": imported.side})
@@ -52,6 +55,15 @@ def import_run(
     tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))
     tracker.finish("FINISHED")
     return tracker.record(), imported
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file holds weights of this suite."""
+    try:
+        load_weights(path)
+    except UserError:
+        return False
+    return True
 
 
 def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Parity:

@@ -13,7 +13,7 @@ from analysis import plots
 from analysis.tables import write_csv
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
-from simclr.data.images import Decoding, bad_images, decode_files, files_at
+from simclr.data.images import Decoding, decode_files, files_at
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.knn import nearest
@@ -26,11 +26,15 @@ from simclr.randomness import permutation
 def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
     """Draw the training images that are most similar to each file, by cosine similarity of their features."""
     data, layer = subject.data, subject.protocol.layer
+    for file in files:
+        if not file.is_file():
+            what = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
+            raise UserError(f"{what}: expected image files")
     queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
     decoding = Decoding(data.side, subject.config.data.background, data.range)
     if bad := decode_files(files_at(files), queries, decoding, SILENT, "").failed:
-        reasons = [f"{files[row]} ({reason})" for row, reason in bad.items()]
-        raise bad_images(reasons, len(files), "Remove them from the command")
+        reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
+        raise UserError(f"can't read as an image: {reasons}. Leave out what is no image")
     rows = data.parts["pretrain"]
     with devices.memory_errors("use --device cpu"):
         check_collapse(subject)
@@ -62,8 +66,8 @@ def draw_tsne(
         raise unknown("part", part, data.parts)
     rows = data.parts[part]
     if not len(rows):
-        full = ", ".join(name for name in data.parts if len(data.parts[name]))
-        raise UserError(f"'{data.name}' has no {part} images: choose from {full}")
+        full = " or ".join(name for name in data.parts if len(data.parts[name]))
+        raise UserError(f"'{data.name}' has no labelled {part} images: add --part {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
     with devices.memory_errors("use --device cpu"):
         check_collapse(subject)

@@ -12,6 +12,8 @@ from simclr import device as devices
 from simclr.build import check_images
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset, with_range
+from simclr.errors import UserError
+from simclr.evaluate.evaluations import has_test_labels
 from simclr.progress import SILENT, Observer
 from simclr.train import budget
 from simclr.train.budget import MemoryPlan
@@ -69,3 +71,12 @@ def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared
     steps = count_steps(config, data)
     check_images(config)
     return Prepared(config, data, device, steps)
+
+
+def check_labels(config: Config, data: Dataset, command: str) -> None:
+    """Raise UserError if the data of a config lacks the labels that a command needs to compare accuracies."""
+    if not has_test_labels(data):
+        raise UserError(
+            f"{command} compares accuracies, so it needs labels: sort the images of {config.data.dir or data.name} "
+            f"into two or more folders, one for each class"
+        )

@@ -46,6 +46,8 @@ def train(
     While another process trains the config, this waits. Raises UserError if a run could be resumed and neither `resume`
     nor `again` is set.
     """
+    if resume and again:
+        raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
     config, digest = prepared.config, prepared.data.digest
     with claim_config(store, config.key(), digest, observer=observer):
         earlier = store.of_key(config.key(), digest)
@@ -182,7 +184,7 @@ class _Logging(Forwarding):
 def memory_remedy(config: Config) -> str:
     """What to change when a run is out of memory."""
     return (
-        f"lower --micro-batch (now {config.train.micro_batch}), and for that train.norm_batch "
+        f"lower train.micro_batch (now {config.train.micro_batch}), and for that train.norm_batch "
         f"(now {config.train.norm_images()}), or model.width"
     )
 

@@ -17,7 +17,7 @@ from experiments.search.trials import SETTINGS, Search, validation_accuracy
 from experiments.studies.execute import execute
 from experiments.studies.plan import BASELINE, Cell, StudyPlan
 from simclr.config import to_toml
-from simclr.errors import UserError
+from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
 
 SELECTION_COLUMNS = ["in the search", "fresh seeds"]
@@ -27,9 +27,11 @@ def confirm(search: Search, start: float, *, top: int, seeds: int, command: str,
     """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
     `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. Raises
-    UserError if no trial but the baseline ran to the end, and RunFailed if runs of the study failed.
+    RunFailed if no trial but the baseline ran to the end, or if runs of the study failed.
     """
     observer.say(record_trials(search, start))
+    if not ranked(search.study):
+        raise RunFailed("no trial ran to the end: allow more --memory, --trials or --max-hours")
     if not seeds:
         return
     plan, first = confirmation_plan(search, top), search.full.config.seed + 1
@@ -62,7 +64,7 @@ def record_trials(search: Search, start: float) -> str:
 def confirmation_plan(search: Search, top: int) -> StudyPlan:
     """A study of the best trials at full size, next to the config that the search started from.
 
-    Raises UserError if no trial but that config ran to the end.
+    Raises RunFailed if no trial but that config ran to the end.
     """
     full = search.full.config
     cells: dict[str, Cell] = {}
@@ -72,7 +74,7 @@ def confirmation_plan(search: Search, top: int) -> StudyPlan:
         if config.key() != full.key():
             cells.setdefault(config.key(), Cell(f"trial {trial.number}", config, settings))
     if not cells:
-        raise UserError("no trial but the start ran to the end: allow more --memory, --trials or --max-hours")
+        raise RunFailed("no trial but the starting config ran to the end: allow more --memory, --trials or --max-hours")
     return StudyPlan([Cell(BASELINE, full), *list(cells.values())[:top]])
 
 

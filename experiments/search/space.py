@@ -89,7 +89,7 @@ def load_space(path: Path | None = None) -> list[Parameter]:
         try:
             parameter = Parameter.model_validate(table)
         except ValidationError as error:
-            raise UserError(f"{path}, parameter {number}: {readable(error, Parameter)}") from None
+            raise UserError(f"{path}, parameter {number}: {readable(error, Parameter, 'key')}") from None
         if parameter.name in {other.name for other in parameters}:
             raise UserError(
                 f"{path} has '{parameter.name}' twice: remove one, or give them different `when` conditions"

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.configs.resolve import changed
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
-from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
 from experiments.studies.plan import BASELINE, STUDY_EVALUATIONS
@@ -138,6 +138,7 @@ def open_search(
 def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
     """A config that is ready to train. Raises UserError also if its images have no labels to evaluate with."""
     prepared = prepare(config, store.folder, observer)
+    check_labels(config, prepared.data, "search")
     model = build_model(config, prepared.data, torch.device("cpu"))
     check(Subject(model, config, prepared.data, Protocol()), STUDY_EVALUATIONS)
     return prepared

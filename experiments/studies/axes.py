@@ -97,4 +97,4 @@ def _validate(model: type[S], table: Any, place: str) -> S:
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        raise UserError(f"{place}: {readable(error, model)}") from None
+        raise UserError(f"{place}: {readable(error, model, 'key')}") from None

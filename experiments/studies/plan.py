@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.configs.resolve import changed, preset_on, shared, short_name
+from experiments.configs.resolve import changed, check_distinct, preset_on, shared, short_name
 from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
@@ -86,7 +86,8 @@ def plan_study(
     """
     if together and not drop and not alone:
         raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
-    drop, alone = list(dict.fromkeys(drop)), list(dict.fromkeys(alone))
+    check_distinct("--drop", drop)
+    check_distinct("--only", alone)
     chosen = find_axis(axis) if axis is not None else Axis()
     known = axes()["augmentations"]
     cells = [
@@ -183,7 +184,9 @@ def _dropped(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
     for name in names:
         _check_augmentation(name)
         if name not in present:
-            raise UserError(f"the baseline has no '{name}' to drop: choose from {', '.join(present)}")
+            raise UserError(
+                f"the baseline doesn't use '{name}', so it can't be dropped: choose from {', '.join(present)}"
+            )
     changes = {f"{view}.{name}.p": 0.0 for view in _views(baseline) for name in names}
     matters = bool(set(names) & set(axis.lower))
     return _cell(
@@ -250,15 +253,17 @@ def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
     """
     choices: dict[str, list[Any]] = {}
     for text in texts:
-        path, _, values = text.partition("=")
+        path, equals, values = text.partition("=")
         path = path.strip()
+        if not path or not equals:
+            raise UserError(f"--vary {text}: expected SETTING=VALUE,VALUE, e.g. loss.temperature=0.05,0.1,0.5")
         _, parsed = parse_setting(f"{path}=[{values}]")
         if isinstance(parsed, str):  # it isn't TOML
             parsed = [value.strip() for value in values.split(",") if value.strip()]
         if len({json.dumps(value) for value in parsed}) < 2:
             raise UserError(
-                f"--vary {text} has {len(parsed)} value{'s' * (len(parsed) != 1)}: expected two or more different "
-                f"ones, e.g. loss.temperature=0.05,0.1,0.5"
+                f"--vary {text} has {'only one distinct' if parsed else 'no'} value: expected two or more, e.g. "
+                f"loss.temperature=0.05,0.1,0.5"
             )
         if path in choices:
             raise UserError(f"--vary {path} is given twice: list all of its values in one --vary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
-from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
 from experiments.studies.plan import STUDY_EVALUATIONS, Cell, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
@@ -38,8 +39,10 @@ class Forecast(NamedTuple):
 
 def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT) -> list[Forecast]:
     """Predict the time and memory of each cell. Raises UserError, naming all of them, if cells can't run."""
+    baseline = plan.cells[0].config
+    check_labels(baseline, open_dataset(baseline.data, store.folder, observer), "ablate")
     found: list[Forecast] = []
-    broken = []
+    broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):
         try:
             prepared = prepare(cell.config, store.folder, observer)
@@ -50,10 +53,12 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
             timed = len(done) < len(seeds) and not trained_before
             found.append(Forecast(cell, estimate(prepared).seconds if timed else 0.0, memory, done))
         except (UserError, RunFailed) as error:
-            broken.append(f"'{cell.name}': {error}")
+            broken[str(error)].append(f"'{cell.name}'")
         observer.progress("timing", count, len(plan.cells))
     if broken:
-        raise UserError(f"{len(broken)} of {len(plan.cells)} cells can't run: {'; '.join(broken)}")
+        count = sum(map(len, broken.values()))
+        reasons = "; ".join(f"{', '.join(names)}: {error}" for error, names in broken.items())
+        raise UserError(f"{count} of {len(plan.cells)} cells can't run: {reasons}")
     return found
 
 

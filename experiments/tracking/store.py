@@ -27,11 +27,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.tracking import local
 from experiments.tracking.local import EXPERIMENT
 from experiments.tracking.sending import Refused, Sender, first_line
-from simclr.errors import UserError, printable
+from simclr.errors import UserError, printable, unknown
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
+SHORTEST_ID = 4  # characters of an id that can stand for a run
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
@@ -81,8 +82,8 @@ class Record:
         return self.store.run_folder(self.id)
 
     def is_called(self, name: str) -> bool:
-        """Whether `name` is the run's name, or the start of its id (four characters or more)."""
-        return name == self.name or (len(name) >= 4 and self.id.startswith(name))
+        """Whether `name` is the run's name, or the start of its id (SHORTEST_ID characters or more)."""
+        return name == self.name or (len(name) >= SHORTEST_ID and self.id.startswith(name))
 
     def history(self, metric: str) -> pd.DataFrame:
         """All points of a metric, as columns `step` and `value`. A step that was logged twice keeps its last value."""
@@ -216,10 +217,15 @@ class Store:
             if record.finished:
                 return record
         if called:
+            newest = called[0]
+            resumable = any(newest.folder.glob("step-*.pt"))
             raise UserError(
-                f"run {called[0].name} ({called[0].short_id}) has not finished: its status is {called[0].status}. To "
-                f"resume it, add --resume to the command that started it"
+                f"run {newest.name} ({newest.short_id}) has not finished: its status is {newest.status}. "
+                + ("To resume it, add --resume to" if resumable else "It has no checkpoint, so repeat")
+                + " the command that started it"
             )
+        if name is not None and len(name) < SHORTEST_ID and any(record.id.startswith(name) for record in candidates):
+            raise UserError(f"'{name}' is too short for an id: give at least {SHORTEST_ID} characters")
         if candidates:
             near = get_close_matches(str(name), [record.name for record in candidates], n=1)
             hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
@@ -232,8 +238,9 @@ class Store:
         for record in studies:
             if record.is_called(name):
                 return record
-        known = ", ".join(record.name for record in studies) or "none yet"
-        raise UserError(f"no study has the name '{name}'. Studies: {known}. `simclr ablate` runs one")
+        if not studies:
+            raise UserError("there are no studies yet: run one with `simclr ablate`")
+        raise unknown("study", name, {record.name for record in studies})
 
     def points(self, run_id: str, metric: str) -> list[Metric]:
         """All logged points of a metric, in the order in which they were logged."""

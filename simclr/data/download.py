@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -46,11 +47,15 @@ def fetch(name: str, folder: Path, observer: Observer) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with FileLock(path.with_name(path.name + ".lock")):
+    lock = path.with_name(path.name + ".lock")
+    with FileLock(lock):
         if not path.exists():
             try:
                 _download(url, part, observer)
             except (OSError, HTTPException) as error:
+                if not part.exists():
+                    with suppress(OSError):
+                        lock.unlink()  # leave nothing in the user's folder
                 reason = " ".join(str(getattr(error, "reason", None) or error).split())
                 raise UserError(
                     f"can't download {url} ({reason}): run again to resume, or save that file as {path}. "

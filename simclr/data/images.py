@@ -201,11 +201,7 @@ def measure_range(files: Files, observer: Observer) -> Range:
     return find_range(samples)
 
 
-def bad_images(
-    bad: Sequence[str],
-    total: int,
-    remedy: str = "Remove them, or pass --on-bad-image skip (or --set data.on_bad_image=skip)",
-) -> UserError:
+def bad_images(bad: Sequence[str], total: int, remedy: str = "Remove them, or add --on-bad-image skip") -> UserError:
     """Return the error that names the first files of `bad`."""
     return UserError(f"{listed_files(bad, total)}. {remedy}")
 
@@ -213,7 +209,7 @@ def bad_images(
 def too_many_skipped(skipped: Sequence[str], total: int, share: float) -> UserError:
     """Return the error for more skipped files than this share of all files."""
     needed = math.ceil(100 * len(skipped) / total) / 100
-    remedy = f"Look at the files, or allow more with --on-bad-image {needed:g} (or --set data.on_bad_image={needed:g})"
+    remedy = f"Look at the files, or allow more with --on-bad-image {needed:g}"
     return bad_images(skipped, total, f"That is more than {share:.0%} of them. {remedy}")
 
 

@@ -18,12 +18,14 @@ from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.randomness import permutation
 
+BUILT_IN = ("shapes", "digits")  # data sets that read no files
+
 
 def _refuse_folder(name: str, folder: Path | None) -> None:
     if folder is not None:
         raise UserError(
-            f"the data set '{name}' is built in and reads no folder: to use the images in {folder}, add "
-            f"--dataset folder (or --preset half-hour), else leave out --data-dir"
+            f"the data set '{name}' is built in and reads no folder: leave out --data-dir, or add --dataset "
+            f"folder to use the images in {folder}"
         )
 
 

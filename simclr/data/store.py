@@ -200,8 +200,10 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
     if bad:
         keep = np.setdiff1d(np.arange(len(labels)), list(bad))
         bounds = {name: tuple(np.searchsorted(keep, ab).tolist()) for name, ab in bounds.items()}
-        if not skip_bad or bounds["train"] == (0, 0):
+        if not skip_bad:
             raise bad_images(list(bad.values()), len(labels))
+        if bounds["train"] == (0, 0):
+            raise bad_images(list(bad.values()), len(labels), "None is left to train on: add images that can be read")
         step = _images_per_chunk(images)
         for start in range(0, len(keep), step):  # in place, since rows only move towards the start
             images[start : min(start + step, len(keep))] = images[keep[start : start + step]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simclr.data.dataset import Dataset
 from simclr.errors import RunFailed, UserError, unknown
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.finetune import Finetune, LinearSgd
@@ -25,6 +26,11 @@ def get_evaluation(protocol: BaseProtocol, name: str) -> Evaluation:
     return evaluation
 
 
+def has_test_labels(data: Dataset) -> bool:
+    """Whether accuracy on test images can be measured."""
+    return len(data.classes) > 1 and len(data.parts["train"]) > 0 and len(data.parts["test"]) > 0
+
+
 def check(subject: Subject, names: list[str]) -> None:
     """Raise UserError if the data or the network can't give what these evaluations need."""
     data, layer = subject.data, subject.protocol.layer
@@ -33,7 +39,7 @@ def check(subject: Subject, names: list[str]) -> None:
     for name in names:
         sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
         images = ", ".join(f"{size} {part}" for part, size in sizes.items())
-        if EVALUATIONS[name].needs_labels and not (len(data.classes) > 1 and sizes["train"] and sizes["test"]):
+        if EVALUATIONS[name].needs_labels and not has_test_labels(data):
             remedy = "Sort the images into two or more folders, one for each class"
             if len(data.classes) > 1 and not sizes["test"]:
                 remedy = "Add a folder of test images, train with data.val_fraction above 0, which holds some out"

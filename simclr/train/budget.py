@@ -85,9 +85,10 @@ def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan
     """
     if budget.usable <= 0:
         reserved = ", ".join(f"{what} {format_bytes(size)}" for what, size in budget.reserved.items())
+        total = sum(budget.reserved.values())
         raise UserError(
-            f"nothing of {format_bytes(budget.total)} is left for a run, because all of it is reserved ({reserved}): "
-            f"raise --memory or free memory on the device"
+            f"{format_bytes(budget.total)} of memory is too little: {format_bytes(total)} are reserved ({reserved}). "
+            f"Set --memory above {total / 2**30:.2f}GiB, or free memory on the device"
         )
     stored = images * 3 * stored_side(config.data) ** 2
     predicted = _predict_until_full(config, micro_batches(config), budget.usable)

@@ -51,7 +51,7 @@ def count_steps(config: Config, data: Dataset) -> Steps:
     images, batch = len(data.parts["pretrain"]), config.train.batch_size
     if batch > images:
         raise UserError(
-            f"train.batch_size = {batch} is larger than the {images} images to pre-train on: lower --batch-size"
+            f"train.batch_size = {batch} is larger than the {images} images to pre-train on: lower it, or add images"
         )
     if (total := images // batch * config.train.epochs) > MOST_STEPS:
         raise UserError(

@@ -192,6 +192,6 @@ def smaller_micro_batch(training: Training) -> int | None:
 def diverged(training: Training, what: str) -> BadSettings:
     """The error for a training whose numbers are no longer finite. Checkpoints hold only finite weights."""
     return BadSettings(
-        f"training diverged, with {what} by step {training.step}: lower --lr (now {training.config.optim.lr:g}), raise "
-        f"optim.warmup_epochs, or use --precision fp32. Earlier checkpoints are kept"
+        f"training diverged, with {what} by step {training.step}: lower optim.lr (now {training.config.optim.lr:g}), "
+        f"raise optim.warmup_epochs, or set train.precision=fp32"
     )

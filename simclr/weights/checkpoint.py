@@ -36,7 +36,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     for left in folder.glob(f"{PREFIX}*"):  # by a process that was killed, as only one trains a run
         shutil.rmtree(left, ignore_errors=True)
-    remedy = "Free some space, then use --resume to continue from the checkpoint before it"
+    again = "use --resume to continue from the checkpoint before it" if checkpoints(folder) else "start again"
+    remedy = f"Free some space, then {again}"
     with written_whole(path, remedy) as scratch, scratch.open("wb") as file:
         try:
             torch.save(state, file)
@@ -72,12 +73,12 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no file {path}: check the path") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is damaged, or holds Python objects that could run code, which are never loaded: expected a "
-            f"checkpoint of this suite"
+            f"{path} is not a weights file of this suite, or is damaged (files with Python objects are refused): "
+            f"expected a run's model.safetensors or checkpoint"
         ) from None
     except Exception as error:  # torch's reader raises many kinds on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged, or not a checkpoint of this suite ({reason})") from None
+        raise UserError(f"{path} is not a weights file of this suite, or is damaged ({reason})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}: expected a checkpoint of this suite")
     if isinstance(state.get("model"), Mapping):

@@ -83,7 +83,7 @@ def embed_files(
         bad = decode_files(files._replace(names=names), images, encoder.decoding, SILENT, "").failed
         reasons = [f"{names[row]} ({reason})" for row, reason in bad.items()]
         if bad and skipped is None:
-            raise bad_images(reasons, len(files.names), "Remove them, or pass --on-bad-image skip")
+            raise bad_images(reasons, len(files.names))
         if skipped is not None:
             skipped += reasons
         kept = [row for row in range(len(names)) if row not in bad]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from simclr.data.images import Array
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError
 from simclr.files import written_whole
 
 Batches = Iterator[tuple[list[str], Array]]  # file names, and their features: float32, names x D
@@ -64,6 +64,6 @@ def write_features(path: Path, batches: Batches) -> None:
     Raises UserError for any other suffix, and RunFailed if the file can't be written.
     """
     if path.suffix not in WRITERS:
-        raise unknown("suffix for a features file", path.suffix, WRITERS)
+        raise UserError(f"can't write '{path.name}': expected a name ending in {' or '.join(WRITERS)}")
     with written_whole(path) as scratch:
         WRITERS[path.suffix](scratch, batches)

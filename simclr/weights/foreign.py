@@ -258,7 +258,7 @@ def import_encoder(
     missing, or if some belong neither to the encoder nor to a known head.
     """
     if layout not in (known := (*LAYOUTS, "auto")):
-        raise unknown("layout", layout, known)
+        raise unknown("format", layout, known)
     states = read_foreign(path)
     place = _choose(states, layout, backbone, prefix)
     state = states[place.state]
@@ -283,13 +283,15 @@ def import_encoder(
     rest = [key for key in state if key not in {keys[name] for name in used}]
     unmatched = [key for key in rest if not key.startswith(row.heads)]
     missing = [name for name in own if name not in used and not name.endswith("num_batches_tracked")]
-    other = "" if backbone else "If it is another of torchvision's networks, name it with --backbone"
+    other = "Choose another --backbone, or leave it out"
+    if backbone is None:
+        other = "If it is another of torchvision's networks, name it with --backbone"
     if (missing or unmatched) and not partial:
         raise _mismatch(path, model["backbone"], missing, unmatched, other)
     try:
         check_shapes(outline, own | used)
     except UserError as error:
-        raise UserError(f"{path} looks like a {model['backbone']}, but {error}. {other}".rstrip()) from None
+        raise UserError(f"{path} looks like a {model['backbone']}, but {error}. {other}") from None
     encoder, _ = build_encoder(settings, side or 224, 0)
     encoder.load_state_dict(encoder.state_dict() | used)
     left_out = [key for key in rest if key.startswith(row.heads)]
@@ -303,5 +305,6 @@ def _mismatch(path: Path, backbone: str, missing: Sequence[str], unmatched: Sequ
     if unmatched:
         names = first_names(unmatched)
         problems.append(f"{len(unmatched)} tensors belong neither to it nor to a known head ({names})")
-    remedy = f"{other}; or use --partial" if other else "Use --partial"
-    return UserError(f"{path} does not match {backbone}: {' and '.join(problems)}. {remedy} to import it anyway")
+    return UserError(
+        f"{path} does not match {backbone}: {' and '.join(problems)}. {other}; or add --partial to import it anyway"
+    )

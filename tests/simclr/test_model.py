@@ -277,7 +277,7 @@ def test_the_nearest_backbone_is_suggested_for_an_unknown_one(name, nearest):
 
 @pytest.mark.parametrize("settings", [{"width": 2.0, "stem": "imagenet"}, {"stem": "cifar"}])
 def test_width_and_stem_are_rejected_for_other_backbones_than_resnets(settings):
-    with pytest.raises(UserError, match=r"work only with ResNets: set .* for 'mobilenet_v3_small'"):
+    with pytest.raises(UserError, match=r"work only with ResNets: add .* for 'mobilenet_v3_small'"):
         build_encoder(ModelConfig(backbone="mobilenet_v3_small", **settings), 32, 0)
 
 

@@ -52,10 +52,10 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--only", "crop", "--seeds", 2, "--dry-run")
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
-        "study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of training left, and the evaluations",
-        "  baseline  1 of 2 done, 33 min per seed, 5 MiB",
-        "  no flip   1 of 2 done, 33 min per seed, 5 MiB",
-        "  only crop 1 of 2 done, 33 min per seed, 5 MiB",
+        "study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of training left, plus the evaluations",
+        "  baseline  1 of 2 done, about 33 min per seed, 5 MiB",
+        "  no flip   1 of 2 done, about 33 min per seed, 5 MiB",
+        "  only crop 1 of 2 done, about 33 min per seed, 5 MiB",
     ]
     assert study == []
 
@@ -114,6 +114,8 @@ WRONG = {
     "augmentation": (["--drop", "colour_jitter"], "did you mean 'color_jitter'"),
     "one value": (["--vary", "loss.temperature=0.1"], "two or more"),
     "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
+    "no seeds": (["--drop", "flip", "--seeds", "0"], "--seeds '0': expected at least 1\n"),
+    "twice": (["--only", "flip", "--only", "flip"], "--only flip is given twice"),
     "nothing": ([], "--drop, --only, --axis or --vary"),
     "too large a batch": (["--vary", "train.batch_size=64,9000"], "1 of 3 cells can't run"),
 }
@@ -135,5 +137,5 @@ def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch
     monkeypatch.setattr("experiments.studies.report.report", report)
     done = run("report", "a-study", "--format", "latex", "--out", "tables")
     assert done.stdout == f"{study.run_id} latex tables\n"
-    assert_one_line(run("report", "a-stud"), 2, "no study has the name 'a-stud'")
+    assert_one_line(run("report", "a-stud"), 2, "unknown study 'a-stud': did you mean 'a-study'")
     assert_one_line(run("report", "a-study", "--format", "html"), 2, "unknown format 'html'")

@@ -12,7 +12,7 @@ def test_budget_shows_the_parts_the_peak_and_what_fits() -> None:
     done = invoke("budget", *SMALL, "--images", 8000)
     assert done.exit_code == 0, done.output
     first, *lines = done.stdout.splitlines()
-    assert first == "shapes-width=0.125-batch_size=64: a batch of 64, at once"
+    assert first == "shapes-width=0.125-batch_size=64: a batch of 64, no micro-batches"
     rows = {line[2:15].strip(): line[15:].strip() for line in lines if line.startswith("  ")}
     parts = [*memory.PARTS, "peak", "desktop", "context", "workspaces", "fragmentation", "usable", "work"]
     assert list(rows)[: len(parts)] == parts

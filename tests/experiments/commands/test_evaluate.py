@@ -147,19 +147,25 @@ def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained
 
 WRONG = {
     "no such run": (["eval", "nothing"], "no run has the name 'nothing'"),
+    "no such file": (["eval", "no/such.pt"], "there is no file no/such.pt, and no run has that name"),
+    "two folders": (
+        ["eval", "tiny-s0", "--transfer", "IMAGES/two", "--data-dir", "IMAGES/one"],
+        "leave out --data-dir",
+    ),
+    "built-in data": (["eval", "tiny-s0", "--data-dir", "IMAGES/two"], "'digits' is built in and reads no folder"),
     "no such layer": (["eval", "tiny-s0", "--layer", "g"], "unknown layer 'g'"),
     "pixels as a layer": (["eval", "tiny-s0", "--layer", "pixels"], "unknown layer 'pixels'"),
     "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
     "layer without labels": (["eval", "tiny-s0", "--no-labels", "--layer", "z"], "--layer z"),
-    "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "finetune.fractions"),
-    "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions.0 = 10"),
+    "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "--finetune '0.1,ten': expected fractions such as"),
+    "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions = 10: expected at most 1"),
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "IMAGES/flat"], "--linear needs labels"),
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
     "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "'digits' is"),
-    "bad images": (["eval", "tiny-s0", "--on-bad-image", "skp"], "did you mean 'skip'"),
+    "bad images": (["eval", "tiny-s0", "--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or"),
     "not evaluated": (["compare", "fresh-s1"], "has not been evaluated"),
     "table format": (["compare", "tiny-s0", "--format", "html"], "unknown format 'html'"),
 }

@@ -34,14 +34,15 @@ def test_a_picture_is_written_where_it_was_asked_for(name: str, run: Run, images
 
 
 WRONG = {
-    "no folder to draw in": (
-        ["tsne", "tiny-s0", "--out", "no/such"],
-        "can't draw to no/such: expected the name of a file",
-    ),
-    "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
-    "a folder of curves": (["plot", "loss", "tiny-s0", "--out", "."], "can't draw to .: expected the name of a file"),
+    "a file to draw in": (["tsne", "tiny-s0", "--out", "tiny.toml/t"], "tiny.toml is a file, not a folder"),
+    "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], ". is a folder: expected the name of a file"),
+    "a folder of curves": (["plot", "loss", "tiny-s0", "--out", "."], ". is a folder: expected the name of a file"),
+    "suffix of curves": (["plot", "loss", "tiny-s0", "--out", "c.pdf"], "can't draw to c.pdf: the files get"),
     "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),
-    "no such metric": (["plot", "los", "tiny-s0"], "did you mean 'loss'"),
+    "no such metric": (["plot", "los", "tiny-s0"], "has no curve 'los': did you mean 'loss'? choose from "),
+    "no image to look for": (["neighbours", "tiny-s0", "nowhere.png"], "there is no file nowhere.png: expected"),
+    "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
+    "built-in data": (["neighbours", "tiny-s0", "tiny.toml", "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity"),
     "no image": (["neighbours", "tiny-s0", "tiny.toml"], "tiny.toml"),

@@ -53,7 +53,7 @@ def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) ->
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[-7:])
     assert list(rows) == ["key", "images", "steps", "parameters", "device", "memory", "time"]
     assert rows["steps"] == "10 (5 per epoch)"
-    assert rows["memory"].endswith(" MiB, each batch at once (predicted)")
+    assert rows["memory"].endswith(" MiB, no micro-batches (predicted)")
     assert rows["time"].endswith(" s per step, measured)")
     assert len(trained.records()) == before
 
@@ -135,15 +135,22 @@ WRONG = {
     "augmentation": (["--drop", "colour_jitter"], "unknown augmentation 'colour_jitter': did you mean 'color_jitter'?"),
     "backbone": (["--backbone", "resnet17"], "unknown backbone 'resnet17': did you mean 'resnet"),
     "setting": (["--set", "loss.temprature=1"], "unknown setting 'loss.temprature': did you mean 'loss.temperature'?"),
-    "temperature": (["--temperature", "0"], "loss.temperature = 0.0: expected greater than or equal to 0.01"),
-    "batch of one": (["--batch-size", "1"], "train.batch_size = 1: expected greater than or equal to 2"),
+    "temperature": (["--temperature", "0"], "loss.temperature = 0.0: expected at least 0.01"),
+    "batch of one": (["--batch-size", "1"], "train.batch_size = 1: expected at least 2"),
     "batch over data": (["--dataset", "digits", "--batch-size", "5000"], "train.batch_size = 5000 is larger than"),
     "no folder": (["--dataset", "folder"], "--data-dir"),
     "missing folder": (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere"),
     "text files": (["--dataset", "folder", "--data-dir", "texts"], "ignored 2 files that can't be images"),
-    "bad images": (["--on-bad-image", "skp"], "unknown choice for --on-bad-image 'skp': did you mean 'skip'?"),
+    "resume and again": (["--resume", "--again"], "leave out one of them"),
+    "twice": (["--drop", "flip", "--drop", "flip"], "--drop flip is given twice"),
+    "hours and epochs": (["--hours", "1", "--set", "train.epochs=3"], "--hours sets a time budget, which determines"),
+    "built-in data": (["--data-dir", "."], "'digits' is built in and reads no folder: leave out --data-dir, or add"),
+    "no number": (["--epochs", "many"], "--epochs 'many': expected an integer\n"),
+    "no such option": (["--epohs", "1"], "unknown option '--epohs': did you mean '--epochs'?\n"),
+    "no value": (["--epochs"], "option '--epochs' requires an argument: see simclr pretrain --help\n"),
+    "bad images": (["--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or a share"),
     "config file": (["--config", "nowhere.toml"], "can't read the config file nowhere.toml"),
-    "device": (["--device", "tpu"], "device 'tpu' can't be used here"),
+    "device": (["--device", "tpu"], "device 'tpu' is not available here: use --device auto or --device cpu\n"),
     "precision": (["--precision", "int8"], 'train.precision = "int8"'),
 }
 

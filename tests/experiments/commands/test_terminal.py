@@ -117,4 +117,9 @@ def test_an_interruption_of_a_study_says_how_to_resume(error: BaseException, mes
 
 
 def test_durations_have_a_readable_unit() -> None:
-    assert [describe_duration(seconds) for seconds in (9.6, 200, 7000)] == ["10 s", "3 min", "1.9 h"]
+    assert [describe_duration(seconds) for seconds in (0.4, 9.6, 200, 7000)] == [
+        "less than 1 s",
+        "about 10 s",
+        "about 3 min",
+        "about 1.9 h",
+    ]

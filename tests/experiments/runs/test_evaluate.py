@@ -145,7 +145,9 @@ def test_an_encoder_no_better_than_an_untrained_one_gives_a_warning(digits: Data
     found = FoundEncoder(subject.config, subject.model.state_dict(), digits.digest, Path(), None)
     report = evaluate_encoder(found, subject, store, ["knn"])
     (warning,) = report.warnings
-    assert warning.startswith("not above the untrained network by more than the 95 % interval: knn_top1 (")
+    assert warning.startswith(
+        "no clear gain: the 95 % interval does not lie above the untrained network for knn_top1 ("
+    )
     assert store.get(report.run_id).kind == "eval"
 
 

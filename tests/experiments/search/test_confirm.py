@@ -16,8 +16,8 @@ from experiments.search.trials import open_search, reference_accuracy, run_trial
 from experiments.studies.execute import StudyOutcome
 from experiments.tracking.store import Store
 from simclr.config import Config
-from simclr.errors import RunFailed, UserError
-from simclr.progress import Observer
+from simclr.errors import RunFailed
+from simclr.progress import SILENT, Observer
 from tests.helpers import tiny
 
 RATE = Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True)
@@ -113,8 +113,17 @@ def test_a_search_in_which_only_the_start_was_trained_has_nothing_to_confirm(
 ) -> None:
     with open_search("s", BRIEF, SPACE, store) as search:
         run_trials(search, 1)
-    with pytest.raises(UserError, match="no trial but the start ran to the end"):
+    with pytest.raises(RunFailed, match="no trial but the starting config ran to the end"):
         confirmation_plan(search, 1)
+
+
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_a_search_whose_trials_were_all_rejected_has_failed(seeds: int, store: Store, trained: list[Config]) -> None:
+    impossible = [Parameter(setting="train.batch_size", choices=(100_000, 200_000))]
+    with open_search("s", BRIEF, impossible, store) as search:
+        run_trials(search, 2)
+        with pytest.raises(RunFailed, match="no trial ran to the end"):
+            confirm(search, 0.5, top=1, seeds=seeds, command="", observer=SILENT)
 
 
 def test_notes_explain_selection_and_the_ranking_of_a_proxy(store: Store) -> None:

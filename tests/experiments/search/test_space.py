@@ -58,7 +58,7 @@ BAD_SPACES = {
     "setting = 'optim.lr'\nlow = 2.0\nhigh = 1.0": "the range is empty: low = 2.0 must be less than high = 1.0",
     "setting = 'optim.lr'\nlow = 2.0": "expected either choices, or low and high",
     "setting = 'optim.lr'\nchoices = []": "expected either choices, or low and high",
-    "setting = 'optim.lr'\nvalues = [1]": "unknown setting 'values'",
+    "setting = 'optim.lr'\nvalues = [1]": "unknown key 'values'",
     "setting = 'optim.lr'\nlow = 0.0\nhigh = 1.0\nlog = true": "low = 0.0 must be greater than 0",
     "setting = 'data.split_seed'\nlow = 0\nhigh = 9": "data.split_seed can't be varied",
     "setting = 'optim.lr'\nlow = 0.1\nhigh = 1.0\n"

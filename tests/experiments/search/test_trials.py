@@ -325,7 +325,10 @@ def test_images_without_labels_are_refused(store: Store, tmp_path: Path) -> None
     for n in range(8):
         Image.new("RGB", (16, 16), (n * 30, 0, 0)).save(tmp_path / "photos" / f"{n}.png")
     config = tiny(data={"dataset": "folder", "dir": str(tmp_path / "photos"), "side": 16}, train={"batch_size": 4})
-    with pytest.raises(UserError, match="needs labels"), open_search("s", config, SPACE[:1], store):
+    with (
+        pytest.raises(UserError, match="search compares accuracies, so it needs labels"),
+        open_search("s", config, SPACE[:1], store),
+    ):
         pass
     assert not store.records()
 

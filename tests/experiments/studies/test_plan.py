@@ -218,10 +218,10 @@ def test_a_cell_can_be_a_preset_with_the_images_and_seed_of_the_baseline(tmp_pat
 
 BAD = {
     "augmentation": ({"drop": ["colour_jitter"]}, "did you mean 'color_jitter'"),
-    "absent augmentation": ({"drop": ["sobel"]}, "the baseline has no 'sobel' to drop"),
-    "one value": ({"vary": ["loss.temperature=0.1"]}, "has 1 value: expected two or more"),
+    "absent augmentation": ({"drop": ["sobel"]}, "the baseline doesn't use 'sobel'"),
+    "one value": ({"vary": ["loss.temperature=0.1"]}, "has only one distinct value: expected two or more"),
     "the same value": ({"vary": ["loss.temperature=0.1,0.1"]}, "expected two or more"),
-    "no value": ({"vary": ["loss.temperature"]}, "expected two or more"),
+    "no value": ({"vary": ["loss.temperature"]}, "expected SETTING=VALUE,VALUE"),
     "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
     "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: runs can only be compared on the same images"),

@@ -133,8 +133,10 @@ def test_runs_are_found_by_key_name_and_id(store: Store) -> None:
     assert store.find(None).id == second.id
     assert store.find("a").id == first.id
     assert store.find(first.short_id).id == first.id
-    with pytest.raises(UserError, match="no run has the name 'c'"):
-        store.find("c")
+    with pytest.raises(UserError, match="no run has the name 'x'"):
+        store.find("x")
+    with pytest.raises(UserError, match=f"'{first.id[:3]}' is too short for an id: give at least 4 characters"):
+        store.find(first.id[:3])
     assert [record.name for record in store.records()] == ["b", "a"]
     assert [record.name for record in store.records(config_key="k1")] == ["a"]
 

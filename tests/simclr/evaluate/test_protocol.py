@@ -100,12 +100,12 @@ def test_identities_are_equal_exactly_if_figures_can_be_compared(digits: Dataset
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("knn.k=[0]", r"knn\.k\.0 = 0: expected greater than or equal to 1"),
+        ("knn.k=[0]", r"knn\.k = 0: expected at least 1"),
         ("knn.kk=1", "did you mean 'knn.k'"),
-        ("finetune.fractions=[2]", r"finetune\.fractions\.0 = 2: expected less than or equal to 1"),
+        ("finetune.fractions=[2]", r"finetune\.fractions = 2: expected at most 1"),
         ("finetune.fractions=[a]", r"finetune\.fractions"),
         ("finetune.fractions=[0.5, 0.1, 0.5]", r"expected each value once"),
-        ("linear.l2_max=-1", r"linear\.l2_max = -1: expected greater than 0"),
+        ("linear.l2_max=-1", r"linear\.l2_max = -1: expected more than 0"),
         ("knn", "is not a setting"),
     ],
 )
