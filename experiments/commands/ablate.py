@@ -143,7 +143,7 @@ def ablate(  # over 60 lines, because of its signature
         cells = forecast(plan, store, numbers, terminal)
     total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
     typer.echo(
-        f"study {name}: {len(cells)} cells x {seeds} seeds ({numbers[0]} to {numbers[-1]}), about "
+        f"study {name}: {len(cells)} cells x {seeds} seeds ({numbers[0]} to {numbers[-1]}), "
         f"{describe_duration(total)} of training left, plus the evaluations"
     )
     width = max(len(each.cell.name) for each in cells)

@@ -144,7 +144,7 @@ WRONG = {
     "resume and again": (["--resume", "--again"], "leave out one of them"),
     "twice": (["--drop", "flip", "--drop", "flip"], "--drop flip is given twice"),
     "hours and epochs": (["--hours", "1", "--set", "train.epochs=3"], "--hours sets a time budget, which determines"),
-    "built-in data": (["--data-dir", "."], "'digits' is built in and reads no folder: leave out --data-dir, or add"),
+    "built-in data": (["--data-dir", "."], "is built in and reads no folder: leave out --data-dir, or add"),
     "no number": (["--epochs", "many"], "--epochs 'many': expected an integer\n"),
     "no such option": (["--epohs", "1"], "unknown option '--epohs': did you mean '--epochs'?\n"),
     "no value": (["--epochs"], "option '--epochs' requires an argument: see simclr pretrain --help\n"),
