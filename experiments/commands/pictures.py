@@ -102,7 +102,7 @@ def plot(
     typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
 
 
-def tsne(
+def tsne(  # over 60 lines, because of its signature
     run: NewestEncoder = None,
     out: PictureFiles = Path("tsne"),
     part: Annotated[
