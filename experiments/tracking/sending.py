@@ -121,9 +121,9 @@ class Sender:
         with self._changed:
             journal.users -= 1
             if not journal.users:
-                journal.remove()
                 if journal is self._journal:
                     self._journal = None
+                journal.remove()
 
     def put(self, run_id: str, **what: Any) -> None:
         """Record something of a run: `metrics`, `params`, `tags`, `artifact` or `status`, as `_store` takes them.
@@ -239,6 +239,18 @@ class Sender:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._work_off()
+        except BaseException as error:  # such as a journal that can't be removed
+            with self._changed:
+                self._thread = None
+                for request in [each for each in self._line if each.journal is None]:
+                    request.answer.set_exception(error)
+                    self._line.remove(request)
+                self._changed.notify_all()
+
+    def _work_off(self) -> None:
+        """Send the requests in the line, until there are none or somebody has given up waiting."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping, COLLECT_SECONDS)
         while True:
@@ -362,4 +374,4 @@ def _may_pass(error: Exception) -> bool:
         status = getattr(getattr(error, "response", None), "status_code", 500)
     else:
         status = 500 if isinstance(error, SQLAlchemyError | sqlite3.Error) else 400
-    return status >= 500 or status in (408, 429)
+    return status >= 500 or status in (401, 403, 408, 429)  # a new password may be set

@@ -6,6 +6,7 @@ MLFLOW_TRACKING_URI names another store. A run is found again by its config's ke
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -116,7 +117,7 @@ class Store:
             with FileLock(lock / "store.lock") if self.writable else nullcontext():
                 self._open()
             self._end_killed_runs()
-            self.sender = Sender(self.client, self.uri, folder / "unsent", self._keep)
+            self.sender = Sender(self.client, self.uri, self._unsent(), self._keep)
         except OSError as error:
             raise UserError(
                 f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
@@ -149,6 +150,12 @@ class Store:
             )
         else:
             self.experiment = experiment.experiment_id
+
+    def _unsent(self) -> Path:
+        """Where the home keeps what this store has not been sent. Another store must not get it."""
+        own = self.database is not None and self.database.parent == self.folder  # it stays so when the home moves
+        folder = self.folder / "unsent"
+        return folder if own else folder / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
 
     def _end_killed_runs(self) -> None:
         """Give the runs whose process was killed the status KILLED. A living process holds the lock in its folder."""

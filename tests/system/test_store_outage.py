@@ -153,6 +153,11 @@ def prepared(home: Path, **train_settings: object) -> Prepared:
     return prepare(CONFIG.model_copy(update={"train": CONFIG.train.model_validate(settings)}), home)
 
 
+def unsent(home: Path) -> list[Path]:
+    """The files of what was not sent."""
+    return [path for path in (home / "unsent").rglob("*") if path.is_file()]
+
+
 def assert_complete(record: Record, steps: int) -> None:
     """Every point is there, once."""
     assert record.history("train/loss")["step"].tolist() == list(range(1, steps + 1))
@@ -166,7 +171,7 @@ def assert_speed_is_kept(home: Path, store: Store, outage: Callable[[], object],
     (record,) = store.records()
     assert record.status == "KILLED"
     assert_complete(record, watch.steps)
-    assert not list((store.folder / "unsent").iterdir())
+    assert unsent(store.folder) == []
     counts = {state: len(seconds) for state, seconds in watch.seconds.items()}
     print(f"{name}: {watch.speed:.1%} of the speed, {counts[True]} steps without the store, {counts[False]} with it")
     assert watch.speed > 0.9
@@ -265,7 +270,7 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
     lines = errors.splitlines()
     assert f"the tracking store {server.uri} does not respond" in lines[0]
     assert "entries were not sent and are kept in" in lines[-1]
-    assert (tmp_path / "home" / "unsent").is_dir()
+    assert unsent(tmp_path / "home")
 
     began = time.perf_counter()
     refused = subprocess.run(command("runs"), env=environment, capture_output=True, text=True)
@@ -276,7 +281,7 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
     server.start()
     listed = subprocess.run(command("runs"), env=environment, capture_output=True, text=True)
     assert "FINISHED" in listed.stdout, listed.stderr
-    assert list((tmp_path / "home" / "unsent").iterdir()) == []
+    assert unsent(tmp_path / "home") == []
     again = subprocess.run(
         command("pretrain", "--config", str(tmp_path / "run.toml")), env=environment, capture_output=True, text=True
     )
@@ -287,6 +292,41 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
         assert_complete(record, 60 * 4)
         assert encoder_of(record).run_id == record.id
     assert not checkpoints(record.folder)
+
+
+# `simclr`, which is killed when its fifth checkpoint is saved.
+KILLED = """
+import os, signal
+import cli
+from simclr.weights import checkpoint
+
+def save_and_die(folder, step, state, save=checkpoint.save):
+    save(folder, step, state)
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.save = save_and_die
+cli.app()
+"""
+
+
+def test_a_run_killed_after_a_checkpoint_has_no_gap_in_its_curves(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(to_toml(prepared(tmp_path, checkpoint_minutes=1e-9).config))
+    home = tmp_path / "home"
+    environment = os.environ | {"SIMCLR_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = ["pretrain", "--config", str(tmp_path / "run.toml")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = subprocess.run(
+        [sys.executable, "-c", "import cli; cli.app()", *arguments, "--resume"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    (record,) = Store(home).records()
+    assert record.finished
+    assert_complete(record, 8)
 
 
 @pytest.mark.parametrize("state", ["dead", "paused"])

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+    UNAUTHENTICATED,
+)
 
 from experiments.tracking import sending
 from experiments.tracking.journal import Journal
@@ -239,6 +244,36 @@ def test_an_error_of_a_call_is_raised_where_it_was_made(tmp_path: Path) -> None:
         sender.call(lambda: 1 / 0)
 
 
+def test_an_error_in_the_thread_itself_is_raised_by_whoever_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, _ = open_sender(tmp_path)
+
+    def fail(journal: Journal) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", fail)
+        sender.put("run", metrics=[point(1.0)])
+        with pytest.raises(PermissionError):
+            sender.flush("run")
+    sender.flush("run")
+
+
+@pytest.mark.parametrize("code", [PERMISSION_DENIED, UNAUTHENTICATED])
+def test_a_wrong_password_loses_nothing(code: int, tmp_path: Path) -> None:
+    refusals = iter([MlflowException("wrong password", code)])
+
+    def obstacle(run_id: str) -> None:
+        if (error := next(refusals, None)) is not None:
+            raise error
+
+    sender, client = open_sender(tmp_path, obstacle)
+    sender.put("run", metrics=[point(1.0)])
+    sender.flush("run")
+    assert client.stored == [("run", "loss", 1.0)]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_ends_a_wait_and_loses_nothing(tmp_path: Path) -> None:
     blocked = Blocked()
@@ -327,7 +362,7 @@ def test_a_run_is_created_once_even_if_the_answer_is_lost(store: Store, monkeypa
 
 
 def test_a_finished_run_is_completed_by_the_next_store_that_opens(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = start_run(store, "run", "pretrain", {})
     tracker.flush()
@@ -342,6 +377,9 @@ def test_a_finished_run_is_completed_by_the_next_store_that_opens(
     with pytest.raises(RunFailed, match="3 entries were not sent"):
         finish()
     die(store.sender)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'another.db'}")
+    assert Store(store.folder).records() == []  # the entries are for another store
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     record: Record = Store(store.folder).get(tracker.run_id)
     assert record.finished
     assert record.metrics == {"train/loss": 1.0}
