@@ -46,11 +46,8 @@ class Linear(Evaluation):
         return grid
 
     def chooses(self) -> str:
-        return (
-            "linear.l2_max (or fix it with --set linear.l2_values=1 --set linear.l2_max=1)"
-            if self.l2_values > 1
-            else ""
-        )
+        fixed = "which --set linear.l2_values=1 --set linear.l2_max=1 fixes"
+        return f"its L2 penalty ({fixed})" if self.l2_values > 1 else ""
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy, and the L2 value that was chosen."""

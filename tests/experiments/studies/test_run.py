@@ -15,6 +15,7 @@ from experiments.runs import train
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.plan import BASELINE, StudyPlan, plan_study
+from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import check_study_name, find_study, forecast, open_study, run_study
 from experiments.tracking.claims import claim_file
@@ -391,3 +392,18 @@ def test_cells_that_cannot_be_evaluated_cannot_run(store: Store, tmp_path: Path)
         UserError, match=r"^ablate compares accuracies, so it needs labels: sort the images of .*unlabelled "
     ):
         forecast(plan, store, [0])
+
+
+def test_few_images_make_a_study_whose_knn_figure_names_its_k(store: Store, tmp_path: Path) -> None:
+    for n in range(20):
+        for name, red in (("a", 0), ("b", 200)):
+            (tmp_path / "few" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (red, 10 * n, 0)).save(tmp_path / "few" / name / f"{n}.png")
+    data = {"dataset": "folder", "dir": str(tmp_path / "few"), "side": 8}
+    few = plan_study(tiny(data=data, train={"epochs": 1, "batch_size": 16}), drop=["flip"])
+    study = open_study("few", few, store, "simclr ablate")
+    assert run_study(study, few, store, [0]) == []
+    table = read_results(study.record(), store).table
+    assert table[["linear_top1", "knn_k36_top1"]].notna().all(axis=None)
+    assert "kNN (k = 36) top-1" in report(study.record(), store)
+    assert run_study(study, few, store, [0]) == []  # nothing is missing
