@@ -6,6 +6,7 @@ import torch
 
 from simclr.config import Config
 from simclr.data.dataset import NORMALIZATIONS, Dataset, stored_side
+from simclr.device import system_memory
 from simclr.errors import UserError
 from simclr.model import Network
 
@@ -17,13 +18,25 @@ def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def check_size(config: Config) -> None:
+    """Raise UserError if this machine can't hold the weights of a network and their gradients. Allocates nothing."""
+    with torch.device("meta"):
+        network = Network(config.model, config.view_size() or stored_side(config.data), 0, (0.5,) * 3, (0.5,) * 3)
+    need = 2 * sum(weights.nbytes for weights in network.parameters())
+    if need > system_memory():
+        raise UserError(
+            f"the weights of the network and their gradients take {need / 2**30:.0f} GiB, but this machine has "
+            f"{system_memory() / 2**30:.0f} GiB: lower model.width, model.hidden_dim or model.out_dim, or change "
+            f"--backbone"
+        )
+
+
 def check_images(config: Config) -> None:
-    """Raise UserError if the network of a config can't process views of their size."""
+    """Raise UserError if the network of a config can't process views of their size. Allocates no weights."""
     side = config.view_size() or stored_side(config.data)
-    model = Network(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()
     try:
-        with torch.no_grad():
-            model(torch.zeros(2, 3, side, side))
+        with torch.no_grad(), torch.device("meta"):
+            Network(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()(torch.zeros(2, 3, side, side))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from simclr import device as devices
-from simclr.build import check_images
+from simclr.build import check_images, check_size
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset, with_range
 from simclr.errors import UserError
@@ -67,6 +67,7 @@ def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared
     process images of this size.
     """
     device = devices.resolve(config.device)
+    check_size(config)
     data = open_dataset(config.data, home, observer)
     steps = count_steps(config, data)
     check_images(config)

@@ -177,9 +177,23 @@ def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embed
         return tally.peak, _Embeddings(len(z), z.shape[2], z.dtype)
 
 
+LARGE_BATCH = 4096  # images; simulating the loss takes time that grows with their square
+
+
 @lru_cache(maxsize=256)
 def _loss(config: Config, z: _Embeddings, batch: int) -> tuple[Counter[str], Counter[str]]:
-    """What a batch's loss holds while its micro-batches go by (embeddings and their gradient), and its peak."""
+    """What a batch's loss holds while its micro-batches go by (embeddings and their gradient), and its peak.
+
+    Both grow by the same number of bytes with each image, so those of large batches follow from smaller ones.
+    """
+    if batch > LARGE_BATCH:
+        small, large = (_loss(config, z, size) for size in (LARGE_BATCH // 2, LARGE_BATCH))
+        times = 2 * (batch - LARGE_BATCH) / LARGE_BATCH
+        held, peak = (
+            Counter({part: size + round(times * (size - before[part])) for part, size in after.items()})
+            for before, after in zip(small, large, strict=True)
+        )
+        return held, peak
     fake, method = _fake_method(config)
     with fake:
         labels = torch.empty(batch, dtype=torch.int64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.build import build_model, check_images
+from simclr.build import build_model, check_images, check_size
 from simclr.config import make
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
@@ -55,6 +55,15 @@ def test_images_that_the_network_cannot_process_are_rejected():
     with pytest.raises(UserError, match=r"can't process 16 px images .*: set data\.side, or choose"):
         check_images(config)
     check_images(make({"model": SMALL, "data": {"dataset": "digits"}}))
+
+
+def test_a_network_that_the_machine_cannot_hold_is_rejected_before_it_is_built(monkeypatch):
+    config = make({"model": {"backbone": "resnet152", "width": 8.0}})
+    monkeypatch.setattr("simclr.build.system_memory", lambda: 2**33)
+    with pytest.raises(UserError, match=r"take 30 GiB, but this machine has 8 GiB: lower model\.width"):
+        check_size(config)
+    check_images(config)  # allocates nothing
+    check_size(make({"model": SMALL}))
 
 
 # --- initial weights --------------------------------------------------------------------------------------------------

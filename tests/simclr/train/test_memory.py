@@ -8,7 +8,7 @@ import torch
 from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
 from simclr.data.dataset import stored_side
 from simclr.device import has_fast_bf16, release_memory
-from simclr.train import budget
+from simclr.train import budget, memory
 from simclr.train.memory import PARTS, flops, format_bytes, predict
 from tests.helpers import tiny
 from tests.simclr.train.helpers import assert_predicted
@@ -126,3 +126,11 @@ def test_work_of_a_vision_transformer_is_counted() -> None:
 @pytest.mark.parametrize(("size", "text"), [(2**30, "1.00 GiB"), (300 * 2**20, "300 MiB"), (1.5 * 2**30, "1.50 GiB")])
 def test_bytes_are_written_in_words(size: float, text: str) -> None:
     assert format_bytes(size) == text
+
+
+def test_the_loss_of_a_large_batch_follows_from_smaller_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = peak(16, 6144)
+    monkeypatch.setattr(memory, "LARGE_BATCH", 10**6)
+    memory._loss.cache_clear()
+    assert followed == peak(16, 6144)
+    memory._loss.cache_clear()
