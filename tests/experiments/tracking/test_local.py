@@ -102,6 +102,16 @@ def test_the_database_of_another_program_keeps_its_experiments(tmp_path: Path, m
     assert client.get_run(other).info.status == "RUNNING"
 
 
+def test_an_experiment_that_was_deleted_in_mlflow_is_named(store: Store) -> None:
+    run = finished_run(store)
+    client = MlflowClient(store.uri)
+    client.delete_experiment(store.experiment)
+    with pytest.raises(UserError, match=r"was deleted in MLflow. To get it back, run .* mlflow experiments restore"):
+        Store(store.folder)
+    client.restore_experiment(store.experiment)
+    assert [record.id for record in Store(store.folder).records()] == [run.id]
+
+
 # --- moves ------------------------------------------------------------------------------------------------------------
 
 
