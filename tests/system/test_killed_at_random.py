@@ -69,8 +69,8 @@ def test_a_command_killed_at_any_moment_ends_as_if_it_had_not_been(name: str, tm
             for key, record in runs_of(home).items():
                 reference = whole.setdefault(key, record)  # a resumed search may choose another trial
                 weights, expected = (load_file(each.artifact("model.safetensors")) for each in (record, reference))
-                for name, tensor in expected.items():
-                    np.testing.assert_array_equal(weights[name], tensor, err_msg=name)
+                for entry, tensor in expected.items():
+                    np.testing.assert_array_equal(weights[entry], tensor, err_msg=entry)
                 assert figures(record) == figures(reference)
                 missing += missing_points(record, reference)
         except BaseException as error:
