@@ -17,7 +17,7 @@ from experiments.tracking.store import Store
 from simclr.config import to_toml
 from tests.helpers import ROOT, tiny
 
-LEVELS = int(os.environ.get("SIMCLR_TEST_DISK_LEVELS", "3"))  # the long version has 20
+LEVELS = int(os.environ.get("SIMCLR_TEST_DISK_LEVELS", "2"))  # the long version has 20
 DISK = 64 << 20  # bytes; the run below needs far less
 
 pytestmark = pytest.mark.slow
