@@ -297,8 +297,8 @@ def measure(options: Options, names: Sequence[str], out: Path) -> dict[str, Any]
             results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
             print(results[name]["traceback"], file=sys.stderr)
         results[name]["seconds"] = time.perf_counter() - clock
-        for name, text in (("gpu.json", json.dumps(results, indent=1)), ("gpu.md", markdown(results))):
-            with written_whole(out / name) as scratch:
+        for file, text in (("gpu.json", json.dumps(results, indent=1)), ("gpu.md", markdown(results))):
+            with written_whole(out / file) as scratch:
                 scratch.write_text(text, encoding="utf-8")
         print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
     return results

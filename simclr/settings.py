@@ -287,6 +287,7 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
     "bool_parsing": "true or false",
     "string_type": "a text",
     "model_type": "a section with keys of its own",
+    "dict_type": "a table of settings",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "tuple_type": "a list, such as [3]",

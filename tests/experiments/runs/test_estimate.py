@@ -37,5 +37,5 @@ def test_out_of_memory_while_timing_is_an_error_of_one_line(home: Path, monkeypa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes")
 
     monkeypatch.setattr(loop, "train_step", fail)
-    with pytest.raises(RunFailed, match="out of memory: lower --micro-batch"):
+    with pytest.raises(RunFailed, match=r"out of memory: lower train\.micro_batch"):
         estimate(prepare(tiny(), home))

@@ -145,7 +145,7 @@ def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch):
 def test_error_counts_all_bad_images_and_names_the_first():
     message = str(bad_images([f"bad{i}.png (not an image)" for i in range(9)], 21))
     assert message.startswith("9 of 21 files can't be read as images: bad0.png (not an image); bad1.png")
-    assert "; and 4 more. Remove them, or pass --on-bad-image skip" in message
+    assert "; and 4 more. Remove them, or add --on-bad-image skip" in message
     assert "bad5.png" not in message
 
 

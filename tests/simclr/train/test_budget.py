@@ -115,7 +115,9 @@ def test_only_resnets_are_made_narrower(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_budget_without_room_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"^nothing of 1.00 GiB is left .* \(desktop 600 MiB, .*\): raise --memory"):
+    with pytest.raises(
+        UserError, match=r"^1.00 GiB of memory is too little: .* \(desktop 600 MiB, .*\). Set --memory above"
+    ):
         plan_memory(tiny(), 0, memory_budget("1GiB", CPU))
 
 

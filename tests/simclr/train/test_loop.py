@@ -99,7 +99,7 @@ def test_more_steps_than_the_names_of_checkpoints_can_number_are_an_error(few: D
 
 def test_a_batch_larger_than_the_data_is_an_error(few: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"train.batch_size = 4000 is larger than the 260 images .*: lower --batch-size"
+        UserError, match=r"train.batch_size = 4000 is larger than the 260 images .*: lower it, or add images"
     ):
         pretrain(tiny(train={"batch_size": 4000}), few, CPU, tmp_path)
 
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ) -> None:
     rate = optim.learning_rate
     monkeypatch.setattr(optim, "learning_rate", lambda *a: float("nan") if a[2] >= 3 else rate(*a))
-    with pytest.raises(RunFailed, match=r"training diverged, with a .* by step [45]: lower --lr \(now 0\.001\)"):
+    with pytest.raises(RunFailed, match=r"training diverged, with a .* by step [45]: lower optim.lr \(now 0\.001\)"):
         pretrain(short(train={"checkpoint_minutes": 1e-9}), few, CPU, tmp_path)
     state = checkpoint.latest(tmp_path)
     assert state["step"] == 3

@@ -202,7 +202,7 @@ def test_broken_images_are_named_or_skipped(encoder, files, tmp_path):
     broken, skipped = tmp_path / "broken.png", []
     broken.write_bytes(files[0].read_bytes()[:60])
     mixed = [files[0], broken, *files[1:], broken]  # the last batch has no other file
-    with pytest.raises(UserError, match=r"1 of 13 files .*broken\.png .*Remove them, or pass --on-bad-image skip$"):
+    with pytest.raises(UserError, match=r"1 of 13 files .*broken\.png .*Remove them, or add --on-bad-image skip$"):
         embed(encoder, mixed)
     names, features = embed(encoder, mixed, skipped=skipped)
     assert names == [str(file) for file in files]

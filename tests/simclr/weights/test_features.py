@@ -60,7 +60,7 @@ def test_an_error_keeps_the_file_that_was_there_before(suffix, tmp_path):
 
 
 def test_another_suffix_is_rejected(tmp_path):
-    with pytest.raises(UserError, match=r"'\.csv'.*\.npz, \.parquet"):
+    with pytest.raises(UserError, match=r"can't write 'f.csv': expected a name ending in .parquet or .npz"):
         write_features(tmp_path / "f.csv", batches())
     assert list(tmp_path.iterdir()) == []
 
