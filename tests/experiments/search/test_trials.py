@@ -178,9 +178,10 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_trials_that_need_too_much_memory_are_rejected_and_predicted_once(
     store: Store, trained: list[Config], predicted: list[str]
 ) -> None:
-    space = [Parameter(setting="model.hidden_dim", choices=(64, 2**20))]
+    space = [Parameter(setting="model.hidden_dim", choices=(64, 2**15))]  # a layer from 2**15 to 2**15 takes 4 GiB
     said = Messages()
-    with open_search("s", tiny(model={"hidden_dim": 64}, train={"epochs": 1}), space, store) as search:
+    start = tiny(model={"hidden_dim": 64, "out_dim": 2**15}, train={"epochs": 1}, memory="8GiB")
+    with open_search("s", start, space, store) as search:
         predicted.clear()
         run_trials(search, 8, observer=said)
     started = [text for text in said.texts if "=" in text]
