@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,6 @@ from simclr.errors import UserError
 # Names of columns, arrays and keys that hold labels or splits, the most usual ones first.
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "targets", "cls", "y")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
-UNKNOWN = ("", "-1", "nan", "None")  # labels that stand for none
 
 
 def split_in(name: str) -> str | None:
@@ -43,7 +44,7 @@ def contents_of(
         raise UserError(f"there are no images to train on, only {' and '.join(filled) or 'none at all'}: add some")
     known = {split: None if unlabelled else labels for split, (_, labels) in filled.items()}
     texts = {
-        split: np.full(_count(filled[split][0]), "") if labels is None else np.array([str(each) for each in labels])
+        split: np.full(_count(filled[split][0]), "") if labels is None else np.array([_text(each) for each in labels])
         for split, labels in known.items()
     }
     classes, numbers = number(texts, names)
@@ -71,20 +72,21 @@ def contents_of_layout(layout: Layout, files: Files) -> Contents:
 
 
 def number(texts: Mapping[str, Array], names: Sequence[str] = ()) -> tuple[tuple[str, ...], dict[str, Array]]:
-    """The classes among the labels of all splits, and the int64 labels of each. Those in UNKNOWN become UNLABELLED.
+    """The classes among the labels of all splits, and the int64 labels of each. Empty ones become UNLABELLED.
 
-    `names` are those of the labels 0, 1, .... Raises UserError for a label without a name, and for classes that only
-    val or test have.
+    `names` are those of the labels 0, 1, ...; where they are known, a label of -1 means none too. Raises UserError for
+    a label without a name, for two labels that are one number, and for classes that only val or test have.
     """
-    values = {split: np.unique(own[~np.isin(own, UNKNOWN)]).tolist() for split, own in texts.items()}
+    none = ("", "-1") if names else ("",)
+    values = {split: np.unique(own[~np.isin(own, none)]).tolist() for split, own in texts.items()}
     classes = [str(label) for label in range(len(names))] or _sorted_classes(set().union(*values.values()))
     for split, own in values.items():
         if strange := set(own).difference(classes):
             raise UserError(
                 f"label {min(strange)} of the {split} images has no name: the file names {len(classes)} classes"
             )
-        if split in ("val", "test") and not names and (extra := sorted(set(own).difference(values["train"]))):
-            listed = ", ".join(f"'{label}'" for label in extra[:5])
+        if split in ("val", "test") and (extra := sorted(set(own).difference(values["train"]))):
+            listed = ", ".join(f"'{names[int(label)] if names else label}'" for label in extra[:5])
             raise UserError(
                 f"the labels {listed} are in {split}, but not in train: give a class one name in all splits, or add "
                 f"--unlabelled (data.unlabelled = true) to train without labels"
@@ -98,9 +100,22 @@ def _count(images: Files | Array) -> int:
     return len(images.names) if isinstance(images, Files) else len(images)
 
 
+def _text(label: object) -> str:
+    """A label as text. None and not-a-number, by which files say that there is none, become an empty text."""
+    if label is None or label != label:
+        return ""
+    return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
+
+
 def _sorted_classes(texts: set[str]) -> list[str]:
-    """Sorted by value if all are numbers, else as text."""
+    """Sorted by value if all are numbers, else as text. Raises UserError for two texts of one number."""
     try:
-        return sorted(texts, key=float)
+        by_value = sorted((float(text), text) for text in texts)
     except ValueError:
         return sorted(texts)
+    if not all(math.isfinite(value) for value, _ in by_value):
+        return sorted(texts)
+    for (value, text), (following, other) in pairwise(by_value):
+        if value == following:
+            raise UserError(f"the labels '{text}' and '{other}' are the same number: write each class in one way")
+    return [text for _, text in by_value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from simclr.data.source import UNLABELLED
@@ -86,9 +86,11 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     if not images:
         ignored = f" ({notes[0]})" if notes else ""
         raise UserError(f"no images in {where}{ignored}: expected image files, or one folder of them for each class")
-    roots = _split_roots(_enter(_tree(images), notes), where, notes)
+    roots = _split_roots(_enter(_tree(images), notes), where, notes, unlabelled)
     if len(roots) > 1:
-        roots = {split: _enter(root, notes) for split, root in roots.items()}
+        train = roots["train"] = _enter(roots["train"], notes)
+        roots = {split: _enter(root, notes, set(train.folders)) for split, root in roots.items()}
+    roots = {split: _without_in_classes(root, notes) for split, root in roots.items()}
     flat = ("unlabeled",) if not unlabelled else tuple(SPLIT_NAMES)
     found = {split: {} if split in flat else _classes(root, where, notes) for split, root in roots.items()}
     for part in [part for part in ("val", "test") if found["train"] and part in found and not found[part]]:
@@ -132,15 +134,23 @@ def _tree(names: Iterable[str]) -> _Folder:
     return root
 
 
-def _enter(folder: _Folder, notes: list[str]) -> _Folder:
-    """The folder that holds the classes: the only one in a folder, or the one of the images beside annotations."""
+def _enter(folder: _Folder, notes: list[str], classes: Collection[str] = ()) -> _Folder:
+    """The folder that holds the classes: the only one in a folder, or the one of the images beside annotations.
+
+    It is not within one of the `classes` that are known.
+    """
     while folder.folders and not _loose_images(folder):
         inner = list(folder.folders.values())
         pictures = [name for name in folder.folders if name.lower() in PICTURES]
         others = [name for name in folder.folders if name.lower() in ANNOTATIONS]
         if len(pictures) == 1 and others and len(inner) == 1 + len(others):
             folder = _without(folder, others, notes).folders[pictures[0]]
-        elif len(inner) == 1 and not _loose_images(inner[0]) and inner[0].folders:
+        elif (
+            len(inner) == 1
+            and not folder.folders.keys() & set(classes)
+            and not _loose_images(inner[0])
+            and inner[0].folders
+        ):
             folder = inner[0]
             notes.append(f"went into {printable(folder.path)}, which holds everything")
         else:
@@ -161,16 +171,48 @@ def _without(folder: _Folder, others: list[str], notes: list[str]) -> _Folder:
     return folder._replace(folders={name: inner for name, inner in folder.folders.items() if name not in others})
 
 
-def _split_roots(root: _Folder, where: str, notes: list[str]) -> dict[str, _Folder]:
-    """The folder of each split. The whole is `train` unless its folders, or those of its classes, are splits."""
+def _without_in_classes(root: _Folder, notes: list[str]) -> _Folder:
+    """A folder without the folders of annotations that lie beside the images of each of its classes."""
+    found: dict[str, list[str]] = {}  # class: names of its folders
+    for name, of_class in root.folders.items():
+        others = [inner for inner in of_class.folders if inner.lower() in ANNOTATIONS]
+        pictures = [inner for inner in of_class.folders if inner.lower() in PICTURES]
+        alone = len(of_class.folders) == len(others) + len(pictures)
+        if others and alone and (pictures or _loose_images(of_class)):
+            found[name] = others
+    return _without_those(root, found, notes)
+
+
+def _without_those(root: _Folder, found: dict[str, list[str]], notes: list[str]) -> _Folder:
+    """A folder whose folders lack some of theirs, which hold annotations."""
+    if not found:
+        return root
+    left_out = [root.folders[name].folders[inner] for name, own in found.items() for inner in own]
+    count = sum(len(list(folder.all_files())) for folder in left_out)
+    shown = printable(left_out[0].path) + (f" and {len(left_out) - 1:,} more" if len(left_out) > 1 else "")
+    notes.append(f"ignored {shown} ({_files(count)}), annotations of the images")
+    kept = {
+        name: _without(folder, found[name], []) if name in found else folder for name, folder in root.folders.items()
+    }
+    return root._replace(folders=kept)
+
+
+def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) -> dict[str, _Folder]:
+    """The folder of each split. The whole is `train` unless its folders, or those of its classes, are splits.
+
+    With `unlabelled`, one folder `train` among others may be an album.
+    """
     named = {name: SPLITS[name.lower()] for name in root.folders if name.lower() in SPLITS}
     if not named or (
         len(root.folders) == 1 and "train" not in named.values()
     ):  # a test set alone is images like others
-        return _splits_within_classes(root, notes) or {"train": root}
+        return _splits_within_classes(root, where, notes) or {"train": root}
     root = _without(root, [name for name in root.folders if name.lower() in ANNOTATIONS], notes)
     place, shown = _place(root, where), ", ".join(f"'{name}'" for name in sorted(named))
-    if others := sorted(printable(name) for name in root.folders if name not in named):
+    others = sorted(printable(name) for name in root.folders if name not in named)
+    if others and unlabelled and set(named.values()) == {"train"}:
+        return {"train": root}
+    if others:
         raise UserError(
             f"{place} has folders {', '.join(others[:5])} beside {shown}: expected only splits ({', '.join(SPLITS)}) "
             f"or only classes. Move the others elsewhere, or rename a class that is called like a split"
@@ -190,18 +232,35 @@ def _split_roots(root: _Folder, where: str, notes: list[str]) -> dict[str, _Fold
     return {split: root.folders[name] for name, split in named.items()}
 
 
-def _splits_within_classes(root: _Folder, notes: list[str]) -> dict[str, _Folder]:
-    """The folder of each split in the layout CLASS/SPLIT/..., or none if this is another layout."""
+def _splits_within_classes(root: _Folder, where: str, notes: list[str]) -> dict[str, _Folder]:
+    """The folder of each split in the layout CLASS/SPLIT/..., or none if this is another layout.
+
+    Raises UserError if a class has a folder for validation or testing, and not all classes are laid out in this way.
+    """
+    inner = {SPLITS.get(name.lower()) for of_class in root.folders.values() for name in of_class.folders} - {None}
+    if not inner:
+        return {}
+    found = {name: [own for own in each.folders if own.lower() in ANNOTATIONS] for name, each in root.folders.items()}
+    own_notes: list[str] = []
+    without = _without_those(root, {name: others for name, others in found.items() if others}, own_notes)
     roots: dict[str, _Folder] = {}
-    for name, of_class in root.folders.items():
-        named = {SPLITS.get(inner.lower()): folder for inner, folder in of_class.folders.items()}
-        if of_class.files or "train" not in named or None in named or len(named) < len(of_class.folders):
-            return {}
+    for name, of_class in without.folders.items():
+        named = {SPLITS.get(own.lower(), own): folder for own, folder in of_class.folders.items()}
+        odd = [*of_class.files, *(folder.path for split, folder in named.items() if split not in SPLIT_NAMES)]
+        if odd or not named or len(named) < len(of_class.folders) or ("train" not in named and len(inner) > 1):
+            if not inner & {"val", "test"}:
+                return {}  # all images are for training, however they are understood
+            reason = f"has {printable(odd[0])}" if odd else "has two folders of one split, or no folder train"
+            raise UserError(
+                f"{_place(root, where)} has classes with folders called like splits, but the class '{printable(name)}' "
+                f"{reason}: expected the same splits ({', '.join(SPLITS)}) and nothing else in each class. Move the "
+                f"rest elsewhere, or rename folders that are no splits"
+            )
         for split, folder in named.items():
-            assert split is not None
             roots.setdefault(split, _Folder(f"*/{split}/", [], {})).folders[name] = folder
-    if roots:
-        notes.append(f"understood splits within the classes: {', '.join(roots)}")
+    if "train" not in roots:  # test sets alone are images like others
+        return {}
+    notes += [*own_notes, f"understood splits within the classes: {', '.join(roots)}"]
     return roots
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,9 @@ def understand_table(
         rows["split"] = rows["file"].map(splits).fillna("train")
     rows = _without_repeated(rows, table[image], labels, notes)
     texts = {split: rows["label"][rows["split"] == split].to_numpy(str) for split in rows["split"].unique()}
+    if "train" not in texts:
+        raise UserError(f"{labels} has no images to train on, only {' and '.join(sorted(texts))}: add some")
     classes, numbers = number(texts)
-    if "train" not in numbers:
-        raise UserError(f"{labels} has no images to train on, only {' and '.join(sorted(numbers))}: add some")
     columns = {"file names": image, "labels": label, "splits": split}
     notes.append("; ".join(f"{what} from column '{name}'" for what, name in columns.items() if name) + f" of {labels}")
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
@@ -108,13 +109,20 @@ def read_table(path: Path) -> pd.DataFrame:
         with path.open(encoding="utf-8-sig") as file:
             header = file.readline(100_000)
         separator = max("\t;,", key=header.count) if path.suffix.lower() != ".tsv" else "\t"
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # it would drop cells
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
     except OSError as error:
         raise UserError(f"can't read the labels {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: save it as a CSV file in UTF-8") from None
+    except pd.errors.ParserWarning:
+        raise UserError(
+            f"{path} has rows with more cells than its header: put texts that contain the separator '{separator}' in "
+            f"double quotes"
+        ) from None
     except ValueError as error:  # pandas' errors on empty files and ragged rows
         reason = " ".join(str(error).split())
         raise UserError(f"can't read {path} as a table: {reason}. Expected a header and a row per image") from None
@@ -199,8 +207,9 @@ def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | Non
     """The column with the split of each image, if there is one."""
     usual = [column for column in table.columns if column.lower() in SPLIT_COLUMNS and column != image]
     found = _chosen(table, labels, name, "split_column") if name else next(iter(usual), None)
-    if found and (unknown := sorted(set(table[found].str.lower()).difference(SPLITS))):
-        if name is None:
+    values = set(table[found].str.lower()) if found else set()
+    if unknown := sorted(values.difference(SPLITS)):
+        if name is None and len(unknown) == len(values):  # it is about something else
             return None
         listed = ", ".join(f"'{text}'" for text in unknown[:5])
         raise UserError(f"column '{found}' of {labels} has {listed}: expected the splits {', '.join(SPLITS)}")

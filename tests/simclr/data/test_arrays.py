@@ -85,8 +85,13 @@ def test_images_without_labels_are_for_pretraining(splits, home, tmp_path):
 def test_classes_are_named_after_labels_in_their_order(rng, home, tmp_path):
     labels = np.array([2, 10, -1, 2, 10, 10])
     data = open_data(home, dir=save(tmp_path / "data.npz", {"x": noise(rng, 6, 8, 8), "y": labels}), side=8)
-    assert data.classes == ("2", "10")
-    assert data.labels.tolist() == [0, 1, -1, 0, 1, 1]
+    assert data.classes == ("-1", "2", "10")
+    assert data.labels.tolist() == [1, 2, 0, 1, 2, 2]
+
+
+def test_labels_of_bytes_are_named_by_their_text(rng, home, tmp_path):
+    path = save(tmp_path / "data.npz", {"x": noise(rng, 6, 8, 8), "y": np.array([b"cat", b"dog"] * 3)})
+    assert open_data(home, dir=path, side=8).classes == ("cat", "dog")
 
 
 def test_one_hot_labels_are_classes(rng, home, tmp_path):

@@ -67,7 +67,7 @@ def test_one_folder_around_everything_is_entered(text, holds):
 
 def test_one_folder_of_images_is_one_class():
     layout = understand(names("all/{1,2}.jpg"), "here")
-    assert layout == (("all",), {"train": [("all/1.jpg", 0), ("all/2.jpg", 0)]}, ())
+    assert layout[:3] == (("all",), {"train": [("all/1.jpg", 0), ("all/2.jpg", 0)]}, ())
 
 
 @pytest.mark.parametrize("annotations", ["masks", "Labels", "annotations", "ground_truth"])
@@ -111,7 +111,7 @@ def test_test_images_without_class_folders_are_left_out():
 
 def test_unlabelled_means_splits_and_no_classes():
     layout = understand(names("2024/1.jpg 2025/2.jpg 0.jpg"), "here", unlabelled=True)
-    assert layout == ((), {"train": [("0.jpg", -1), ("2024/1.jpg", -1), ("2025/2.jpg", -1)]}, ())
+    assert layout[:3] == ((), {"train": [("0.jpg", -1), ("2024/1.jpg", -1), ("2025/2.jpg", -1)]}, ())
     layout = understand(names("train/good/1.jpg test/bad/2.jpg test/3.jpg"), "here", unlabelled=True)
     assert layout.classes == ()
     assert {split: len(labelled) for split, labelled in layout.splits.items()} == {"train": 1, "test": 2}

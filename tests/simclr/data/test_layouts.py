@@ -62,6 +62,37 @@ LAYOUTS = {
         {},
         "8 images, without labels; 6 to pre-train on",
     ),
+    "images and masks of each class": (
+        "cat/images*6 cat/masks*6 dog/images*6 dog/masks*6",
+        {},
+        f"ignored cat/masks/ and 1 more (12 files), annotations of the images\n{LABELLED}",
+    ),
+    "masks beside the images of one class": ("cat*6 cat/masks*6 dog*6", {}, LABELLED),
+    "images and masks of each split and class": (
+        "train/cat/images*4 train/cat/masks*4 train/dog*4 test/cat/images*2 test/cat/masks*2",
+        {},
+        "10 images, 2 classes from folder names: cat, dog; 7 train, 1 validation, 2 test",
+    ),
+    "splits within one class only": (
+        "cat/train*4 cat/test*4 dog/train*4 dog/test*4 cat/preview.png",
+        {},
+        "! 'cat' has cat/preview.png",
+    ),
+    "splits within classes, and a folder": (
+        "cat/train*4 cat/test*4 dog/train*4 dog/more*4",
+        {},
+        "! 'dog' has dog/more/",
+    ),
+    "splits within classes, one without train": ("cat/train*4 cat/test*4 dog/test*4", {}, "! or no folder train"),
+    "a test set within classes": ("cat/test*6 dog/test*6", {}, LABELLED),
+    "a folder train within one class": ("cat/train*6 dog*6", {}, LABELLED),
+    "several objects of MVTec": (
+        " ".join(f"{name}/train/good*6 {name}/test/broken*2 {name}/ground_truth/broken*2" for name in ("bolt", "nut")),
+        {},
+        "16 images, 2 classes from folder names: bolt, nut; 11 train, 1 validation, 4 test",
+    ),
+    "an album called train": ("train*6 2025*6", {"unlabelled": True}, "12 images, without labels; 12 to pre-train on"),
+    "an album called test": ("test*6 2025*6", {"unlabelled": True}, "! has folders 2025 beside 'test'"),
     "YOLO": (
         "images/train*6 images/val*2 labels/train/0.txt labels/val/0.txt data.yaml",
         {},

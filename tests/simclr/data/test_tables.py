@@ -107,6 +107,19 @@ def test_an_empty_label_is_none(photos, home, tmp_path):
     assert 3 in values(data, "pretrain")
 
 
+@pytest.mark.parametrize("classes", [("None", "Mild", "Severe"), ("-1", "1"), ("nan", "1", "2")])
+def test_every_text_in_a_table_is_a_class(classes, photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label", [(f"{i:03}", classes[i % len(classes)]) for i in range(20)])
+    data = open_data(home, dir=photos, labels=path, side=8)
+    assert sorted(data.classes) == sorted(classes)
+    assert data.labels.min() == 0
+
+
+def test_a_column_called_set_without_any_split_is_about_something_else(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", "id,label,set", [(*row[:2], "blue") for row in ROWS])
+    assert open_data(home, dir=photos, labels=path, side=8, label_column="label").classes == ("bright", "dark")
+
+
 def test_files_that_the_table_lacks_are_left_out_and_counted(photos, home, tmp_path):
     path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS[:12]])
     notes = Notes()
@@ -174,6 +187,10 @@ WRONG = {
     "binary": (b"id,\xff\xfe\n", "is not text in UTF-8"),
     "other names": (b"id,label\nx,bright\n", "no column of"),
     "ragged": (b"id,label\n000,a\n001,a,b,c\n", "can't read"),
+    "an unquoted comma": (b"id,label\n000,a, big\n001,b, small\n", "more cells than its header"),
+    "no images to train on": (b"id,label,split\n000,a,test\n001,b,test\n", "only test"),
+    "some splits": (b"id,label,split\n000,a,train\n001,b,\n", "has '': expected the splits train"),
+    "two ways to write a number": (b"id,label\n000,1\n001,1.0\n002,01\n", "'01' and '1' are the same number"),
     "split": (b"id,label,split\n000,a,somewhere\n001,b,train\n", None),
 }
 
