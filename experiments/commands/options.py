@@ -219,6 +219,15 @@ Transfer = Annotated[
         show_default=FROM_RUN,
     ),
 ]
+TransferSettings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SETTING=VALUE",
+        help="Setting of the images of --transfer, such as data.label_column=species. Can be repeated.",
+        show_default="none",
+    ),
+]
 RunDataDir = Annotated[
     Path | None, typer.Option("--data-dir", callback=absolute, help=DATA_DIR_HELP, show_default=FROM_RUN)
 ]

@@ -29,6 +29,7 @@ from experiments.commands.options import (
     Seed,
     Settings,
     Transfer,
+    TransferSettings,
     Unlabelled,
     check_number,
 )
@@ -130,6 +131,7 @@ def tsne(  # over 60 lines, because of its signature
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
     device: Device = None,
+    settings: TransferSettings = [],  # noqa: B006
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
 
@@ -153,6 +155,7 @@ def tsne(  # over 60 lines, because of its signature
             make_protocol([], layer=layer),
             data_dir=data_dir,
             labels=labels,
+            changes=settings,
             on_bad_image=on_bad_image,
             transfer=transfer,
             device=device,

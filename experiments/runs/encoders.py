@@ -15,7 +15,7 @@ from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
-from simclr.data.dataset import DataConfig, Dataset, open_dataset, stored_side
+from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, short_identity, stored_side
 from simclr.data.known import BUILT_IN
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
@@ -34,7 +34,7 @@ class FoundEncoder(NamedTuple):
 
     config: Config  # that trained them
     weights: dict[str, Tensor]
-    digest: str  # of the data that they were trained on
+    digest: str  # identity of the data that they were trained on
     path: Path
     run_id: str | None  # None for a file that belongs to no run
 
@@ -108,6 +108,8 @@ def open_subject(
     """
     if changes and transfer is None:
         raise UserError(f"{changes[0]} is for the images of --transfer: the run's own images keep their settings")
+    if other := [text for text in changes if not text.startswith("data.")]:
+        raise UserError(f"{other[0]} is not a setting of images: expected one such as data.label_column=species")
     settings = _transferred(found.config.data, transfer)
     if data_dir is not None and transfer is not None and settings.dataset == "folder":
         raise UserError(f"--transfer {transfer} already says which folder to use: leave out --data-dir")
@@ -122,19 +124,30 @@ def open_subject(
     given = {name: str(path) for name, path in places.items() if path is not None} | dict(map(parse_setting, changes))
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
     data = open_dataset(settings, store.folder, observer)
-    if transfer is None and found.digest not in (data.digest, UNKNOWN_DATA):
-        raise UserError(
-            f"the images of '{data.name}' differ from those that this encoder was trained on (digest "
-            f"{data.digest[:8]}, was {found.digest[:8]}), so it may have seen some of the test images: restore the "
-            f"folder to what it was"
-        )
+    if transfer is None and found.digest not in (data.identity, UNKNOWN_DATA):
+        raise _other_data(data, found.digest)
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
-    if transfer is not None and (own or data.digest == found.digest):
+    if transfer is not None and (own or data.digest == digest_of(found.digest)):
         raise UserError(
             f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the images: "
             f"leave out --transfer, or name another data set"
         )
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
+
+
+def _other_data(data: Dataset, trained_on: str) -> UserError:
+    """Why an encoder can't be evaluated on images that differ, or that are divided otherwise, since it was trained."""
+    digests = f"(digest {short_identity(data.identity)}, was {short_identity(trained_on)})"
+    if data.digest == digest_of(trained_on):
+        return UserError(
+            f"'{data.name}' has the images that this encoder was trained on, but not the same ones are held out "
+            f"{digests}, so it may have seen some of the test images: restore the splits, groups and copies that there "
+            f"were, or train again (earlier versions held out other images)"
+        )
+    return UserError(
+        f"the images of '{data.name}' differ from those that this encoder was trained on {digests}, so it may have "
+        f"seen some of the test images: restore the folder to what it was"
+    )
 
 
 def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:

@@ -49,7 +49,7 @@ def import_run(
     model = build_model(config, images, torch.device("cpu"))
     fill(model.encoder, imported.weights)
     check_collapse(Subject(model, config, images, Protocol()))
-    tags = {"data_digest": images.digest, "source": path.name}
+    tags = {"data_digest": images.identity, "source": path.name}
     tracker = start_run(store, config.name, "import", config.flat(), tags)
     metadata = {"config": to_toml(config), "digest": UNKNOWN_DATA}
     tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))

@@ -20,6 +20,7 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import Config, to_toml
+from simclr.data.dataset import short_identity
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.methods import METHODS
 from simclr.progress import SILENT, Forwarding, Observer
@@ -48,22 +49,22 @@ def train(
     """
     if resume and again:
         raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
-    config, digest = prepared.config, prepared.data.digest
-    with claim_config(store, config.key(), digest, observer=observer):
-        earlier = store.of_key(config.key(), digest)
+    config, identity = prepared.config, prepared.data.identity
+    with claim_config(store, config.key(), identity, observer=observer):
+        earlier = store.of_key(config.key(), identity)
         if not again and (finished := next((record for record in earlier if record.finished), None)):
             _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
             observer.reused(finished.id)
             return finished
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
-            raise _nothing_to_resume(config, digest, store)
+            raise _nothing_to_resume(config, identity, store)
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
         if unfinished is not None:
             tracker = Tracker(store, unfinished.id)
         else:
-            own = {"config_key": config.key(), "data_digest": digest, "seed": str(config.seed)}
+            own = {"config_key": config.key(), "data_digest": identity, "seed": str(config.seed)}
             tracker = start_run(
                 store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
             )
@@ -113,14 +114,15 @@ def _choose(unfinished: Record | None, resume: bool | None, again: bool) -> Reco
     return None
 
 
-def _nothing_to_resume(config: Config, digest: str, store: Store) -> UserError:
+def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError:
     """Why no run of a config can be resumed on these images."""
     others = _resumable(store.records(kind="pretrain", config_key=config.key()))
     if others is None:
         return UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
     return UserError(
-        f"the images changed since run {others.short_id} started (their digest is {digest[:8]}, and was "
-        f"{others.tags['data_digest'][:8]}): restore them, or leave out --resume to train on the images of today"
+        f"the images changed since run {others.short_id} started (their digest is {short_identity(identity)}, "
+        f"and was {short_identity(others.tags['data_digest'])}): restore them, or leave out --resume to train on "
+        f"the images of today"
     )
 
 
@@ -144,7 +146,7 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
             images_on_device=plan is not None and plan.images_on_device,
             resume=resume,
         )
-    metadata = {"config": to_toml(config), "digest": data.digest}
+    metadata = {"config": to_toml(config), "digest": data.identity}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
     method = METHODS[config.method]
     chance = method.chance(config.method_settings(), config.train.batch_size)

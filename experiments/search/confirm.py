@@ -86,7 +86,7 @@ def selection_table(
     data, device = search.full.data, search.full.device
     rows = []
     for cell in plan.cells:
-        runs = [search.store.of_key(cell.of_seed(seed).key(), data.digest) for seed in seeds]
+        runs = [search.store.of_key(cell.of_seed(seed).key(), data.identity) for seed in seeds]
         finished = [next((run for run in of_seed if run.finished), None) for of_seed in runs]
         fresh = [validation_accuracy(run, data, device, observer) for run in finished if run is not None]
         mean = float(np.mean(fresh)) if fresh else nan

@@ -116,7 +116,7 @@ def open_search(
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
     budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
     identity = {
-        "configs": {each.config.key(): each.data.digest for each in (whole, baseline)},
+        "configs": {each.config.key(): each.data.identity for each in (whole, baseline)},
         "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
         "objectives": objectives,
     }
@@ -258,7 +258,7 @@ def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
 def _run_if_free(search: Search, trial: Trial, prepared: Prepared, observer: Observer, *, wait: bool) -> bool:
     """Run a trial, and return whether it ran. Without `wait`, it doesn't while another process trains its config."""
     try:
-        with claim_config(search.store, prepared.config.key(), prepared.data.digest, wait=wait, observer=observer):
+        with claim_config(search.store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
             observer.say(f"  {run_trial(search, trial, prepared, observer)}")
     except Busy as error:
         observer.say(f"  {error}: other trials come first")

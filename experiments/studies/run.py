@@ -19,7 +19,7 @@ from experiments.tracking.claims import Busy, claim_config
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.build import build_model
-from simclr.data.dataset import Dataset, open_dataset
+from simclr.data.dataset import Dataset, open_dataset, short_identity
 from simclr.device import resolve as resolve_device
 from simclr.errors import RunFailed, UserError
 from simclr.evaluate.evaluations import check
@@ -63,7 +63,9 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
 
 
 def _seeds_done(cell: Cell, data: Dataset, store: Store, seeds: Sequence[int]) -> list[int]:
-    return [seed for seed in seeds if any(run.finished for run in store.of_key(cell.of_seed(seed).key(), data.digest))]
+    return [
+        seed for seed in seeds if any(run.finished for run in store.of_key(cell.of_seed(seed).key(), data.identity))
+    ]
 
 
 def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> None:
@@ -74,11 +76,11 @@ def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observe
 def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
     """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
     study = next((record for record in store.records(kind="study") if record.name == name), None)
-    if study is not None and study.tags["plan"] != plan.digest(data.digest):
+    if study is not None and study.tags["plan"] != plan.digest(data.identity):
         if study.tags["plan"] == plan.digest(study.tags["data_digest"]):
             raise UserError(
-                f"the images changed since study '{name}' started (their digest is {data.digest[:8]}, and was "
-                f"{study.tags['data_digest'][:8]}): restore them, or choose another --name"
+                f"the images changed since study '{name}' started (their digest is {short_identity(data.identity)}, "
+                f"and was {short_identity(study.tags['data_digest'])}): restore them, or choose another --name"
             )
         raise UserError(f"study '{name}' exists with another plan: choose another --name")
     return study
@@ -95,7 +97,7 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     if (study := find_study(name, plan, data, store)) is not None:
         tracker = Tracker(store, study.id)
     else:
-        tags = {"study": name, "plan": plan.digest(data.digest), "data_digest": data.digest}
+        tags = {"study": name, "plan": plan.digest(data.identity), "data_digest": data.identity}
         tracker = start_run(store, name, "study", baseline.flat(), tags)
     tracker.artifact(PLAN_FILE, document.write)
     return tracker
@@ -152,7 +154,7 @@ def run_study(
                 if cell.name not in opened:
                     opened[cell.name] = prepare(cell.config, store.folder, observer)
                 prepared = opened[cell.name].with_config(cell.of_seed(seed))
-                with claim_config(store, prepared.config.key(), prepared.data.digest, wait=wait, observer=observer):
+                with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
                     run_cell(parent, cell, prepared, store, observer)
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import re
 import tarfile
@@ -21,8 +20,17 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from simclr.data.check import find_fault
 from simclr.data.images import Array, Decoding, listed_files, too_many_skipped
-from simclr.data.parts import describe_copies, divide, group_numbers, joined
-from simclr.data.source import Source
+from simclr.data.layout import FOLDER_NAMES
+from simclr.data.parts import (
+    describe_copies,
+    describe_groups,
+    divide,
+    group_numbers,
+    hash_parts,
+    joined,
+    told_by_labels,
+)
+from simclr.data.source import Source, fingerprint
 from simclr.data.sources import DATASETS
 from simclr.data.store import ImageStore, open_store
 from simclr.data.wide import Range
@@ -34,9 +42,9 @@ MOST_SKIPPED: dict[str | float, float] = {"error": 0.0, "skip": 0.25}  # share o
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
 
 
-# Settings that came later are left out of records where they have their default, so that keys and names of runs stay.
-def _is_unset(value: Any) -> bool:
-    return value in (None, False, "white", "auto", "error")
+def _later(default: Any) -> Any:
+    """A setting that came later. Records leave it out at its default, so that keys and names of runs stay."""
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 def _check_colour(name: str) -> str:
@@ -76,21 +84,21 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
-    labels: Folder | None = Field(None, exclude_if=_is_unset)  # table of the file names in `dir` and their labels
-    image_column: str | None = Field(None, exclude_if=_is_unset)  # column or array with images or their file names
-    label_column: str | None = Field(None, exclude_if=_is_unset)  # these three are recognised by default
-    split_column: str | None = Field(None, exclude_if=_is_unset)
-    unlabelled: bool = Field(False, exclude_if=_is_unset)  # whether subfolders of your own images are no classes
+    labels: Folder | None = _later(None)  # table of the file names in `dir` and their labels
+    image_column: str | None = _later(None)  # column or array with images or their file names
+    label_column: str | None = _later(None)  # these three are recognised by default
+    split_column: str | None = _later(None)
+    unlabelled: bool = _later(False)  # whether subfolders of your own images are no classes
     # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
-    group: Annotated[str | None, AfterValidator(_check_pattern)] = Field(None, exclude_if=_is_unset)
-    test_from: Literal["val"] | None = Field(None, exclude_if=_is_unset)  # the split to test on if there is no test
+    group: Annotated[str | None, AfterValidator(_check_pattern)] = _later(None)
+    test_from: Literal["val"] | None = _later(None)  # the split to test on if there is no test
     # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.
     on_bad_image: Literal["error", "skip"] | Annotated[float, Field(gt=0, le=1)] = "error"
     # The colour behind transparent images.
-    background: Annotated[str, AfterValidator(_check_colour)] = Field("white", exclude_if=_is_unset)
+    background: Annotated[str, AfterValidator(_check_colour)] = _later("white")
     # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.
-    range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = Field("auto", exclude_if=_is_unset)
-    check: Literal["error", "report"] = Field("error", exclude_if=_is_unset)  # if images look wrongly decoded
+    range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = _later("auto")
+    check: Literal["error", "report"] = _later("error")  # if images look wrongly decoded
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Dataset:
     std: tuple[float, ...]
     range: Range | None = None  # the values of images of more than 8 bits that became 0 and 255
     origin: str = ""  # where the classes come from, if the user's files say it
+    division: str = ""  # hash of the parts. Empty where they follow from the config, the images and their labels
 
     @property
     def side(self) -> int:
@@ -114,9 +123,24 @@ class Dataset:
         return int(self.images.shape[-1])
 
     @property
+    def identity(self) -> str:
+        """What identifies the images, and which ones are held out: the digest, and the division after a hyphen."""
+        return f"{self.digest}-{self.division}" if self.division else self.digest
+
+    @property
     def has_labels(self) -> bool:
         """Whether accuracy can be measured on validation: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
+
+
+def digest_of(identity: str) -> str:
+    """The digest of the images in an identity."""
+    return identity.partition("-")[0]
+
+
+def short_identity(identity: str) -> str:
+    """An identity with eight digits of each of its hashes, for messages."""
+    return "-".join(part[:8] for part in identity.split("-"))
 
 
 def decoding_of(config: DataConfig) -> Decoding:
@@ -147,7 +171,8 @@ def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> So
     """Find the images of a config. Raises UserError, as does the source's `read`, where they can't be found or read."""
     row = DATASETS[config.dataset]
     options = {name: getattr(config, name) for row in DATASETS.values() for name in row.options}
-    for name in (name for name in options if name not in row.options and not _is_unset(options[name])):
+    given = {name for name in options if options[name] != DataConfig.model_fields[name].default}
+    for name in (name for name in options if name in given and name not in row.options):
         raise UserError(f"data.{name} is not a setting of the data set '{config.dataset}': leave it out")
     with _reading(config.dataset):
         source = row.load(config.dataset, config.dir, home, observer, **{name: options[name] for name in row.options})
@@ -168,14 +193,24 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     _check_skipped(store.skipped, len(store.labels), config, observer)
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
-    parts, digest = _divide(config, source, store, observer)
+    parts, division = _divide(config, source, store, observer)
     if config.dataset == "folder":
         observer.note(_describe(source, store, parts))
     pretrain = parts["pretrain"]
     mean, std = store.channel_statistics(pretrain[:: max(1, len(pretrain) // STATISTICS)], observer)
     classes = tuple(map(printable, store.classes))
     return Dataset(
-        config.dataset, store.images, store.labels, classes, parts, digest, mean, std, store.range, source.origin
+        config.dataset,
+        store.images,
+        store.labels,
+        classes,
+        parts,
+        store.digest,
+        mean,
+        std,
+        store.range,
+        source.origin,
+        division,
     )
 
 
@@ -209,35 +244,52 @@ def _choose_splits(store: ImageStore, config: DataConfig, observer: Observer) ->
 
 
 def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Observer) -> tuple[dict[str, Array], str]:
-    """The rows of each part, and the digest of the data.
+    """The rows of each part, and a hash of them, or "" where they follow from the config, the images and the labels.
 
-    Copies of an image stay in one part, and so do images of one `data.group`. Where copies changed the parts, they
-    change the digest too: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
+    Copies of an image stay in one part, and so do images of one `data.group`. Where they changed the parts, these are
+    hashed: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
     """
-    splits = _choose_splits(store, config, observer)
-    cut = partial(
-        divide, splits, store.labels, fraction=config.val_fraction, seed=config.split_seed, limit=config.limit
-    )
-    copies = store.hashes() if config.dataset == "folder" else np.arange(len(store.labels))
+    splits, labels = _choose_splits(store, config, observer), store.labels
+    cut = partial(divide, splits, labels, fraction=config.val_fraction, seed=config.split_seed)
+    copies = store.hashes() if config.dataset == "folder" else np.arange(len(labels))
     repeated = len(np.unique(copies)) < len(copies)
-    if config.group is not None:
-        parts = cut(units=joined(group_numbers(source.read(), config.group, store.skipped), copies))
-        seen = np.isin(store.labels[np.concatenate([parts["val"], parts["test"]])], store.labels[parts["train"]])
-        if config.limit is None and not seen.all():
-            raise UserError(
-                f"data.group = '{config.group}' leaves no training images of some classes, because their images are "
-                f"in one group that was held out: try another data.split_seed, or make more groups"
-            )
-        digest = store.digest
-    else:
-        parts = cut(units=copies if repeated else None)
-        changed = repeated and any(not np.array_equal(rows, parts[part]) for part, rows in cut().items())
-        digest = hashlib.blake2b(f"{store.digest} copies".encode(), digest_size=16).hexdigest()
-        digest = digest if changed else store.digest
-    if repeated:
-        for sentence in describe_copies(copies, store.labels, parts):
-            observer.note(f"warning: {sentence}")
-    return parts, digest
+    groups = None if config.group is None else _groups(config.group, source, store)
+    units = joined(groups, copies) if groups is not None else copies if repeated else None
+    parts = cut(units=units, limit=config.limit)
+    changed, sentences = False, describe_copies(copies, labels, parts) if repeated else []
+    if units is not None:
+        whole, apart = cut(units=units), cut()
+        changed = any(not np.array_equal(rows, whole[part]) for part, rows in apart.items())
+        if groups is not None:
+            _check_classes(whole, labels, config)
+            sentences += describe_groups(groups, parts)
+        for part in ("val", "test"):
+            for label in np.setdiff1d(labels[apart[part]], labels[whole[part]]):
+                sentences.append(
+                    f"no {part} image is of class '{printable(store.classes[label])}', because its images are in one "
+                    f"group or copies of each other, and so stay in one part"
+                )
+    for sentence in sentences:
+        observer.note(f"warning: {sentence}")
+    by_folder = config.dataset != "folder" or source.origin == FOLDER_NAMES or len(store.classes) < 2
+    follow = (by_folder or told_by_labels(splits, labels)) and groups is None and not changed
+    return parts, "" if follow else hash_parts(parts)
+
+
+def _groups(pattern: str, source: Source, store: ImageStore) -> Array:
+    """The number of each image's group. It is kept with the images, since finding it may mean unpacking an archive."""
+    return store.numbers(
+        f"groups-{fingerprint(pattern)}.npy", lambda: group_numbers(source.read(), pattern, store.skipped)
+    )
+
+
+def _check_classes(parts: dict[str, Array], labels: Array, config: DataConfig) -> None:
+    """Raise UserError if groups take all images of a class out of train."""
+    if not np.isin(labels[np.concatenate([parts["val"], parts["test"]])], labels[parts["train"]]).all():
+        raise UserError(
+            f"data.group = '{config.group}' leaves no training images of some classes, because their images are in one "
+            f"group that was held out: try another data.split_seed, or make more groups"
+        )
 
 
 def _describe(source: Source, store: ImageStore, parts: dict[str, Array]) -> str:

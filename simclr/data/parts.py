@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -27,29 +28,44 @@ def divide(
 ) -> dict[str, Array]:
     """Cut the rows of a source's splits into disjoint, stratified train, val and test.
 
-    A split that the source lacks is held out of train: this fraction of its images. Rows of one unit (`units` has a
-    number for each row) stay together. `pretrain` is train and all unlabelled images, of which `limit` are drawn.
+    A split that the source lacks is held out of train: this fraction of its labelled images. Rows of one unit (`units`
+    has a number for each row) stay together. `pretrain` is train and all unlabelled images, of which `limit` are drawn.
     Raises UserError if that leaves no image to train on.
     """
     train = _shuffle(splits["train"], labels, seed)
+    known = labels[train] != UNLABELLED
+    train, unknown = train[known], train[~known]
     held_out = {}
-    labelled_classes = np.unique(labels[train][labels[train] != UNLABELLED])
-    count = max(1, round(fraction * len(train))) if fraction and len(labelled_classes) > 1 else 0
+    count = max(1, round(fraction * len(train))) if fraction and len(np.unique(labels[train])) > 1 else 0
     for part in ("val", "test"):
         if part in splits:
             held_out[part] = splits[part]
-        else:
-            held_out[part], train = _hold_out(train, count, units)
-    if not len(train):
-        raise UserError(
-            f"data.val_fraction = {fraction:g} of {len(splits['train'])} images leaves none to train on: lower it, or "
-            f"add images"
-        )
-    everything = np.concatenate([train, splits.get("unlabeled", train[:0])])
+            continue
+        held_out[part], train = _hold_out(train, count, units)
+        if units is not None:
+            unknown = unknown[~np.isin(units[unknown], units[held_out[part]])]
+    if not len(train) and (count or not len(unknown)):
+        raise _none_left(splits, labels, fraction, units)
+    everything = np.concatenate([train, unknown, splits.get("unlabeled", train[:0])])
     pretrain = _shuffle(everything, labels, seed)[:limit]
     train = np.intersect1d(train, pretrain)
     labelled = {part: rows[labels[rows] != UNLABELLED] for part, rows in ({"train": train} | held_out).items()}
     return {part: np.sort(rows) for part, rows in ({"pretrain": pretrain} | labelled).items()}
+
+
+def _none_left(splits: Mapping[str, Array], labels: Array, fraction: float, units: Array | None) -> UserError:
+    """Why no image is left to train on."""
+    rows, parts = splits["train"], ["train", *(part for part in ("val", "test") if part not in splits)]
+    number = len(rows) if units is None else len(np.unique(units[rows[labels[rows] != UNLABELLED]]))
+    if units is not None and number < len(parts):
+        return UserError(
+            f"the {len(rows):,} images can't be divided into {', '.join(parts)}, because images that stay together "
+            f"(by data.group, or as copies) form only {number} group{'s' * (number > 1)}: add images of other groups, "
+            f"or let data.group make more of them"
+        )
+    return UserError(
+        f"data.val_fraction = {fraction:g} of {len(rows)} images leaves none to train on: lower it, or add images"
+    )
 
 
 def _shuffle(rows: Array, labels: Array, seed: int) -> Array:
@@ -67,7 +83,7 @@ def _hold_out(rows: Array, count: int, units: Array | None) -> tuple[Array, Arra
 
     If none fits, the smallest unit is held out.
     """
-    if units is None or not count:
+    if units is None or not count or not len(rows):
         return rows[:count], rows[count:]
     _, first, number, sizes = np.unique(units[rows], return_index=True, return_inverse=True, return_counts=True)
     order, chosen, left = np.argsort(first), [], count
@@ -96,10 +112,11 @@ def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> A
 
     Else a regular expression finds it in the name of the file (its first group, or all of it). `skipped` are the files
     that have no row, each with the reason in brackets, in the order of the rows. Raises UserError if a name doesn't
-    match.
+    match, or a row has no value.
     """
     found: list[str] = []
     unmatched: list[str] = []
+    blank: list[str] = []
     waiting = deque(skipped)
     for split in contents.splits.values():
         column = (split.columns or {}).get(pattern)
@@ -110,7 +127,7 @@ def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> A
             if waiting and waiting[0].startswith(f"{name} ("):
                 waiting.popleft()
             elif column is not None:
-                found.append(column[row])
+                (found if column[row] else blank).append(column[row] or name or f"row {row + 1}")
             elif (match := re.search(pattern, name)) is None:
                 unmatched.append(name)
             else:
@@ -120,19 +137,51 @@ def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> A
             f"data.group = {pattern!r} finds no group in {len(unmatched):,} of {len(unmatched) + len(found):,} names, "
             f"such as '{printable(unmatched[0])}': expected a regular expression that matches the name of every file"
         )
-    return np.unique(found, return_inverse=True)[1]
+    if blank:
+        raise UserError(
+            f"data.group = '{pattern}' has no value for {len(blank):,} of {len(blank) + len(found):,} images, such as "
+            f"'{printable(blank[0])}': fill in the column, with a value of its own for an image that is in no group"
+        )
+    return np.unique(found, return_inverse=True)[1].astype(np.uint64)
 
 
 def describe_copies(hashes: Array, labels: Array, parts: Mapping[str, Array]) -> list[str]:
     """A sentence about equal images in several parts, and one about equal images with different labels."""
-    found = []
-    others = {"test": np.concatenate([parts["pretrain"], parts["val"]]), "val": parts["pretrain"]}
-    for part, elsewhere in others.items():
-        if copies := int(np.isin(hashes[parts[part]], hashes[elsewhere]).sum()):
-            where = "train or val" if part == "test" else "train"
-            found.append(f"{copies:,} of {len(parts[part]):,} {part} images also occur in {where}")
+    found = [f"{what} also occur in {where}" for what, where in _shared(hashes, parts)]
     known = labels != UNLABELLED
     pairs = np.unique(np.stack([hashes[known], labels[known].astype(hashes.dtype)]), axis=1)
     if several := int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()):
         found.append(f"{several:,} image{'s occur' if several > 1 else ' occurs'} in more than one class")
     return found
+
+
+def describe_groups(groups: Array, parts: Mapping[str, Array]) -> list[str]:
+    """A sentence about groups in several parts, which only splits that the source comes with can have."""
+    return [f"{what} belong to groups that {where} has too" for what, where in _shared(groups, parts)]
+
+
+def _shared(numbers: Array, parts: Mapping[str, Array]) -> list[tuple[str, str]]:
+    """How many test images have a number that is in train or val too, and how many val images one that is in train."""
+    found = []
+    others = {"test": np.concatenate([parts["pretrain"], parts["val"]]), "val": parts["pretrain"]}
+    for part, elsewhere in others.items():
+        if shared := int(np.isin(numbers[parts[part]], numbers[elsewhere]).sum()):
+            where = "train or val" if part == "test" else "train"
+            found.append((f"{shared:,} of {len(parts[part]):,} {part} images", where))
+    return found
+
+
+def told_by_labels(splits: Mapping[str, Array], labels: Array) -> bool:
+    """Whether the order of the labels tells where each split begins: all splits are sorted by class, as in folders."""
+    unknown = labels == UNLABELLED
+    ends = (labels[1:] < labels[:-1]) | (unknown[1:] != unknown[:-1])
+    begins = sorted(int(rows[0]) for rows in splits.values() if len(rows))
+    return begins == [0, *(np.flatnonzero(ends) + 1).tolist()]
+
+
+def hash_parts(parts: Mapping[str, Array]) -> str:
+    """Sixteen hexadecimal digits that identify the rows of each part."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part, rows in parts.items():
+        digest.update(f"{part} {len(rows)} ".encode() + rows.astype(np.int64).tobytes())
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,15 +64,20 @@ class ImageStore:
         return tuple(mean), tuple(std)
 
     def hashes(self) -> Array:
-        """A number for each image, uint64 N, equal for images with equal pixels. They are computed again if damaged."""
+        """A number for each image, uint64 N, equal for images with equal pixels."""
+        return self.numbers(HASHES, lambda: measure(self.images)[1])
+
+    def numbers(self, file: str, compute: Callable[[], Array]) -> Array:
+        """A number for each image, uint64 N: from a file of the store, or computed where that is missing or damaged."""
+        path = self.folder / file
         with suppress(Exception):  # numpy raises many kinds
-            hashes: Array = np.load(self.folder / HASHES)
-            if hashes.shape == self.labels.shape and hashes.dtype == np.uint64:
-                return hashes
-        hashes = measure(self.images)[1]
-        with suppress(RunFailed), written_whole(self.folder / HASHES) as scratch:
-            np.save(scratch, hashes)
-        return hashes
+            numbers: Array = np.load(path)
+            if numbers.shape == self.labels.shape and numbers.dtype == np.uint64:
+                return numbers
+        numbers = compute()
+        with suppress(RunFailed), written_whole(path) as scratch:
+            np.save(scratch, numbers)
+        return numbers
 
 
 class _Damaged(Exception):  # noqa: N818 (it describes the store)

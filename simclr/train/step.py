@@ -75,7 +75,7 @@ def start_training(config: Config, data: Dataset, device: torch.device) -> Train
     if device.type == "cpu":
         keep_freed_memory()
     dtype = resolve_precision(config.train.precision, device)
-    return make_training(config, build_method(config, build_model(config, data, device)), dtype, data.digest)
+    return make_training(config, build_method(config, build_model(config, data, device)), dtype, data.identity)
 
 
 def make_training(config: Config, method: Method, dtype: torch.dtype, digest: str) -> Training:

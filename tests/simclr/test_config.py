@@ -458,6 +458,13 @@ def test_the_key_depends_on_which_view_lacks_an_augmentation():
     assert len(keys | {Config().key()}) == 3
 
 
+def test_a_value_that_is_the_default_of_another_setting_is_kept():
+    for name, value in (("label_column", "auto"), ("group", "white"), ("split_column", "error")):
+        config = make({"data": {name: value}})
+        assert make(tomllib.loads(to_toml(config))) == config
+        assert config.key() != Config().key()
+
+
 def test_the_key_does_not_depend_on_the_order_of_settings():
     values = {"loss.temperature": 0.1, "train.epochs": 5, "augment.blur.p": 0.5, "augment.flip.p": 0.1, "seed": 3}
     assert configured(values).key() == configured(dict(reversed(values.items()))).key()

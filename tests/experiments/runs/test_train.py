@@ -100,10 +100,12 @@ def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, s
     with pytest.raises(Interrupted):
         train(prepared, store, observer=Watch(stop_after=2))
     (stopped,) = store.records()
-    changed = replace(prepared, data=replace(prepared.data, digest="0123abcdef"))
-    message = rf"the images changed since run {stopped.short_id} started \(their digest is 0123abcd, and was "
-    with pytest.raises(UserError, match=message):
-        train(changed, store, resume=True)
+    own = prepared.data.digest[:8]
+    for change, now in (({"digest": "0123abcdef"}, "0123abcd"), ({"division": "4567abcdef"}, f"{own}-4567abcd")):
+        changed = replace(prepared, data=replace(prepared.data, **change))
+        message = rf"the images changed since run {stopped.short_id} started \(their digest is {now}, and was {own}\)"
+        with pytest.raises(UserError, match=message):
+            train(changed, store, resume=True)
 
 
 def test_a_checkpoint_that_cannot_be_used_starts_over(

@@ -199,7 +199,7 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
 def test_images_that_changed_since_a_study_started_are_named(store: Store, plan: StudyPlan) -> None:
     open_study("one", plan, store, "")
     with pytest.raises(UserError, match=r"the images changed since study 'one' started \(their digest is 0123abcd"):
-        find_study("one", plan, SimpleNamespace(digest="0123abcdef"), store)  # type: ignore[arg-type]
+        find_study("one", plan, SimpleNamespace(identity="0123abcdef"), store)  # type: ignore[arg-type]
 
 
 def test_images_may_move_to_another_folder(store: Store, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from simclr.data.dataset import DataConfig, open_dataset
 from simclr.data.images import Files
-from simclr.data.parts import describe_copies, divide, group_numbers, joined
+from simclr.data.parts import describe_copies, divide, group_numbers, joined, told_by_labels
 from simclr.data.source import Contents, Split
 from simclr.errors import UserError
 from simclr.evaluate.subject import hash_rows
@@ -97,28 +97,31 @@ def test_everything_is_for_training_without_a_fraction(home, tmp_path):
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def test_copies_stay_in_one_part_and_change_the_digest(home, tmp_path):
+def test_copies_stay_in_one_part_and_change_the_identity(home, tmp_path):
     labels = write_class_folder(tmp_path / "photos", each=10)
     alone = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0.2)
     for value, label in labels.items():
         write(tmp_path / "photos" / ("cat", "dog", "emu")[label] / f"copy-{value}.png", plain(value))
+    digests, identities = set(), set()
     for seed in range(3):
         data = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0.2, split_seed=seed)
         owned = [set(values(data, part)) for part in ("train", "val", "test")]
         assert disjoint(owned)
         assert [len(data.parts[part]) for part in ("train", "val", "test")] == [36, 12, 12]
-    stores = [path for path in (home / "cache").iterdir() if path.is_dir()]
-    assert alone.digest in "".join((path / "meta.json").read_text() for path in stores)
-    assert data.digest not in "".join((path / "meta.json").read_text() for path in stores)
+        digests.add(data.digest)
+        identities.add(data.identity)
+    assert alone.identity == alone.digest
+    assert len(digests) == 1  # it is that of images and labels
+    assert len(identities) == 3
+    assert not digests & identities  # earlier versions recorded the digest, and let copies of test images into train
 
 
-def test_copies_that_change_no_part_do_not_change_the_digest(home, tmp_path):
+def test_copies_that_change_no_part_do_not_change_the_identity(home, tmp_path):
     write_class_folder(tmp_path / "photos" / "train", each=4)
     write_class_folder(tmp_path / "photos" / "val", each=1)
     write_class_folder(tmp_path / "photos" / "test", each=2)
     data = open_data(home, dir=tmp_path / "photos", side=8)
-    (store,) = (path for path in (home / "cache").iterdir() if path.is_dir())
-    assert data.digest in (store / "meta.json").read_text()
+    assert data.identity == data.digest
     texts = notes(home, dir=tmp_path / "photos")
     assert "warning: 6 of 6 test images also occur in train or val" in texts
     assert "warning: 3 of 3 val images also occur in train" in texts
@@ -136,6 +139,15 @@ def test_copies_are_counted():
     ]
     parts["test"] = np.array([7])
     assert describe_copies(np.arange(9).astype(np.uint64), labels, parts) == []
+
+
+def test_a_class_that_copies_keep_out_of_a_part_is_reported(home, tmp_path):
+    write_class_folder(tmp_path / "photos", classes=("ship",), each=20)
+    for i in range(20):
+        write(tmp_path / "photos" / "empty" / f"{i}.png", plain(200))
+    texts = [text for text in notes(home, dir=tmp_path / "photos", val_fraction=0.2) if text.startswith("warning: no")]
+    why = "because its images are in one group or copies of each other, and so stay in one part"
+    assert texts == [f"warning: no {part} image is of class 'empty', {why}" for part in ("val", "test")]
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -167,7 +179,114 @@ def test_groups_of_a_folder_stay_in_one_part(home, tmp_path):
     assert [len(patients) for patients in owned] == [9, 3, 3]
     assert "data.group needs images in files" in error_message(home, "digits", group="x")
     message = error_message(home, dir=tmp_path / "scans", side=8, group="ill|well", on_bad_image="skip")
-    assert "leaves no training images of some classes" in message or "none to train on" in message
+    assert "can't be divided into train, val, test" in message
+    assert "form only 2 groups" in message
+    message = error_message(home, dir=tmp_path / "scans", side=8, group="p", on_bad_image="skip")
+    assert "form only 1 group:" in message
+
+
+@pytest.mark.parametrize("limit", [None, 10])
+def test_groups_that_take_all_images_of_a_class_are_an_error(limit, home, tmp_path):
+    write_class_folder(tmp_path / "photos", classes=("cat", "dog", "emu", "fox"))
+    message = error_message(home, dir=tmp_path / "photos", side=8, group=r"^\w+", limit=limit)
+    assert "leaves no training images of some classes" in message
+
+
+def test_groups_in_several_splits_are_reported(home, tmp_path):
+    for value in range(20):
+        part = ("train", "test")[value % 2]
+        write(tmp_path / "scans" / part / "ab"[value // 2 % 2] / f"p{value // 3}-{value}.png", plain(value))
+    texts = notes(home, dir=tmp_path / "scans", group=r"p\d", val_fraction=0)
+    trained, tested = ({value // 3 for value in range(first, 20, 2)} for first in (0, 1))
+    shared = sum(value // 3 in trained & tested for value in range(1, 20, 2))
+    assert f"warning: {shared} of 10 test images belong to groups that train or val has too" in texts
+
+
+def write_table(root, header, rows):
+    write(root / "labels.csv", "\n".join([header, *(",".join(map(str, row)) for row in rows)]).encode())
+
+
+def test_images_without_a_group_are_an_error(home, tmp_path):
+    for value in range(12):
+        write(tmp_path / "scans" / f"{value:02}.png", plain(value))
+    write_table(
+        tmp_path / "scans", "file,label,patient", [(f"{i:02}.png", "ab"[i % 2], f"p{i}" * (i < 8)) for i in range(12)]
+    )
+    message = error_message(home, dir=tmp_path / "scans", side=8, group="patient")
+    assert "has no value for 4 of 12 images, such as '08.png'" in message
+
+
+def test_groups_are_found_once(home, tmp_path, monkeypatch):
+    write_class_folder(tmp_path / "photos")
+    settings = {"dir": tmp_path / "photos", "side": 8, "val_fraction": 0.2}
+    first = open_data(home, group=r"(\d)\.", **settings)
+    monkeypatch.setattr("simclr.data.dataset.group_numbers", None)
+    assert open_data(home, group=r"(\d)\.", **settings).parts.keys() == first.parts.keys()
+    with pytest.raises(TypeError):
+        open_data(home, group=r"0(\d)", **settings)
+
+
+# --- what identifies the parts ----------------------------------------------------------------------------------------
+
+
+def identities(home, root, header, *tables, **settings):
+    """The digests and the identities of images whose table is written anew."""
+    opened = []
+    for rows in tables:
+        write_table(root, header, rows)
+        opened.append(open_data(home, dir=root, side=8, **settings))
+    return {data.digest for data in opened}, {data.identity for data in opened}
+
+
+def test_a_table_that_divides_the_images_otherwise_changes_the_identity(home, tmp_path):
+    root = tmp_path / "photos"
+    for value in range(40):
+        write(root / f"{value:02}.png", plain(value))
+    names = [(f"{i:02}.png", "ab"[i % 2]) for i in range(40)]
+    splits = ([(*names[i], "train" if i < end else "test") for i in range(40)] for end in (30, 20))
+    digests, found = identities(home, root, "file,label,split", *splits)
+    assert (len(digests), len(found)) == (1, 2)
+    alone, own = identities(home, root, "file,label", names)
+    assert alone == digests
+    assert not own & found
+    patients = ([(*names[i], f"p{i * factor % 40 // 4}") for i in range(40)] for factor in (1, 7))
+    digests, found = identities(home, root, "file,label,patient", *patients, group="patient")
+    assert (len(digests), len(found)) == (1, 2)
+
+
+def test_the_identity_of_ordinary_folders_is_their_digest(home, tmp_path):
+    write_class_folder(tmp_path / "photos", each=8)
+    write_class_folder(tmp_path / "split" / "train", each=8)
+    write_class_folder(tmp_path / "split" / "test", classes=("emu",), each=3, first=100)
+    for name in ("photos", "split"):
+        for settings in ({}, {"limit": 6, "split_seed": 2}, {"unlabelled": name == "photos"}):
+            data = open_data(home, dir=tmp_path / name, side=8, **settings)
+            assert data.identity == data.digest
+    assert open_data(home, "digits", limit=100).division == ""
+
+
+def test_labels_in_order_tell_where_splits_begin():
+    labels = np.array([0, 0, 1, 1, -1, -1, 0, 1, 0, 1])
+    ends = {"train": range(4), "unlabeled": range(4, 6), "val": range(6, 8), "test": range(8, 10)}
+    splits = {split: np.array(rows) for split, rows in ends.items()}
+    assert told_by_labels(splits, labels)
+    assert not told_by_labels(splits | {"train": np.arange(3), "unlabeled": np.arange(3, 6)}, labels)
+    assert not told_by_labels({"train": np.arange(4)}, np.array([0, 1, 0, 1]))
+
+
+# --- images without a label in train ----------------------------------------------------------------------------------
+
+
+def test_only_labelled_images_are_held_out():
+    labels = np.where(np.arange(200) % 5, -1, np.arange(200) % 2)  # 40 labelled ones
+    parts = divide({"train": np.arange(200)}, labels, fraction=0.2, seed=0)
+    assert {part: len(rows) for part, rows in parts.items()} == {"pretrain": 184, "train": 24, "val": 8, "test": 8}
+    assert sorted(np.concatenate([parts[part] for part in ("pretrain", "val", "test")])) == list(range(200))
+    units = np.arange(200) // 10
+    parts = divide({"train": np.arange(200)}, labels, fraction=0.2, seed=0, units=units)
+    assert disjoint([set(units[parts[part]]) for part in ("pretrain", "val", "test")])
+    alone = divide({"train": np.arange(200)}, np.full(200, -1), fraction=0.2, seed=0, units=units)
+    assert len(alone["pretrain"]) == 200
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
