@@ -34,8 +34,8 @@ BAD_IMAGE_HELP = (
 
 
 def _check_bad_image(choice: str | None) -> str | None:
-    number = choice is not None and choice.replace(".", "", 1).isdigit() and 0 < float(choice) <= 1
-    if choice not in (None, "error", "skip") and not number:
+    digits = choice is not None and choice.isascii() and choice.replace(".", "", 1).isdigit()  # ² is a digit, too
+    if choice not in (None, "error", "skip") and not (digits and 0 < float(choice) <= 1):
         raise UserError(f"--on-bad-image '{choice}': expected error, skip or a share such as 0.5")
     return choice
 

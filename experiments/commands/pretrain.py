@@ -30,6 +30,7 @@ from experiments.commands.options import (
     Unlabelled,
 )
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
+from simclr.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.runs.estimate import Estimate
@@ -108,6 +109,8 @@ def pretrain(  # over 60 lines, because of its signature
     from experiments.tracking.store import Store, home
     from simclr.train.loop import Interrupted
 
+    if resume and again:
+        raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
     asked, time = resolve_timed(
         preset,
         config,

@@ -47,8 +47,6 @@ def train(
     While another process trains the config, this waits. Raises UserError if a run could be resumed and neither `resume`
     nor `again` is set.
     """
-    if resume and again:
-        raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
     config, identity = prepared.config, prepared.data.identity
     with claim_config(store, config.key(), identity, observer=observer):
         earlier = store.of_key(config.key(), identity)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import torch
+from filelock import FileLock
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +26,8 @@ from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
 from experiments.studies.plan import BASELINE, STUDY_EVALUATIONS
-from experiments.tracking.claims import Busy, claim_config, claim_name
+from experiments.tracking import local
+from experiments.tracking.claims import Busy, claim_config, claim_file, claim_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr import device as devices
@@ -112,6 +114,7 @@ def open_search(
         raise unknown("pruner", pruner, PRUNERS)
     cheap = changed(full, dict(map(parse_setting, proxy)))
     check_space(parameters, cheap)
+    local.check_path(store.folder / STATE, "SIMCLR_HOME")
     whole = _prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
     budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
@@ -149,13 +152,14 @@ def _open_study(
 ) -> optuna.Study:
     """Optuna's study with this name, new or loaded. Raises UserError if its identity differs."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=f"sqlite:///{(store.folder / STATE).as_posix()}",
-        study_name=name,
-        directions=OBJECTIVES[objectives],
-        pruner=PRUNERS[pruner](),
-        load_if_exists=True,
-    )
+    with FileLock(claim_file(store, STATE)):  # two processes that create the database at once disturb each other
+        study = optuna.create_study(
+            storage=local.address(store.folder / STATE),
+            study_name=name,
+            directions=OBJECTIVES[objectives],
+            pruner=PRUNERS[pruner](),
+            load_if_exists=True,
+        )
     # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
     seed = subseed(seed, "search", len(study.trials)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)

@@ -29,7 +29,7 @@ def database_of(folder: Path) -> Path | None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return _check(folder / "mlflow.db", "SIMCLR_HOME")
+        return check_path(folder / "mlflow.db", "SIMCLR_HOME")
     if not uri.startswith("sqlite"):
         return None
     try:
@@ -43,10 +43,11 @@ def database_of(folder: Path) -> Path | None:
     path = Path(url.database).absolute()
     if not path.parent.is_dir():
         raise UserError(f"MLFLOW_TRACKING_URI is {uri}, and there is no folder {path.parent}: create it")
-    return _check(path, "MLFLOW_TRACKING_URI")
+    return check_path(path, "MLFLOW_TRACKING_URI")
 
 
-def _check(path: Path, variable: str) -> Path:
+def check_path(path: Path, variable: str) -> Path:
+    """Raises UserError, which names the variable to change, if no database can have this path."""
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
         raise UserError(
             f"the path of the record, {path}, has {length} bytes: SQLite opens up to {LONGEST_PATH}. Set {variable} to "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 
 import optuna
 import pytest
@@ -402,3 +404,32 @@ def test_a_search_of_the_first_version_resumes(store: Store, trained: list[Confi
     (config,) = trained
     assert config.optim.lr == search.study.trials[3].params["optim.lr"]  # the trial that was running
     assert search.study.trials[4].user_attrs["goes on from"] == 3
+
+
+def test_first_searches_of_a_home_can_start_at_once(store: Store) -> None:
+    """They create Optuna's database, which only one of them may do."""
+    together = Barrier(4)
+
+    def start(name: str) -> int:
+        together.wait()
+        with open_search(name, BRIEF, SPACE, store) as search:
+            return len(search.study.trials)
+
+    with ThreadPoolExecutor(together.parties) as pool:
+        assert list(pool.map(start, "abcd")) == [1, 1, 1, 1]  # each has its start
+
+
+@pytest.mark.parametrize("name", ["q?x", "a%20b", "{x}"])
+def test_the_home_can_have_any_name(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / name)
+    with open_search("s", BRIEF, SPACE, store):
+        pass
+    assert (store.folder / STATE).is_file()
+    assert list(tmp_path.iterdir()) == [store.folder]
+
+
+def test_a_home_whose_path_is_too_long_is_refused_first(store: Store) -> None:
+    store.folder = store.folder / ("x" * 250) / ("y" * 250)
+    search = open_search("s", BRIEF, SPACE, store)
+    with pytest.raises(UserError, match=r"SQLite opens up to 500\. Set SIMCLR_HOME to a shorter one"), search:
+        pass
