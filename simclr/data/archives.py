@@ -17,18 +17,20 @@ from typing import IO, Any
 
 from simclr.data.images import Files
 from simclr.data.labels import contents_of_layout
-from simclr.data.shards import contents_of_shards, has_label_files
-from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
-from simclr.data.tables import understand_names
+from simclr.data.layout import HIDDEN, is_hidden
+from simclr.data.shards import contents_of_shards, is_shard
+from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
+from simclr.data.tables import table_among, understand_names
 from simclr.data.unpack import read_at, unpack
-from simclr.errors import UserError
-from simclr.progress import Observer
+from simclr.errors import UserError, printable
+from simclr.progress import SILENT, Observer
 
 LARGEST_MEMBER = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 LARGEST_RATIO = 100  # of an archive's unpacked size to its own, beyond RATIO_FREE; photos have about 1
 RATIO_FREE = 1 << 30
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 def _open_zstd(path: Path) -> Any:
@@ -62,9 +64,14 @@ def load_archive(
     tables = fingerprint_files(labels.parent, [labels.name]) if labels is not None else None
 
     def read() -> Contents:
-        opened = {name: open_archive(root / name, home / "cache") for name in names}
-        if len(opened) == 1 and (labels is not None or not has_label_files(next(iter(opened.values())).names)):
+        opened = {name: open_archive(root / name, home / "cache", observer) for name in names}
+        if len(opened) == 1 and (labels is not None or not is_shard(next(iter(opened.values())).names)):
             (files,) = opened.values()
+            if labels is None and not unlabelled and (table := table_among(files.names)):
+                observer.note(
+                    f"{table} in {path.name} is not used for labels, as it would be in a folder: take it out of the "
+                    f"archive, and add --labels {table.rpartition('/')[2]}"
+                )
             layout, _ = understand_names(files.names, str(path), unlabelled=unlabelled, labels=labels, **columns)
             for note in layout.notes:
                 observer.note(note)
@@ -80,7 +87,9 @@ def load_archive(
         return contents
 
     return Source(
-        fingerprint(fingerprint_files(root, names), tables, unlabelled, columns), read, origin=(labels or path).name
+        fingerprint(READING, fingerprint_files(root, names), tables, unlabelled, columns),
+        read,
+        origin=(labels or path).name,
     )
 
 
@@ -89,13 +98,14 @@ def list_archives(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return sorted(found for found in path.rglob("*") if found.suffix == ".tar" or found.name.endswith(".tar.gz"))
-    found = [Path(text) for text in _expand(str(path))]
-    if missing := [each for each in found if not each.is_file()]:
+        found = (each.relative_to(path) for each in path.rglob("*") if each.name.lower().endswith(TARS))
+        return sorted(path / each for each in found if not any(map(is_hidden, each.parts)))
+    named = [Path(text) for text in _expand(str(path))]
+    if missing := [each for each in named if not each.is_file()]:
         raise UserError(
             f"there is no file {missing[0]}, the first of {len(missing)} that {path} names: check the pattern"
         )
-    return found
+    return named
 
 
 def _expand(pattern: str) -> list[str]:
@@ -103,6 +113,8 @@ def _expand(pattern: str) -> list[str]:
     if not (braces := BRACES.search(pattern)):
         return [pattern]
     first, last = braces.groups()
+    if int(last) < int(first):
+        raise UserError(f"{pattern} names no file, since {first} is above {last}: write {{{last}..{first}}}")
     if int(last) - int(first) >= MOST_SHARDS:
         raise UserError(f"{pattern} names {int(last) - int(first) + 1:,} files: expected up to {MOST_SHARDS:,}")
     numbers = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
@@ -110,10 +122,11 @@ def _expand(pattern: str) -> list[str]:
     return [name for i in numbers for name in _expand(f"{before}{i}{after}")]
 
 
-def open_archive(path: Path, scratch: Path) -> Files:
+def open_archive(path: Path, scratch: Path, observer: Observer = SILENT) -> Files:
     """The files in an archive, by their names in it, which are data and never lead anywhere.
 
-    A compressed tar archive is unpacked into a temporary file in `scratch`. Raises UserError for encrypted files, and
+    A compressed tar archive is unpacked into a temporary file in `scratch`. The observer is told about links and other
+    special members, which are left out. Raises UserError for encrypted files, and
     for sizes that no archive of images has; OSError, zipfile.BadZipFile or tarfile.TarError for damaged archives.
     """
     with path.open("rb") as file:
@@ -123,8 +136,8 @@ def open_archive(path: Path, scratch: Path) -> Files:
     for magic, opener in COMPRESSED.items():
         if start.startswith(magic):
             with opener(path) as packed:
-                return _open_tar(path, unpack(packed, str(path), scratch, _most(path)))
-    return _open_tar(path, path.open("rb"))
+                return _open_tar(path, unpack(packed, str(path), scratch, _most(path)), observer)
+    return _open_tar(path, path.open("rb"), observer)
 
 
 def _plain(name: str) -> str:
@@ -153,9 +166,10 @@ def _open_zip(path: Path) -> Files:
     return Files(list(members), lambda name: opened(os.getpid()).read(members[name]), forkable=True)
 
 
-def _open_tar(path: Path, file: IO[bytes]) -> Files:
+def _open_tar(path: Path, file: IO[bytes], observer: Observer) -> Files:
     """One pass through the headers finds where each regular file lies, and what each hard link leads to."""
     places: dict[str, tuple[int, int]] = {}
+    special: list[str] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header in memory
@@ -165,6 +179,8 @@ def _open_tar(path: Path, file: IO[bytes]) -> Files:
                 places[name] = places[target]
             elif member.isreg() and not member.issparse():
                 places[name] = member.offset_data, member.size
+            elif not member.isdir() and not HIDDEN.search(name):
+                special.append(name)
         end = tar.offset  # where the first header is that could not be read
     file.seek(end)
     rest = file.read(1 << 20)
@@ -172,6 +188,11 @@ def _open_tar(path: Path, file: IO[bytes]) -> Files:
         what = "is damaged, or several archives in one" if rest else "is cut off"
         raise UserError(
             f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Make or fetch it again"
+        )
+    if special:
+        observer.note(
+            f"left out {len(special):,} members of {path.name} that are links or no files, such as "
+            f"{printable(special[0])}"
         )
     lock = Lock()
     return Files(list(places), lambda name: read_at(file, *places[name], lock), forkable=True)

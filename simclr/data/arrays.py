@@ -11,14 +11,13 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from simclr.data.images import Array
-from simclr.data.labels import contents_of, split_in
-from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
+from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, contents_of, split_in
+from simclr.data.layout import is_hidden
+from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.data.unpack import unpack
 from simclr.errors import UserError
 from simclr.progress import Observer
 
-IMAGE_WORDS = {"images", "image", "imgs", "img", "x", "data", "pixels"}
-LABEL_WORDS = {"labels", "label", "y", "targets", "target", "class", "classes"}
 CHANNELS = (1, 3)
 
 
@@ -43,7 +42,7 @@ def load_arrays(
     label_column: str | None = None,
 ) -> Source:
     """The images in a .npz or .npy file, or in the .npy files of a folder. The two columns are names of arrays."""
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    files = sorted(each for each in path.glob("*.npy") if not is_hidden(each.name)) if path.is_dir() else [path]
     names = [file.name for file in files]
 
     def read() -> Contents:
@@ -66,7 +65,7 @@ def load_arrays(
 
     root = path if path.is_dir() else path.parent
     options = image_column, label_column, unlabelled
-    return Source(fingerprint(fingerprint_files(root, names), *options), read, origin=f"{path.name}")
+    return Source(fingerprint(READING, fingerprint_files(root, names), *options), read, origin=f"{path.name}")
 
 
 def _describe_pair(stored: dict[str, Stored], image: str, label: str | None) -> str:
@@ -142,7 +141,7 @@ def _pairs(
     for name, array in stored.items():
         kind = "image" if len(array.shape) > 2 else "label"
         words = set(re.split(r"[^a-z]+", name.lower()))
-        known = words & (IMAGE_WORDS if kind == "image" else LABEL_WORDS)
+        known = words & set(IMAGE_NAMES if kind == "image" else LABEL_NAMES)
         roles.setdefault((split_in(name) or "train", kind if known else f"unnamed {kind}"), []).append(name)
 
     def only(split: str, kind: str) -> str | None:

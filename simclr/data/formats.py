@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr.data.archives import load_archive
+from simclr.data.archives import TARS, load_archive
 from simclr.data.arrays import load_arrays
 from simclr.data.folder import list_files, load_folder, load_table
-from simclr.data.hub import PREFIX, SAVED, load_hub
+from simclr.data.hub import PREFIX, is_saved, load_hub
 from simclr.data.images import Array, Files, files_at
-from simclr.data.layout import IMAGE_SUFFIXES, image_names, is_hidden
+from simclr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_names, is_hidden
 from simclr.data.parquet import load_parquet
 from simclr.data.source import Source
 from simclr.data.tables import TABLE_SUFFIXES
@@ -48,18 +48,16 @@ FORMATS = {
     "arrays": Format("NumPy's .npz or .npy", load_arrays, ("unlabelled", "image_column", "label_column")),
 }
 OPTIONS = FORMATS["folder"].options
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 SUFFIXES = {
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
     **dict.fromkeys((".zip", *TARS), "archive"),
     ".parquet": "parquet",
     **dict.fromkeys((".npz", ".npy"), "arrays"),
 }
-FOLDER_SUFFIXES = {
-    ".tar": "archive",
-    ".parquet": "parquet",
-    ".npy": "arrays",
-}  # of files that a folder may hold instead
+# Of files that a folder may hold instead.
+FOLDER_SUFFIXES = {**dict.fromkeys(TARS, "archive"), ".parquet": "parquet", ".npy": "arrays"}
+# Files without a suffix that lie beside data.
+ABOUT = {"readme", "license", "licence", "copying", "notice", "citation", "authors", "changelog", "makefile"}
 
 # Files that people have but that hold no images in a form that can be read: what each is, and what to do.
 UNPACK = "unpack it, and give the folder"
@@ -131,7 +129,7 @@ def _as_files(split: str, images: Array) -> Files:
 
 def format_of(path: Path) -> str:
     """The key in FORMATS of what a path holds. Raises UserError, which says what it is, if it is none of them."""
-    if str(path).startswith(PREFIX) or any((path / file).is_file() for file in SAVED):
+    if str(path).startswith(PREFIX) or is_saved(path):
         return "hub"
     if path.is_dir():
         return _format_of_folder(path)
@@ -162,14 +160,17 @@ def _suffix(path: Path, suffixes: Iterable[str]) -> str:
 
 
 def _format_of_folder(path: Path) -> str:
-    """`folder`, unless it has files of another format, and no more images than those (such as a logo)."""
+    """`folder`, unless it has more files of another format than files that may be images, or only one (a logo)."""
     counts: Counter[str] = Counter()
     for _, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            counts["images" if suffix in IMAGE_SUFFIXES else FOLDER_SUFFIXES.get(suffix, "")] += not is_hidden(name)
+        for name in (name for name in files if not is_hidden(name)):
+            if suffix := _suffix(Path(name), FOLDER_SUFFIXES):
+                counts[FOLDER_SUFFIXES[suffix]] += 1
+            elif Path(name).suffix.lower() not in OTHER_SUFFIXES and name.lower() not in ABOUT:
+                counts["images"] += 1
         if counts["images"] > 1000:
             break
-    others = {counts[key]: key for key in FOLDER_SUFFIXES.values() if counts[key]}
-    return others[max(others)] if others and max(others) >= counts["images"] else "folder"
+    images = counts.pop("images", 0)
+    (form, count), *_ = [*counts.most_common(1), ("folder", 0)]
+    return form if count > images or images == 1 else "folder"

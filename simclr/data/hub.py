@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from simclr.data.images import Files
 from simclr.data.labels import contents_of, split_in
 from simclr.data.parquet import features_of, find_image_column, find_label_column
-from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
+from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.errors import UserError
 from simclr.progress import Observer
 
 PREFIX = "hf:"
-SAVED = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    if (folder / "dataset_dict.json").is_file():
+        return True
+    return all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
 
 
 def load_hub(
@@ -36,22 +43,35 @@ def load_hub(
 
     def read() -> Contents:
         splits = _open(path, name, config)
-        first = next(iter(splits.values()))
+        first = next((data for split, data in splits.items() if split_in(split) == "train"), None)
+        first = first if first is not None else next(iter(splits.values()))
         schema = first.features.arrow_schema
         image = find_image_column(path, schema, image_column)
         label = None if unlabelled else find_label_column(path, schema, features_of(schema), label_column)
-        found = {}
-        for split, data in splits.items():
+        parts: dict[str, list[str]] = {}  # names of splits
+        for split in splits:
             if (own := split_in(split)) is None and len(splits) > 1:
                 observer.note(f"left out the split '{split}' of {path}, which is none of train, val and test")
-                continue
-            found[own or "train"] = _files(data, split, image), data[label] if label else None
+            else:
+                parts.setdefault(own or "train", []).append(split)
+        found = {}
+        for part, names in parts.items():
+            if len(names) > 1:
+                observer.note(f"the splits {' and '.join(names)} of {path} are all {part}: they are joined")
+            if label and (without := [split for split in names if label not in splits[split].column_names]):
+                observer.note(f"the split {without[0]} of {path} has no column '{label}', so it has no labels")
+            for split in names:
+                _check_features(path, first, splits[split], split, image, label)
+            found[part] = (
+                _join([_files(splits[split], split, image) for split in names]),
+                ([each for split in names for each in _labels(splits[split], label)] if label else None),
+            )
         labels = f"labels from column '{label}'" if label else "without labels"
         observer.note(f"{path}: images from column '{image}', {labels}")
         return contents_of(found, features_of(schema).get(label or "", {}).get("names", ()))
 
     options = config, unlabelled, image_column, label_column
-    return Source(fingerprint(PREFIX, place, options), read, origin=str(path))
+    return Source(fingerprint(PREFIX, READING, place, options), read, origin=str(path))
 
 
 def _open(path: Path, name: str, config: str) -> dict[str, Any]:
@@ -61,8 +81,7 @@ def _open(path: Path, name: str, config: str) -> dict[str, Any]:
     except ImportError:
         raise UserError(f"{path} is read with the library datasets: pip install 'simclr-suite[hf]'") from None
     try:
-        saved = any((Path(name) / file).is_file() for file in SAVED)
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config or None)
+        found = datasets.load_from_disk(name) if is_saved(Path(name)) else datasets.load_dataset(name, config or None)
     except Exception as error:  # of many kinds: no network, an unknown name, a script, several configs
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -70,6 +89,26 @@ def _open(path: Path, name: str, config: str) -> dict[str, Any]:
             f"or hf:FOLDER"
         ) from None
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _check_features(path: Path, first: Any, data: Any, split: str, image: str, label: str | None) -> None:
+    """Raise UserError if a split lacks images, or numbers its classes in another way than the first one does."""
+    if image not in data.column_names:
+        raise UserError(f"the split '{split}' of {path} has no column '{image}', which has the images of the others")
+    names = getattr(first.features.get(label), "names", None)
+    if label in data.column_names and getattr(data.features[label], "names", None) != names:
+        raise UserError(f"the split '{split}' of {path} has other names of classes in '{label}': save it with the same")
+
+
+def _labels(data: Any, label: str) -> Sequence[object]:
+    """The labels of a split, all None if it has none."""
+    return data[label] if label in data.column_names else [None] * len(data)
+
+
+def _join(parts: Sequence[Files]) -> Files:
+    """The images of several splits, whose names differ."""
+    readers = {name: files.read for files in parts for name in files.names}
+    return Files(list(readers), lambda name: readers[name](name))
 
 
 def _files(data: Any, split: str, image: str) -> Files:

@@ -15,7 +15,8 @@ from simclr.data.layout import SPLIT_NAMES, SPLITS, Layout
 from simclr.data.source import UNLABELLED, Contents, Split
 from simclr.errors import UserError
 
-# Names of columns, arrays and keys that hold labels or splits, the most usual ones first.
+# Names of columns, arrays and keys that hold images, labels or splits, the most usual ones first.
+IMAGE_NAMES = ("image", "img", "images", "imgs", "pixels", "data", "x")
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "targets", "cls", "y")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
 
@@ -44,7 +45,7 @@ def contents_of(
         raise UserError(f"there are no images to train on, only {' and '.join(filled) or 'none at all'}: add some")
     known = {split: None if unlabelled else labels for split, (_, labels) in filled.items()}
     texts = {
-        split: np.full(_count(filled[split][0]), "") if labels is None else np.array([_text(each) for each in labels])
+        split: np.full(_count(filled[split][0]), "") if labels is None else np.array([as_text(each) for each in labels])
         for split, labels in known.items()
     }
     classes, numbers = number(texts, names)
@@ -100,7 +101,7 @@ def _count(images: Files | Array) -> int:
     return len(images.names) if isinstance(images, Files) else len(images)
 
 
-def _text(label: object) -> str:
+def as_text(label: object) -> str:
     """A label as text. None and not-a-number, by which files say that there is none, become an empty text."""
     if label is None or label != label:
         return ""

@@ -12,6 +12,7 @@ from simclr.errors import UserError, printable
 
 FOLDER_NAMES = "folder names"  # where classes come from that `understand` finds
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif"}
+IMAGE_SUFFIXES |= {".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".avif", ".tga", ".pnm", ".pbm"}
 # Files with these suffixes lie beside images, and are never images.
 OTHER_SUFFIXES = {
     *(".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg"),

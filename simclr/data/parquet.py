@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from simclr.data.images import Files
-from simclr.data.labels import LABEL_NAMES, contents_of, split_in
+from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, SPLIT_COLUMNS, contents_of, split_in
 from simclr.data.layout import SPLITS, is_hidden
-from simclr.data.source import Contents, Source, fingerprint, fingerprint_files
+from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.errors import UserError
 from simclr.progress import Observer
 
 LARGEST_GROUP = 1 << 32  # bytes of images in a row group, two of which are in memory; usual ones have some 1 << 27
-IMAGE_NAMES = ("image", "img", "images")
 
 
 def load_parquet(
@@ -51,20 +50,25 @@ def load_parquet(
             features = features_of(schema)
             image = find_image_column(path, schema, image_column)
             label = None if unlabelled else find_label_column(path, schema, features, label_column)
-            split = _split_column(path, schema, split_column)
+            split = _split_column(path, files, schema, split_column)
             contents = contents_of(
                 _splits(path, root, files, image, label, split), features.get(label or "", {}).get("names", ())
             )
         except pyarrow.ArrowException as error:
             raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
         columns = {"images": image, "labels": label, "splits": split}
+        if label is None and not unlabelled and (others := _texts_and_integers(schema, {image, split})):
+            observer.note(
+                f"{path.name} is used without labels: no column has a usual name for them ({', '.join(LABEL_NAMES[:4])}"
+                f", ...). To use one of {', '.join(others[:20])}, add --set data.label_column=NAME"
+            )
         observer.note(
             f"{path.name}: " + ", ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
         )
         return contents
 
     options = unlabelled, image_column, label_column, split_column
-    return Source(fingerprint(fingerprint_files(root, names), options), read, origin=path.name)
+    return Source(fingerprint(READING, fingerprint_files(root, names), options), read, origin=path.name)
 
 
 def _files(folder: Path) -> list[str]:
@@ -121,24 +125,41 @@ def find_image_column(path: Path, schema: Any, name: str | None) -> str:
     return best
 
 
-def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
+def _texts_and_integers(schema: Any, used: Collection[str | None] = ()) -> list[str]:
+    """The columns of types that may name classes, without those that are used."""
     from pyarrow import types
 
+    def is_label(kind: Any) -> bool:
+        if types.is_dictionary(kind):
+            return is_label(kind.value_type)
+        tests = types.is_integer, types.is_boolean, types.is_string, types.is_large_string, types.is_string_view
+        return any(test(kind) for test in tests)
+
+    return [field.name for field in schema if field.name not in used and is_label(field.type)]
+
+
+def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
     if name is not None and name not in schema.names:
         raise _unclear(path, schema, f"has no column '{name}'", "label_column")
     classes = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    usual = [
-        field.name
-        for field in schema
-        if field.name in LABEL_NAMES and (types.is_integer(field.type) or types.is_string(field.type))
-    ]
+    usual = [column for column in _texts_and_integers(schema) if column.lower() in LABEL_NAMES]
     return name or _one(path, schema, classes or usual, LABEL_NAMES, "labels", "label_column")
 
 
-def _split_column(path: Path, schema: Any, name: str | None) -> str | None:
+def _split_column(path: Path, files: dict[str, Any], schema: Any, name: str | None) -> str | None:
+    """The column with the split of each image: the named one, or a usual one unless the names of files say it."""
     if name is not None and name not in schema.names:
         raise _unclear(path, schema, f"has no column '{name}'", "split_column")
-    return name
+    if name is not None or len(set(map(split_in, files)) - {None}) > 1:
+        return name
+    usual = [column for column in _texts_and_integers(schema) if column.lower() in SPLIT_COLUMNS]
+    for column in usual:
+        values = {
+            str(value).lower() for file in files.values() for value in file.read([column])[column].unique().to_pylist()
+        }
+        if values & SPLITS.keys():  # else it is about something else; _splits refuses other values beside splits
+            return column
+    return None
 
 
 def _splits(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from simclr.data.images import Files
-from simclr.data.labels import LABEL_NAMES, contents_of, split_in
+from simclr.data.labels import LABEL_NAMES, as_text, contents_of, split_in
 from simclr.data.layout import IMAGE_SUFFIXES, is_hidden
 from simclr.data.source import Contents
 from simclr.errors import UserError
@@ -28,10 +28,15 @@ class _Sample(NamedTuple):
         return [kind for kind in self.files if f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES]
 
 
-def has_label_files(names: Sequence[str]) -> bool:
-    """Whether most images have a file with the same key that may hold a label."""
+def is_shard(names: Sequence[str]) -> bool:
+    """Whether the files of a single archive are samples: most images have a file with the same key for their label.
+
+    Texts and JSON lie beside images in other archives too, so with them the images must lie in one folder.
+    """
     found = [sample for sample in _samples("", names) if sample.images]
-    return 2 * sum(not sample.files.keys().isdisjoint(LABEL_KINDS) for sample in found) > len(found)
+    one_folder = len({sample.files[sample.images[0]].rpartition("/")[0] for sample in found}) == 1
+    kinds = set(LABEL_KINDS if one_folder else LABEL_KINDS[:1])
+    return 2 * sum(not kinds.isdisjoint(sample.files) for sample in found) > len(found)
 
 
 def contents_of_shards(
@@ -67,7 +72,8 @@ def contents_of_shards(
         for split, own in rows.items()
     }
     origin = f"labels from {found[0]}" if found else "without labels"
-    return contents_of(splits), f"{len(samples):,} samples in {len(shards):,} shards, {origin}"
+    plural = "s" * (len(shards) != 1)
+    return contents_of(splits), f"{len(samples):,} samples in {len(shards):,} shard{plural}, {origin}"
 
 
 def _samples(shard: str, names: Sequence[str]) -> list[_Sample]:
@@ -114,7 +120,7 @@ def _labels(
             keys = {key for each in parsed for key in each}
             key = next((name for name in (column, *LABEL_NAMES) if name in keys), None)
             if key is not None and (column is None or key == column):
-                return f"'{key}' in .json files", [str(each.get(key, "")) for each in parsed]
+                return f"'{key}' in .json files", [as_text(each.get(key)) for each in parsed]
         elif kind != "txt" or kind == column or _are_classes(texts):
             return f".{kind} files", texts
     if column is not None:

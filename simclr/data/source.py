@@ -11,6 +11,9 @@ from typing import NamedTuple
 from simclr.data.images import Array, Files
 
 UNLABELLED = -1
+# Part of the fingerprints of files that say themselves what their labels and splits are: a new number makes the suite
+# read them again, which is needed when they are understood in another way.
+READING = 2
 
 
 class Split(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number
-from simclr.data.layout import FOLDER_NAMES, SPLIT_NAMES, SPLITS, Layout, image_names, understand
+from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, understand
 from simclr.errors import UserError
 
 FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "img", "id")
@@ -89,6 +89,13 @@ def understand_table(
         column: dict(zip(rows["file"], kept[column], strict=True)) for column in table.columns.difference([image])
     }
     return Layout(classes, ordered, tuple(notes), others)
+
+
+def table_among(names: Sequence[str]) -> str | None:
+    """The table among files whose images lie all in one place, if it is the only one."""
+    tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not HIDDEN.search(name)]
+    places = {name.rpartition("/")[0] for name in image_names(names, [])}
+    return tables[0] if len(tables) == 1 and len(places) == 1 else None
 
 
 def names_files(labels: Path, images: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from simclr.data import archives
 from simclr.data.archives import open_archive
+from simclr.data.dataset import DataConfig, open_dataset
 from tests.simclr.data.helpers import (
     error_message,
     make_zip,
@@ -23,6 +24,7 @@ from tests.simclr.data.helpers import (
     write,
     write_class_folder,
 )
+from tests.simclr.data.test_layouts import Said
 
 
 def make_plain_tar(members, form=tarfile.PAX_FORMAT):
@@ -92,9 +94,31 @@ def test_hard_links_are_read_and_other_special_members_left_out(home, tmp_path):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "cat/7.png"
             tar.addfile(info)
-    data = open_data(home, dir=tmp_path / "a.tar", side=8)
+    notes = Said()
+    data = open_dataset(DataConfig(dataset="folder", dir=tmp_path / "a.tar", side=8), home, notes)
+    assert "left out 2 members of a.tar that are links or no files, such as dog/1.png" in notes.texts
     assert values(data) == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert data.classes == ("cat", "dog")
+
+
+def test_a_table_in_an_archive_is_not_used_and_said(home, tmp_path):
+    members = {f"in/{i}.png": plain(i) for i in range(6)} | {"labels.csv": b"id,label\n"}
+    notes = Said()
+    archive = write(tmp_path / "a.zip", make_zip(members))
+    open_dataset(DataConfig(dataset="folder", dir=archive, side=8), home, notes)
+    assert any("labels.csv in a.zip is not used for labels" in text for text in notes.texts)
+
+
+def test_a_folder_of_packed_shards_is_read_without_hidden_files(home, tmp_path):
+    for i in range(2):
+        members = {
+            f"{own}.{kind}": content
+            for own in range(6 * i, 6 * i + 6)
+            for kind, content in (("png", plain(own)), ("cls", b"%d" % (own % 2)))
+        }
+        write(tmp_path / "shards" / f"train-{i}.tar.gz", gzip.compress(make_plain_tar(members)))
+        write(tmp_path / "shards" / f"._train-{i}.tar.gz", b"resource fork")
+    assert values(open_data(home, dir=tmp_path / "shards", side=8)) == list(range(12))
 
 
 def test_bombs_are_refused_by_their_declared_sizes(home, tmp_path, monkeypatch):

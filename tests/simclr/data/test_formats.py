@@ -28,6 +28,12 @@ def test_files_are_known_by_their_suffix(name, tmp_path):
         ({"x_train.npy": 1, "y_train.npy": 1}, "arrays"),
         ({"1.png": 1, "2.png": 1, "features.parquet": 1}, "folder"),
         ({".git/a.parquet": 1, "1.png": 1}, "folder"),
+        ({f"{i}.{kind}": 1 for i in range(5) for kind in ("png", "npy")}, "folder"),
+        ({"1.jp2": 1, "2.jp2": 1, "embeddings.npy": 1}, "folder"),
+        ({"1.xyz": 1, "2.xyz": 1, "embeddings.npy": 1}, "folder"),
+        ({"cat/1.png": 1, "cat/state.json": 1, "state.json": 1}, "folder"),
+        ({"state.json": 1, "dataset_info.json": 1, "data.arrow": 1}, "hub"),
+        ({"train-0.tar.gz": 1, "._train-0.tar.gz": 1, "LICENSE": 1, "logo.png": 1}, "archive"),
     ],
 )
 def test_folders_are_known_by_what_they_hold(inside, expected, tmp_path):

@@ -50,6 +50,36 @@ def test_a_split_alone_is_for_training_and_an_unknown_one_is_left_out(home, tmp_
     assert values(open_data(home, dir=tmp_path / "two", side=8)) == list(range(8))
 
 
+def test_splits_of_one_meaning_are_joined(home, tmp_path):
+    make(train_a=range(8), train_b=range(8, 16), test=range(30, 34)).save_to_disk(tmp_path / "saved")
+    data = open_data(home, dir=tmp_path / "saved", side=8)
+    assert values(data, "pretrain") == sorted(set(range(16)) - set(values(data, "val")))
+    assert data.labels.tolist() == [i % 2 for i in data.images[:, 0, 0, 0].tolist()]
+
+
+def test_a_test_split_without_labels_is_not_tested_on(home, tmp_path):
+    saved = make(test=range(30, 34), train=range(8))
+    saved["test"] = saved["test"].remove_columns("label")
+    saved.save_to_disk(tmp_path / "saved")
+    data = open_data(home, dir=tmp_path / "saved", side=8)
+    assert data.classes == ("cat", "dog")
+    assert not set(values(data, "test")) & set(range(30, 34))
+
+
+def test_other_names_of_classes_in_a_split_are_an_error(home, tmp_path):
+    saved = make(train=range(8), test=range(30, 34))
+    other = datasets.ClassLabel(names=["dog", "cat"])
+    saved["test"] = saved["test"].cast_column("label", other)
+    saved.save_to_disk(tmp_path / "saved")
+    assert "the split 'test' of" in error_message(home, dir=tmp_path / "saved", side=8)
+
+
+def test_a_file_called_state_alone_is_no_saved_data_set(home, tmp_path):
+    write_class_folder(tmp_path / "photos")
+    write(tmp_path / "photos" / "state.json", b"{}")
+    assert open_data(home, dir=tmp_path / "photos", side=8).classes == ("cat", "dog", "emu")
+
+
 def test_a_local_builder_gives_what_its_folder_gives(home, tmp_path):
     for split, first in (("train", 0), ("test", 100)):
         write_class_folder(tmp_path / "photos" / split, each=4, first=first)

@@ -156,6 +156,7 @@ LAYOUTS = {
     "another folder beside train": ("train/cat*4 extra/cat*4", {}, "! has folders extra beside 'train'"),
     "a class called test": ("cat*4 dog*4 test*4", {}, "! has folders cat, dog beside 'test'"),
     "images beside classes": (f"{TWO} loose.png", {}, "! (such as loose.png) beside folders"),
+    "other images beside a folder": ("thumbs*6 1.jp2 2.JFIF", {}, "! (such as 1.jp2) beside folders"),
     "images beside classes, unlabelled": (f"{TWO} loose.png", {"unlabelled": True}, "13 images, without labels"),
     "texts alone": ("a.txt b.txt", {}, "! no images in"),
     "hidden images": (".hidden*4", {}, "! no images in"),

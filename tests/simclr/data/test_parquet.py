@@ -7,7 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from simclr.data import parquet
+from simclr.data.dataset import DataConfig, open_dataset
 from tests.simclr.data.helpers import error_message, open_data, plain, values
+from tests.simclr.data.test_layouts import Said
 
 FEATURES = {
     "image": {"_type": "Image"},
@@ -63,6 +65,50 @@ def test_splits_come_from_a_column_that_the_user_names(home, tmp_path):
     data = open_data(home, dir=path, side=8, split_column="part")
     assert values(data, "test") == [9, 10, 11]
     assert "'0': expected the splits train" in error_message(home, dir=path, split_column="label")
+
+
+@pytest.mark.parametrize("name", ["all", "train-00000-of-00001"])
+def test_a_column_of_splits_is_recognised(name, home, tmp_path):
+    path = save(tmp_path / f"{name}.parquet", rows(range(12), split=lambda i: "test" if i > 8 else "train"))
+    assert values(open_data(home, dir=path, side=8), "test") == [9, 10, 11]
+    path = save(tmp_path / f"{name}.parquet", rows(range(12), split=lambda i: "holdout" if i > 8 else "train"))
+    assert "'holdout': expected the splits train" in error_message(home, dir=path, side=8)
+    path = save(tmp_path / f"{name}.parquet", rows(range(12), set=lambda i: "blue"))
+    assert len(open_data(home, dir=path, side=8).parts["train"]) == 10
+
+
+def test_the_names_of_several_splits_come_before_a_column(home, tmp_path):
+    for split in ("train", "test"):
+        save(tmp_path / "hub" / f"{split}.parquet", rows(range(8), split=lambda i: "val"))
+    assert len(open_data(home, dir=tmp_path / "hub", side=8).parts["test"]) == 8
+
+
+@pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary", "bool"])
+def test_labels_of_any_plain_type_are_classes(kind, home, tmp_path):
+    texts = [str(i % 2 == 1) for i in range(8)]
+    types = {"large_string": pyarrow.large_string(), "string_view": pyarrow.string_view(), "bool": pyarrow.bool_()}
+    if kind == "dictionary":
+        labels = pyarrow.array(texts).dictionary_encode()
+    else:
+        labels = pyarrow.array([text == "True" for text in texts] if kind == "bool" else texts, types[kind])
+    path = save(tmp_path / "a.parquet", {"image": [plain(i) for i in range(8)], "label": labels}, None)
+    data = open_data(home, dir=path, side=8)
+    assert data.classes == ("False", "True")
+    assert data.labels.tolist() == [0, 1] * 4
+
+
+def test_without_a_usual_name_the_columns_that_may_hold_labels_are_said(home, tmp_path):
+    path = save(tmp_path / "a.parquet", {"image": [plain(i) for i in range(8)], "severity": ["a", "b"] * 4}, None)
+    notes = Said()
+    assert open_dataset(DataConfig(dataset="folder", dir=path, side=8), home, notes).classes == ()
+    assert any("To use one of severity, add --set data.label_column=NAME" in text for text in notes.texts)
+    assert open_data(home, dir=path, side=8, label_column="severity").classes == ("a", "b")
+
+
+def test_a_class_that_train_lacks_is_an_error_although_it_has_a_name(home, tmp_path):
+    save(tmp_path / "hub" / "train.parquet", rows(range(8)) | {"label": [0] * 8})
+    save(tmp_path / "hub" / "test.parquet", rows(range(8)))
+    assert "the labels 'dog' are in test, but not in train" in error_message(home, dir=tmp_path / "hub", side=8)
 
 
 def test_hidden_labels_are_none(home, tmp_path):

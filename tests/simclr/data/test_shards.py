@@ -48,6 +48,7 @@ def test_a_pattern_and_a_single_shard_are_read(shards, home):
     assert values(open_data(home, dir=folder / "train-000.tar", side=8)) == list(range(12))
     message = error_message(home, dir=folder / "train-{000..007}.tar")
     assert "train-002.tar, the first of 6 that" in message
+    assert "names no file, since 10 is above 05" in error_message(home, dir=folder / "train-{10..05}.tar")
     assert "names 10,000,000 files" in error_message(home, dir=folder / "train-{0..9999999}.tar")
 
 
@@ -82,6 +83,18 @@ def test_keys_in_folders_and_of_several_shards_stay_apart(home, tmp_path):
     assert values(data) == [0, 1, 10, 11]
     assert data.labels.tolist() == [0, 1, 0, 1]
     assert data.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("kind", ["json", "txt"])
+def test_an_archive_with_files_about_its_images_is_understood_by_its_folders(kind, home, tmp_path):
+    about = {"json": b'{"shapes": []}', "txt": b"0 0.5 0.5 0.1 0.1"}[kind]
+    members = {}
+    for i in range(24):
+        name = f"{'test' if i >= 18 else 'train'}/{'cat' if i % 2 else 'dog'}/{i}"
+        members |= {f"{name}.png": plain(i), f"{name}.{kind}": about}
+    data = open_data(home, dir=write(tmp_path / "photos.tar", make_plain_tar(members)), side=8)
+    assert data.classes == ("cat", "dog")
+    assert values(data, "test") == list(range(18, 24))
 
 
 def test_settings_without_effect_and_wrong_json_are_errors(shards, home, tmp_path):
