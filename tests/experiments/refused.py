@@ -167,10 +167,10 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--on-bad-image": ("nonsense", ""),
     },
     "tsne": {"--images": ("3", *COUNTS), "--perplexity": ("0", "-1", "nan", "inf", "many"), "--seed": TEXTS},
-    "neighbours": {"--count": ("51", *COUNTS), "--out": ("absent/a.png", "a.txt", "")},
+    "neighbours": {"--count": ("51", *COUNTS), "--out": ("a.txt", "")},
     "plot": {"--smooth": ("10000000", *TEXTS)},
     "compare": {"--format": ("nonsense", "")},
     "report": {"--format": ("nonsense", "")},
-    "views": {"--seed": TEXTS, "--drop": ("nonsense", ""), "--out": ("absent/a.png", "a.txt", "")},
+    "views": {"--seed": TEXTS, "--drop": ("nonsense", ""), "--out": ("a.txt", "")},
     "ui": {"--port": ("65536", *COUNTS)},
 }

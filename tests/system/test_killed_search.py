@@ -72,7 +72,7 @@ def test_a_killed_search_resumes_its_trial_from_the_checkpoint(tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     store = Store(tmp_path)
     (interrupted,) = store.records(trial="1")
-    assert interrupted.status == "RUNNING"
+    assert interrupted.status == "KILLED"  # opening the store marks it
     observer = Metrics()
     config, space = resolve(config=tmp_path / "c.toml"), load_space(tmp_path / "space.toml")
     with open_search("s", config, space, store) as search:

@@ -207,7 +207,9 @@ def test_images_may_move_to_another_folder(store: Store, tmp_path: Path) -> None
     for label in ("x", "y"):
         (folder / label).mkdir(parents=True)
         for n in range(150):
-            Image.new("RGB", (8, 8), (n, 255 * (label == "x"), 2 * n % 256)).save(folder / label / f"{n}.png")
+            image = Image.linear_gradient("L").resize((8, 8)).convert("RGB")
+            image.putpixel((0, 0), (n, 255 * (label == "x"), 2 * n % 256))
+            image.save(folder / label / f"{n}.png")
 
     def plan_in(place: Path) -> StudyPlan:
         data = {"dataset": "folder", "side": 8, "dir": str(place)}
