@@ -191,6 +191,8 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     for sentence in source.notes:
         observer.note(sentence)
     _check_skipped(store.skipped, len(store.labels), config, observer)
+    if config.range != "auto" and store.range is None:
+        observer.note("warning: data.range changes nothing, because no image has more than 8 bits")
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
     parts, division = _divide(config, source, store, observer)

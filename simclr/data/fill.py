@@ -24,12 +24,13 @@ class Filled(NamedTuple):
 def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observer) -> Filled:
     """Decode all splits, one after the other, into the rows of `images`.
 
-    If there are images of more than 8 bits and no range is set, it is measured on the training images, and returned.
+    If there are images of more than 8 bits and no range is set, it is measured on the training images, and returned. If
+    there are none, the range that is returned is None.
     Raises UserError if the images don't have the same kind of values then.
     """
     outcomes = _fill_splits(contents, images, decoding, observer)
     kinds = {kind for outcome in outcomes.values() for kind in outcome.wide.values()}
-    if kinds:
+    if kinds and decoding.range is None:
         images_to_measure = contents.splits["train"].images
         if isinstance(images_to_measure, Files):
             _refuse_mixture(contents, outcomes)
@@ -50,7 +51,7 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
         start += len(split.labels)
     if pages := sum(len(outcome.more_pages) for outcome in outcomes.values()):
         observer.say(f"{pages:,} of {len(images):,} files have several pages or frames: only the first is used")
-    return Filled(decoding, dict(sorted(bad.items())))
+    return Filled(decoding if kinds else decoding._replace(range=None), dict(sorted(bad.items())))
 
 
 def _files(split: Split) -> Files:
@@ -78,7 +79,7 @@ def _fill_split(split: Split, out: Array, decoding: Decoding, observer: Observer
     for row, image in enumerate(split.images):
         pixels = image if kind is None or decoding.range is None else scale(image, decoding.range)
         out[row] = crop_square(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), decoding.side)
-    return Outcome({}, {}, [])
+    return Outcome({}, {} if kind is None else {0: kind}, [])
 
 
 def _refuse_mixture(contents: Contents, outcomes: dict[str, Outcome]) -> None:

@@ -29,8 +29,14 @@ def load_folder(
 ) -> Source:
     """Any folder of images, in one of the layouts of `understand`, or with a table of labels."""
     names, notes = list_files(folder)
-    if labels is None and not unlabelled:
-        labels = _table_of(folder, names)
+    if labels is None and not unlabelled and (table := _table_of(folder, names)):
+        if names_files(table, image_names(names, []), any(columns.values())):
+            labels = table
+        else:
+            notes.append(
+                f"{table.name} is not used, because no columns with usual names hold the names of these images and "
+                f"their labels: to use it, add --labels {table}"
+            )
     layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
     files = Files(names, partial(_read, str(folder)), forkable=True)
     known = set(names)
@@ -48,12 +54,12 @@ def load_table(labels: Path, home: Path, observer: Observer, **options: Any) -> 
 
 
 def _table_of(folder: Path, names: Sequence[str]) -> Path | None:
-    """The table in a folder whose images lie all in one place, if it is the only one and names those images."""
+    """The table in a folder whose images lie all in one place, if it is the only one."""
     images = image_names(names, [])
     tables = [folder / name for name in names if name.lower().endswith(TABLE_SUFFIXES) and "/" not in name]
     if len(tables) != 1 or len({name.rpartition("/")[0] for name in images}) != 1:
         return None
-    return tables[0] if names_files(tables[0], images) else None
+    return tables[0]
 
 
 def _read(folder: str, name: str) -> bytes:

@@ -50,17 +50,18 @@ class Decoding(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The pixels of an image file, uint8 3 x side x side, and whether the file has more pages or frames than that."""
+    """The pixels of an image file, uint8 3 x side x side, and what is particular about it."""
 
     pixels: Array
-    more_pages: bool
+    more_pages: bool  # whether the file has more pages or frames than that
+    kind: str | None  # what its values are if they don't fit 8 bits
 
 
 class Outcome(NamedTuple):
     """What happened to files that were decoded, by row."""
 
     failed: dict[int, str]  # why a file can't be read
-    wide: dict[int, str]  # the kind of values of files that failed because no range is known
+    wide: dict[int, str]  # the kind of values of files whose values don't fit 8 bits; without a range, they failed
     more_pages: list[int]
 
 
@@ -88,7 +89,8 @@ def _register_heic() -> None:
 def decode(data: bytes, decoding: Decoding) -> Decoded:
     """Decode an image file. Raises ValueError, or another error of PIL, if that is impossible."""
     with open_image(data) as image:
-        return Decoded(pixels(image, decoding), _has_more_pages(image))
+        kind = kind_of_values(image)
+        return Decoded(pixels(image, decoding), _has_more_pages(image), kind)
 
 
 def _has_more_pages(image: Image.Image) -> bool:
@@ -158,7 +160,7 @@ def decode_files(files: Files, out: Array, decoding: Decoding, observer: Observe
         part = Outcome({}, {}, [])
         for row in rows:
             try:
-                out[row], more_pages = decode(files.read(files.names[row]), decoding)
+                out[row], more_pages, kind = decode(files.read(files.names[row]), decoding)
             except MemoryError:  # doesn't mean that the file is damaged
                 raise
             except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
@@ -167,6 +169,7 @@ def decode_files(files: Files, out: Array, decoding: Decoding, observer: Observe
                     part.wide[row] = error.kind
             else:
                 part.more_pages.extend([row] * more_pages)
+                part.wide.update({row: kind} if kind else {})
         return part
 
     processes = files.forkable and isinstance(out, np.memmap) and total >= MANY

@@ -98,11 +98,16 @@ def table_among(names: Sequence[str]) -> str | None:
     return tables[0] if len(tables) == 1 and len(places) == 1 else None
 
 
-def names_files(labels: Path, images: Sequence[str]) -> bool:
-    """Whether a table can be read and has a column that names most of these images."""
+def names_files(labels: Path, images: Sequence[str], any_label: bool = False) -> bool:
+    """Whether a table can be read, and has a column that names most of these images and one called as labels are.
+
+    With `any_label`, the labels may be in a column of any name.
+    """
     try:
         table = read_table(labels)
     except UserError:
+        return False
+    if not any_label and not any(column.lower() in LABEL_NAMES for column in table.columns):
         return False
     files = _Names(images)
     return any(2 * len(set(map(files.find, table[column])) - {None}) > len(images) for column in table.columns)

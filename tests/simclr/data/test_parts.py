@@ -10,7 +10,7 @@ from simclr.data.source import Contents, Split
 from simclr.errors import UserError
 from simclr.evaluate.subject import hash_rows
 from simclr.progress import Observer
-from tests.simclr.data.helpers import error_message, open_data, plain, values, write, write_class_folder
+from tests.simclr.data.helpers import encode, error_message, open_data, plain, values, write, write_class_folder
 
 
 class Notes(Observer):
@@ -298,6 +298,17 @@ def test_what_was_understood_is_said_in_one_line(home, tmp_path):
     assert texts == ["80 images, 2 classes from folder names: 2024, 2025; 64 train, 8 validation, 8 test"]
     texts = notes(home, dir=tmp_path / "photos", unlabelled=True)
     assert texts == ["80 images, without labels; 80 to pre-train on"]
+
+
+@pytest.mark.parametrize(("kind", "has_effect"), [(np.uint8, False), (np.uint16, True)])
+def test_a_range_without_effect_is_reported(kind, has_effect, home, tmp_path):
+    values = np.arange(640, dtype=kind).reshape(10, 8, 8)
+    for i, image in enumerate(values):
+        write(tmp_path / "files" / f"{i}.png", encode(image))
+    np.save(tmp_path / "array.npy", values)
+    for source in ("files", "files", "array.npy", "array.npy"):  # decoded, and then from the store
+        texts = notes(home, dir=tmp_path / source, range=(0, 100))
+        assert any("data.range changes nothing" in text for text in texts) != has_effect
 
 
 def test_validation_images_can_be_tested_on(home, tmp_path):

@@ -77,6 +77,14 @@ def test_a_table_about_something_else_is_no_table_of_labels(photos, home):
     assert open_data(home, dir=photos, side=8).classes == ()
 
 
+def test_a_table_without_usual_names_is_used_only_if_a_column_is_named(photos, home):
+    table(photos / "exif.csv", "SourceFile,ISO", [(f"{i:03}.png", str(100 * (1 + i % 3))) for i in range(20)])
+    notes = Notes()
+    assert open_dataset(DataConfig(dataset="folder", dir=photos, side=8), home, notes).classes == ()
+    assert any("exif.csv is not used" in text for text in notes.said)
+    assert open_data(home, dir=photos, side=8, label_column="ISO").classes == ("100", "200", "300")
+
+
 def test_a_table_labels_the_images_of_an_archive(photos, home, tmp_path):
     archive = write(tmp_path / "photos.zip", make_zip({f"in/{i:03}.png": plain(i) for i in range(20)}))
     path = table(tmp_path / "labels.csv", "id,label,split", ROWS)
