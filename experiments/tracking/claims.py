@@ -44,6 +44,7 @@ def claim_config(
             if observer.stop():
                 raise KeyboardInterrupt
     try:
+        store.sender.adopt()  # whoever did this work before may have left something
         yield
     finally:
         lock.release()
@@ -56,6 +57,7 @@ def claim_name(store: Store, kind: str, name: str) -> Iterator[None]:
     if not _acquired(lock, 0):
         raise Busy(f"another process is running the {kind} '{name}': wait until it ends, or choose another --name")
     try:
+        store.sender.adopt()  # whoever did this work before may have left something
         yield
     finally:
         lock.release()

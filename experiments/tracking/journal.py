@@ -7,22 +7,27 @@ import json
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from simclr.errors import RunFailed
+from simclr.files import written_whole
+
 
 class Journal:
     """A file of entries that are not sent yet, one JSON object per line, and a folder with the files that they name.
 
-    Its lock is held as long as its process lives. The journal is removed when nothing uses it any more.
+    Its lock is held as long as its process lives. When nothing uses it any more, it is removed or left to others.
     """
 
     def __init__(self, path: Path) -> None:
         """Open a new journal, or take over one that a process left. Raises filelock.Timeout if its process lives."""
         self.path, self.files = path, path.with_suffix("")
         self.users = 0  # entries that are not sent, and calls that are about to add one
+        self.kept: list[dict[str, Any]] = []  # entries that could not be sent, for a later command
         path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
         self.lock.acquire()
@@ -49,10 +54,15 @@ class Journal:
         """Return when the entries are on the disk."""
         os.fsync(self.file.fileno())
 
-    def remove(self) -> None:
-        """Remove the journal with its files."""
+    def close(self) -> None:
+        """Remove the journal with its files. If entries are kept, leave these to whoever opens it next."""
         self.file.close()
-        shutil.rmtree(self.files, ignore_errors=True)
-        self.path.unlink(missing_ok=True)
+        if self.kept:
+            lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in self.kept)
+            with suppress(RunFailed), written_whole(self.path) as scratch:  # on a full disk, all entries stay
+                scratch.write_bytes(lines)
+        else:
+            shutil.rmtree(self.files, ignore_errors=True)
+            self.path.unlink(missing_ok=True)
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -26,8 +25,8 @@ from filelock import Timeout
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.tracking.faults import Refused, first_line, is_lasting, is_mendable, may_pass, remedy
 from experiments.tracking.journal import Journal
 from simclr.errors import RunFailed
 
@@ -36,23 +35,12 @@ RETRY_SECONDS = 2.0  # between two attempts
 PATIENCE_SECONDS = 120.0  # how long a command waits for a store that doesn't respond
 MOST_POINTS = 200  # in one request: a slow server then needs about a second
 
-REMEDIES = {  # by what a database or MLflow says
-    "disk is full": ". Free some space there",
-    "No space left": ". Free some space there",
-    "locked": ". Close the program that is using the database",
-    "readonly": ". Make the folder writable, or set SIMCLR_HOME to another one",
-    "Current state is deleted": " It was deleted in MLflow: restore it there, and run the command again",
-}
-LASTING = ("disk is full", "No space left", "readonly", "no such")  # waiting does not help
+BEGAN = "mlflow.simclr.began"  # the tag of when a run last began, in ms. MLflow's pages hide tags that begin so
 
 T = TypeVar("T")
 
 STARTED = time.time_ns()
 NUMBERS = count()  # of the journals of this process
-
-
-class Refused(RunFailed):
-    """The store will never do what it was asked, however often that is repeated."""
 
 
 @dataclass(eq=False)
@@ -86,22 +74,25 @@ class Sender:
         self._failed = 0.0  # when it failed
         self._gave_up = False  # somebody has waited in vain since a request last succeeded
         self._progress = time.monotonic()  # when a request last succeeded
-        self._adopt()
+        self.adopt()
 
-    def _adopt(self) -> None:
-        """Put what earlier processes left in the line."""
+    def adopt(self) -> None:
+        """Put what other processes left in the line, so that whatever is read next includes it.
+
+        Raises RunFailed if the disk is full.
+        """
         for path in sorted(self.folder.glob("*.jsonl")):
             try:
                 journal = Journal(path)
+                with self._using(journal), self._changed:
+                    for entry in journal.entries():
+                        self._enqueue(Request(partial(self._store, entry), journal, entry))
             except Timeout:
                 continue  # its process sends it
-            except OSError:
+            except OSError as error:
                 if os.access(self.folder, os.W_OK):
-                    raise
+                    raise RunFailed(f"can't write to {self.folder}: {error}. Free some space") from error
                 return  # the home is read-only, so whoever may write to it has to send
-            with self._using(journal), self._changed:
-                for entry in journal.entries():
-                    self._enqueue(Request(partial(self._store, entry), journal, entry))
 
     @contextmanager
     def _using(self, journal: Journal | None = None) -> Iterator[Journal]:
@@ -123,7 +114,7 @@ class Sender:
             if not journal.users:
                 if journal is self._journal:
                     self._journal = None
-                journal.remove()
+                journal.close()
 
     def put(self, run_id: str, **what: Any) -> None:
         """Record something of a run: `metrics`, `params`, `tags`, `artifact` or `status`, as `_store` takes them.
@@ -131,7 +122,7 @@ class Sender:
         Raises RunFailed if the disk is full, and Refused if the store has refused something of this run. The entry is
         sent all the same.
         """
-        entry = {"run": run_id, **what}
+        entry = {"run": run_id, "time": now(), **what}
         request = Request(partial(self._store, entry), entry=entry)
         try:
             with self._using() as journal, self._changed:
@@ -151,6 +142,8 @@ class Sender:
             path.parent.mkdir(parents=True)
             try:
                 write(path)
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())  # as a checkpoint may be removed when the weights are recorded
             except BaseException:
                 shutil.rmtree(path.parent, ignore_errors=True)
                 raise
@@ -168,7 +161,7 @@ class Sender:
             try:
                 self._enqueue(request)
                 while not request.answer.done():
-                    hopeless = self._gave_up or any(text in self._trouble for text in LASTING)
+                    hopeless = self._gave_up or is_lasting(self._trouble)
                     patience = 0.0 if hopeless else PATIENCE_SECONDS
                     left = max(began, self._progress) + patience - time.monotonic()
                     if self._trouble and self._failed >= began and left <= 0:
@@ -186,7 +179,7 @@ class Sender:
             answer: T = request.answer.result()
         except MlflowException as error:
             reason = first_line(error)
-            raise Refused(f"the tracking store {self.uri} refuses this: {reason}{_remedy(reason)}") from error
+            raise Refused(f"the tracking store {self.uri} refuses this: {reason}{remedy(reason)}") from error
         return answer
 
     def flush(self, run_id: str) -> None:
@@ -198,13 +191,17 @@ class Sender:
         if reason := self.refused.get(run_id):
             raise Refused(
                 f"the tracking store {self.uri} refuses what was recorded of run {run_id[:8]}: {reason}"
-                f"{_remedy(reason)}"
+                f"{remedy(reason)}{self._where_kept(reason)}"
             )
 
-    def sync(self) -> None:
+    def _where_kept(self, reason: str) -> str:
+        kept = f". It is kept in {self.folder}, and the next command tries to send it again"
+        return kept if is_mendable(reason) else ""
+
+    def sync(self, run_id: str) -> None:
         """Return when everything that was recorded is in the store or on the disk. It never waits for the store.
 
-        Raises RunFailed if the disk is full.
+        Raises RunFailed if the disk is full, and Refused if the store has refused something of this run.
         """
         try:
             with self._changed:
@@ -212,12 +209,13 @@ class Sender:
                     self._journal.sync()
         except OSError as error:
             raise RunFailed(f"can't write to {self.folder}: {error}. Free some space") from error
+        self._check(run_id)
 
     def _describe_trouble(self, waited: float) -> str:
         unsent = sum(request.journal is not None for request in self._line)
         return (
             f"the tracking store {self.uri} did not respond{f' for {waited:.0f} s' if waited else ''}: "
-            f"{self._trouble}{_remedy(self._trouble)}. "
+            f"{self._trouble}{remedy(self._trouble)}. "
             + (
                 f"{unsent} entries were not sent and are kept in {self.folder}. When the store works again, any "
                 f"command, such as `simclr runs`, sends them"
@@ -264,7 +262,7 @@ class Sender:
             try:
                 answer = call()
             except Exception as error:
-                if _may_pass(error):
+                if may_pass(error):
                     self._wait(first_line(error))
                     continue
                 refusal = error
@@ -318,16 +316,24 @@ class Sender:
                 self._leave(request.journal)
 
     def _refuse(self, request: Request, reason: str) -> None:
-        """Give up an entry that the store will never accept, such as one of a run that was deleted."""
+        """Set aside an entry that the store does not accept, such as one of a run that was deleted."""
         run_id = request.entry["run"]
+        if is_mendable(reason) and request.journal is not None:
+            request.journal.kept.append(request.entry)
         if run_id not in self.refused:
             logging.getLogger(__name__).warning(
-                "the tracking store refuses what was recorded of run %s: %s", run_id[:8], reason
+                "the tracking store refuses what was recorded of run %s: %s%s",
+                run_id[:8],
+                reason,
+                self._where_kept(reason),
             )
-        self.refused[run_id] = reason
+        self.refused.setdefault(run_id, reason)
 
     def _store(self, entry: dict[str, Any]) -> None:
-        """Send an entry. Sending it twice changes nothing."""
+        """Send an entry. Sending it twice changes nothing.
+
+        After an entry of a run was refused, tags that describe it and the end of the run are refused too.
+        """
         run_id = entry["run"]
         match entry:
             case {"metrics": points}:  # [key, value, time in ms, step]
@@ -336,7 +342,10 @@ class Sender:
                     self.client.log_batch(run_id, metrics=[Metric(*point) for point in some])
             case {"params": params}:
                 self.client.log_batch(run_id, params=[Param(*pair) for pair in params.items()])
+            case _ if self._is_outdated(entry):
+                return
             case {"tags": tags}:
+                self._check(run_id)
                 self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
             case {"artifact": place}:  # relative to the folder, which may move
                 path = self.folder / place
@@ -346,6 +355,15 @@ class Sender:
             case {"status": status, "ended": ended}:
                 refused = status == "FINISHED" and run_id in self.refused
                 self.client.set_terminated(run_id, "FAILED" if refused else status, ended)
+                if refused:
+                    self._check(run_id)
+
+    def _is_outdated(self, entry: dict[str, Any]) -> bool:
+        """Whether the run began anew after the entry was written, by a process that could not send it in time."""
+        if "time" not in entry:  # written by an earlier version
+            return False
+        began: str = self.client.get_run(entry["run"]).data.tags.get(BEGAN, "0")
+        return bool(entry["time"] < int(began))
 
 
 def _joined(requests: list[Request]) -> dict[str, Any]:
@@ -354,24 +372,6 @@ def _joined(requests: list[Request]) -> dict[str, Any]:
     return {"run": requests[0].entry["run"], "metrics": points}
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error of MLflow or of a database, without the SQL that led to it."""
-    error = getattr(error.__cause__ or error, "orig", None) or error
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _remedy(reason: str) -> str:
-    return next((remedy for part, remedy in REMEDIES.items() if part in reason), "")
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a call may succeed later: the server does not respond, or the database is locked."""
-    if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    elif isinstance(error, FileNotFoundError):
-        status = 404
-    elif isinstance(error, OSError):  # the errors of requests are among these
-        status = getattr(getattr(error, "response", None), "status_code", 500)
-    else:
-        status = 500 if isinstance(error, SQLAlchemyError | sqlite3.Error) else 400
-    return status >= 500 or status in (401, 403, 408, 429)  # a new password may be set
+def now() -> int:
+    """The time in milliseconds, as MLflow counts it."""
+    return time.time_ns() // 1_000_000

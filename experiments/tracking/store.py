@@ -26,8 +26,9 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.tracking import local
+from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
-from experiments.tracking.sending import Refused, Sender, first_line
+from experiments.tracking.sending import Sender
 from simclr.errors import UserError, printable, unknown
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
@@ -123,7 +124,8 @@ class Store:
                 f"can't use the folder {folder} for runs: {error}. Set SIMCLR_HOME to another folder"
             ) from None
         except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-            raise UserError(f"can't open the tracking store {self.uri}: {first_line(error)}") from None
+            reason = first_line(error)
+            raise UserError(f"can't open the tracking store {self.uri}: {reason}{remedy(reason)}") from None
 
     @property
     def uri(self) -> str:

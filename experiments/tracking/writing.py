@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -11,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from experiments.tracking.sending import BEGAN, now
 from experiments.tracking.store import PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
@@ -31,7 +31,7 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics. Raises RunFailed if the disk is full, or if the store refuses what is recorded."""
-        self.log_points([[key, float(value), _now(), step] for key, value in metrics.items()])
+        self.log_points([[key, float(value), now(), step] for key, value in metrics.items()])
 
     def log_points(self, points: list[Point]) -> None:
         """Record points of metrics: the metric, its value, the time in milliseconds, and the step."""
@@ -55,8 +55,11 @@ class Tracker:
             ) from error
 
     def sync(self) -> None:
-        """Return when everything that was written is in the store or on the disk. It never waits for the store."""
-        self.store.sender.sync()
+        """Return when everything that was written is in the store or on the disk. It never waits for the store.
+
+        Raises RunFailed if the disk is full, or if the store refuses what is recorded.
+        """
+        self.store.sender.sync(self.run_id)
 
     def flush(self) -> None:
         """Return when everything that was written is in the store. Raises RunFailed if the store doesn't respond."""
@@ -68,7 +71,7 @@ class Tracker:
         The next command then sends what is left, and the status.
         """
         try:
-            self.store.sender.put(self.run_id, status=status, ended=_now())
+            self.store.sender.put(self.run_id, status=status, ended=now())
         finally:
             self.flush()
 
@@ -81,7 +84,7 @@ class Tracker:
         lock = self._lock()
         status = "FAILED"
         try:
-            self.store.sender.call(self.store.client.update_run, self.run_id, "RUNNING")
+            self.store.sender.call(self._begin)
             yield self
             status = "FINISHED"
         except (stopped, KeyboardInterrupt):
@@ -99,6 +102,11 @@ class Tracker:
                     raise
             finally:
                 lock.release()
+
+    def _begin(self) -> None:
+        """Mark the run as running. What another process recorded of it before, and sends later, won't change that."""
+        self.store.client.set_tag(self.run_id, BEGAN, now())
+        self.store.client.update_run(self.run_id, "RUNNING")
 
     def _lock(self) -> FileLock:
         folder = self.store.run_folder(self.run_id)
@@ -126,7 +134,7 @@ def start_run(
 ) -> Tracker:
     """A new run, with the status RUNNING."""
     all_tags = {"kind": kind, **(tags or {})} | ({PARENT: parent} if parent else {})
-    began, attempts = _now(), count()
+    began, attempts = now(), count()
 
     def create() -> str:
         if next(attempts):  # the store may have carried out an attempt whose answer was lost
@@ -150,8 +158,3 @@ def copy_run(store: Store, record: Record, kind: str, tags: Mapping[str, str], *
     tracker.tag_protocols(record.protocols)  # last: a metric whose protocol is tagged is complete
     tracker.finish("FINISHED")
     return tracker.record()
-
-
-def _now() -> int:
-    """The time in milliseconds, as MLflow counts it."""
-    return time.time_ns() // 1_000_000

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from experiments.tracking import sending
+from experiments.tracking.faults import Refused
 from experiments.tracking.journal import Journal
-from experiments.tracking.sending import Refused, Sender
-from experiments.tracking.store import Record, Store
+from experiments.tracking.sending import Sender
+from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.errors import RunFailed
 
@@ -36,11 +38,15 @@ class FakeClient:
         self.obstacle = obstacle
         self.stored: list[Any] = []
         self.batches: list[int] = []  # the number of points in each request
+        self.tags: dict[str, str] = {}  # of every run
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         self.obstacle(run_id)
         self.batches += [len(metrics)] if metrics else []
         self.stored += [(run_id, each.key, each.value) for each in (*metrics, *params, *tags)]
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(tags=self.tags))
 
     def keep(self, run_id: str, path: Path) -> None:
         self.obstacle(run_id)
@@ -198,28 +204,17 @@ def test_a_command_waits_for_a_dead_store_only_once(tmp_path: Path, monkeypatch:
     assert client.stored == [("run", "loss", 1.0)]
 
 
-def test_the_journal_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    blocked = Blocked()
-    sender, client = open_sender(tmp_path, blocked)
-    sender.put("run", metrics=[point(1.0)])
-    assert blocked.reached.wait(60)
-    other, store = open_sender(tmp_path)
-    other.flush("run")
-    assert store.stored == []
-    blocked.released.set()
-    sender.flush("run")
-    assert client.stored == [("run", "loss", 1.0)]
-
-
 def test_a_refused_entry_fails_its_run_and_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    refusals = iter([DELETED])
+    blocked, refusals = Blocked(), iter([DELETED])
 
     def obstacle(run_id: str) -> None:
+        blocked(run_id)
         if (error := next(refusals, None)) is not None:
             raise error
 
     sender, client = open_sender(tmp_path, obstacle)
     sender.put("gone", metrics=[point(1.0)])
+    blocked.released.set()
     with pytest.raises(RunFailed, match="refuses what was recorded of run gone: the run was deleted"):
         sender.flush("gone")
     with pytest.raises(RunFailed, match="refuses"):
@@ -247,13 +242,17 @@ def test_an_error_of_a_call_is_raised_where_it_was_made(tmp_path: Path) -> None:
 def test_an_error_in_the_thread_itself_is_raised_by_whoever_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sender, _ = open_sender(tmp_path)
+    def wait_for_flush(run_id: str) -> None:
+        while sender._waiting == 0:
+            pass
+
+    sender, _ = open_sender(tmp_path, wait_for_flush)
 
     def fail(journal: Journal) -> None:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "remove", fail)
+        patch.setattr(Journal, "close", fail)
         sender.put("run", metrics=[point(1.0)])
         with pytest.raises(PermissionError):
             sender.flush("run")
@@ -326,15 +325,6 @@ def test_a_file_that_could_not_be_written_leaves_nothing(tmp_path: Path) -> None
     assert left_in(tmp_path) == []
 
 
-def test_a_line_cut_off_when_the_machine_died_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "1-2-3.jsonl").write_text('{"run": "run", "metrics": [["loss", 1.0, 1000, 1]]}\n{"run": "run", "met')
-    sender, client = open_sender(tmp_path)
-    sender.flush("run")
-    assert client.stored == [("run", "loss", 1.0)]
-    assert "line 2 is damaged" in caplog.text
-    assert left_in(tmp_path) == []
-
-
 # --- with MLflow ------------------------------------------------------------------------------------------------------
 
 
@@ -359,28 +349,3 @@ def test_a_run_is_created_once_even_if_the_answer_is_lost(store: Store, monkeypa
     tracker = start_run(store, "bob's", "pretrain", {"lr": 1}, {"config_key": "k"})
     assert [record.id for record in store.records()] == [tracker.run_id]
     assert tracker.record().params == {"lr": "1"}
-
-
-def test_a_finished_run_is_completed_by_the_next_store_that_opens(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = start_run(store, "run", "pretrain", {})
-    tracker.flush()
-    monkeypatch.setattr(sending, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(store.client, "log_batch", lambda *_, **__: locked(""))
-
-    def finish() -> None:
-        with tracker.finishing(KeyboardInterrupt):
-            tracker.log({"train/loss": 1.0}, 1)
-            tracker.artifact("note.txt", lambda path: path.write_text("here"))
-
-    with pytest.raises(RunFailed, match="3 entries were not sent"):
-        finish()
-    die(store.sender)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'another.db'}")
-    assert Store(store.folder).records() == []  # the entries are for another store
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    record: Record = Store(store.folder).get(tracker.run_id)
-    assert record.finished
-    assert record.metrics == {"train/loss": 1.0}
-    assert record.artifact("note.txt").read_text() == "here"
