@@ -15,22 +15,21 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any
 
-from simclr.data.images import Files
+from simclr.data.images import LARGEST_FILE, Files
 from simclr.data.labels import contents_of_layout
 from simclr.data.layout import HIDDEN, is_hidden
 from simclr.data.shards import contents_of_shards, is_shard
 from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
+from simclr.data.suffixes import TARS
 from simclr.data.tables import table_among, understand_names
 from simclr.data.unpack import read_at, unpack
 from simclr.errors import UserError, printable
 from simclr.progress import SILENT, Observer
 
-LARGEST_MEMBER = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 LARGEST_RATIO = 100  # of an archive's unpacked size to its own, beyond RATIO_FREE; photos have about 1
 RATIO_FREE = 1 << 30
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 def _open_zstd(path: Path) -> Any:
@@ -204,7 +203,7 @@ def _most(path: Path) -> int:
 
 
 def _check_size(path: Path, name: str, size: int) -> None:
-    if size > LARGEST_MEMBER:
+    if size > LARGEST_FILE:
         raise UserError(
-            f"{path}: '{name}' has {size:,} bytes, more than an image may have ({LARGEST_MEMBER:,}): leave it out"
+            f"{path}: '{name}' has {size:,} bytes, more than an image may have ({LARGEST_FILE:,}): leave it out"
         )

@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     repeated: int  # images that are identical to another one
     one_colour: int  # images of a single colour
     few_levels: int  # other images with at most LEVELS values
-    lowest: int  # value of all images
+    lowest: int  # of all values of all images
     highest: int
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simclr.data.images import Files
+from simclr.data.images import Files, read_file
 from simclr.data.labels import contents_of_layout
 from simclr.data.layout import image_names, is_hidden
 from simclr.data.source import Source, fingerprint, fingerprint_files
-from simclr.data.tables import TABLE_SUFFIXES, names_files, understand_names
+from simclr.data.tables import reason_against, table_among, understand_names
 from simclr.errors import UserError, printable
 from simclr.progress import Observer
 
@@ -29,14 +28,11 @@ def load_folder(
 ) -> Source:
     """Any folder of images, in one of the layouts of `understand`, or with a table of labels."""
     names, notes = list_files(folder)
-    if labels is None and not unlabelled and (table := _table_of(folder, names)):
-        if names_files(table, image_names(names, []), any(columns.values())):
-            labels = table
+    if labels is None and not unlabelled and (table := table_among(names)) and "/" not in table:
+        if reason := reason_against(folder / table, image_names(names, []), any(columns.values())):
+            notes.append(f"{table} is not used, because {reason}: to use it, add --labels {folder / table}")
         else:
-            notes.append(
-                f"{table.name} is not used, because no columns with usual names hold the names of these images and "
-                f"their labels: to use it, add --labels {table}"
-            )
+            labels = folder / table
     layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
     files = Files(names, partial(_read, str(folder)), forkable=True)
     known = set(names)
@@ -53,18 +49,8 @@ def load_table(labels: Path, home: Path, observer: Observer, **options: Any) -> 
     return load_folder(labels.parent, home, observer, labels=labels, **options)
 
 
-def _table_of(folder: Path, names: Sequence[str]) -> Path | None:
-    """The table in a folder whose images lie all in one place, if it is the only one."""
-    images = image_names(names, [])
-    tables = [folder / name for name in names if name.lower().endswith(TABLE_SUFFIXES) and "/" not in name]
-    if len(tables) != 1 or len({name.rpartition("/")[0] for name in images}) != 1:
-        return None
-    return tables[0]
-
-
 def _read(folder: str, name: str) -> bytes:
-    with open(os.path.join(folder, name), "rb") as file:  # noqa: PTH123 (faster than Path, for many small files)
-        return file.read()
+    return read_file(os.path.join(folder, name))
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:

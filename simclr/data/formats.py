@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr.data.archives import TARS, load_archive
+from simclr.data.archives import load_archive
 from simclr.data.arrays import load_arrays
 from simclr.data.folder import list_files, load_folder, load_table
 from simclr.data.hub import PREFIX, is_saved, load_hub
 from simclr.data.images import Array, Files, files_at
-from simclr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_names, is_hidden
+from simclr.data.layout import image_names, is_hidden
 from simclr.data.parquet import load_parquet
 from simclr.data.source import Source
+from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, OTHERS, TARS
 from simclr.data.tables import TABLE_SUFFIXES
 from simclr.errors import UserError
 from simclr.progress import Observer
@@ -59,23 +60,6 @@ FOLDER_SUFFIXES = {**dict.fromkeys(TARS, "archive"), ".parquet": "parquet", ".np
 # Files without a suffix that lie beside data.
 ABOUT = {"readme", "license", "licence", "copying", "notice", "citation", "authors", "changelog", "makefile"}
 
-# Files that people have but that hold no images in a form that can be read: what each is, and what to do.
-UNPACK = "unpack it, and give the folder"
-SAVE_ARRAYS = "save its images and labels with numpy.savez(FILE, images=..., labels=...)"
-OTHERS = {
-    **dict.fromkeys((".rar", ".7z", ".gz", ".zip.001"), ("a compressed file of a kind that can't be read", UNPACK)),
-    **dict.fromkeys((".h5", ".hdf5", ".mat"), ("a file of arrays that is not NumPy's", SAVE_ARRAYS)),
-    **dict.fromkeys((".pkl", ".pickle"), ("a Python pickle, which could run code when it is read", SAVE_ARRAYS)),
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), ("a file of tensors or weights", SAVE_ARRAYS)),
-    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), ("a video", "save its frames: ffmpeg -i FILE %06d.png")),
-    **dict.fromkeys(
-        (".tfrecord", ".tfrecords", ".lmdb", ".mdb"), ("a database of records", "save its images as files")
-    ),
-    **dict.fromkeys((".json", ".jsonl", ".xml", ".txt", ".xlsx"), ("a text or table", "give the folder of the images")),
-    ".pdf": ("a PDF", "save its pages as images: pdftoppm -png FILE page"),
-    ".py": ("a Python script, such as Hugging Face's for a data set", "run it, and save its data set as Parquet"),
-    ".arrow": ("a file of Hugging Face's cache", "give the folder that save_to_disk wrote, or hf:NAME"),
-}
 CONTENTS = {
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
     b"<!doctype html": ("a web page, not a download", "download the file again"),

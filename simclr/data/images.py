@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import jpeg_factory
 
 from simclr.data.unreadable import describe, misread
+from simclr.data.wide import Array as Array
 from simclr.data.wide import Range, WideImage, find_range, kind_of_values, sample_values, to_eight_bits
 from simclr.data.workers import in_chunks
 from simclr.errors import UserError
 from simclr.progress import Observer
 
-Array = NDArray[Any]
-
 JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+LARGEST_FILE = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 MANY = 1000  # files from which on several processes decode faster than threads, although they take time to start
 SAMPLED = 10_000  # files (or up to twice as many) whose values are looked at to find their range
 
@@ -38,7 +38,15 @@ class Files(NamedTuple):
 
 def files_at(paths: Sequence[Path]) -> Files:
     """Image files on the disk, named by their paths."""
-    return Files([str(path) for path in paths], lambda name: Path(name).read_bytes(), forkable=True)
+    return Files([str(path) for path in paths], read_file, forkable=True)
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file. Raises ValueError if it is larger than LARGEST_FILE."""
+    with open(path, "rb") as file:  # noqa: PTH123 (faster than Path, for many small files)
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST_FILE:
+            raise ValueError(f"has {size:,} bytes, more than an image may have ({LARGEST_FILE:,}): leave it out")
+        return file.read()
 
 
 class Decoding(NamedTuple):

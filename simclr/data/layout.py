@@ -8,18 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from simclr.data.source import UNLABELLED
+from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from simclr.errors import UserError, printable
 
 FOLDER_NAMES = "folder names"  # where classes come from that `understand` finds
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif"}
-IMAGE_SUFFIXES |= {".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".avif", ".tga", ".pnm", ".pbm"}
-# Files with these suffixes lie beside images, and are never images.
-OTHER_SUFFIXES = {
-    *(".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg"),
-    *(".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".log", ".db", ".sqlite", ".url", ".lnk", ".py"),
-    *(".ipynb", ".sh", ".m", ".xmp", ".aae", ".thm", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth", ".h5", ".parquet"),
-    *(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".md5", ".sha1", ".sha256", ".mp4", ".mov", ".avi", ".mp3", ".wav"),
-}
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),

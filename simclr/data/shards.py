@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from simclr.data.images import Files
 from simclr.data.labels import LABEL_NAMES, as_text, contents_of, split_in
-from simclr.data.layout import IMAGE_SUFFIXES, is_hidden
+from simclr.data.layout import is_hidden
 from simclr.data.source import Contents
+from simclr.data.suffixes import IMAGE_SUFFIXES
 from simclr.errors import UserError
 
 LABEL_KINDS = ("cls", "json", "txt")  # of files that may hold a label, the surest one first

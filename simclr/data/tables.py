@@ -92,25 +92,31 @@ def understand_table(
 
 
 def table_among(names: Sequence[str]) -> str | None:
-    """The table among files whose images lie all in one place, if it is the only one."""
+    """The outermost table among files whose images lie all in one place, if it is the only one."""
     tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not HIDDEN.search(name)]
+    least = min((name.count("/") for name in tables), default=0)
+    outermost = [name for name in tables if name.count("/") == least]
     places = {name.rpartition("/")[0] for name in image_names(names, [])}
-    return tables[0] if len(tables) == 1 and len(places) == 1 else None
+    return outermost[0] if len(outermost) == 1 and len(places) == 1 else None
 
 
-def names_files(labels: Path, images: Sequence[str], any_label: bool = False) -> bool:
-    """Whether a table can be read, and has a column that names most of these images and one called as labels are.
+def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str | None:
+    """Why a table beside images is not taken for the one of their labels. None if it is.
 
-    With `any_label`, the labels may be in a column of any name.
+    It names most of the images, and has a column called as labels are, unless `any_label`.
     """
     try:
         table = read_table(labels)
-    except UserError:
-        return False
-    if not any_label and not any(column.lower() in LABEL_NAMES for column in table.columns):
-        return False
+    except UserError as error:
+        return str(error)
     files = _Names(images)
-    return any(2 * len(set(map(files.find, table[column])) - {None}) > len(images) for column in table.columns)
+    names = [column for column in table.columns if 2 * len(set(map(files.find, table[column])) - {None}) > len(images)]
+    if not names:
+        return "no column names most of the images"
+    others = [column for column in table.columns if column not in names and column.lower() not in SPLIT_COLUMNS]
+    if others and not any_label and not any(column.lower() in LABEL_NAMES for column in others):
+        return f"no column has a usual name for labels ({', '.join(LABEL_NAMES[:4])}, ...)"
+    return None
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -71,6 +71,9 @@ def misread(image: Image.Image) -> str | None:
     """Why an image that is not loaded yet would be read wrongly, or None."""
     if tiff_tag(image, "BitsPerSample") == 16 and raw_mode(image) in ("R", "G", "B", "A"):
         return "keeps each colour of 16 bits in a plane of its own: save it with interleaved colours"
+    channels = tiff_tag(image, "SamplesPerPixel") or 1
+    if channels > 4 or (channels == 2 and image.mode == "L"):
+        return f"is a TIFF with {channels} channels, of which some would be dropped: save it with 1 or 3 channels"
     if tiff_tag(image, "SubIFDs") is not None and tiff_tag(image, "NewSubfileType") == 1:
         return f"begins with a thumbnail, so it is probably {_RAW}"
     return None
@@ -103,7 +106,11 @@ def _describe_tiff(data: bytes) -> str:
         return "is a damaged TIFF file"
     channels, bits = tags.get(_TAG["SamplesPerPixel"], 1), tags.get(_TAG["BitsPerSample"], (1,))[0]
     form = {2: "signed integers", 3: "floating-point numbers"}.get(tags.get(_TAG["SampleFormat"], (1,))[0], "integers")
+    readable = bits <= 32 if form != "floating-point numbers" else bits == 32
+    about = f"is a TIFF with {channels} channel{'s' * (channels > 1)} of {bits}-bit {form}"
+    if (channels == 1 and readable) or (channels == 3 and bits in (8, 16) and form == "integers"):
+        return f"{about}, packed in a way that Pillow can't read: save it without compression, or as PNG"
     return (
-        f"is a TIFF with {channels} channel{'s' * (channels > 1)} of {bits}-bit {form}, which Pillow can't read: save "
+        f"{about}, which Pillow can't read: save "
         f"it with 1 channel (up to 32 bits, or 32-bit floating-point numbers), or 3 channels of 8 or 16 bits"
     )

@@ -126,7 +126,7 @@ def test_bombs_are_refused_by_their_declared_sizes(home, tmp_path, monkeypatch):
     blank = b"\0" * 2_000_000
     bomb = write(tmp_path / "bomb.zip", make_bomb({"cat/1.png": blank}))
     assert "claims to unpack to 2,000,000" in error_message(home, dir=bomb)
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 1_000_000)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 1_000_000)
     assert "more than an image may have" in error_message(home, dir=bomb)
     assert "more than an image may have" in error_message(
         home, dir=write(tmp_path / "large.tar", make_plain_tar({"cat/1.png": blank}))

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from simclr.data import images
 from simclr.data.folder import list_files
 from simclr.errors import UserError
 from tests.simclr.data.helpers import error_message, open_data, values, write, write_class_folder
@@ -81,3 +82,12 @@ def test_unlabelled_folders_are_no_classes(home, tmp_path):
     assert data.classes == ()
     assert values(data, "pretrain") == list(range(12))
     assert "data.unlabelled is not a setting of the data set 'digits'" in error_message(home, "digits", unlabelled=True)
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(home, tmp_path, monkeypatch):
+    write_class_folder(tmp_path / "photos", each=4)
+    write(tmp_path / "photos" / "cat" / "large.png", b"0" * 5000)
+    monkeypatch.setattr(images, "LARGEST_FILE", 4000)
+    message = error_message(home, dir=tmp_path / "photos", side=8)
+    assert "1 of 13 files" in message
+    assert "has 5,000 bytes, more than an image may have" in message

@@ -2,7 +2,8 @@
 
 import pytest
 
-from simclr.data.formats import FORMATS, OTHERS, format_of
+from simclr.data.formats import FORMATS, format_of
+from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, OTHERS
 from tests.simclr.data.helpers import error_message, make_tar, make_zip, open_data, plain, write, write_class_folder
 
 FILES = {
@@ -86,4 +87,7 @@ def test_a_setting_without_effect_is_an_error(home, tmp_path):
 
 
 def test_remedies_are_stated_for_all_other_files():
+    assert not OTHER_SUFFIXES & IMAGE_SUFFIXES
+    assert ".001" not in OTHER_SUFFIXES
+    assert {".safetensors", ".mkv", ".hdf5", ".zst", ".npy", ".csv"} <= OTHER_SUFFIXES
     assert all(what and remedy and not remedy[0].isupper() for what, remedy in OTHERS.values())

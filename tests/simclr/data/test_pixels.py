@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from simclr.data.images import Decoding, Files, decode, measure_range
+from simclr.data.unreadable import describe
 from simclr.data.wide import WideImage, find_range
 from simclr.progress import SILENT
 from tests.simclr.data.helpers import decoded, encode
@@ -320,3 +321,18 @@ def test_values_that_are_not_finite_are_not_measured():
     contents["b.tif"] = tiff(np.array([[np.nan, np.inf], [1, 2]], np.float32))
     low, high = measure_range(Files(list(contents), contents.__getitem__), SILENT)
     assert 0 <= low < high <= 3
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_tiff_whose_channels_would_be_dropped_is_refused(channels):
+    array = np.zeros((9, 9, channels), np.uint8)
+    content = tiff(array, photometric="minisblack" if channels == 2 else "rgb", planarconfig="contig")
+    with pytest.raises(ValueError, match=f"is a TIFF with {channels} channels"):
+        decoded(content, 8)
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [
+    ("uint32", "save it without compression"), ("float16", "save it with 1 channel"), ("float64", "save it with"),
+])  # fmt: skip
+def test_the_remedy_for_a_tiff_is_not_the_form_that_it_has(kind, remedy):
+    assert remedy in describe(tiff(np.zeros((9, 9), kind)))

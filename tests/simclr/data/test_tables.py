@@ -85,6 +85,17 @@ def test_a_table_without_usual_names_is_used_only_if_a_column_is_named(photos, h
     assert open_data(home, dir=photos, side=8, label_column="ISO").classes == ("100", "200", "300")
 
 
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"item,label\napple,1\n", "no column names most of the images"),
+    (b"id,label\n000,a, big\n", "has rows with more cells than its header"),
+])  # fmt: skip
+def test_it_is_said_why_a_lone_table_is_not_used(content, reason, photos, home):
+    write(photos / "prices.csv", content)
+    notes = Notes()
+    assert open_dataset(DataConfig(dataset="folder", dir=photos, side=8), home, notes).classes == ()
+    assert any("prices.csv is not used, because " in text and reason in text for text in notes.said)
+
+
 def test_a_table_labels_the_images_of_an_archive(photos, home, tmp_path):
     archive = write(tmp_path / "photos.zip", make_zip({f"in/{i:03}.png": plain(i) for i in range(20)}))
     path = table(tmp_path / "labels.csv", "id,label,split", ROWS)
