@@ -81,7 +81,8 @@ def _describe_usage(error: Any, command: str) -> str:
         return str(unknown("option", error.option_name, options))
     if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
         (details, *_) = error.__cause__.errors()
-        return f"{error.param.opts[-1]} '{details['input']}': expected {expected(details)}"
+        wanted = "a number" if str(details["input"]).strip().lower() == "nan" else expected(details)
+        return f"{error.param.opts[-1]} '{details['input']}': expected {wanted}"
     message = error.format_message().rstrip(".").replace("argument(s)", "argument")
     return f"{message[0].lower()}{message[1:]}: see simclr {command} --help"
 

@@ -27,8 +27,8 @@ def tsne(features: NDArray[Any], seed: int, perplexity: float = 30) -> tuple[NDA
     n = len(features)
     if not 0 < perplexity < n:
         raise ValueError(
-            f"perplexity {perplexity:g} with {n} images: it must be positive and below the number of images, "
-            f"so use more images or a lower perplexity (30 is usual)"
+            f"perplexity {perplexity:g} with {n} images: expected more than 0 and less than {n}, such as "
+            f"{min(30, n / 4):.3g}. Use another perplexity, or more images"
         )
     directions = normalize(features)
     if np.ptp(directions, axis=0).max() <= SAME:

@@ -135,11 +135,17 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
                     f"--set model.width=1 --set model.stem=imagenet for '{config.backbone}'"
                 )
             builder = torchvision.models.get_model_builder(config.backbone)
-            is_transformer = config.backbone.startswith("vit_")
-            try:
-                network = builder(**({"image_size": side} if is_transformer else {}))
-            except (ValueError, AssertionError) as error:  # the side is not a multiple of the patch size
-                raise UserError(f"backbone '{config.backbone}' can't process {side} px images: {error}") from None
+            options = {}
+            if config.backbone.startswith("vit_"):
+                patch = int(config.backbone.rpartition("_")[2])
+                if side % patch:
+                    raise UserError(
+                        f"backbone '{config.backbone}' can't process {side} px images: expected a multiple of {patch}, "
+                        f"such as --set data.side={max(side // patch, 1) * patch} (or augment.crop.size, if that is "
+                        f"set)"
+                    )
+                options = {"image_size": side}
+            network = builder(**options)
         features = _detach_classifier(network)
     return network, features
 

@@ -38,6 +38,7 @@ def ablate(  # over 60 lines, because of its signature
     drop: Annotated[
         list[str],
         typer.Option(
+            metavar="AUGMENTATION",
             help="Augmentation to leave out of one cell. Can be repeated, for more cells. Choices: "
             f"{', '.join(AUGMENTATIONS)}.",
             show_default="none",
@@ -47,6 +48,7 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             "--only",
+            metavar="AUGMENTATION",
             help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells. Choices: "
             f"{', '.join(AUGMENTATIONS)}.",
             show_default="none",
@@ -76,7 +78,10 @@ def ablate(  # over 60 lines, because of its signature
     seeds: Annotated[
         int,
         typer.Option(
-            min=1, max=100, help="Number of seeds that each cell is trained with, counting up from the config's seed."
+            metavar="N",
+            min=1,
+            max=100,
+            help="Number of seeds that each cell is trained with, counting up from the config's seed.",
         ),
     ] = 3,
     preset: Preset = None,
@@ -156,7 +161,7 @@ def ablate(  # over 60 lines, because of its signature
         return
     if total > LONG and not yes and can_ask():
         typer.confirm("Start the study?", abort=True)
-    with resumable(), Terminal(resumes=True) as terminal:
+    with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
         outcome = execute(name, plan, store, numbers, shlex.join(["simclr", *sys.argv[1:]]), terminal)
     if outcome.report:
         typer.echo(outcome.report)

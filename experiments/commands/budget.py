@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from simclr.train.budget import MemoryBudget, MemoryPlan
 
 
-def budget(
+def budget(  # over 60 lines, because of its signature
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -39,7 +39,10 @@ def budget(
     images: Annotated[
         int,
         typer.Option(
-            min=0, max=10**9, help="Number of images in the data set, to see whether they fit too. 0: not counted."
+            metavar="N",
+            min=0,
+            max=10**9,
+            help="Number of images in the data set, to see whether they fit too. 0: not counted.",
         ),
     ] = 0,
     device: Device = None,

@@ -40,7 +40,7 @@ def embed(
         "features.parquet"
     ),
     batch_size: Annotated[
-        int, typer.Option(min=1, max=2**20, help="Number of images that are processed at a time.")
+        int, typer.Option(metavar="N", min=1, max=2**20, help="Number of images that are processed at a time.")
     ] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
@@ -186,6 +186,12 @@ def import_(  # over 60 lines, because of its signature
         )
     model = imported.model
     typer.echo(f"run {record.short_id}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
+    if imported.other_stems:
+        typer.echo(
+            f"warning: a stem {' or '.join(imported.other_stems)} has weights of the same shapes as {model['stem']}: "
+            f"if the encoder was trained with another one, import it with --stem",
+            err=True,
+        )
     typer.echo(f"images are normalized with '{normalize}': if the encoder was trained otherwise, add --normalize")
     for what in ("left_out", "missing", "unmatched"):
         if keys := getattr(imported, what):

@@ -112,7 +112,10 @@ def check_out(path: Path) -> Path:
 # What a config is made of.
 Preset = Annotated[
     str | None,
-    typer.Option(help=f"Preset to start from: {', '.join(presets())}.", show_default="shapes, or none with --config"),
+    typer.Option(
+        help=f"Preset to start from: {', '.join(presets())}. Without this and --config, it is shapes.",
+        show_default=False,
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -133,15 +136,23 @@ DatasetName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(callback=absolute, help=DATA_DIR_HELP, show_default="none; known data sets are downloaded"),
+    typer.Option(
+        callback=absolute, help=f"{DATA_DIR_HELP} Without it, known data sets are downloaded.", show_default=False
+    ),
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default="none; folders are classes"),
+    typer.Option(
+        "--labels", callback=absolute, help=f"{LABELS_HELP} Without it, folders are classes.", show_default=False
+    ),
 ]
 Unlabelled = Annotated[
     bool,
-    typer.Option("--unlabelled", help="The subfolders of your images are not classes. Those of splits are still used."),
+    typer.Option(
+        "--unlabelled",
+        help="The subfolders of your images are not classes. Folders named after splits (train, val, test) "
+        "still count.",
+    ),
 ]
 BadImage = Annotated[
     str | None,
@@ -197,7 +208,9 @@ Precision = Annotated[
 Drop = Annotated[
     list[str],
     typer.Option(
-        help=f"Augmentation to leave out. Can be repeated. Choices: {', '.join(AUGMENTATIONS)}.", show_default="none"
+        metavar="AUGMENTATION",
+        help=f"Augmentation to leave out. Can be repeated. Choices: {', '.join(AUGMENTATIONS)}.",
+        show_default="none",
     ),
 ]
 
@@ -209,13 +222,17 @@ NewestEncoder = Annotated[
 ]
 RunNames = Annotated[
     list[str],
-    typer.Argument(help="Names of finished runs, or the first 4 or more characters of their ids.", show_default=False),
+    typer.Argument(
+        metavar="RUN...",
+        help="Names of finished runs, or the first 4 or more characters of their ids.",
+        show_default=False,
+    ),
 ]
 Transfer = Annotated[
     str | None,
     typer.Option(
-        help=f"Another data set ({', '.join(DATASETS)}), or images of your own as for --data-dir, whose test images "
-        "are used instead. With a data set, --data-dir says where it is.",
+        help=f"Use the images of another data set ({', '.join(DATASETS)}), or images of your own, given as for "
+        "--data-dir. With a data set, --data-dir says where it is.",
         show_default=FROM_RUN,
     ),
 ]

@@ -9,6 +9,7 @@ import typer
 
 from experiments.commands.names import names_in
 from experiments.commands.options import (
+    FROM_PRESET,
     BadImage,
     ConfigFile,
     DataDir,
@@ -26,7 +27,6 @@ from experiments.commands.options import (
     RunDataDir,
     RunLabels,
     RunNames,
-    Seed,
     Settings,
     Transfer,
     TransferSettings,
@@ -49,7 +49,10 @@ def views(
     on_bad_image: BadImage = None,
     unlabelled: Unlabelled = False,
     drop: Drop = [],  # noqa: B006 (Typer copies it)
-    seed: Seed = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the choice of images and of their augmentations.", show_default=FROM_PRESET),
+    ] = None,
     settings: Settings = [],  # noqa: B006
 ) -> None:
     """Draw the augmented views that training uses.
@@ -87,7 +90,10 @@ def plot(
     runs: RunNames,
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
-        int, typer.Option(min=0, max=10**6, help="Number of points that a running mean is taken over. 0: no smoothing.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=10**6, help="Number of points that a running mean is taken over. 0: no smoothing."
+        ),
     ] = 0,
 ) -> None:
     """Draw the training curves of runs in one figure.
@@ -113,18 +119,24 @@ def tsne(  # over 60 lines, because of its signature
             "without labels)."
         ),
     ] = "test",
-    images: Annotated[int, typer.Option(min=4, max=10**6, help="Largest number of images to draw.")] = 5000,
+    images: Annotated[
+        int, typer.Option(metavar="N", min=4, max=10**6, help="Largest number of images to draw.")
+    ] = 5000,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Draw some of the images on the map.")] = False,
     perplexity: Annotated[
         float,
         typer.Option(
+            metavar="N",
             min=1,
             max=10_000,
             callback=check_number,
-            help="Perplexity of t-SNE: roughly the number of neighbours that each image has.",
+            help="Perplexity of t-SNE: roughly the number of neighbours that each image has. "
+            "It has to be below the number of images.",
         ),
     ] = 30,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the choice of images and of t-SNE.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the choice of images and of t-SNE.")
+    ] = 0,
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -171,9 +183,9 @@ def tsne(  # over 60 lines, because of its signature
 
 def neighbours(
     run: EncoderName,
-    images: Annotated[list[Path], typer.Argument(help="Image files to find neighbours of.")],
+    images: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files to find neighbours of.")],
     out: PictureFile = Path("neighbours.png"),
-    count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours of each image.")] = 8,
+    count: Annotated[int, typer.Option(metavar="N", min=1, max=50, help="Number of neighbours of each image.")] = 8,
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,

@@ -22,7 +22,7 @@ METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while trai
 def runs() -> None:
     """List all runs, newest first.
 
-    The kind pretrain is a trained encoder, import one of another program, and eval the evaluation of a weights file.
+    The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
     A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
     are copies of reused runs, or failed attempts.
     Test accuracies of different evaluation protocols have columns of their own.
@@ -62,7 +62,7 @@ def runs() -> None:
 
 def ui(
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
+        int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
     ] = 5000,
 ) -> None:
     """Show the runs in the browser, with MLflow.

@@ -36,7 +36,10 @@ def search(  # over 60 lines, because of its signature
     trials: Annotated[
         int,
         typer.Option(
-            min=1, max=100_000, help="Number of trials in all, including those of earlier calls of this search."
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="Number of trials in all, including those of earlier calls of this search.",
         ),
     ] = 30,
     space: Annotated[
@@ -77,6 +80,7 @@ def search(  # over 60 lines, because of its signature
         float | None,
         typer.Option(
             "--max-hours",
+            metavar="N",
             min=0,
             max=8760,
             callback=check_number,
@@ -87,6 +91,7 @@ def search(  # over 60 lines, because of its signature
     top: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             max=100,
             help="Number of best trials to train again with fresh seeds.",
@@ -96,7 +101,10 @@ def search(  # over 60 lines, because of its signature
     seeds: Annotated[
         int,
         typer.Option(
-            min=0, max=100, help="Number of fresh seeds to train the best trials and the starting config with. 0: none."
+            metavar="N",
+            min=0,
+            max=100,
+            help="Number of fresh seeds to train the best trials and the starting config with. 0: none.",
         ),
     ] = 3,
     name: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,17 +28,18 @@ class Terminal(Observer):
 
     The first signal asks the work to stop when its state is saved, once a run has begun to train. Before that, and the
     second time, a signal raises KeyboardInterrupt. `resumes` is for work that is in the record from its beginning, such
-    as a study: the first signal then always asks. Use it as a context manager.
+    as a study: the first signal then always asks. `noted` are notes that were printed before, and are not repeated.
+    Use it as a context manager.
     """
 
-    def __init__(self, *, resumes: bool = False) -> None:
+    def __init__(self, *, resumes: bool = False, noted: Iterable[str] = ()) -> None:
         self._asks = resumes  # whether a signal asks the work to stop
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
         self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
         self._stopping = False
-        self._noted: set[str] = set()
+        self.noted = set(noted)
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -73,8 +74,8 @@ class Terminal(Observer):
         typer.echo("\n".join(map(printable, text.split("\n"))))
 
     def note(self, text: str) -> None:
-        if text not in self._noted:
-            self._noted.add(text)
+        if text not in self.noted:
+            self.noted.add(text)
             self.say(text)
 
     def progress(self, what: str, done: int, total: int) -> None:

@@ -58,7 +58,11 @@ def _encoder_in(path: Path) -> FoundEncoder:
 
 
 class WeightsMissing(UserError):  # noqa: N818 (it describes the weights)
-    """A run finished, and its weights are gone."""
+    """A run finished, and its weights are gone. `fact` says so, and the message also what to do."""
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(f"{fact}: {remedy}")
+        self.fact = fact
 
 
 def weights_of(record: Record) -> Path:
@@ -66,10 +70,13 @@ def weights_of(record: Record) -> Path:
     try:
         return record.artifact("model.safetensors")
     except UserError:
-        remedy = "import it again" if record.kind == "import" else "to train it again, add --again to its command"
-        raise WeightsMissing(
-            f"run {record.name} ({record.short_id}) has finished, but its weights were deleted: {remedy}"
-        ) from None
+        remedy = "to train it again, add --again to its command"
+        if record.kind == "import":
+            remedy = "import it again"
+        elif record.parent is not None:  # ablate and search have no --again
+            remedy = "to train it again, use `simclr pretrain --again` with its settings, which `simclr ui` shows"
+        fact = f"run {record.name} ({record.short_id}) has finished, but its weights were deleted"
+        raise WeightsMissing(fact, remedy) from None
 
 
 def encoder_of(record: Record) -> FoundEncoder:

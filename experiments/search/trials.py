@@ -208,7 +208,7 @@ def _trained_accuracy(
     try:
         return record, validation_accuracy(record, prepared.data, prepared.device, observer)
     except WeightsMissing as error:
-        observer.say(f"{error}. It is trained again")
+        observer.say(f"{error.fact}. It is trained again")
     record = train(again=True)
     return record, validation_accuracy(record, prepared.data, prepared.device, observer)
 

@@ -129,8 +129,12 @@ def settings_name(changes: Mapping[str, Any]) -> str:
 
 def refuse_fixed(path: str) -> None:
     """Raise UserError for a setting that no study or search may vary."""
+    if path == "name":
+        raise UserError("name can't be varied: it changes no result")
     if shared(path):
-        raise UserError(f"{path} can't be varied: runs can only be compared on the same images with the same seeds")
+        raise UserError(
+            f"{path} can't be varied: runs can only be compared on the same images and machine, with the same seeds"
+        )
 
 
 def _cell(

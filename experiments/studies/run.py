@@ -180,7 +180,7 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
     try:
         _evaluate(run, cell, prepared, store, observer)
     except WeightsMissing as error:
-        observer.say(f"{error}. It is trained again")
+        observer.say(f"{error.fact}. It is trained again")
         run = train_or_resume(prepared, store, again=True, tags=tags, parent=study.id, observer=observer)
         _evaluate(run, cell, prepared, store, observer)
     if run.parent == study.id and run.tags.get("cell") == cell.name:

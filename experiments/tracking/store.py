@@ -227,11 +227,9 @@ class Store:
                 return record
         if called:
             newest = called[0]
-            resumable = any(newest.folder.glob("step-*.pt"))
             raise UserError(
                 f"run {newest.name} ({newest.short_id}) has not finished: its status is {newest.status}. "
-                + ("To resume it, add --resume to" if resumable else "It has no checkpoint, so repeat")
-                + " the command that started it"
+                f"{self._how_to_finish(newest)}"
             )
         if name is not None and len(name) < SHORTEST_ID and any(record.id.startswith(name) for record in candidates):
             raise UserError(f"'{name}' is too short for an id: give at least {SHORTEST_ID} characters")
@@ -240,6 +238,16 @@ class Store:
             hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
             raise UserError(f"no run has the name '{name}' or an id that starts with it: {hint}")
         raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+
+    def _how_to_finish(self, record: Record) -> str:
+        if record.status == "RUNNING":
+            return "Wait until it ends"
+        if record.parent is not None:
+            parent = self.get(record.parent)
+            return f"It belongs to the {parent.kind} '{parent.name}': run the command that started that again"
+        if any(record.folder.glob("step-*.pt")):
+            return "To resume it, add --resume to the command that started it"
+        return "It has no checkpoint, so repeat the command that started it"
 
     def find_study(self, name: str) -> Record:
         """The newest study with this name, or whose id starts with it. Raises UserError if there is none."""

@@ -36,7 +36,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     for left in folder.glob(f"{PREFIX}*"):  # by a process that was killed, as only one trains a run
         shutil.rmtree(left, ignore_errors=True)
-    again = "use --resume to continue from the checkpoint before it" if checkpoints(folder) else "start again"
+    again = "resume the run from the checkpoint before it" if checkpoints(folder) else "start again"
     remedy = f"Free some space, then {again}"
     with written_whole(path, remedy) as scratch, scratch.open("wb") as file:
         try:

@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from simclr.config import make
 from simclr.errors import UserError, unknown
-from simclr.model import RESNETS, ModelConfig, build_encoder
+from simclr.model import RESNETS, STEMS, ModelConfig, build_encoder
 from simclr.weights.checkpoint import check_archive, check_shapes, check_tensors
 
 
@@ -219,6 +219,7 @@ class Imported(NamedTuple):
     left_out: list[str]  # tensors in the file that belong to heads
     missing: list[str]  # tensors that the file lacks, which keep their initial values
     unmatched: list[str]  # tensors in the file that belong to nothing known
+    other_stems: list[str]  # stems whose weights have the same shapes, unless the stem was given
 
 
 def _resnet_settings(state: Mapping[str, Tensor], backbone: str | None, stem: str | None, small: str) -> dict[str, Any]:
@@ -295,7 +296,14 @@ def import_encoder(
     encoder, _ = build_encoder(settings, side or 224, 0)
     encoder.load_state_dict(encoder.state_dict() | used)
     left_out = [key for key in rest if key.startswith(row.heads)]
-    return Imported(model, dict(encoder.state_dict()), side, left_out, missing, unmatched)
+    others = _same_shaped(settings.stem) if stem is None and settings.backbone in RESNETS else []
+    return Imported(model, dict(encoder.state_dict()), side, left_out, missing, unmatched, others)
+
+
+def _same_shaped(stem: str) -> list[str]:
+    """The other stems whose weights have the shapes of this one."""
+    shapes = {name: build(1)[0].weight.shape for name, build in STEMS.items()}
+    return [name for name in STEMS if name != stem and shapes[name] == shapes[stem]]
 
 
 def _mismatch(path: Path, backbone: str, missing: Sequence[str], unmatched: Sequence[str], other: str) -> UserError:

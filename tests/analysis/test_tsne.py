@@ -40,7 +40,9 @@ def test_many_points_use_opentsne_if_it_is_installed(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("perplexity", [0, 20, 30])
 def test_perplexity_must_be_positive_and_below_the_number_of_images(perplexity: float) -> None:
-    with pytest.raises(ValueError, match=f"perplexity {perplexity} with 20 images"):
+    with pytest.raises(
+        ValueError, match=f"perplexity {perplexity} with 20 images: expected more than 0 and less than 20, such as 5"
+    ):
         embedding.tsne(PIXELS[:20], 0, perplexity)
 
 

@@ -282,5 +282,6 @@ def test_width_and_stem_are_rejected_for_other_backbones_than_resnets(settings):
 
 
 def test_image_sides_that_are_not_multiples_of_the_patch_are_rejected():
-    with pytest.raises(UserError, match="can't process 30 px"):
-        build_encoder(ModelConfig(backbone="vit_b_16", stem="imagenet"), 30, 0)
+    for side, works in ((30, 16), (40, 32), (9, 16)):
+        with pytest.raises(UserError, match=f"can't process {side} px .* a multiple of 16, such as .*side={works} "):
+            build_encoder(ModelConfig(backbone="vit_b_16", stem="imagenet"), side, 0)

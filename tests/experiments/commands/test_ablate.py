@@ -24,11 +24,13 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     executed: list[dict[str, Any]] = []
 
     def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer) -> list[Forecast]:
+        observer.note("the images")
         return [Forecast(cell, 2000.0, 5 * 2**20, [seeds[0]]) for cell in plan.cells]
 
     def execute(
         name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer
     ) -> StudyOutcome:
+        observer.note("the images")
         executed.append({"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds)})
         return StudyOutcome(store.find("tiny-s0"), "the tables", [])
 
@@ -42,6 +44,7 @@ def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[st
     done = run("ablate", "--config", "tiny.toml", "--drop", "color_jitter", *vary)
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith("the tables\n")
+    assert done.stdout.count("the images\n") == 1
     (executed,) = study
     assert executed["name"] == "tiny-no-color_jitter-temperature"
     assert "no color_jitter, temperature=0.1" in executed["cells"]
@@ -52,6 +55,7 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--only", "crop", "--seeds", 2, "--dry-run")
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
+        "the images",
         "study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of training left, plus the evaluations",
         "  baseline  1 of 2 done, about 33 min per seed, 5 MiB",
         "  no flip   1 of 2 done, about 33 min per seed, 5 MiB",

@@ -69,6 +69,15 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
     assert run("compare", "theirs").exit_code == 0
 
 
+def test_a_stem_that_the_weights_do_not_show_is_a_warning(run: Run) -> None:
+    network = WideResNet(*RESNETS["resnet10"], 0.125)
+    network.set_stem("stride2")
+    torch.save(network.state_dict(), "plain.pth")
+    done = run("import", "plain.pth", "--dataset", "digits")
+    assert "warning: a stem cifar_pad2 or stride2 has weights of the same shapes as cifar" in done.stderr
+    assert "warning" not in run("import", "plain.pth", "--dataset", "digits", "--stem", "stride2").stderr
+
+
 @pytest.mark.parametrize(
     ("number", "code", "message"), [(torch.nan, 2, "numbers in conv1.weight are not finite"), (0.0, 1, "has collapsed")]
 )

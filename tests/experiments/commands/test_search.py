@@ -74,6 +74,7 @@ def test_a_stopped_search_says_how_to_resume(
         (["--pruner", "medium"], "unknown pruner 'medium': did you mean 'median'"),
         (["--objectives", "speed"], "unknown objectives 'speed'"),
         (["--space", "nowhere.toml"], "nowhere.toml"),
+        (["--max-hours", "nan"], "--max-hours 'nan': expected a number"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message: str, run: Run) -> None:

@@ -64,6 +64,19 @@ def test_an_unfinished_run_has_no_encoder_yet(store: Store) -> None:
             find_encoder(name, store)
 
 
+def test_a_remedy_fits_what_started_the_run(store: Store) -> None:
+    study = start_run(store, "s", "study", {})
+    cell = start_run(store, "cell-s0", "pretrain", {}, parent=study.run_id)
+    with pytest.raises(UserError, match=r"its status is RUNNING\. Wait until it ends$"):
+        find_encoder("cell-s0", store)
+    cell.finish("KILLED")
+    with pytest.raises(UserError, match=r"It belongs to the study 's': run the command that started that again$"):
+        find_encoder("cell-s0", store)
+    cell.finish("FINISHED")
+    with pytest.raises(UserError, match=r"were deleted: to train it again, use `simclr pretrain --again` with its"):
+        find_encoder("cell-s0", store)
+
+
 def test_changed_images_are_refused(trained: Store) -> None:
     found = find_encoder("t0.2-s0", trained)._replace(digest="0123456789")
     with pytest.raises(UserError, match="the images of 'digits' differ from those that this encoder was trained on"):

@@ -225,6 +225,7 @@ BAD = {
     "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),
     "seeds": ({"vary": ["seed=0,1"]}, "seed can't be varied: runs can only be compared on the same images"),
+    "name": ({"vary": ["name=a,b"]}, "name can't be varied: it changes no result"),
     "images": ({"vary": ["data.limit=100,200"]}, "data.limit can't be varied"),
     "twice": ({"vary": ["loss.temperature=0.1,0.2", "loss.temperature=0.3,0.4"]}, "is given twice"),
     "on both sides": (

@@ -171,6 +171,7 @@ def test_width_and_stem_are_inferred(width, stem, tmp_path):
     torch.save(network.state_dict(), tmp_path / "foreign.pt")
     imported = import_encoder(tmp_path / "foreign.pt", stem="stride2" if stem == "stride2" else None)
     assert imported.model == {"backbone": "resnet10", "stem": stem, "width": width, "head": "none"}
+    assert imported.other_stems == (["cifar_pad2", "stride2"] if stem == "cifar" else [])
     assert torch.equal(imported_features(imported), features(network))
 
 
