@@ -265,6 +265,10 @@ def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Obs
         if groups is not None:
             _check_classes(whole, labels, config)
             sentences += describe_groups(groups, parts)
+        if lost := len(np.setdiff1d(apart["pretrain"], np.concatenate(list(whole.values())))):
+            sentences.append(
+                f"{lost:,} images without labels are left out, because others of their groups are held out"
+            )
         for part in ("val", "test"):
             for label in np.setdiff1d(labels[apart[part]], labels[whole[part]]):
                 sentences.append(

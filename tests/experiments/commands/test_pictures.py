@@ -44,6 +44,11 @@ WRONG = {
     "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
     "built-in data": (["neighbours", "tiny-s0", "tiny.toml", "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
+    "settings of other images": (
+        ["tsne", "tiny-s0", "--transfer", "shapes", "--set", "data.label_column=a"],
+        "data.label_column is not a setting of the data set 'shapes'",
+    ),
+    "settings of own images": (["tsne", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for the images of --trans"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity"),
     "no image": (["neighbours", "tiny-s0", "tiny.toml"], "tiny.toml"),
 }

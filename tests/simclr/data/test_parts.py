@@ -226,6 +226,16 @@ def test_groups_are_found_once(home, tmp_path, monkeypatch):
         open_data(home, group=r"0(\d)", **settings)
 
 
+def test_images_without_labels_that_belong_to_held_out_groups_are_counted(home, tmp_path):
+    rows = [(f"{i:02}.png", "ab"[i % 2] if i % 4 < 2 else "", f"p{i // 4}") for i in range(40)]
+    for i in range(40):
+        write(tmp_path / "scans" / f"{i:02}.png", plain(i))
+    write_table(tmp_path / "scans", "file,label,patient", rows)
+    texts = notes(home, dir=tmp_path / "scans", group="patient", val_fraction=0.2)
+    assert any("warning: 8 images without labels are left out" in text for text in texts)
+    assert texts[-1].endswith("12 train, 4 validation, 4 test, 12 without labels")
+
+
 # --- what identifies the parts ----------------------------------------------------------------------------------------
 
 
