@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from simclr.data.images import Array
-from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, contents_of, split_in
+from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, contents_of, split_in, unclear
 from simclr.data.layout import is_hidden
 from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.data.unpack import unpack
@@ -169,11 +169,8 @@ def _pairs(
 
 
 def _unclear(path: Path, stored: dict[str, Stored], what: str) -> UserError:
-    listed = ", ".join(f"{name} ({array})" for name, array in list(stored.items())[:10])
-    return UserError(
-        f"{path} {what}. It holds {listed or 'no arrays'}: choose with --set data.image_column=NAME and "
-        f"--set data.label_column=NAME"
-    )
+    arrays = (f"{name} ({array})" for name, array in stored.items())
+    return unclear(path, what, arrays, "image_column", "label_column")
 
 
 def _images(path: Path, name: str, stored: Stored) -> Array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,13 @@ from simclr.errors import UserError
 IMAGE_NAMES = ("image", "img", "images", "imgs", "pixels", "data", "x")
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "targets", "cls", "y")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
+
+
+def unclear(path: Path, what: str, columns: Iterable[object], *settings: str) -> UserError:
+    """The error for columns or arrays that a user has to choose by settings of DataConfig."""
+    listed = ", ".join(str(column) for column in islice(columns, 20)) or "nothing"
+    chosen = " and ".join(f"--set data.{setting}=NAME" for setting in settings)
+    return UserError(f"{path} {what}. It has {listed}: choose with {chosen}")
 
 
 def split_in(name: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simclr.data.images import Files
-from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, SPLIT_COLUMNS, contents_of, split_in
+from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, SPLIT_COLUMNS, contents_of, split_in, unclear
 from simclr.data.layout import SPLITS, is_hidden
 from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.errors import UserError
@@ -91,16 +91,18 @@ def features_of(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _unclear(path: Path, schema: Any, what: str, setting: str) -> UserError:
-    columns = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in list(schema)[:20])
-    return UserError(f"{path} {what}. Its columns: {columns}. Choose one with --set data.{setting}=NAME")
+def _columns(schema: Any) -> list[str]:
+    """The columns with their types, for errors."""
+    return [f"{field.name} ({str(field.type)[:40]})" for field in schema]
 
 
 def _one(path: Path, schema: Any, found: Sequence[str], usual: Sequence[str], what: str, setting: str) -> str | None:
     """The only column found, or the one with the most usual name."""
     best = next((name for name in usual if name in found), found[0] if len(found) == 1 else None)
     if best is None and found:
-        raise _unclear(path, schema, f"has several columns that may hold the {what}: {', '.join(found)}", setting)
+        raise unclear(
+            path, f"has several columns that may hold the {what}: {', '.join(found)}", _columns(schema), setting
+        )
     return best
 
 
@@ -117,7 +119,7 @@ def find_image_column(path: Path, schema: Any, name: str | None) -> str:
         or (types.is_struct(field.type) and any(part.name == "bytes" and holds_bytes(part.type) for part in field.type))
     ]
     if name is not None and name not in found:
-        raise _unclear(path, schema, f"has no column '{name}' of encoded images", "image_column")
+        raise unclear(path, f"has no column '{name}' of encoded images", _columns(schema), "image_column")
     best = name or _one(path, schema, found, IMAGE_NAMES, "images", "image_column")
     if best is None:
         listed = ", ".join(schema.names[:20])
@@ -140,7 +142,7 @@ def _texts_and_integers(schema: Any, used: Collection[str | None] = ()) -> list[
 
 def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any]], name: str | None) -> str | None:
     if name is not None and name not in schema.names:
-        raise _unclear(path, schema, f"has no column '{name}'", "label_column")
+        raise unclear(path, f"has no column '{name}'", _columns(schema), "label_column")
     classes = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
     usual = [column for column in _texts_and_integers(schema) if column.lower() in LABEL_NAMES]
     return name or _one(path, schema, classes or usual, LABEL_NAMES, "labels", "label_column")
@@ -149,7 +151,7 @@ def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any
 def _split_column(path: Path, files: dict[str, Any], schema: Any, name: str | None) -> str | None:
     """The column with the split of each image: the named one, or a usual one unless the names of files say it."""
     if name is not None and name not in schema.names:
-        raise _unclear(path, schema, f"has no column '{name}'", "split_column")
+        raise unclear(path, f"has no column '{name}'", _columns(schema), "split_column")
     if name is not None or len(set(map(split_in, files)) - {None}) > 1:
         return name
     usual = [column for column in _texts_and_integers(schema) if column.lower() in SPLIT_COLUMNS]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number
+from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, unclear
 from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, understand
 from simclr.errors import UserError
 
@@ -187,14 +187,9 @@ def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _unclear(labels: Path, table: pd.DataFrame, what: str, setting: str) -> UserError:
-    columns = ", ".join(map(str, table.columns[:20]))
-    return UserError(f"{labels} {what}. Its columns: {columns}. Choose one with --set data.{setting}=NAME")
-
-
 def _chosen(table: pd.DataFrame, labels: Path, name: str, setting: str) -> str:
     if name not in table.columns:
-        raise _unclear(labels, table, f"has no column '{name}'", setting)
+        raise unclear(labels, f"has no column '{name}'", table.columns, setting)
     return name
 
 
@@ -212,12 +207,12 @@ def _image_column(table: pd.DataFrame, files: _Names, labels: Path, where: str, 
     best = max(scores, key=lambda column: scores[column])
     if not scores[best][0]:
         if len(sample) < len(table):
-            raise _unclear(labels, table, f"seems to name no file in {where}", "image_column")
+            raise unclear(labels, f"seems to name no file in {where}", table.columns, "image_column")
         raise UserError(f"no column of {labels} names files in {where}: check --data-dir (data.dir), or the names")
     if files.find(best):
         raise UserError(f"{labels} has no header, but starts with '{best}': add a first line such as file,label")
     if len(same := [column for column in scores if scores[column] == scores[best]]) > 1:
-        raise _unclear(labels, table, f"has the names of files in {' and '.join(same)}", "image_column")
+        raise unclear(labels, f"has the names of files in {' and '.join(same)}", table.columns, "image_column")
     return best
 
 
@@ -241,7 +236,7 @@ def _label_column(table: pd.DataFrame, used: set[str | None], labels: Path, name
     found = [_chosen(table, labels, name, "label_column")] if name else usual or others
     if len(found) > 1:
         what = f"may have the labels in {' or '.join(found[:5])}{', ...' * (len(found) > 5)}"
-        raise _unclear(labels, table, what, "label_column")
+        raise unclear(labels, what, table.columns, "label_column")
     if found and len(table) > 20 and table[found[0]].nunique() > len(table) / 2:
         raise UserError(
             f"column '{found[0]}' of {labels} has {table[found[0]].nunique():,} different labels for {len(table):,} "
