@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from experiments.tracking.store import Record, Store
@@ -58,7 +59,7 @@ def _encoder_in(path: Path) -> FoundEncoder:
 
 
 class WeightsMissing(UserError):  # noqa: N818 (it describes the weights)
-    """A run finished, and its weights are gone. `fact` says so, and the message also what to do."""
+    """A run finished, and its weights are gone or damaged. `fact` says so, and the message also what to do."""
 
     def __init__(self, fact: str, remedy: str) -> None:
         super().__init__(f"{fact}: {remedy}")
@@ -66,16 +67,19 @@ class WeightsMissing(UserError):  # noqa: N818 (it describes the weights)
 
 
 def weights_of(record: Record) -> Path:
-    """The file of a finished run's weights. Raises WeightsMissing if there is none."""
+    """The file of a finished run's weights. Raises WeightsMissing if there is none, or if it was cut off."""
     try:
-        return record.artifact("model.safetensors")
-    except UserError:
+        path = record.artifact("model.safetensors")
+        with safe_open(path, "pt"):  # which notices a file that was cut off
+            return path
+    except (UserError, SafetensorError, OSError) as error:
+        what = "were deleted" if isinstance(error, UserError) else "are damaged"
         remedy = "to train it again, add --again to its command"
         if record.kind == "import":
             remedy = "import it again"
         elif record.parent is not None:  # ablate and search have no --again
             remedy = "to train it again, use `simclr pretrain --again` with its settings, which `simclr ui` shows"
-        fact = f"run {record.name} ({record.short_id}) has finished, but its weights were deleted"
+        fact = f"run {record.name} ({record.short_id}) has finished, but its weights {what}"
         raise WeightsMissing(fact, remedy) from None
 
 

@@ -130,7 +130,7 @@ def find_artifacts(path: Path, home: Path) -> Path | None:
     """The folder of the files of all runs: that of this home, also after it was moved; the database is then mended.
 
     A database outside of the home may belong to another home too, and then keeps the files there. None if the
-    experiment keeps them in no folder. Raises UserError if they are in a folder that is missing.
+    experiment keeps them in no folder. Raises UserError if they are in a folder that is missing, and not in this home.
     """
     own = home / "artifacts"
     with _open(path) as database:
@@ -147,7 +147,8 @@ def find_artifacts(path: Path, home: Path) -> Path | None:
         if path.parent != home:
             if recorded.is_dir():
                 return recorded
-            if not own.is_dir():
+            runs = database.execute("SELECT run_uuid FROM runs WHERE experiment_id = ?", (experiment,))
+            if not any((own / run).is_dir() for (run,) in runs):
                 raise UserError(
                     f"the record {path} keeps its files in {recorded}, which is missing: set SIMCLR_HOME to where that "
                     f"folder's parent is now, or create the folder if it was deleted"

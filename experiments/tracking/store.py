@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
@@ -29,21 +29,29 @@ from experiments.tracking import local
 from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
 from experiments.tracking.sending import Sender
-from simclr.errors import UserError, printable, unknown
+from simclr.errors import RunFailed, UserError, printable, unknown
+from simclr.files import written_whole
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 SHORTEST_ID = 4  # characters of an id that can stand for a run
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
+TRANSFER_SECONDS = 600  # how long a request that carries a file may take
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
 PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
 
 
 def home() -> Path:
-    """The folder of runs, decoded images and downloads. Raises UserError if its name is not valid text."""
-    folder = Path(os.environ.get("SIMCLR_HOME") or "simclr-runs").resolve()
+    """The folder of runs, decoded images and downloads. Raises UserError if its name leads nowhere or is no text."""
+    named = os.environ.get("SIMCLR_HOME") or "simclr-runs"
+    try:
+        folder = Path(named).resolve()
+    except (RuntimeError, OSError):
+        raise UserError(
+            f"the folder of runs, {named!a}, is a link that leads back to itself: set SIMCLR_HOME to another one"
+        ) from None
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -271,7 +279,7 @@ class Store:
         """See Record.artifact."""
         try:
             if self.artifacts is None:
-                path = Path(self.sender.call(self.client.download_artifacts, run_id, name))
+                path = Path(self.sender.call(_patiently()(self.client.download_artifacts), run_id, name))
             else:
                 self.sender.call(lambda: None)  # it may be about to be copied there
                 path = self._artifact_folder(self.artifacts, run_id) / name
@@ -282,19 +290,28 @@ class Store:
         return path
 
     def _keep(self, run_id: str, path: Path) -> None:
-        """Copy a file to the files of a run. In a local store it appears at once and whole."""
+        """Copy a file to the files of a run. In a local store it appears at once and whole, also after a power cut."""
         if self.artifacts is None:
-            self.client.log_artifact(run_id, str(path))
+            _patiently()(self.client.log_artifact)(run_id, str(path))
             return
-        folder = self._artifact_folder(self.artifacts, run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{path.name}.partial"
         try:
-            shutil.copyfile(path, scratch)
-            scratch.replace(folder / path.name)
-        finally:
-            scratch.unlink(missing_ok=True)
+            with written_whole(self._artifact_folder(self.artifacts, run_id) / path.name) as scratch:
+                shutil.copyfile(path, scratch)
+        except RunFailed as error:
+            raise (error.__cause__ or error) from None  # the sender decides what it means
 
     @staticmethod
     def _artifact_folder(artifacts: Path, run_id: str) -> Path:
         return artifacts / run_id / "artifacts"
+
+
+@contextmanager
+def _patiently() -> Iterator[None]:
+    """Let requests to a server take TRANSFER_SECONDS meanwhile. MLflow reads the limit when it makes one."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    usual = os.environ[name]
+    os.environ[name] = str(max(int(usual), TRANSFER_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ[name] = usual

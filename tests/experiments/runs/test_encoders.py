@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs.encoders import find_encoder, open_subject
+from experiments.runs.encoders import WeightsMissing, find_encoder, open_subject
 from experiments.runs.exchange import export_run
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, start_run
@@ -53,6 +53,16 @@ def test_neither_name_nor_folder_of_a_files_config_is_used(trained: Store, tmp_p
 def test_missing_weights_are_an_error_of_one_line(store: Store) -> None:
     start_run(store, "gone", "pretrain", {}).finish("FINISHED")
     with pytest.raises(UserError, match=r"run gone \(\w{8}\) has finished, but its weights were deleted"):
+        find_encoder(None, store)
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_weights_that_were_cut_off_are_like_missing_ones(size: int, trained: Store, store: Store) -> None:
+    whole = find_encoder("t0.2-s0", trained).path.read_bytes()
+    tracker = start_run(store, "cut", "pretrain", {})
+    tracker.artifact("model.safetensors", lambda path: path.write_bytes(whole[:size]))
+    tracker.finish("FINISHED")
+    with pytest.raises(WeightsMissing, match=r"run cut \(\w{8}\) has finished, but its weights are damaged"):
         find_encoder(None, store)
 
 

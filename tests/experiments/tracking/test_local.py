@@ -149,6 +149,20 @@ def test_a_home_with_its_database_elsewhere_may_be_moved(tmp_path: Path, monkeyp
     assert len(MlflowClient(store.uri).list_artifacts(run.id)) == 1
 
 
+def test_a_shared_record_stays_with_its_home_while_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "second home" / "artifacts" / "another run").mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    run = finished_run(Store(tmp_path / "home"))
+    keep(run.store, run.id, "here")
+    (tmp_path / "home").rename(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=r"keeps its files in .*home/artifacts, which is missing"):
+        Store(tmp_path / "second home")
+    (tmp_path / "not mounted").rename(tmp_path / "home")
+    assert Store(tmp_path / "second home").get(run.id).artifact("note.txt").read_text() == "here"
+
+
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +184,16 @@ def test_a_home_that_no_database_can_have_is_refused_at_once(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"caf\\udce9', is not valid UTF-8"):
         home()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_that_is_a_loop_of_links_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "a"))
+    with pytest.raises(UserError, match=r"set SIMCLR_HOME to another"):
+        Store(home())
 
 
 def test_the_longest_path_can_be_opened(tmp_path: Path) -> None:

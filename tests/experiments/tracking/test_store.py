@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,53 @@ def test_the_tracking_uri_names_another_store(tmp_path: Path, monkeypatch: pytes
 def test_a_store_that_cannot_be_opened_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "garbage.db").write_text("not a database, but long enough to look like one" * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'garbage.db'}")
-    with pytest.raises(UserError, match="can't open the tracking store") as error:
+    with pytest.raises(UserError, match=r"can't open the tracking store .* not a database.*restore a copy") as error:
         Store(tmp_path / "empty" / "home")
     assert "\n" not in str(error.value)
+
+
+def test_a_server_that_does_not_run_is_named_in_few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]  # nobody listens there any more
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with pytest.raises(UserError) as error:
+        Store(tmp_path / "home")
+    assert str(error.value) == (
+        f"can't open the tracking store http://127.0.0.1:{port}: Connection refused. Start the server, or change "
+        f"MLFLOW_TRACKING_URI"
+    )
+
+
+def test_a_request_with_a_file_may_take_minutes(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[str] = []
+
+    def transfer(*arguments: str) -> str:
+        limits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        return str(tmp_path)
+
+    tracker = start_run(store, "run", "pretrain", {})
+    store.artifacts = None  # as with a server
+    monkeypatch.setattr(store.client, "log_artifact", transfer)
+    monkeypatch.setattr(store.client, "download_artifacts", transfer)
+    usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    tracker.artifact("note.txt", lambda path: path.write_text("here"))
+    tracker.flush()
+    tracker.record().artifact("note.txt")
+    assert limits == ["600", "600"]
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == usual == "8"
+
+
+def test_a_kept_file_is_on_the_disk_before_it_gets_its_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def watch(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    tracker = start_run(store, "run", "pretrain", {})
+    tracker.artifact("note.txt", lambda path: path.write_text("here"))
+    tracker.flush()
+    assert tracker.record().artifact("note.txt").stat().st_ino == synced[-1]
+    assert len(synced) == 2  # first in the journal
