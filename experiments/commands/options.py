@@ -223,7 +223,6 @@ NewestEncoder = Annotated[
 RunNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN...",
         help="Names of finished runs, or the first 4 or more characters of their ids.",
         show_default=False,
     ),

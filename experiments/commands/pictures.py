@@ -51,7 +51,7 @@ def views(
     drop: Drop = [],  # noqa: B006 (Typer copies it)
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the choice of images and of their augmentations.", show_default=FROM_PRESET),
+        typer.Option(help="Seed of the augmentations. The images stay the same.", show_default=FROM_PRESET),
     ] = None,
     settings: Settings = [],  # noqa: B006
 ) -> None:
@@ -183,7 +183,7 @@ def tsne(  # over 60 lines, because of its signature
 
 def neighbours(
     run: EncoderName,
-    images: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files to find neighbours of.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files to find neighbours of.")],
     out: PictureFile = Path("neighbours.png"),
     count: Annotated[int, typer.Option(metavar="N", min=1, max=50, help="Number of neighbours of each image.")] = 8,
     layer: Layer = None,

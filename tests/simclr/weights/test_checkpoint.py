@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(call, tmp_path, monkeypatch)
         save(tmp_path, 30, state(30))
     monkeypatch.undo()
     assert "step-000000030.pt" in str(caught.value)
-    assert "--resume" in str(caught.value)
+    assert "then resume the run from the checkpoint before it" in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert latest(tmp_path)["step"] == 20
 
