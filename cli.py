@@ -77,7 +77,8 @@ def _describe_usage(error: Any, command: str) -> str:
     from simclr.settings import expected
 
     if hasattr(error, "possibilities"):
-        options = [name for each in error.ctx.command.params for name in each.opts if name.startswith("--")]
+        parameters = error.ctx.command.get_params(error.ctx)  # with --help
+        options = [name for each in parameters for name in each.opts if name.startswith("--")]
         return str(unknown("option", error.option_name, options))
     if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
         (details, *_) = error.__cause__.errors()

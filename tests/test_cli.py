@@ -144,3 +144,8 @@ def test_cli_runs_as_a_module_and_as_a_script(how: list[str]) -> None:
     done = subprocess.run([sys.executable, *how, "presets"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cifar10-cpu\n")
+
+
+def test_a_command_without_options_suggests_its_help() -> None:
+    done = CliRunner().invoke(cli.app, ["runs", "--foo"])
+    assert (done.exit_code, done.stderr) == (2, "error: unknown option '--foo': choose from --help\n")
