@@ -23,7 +23,7 @@ from experiments.tracking.store import Record, Store
 from simclr.weights.checkpoint import checkpoints
 from tests.system.processes import COMMANDS, finish, runs_of, start, write_config
 
-KILLS = int(os.environ.get("SIMCLR_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("SIMCLR_TEST_KILLS", "2"))
 SHARES = {"pretrain": 1.0, "ablate": 0.3, "search": 0.2}
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
