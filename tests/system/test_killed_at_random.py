@@ -1,7 +1,7 @@
 """Commands on an empty home that are killed at a random moment and run again.
 
 SIMCLR_TEST_KILLS is the number of runs that are killed; there are 0.3 times as many studies and 0.2 times as many
-searches. `SIMCLR_TEST_KILLS=100 python -m pytest tests/system/test_killed_at_random.py` is the long version.
+searches. `SIMCLR_TEST_KILLS=100 python -m pytest -m long tests/system/test_killed_at_random.py` is the long version.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from experiments.tracking.store import Record, Store
 from simclr.weights.checkpoint import checkpoints
 from tests.system.processes import COMMANDS, finish, runs_of, start, write_config
 
-KILLS = int(os.environ.get("SIMCLR_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("SIMCLR_TEST_KILLS", "5"))
 SHARES = {"pretrain": 1.0, "ablate": 0.3, "search": 0.2}
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 
 
 def figures(record: Record) -> dict[str, float]:

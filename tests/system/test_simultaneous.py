@@ -10,7 +10,7 @@ import pytest
 from experiments.tracking.store import Store
 from tests.system.processes import COMMANDS, runs_of, start, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs fork")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs fork")]
 
 
 def run_together(folder: Path, *commands: str) -> list[tuple[int, str]]:

@@ -32,7 +32,7 @@ from simclr.train.loop import Interrupted
 from simclr.weights.checkpoint import checkpoints
 from tests.helpers import ROOT, tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 OUTAGE_SECONDS = float(os.environ.get("SIMCLR_TEST_OUTAGE_SECONDS", "3"))
 ROUNDS = 8  # of a stretch with the store and one without
 CONFIG = tiny(train={"epochs": 2, "batch_size": 128}, data={"limit": 600})
