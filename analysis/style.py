@@ -27,13 +27,9 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Write a figure in the format of each path's suffix. The same figure always gives the same bytes.
-
-    Folders that don't exist are created.
-    """
+    """Write a figure in the format of each path's suffix. The same figure always gives the same bytes."""
     with matplotlib.rc_context({"svg.hashsalt": "simclr"}):
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150, metadata=WITHOUT_DATE.get(path.suffix))
 
 

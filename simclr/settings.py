@@ -165,7 +165,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") ->
             example = f"{name}.{next(iter(before), 'KEY')}"
             raise UserError(f"{name} = {shown(value)}: {name} is a section, so set one of its keys, such as {example}")
         elif isinstance(value, Mapping) and before is not None:
-            raise UserError(f"{name} has the value {shown(before)}, so it is no section and has no keys")
+            raise UserError(f"{name} has the value {shown(before)}, so it is not a section and has no keys")
         merged[key] = value
     return merged
 

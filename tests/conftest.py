@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -52,3 +56,21 @@ def clusters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     y = torch.arange(600) % 5
     x = centres[y] + 1.2 * torch.randn(600, 16, generator=draw)
     return x[:400], y[:400], x[400:], y[400:]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system in memory, of so many bytes, and returns its folder."""
+    with ExitStack() as mounted:
+
+        def mount(size: int) -> Path:
+            folder = tmp_path / "disk"
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+            if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+                pytest.skip("mounting a small file system needs Linux and the rights to do so")
+            # Lazily, as this process may keep a database on it open.
+            mounted.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+            return folder
+
+        yield mount

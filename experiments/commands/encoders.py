@@ -87,7 +87,7 @@ def embed(
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files.names) - len(skipped or [])
-    typer.echo(printable(f"wrote {out}: {count} images, {encoder.features} features each"))
+    typer.echo(printable(f"wrote {out}: {count} image{'s' * (count != 1)}, {encoder.features} features each"))
 
 
 def export(

@@ -10,6 +10,7 @@ import typer
 
 from experiments.commands.names import names_in
 from experiments.configs.presets import presets
+from simclr import settings
 from simclr.errors import UserError, unknown
 
 AUGMENTATIONS = names_in("simclr.augment.AUGMENTATIONS")
@@ -33,23 +34,23 @@ BAD_IMAGE_HELP = (
 )
 
 
-def _check_bad_image(choice: str | None) -> str | None:
-    digits = choice is not None and choice.isascii() and choice.replace(".", "", 1).isdigit()  # ² is a digit, too
-    if choice not in (None, "error", "skip") and not (digits and 0 < float(choice) <= 1):
+def _bad_image(choice: str | None) -> str | float | None:
+    if choice in (None, "error", "skip"):
+        return choice
+    digits = choice.isascii() and choice.replace(".", "", 1).isdigit()  # ² is a digit, too
+    if not (digits and 0 < float(choice) <= 1):
         raise UserError(f"--on-bad-image '{choice}': expected error, skip or a share such as 0.5")
-    return choice
+    return float(choice)
 
 
 def _auto_or_number(text: str | None) -> Any:
-    from simclr.settings import parse_value
-
-    return None if text is None else parse_value(text, "--micro-batch")
+    return None if text is None else settings.parse_value(text, "--micro-batch")
 
 
 def absolute(path: Path | None) -> Path | None:
     """Raises UserError for a path that can't be resolved: with the home of an unknown user, or a loop of links.
 
-    The name of a data set on a hub, such as hf:NAME, is no path and stays as it is.
+    The name of a data set on a hub, such as hf:NAME, is not a path, and stays as it is.
     """
     if path is not None and str(path).startswith("hf:"):
         return path
@@ -68,8 +69,6 @@ def check_number(number: float | None) -> float | None:
 
 def check_new_name(name: str | None) -> str | None:
     """Raises UserError for a name that nothing new can have."""
-    from simclr import settings
-
     return None if name is None else settings.check_new_name(name)
 
 
@@ -156,7 +155,7 @@ Unlabelled = Annotated[
 ]
 BadImage = Annotated[
     str | None,
-    typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
+    typer.Option("--on-bad-image", callback=_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
 ]
 Seed = Annotated[
     int | None,
@@ -250,7 +249,7 @@ RunDataDir = Annotated[
 RunLabels = Annotated[Path | None, typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default=FROM_RUN)]
 RunBadImage = Annotated[
     str | None,
-    typer.Option("--on-bad-image", callback=_check_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),
+    typer.Option("--on-bad-image", callback=_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),
 ]
 Layer = Annotated[
     str | None,

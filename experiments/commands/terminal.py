@@ -132,7 +132,7 @@ def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -
 
 
 def offer_unlabelled(data: Dataset, observer: Observer) -> None:
-    """Say what to do if the folders of the user's images are no classes."""
+    """Say what to do if the folders of the user's images are not classes."""
     from simclr.data.layout import FOLDER_NAMES
 
     if data.origin == FOLDER_NAMES and len(data.classes) > 1:

@@ -105,7 +105,7 @@ def open_subject(
     *,
     data_dir: Path | None = None,
     labels: Path | None = None,
-    on_bad_image: str | None = None,
+    on_bad_image: str | float | None = None,
     changes: Sequence[str] = (),
     transfer: str | None = None,
     device: str | None = None,
@@ -114,8 +114,9 @@ def open_subject(
     """The encoder with its own data set, or, with `transfer`, with another one (a data set's name, or a folder).
 
     `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
-    with files that can't be read ("error" or "skip"), and `changes` are settings of the images of `transfer`, such as
-    data.label_column=species. Raises UserError if the images differ from those that the encoder was trained on.
+    with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
+    the images of `transfer`, such as data.label_column=species. Raises UserError if the images differ from those
+    that the encoder was trained on.
     """
     if changes and transfer is None:
         raise UserError(f"{changes[0]} is for the images of --transfer: the run's own images keep their settings")

@@ -34,7 +34,7 @@ def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: i
     decoding = Decoding(data.side, subject.config.data.background, data.range)
     if bad := decode_files(files_at(files), queries, decoding, SILENT, "").failed:
         reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
-        raise UserError(f"can't read as an image: {reasons}. Leave out what is no image")
+        raise UserError(f"can't read as an image: {reasons}. Leave out what is not an image")
     rows = data.parts["pretrain"]
     with devices.memory_errors("use --device cpu"):
         check_collapse(subject)

@@ -277,7 +277,7 @@ def _format(value: object) -> str:
 def _prepare_trial(search: Search, trial: Trial, values: Mapping[str, Any]) -> Prepared:
     """A trial that is ready to train. Raises UserError if its settings can't be used, or need too much memory.
 
-    It shares the baseline's images, which no parameter can change: if they can't be read, that is no trial's fault.
+    It shares the baseline's images, which no parameter can change: if they can't be read, that is not a trial's fault.
     """
     start = search.baseline
     config = changed(start.config, values).model_copy(update={"name": f"{search.name}-{trial.number}"})

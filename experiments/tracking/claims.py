@@ -32,22 +32,17 @@ def claim_config(
     lock = FileLock(claim_file(store, key, digest), is_singleton=True)
     if not _acquired(lock, 0):
         running = [record for record in store.of_key(key, digest) if record.status == "RUNNING"]
-        what = (
-            f"run {running[0].short_id} is training this config in another process"
-            if running
-            else ("another process is about to train this config")
-        )
+        what = "another process is about to train this config"
+        if running:
+            what = f"run {running[0].short_id} is training this config in another process"
         if not wait:
             raise Busy(what)
         observer.say(f"{what}: waiting")
         while not _acquired(lock, POLL_SECONDS):
             if observer.stop():
                 raise KeyboardInterrupt
-    try:
-        store.sender.adopt()  # whoever did this work before may have left something
+    with _held(lock, store):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -56,8 +51,15 @@ def claim_name(store: Store, kind: str, name: str) -> Iterator[None]:
     lock = FileLock(claim_file(store, kind, name))
     if not _acquired(lock, 0):
         raise Busy(f"another process is running the {kind} '{name}': wait until it ends, or choose another --name")
+    with _held(lock, store):
+        yield
+
+
+@contextmanager
+def _held(lock: FileLock, store: Store) -> Iterator[None]:
+    """Send what an earlier process left of the same work, and release the lock at the end."""
     try:
-        store.sender.adopt()  # whoever did this work before may have left something
+        store.sender.adopt()
         yield
     finally:
         lock.release()

@@ -213,16 +213,14 @@ class Sender:
 
     def _describe_trouble(self, waited: float) -> str:
         unsent = sum(request.journal is not None for request in self._line)
-        return (
-            f"the tracking store {self.uri} did not respond{f' for {waited:.0f} s' if waited else ''}: "
-            f"{self._trouble}{remedy(self._trouble)}. "
-            + (
-                f"{unsent} entries were not sent and are kept in {self.folder}. When the store works again, any "
-                f"command, such as `simclr runs`, sends them"
-                if unsent
-                else "When the store works again, run the command again"
+        then = "When the store works again, run the command again"
+        if unsent:
+            then = (
+                f"{unsent} {'entries were' if unsent > 1 else 'entry was'} not sent, and kept in {self.folder}. When "
+                f"the store works again, any command, such as `simclr runs`, sends them"
             )
-        )
+        waiting = f" for {waited:.0f} s" if waited else ""
+        return f"the tracking store {self.uri} did not respond{waiting}: {self._trouble}{remedy(self._trouble)}. {then}"
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and t
 
 
 def home() -> Path:
-    """The folder of runs, decoded images and downloads. Raises UserError if its name leads nowhere or is no text."""
+    """The folder of runs, decoded images and downloads. Raises UserError if its name leads nowhere or is not text."""
     named = os.environ.get("SIMCLR_HOME") or "simclr-runs"
     try:
         folder = Path(named).resolve()
@@ -253,7 +253,9 @@ class Store:
         if record.parent is not None:
             parent = self.get(record.parent)
             return f"It belongs to the {parent.kind} '{parent.name}': run the command that started that again"
-        if any(record.folder.glob("step-*.pt")):
+        from simclr.weights.checkpoint import checkpoints  # imports torch, which `simclr runs` doesn't need
+
+        if checkpoints(record.folder):
             return "To resume it, add --resume to the command that started it"
         return "It has no checkpoint, so repeat the command that started it"
 

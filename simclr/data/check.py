@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from simclr.data.workers import in_chunks
 
 LEVELS = 16  # an image with no more different values (of 256, over all channels) is counted, as 12 bits cut to 4 have
-FEWEST = (
-    100  # images from which on a data set can be refused: in smaller ones a few plain images are no sign of a fault
-)
+FEWEST = 100  # images from which on a data set can be refused: in smaller ones, a few plain images don't mean a fault
 MOST = 0.5  # share of images of one colour, or with few levels, above which a data set is refused
 LEAST_DISTINCT = 0.1  # share of different images below which it is refused
 LEAST_SPAN = 128  # images with few levels that span so many of the 256 values are drawings and not refused
@@ -45,9 +43,8 @@ def measure(images: NDArray[Any]) -> tuple[Measured, NDArray[np.uint64]]:
         for row in rows:
             image = images[row]
             hashes[row] = int.from_bytes(hashlib.blake2b(image, digest_size=8).digest())
-            if (
-                len(set(image[:, ::step, ::step].tobytes())) <= LEVELS >= len(np.unique(image))
-            ):  # mostly decided by 6 x 6
+            sample = image[:, ::step, ::step].tobytes()  # some 6 x 6 pixels decide about most images
+            if len(set(sample)) <= LEVELS >= len(np.unique(image)):
                 plain = bool((image == image[:, :1, :1]).all())
                 one_colour, few_levels = one_colour + plain, few_levels + (not plain)
         return one_colour, few_levels

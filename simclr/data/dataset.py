@@ -59,6 +59,13 @@ def _check_range(limits: Any) -> Any:
     return limits
 
 
+def _check_bad_image(choice: Any) -> Any:
+    number = isinstance(choice, int | float) and not isinstance(choice, bool)
+    if choice not in MOST_SKIPPED and not (number and 0 < choice <= 1):
+        raise ValueError("expected error, skip or a share such as 0.5")
+    return choice
+
+
 def _check_pattern(pattern: str | None) -> str | None:
     try:
         re.compile(pattern or "")
@@ -88,12 +95,12 @@ class DataConfig(Section):
     image_column: str | None = _later(None)  # column or array with images or their file names
     label_column: str | None = _later(None)  # these three are recognised by default
     split_column: str | None = _later(None)
-    unlabelled: bool = _later(False)  # whether subfolders of your own images are no classes
+    unlabelled: bool = _later(False)  # whether subfolders of your own images are not classes
     # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
     group: Annotated[str | None, AfterValidator(_check_pattern)] = _later(None)
     test_from: Literal["val"] | None = _later(None)  # the split to test on if there is no test
     # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.
-    on_bad_image: Literal["error", "skip"] | Annotated[float, Field(gt=0, le=1)] = "error"
+    on_bad_image: Annotated[Literal["error", "skip"] | float, BeforeValidator(_check_bad_image)] = "error"
     # The colour behind transparent images.
     background: Annotated[str, AfterValidator(_check_colour)] = _later("white")
     # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.

@@ -21,7 +21,7 @@ from simclr.data.archives import load_archive
 from simclr.data.arrays import load_arrays
 from simclr.data.folder import list_files, load_folder, load_table
 from simclr.data.hub import PREFIX, is_saved, load_hub
-from simclr.data.images import Array, Files, files_at
+from simclr.data.images import Array, Files, files_at, join_files
 from simclr.data.layout import image_names, is_hidden
 from simclr.data.parquet import load_parquet
 from simclr.data.source import Source
@@ -89,12 +89,10 @@ def list_images(path: Path, home: Path, observer: Observer, **options: Any) -> t
         names, notes = list_files(folder)
         return files_at([folder / name for name in image_names(names, notes)]), notes
     contents = load_images("", path, home, observer, **dict.fromkeys(OPTIONS) | options | {"unlabelled": True}).read()
-    parts = {
-        split: own.images if isinstance(own.images, Files) else _as_files(split, own.images)
+    return join_files(
+        own.images if isinstance(own.images, Files) else _as_files(split, own.images)
         for split, own in contents.splits.items()
-    }
-    readers = {name: files.read for files in parts.values() for name in files.names}
-    return Files(list(readers), lambda name: readers[name](name)), []
+    ), []
 
 
 def _as_files(split: str, images: Array) -> Files:

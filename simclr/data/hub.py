@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simclr.data.images import Files
+from simclr.data.images import Files, join_files
 from simclr.data.labels import contents_of, split_in
 from simclr.data.parquet import features_of, find_image_column, find_label_column
 from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
@@ -63,7 +63,7 @@ def load_hub(
             for split in names:
                 _check_features(path, first, splits[split], split, image, label)
             found[part] = (
-                _join([_files(splits[split], split, image) for split in names]),
+                join_files(_files(splits[split], split, image) for split in names),
                 ([each for split in names for each in _labels(splits[split], label)] if label else None),
             )
         labels = f"labels from column '{label}'" if label else "without labels"
@@ -103,12 +103,6 @@ def _check_features(path: Path, first: Any, data: Any, split: str, image: str, l
 def _labels(data: Any, label: str) -> Sequence[object]:
     """The labels of a split, all None if it has none."""
     return data[label] if label in data.column_names else [None] * len(data)
-
-
-def _join(parts: Sequence[Files]) -> Files:
-    """The images of several splits, whose names differ."""
-    readers = {name: files.read for files in parts for name in files.names}
-    return Files(list(readers), lambda name: readers[name](name))
 
 
 def _files(data: Any, split: str, image: str) -> Files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -39,6 +39,12 @@ class Files(NamedTuple):
 def files_at(paths: Sequence[Path]) -> Files:
     """Image files on the disk, named by their paths."""
     return Files([str(path) for path in paths], read_file, forkable=True)
+
+
+def join_files(parts: Iterable[Files]) -> Files:
+    """The files of several parts, whose names differ."""
+    readers = {name: files.read for files in parts for name in files.names}
+    return Files(list(readers), lambda name: readers[name](name))
 
 
 def read_file(path: str) -> bytes:

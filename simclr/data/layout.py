@@ -247,7 +247,7 @@ def _splits_within_classes(root: _Folder, where: str, notes: list[str]) -> dict[
             raise UserError(
                 f"{_place(root, where)} has classes with folders called like splits, but the class '{printable(name)}' "
                 f"{reason}: expected the same splits ({', '.join(SPLITS)}) and nothing else in each class. Move the "
-                f"rest elsewhere, or rename folders that are no splits"
+                f"rest elsewhere, or rename folders that are not splits"
             )
         for split, folder in named.items():
             roots.setdefault(split, _Folder(f"*/{split}/", [], {})).folders[name] = folder
@@ -265,7 +265,7 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
         raise UserError(
             f"{_place(root, where)} has images (such as {printable(loose[0].rpartition('/')[2])}) beside folders: move "
             f"them into a class folder or elsewhere, or add --unlabelled (--set data.unlabelled=true) if the folders "
-            f"are no classes"
+            f"are not classes"
         )
     if root.files:
         notes.append(f"ignored {_files(len(root.files))} beside the classes, such as {printable(root.files[0])}")

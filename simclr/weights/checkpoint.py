@@ -107,7 +107,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise UserError(f"{path} can't be used: {name} is no plain tensor")
+            raise UserError(f"{path} can't be used: {name} is not a plain tensor")
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise UserError(
                 f"{path} can't be used: {name} should have the shape {tuple(tensor.shape)}, but the file holds only "

@@ -166,9 +166,9 @@ def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: s
     everywhere = find_encoders(states, anchors)
     if not everywhere:
         names = first_names([place + key for place, state in states.items() for key in state])
-        remedy = f"it is no {backbone}, so choose another --backbone"
+        remedy = f"it is not a {backbone}, so choose another --backbone"
         if backbone is None:
-            remedy = "if the encoder is no ResNet but another of torchvision's networks, name it with --backbone"
+            remedy = "if the encoder is not a ResNet but another of torchvision's networks, name it with --backbone"
         raise UserError(f"there is no encoder ('{anchors[0]}' and '{anchors[-1]}') among the entries {names}: {remedy}")
     row = LAYOUTS.get(layout)
     places = [place for place in everywhere if row is None or place[1:] == (row.prefix, row.children)]

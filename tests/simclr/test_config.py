@@ -87,7 +87,7 @@ def test_the_nearest_setting_is_suggested_for_an_unknown_one(name, nearest):
         ("data.val_fraction", 1, "less than 1"),
         ("data.limit", 1, "at least 2"),
         ("data.side", 7, "at least 8"),
-        ("data.on_bad_image", "ignore", "'error' or 'skip'"),
+        ("data.on_bad_image", "ignore", "expected error, skip or a share"),
         ("data.background", "whitish", "color"),
         ("data.range", [5.0, 5.0], "low < high"),
         ("data.range", "all", "auto, or [low, high]"),

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,6 @@ LEVELS = int(os.environ.get("SIMCLR_TEST_DISK_LEVELS", "2"))  # the long version
 DISK = 64 << 20  # bytes; the run below needs far less
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs Linux and the rights to do so")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # this process may keep its database open
 
 
 def pretrain(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +38,10 @@ def used(folder: Path) -> int:
     return shutil.disk_usage(folder).used
 
 
-def test_a_full_disk_is_reported_and_the_run_can_be_made_afterwards(disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_run_can_be_made_afterwards(
+    small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    disk = small_disk(DISK)
     (tmp_path / "tiny.toml").write_text(to_toml(tiny(train={"epochs": 3, "knn_every": 1, "checkpoint_minutes": 1e-9})))
     assert pretrain(disk / "reference").returncode == 0
     expected, need = weights(disk / "reference"), used(disk)

@@ -36,8 +36,6 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="need
 OUTAGE_SECONDS = float(os.environ.get("SIMCLR_TEST_OUTAGE_SECONDS", "3"))
 ROUNDS = 8  # of a stretch with the store and one without
 CONFIG = tiny(train={"epochs": 2, "batch_size": 128}, data={"limit": 600})
-QUIET = "SIMCLR_TEST_OUTAGE_SECONDS" in os.environ  # somebody measures on a machine that does nothing else
-measures_speed = pytest.mark.skipif(not QUIET, reason="needs a quiet machine: set SIMCLR_TEST_OUTAGE_SECONDS")
 
 
 class Server:
@@ -179,13 +177,11 @@ def assert_speed_is_kept(home: Path, store: Store, outage: Callable[[], object],
     assert watch.speed > 0.9
 
 
-@measures_speed
 def test_a_locked_database_does_not_slow_training(home: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "home")
     assert_speed_is_kept(home, store, lambda: locked(store.folder / "mlflow.db"), "locked database")
 
 
-@measures_speed
 def test_a_paused_server_does_not_slow_training(
     home: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +269,7 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
     assert "Traceback" not in errors
     lines = errors.splitlines()
     assert f"the tracking store {server.uri} does not respond" in lines[0]
-    assert "entries were not sent and are kept in" in lines[-1]
+    assert "entries were not sent, and kept in" in lines[-1]
     assert unsent(tmp_path / "home")
 
     began = time.perf_counter()
@@ -347,4 +343,4 @@ def test_a_server_that_does_not_respond_at_the_start_is_reported_within_ten_seco
         Store(tmp_path / "home")
     seconds = time.perf_counter() - began
     print(f"a {state} server was reported after {seconds:.1f} s")
-    assert seconds < (10 if QUIET else 60)
+    assert seconds < 10

@@ -45,7 +45,7 @@ def test_embed_can_skip_files_that_are_not_images(run: Run, tmp_path: Path) -> N
     )
     assert not Path("f.npz").exists()
     done = run("embed", "tiny-s0", "mixed", "--out", "f.npz", "--on-bad-image", "0.5")
-    assert done.stdout == "wrote f.npz: 1 images, 64 features each\n"
+    assert done.stdout == "wrote f.npz: 1 image, 64 features each\n"
     assert done.stderr.startswith("skipped: mixed/b.png")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,21 +26,12 @@ COMMANDS = {
 }
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs Linux and the rights to do so")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(name: str, run: Run, disk: Path, images: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(
+    name: str, run: Run, small_disk: Callable[[int], Path], images: Path
+) -> None:
+    disk = small_disk(DISK)
     arguments = [word.replace("DISK", str(disk)).replace("IMAGES", str(images)) for word in COMMANDS[name]]
     out, filler = disk / "out", disk / "filler"
     out.mkdir()

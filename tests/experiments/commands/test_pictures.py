@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,15 @@ def test_out_of_memory_is_one_line_with_a_remedy(
     done = run(*(argument.replace("IMAGES", str(images)) for argument in arguments))
     assert_one_line(done, 1, "failed: out of memory: ")
     assert "--device cpu" in done.stderr
+
+
+def test_a_share_of_the_files_may_be_skipped(run: Run, tmp_path: Path, images: Path) -> None:
+    """The share is an option's text, and a number among the settings."""
+    shutil.copytree(images / "flat", "some")
+    for number in range(15):
+        Path(f"some/broken{number}.png").write_text("not an image")
+    views = ("views", "--dataset", "folder", "--data-dir", "some", "--set", "data.side=16")
+    assert_one_line(run(*views, "--on-bad-image", "skip"), 2, "allow more with --on-bad-image 0.28")
+    done = run(*views, "--on-bad-image", "0.28")
+    assert done.exit_code == 0, done.output
+    assert "15 of 55 files can't be read as images" in done.stdout

@@ -96,6 +96,7 @@ def test_every_flag_sets_an_existing_setting() -> None:
         ("dataset", "digits"),
         ("data_dir", "/photos"),
         ("on_bad_image", "skip"),
+        ("on_bad_image", 0.5),
         ("backbone", "resnet34"),
         ("head", "linear"),
         ("temperature", 0.25),

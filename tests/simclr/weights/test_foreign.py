@@ -218,7 +218,7 @@ def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_rejected(tmp
     torch.save(resnet().state_dict() | {"layer1.0.conv2.weight": torch.ones(8, 1, 3, 3)}, path)  # like a ResNeXt
     assert "looks like a resnet10, but the weights belong to a different architecture" in error_of(import_encoder, path)
     assert "unknown stem 'small'" in error_of(lambda: import_encoder(path, backbone="resnet18", stem="small"))
-    assert "it is no resnext50_32x4d" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d"))
+    assert "it is not a resnext50_32x4d" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d"))
 
 
 def test_a_resnet_of_other_depths_is_rejected(tmp_path):
