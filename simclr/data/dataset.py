@@ -60,8 +60,9 @@ def _check_range(limits: Any) -> Any:
 
 
 def _check_bad_image(choice: Any) -> Any:
-    number = isinstance(choice, int | float) and not isinstance(choice, bool)
-    if choice not in MOST_SKIPPED and not (number and 0 < choice <= 1):
+    named = isinstance(choice, str) and choice in MOST_SKIPPED
+    share = isinstance(choice, int | float) and not isinstance(choice, bool) and 0 < choice <= 1
+    if not (named or share):
         raise ValueError("expected error, skip or a share such as 0.5")
     return choice
 
