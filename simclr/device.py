@@ -54,8 +54,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed CPU tensors for later tensors, instead of returning it to the system.
 
-    Getting memory again costs a page fault for every 4 KiB, about a tenth of a training step (docs/results.md). Blocks
-    larger than MMAP_THRESHOLD are still returned. Without glibc this does nothing.
+    Getting memory again costs a page fault for every 4 KiB, about a tenth of a training step (docs/results/cpu.md).
+    Blocks larger than MMAP_THRESHOLD are still returned. Without glibc this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         glibc = ctypes.CDLL(None)

@@ -23,8 +23,9 @@ OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command wh
 FROM_PRESET = "from the preset or --config"
 FROM_RUN = "that of the run"
 DATA_DIR_HELP = (
-    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays (docs/data.md lists all forms), or "
-    "hf:NAME of the Hugging Face hub. Or the folder with the archive of a data set that you downloaded yourself."
+    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays, or hf:NAME of the Hugging Face hub "
+    "(docs/guides/your-own-images.md lists all forms). Or the folder with the archive of a data set that you "
+    "downloaded yourself."
 )
 ENCODER_HELP = "Name of a run, the first 4 or more characters of its id, or a weights file."
 LABELS_HELP = "Table (.csv or .tsv) with the names of the image files and their labels."

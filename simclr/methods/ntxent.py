@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 1024  # rows and columns of a block of similarities, which takes 4 MiB in float32
 TIE = 16  # units of rounding within which products count as equal (up to 3 were seen for equal rows of 16 to 2,048)
-PLAIN_ROWS = 1024  # up to this many rows the whole matrix is as fast on CPUs, and beyond it blocks are (docs/memory.md)
+PLAIN_ROWS = 1024  # up to this many rows the whole matrix is as fast on CPUs (docs/results/memory.md)
 
 
 def chance_loss(batch_size: int, *, include_self: bool = False) -> float:

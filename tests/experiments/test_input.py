@@ -1,6 +1,6 @@
 """Whatever is typed or written in a file is either refused in a sentence or kept exactly as it was given.
 
-The number of examples is small here. docs/reliability.md has the command for all of them.
+The number of examples is small here. docs/results/reliability.md has the command for all of them.
 """
 
 from __future__ import annotations

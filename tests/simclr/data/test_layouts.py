@@ -1,6 +1,6 @@
 """Layouts that people keep images in, made on the disk and opened: what is understood, or refused with a remedy.
 
-docs/data.md lists them with what earlier versions said.
+docs/results/layouts-and-formats.md lists them with what earlier versions said.
 """
 
 import os
