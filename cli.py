@@ -18,7 +18,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
     "compare": ("evaluate:compare", "Compare runs that have been evaluated."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
-    "neighbours": ("pictures:neighbours", "Draw the training images that are nearest to an image."),
+    "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),
     "embed": ("encoders:embed", "Write the features of images to a file."),
     "import": ("encoders:import_", "Import an encoder that another program trained."),
     "export": ("encoders:export", "Export an encoder for other programs."),

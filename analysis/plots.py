@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from analysis.matches import Query
 from analysis.style import (
     COLORS,
     MARKERS,
@@ -222,21 +223,16 @@ def image_rows(rows: Mapping[str, NDArray[np.float32]], path: Path) -> None:
     save(figure, path)
 
 
-def neighbours(
-    queries: Sequence[tuple[NDArray[Any], Sequence[NDArray[Any]], Sequence[float], Sequence[str | None]]], path: Path
-) -> None:
-    """Draw each query with its nearest images beside it.
-
-    A query is (image, nearest images, their similarities, their labels or None). Images are H x W x 3, uint8 or in
-    [0, 1].
-    """
-    figure, grid = _image_grid(len(queries), 1 + max(len(images) for _, images, _, _ in queries), 1.15)
-    for (cell, *others), (query, images, similarities, labels) in zip(grid, queries, strict=True):
-        cell.imshow(query, interpolation="nearest")
-        cell.set_xlabel("query", fontsize=8, weight="bold")
-        for other, image, similarity, label in zip(others, images, similarities, labels, strict=False):
-            other.imshow(image, interpolation="nearest")
-            other.set_xlabel(f"{similarity:.2f}" + (f"\n{shorten(label, 14)}" if label else ""), fontsize=8)
+def neighbours(queries: Sequence[Query], path: Path) -> None:
+    """Draw each query with the images that are most similar to it, their similarities, classes and file names."""
+    figure, grid = _image_grid(len(queries), 1 + max(len(query.matches) for query in queries), 1.4)
+    for (cell, *others), query in zip(grid, queries, strict=True):
+        cell.imshow(query.picture, interpolation="nearest")
+        cell.set_xlabel("query", fontsize=7, weight="bold")
+        for other, match in zip(others, query.matches, strict=False):
+            other.imshow(match.picture, interpolation="nearest")
+            lines = [f"{match.similarity:.3f}", match.label, Path(match.file).name]
+            other.set_xlabel("\n".join(shorten(line, 14) for line in lines if line), fontsize=7)
     save(figure, path)
 
 

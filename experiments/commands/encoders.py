@@ -66,6 +66,7 @@ def embed(
     from simclr.config import make
     from simclr.data.dataset import most_skipped
     from simclr.data.formats import OPTIONS, list_images
+    from simclr.evaluate.subject import fingerprint
     from simclr.settings import merge, nested, parse_setting
     from simclr.weights.encoder import Encoder, embed_files
     from simclr.weights.features import write_features
@@ -83,7 +84,8 @@ def embed(
         files, notes = list_images(folder, home(), terminal, **options)
         for note in notes:
             terminal.note(note)
-        write_features(out, embed_files(encoder, files, batch_size, terminal, skipped, most))
+        features = embed_files(encoder, files, batch_size, terminal, skipped, most)
+        write_features(out, features, fingerprint(encoder.model))
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files.names) - len(skipped or [])

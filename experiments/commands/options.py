@@ -19,6 +19,7 @@ FORMATS = names_in("analysis.tables.FORMATS")
 HEADS = names_in("simclr.model.HEADS")
 RESNETS = names_in("simclr.model.RESNETS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
+SEARCH_SUFFIXES = (".html", ".csv", *SUFFIXES)  # of files that the result of a search can be written to
 OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command which writes .png and .svg doesn't write
 FROM_PRESET = "from the preset or --config"
 FROM_RUN = "that of the run"
@@ -81,8 +82,20 @@ def _check_format(name: str) -> str:
 
 def _check_picture(path: Path) -> Path:
     """Raises UserError, before any work, if no picture can be written to this path."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"can't draw to {path}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    return _check_suffix(path, "draw", SUFFIXES)
+
+
+def _check_search(path: Path) -> Path:
+    return _check_suffix(path, "write", SEARCH_SUFFIXES)
+
+
+def _check_page(path: Path) -> Path:
+    return _check_suffix(path, "write", (".html",))
+
+
+def _check_suffix(path: Path, verb: str, suffixes: tuple[str, ...]) -> Path:
+    if path.suffix not in suffixes:
+        raise UserError(f"can't {verb} to {path}: expected a file that ends in {' or '.join(suffixes)}")
     return _check_file(path)
 
 
@@ -274,3 +287,7 @@ PictureFiles = Annotated[
         "--out", callback=_check_pictures, help="Where to write the files, to which .png, .svg and .csv are added."
     ),
 ]
+SearchFile = Annotated[
+    Path, typer.Option("--out", callback=_check_search, help=f"File to write ({', '.join(SEARCH_SUFFIXES)}).")
+]
+PageFile = Annotated[Path, typer.Option("--out", callback=_check_page, help="Page to write (.html).")]

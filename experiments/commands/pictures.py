@@ -27,6 +27,7 @@ from experiments.commands.options import (
     RunDataDir,
     RunLabels,
     RunNames,
+    SearchFile,
     Settings,
     Transfer,
     TransferSettings,
@@ -34,7 +35,7 @@ from experiments.commands.options import (
     check_number,
 )
 from experiments.commands.terminal import Terminal, find_encoder_or_newest, offer_unlabelled
-from simclr.errors import printable
+from simclr.errors import UserError, printable
 
 METRICS = names_in("experiments.runs.compare.SHORT_NAMES")
 
@@ -181,42 +182,76 @@ def tsne(  # over 60 lines, because of its signature
     typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
 
 
-def neighbours(
+def neighbours(  # over 60 lines, because of its signature
     run: EncoderName,
-    images: Annotated[list[Path], typer.Argument(help="Image files to find neighbours of.")],
-    out: PictureFile = Path("neighbours.png"),
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=50, help="Number of neighbours of each image.")] = 8,
+    images: Annotated[list[Path], typer.Argument(help="Image files to find similar images of.")],
+    among: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Images to search: a folder, or another form of --data-dir, or a Parquet file of `simclr embed`.",
+            show_default="those that the run was trained on",
+        ),
+    ] = None,
+    out: SearchFile = Path("neighbours.png"),
+    count: Annotated[int, typer.Option(metavar="N", min=1, max=50, help="Number of similar images of each image.")] = 8,
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
     device: Device = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Setting of the images of --among, such as data.image_column=left. Can be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
 ) -> None:
-    """Draw the training images that are nearest to an image.
+    """Find the images that are most similar to an image.
 
-    Images are near if the cosine similarity of their features is high.
+    Images are similar if the cosine similarity of their features is high. The names of the files are printed, and
+    written with the pictures or as a table. The image itself is left out, and its copies are not.
 
-    Example: simclr neighbours shapes-s0 photo.jpg --count 10
+    Example: simclr neighbours shapes-s0 photo.jpg --among photos --out similar.html
     """
     from experiments.runs.encoders import find_encoder, open_subject
-    from experiments.runs.pictures import draw_neighbours
+    from experiments.runs.similar import bank_in, bank_of, search, write_found
     from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
+    from simclr.weights.features import holds_features
 
     store = Store(home())
-    protocol = make_protocol([], layer=layer)
+    found = find_encoder(run, store)
     with Terminal() as terminal:
-        subject = open_subject(
-            find_encoder(run, store),
-            store,
-            protocol,
-            data_dir=data_dir,
-            labels=labels,
-            on_bad_image=on_bad_image,
-            device=device,
-            observer=terminal,
-        )
-        check(subject, [])
-        draw_neighbours(subject, images, out, count)
+        if among is not None and holds_features(Path(among)):
+            of_images = {"--layer": layer, "--data-dir": data_dir, "--labels": labels, "--set": settings or None}
+            if extra := [option for option, value in of_images.items() if value is not None]:
+                raise UserError(f"{extra[0]} has no effect on {among}, which holds features: leave it out")
+            bank = bank_in(Path(among), found, device)
+        else:
+            subject = open_subject(
+                found,
+                store,
+                make_protocol([], layer=layer),
+                data_dir=data_dir,
+                labels=labels,
+                changes=settings,
+                on_bad_image=on_bad_image,
+                transfer=among,
+                seen=True,
+                device=device,
+                observer=terminal,
+            )
+            check(subject, [])
+            bank = bank_of(subject, "pretrain" if among is None else None)
+        results = search(bank, images, count)
+        write_found(results, bank, out)
+    for query, similar in results:
+        typer.echo(printable(query))
+        for file, similarity, label in similar:
+            typer.echo(printable(f"  {similarity:.4f}  {file}" + (f"  ({label})" if label else "")))
     typer.echo(printable(f"wrote {out}"))

@@ -108,6 +108,7 @@ def open_subject(
     on_bad_image: str | float | None = None,
     changes: Sequence[str] = (),
     transfer: str | None = None,
+    seen: bool = False,
     device: str | None = None,
     observer: Observer = SILENT,
 ) -> Subject:
@@ -116,15 +117,16 @@ def open_subject(
     `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
     with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
     the images of `transfer`, such as data.label_column=species. Raises UserError if the images differ from those
-    that the encoder was trained on.
+    that the encoder was trained on, and if those of `transfer` are the ones that it was trained on, unless it may have
+    `seen` them, since nothing is measured on them.
     """
     if changes and transfer is None:
-        raise UserError(f"{changes[0]} is for the images of --transfer: the run's own images keep their settings")
+        raise UserError(f"{changes[0]} is for other images than the run's own, which keep their settings: leave it out")
     if other := [text for text in changes if not text.startswith("data.")]:
         raise UserError(f"{other[0]} is not a setting of images: expected one such as data.label_column=species")
     settings = _transferred(found.config.data, transfer)
     if data_dir is not None and transfer is not None and settings.dataset == "folder":
-        raise UserError(f"--transfer {transfer} already says which folder to use: leave out --data-dir")
+        raise UserError(f"{transfer} already says which folder to use: leave out --data-dir")
     if data_dir is not None and settings.dataset in BUILT_IN:
         raise UserError(
             f"'{settings.dataset}' is built in and reads no folder: leave out --data-dir. To evaluate on other images, "
@@ -139,7 +141,7 @@ def open_subject(
     if transfer is None and found.digest not in (data.identity, UNKNOWN_DATA):
         raise _other_data(data, found.digest)
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
-    if transfer is not None and (own or data.digest == digest_of(found.digest)):
+    if transfer is not None and not seen and (own or data.digest == digest_of(found.digest)):
         raise UserError(
             f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the images: "
             f"leave out --transfer, or name another data set"
@@ -171,7 +173,10 @@ def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
     elif transfer.startswith("hf:"):
         other = DataConfig(dataset="folder", dir=Path(transfer))
     elif os.path.exists(transfer) or "{" in transfer:  # noqa: PTH110 (as in find_encoder)
-        other = DataConfig(dataset="folder", dir=Path(transfer).resolve())
+        folder = Path(transfer).resolve()
+        if (own.dataset, own.dir) == ("folder", folder):  # with its table of labels and all other settings
+            return own
+        other = DataConfig(dataset="folder", dir=folder)
     else:
         raise unknown("data set or folder", transfer, DATASETS)
     same = {"side": stored_side(own)} | {name: getattr(own, name) for name in ("background", "range", "check")}

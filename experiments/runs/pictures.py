@@ -1,8 +1,7 @@
-"""Pictures of what an encoder has learned: nearest neighbours and t-SNE maps."""
+"""t-SNE maps of what an encoder has learned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,44 +12,11 @@ from analysis import plots
 from analysis.tables import write_csv
 from analysis.tsne import neighbour_agreement, tsne
 from simclr import device as devices
-from simclr.data.images import Decoding, decode_files, files_at
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
-from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, check_collapse, features
 from simclr.files import written_whole
-from simclr.progress import SILENT
 from simclr.randomness import permutation
-
-
-def draw_neighbours(subject: Subject, files: Sequence[Path], out: Path, count: int) -> None:
-    """Draw the training images that are most similar to each file, by cosine similarity of their features."""
-    data, layer = subject.data, subject.protocol.layer
-    for file in files:
-        if not file.is_file():
-            what = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
-            raise UserError(f"{what}: expected image files")
-    queries = np.empty((len(files), 3, data.side, data.side), np.uint8)
-    decoding = Decoding(data.side, subject.config.data.background, data.range)
-    if bad := decode_files(files_at(files), queries, decoding, SILENT, "").failed:
-        reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
-        raise UserError(f"can't read as an image: {reasons}. Leave out what is not an image")
-    rows = data.parts["pretrain"]
-    with devices.memory_errors("use --device cpu"):
-        check_collapse(subject)
-        bank = features(subject.model, data.images, rows, torch.float32, layer)
-        found = nearest(bank, features(subject.model, queries, np.arange(len(files)), torch.float32, layer), count)
-
-    def label(row: int) -> str | None:
-        return data.classes[data.labels[row]] if data.labels[row] != UNLABELLED else None
-
-    lines = []
-    for query, similarities, index in zip(queries, *(part.cpu().numpy() for part in found), strict=True):
-        near = rows[index]
-        pictures, labels = data.images[near].transpose(0, 2, 3, 1), [label(row) for row in near]
-        lines.append((query.transpose(1, 2, 0), pictures, similarities.tolist(), labels))
-    with written_whole(out) as scratch:
-        plots.neighbours(lines, scratch)
 
 
 def draw_tsne(

@@ -7,6 +7,7 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from PIL import ImageColor
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from simclr.data.check import find_fault
-from simclr.data.images import Array, Decoding, listed_files, too_many_skipped
+from simclr.data.formats import as_files
+from simclr.data.images import Array, Decoding, Files, files_at, join_files, listed_files, too_many_skipped
 from simclr.data.layout import FOLDER_NAMES
 from simclr.data.parts import (
     describe_copies,
@@ -124,6 +126,8 @@ class Dataset:
     range: Range | None = None  # the values of images of more than 8 bits that became 0 and 255
     origin: str = ""  # where the classes come from, if the user's files say it
     division: str = ""  # hash of the parts. Empty where they follow from the config, the images and their labels
+    source: Source | None = None  # None for images that were not read, but made up
+    skipped: tuple[str, ...] = ()  # files of the source that have no row, each with the reason in brackets
 
     @property
     def side(self) -> int:
@@ -135,10 +139,39 @@ class Dataset:
         """What identifies the images, and which ones are held out: the digest, and the division after a hyphen."""
         return f"{self.digest}-{self.division}" if self.division else self.digest
 
+    def files(self) -> Files:
+        """The image files in the order of the rows. Those of a folder on the disk are named by their paths.
+
+        Images of arrays are given as PNG files of the decoded pixels, named after their split and row.
+        """
+        assert self.source is not None, "made-up images have no files"
+        parts: list[Files] = []
+        waiting, start = deque(self.skipped), 0
+        for split, own in self.source.read().splits.items():
+            if isinstance(own.images, Files):
+                part = _without(own.images, waiting)
+            else:
+                part = as_files(split, self.images[start : start + len(own.labels)])
+            parts.append(part)
+            start += len(part.names)
+        joined, folder = join_files(parts), self.source.folder
+        return files_at([Path(folder, name) for name in joined.names]) if folder else joined
+
     @property
     def has_labels(self) -> bool:
         """Whether accuracy can be measured on validation: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
+
+
+def _without(files: Files, skipped: deque[str]) -> Files:
+    """The files that were not skipped. Those that were, which are in the same order, leave the queue."""
+    kept = []
+    for name in files.names:
+        if skipped and skipped[0].startswith(f"{name} ("):
+            skipped.popleft()
+        else:
+            kept.append(name)
+    return files._replace(names=kept)
 
 
 def digest_of(identity: str) -> str:
@@ -221,6 +254,8 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         store.range,
         source.origin,
         division,
+        source,
+        store.skipped,
     )
 
 

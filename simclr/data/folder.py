@@ -41,7 +41,8 @@ def load_folder(
     if labels is not None:
         found = fingerprint(found, fingerprint_files(labels.parent, [labels.name]), unlabelled, columns)
     read = partial(contents_of_layout, layout, files)
-    return Source(found, read, (*notes, *layout.notes), origin, fingerprint(layout.classes, *layout.splits.items()))
+    labelling = fingerprint(layout.classes, *layout.splits.items())
+    return Source(found, read, (*notes, *layout.notes), origin, labelling, str(folder))
 
 
 def load_table(labels: Path, home: Path, observer: Observer, **options: Any) -> Source:

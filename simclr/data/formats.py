@@ -90,13 +90,13 @@ def list_images(path: Path, home: Path, observer: Observer, **options: Any) -> t
         return files_at([folder / name for name in image_names(names, notes)]), notes
     contents = load_images("", path, home, observer, **dict.fromkeys(OPTIONS) | options | {"unlabelled": True}).read()
     return join_files(
-        own.images if isinstance(own.images, Files) else _as_files(split, own.images)
+        own.images if isinstance(own.images, Files) else as_files(split, own.images)
         for split, own in contents.splits.items()
     ), []
 
 
-def _as_files(split: str, images: Array) -> Files:
-    """The images of an array N x 3 x H x W as PNG files."""
+def as_files(split: str, images: Array) -> Files:
+    """The images of an array N x 3 x H x W as PNG files, named after their split and row."""
     if images.dtype != np.uint8:
         raise UserError(f"the images are of type {images.dtype}: scale them to 0 to 255 and save them as uint8")
     rows = {f"{split} {row}": row for row in range(len(images))}

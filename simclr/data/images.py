@@ -43,8 +43,9 @@ def files_at(paths: Sequence[Path]) -> Files:
 
 def join_files(parts: Iterable[Files]) -> Files:
     """The files of several parts, whose names differ."""
-    readers = {name: files.read for files in parts for name in files.names}
-    return Files(list(readers), lambda name: readers[name](name))
+    joined = [(name, files.read) for files in parts for name in files.names]
+    readers = dict(joined)
+    return Files([name for name, _ in joined], lambda name: readers[name](name))
 
 
 def read_file(path: str) -> bytes:
@@ -117,11 +118,24 @@ def _has_more_pages(image: Image.Image) -> bool:
 
 
 def pixels(image: Image.Image, decoding: Decoding) -> Array:
-    """Convert an image of any mode and size to uint8, 3 x side x side.
+    """Convert an image of any mode and size to uint8, 3 x side x side: `to_rgb`, cropped by `crop_square`."""
+    return crop_square(to_rgb(image, decoding), decoding.side)
 
-    The image is turned upright by its EXIF orientation, laid over the background if it has transparency, converted to
-    RGB, and cropped by `crop_square`. Values of more than 8 bits are mapped to 8 bits by `to_eight_bits`. Raises
-    WideImage if their range is not known, and ValueError for an image that is too large or that PIL would misread.
+
+def thumbnail(data: bytes, decoding: Decoding) -> Image.Image:
+    """The whole image of a file as RGB, shrunk to fit into a square of `decoding.side`. Raises what `decode` raises."""
+    with open_image(data) as image:
+        rgb = to_rgb(image, decoding)
+        rgb.thumbnail((decoding.side, decoding.side), Image.Resampling.BICUBIC)
+        return rgb
+
+
+def to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
+    """Convert an image of any mode and size to RGB. A JPEG that is much larger than `decoding.side` is shrunk.
+
+    The image is turned upright by its EXIF orientation, and laid over the background if it has transparency. Values of
+    more than 8 bits are mapped to 8 bits by `to_eight_bits`. Raises WideImage if their range is not known, and
+    ValueError for an image that is too large or that PIL would misread.
     """
     whole = image.size
     image.draft("RGB", (2 * decoding.side, 2 * decoding.side))  # JPEG: decodes fewer pixels, never below twice the side
@@ -135,10 +149,8 @@ def pixels(image: Image.Image, decoding: Decoding) -> Array:
     elif image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # others have no orientation
         ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
-        image = _composite(image, decoding.background)
-    elif image.mode != "RGB":  # convert would copy
-        image = image.convert("RGB")
-    return crop_square(image, decoding.side)
+        return _composite(image, decoding.background)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -143,6 +143,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
         return Source(
             fingerprint_files(unpacked, files),
             lambda: _arrange_tiny_imagenet(Files(files, lambda file: (unpacked / file).read_bytes(), forkable=True)),
+            folder=str(unpacked),
         )
 
     def read() -> Contents:

@@ -42,6 +42,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()  # sentences: what was ignored, and what was understood
     origin: str = ""  # where the classes come from if the user's files say it, such as "folder names"
     labelling: str = ""  # hash of labels and splits that follow from the names of files, which the fingerprint lacks
+    folder: str = ""  # the folder on the disk that the names of the files are relative to, if there is one
 
 
 # Arguments: the name in DATASETS, the folder that the user chose or None, the home folder, the observer; and by keyword

@@ -39,15 +39,18 @@ DATASETS: dict[str, DatasetRow] = {
 }
 
 
-def image_side(contents: Contents, sample: int = 64) -> int:
+def image_side(contents: Contents) -> int:
     """The median of the shorter sides, in pixels, of a sample of the training images before they are resized."""
     images = contents.splits["train"].images
-    if not isinstance(images, Files):
-        return int(min(images.shape[2:]))
+    return median_side(images) if isinstance(images, Files) else int(min(images.shape[2:]))
+
+
+def median_side(files: Files, sample: int = 64) -> int:
+    """The median of the shorter sides, in pixels, of a sample of image files. 0 if none of them can be read."""
     sides = []
-    for name in images.names[:: max(1, len(images.names) // sample)]:
+    for name in files.names[:: max(1, len(files.names) // sample)]:
         try:
-            with open_image(images.read(name)) as image:
+            with open_image(files.read(name)) as image:
                 sides.append(min(image.size))
         except Exception:  # PIL raises many kinds. They are reported when the images are decoded
             continue

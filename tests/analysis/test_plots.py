@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from analysis import plots
+from analysis.matches import Match, Query
 
 DRAW = np.random.default_rng(0)
 POINTS = DRAW.normal(size=(400, 2))
@@ -143,7 +144,7 @@ def test_pair_matrix_shows_numbers_and_row_averages(figures: list[Figure]) -> No
 
 def test_every_figure_is_saved(tmp_path: Path) -> None:
     matrix, summary = np.full((2, 2), np.nan), a_summary()
-    query = (IMAGES[0], IMAGES[1:3], [0.9, 0.8], ["cat", None])
+    query = Query("a.png", IMAGES[0], [Match("b.png", IMAGES[1], 0.9, "cat"), Match("c.png", IMAGES[2], 0.8, "")])
     plots.curves(HISTORIES, tmp_path / "curves.svg", "y", [0.1], 2)
     plots.differences(summary, tmp_path / "differences.svg", "x")
     plots.against(summary, {"": {"up": 1, "failed": 2, "baseline": 0}}, tmp_path / "against.svg", "x", "y")
@@ -215,17 +216,18 @@ def test_confusion_matrix_of_many_classes_has_fewer_ticks_and_no_numbers(figures
     assert not axes.texts
 
 
-def test_neighbours_have_similarities_and_labels(figures: list[Figure]) -> None:
-    queries = [(IMAGES[0], IMAGES[1:4], [0.987, 0.9, 0.8], ["cat", None, "dog"]), (IMAGES[4], IMAGES[5:6], [1], ["x"])]
+def test_neighbours_have_similarities_classes_and_file_names(figures: list[Figure]) -> None:
+    first = [Match(f"in/{i}.png", IMAGES[i], 1 - i / 10, label) for i, label in ((1, "cat"), (2, ""), (3, "dog"))]
+    queries = [Query("q", IMAGES[0], first), Query("r", IMAGES[4], [Match("5.png", IMAGES[5], 1, "x")])]
     plots.neighbours(queries, Path("unused"))
     cells = figures[0].axes
     assert [cell.get_xlabel() for cell in cells] == [
         "query",
-        "0.99\ncat",
-        "0.90",
-        "0.80\ndog",
+        "0.900\ncat\n1.png",
+        "0.800\n2.png",
+        "0.700\ndog\n3.png",
         "query",
-        "1.00\nx",
+        "1.000\nx\n5.png",
         "",
         "",
     ]

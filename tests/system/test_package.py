@@ -31,8 +31,9 @@ def test_the_wheel_holds_the_packages_and_their_data_files(wheel: Path) -> None:
     assert tops == {"simclr", "experiments", "analysis", "cli.py"}
     data = {
         path.relative_to(ROOT).as_posix()
-        for room, suffix in (("experiments", "toml"), ("analysis", "jinja"))
-        for path in (ROOT / room).rglob(f"*.{suffix}")
+        for room, suffixes in {"experiments": (".toml",), "analysis": (".jinja", ".css", ".js")}.items()
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in suffixes
     }
     assert len(data) > 5
     assert data == {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -21,6 +22,10 @@ PICTURES = {
         ["neighbours", "tiny-s0", "IMAGES/flat/3.png", "IMAGES/flat/4.png", "--count", "3"],
         ["neighbours.png"],
     ),
+    "neighbours in a folder": (
+        ["neighbours", "tiny-s0", "IMAGES/flat/3.png", "--among", "IMAGES/two", "--out", "similar.pdf"],
+        ["similar.pdf"],
+    ),
 }
 
 
@@ -31,7 +36,37 @@ def test_a_picture_is_written_where_it_was_asked_for(name: str, run: Run, images
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith(f"wrote {', '.join(files)}\n")
     assert all(Path(file).stat().st_size > 0 for file in files)
-    assert Path(files[0]).read_bytes().startswith(b"\x89PNG")
+    assert Path(files[0]).read_bytes().startswith((b"\x89PNG", b"%PDF"))
+
+
+def test_similar_images_are_printed_and_written_with_their_names(run: Run, images: Path) -> None:
+    search = ["neighbours", "tiny-s0", images / "flat/3.png", "--count", 3, "--among", images / "flat"]
+    done = run(*search, "--out", "similar.csv")
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv("similar.csv")
+    assert list(table["rank"]) == [1, 2, 3]
+    lines = done.stdout.splitlines()
+    found = lines[lines.index(str(images / "flat/3.png")) + 1 : -1]
+    assert found == [f"  {row.similarity:.4f}  {row.file}" for row in table.itertuples()]
+    assert run("embed", "tiny-s0", images / "flat").exit_code == 0
+    again = run(*search[:-1], "features.parquet", "--out", "again.csv")
+    assert again.exit_code == 0, again.output
+    assert pd.read_csv("again.csv")["file"].tolist() == table["file"].tolist()
+    page = run(*search, "--out", "similar.html")
+    assert page.exit_code == 0, page.output
+    assert all(file in Path("similar.html").read_text() for file in table["file"])
+
+
+def test_a_runs_own_folder_can_be_searched_as_it_is_now(run: Run, images: Path) -> None:
+    shutil.copytree(images / "two", "own")
+    own = ["--config", "tiny.toml", "--dataset", "folder", "--batch-size", 16, "--epochs", 1]
+    done = run("pretrain", *own, "--data-dir", "own", "--name", "own")
+    assert done.exit_code == 0, done.output
+    shutil.copy(images / "flat/0.png", "own/b/new.png")
+    done = run("neighbours", "own-s0", images / "flat/0.png", "--among", "own", "--out", "similar.csv")
+    assert done.exit_code == 0, done.output
+    assert pd.read_csv("similar.csv")["file"][0] == str(Path("own/b/new.png").resolve())
+    assert_one_line(run("neighbours", "own-s0", images / "flat/0.png"), 2, "restore the folder to what it was")
 
 
 WRONG = {
@@ -42,6 +77,15 @@ WRONG = {
     "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),
     "no such metric": (["plot", "los", "tiny-s0"], "has no curve 'los': did you mean 'loss'? choose from "),
     "no image to look for": (["neighbours", "tiny-s0", "nowhere.png"], "there is no file nowhere.png: expected"),
+    "no file of this kind": (
+        ["neighbours", "a", "a.png", "--out", "a.txt"],
+        "expected a file that ends in .html or .csv",
+    ),
+    "no such images": (["neighbours", "tiny-s0", "tiny.toml", "--among", "nowhere"], "unknown data set or folder"),
+    "settings of no other images": (
+        ["neighbours", "tiny-s0", "tiny.toml", "--set", "data.side=8"],
+        "data.side=8 is for other images than the run's own",
+    ),
     "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
     "built-in data": (["neighbours", "tiny-s0", "tiny.toml", "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
@@ -49,7 +93,7 @@ WRONG = {
         ["tsne", "tiny-s0", "--transfer", "shapes", "--set", "data.label_column=a"],
         "data.label_column is not a setting of the data set 'shapes'",
     ),
-    "settings of own images": (["tsne", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for the images of --trans"),
+    "settings of own images": (["tsne", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for other images than"),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity"),
     "no image": (["neighbours", "tiny-s0", "tiny.toml"], "tiny.toml"),
 }

@@ -1,0 +1,185 @@
+"""Search images for those that are most similar to a query, and write what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis import plots
+from analysis.matches import Match, Query, matches_page
+from analysis.tables import write_csv
+from experiments.runs.encoders import FoundEncoder
+from simclr import device as devices
+from simclr.data.images import Array, Decoding, Files, bad_images, decode_files, files_at, read_file, thumbnail
+from simclr.data.source import UNLABELLED
+from simclr.errors import UserError, printable
+from simclr.evaluate.knn import nearest
+from simclr.evaluate.subject import Subject, check_collapse, features, fingerprint
+from simclr.files import written_whole
+from simclr.model import Network
+from simclr.progress import SILENT
+from simclr.weights.encoder import Encoder
+from simclr.weights.features import read_features
+
+THUMBNAIL = 160  # longest side of a picture in pixels
+
+
+class Bank(NamedTuple):
+    """The images that are searched, and the network that gave their features."""
+
+    model: Network
+    layer: str
+    decoding: Decoding  # of queries, and of the thumbnails except for their side
+    files: Files
+    features: Tensor  # files x D, on the device of the model
+    classes: Sequence[str]  # of each file, or empty
+    pixels: Callable[[int], Array] | None = None  # of each file, 3 x S x S, if the images are not files on the disk
+
+
+class Similar(NamedTuple):
+    """An image of the bank that is similar to a query."""
+
+    file: str
+    similarity: float  # cosine similarity of the features, in [-1, 1]
+    label: str  # its class, or empty
+
+
+class Found(NamedTuple):
+    """What was found for a query, nearest first."""
+
+    query: str
+    similar: list[Similar]
+
+
+def bank_of(subject: Subject, part: str | None = None) -> Bank:
+    """The images of a part of the subject's data set, or all of them. Raises BadSettings if the encoder collapsed."""
+    data, layer = subject.data, subject.protocol.layer
+    rows = np.arange(len(data.labels)) if part is None else data.parts[part]
+    everything = data.files()
+    files = everything._replace(names=[everything.names[row] for row in rows.tolist()])
+    on_disk = data.source is not None and bool(data.source.folder)
+    with devices.memory_errors("use --device cpu"):
+        check_collapse(subject)
+        x = features(subject.model, data.images, rows, torch.float32, layer)
+    return Bank(
+        subject.model,
+        layer,
+        Decoding(data.side, subject.config.data.background, data.range),
+        files,
+        x,
+        [data.classes[label] if label != UNLABELLED else "" for label in data.labels[rows]],
+        None if on_disk else lambda row: data.images[rows[row]],
+    )
+
+
+def bank_in(path: Path, found: FoundEncoder, device: str | None) -> Bank:
+    """The images whose features are in a Parquet file of `simclr embed`. Raises UserError if another encoder's are."""
+    read = read_features(path)
+    encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
+    if read.encoder != fingerprint(encoder.model):
+        whose = "of another encoder" if read.encoder else "without a note of their encoder"
+        raise UserError(
+            f"{path} holds features {whose}: write it again with `simclr embed {found.path.name} FOLDER --out {path}`"
+        )
+    x = torch.from_numpy(read.features).to(encoder.model.mean.device)
+    return Bank(encoder.model, "h", encoder.decoding, files_at(list(map(Path, read.names))), x, [""] * len(read.names))
+
+
+def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
+    """The `count` images that are most similar to each image file, by cosine similarity of their features.
+
+    If a query is in the bank itself, it is left out: the same file, or, where the bank's images are not files on the
+    disk, an image of the same pixels. Its copies under other names stay. Raises UserError for queries that can't be
+    read.
+    """
+    images = _read_queries(queries, bank.decoding)
+    with devices.memory_errors("use --device cpu"):
+        x = features(bank.model, images, np.arange(len(images)), torch.float32, bank.layer)
+        near = nearest(bank.features, x, count + 1)
+    found = []
+    for query, pixels, similarities, rows in zip(queries, images, *(part.tolist() for part in near), strict=True):
+        itself = next((row for row in rows if _is_query(bank, row, query, pixels)), None)
+        others = [(row, value) for row, value in zip(rows, similarities, strict=True) if row != itself]
+        if not others:
+            raise UserError(f"there is no image to compare {query} with: search more images, with --among")
+        similar = [Similar(bank.files.names[row], value, bank.classes[row]) for row, value in others[:count]]
+        found.append(Found(str(query), similar))
+    return found
+
+
+def _read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
+    for file in files:
+        if not file.is_file():
+            what = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
+            raise UserError(f"{what}: expected image files")
+    images = np.empty((len(files), 3, decoding.side, decoding.side), np.uint8)
+    if bad := decode_files(files_at(files), images, decoding, SILENT, "").failed:
+        reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
+        raise UserError(f"can't read as an image: {reasons}. Leave out what is not an image")
+    return images
+
+
+def _is_query(bank: Bank, row: int, query: Path, pixels: Array) -> bool:
+    if bank.pixels is not None:
+        return np.array_equal(bank.pixels(row), pixels)
+    return os.path.realpath(bank.files.names[row]) == os.path.realpath(query)
+
+
+def write_found(found: Sequence[Found], bank: Bank, out: Path) -> None:
+    """Write what was found to a .csv table, an .html page, or a picture, all with the names of the files.
+
+    Pages and pictures show the images as they are on the disk, not as the encoder sees them. Raises UserError if they
+    are not there any more.
+    """
+    if out.suffix == ".csv":
+        with written_whole(out) as scratch:
+            write_csv(_table(found), scratch)
+        return
+    queries = _pictures([query for query, _ in found], read_file, bank.decoding)
+    pictures = _pictures([each.file for _, similar in found for each in similar], bank.files.read, bank.decoding)
+    shown = [
+        Query(
+            printable(query),
+            queries[query],
+            [Match(printable(file), pictures[file], similarity, label) for file, similarity, label in similar],
+        )
+        for query, similar in found
+    ]
+    with written_whole(out) as scratch:
+        if out.suffix == ".html":
+            scratch.write_text(matches_page("Similar images", shown), "utf-8")
+        else:
+            plots.neighbours(shown, scratch)
+
+
+def _table(found: Sequence[Found]) -> pd.DataFrame:
+    """One row for each similar image, whose rank is 1 for the nearest."""
+    rows = [
+        (printable(query), rank, printable(each.file), round(each.similarity, 6), each.label)
+        for query, similar in found
+        for rank, each in enumerate(similar, 1)
+    ]
+    return pd.DataFrame(rows, columns=["query", "rank", "file", "similarity", "class"])
+
+
+def _pictures(names: Iterable[str], read: Callable[[str], bytes], decoding: Decoding) -> dict[str, NDArray[np.uint8]]:
+    """The whole image of each file, shrunk: H x W x 3."""
+    found: dict[str, NDArray[np.uint8]] = {}
+    bad: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = np.asarray(thumbnail(read(name), decoding._replace(side=THUMBNAIL)))
+        except Exception as error:  # PIL raises many kinds
+            bad[name] = f"{name} ({error})"
+    if bad:
+        remedy = "Restore them, or write only their names with --out FILE.csv"
+        raise bad_images(list(bad.values()), len(found) + len(bad), remedy)
+    return found
