@@ -2,6 +2,7 @@
 
 SIMCLR_TEST_KILLS is the number of runs that are killed; there are 0.3 times as many studies and 0.2 times as many
 searches. `SIMCLR_TEST_KILLS=100 python -m pytest -m long tests/system/test_killed_at_random.py` is the long version.
+SIMCLR_TEST_SEED draws other moments, so that a long series can be run in parts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from simclr.weights.checkpoint import checkpoints
 from tests.system.processes import COMMANDS, finish, runs_of, start, write_config
 
 KILLS = int(os.environ.get("SIMCLR_TEST_KILLS", "5"))
+SEED = int(os.environ.get("SIMCLR_TEST_SEED", "0"))
 SHARES = {"pretrain": 1.0, "ablate": 0.3, "search": 0.2}
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
@@ -52,7 +54,7 @@ def test_a_command_killed_at_any_moment_ends_as_if_it_had_not_been(name: str, tm
     began = time.perf_counter()
     finish(tmp_path / "whole", command)
     seconds = time.perf_counter() - began
-    whole, drawn = runs_of(tmp_path / "whole"), random.Random(0)
+    whole, drawn = runs_of(tmp_path / "whole"), random.Random(SEED)
     missing, moments = 0, Counter[str]()
     for count in range(kills):
         home = tmp_path / f"home{count}"
