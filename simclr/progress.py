@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+
+KNN = re.compile(r"val/knn_(?:k(\d+)_)?top1")  # the accuracy that training is monitored with, named after a smaller k
+
+
+def knn_metric(names: Iterable[str]) -> str | None:
+    """The name of the kNN accuracy on validation among those of metrics."""
+    return next(filter(KNN.fullmatch, names), None)
+
+
+def knn_label(name: str) -> str:
+    """How such a metric is called in texts: kNN, or kNN (k = 54)."""
+    k = re.sub(KNN, r"\1", name)
+    return f"kNN (k = {k})" if k else "kNN"
 
 
 class Observer:

@@ -24,6 +24,7 @@ from experiments.commands.options import (
     Memory,
     MicroBatch,
     Preset,
+    Recheck,
     Settings,
     check_new_name,
 )
@@ -90,6 +91,7 @@ def ablate(  # over 60 lines, because of its signature
     data_dir: DataDir = None,
     labels: Labels = None,
     on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     micro_batch: MicroBatch = None,

@@ -17,6 +17,7 @@ from experiments.commands.options import (
     EncoderName,
     Labels,
     NewestEncoder,
+    Recheck,
     check_new_name,
     check_out,
 )
@@ -133,6 +134,7 @@ def import_(  # over 60 lines, because of its signature
     data_dir: DataDir = None,
     labels: Labels = None,
     on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     side: Annotated[
         int | None, typer.Option(help="Side of the images in pixels.", show_default="that of the data set")
     ] = None,

@@ -12,6 +12,7 @@ from experiments.commands.options import (
     Format,
     Layer,
     NewestEncoder,
+    Recheck,
     RunBadImage,
     RunDataDir,
     RunLabels,
@@ -57,6 +58,7 @@ def evaluate(  # over 60 lines, because of its signature
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
     settings: Annotated[
         list[str],

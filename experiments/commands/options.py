@@ -45,6 +45,15 @@ def _bad_image(choice: str | None) -> str | float | None:
     return float(choice)
 
 
+def _recheck(wanted: bool) -> bool:
+    if wanted:
+        from experiments.tracking.store import home
+        from simclr.data.source import recheck
+
+        recheck(home())
+    return wanted
+
+
 def _auto_or_number(text: str | None) -> Any:
     return None if text is None else settings.parse_value(text, "--micro-batch")
 
@@ -170,6 +179,15 @@ Unlabelled = Annotated[
 BadImage = Annotated[
     str | None,
     typer.Option("--on-bad-image", callback=_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
+]
+Recheck = Annotated[
+    bool,
+    typer.Option(
+        "--recheck",
+        callback=_recheck,
+        help="Look at the size and the date of every image file. Without it, a file that was overwritten in place may "
+        "go unnoticed in a folder of 2,000 images or more.",
+    ),
 ]
 Seed = Annotated[
     int | None,

@@ -23,6 +23,7 @@ from experiments.commands.options import (
     PictureFile,
     PictureFiles,
     Preset,
+    Recheck,
     RunBadImage,
     RunDataDir,
     RunLabels,
@@ -48,6 +49,7 @@ def views(
     data_dir: DataDir = None,
     labels: Labels = None,
     on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     unlabelled: Unlabelled = False,
     drop: Drop = [],  # noqa: B006 (Typer copies it)
     seed: Annotated[
@@ -143,6 +145,7 @@ def tsne(  # over 60 lines, because of its signature
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
     settings: TransferSettings = [],  # noqa: B006
 ) -> None:
@@ -199,6 +202,7 @@ def neighbours(  # over 60 lines, because of its signature
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
     settings: Annotated[
         list[str],

@@ -25,12 +25,14 @@ from experiments.commands.options import (
     MicroBatch,
     Precision,
     Preset,
+    Recheck,
     Seed,
     Settings,
     Unlabelled,
 )
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
 from simclr.errors import UserError
+from simclr.progress import knn_metric
 
 if TYPE_CHECKING:
     from experiments.runs.estimate import Estimate
@@ -48,6 +50,7 @@ def pretrain(  # over 60 lines, because of its signature
     unlabelled: Unlabelled = False,
     labels: Labels = None,
     on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     backbone: Backbone = None,
     head: Head = None,
     epochs: Epochs = None,
@@ -177,7 +180,7 @@ class TrainingTerminal(Terminal):
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         super().metrics(metrics, step)
-        if self.bars is None and "val/knn_top1" in metrics:
+        if self.bars is None and knn_metric(metrics):
             self.say(self.status())
 
     def status(self) -> str:

@@ -15,8 +15,7 @@ from typing import Annotated
 import typer
 
 from simclr.errors import RunFailed, UserError
-
-METRICS = {"train/loss": "loss", "val/knn_top1": "val kNN"}  # logged while training, and their titles
+from simclr.progress import knn_label, knn_metric
 
 
 def runs() -> None:
@@ -47,7 +46,8 @@ def runs() -> None:
             "started": [record.started.strftime("%Y-%m-%d %H:%M") for record in records],
         }
     )
-    for metric, title in METRICS.items():
+    knn = sorted({name for record in records for name in record.metrics if knn_metric([name])})
+    for metric, title in [("train/loss", "loss"), *((name, f"val {knn_label(name)}") for name in knn)]:
         table[title] = [record.metrics.get(metric, nan) for record in records]
     capped = {metric for record in records if "knn_top1" not in record.protocols for metric in record.protocols}
     for metric in ["knn_top1", *sorted(metric for metric in capped if metric.startswith("knn_k")), "linear_top1"]:

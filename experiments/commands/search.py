@@ -22,6 +22,7 @@ from experiments.commands.options import (
     MicroBatch,
     PlannedMemory,
     Preset,
+    Recheck,
     Settings,
     check_new_name,
     check_number,
@@ -55,6 +56,7 @@ def search(  # over 60 lines, because of its signature
     data_dir: DataDir = None,
     labels: Labels = None,
     on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     micro_batch: MicroBatch = None,

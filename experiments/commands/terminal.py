@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from simclr.errors import printable
-from simclr.progress import Observer
+from simclr.progress import Observer, knn_label, knn_metric
 
 if TYPE_CHECKING:
     from experiments.runs.encoders import FoundEncoder
@@ -124,8 +124,8 @@ def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -
         parts.append(f"loss {latest['train/loss']:.2f}" + (f" (chance {chance:.2f})" if chance is not None else ""))
     if "train/contrastive_top1" in latest:
         parts.append(f"top-1 {latest['train/contrastive_top1']:.0%}")
-    if "val/knn_top1" in latest:
-        parts.append(f"kNN {latest['val/knn_top1']:.1%}")
+    if name := knn_metric(latest):
+        parts.append(f"{knn_label(name)} {latest[name]:.1%}")
     if "perf/images_per_second" in latest:
         parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
     return " ".join(parts)

@@ -19,6 +19,7 @@ from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError, suggest
 from simclr.files import written_whole
 from simclr.methods import METHODS
+from simclr.progress import knn_label, knn_metric
 
 SHORT_NAMES = {  # what `simclr plot` accepts for a metric
     "loss": "train/loss",
@@ -111,12 +112,12 @@ def curve_label(metric: str, record: Record) -> str:
     """A metric in words, for the axis of a figure."""
     if metric == "train/loss" and (method := METHODS.get(_method(record))) is not None:
         return method.loss_label
-    return "kNN accuracy on validation" if metric == "val/knn_top1" else metric
+    return f"{knn_label(metric)} accuracy on validation" if knn_metric([metric]) else metric
 
 
 def chance_level(metric: str, record: Record) -> float:
     """The value of a metric for a network that has learned nothing; nan if it isn't known."""
-    levels = {"val/knn_top1": float(record.tags.get("val_chance", nan))}
+    levels = {metric: float(record.tags.get("val_chance", nan))} if knn_metric([metric]) else {}
     if (method := METHODS.get(_method(record))) is not None:  # a newer version may have recorded one more
         names = {f"{method.section_name}.{name}": name for name in method.section.model_fields}
         given = {names[name]: value for name, value in record.params.items() if name in names}
@@ -143,9 +144,10 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
 
     Returns the files: out.png, out.svg and out.csv. Raises UserError if a run doesn't have the metric.
     """
-    key, histories, levels = SHORT_NAMES.get(metric, metric), {}, set()
-    records = [store.find(name) for name in names]
-    for record in records:
+    histories, levels, labels = {}, set(), set()
+    for record in map(store.find, names):
+        key = (knn_metric(record.metrics) if metric == "knn" else None) or SHORT_NAMES.get(metric, metric)
+        labels.add(curve_label(key, record))
         curve = record.history(key)
         if curve.empty:
             raise _no_curve(record, metric)
@@ -155,6 +157,6 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
     chance = sorted(level for level in levels if not isnan(level))
     with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
         for path in (png, svg):
-            plots.curves(histories, path, curve_label(key, records[0]), chance, smooth)
+            plots.curves(histories, path, " / ".join(sorted(labels)), chance, smooth)
         write_csv(plots.curve_points(histories), csv)
     return files

@@ -39,7 +39,7 @@ from simclr.evaluate.evaluations import check
 from simclr.evaluate.linear import Linear
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
-from simclr.progress import SILENT, Forwarding, Observer
+from simclr.progress import SILENT, Forwarding, Observer, knn_metric
 from simclr.randomness import subseed
 from simclr.settings import parse_setting
 from simclr.train import budget, memory
@@ -340,8 +340,8 @@ class _Watcher(Forwarding):
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         super().metrics(metrics, step)
-        if self.prune and "val/knn_top1" in metrics and step < self.steps.total:
-            self.accuracy = metrics["val/knn_top1"]
+        if self.prune and (name := knn_metric(metrics)) and step < self.steps.total:
+            self.accuracy = metrics[name]
             self.trial.report(self.accuracy, step // self.steps.per_epoch)
             self.pruned = self.trial.should_prune()
 

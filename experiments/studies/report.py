@@ -21,10 +21,10 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
 from simclr.files import written_whole
+from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
-CURVES = ("train/loss", "val/knn_top1")
 PAGE = "report.html"
 
 PageSection = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, content
@@ -205,7 +205,7 @@ def _pair_values(table: pd.DataFrame, document: StudyDocument) -> tuple[list[str
 def _curves(results: Results, folder: Path) -> list[PageSection]:
     """Learning curves of the cells over their seeds. Cells that only evaluate another layer have none of their own."""
     figures = []
-    for metric in CURVES:
+    for metric in ["train/loss", *sorted(filter(None, {knn_metric(run.metrics) for run in results.runs.values()}))]:
         histories: dict[str, list[pd.DataFrame]] = {}
         for cell in results.document.cells:
             runs = [run for (name, _), run in results.runs.items() if name == cell.cell]

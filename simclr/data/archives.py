@@ -24,7 +24,7 @@ from simclr.data.suffixes import TARS
 from simclr.data.tables import table_among, understand_names
 from simclr.data.unpack import read_at, unpack
 from simclr.errors import UserError, printable
-from simclr.progress import SILENT, Observer
+from simclr.progress import Observer
 
 LARGEST_RATIO = 100  # of an archive's unpacked size to its own, beyond RATIO_FREE; photos have about 1
 RATIO_FREE = 1 << 30
@@ -63,18 +63,17 @@ def load_archive(
     tables = fingerprint_files(labels.parent, [labels.name]) if labels is not None else None
 
     def read() -> Contents:
-        opened = {name: open_archive(root / name, home / "cache", observer) for name in names}
+        notes: list[str] = []
+        opened = {name: open_archive(root / name, home / "cache", notes) for name in names}
         if len(opened) == 1 and (labels is not None or not is_shard(next(iter(opened.values())).names)):
             (files,) = opened.values()
             if labels is None and not unlabelled and (table := table_among(files.names)):
-                observer.note(
+                notes.append(
                     f"{table} in {path.name} is not used for labels, as it would be in a folder: take it out of the "
                     f"archive, and add --labels {table.rpartition('/')[2]}"
                 )
             layout, _ = understand_names(files.names, str(path), unlabelled=unlabelled, labels=labels, **columns)
-            for note in layout.notes:
-                observer.note(note)
-            return contents_of_layout(layout, files)
+            return contents_of_layout(layout, files)._replace(notes=(*notes, *layout.notes))
         if labels is not None or columns["split_column"] is not None:
             raise UserError(
                 f"{path} holds shards of samples, for which data.labels and data.split_column have no effect: leave "
@@ -82,8 +81,7 @@ def load_archive(
             )
         kinds = {name: columns[name] for name in ("image_column", "label_column")}
         contents, note = contents_of_shards(opened, unlabelled=unlabelled, **kinds)
-        observer.note(f"{path.name}: {note}")
-        return contents
+        return contents._replace(notes=(*notes, f"{path.name}: {note}"))
 
     return Source(
         fingerprint(READING, fingerprint_files(root, names), tables, unlabelled, columns),
@@ -121,12 +119,12 @@ def _expand(pattern: str) -> list[str]:
     return [name for i in numbers for name in _expand(f"{before}{i}{after}")]
 
 
-def open_archive(path: Path, scratch: Path, observer: Observer = SILENT) -> Files:
+def open_archive(path: Path, scratch: Path, notes: list[str]) -> Files:
     """The files in an archive, by their names in it, which are data and never lead anywhere.
 
-    A compressed tar archive is unpacked into a temporary file in `scratch`. The observer is told about links and other
-    special members, which are left out. Raises UserError for encrypted files, and
-    for sizes that no archive of images has; OSError, zipfile.BadZipFile or tarfile.TarError for damaged archives.
+    A compressed tar archive is unpacked into a temporary file in `scratch`. Links and other special members are left
+    out, which is added to the notes. Raises UserError for encrypted files, and for sizes that no archive of images has;
+    OSError, zipfile.BadZipFile or tarfile.TarError for damaged archives.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -135,8 +133,8 @@ def open_archive(path: Path, scratch: Path, observer: Observer = SILENT) -> File
     for magic, opener in COMPRESSED.items():
         if start.startswith(magic):
             with opener(path) as packed:
-                return _open_tar(path, unpack(packed, str(path), scratch, _most(path)), observer)
-    return _open_tar(path, path.open("rb"), observer)
+                return _open_tar(path, unpack(packed, str(path), scratch, _most(path)), notes)
+    return _open_tar(path, path.open("rb"), notes)
 
 
 def _plain(name: str) -> str:
@@ -165,7 +163,7 @@ def _open_zip(path: Path) -> Files:
     return Files(list(members), lambda name: opened(os.getpid()).read(members[name]), forkable=True)
 
 
-def _open_tar(path: Path, file: IO[bytes], observer: Observer) -> Files:
+def _open_tar(path: Path, file: IO[bytes], notes: list[str]) -> Files:
     """One pass through the headers finds where each regular file lies, and what each hard link leads to."""
     places: dict[str, tuple[int, int]] = {}
     special: list[str] = []
@@ -189,7 +187,7 @@ def _open_tar(path: Path, file: IO[bytes], observer: Observer) -> Files:
             f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Make or fetch it again"
         )
     if special:
-        observer.note(
+        notes.append(
             f"left out {len(special):,} members of {path.name} that are links or no files, such as "
             f"{printable(special[0])}"
         )

@@ -55,13 +55,14 @@ def load_arrays(
         pairs = _pairs(path, stored, image_column, label_column, unlabelled)
         if len(types := {str(stored[image].dtype) for image, _ in pairs.values()}) > 1:
             raise UserError(f"the images of {path} have different types in its splits, {' and '.join(types)}: save one")
-        observer.note(f"{path.name}: {'; '.join(_describe_pair(stored, *pair) for pair in pairs.values())}")
-        return contents_of(
+        contents = contents_of(
             {
                 split: (_images(path, image, stored[image]), _labels(path, label, stored, stored[image].shape[0]))
                 for split, (image, label) in pairs.items()
             }
         )
+        note = f"{path.name}: {'; '.join(_describe_pair(stored, *pair) for pair in pairs.values())}"
+        return contents._replace(notes=(note,))
 
     root = path if path.is_dir() else path.parent
     options = image_column, label_column, unlabelled

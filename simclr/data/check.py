@@ -42,8 +42,8 @@ def measure(images: NDArray[Any]) -> tuple[Measured, NDArray[np.uint64]]:
         one_colour = few_levels = 0
         for row in rows:
             image = images[row]
-            hashes[row] = int.from_bytes(hashlib.blake2b(image, digest_size=8).digest())
             sample = image[:, ::step, ::step].tobytes()  # some 6 x 6 pixels decide about most images
+            hashes[row] = _hash(sample)
             if len(set(sample)) <= LEVELS >= len(np.unique(image)):
                 plain = bool((image == image[:, :1, :1]).all())
                 one_colour, few_levels = one_colour + plain, few_levels + (not plain)
@@ -51,10 +51,17 @@ def measure(images: NDArray[Any]) -> tuple[Measured, NDArray[np.uint64]]:
 
     counts = [part for _, part in in_chunks(count, len(images), processes=False)]
     one_colour, few_levels = (sum(each) for each in zip(*counts, strict=True))
+    _, number, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    for row in np.flatnonzero(copies[number] > 1):  # images with equal samples may differ elsewhere
+        hashes[row] = _hash(images[row].data)
     copies = np.unique(hashes, return_counts=True)[1]
     repeated = int(copies[copies > 1].sum())
     lowest, highest = int(images.min()), int(images.max())
     return Measured(len(images), len(copies), repeated, one_colour, few_levels, lowest, highest), hashes
+
+
+def _hash(data: bytes | memoryview) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
 def describe(found: Measured) -> str:

@@ -229,7 +229,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     source = source_of(config, home, observer)
     skip_bad = most_skipped(config.on_bad_image) > 0
     store = open_store(config.dataset, source, decoding_of(config), home / "cache", observer, skip_bad=skip_bad)
-    for sentence in source.notes:
+    for sentence in (*source.notes, *store.notes):
         observer.note(sentence)
     _check_skipped(store.skipped, len(store.labels), config, observer)
     if config.range != "auto" and store.range is None:

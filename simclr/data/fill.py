@@ -15,10 +15,11 @@ from simclr.progress import Observer
 
 
 class Filled(NamedTuple):
-    """How images were decoded, and why the images of some rows can't be read."""
+    """How images were decoded, why the images of some rows can't be read, and sentences about what was done."""
 
     decoding: Decoding
     bad: dict[int, str]
+    notes: list[str]
 
 
 def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observer) -> Filled:
@@ -29,6 +30,7 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
     Raises UserError if the images don't have the same kind of values then.
     """
     outcomes = _fill_splits(contents, images, decoding, observer)
+    notes = []
     kinds = {kind for outcome in outcomes.values() for kind in outcome.wide.values()}
     if kinds and decoding.range is None:
         images_to_measure = contents.splits["train"].images
@@ -38,7 +40,7 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
         else:
             sampled = images_to_measure[:: max(1, len(images_to_measure) // SAMPLED)]
             limits = find_range([sample_array(image.transpose(1, 2, 0)) for image in sampled])
-        observer.say(
+        notes.append(
             f"values {limits[0]:g} to {limits[1]:g} of {' and '.join(sorted(kinds))} images are mapped to 0 to 255 "
             f"(data.range)"
         )
@@ -50,8 +52,8 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
             bad[start + row] = f"{_files(split).names[row]} ({reason})"
         start += len(split.labels)
     if pages := sum(len(outcome.more_pages) for outcome in outcomes.values()):
-        observer.say(f"{pages:,} of {len(images):,} files have several pages or frames: only the first is used")
-    return Filled(decoding if kinds else decoding._replace(range=None), dict(sorted(bad.items())))
+        notes.append(f"{pages:,} of {len(images):,} files have several pages or frames: only the first is used")
+    return Filled(decoding if kinds else decoding._replace(range=None), dict(sorted(bad.items())), notes)
 
 
 def _files(split: Split) -> Files:

@@ -11,7 +11,7 @@ from typing import Any
 from simclr.data.images import Files, read_file
 from simclr.data.labels import contents_of_layout
 from simclr.data.layout import image_names, is_hidden
-from simclr.data.source import Source, fingerprint, fingerprint_files
+from simclr.data.source import Source, fingerprint, fingerprint_files, fingerprint_folder
 from simclr.data.tables import reason_against, table_among, understand_names
 from simclr.errors import UserError, printable
 from simclr.progress import Observer
@@ -37,7 +37,7 @@ def load_folder(
     files = Files(names, partial(_read, str(folder)), forkable=True)
     known = set(names)
     listed = [name for rows in layout.splits.values() for name, _ in rows if name in known]
-    found = fingerprint_files(folder, listed)
+    found = fingerprint_folder(folder, listed, home)
     if labels is not None:
         found = fingerprint(found, fingerprint_files(labels.parent, [labels.name]), unlabelled, columns)
     read = partial(contents_of_layout, layout, files)

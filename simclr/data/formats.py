@@ -27,6 +27,7 @@ from simclr.data.parquet import load_parquet
 from simclr.data.source import Source
 from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, OTHERS, TARS
 from simclr.data.tables import TABLE_SUFFIXES
+from simclr.data.unreadable import OF_DATA_SETS, describe
 from simclr.errors import UserError
 from simclr.progress import Observer
 
@@ -60,13 +61,6 @@ FOLDER_SUFFIXES = {**dict.fromkeys(TARS, "archive"), ".parquet": "parquet", ".np
 # Files without a suffix that lie beside data.
 ABOUT = {"readme", "license", "licence", "copying", "notice", "citation", "authors", "changelog", "makefile"}
 
-CONTENTS = {
-    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
-    b"<!doctype html": ("a web page, not a download", "download the file again"),
-    b"<html": ("a web page, not a download", "download the file again"),
-    b"%pdf": OTHERS[".pdf"],
-}
-
 
 def load_images(name: str, path: Path | None, home: Path, observer: Observer, **options: Any) -> Source:
     """The user's own images, in any of FORMATS. Raises UserError for other files, and for options without effect."""
@@ -89,10 +83,11 @@ def list_images(path: Path, home: Path, observer: Observer, **options: Any) -> t
         names, notes = list_files(folder)
         return files_at([folder / name for name in image_names(names, notes)]), notes
     contents = load_images("", path, home, observer, **dict.fromkeys(OPTIONS) | options | {"unlabelled": True}).read()
-    return join_files(
+    files = join_files(
         own.images if isinstance(own.images, Files) else as_files(split, own.images)
         for split, own in contents.splits.items()
-    ), []
+    )
+    return files, list(contents.notes)
 
 
 def as_files(split: str, images: Array) -> Files:
@@ -122,18 +117,26 @@ def format_of(path: Path) -> str:
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise UserError(f"there is no folder {path}: it {what}. Expected images in --data-dir (data.dir)")
     with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    found = next((each for magic, each in CONTENTS.items() if start.startswith(magic)), None)
-    if found is None and suffix:
+        about = describe(file.read(1000))
+    may_hold_images = about in OF_DATA_SETS
+    if suffix and may_hold_images:
         return SUFFIXES[suffix]
-    known = _suffix(path, (*OTHERS, *IMAGE_SUFFIXES))  # a download may have any name
-    if found is None and not known and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-        return "archive"
-    if found is None and _suffix(path, IMAGE_SUFFIXES):
-        found = "a single image", "give the folder that it is in"
-    what, remedy = found or OTHERS.get(_suffix(path, OTHERS), ("a file of an unknown kind", "give a folder of images"))
+    if may_hold_images and not _suffix(path, OTHERS) and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+        return "archive"  # a download may have any name
+    if _is_image(path):
+        about = "is a single image: give the folder that it is in"
+    elif may_hold_images:
+        about = OTHERS.get(_suffix(path, OTHERS), "is a file of an unknown kind: give a folder of images")
     forms = ", ".join(each.about for each in FORMATS.values())
-    raise UserError(f"{path} is a file, not a folder: it is {what}. Either {remedy}, or give one of: {forms}")
+    raise UserError(f"{path} is a file, not a folder: it {about}. Or give one of: {forms}")
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        Image.open(path).close()
+    except Exception:  # PIL raises many kinds
+        return _suffix(path, IMAGE_SUFFIXES) != ""
+    return True
 
 
 def _suffix(path: Path, suffixes: Iterable[str]) -> str:

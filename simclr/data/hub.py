@@ -48,18 +48,19 @@ def load_hub(
         schema = first.features.arrow_schema
         image = find_image_column(path, schema, image_column)
         label = None if unlabelled else find_label_column(path, schema, features_of(schema), label_column)
+        notes = []
         parts: dict[str, list[str]] = {}  # names of splits
         for split in splits:
             if (own := split_in(split)) is None and len(splits) > 1:
-                observer.note(f"left out the split '{split}' of {path}, which is none of train, val and test")
+                notes.append(f"left out the split '{split}' of {path}, which is none of train, val and test")
             else:
                 parts.setdefault(own or "train", []).append(split)
         found = {}
         for part, names in parts.items():
             if len(names) > 1:
-                observer.note(f"the splits {' and '.join(names)} of {path} are all {part}: they are joined")
+                notes.append(f"the splits {' and '.join(names)} of {path} are all {part}: they are joined")
             if label and (without := [split for split in names if label not in splits[split].column_names]):
-                observer.note(f"the split {without[0]} of {path} has no column '{label}', so it has no labels")
+                notes.append(f"the split {without[0]} of {path} has no column '{label}', so it has no labels")
             for split in names:
                 _check_features(path, first, splits[split], split, image, label)
             found[part] = (
@@ -67,8 +68,9 @@ def load_hub(
                 ([each for split in names for each in _labels(splits[split], label)] if label else None),
             )
         labels = f"labels from column '{label}'" if label else "without labels"
-        observer.note(f"{path}: images from column '{image}', {labels}")
-        return contents_of(found, features_of(schema).get(label or "", {}).get("names", ()))
+        notes.append(f"{path}: images from column '{image}', {labels}")
+        contents = contents_of(found, features_of(schema).get(label or "", {}).get("names", ()))
+        return contents._replace(notes=tuple(notes))
 
     options = config, unlabelled, image_column, label_column
     return Source(fingerprint(PREFIX, READING, place, options), read, origin=str(path))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import jpeg_factory
+from PIL.JpegImagePlugin import JpegImageFile
 
 from simclr.data.unreadable import describe, misread
 from simclr.data.wide import Array as Array
@@ -86,7 +86,7 @@ def open_image(data: bytes) -> Image.Image:
         if data[4:8] == b"ftyp":
             _register_heic()
         if data.startswith(JPEG):  # Image.open would refuse the large ones, which are decoded at a reduced size
-            return jpeg_factory(BytesIO(data))
+            return JpegImageFile(BytesIO(data))
         return Image.open(BytesIO(data))
     except (UnidentifiedImageError, SyntaxError):
         raise ValueError(describe(data)) from None
@@ -109,8 +109,6 @@ def decode(data: bytes, decoding: Decoding) -> Decoded:
 
 
 def _has_more_pages(image: Image.Image) -> bool:
-    if image.format == "MPO":  # its second picture is a preview or another view, which cameras add
-        return False
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # the second page is damaged
@@ -171,7 +169,8 @@ def crop_square(image: Image.Image, side: int) -> Array:
     """Resize the shorter side of an RGB image to `side` (bicubic) and return the central square, 3 x side x side."""
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8)  # the colours of a row one after the other
+    return rows.reshape(side, 3, side).transpose(1, 0, 2)
 
 
 def decode_files(files: Files, out: Array, decoding: Decoding, observer: Observer, what: str) -> Outcome:

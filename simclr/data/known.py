@@ -13,7 +13,7 @@ import numpy as np
 from simclr.data import shapes
 from simclr.data.download import DOWNLOADS, fetch
 from simclr.data.images import Array, Files
-from simclr.data.source import UNLABELLED, Contents, Source, Split, fingerprint, fingerprint_files
+from simclr.data.source import UNLABELLED, Contents, Source, Split, fingerprint, fingerprint_folder
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.randomness import permutation
@@ -141,7 +141,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
     if unpacked:
         files = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.JPEG"))
         return Source(
-            fingerprint_files(unpacked, files),
+            fingerprint_folder(unpacked, files, home),
             lambda: _arrange_tiny_imagenet(Files(files, lambda file: (unpacked / file).read_bytes(), forkable=True)),
             folder=str(unpacked),
         )

@@ -57,15 +57,16 @@ def load_parquet(
         except pyarrow.ArrowException as error:
             raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
         columns = {"images": image, "labels": label, "splits": split}
+        notes = []
         if label is None and not unlabelled and (others := _texts_and_integers(schema, {image, split})):
-            observer.note(
+            notes.append(
                 f"{path.name} is used without labels: no column has a usual name for them ({', '.join(LABEL_NAMES[:4])}"
                 f", ...). To use one of {', '.join(others[:20])}, add --set data.label_column=NAME"
             )
-        observer.note(
+        notes.append(
             f"{path.name}: " + ", ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
         )
-        return contents
+        return contents._replace(notes=tuple(notes))
 
     options = unlabelled, image_column, label_column, split_column
     return Source(fingerprint(READING, fingerprint_files(root, names), options), read, origin=path.name)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from simclr.data.images import Array, Files
+from simclr.errors import RunFailed, UserError
+from simclr.files import written_whole
 
 UNLABELLED = -1
+LOOKED_AT = 1000  # files (or up to twice as many) of a folder whose sizes and dates are looked at each time
+YOUNG = 2_000_000_000  # nanoseconds; some file systems give two changes within that time one date
 # Part of the fingerprints of files that say themselves what their labels and splits are: a new number makes the suite
 # read them again, which is needed when they are understood in another way.
 READING = 2
@@ -29,6 +35,7 @@ class Contents(NamedTuple):
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
+    notes: tuple[str, ...] = ()  # sentences: what was understood that only the files themselves say
 
 
 class Source(NamedTuple):
@@ -39,7 +46,7 @@ class Source(NamedTuple):
 
     fingerprint: str
     read: Callable[[], Contents]
-    notes: tuple[str, ...] = ()  # sentences: what was ignored, and what was understood
+    notes: tuple[str, ...] = ()  # sentences: what was ignored, and what was understood without reading the images
     origin: str = ""  # where the classes come from if the user's files say it, such as "folder names"
     labelling: str = ""  # hash of labels and splits that follow from the names of files, which the fingerprint lacks
     folder: str = ""  # the folder on the disk that the names of the files are relative to, if there is one
@@ -53,6 +60,42 @@ Loader = Callable[..., Source]
 def fingerprint(*parts: object) -> str:
     """Hash values by their repr."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def fingerprint_folder(root: Path, names: Sequence[str], home: Path) -> str:
+    """What `fingerprint_files` returns for the files of a folder. For many files, it is remembered in the home folder.
+
+    It is remembered while the names of the files, the dates of their folders, and the sizes and dates of LOOKED_AT
+    files stay. That any other file was overwritten in place shows in none of these: see `recheck`.
+    """
+    sample = fingerprint_files(root, names[:: max(1, len(names) // LOOKED_AT)])
+    if len(names) < 2 * LOOKED_AT:
+        return sample
+    now = time.time_ns()
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    dates = [os.stat(os.path.join(root, folder)).st_mtime_ns for folder in folders]
+    path = _remembered(home) / fingerprint(names, dates, sample)
+    with suppress(OSError):
+        if len(found := path.read_text(errors="replace")) == len(sample):
+            return found
+    found = fingerprint_files(root, names)
+    if max(dates) < now - YOUNG:
+        with suppress(RunFailed), written_whole(path) as scratch:
+            scratch.write_text(found)
+    return found
+
+
+def recheck(home: Path) -> None:
+    """Forget what `fingerprint_folder` remembers, so that it looks at every file again."""
+    try:
+        for path in _remembered(home).glob("[0-9a-f]*"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"can't forget the dates of files: {error}; check the permissions of that folder") from None
+
+
+def _remembered(home: Path) -> Path:
+    return home / "cache" / "remembered"
 
 
 def fingerprint_files(root: Path, names: Sequence[str]) -> str:

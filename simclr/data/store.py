@@ -44,6 +44,7 @@ class ImageStore:
     range: Range | None  # the values of images of more than 8 bits that became 0 and 255
     measured: Measured
     skipped: tuple[str, ...]  # files that can't be read as images, each with the reason in brackets
+    notes: tuple[str, ...]  # sentences: what was understood and done when the images were decoded
 
     def channel_statistics(self, rows: Array, observer: Observer) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of some images, in [0, 1], rounded to six digits.
@@ -133,6 +134,7 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         images = mapped[: len(labels)]  # skipped files leave rows at the end
         classes, digest, bad, files = tuple(meta["classes"]), str(meta["digest"]), list(meta["bad"]), int(meta["files"])
         limits, measured = meta["range"], Measured(**meta["measured"])
+        notes = tuple(map(str, meta.get("notes", ())))  # stores of earlier versions have none
         limits = None if limits is None else (float(limits[0]), float(limits[1]))
         splits = {split: np.arange(*bounds) for split, bounds in meta["bounds"].items()}
         rows = np.concatenate(list(splits.values()))
@@ -152,7 +154,7 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         raise _Damaged(" ".join(str(error).split()) or type(error).__name__) from None
     if bad and not skip_bad:
         raise bad_images(bad, files)
-    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured, tuple(bad))
+    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured, tuple(bad), notes)
 
 
 def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:
@@ -199,7 +201,7 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
     """Decode all splits, one after the other, into images.npy, labels.npy and meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
     images = allocate(folder / "images.npy", (len(labels), 3, decoding.side, decoding.side))
-    decoding, bad = fill(contents, images, decoding, observer)
+    decoding, bad, notes = fill(contents, images, decoding, observer)
     ends = np.cumsum([len(split.labels) for split in contents.splits.values()]).tolist()
     bounds = dict(zip(contents.splits, zip([0, *ends], ends, strict=False), strict=True))
     if bad:
@@ -220,8 +222,6 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
         digest = threads.submit(_digest, kept, labels)
         measured, hashes = measure(kept)
     np.save(folder / HASHES, hashes)
-    if note := describe(measured):
-        observer.say(note)
     meta = {
         "digest": digest.result(),
         "classes": contents.classes,
@@ -230,6 +230,7 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
         "measured": measured._asdict(),
         "bad": list(bad.values()),
         "files": len(labels) + len(bad),
+        "notes": [*contents.notes, *notes, *filter(None, [describe(measured)])],
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 

@@ -22,6 +22,7 @@ _HEIC = "a HEIC photo: pip install 'simclr-suite[heic]', or save it as JPEG"
 _VIDEO = "a video: save its frames as images first (ffmpeg -i VIDEO FOLDER/%06d.png)"
 _RAW = "a camera's raw file: develop it to JPEG or 16-bit TIFF first"
 _ARCHIVE = "an archive: unpack it, or give it as the data set by itself"
+_ARRAY = "a NumPy array: save its images as PNG or TIFF first"
 
 KINDS = [
     *(Kind(4, b"ftyp" + brand, _HEIC) for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")),
@@ -41,7 +42,7 @@ KINDS = [
     Kind(0, b"\xff\x0a", "a JPEG XL image: save it as PNG or JPEG first"),
     Kind(0, b"v/1\1", "an OpenEXR image: save it as a TIFF of 32-bit floats in grey, or as PNG, first"),
     Kind(0, b"\x89HDF", "an HDF5 file: save its images as PNG or TIFF first"),
-    Kind(0, b"\x93NUMPY", "a NumPy array: save its images as PNG or TIFF first"),
+    Kind(0, b"\x93NUMPY", _ARRAY),
     Kind(344, b"n+1\0", "a NIfTI volume: save its slices as PNG or TIFF first"),
     Kind(0, b"PK\3\4", _ARCHIVE),
     Kind(0, b"\x1f\x8b", _ARCHIVE),
@@ -50,6 +51,9 @@ KINDS = [
     Kind(257, b"ustar", _ARCHIVE),
     Kind(0, b"version https://git-lfs", "a pointer of Git LFS: fetch the image itself (git lfs pull)"),
 ]
+
+# What `describe` says of files that may hold data sets, if they are given by themselves.
+OF_DATA_SETS = {f"is {_ARCHIVE}", f"is {_ARRAY}", "not an image"}
 
 _TAG = {tag.name: number for number, tag in TAGS_V2.items()}
 

@@ -71,7 +71,7 @@ def in_chunks(function: Callable[[range], T], total: int, *, processes: bool) ->
     must be picklable then. Raises RunFailed if such a process is killed.
     """
     workers = number_of_workers()
-    size = max(1, min(CHUNK, total // (8 * workers)))
+    size = max(1, min(CHUNK, total // (32 * workers)))  # small ones, so that all workers end at the same time
     chunks = [range(start, min(start + size, total)) for start in range(0, total, size)]
     processes = processes and workers > 1 and "fork" in multiprocessing.get_all_start_methods()
     with _pool(function, workers, processes) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Evaluation(Section):
 
     section_name: ClassVar[str]  # the table of its settings in the protocol
     needs_labels: ClassVar[bool] = True
+    fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 
     def run(self, subject: Subject) -> Outcome:

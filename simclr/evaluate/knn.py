@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,11 @@ def knn_predict(
     return {k: torch.cat(chunks) for k, chunks in predictions.items()}
 
 
+def accuracy_name(k: int) -> str:
+    """The name of the accuracy with k neighbours."""
+    return "knn_top1" if k == DEFAULT_K else f"knn_k{k}_top1"
+
+
 class Knn(Evaluation):
     """The k nearest by cosine similarity vote, each with weight exp(similarity / temperature).
 
@@ -68,6 +74,7 @@ class Knn(Evaluation):
     """
 
     section_name = "knn"
+    fixed: ClassVar[Mapping[str, str]] = {"distance": "cosine"}
     in_metric_names = frozenset({"k"})
 
     k: Values[Count] = (DEFAULT_K,)
@@ -76,7 +83,7 @@ class Knn(Evaluation):
     def metric_names(self, data: Dataset) -> dict[int, str]:
         """The name of the accuracy of each k, or of the number of images in the bank where that is smaller."""
         bank = len(data.parts["train"]) + len(data.parts["val"])
-        return {k: "knn_top1" if k == DEFAULT_K else f"knn_k{k}_top1" for k in (min(k, bank) for k in self.k)}
+        return {k: accuracy_name(k) for k in (min(k, bank) for k in self.k)}
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy for each k."""
@@ -88,9 +95,13 @@ class Knn(Evaluation):
         return Outcome(metrics, {name: predicted[k] for k, name in names.items()})
 
 
-def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> float:
-    """Accuracy on validation with the training images as the bank, in [0, 1]. Training is monitored with it."""
+def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> dict[str, float]:
+    """Accuracy on validation with the training images as the bank, in [0, 1], by its name. It monitors training.
+
+    With fewer training images than DEFAULT_K, all of them vote, and the name says how many, as in `Knn`.
+    """
     bank, queries = (features(model, data.images, data.parts[part], dtype) for part in ("train", "val"))
     labels, truth = (torch.from_numpy(data.labels[data.parts[part]]).to(bank.device) for part in ("train", "val"))
-    predicted = knn_predict(bank, labels, queries, len(data.classes), [DEFAULT_K], Knn().temperature)[DEFAULT_K]
-    return (predicted == truth).float().mean().item()
+    k = min(DEFAULT_K, len(bank))
+    predicted = knn_predict(bank, labels, queries, len(data.classes), [k], Knn().temperature)[k]
+    return {f"val/{accuracy_name(k)}": (predicted == truth).float().mean().item()}

@@ -48,13 +48,15 @@ def make_protocol(settings: list[str], **changes: object) -> Protocol:
 
 def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
     """The complete protocol, with the images that it is applied to."""
+    tables = {row.section_name: getattr(protocol, row.section_name) for row in EVALUATIONS.values()}
+    settings = {name: table.model_dump(mode="json") | table.fixed for name, table in tables.items()}
     rows = {part: data.parts[part] for part in ("train", "val", "test")}
     about = {"name": data.name, "digest": data.digest, "side": data.side, "split": hash_rows(*rows.values())}
-    return protocol.model_dump(mode="json") | {
+    applied = {
         "data": about | {part: len(r) for part, r in rows.items()},
         "images": "whole, of the side of the views, normalised as in pre-training, not augmented; features in float32",
-        "distance": "cosine",
     }
+    return protocol.model_dump(mode="json") | settings | applied
 
 
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:

@@ -124,7 +124,7 @@ def pretrain(
             training.epoch_loss = 0.0
             knn_every = config.train.knn_every
             if knn_every and (epoch % knn_every == 0 or done == steps.total) and data.has_labels:
-                observer.metrics({"val/knn_top1": knn_accuracy(training.model, data, training.dtype)}, done)
+                observer.metrics(knn_accuracy(training.model, data, training.dtype), done)
                 meter.restart()
         stopping = observer.stop()
         if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:

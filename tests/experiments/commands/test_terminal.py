@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments.commands.terminal import Terminal, describe_duration, resumable
+from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, resumable
 from simclr.train.loop import Interrupted
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -34,6 +34,10 @@ def test_a_terminal_shows_bars_for_work_and_training(monkeypatch: pytest.MonkeyP
         assert [task.completed for task in terminal.bars.tasks] == [1, 6]
     assert "decoding train" in shown.getvalue()
     assert "loss 3.93 top-1 12% kNN 76.4% 1082 img/s" in shown.getvalue()
+
+
+def test_the_accuracy_on_validation_is_shown_with_a_smaller_k() -> None:
+    assert describe_metrics({"val/knn_k54_top1": 0.764}) == "kNN (k = 54) 76.4%"
 
 
 def test_a_full_bar_disappears_and_the_next_run_has_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

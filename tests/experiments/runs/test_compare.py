@@ -74,7 +74,9 @@ def test_chance_levels_come_from_the_method(trained: Store) -> None:
     assert chance_level("train/loss", record) == chance_loss(256)
     assert chance_level("train/contrastive_top5", record) == pytest.approx(5 / 511)
     assert chance_level("val/knn_top1", record) == float(record.tags["val_chance"])
+    assert chance_level("val/knn_k54_top1", record) == float(record.tags["val_chance"])
     assert np.isnan(chance_level("perf/images_per_second", record))
+    assert curve_label("val/knn_k54_top1", record) == "kNN (k = 54) accuracy on validation"
     assert curve_label("train/loss", record) == "NT-Xent loss"
 
 

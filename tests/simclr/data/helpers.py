@@ -13,10 +13,27 @@ from simclr.data.dataset import DataConfig, open_dataset
 from simclr.data.download import DOWNLOADS, Download
 from simclr.data.images import Decoding, decode
 from simclr.errors import UserError
+from simclr.progress import Observer
 
 
 def open_data(home, dataset="folder", **settings):
     return open_dataset(DataConfig(dataset=dataset, **settings), home)
+
+
+class Notes(Observer):
+    """Keeps what it is told about the images."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+def open_and_listen(home, **settings):
+    """A folder (or another form) as a data set, and what opening it tells the user."""
+    observer = Notes()
+    return open_dataset(DataConfig(dataset="folder", **settings), home, observer), observer.texts
 
 
 def error_message(home, dataset="folder", **settings):

@@ -13,10 +13,10 @@ import pytest
 
 from simclr.data import archives
 from simclr.data.archives import open_archive
-from simclr.data.dataset import DataConfig, open_dataset
 from tests.simclr.data.helpers import (
     error_message,
     make_zip,
+    open_and_listen,
     open_data,
     plain,
     store_folders,
@@ -24,7 +24,6 @@ from tests.simclr.data.helpers import (
     write,
     write_class_folder,
 )
-from tests.simclr.data.test_layouts import Said
 
 
 def make_plain_tar(members, form=tarfile.PAX_FORMAT):
@@ -94,19 +93,17 @@ def test_hard_links_are_read_and_other_special_members_left_out(home, tmp_path):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "cat/7.png"
             tar.addfile(info)
-    notes = Said()
-    data = open_dataset(DataConfig(dataset="folder", dir=tmp_path / "a.tar", side=8), home, notes)
-    assert "left out 2 members of a.tar that are links or no files, such as dog/1.png" in notes.texts
+    data, notes = open_and_listen(home, dir=tmp_path / "a.tar", side=8)
+    assert "left out 2 members of a.tar that are links or no files, such as dog/1.png" in notes
     assert values(data) == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert data.classes == ("cat", "dog")
 
 
 def test_a_table_in_an_archive_is_not_used_and_said(home, tmp_path):
     members = {f"in/{i}.png": plain(i) for i in range(6)} | {"labels.csv": b"id,label\n"}
-    notes = Said()
     archive = write(tmp_path / "a.zip", make_zip(members))
-    open_dataset(DataConfig(dataset="folder", dir=archive, side=8), home, notes)
-    assert any("labels.csv in a.zip is not used for labels" in text for text in notes.texts)
+    _, notes = open_and_listen(home, dir=archive, side=8)
+    assert any("labels.csv in a.zip is not used for labels" in text for text in notes)
 
 
 def test_a_folder_of_packed_shards_is_read_without_hidden_files(home, tmp_path):
@@ -178,7 +175,7 @@ def test_members_are_read_by_several_threads_at_once(tmp_path):
 
     members = {f"{i}.png": bytes([i]) * (1000 + i) for i in range(200)}
     for name in ("a.zip", "a.tar", "a.tar.gz"):
-        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path)
+        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path, [])
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(files.read, members)) == list(members.values())
 
@@ -187,7 +184,7 @@ def test_members_are_read_by_several_threads_at_once(tmp_path):
 def test_members_are_read_by_forked_processes_at_once(tmp_path):
     members = {f"{i}.png": bytes([i]) * (10_000 + i) for i in range(200)}
     for name in ("a.zip", "a.tar", "a.tar.gz"):
-        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path)
+        files = open_archive(write(tmp_path / name, PACKED[name](members)), tmp_path, [])
         first = next(iter(members))
         assert files.read(first) == members[first]  # before the fork, so that the file is open
         with multiprocessing.get_context("fork").Pool(4, _inherit, (files,)) as pool:

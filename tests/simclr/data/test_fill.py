@@ -6,21 +6,7 @@ from PIL import Image
 
 from simclr.data import images
 from simclr.data.dataset import DataConfig, open_dataset, with_range
-from simclr.progress import Observer
-from tests.simclr.data.helpers import encode, error_message, noise, open_data, store_folders, write
-
-
-class Listener(Observer):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-
-def open_and_listen(home, **settings):
-    listener = Listener()
-    return open_dataset(DataConfig(dataset="folder", **settings), home, listener), listener.said
+from tests.simclr.data.helpers import encode, error_message, noise, open_and_listen, open_data, store_folders, write
 
 
 def ramp(i, high, kind):
@@ -49,8 +35,8 @@ def test_range_of_wide_images_is_found_said_and_kept(high, kind, suffix, said, h
     assert data.range == (0, high)
     values = ramp(0, high, kind).astype(float)
     assert np.array_equal(data.images[0, 0], (values * (255 / high)).round())
-    again, messages = open_and_listen(home, dir=tmp_path / "wide")
-    assert (again.range, again.digest, messages) == (data.range, data.digest, [])
+    again, repeated = open_and_listen(home, dir=tmp_path / "wide")
+    assert (again.range, again.digest, repeated) == (data.range, data.digest, messages)
 
 
 def test_range_is_one_for_all_images(home, tmp_path):

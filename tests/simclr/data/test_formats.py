@@ -1,10 +1,24 @@
 """Each path is read by the loader of its format, or described for what it is."""
 
+import re
+
+import numpy as np
+import pyarrow.parquet
 import pytest
 
+from simclr.data import store
 from simclr.data.formats import FORMATS, format_of
 from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, OTHERS
-from tests.simclr.data.helpers import error_message, make_tar, make_zip, open_data, plain, write, write_class_folder
+from tests.simclr.data.helpers import (
+    error_message,
+    make_tar,
+    make_zip,
+    open_and_listen,
+    open_data,
+    plain,
+    write,
+    write_class_folder,
+)
 
 FILES = {
     "table": ["a.csv", "A.TSV"],
@@ -45,16 +59,18 @@ def test_folders_are_known_by_what_they_hold(inside, expected, tmp_path):
 
 
 DESCRIBED = {
-    "a.jpg": (plain(1), "is a single image. Either give the folder that it is in"),
+    "a.jpg": (plain(1), "is a single image: give the folder that it is in"),
     "a.pdf": (b"%PDF-1.7", "is a PDF"),
     "beans.py": (b"import datasets", "is a Python script, such as Hugging Face's for a data set"),
     "a.mp4": (b"\0\0\0\x20ftyp", "is a video"),
     "a.pkl": (b"\x80\x04", "could run code when it is read"),
-    "a.rar": (b"Rar!", "is a compressed file"),
-    "a.zip": (b"\n<!DOCTYPE html><html>", "is a web page, not a download"),
-    "a.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "fetch the file: git lfs pull"),
+    "a.rar": (b"Rar!", "is an archive of a kind that can't be read"),
+    "a.zip": (b"\n<!DOCTYPE html><html>", "is a web page, perhaps saved instead of the image"),
+    "a.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
     "a.xyz": (b"what", "is a file of an unknown kind"),
-    "plain": (b"", "is a file of an unknown kind"),
+    "photo": (plain(1), "is a single image: give"),
+    "b.jpg": (b"\n<!DOCTYPE html><html>", "is a single image: give"),
+    "empty.csv": (b"", "is empty"),
 }
 
 
@@ -71,6 +87,26 @@ def test_an_archive_is_known_by_its_content_if_its_name_says_nothing(home, tmp_p
     members = {f"{name}/{i}.png": plain(i) for i, name in enumerate("abababab")}
     assert open_data(home, dir=write(tmp_path / "download", make_zip(members)), side=8).classes == ("a", "b")
     assert open_data(home, dir=write(tmp_path / "files.php?id=1", make_tar(members)), side=8).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.npz", "a.parquet"])
+def test_what_was_understood_is_said_each_time(name, home, tmp_path, monkeypatch):
+    images = [plain(i // 2) for i in range(12)]
+    if name == "a.zip":
+        write(tmp_path / name, make_zip({f"photos/{'ab'[i % 2]}/{i}.png": image for i, image in enumerate(images)}))
+    elif name == "a.npz":
+        np.savez(tmp_path / name, images=np.full((12, 8, 8), np.arange(12)[:, None, None] // 2, np.uint8))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [0, 1] * 6}), tmp_path / name)
+    _, first = open_and_listen(home, dir=tmp_path / name, side=8)
+    monkeypatch.setattr(store, "fill", None)
+    _, second = open_and_listen(home, dir=tmp_path / name, side=8)
+    assert second == first
+    understood = {"a.zip": "went into photos/", "a.npz": "images from 'images'", "a.parquet": "images from column"}[
+        name
+    ]
+    assert any(understood in note for note in second)
+    assert "of 12 images, 12 of one colour, 12 identical to another one" in second
 
 
 def test_what_is_missing_is_said(home, tmp_path):
@@ -90,4 +126,4 @@ def test_remedies_are_stated_for_all_other_files():
     assert not OTHER_SUFFIXES & IMAGE_SUFFIXES
     assert ".001" not in OTHER_SUFFIXES
     assert {".safetensors", ".mkv", ".hdf5", ".zst", ".npy", ".csv"} <= OTHER_SUFFIXES
-    assert all(what and remedy and not remedy[0].isupper() for what, remedy in OTHERS.values())
+    assert all(re.fullmatch("is .*: [a-z].*", about) for about in OTHERS.values())

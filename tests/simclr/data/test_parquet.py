@@ -7,9 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from simclr.data import parquet
-from simclr.data.dataset import DataConfig, open_dataset
-from tests.simclr.data.helpers import error_message, open_data, plain, values
-from tests.simclr.data.test_layouts import Said
+from tests.simclr.data.helpers import error_message, open_and_listen, open_data, plain, values
 
 FEATURES = {
     "image": {"_type": "Image"},
@@ -99,9 +97,9 @@ def test_labels_of_any_plain_type_are_classes(kind, home, tmp_path):
 
 def test_without_a_usual_name_the_columns_that_may_hold_labels_are_said(home, tmp_path):
     path = save(tmp_path / "a.parquet", {"image": [plain(i) for i in range(8)], "severity": ["a", "b"] * 4}, None)
-    notes = Said()
-    assert open_dataset(DataConfig(dataset="folder", dir=path, side=8), home, notes).classes == ()
-    assert any("To use one of severity, add --set data.label_column=NAME" in text for text in notes.texts)
+    data, notes = open_and_listen(home, dir=path, side=8)
+    assert data.classes == ()
+    assert any("To use one of severity, add --set data.label_column=NAME" in text for text in notes)
     assert open_data(home, dir=path, side=8, label_column="severity").classes == ("a", "b")
 
 

@@ -3,31 +3,26 @@
 import numpy as np
 import pytest
 
-from simclr.data.dataset import DataConfig, open_dataset
 from simclr.data.images import Files
 from simclr.data.parts import describe_copies, divide, group_numbers, joined, told_by_labels
 from simclr.data.source import Contents, Split
 from simclr.errors import UserError
 from simclr.evaluate.subject import hash_rows
-from simclr.progress import Observer
-from tests.simclr.data.helpers import encode, error_message, open_data, plain, values, write, write_class_folder
-
-
-class Notes(Observer):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
+from tests.simclr.data.helpers import (
+    encode,
+    error_message,
+    open_and_listen,
+    open_data,
+    plain,
+    values,
+    write,
+    write_class_folder,
+)
 
 
 def notes(home, **settings):
     """What opening a folder tells the user."""
-    observer = Notes()
-    open_dataset(DataConfig(dataset="folder", side=8, **settings), home, observer)
-    return observer.texts
+    return open_and_listen(home, side=8, **settings)[1]
 
 
 def disjoint(sets):

@@ -2,19 +2,9 @@
 
 import pytest
 
-from simclr.data.dataset import DataConfig, open_dataset
-from simclr.progress import Observer
-from tests.simclr.data.helpers import error_message, make_zip, open_data, plain, values, write
+from tests.simclr.data.helpers import error_message, make_zip, open_and_listen, open_data, plain, values, write
 
 ROWS = [(f"{i:03}", "dark" if i % 2 else "bright", "test" if i >= 16 else "train") for i in range(20)]
-
-
-class Notes(Observer):
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture
@@ -59,10 +49,9 @@ def test_files_are_found_however_a_table_writes_them(form, photos, home, tmp_pat
 
 def test_what_was_guessed_is_said(photos, home, tmp_path):
     path = table(tmp_path / "labels.csv", "number,name,class,set", [(str(i), *row) for i, row in enumerate(ROWS)])
-    notes = Notes()
-    open_dataset(DataConfig(dataset="folder", dir=photos, labels=path, side=8), home, notes)
+    _, notes = open_and_listen(home, dir=photos, labels=path, side=8)
     expected = f"file names from column 'name'; labels from column 'class'; splits from column 'set' of {path}"
-    assert expected in notes.said
+    assert expected in notes
 
 
 def test_the_only_table_in_a_folder_of_images_is_used(photos, home):
@@ -79,9 +68,9 @@ def test_a_table_about_something_else_is_no_table_of_labels(photos, home):
 
 def test_a_table_without_usual_names_is_used_only_if_a_column_is_named(photos, home):
     table(photos / "exif.csv", "SourceFile,ISO", [(f"{i:03}.png", str(100 * (1 + i % 3))) for i in range(20)])
-    notes = Notes()
-    assert open_dataset(DataConfig(dataset="folder", dir=photos, side=8), home, notes).classes == ()
-    assert any("exif.csv is not used" in text for text in notes.said)
+    data, notes = open_and_listen(home, dir=photos, side=8)
+    assert data.classes == ()
+    assert any("exif.csv is not used" in text for text in notes)
     assert open_data(home, dir=photos, side=8, label_column="ISO").classes == ("100", "200", "300")
 
 
@@ -91,9 +80,9 @@ def test_a_table_without_usual_names_is_used_only_if_a_column_is_named(photos, h
 ])  # fmt: skip
 def test_it_is_said_why_a_lone_table_is_not_used(content, reason, photos, home):
     write(photos / "prices.csv", content)
-    notes = Notes()
-    assert open_dataset(DataConfig(dataset="folder", dir=photos, side=8), home, notes).classes == ()
-    assert any("prices.csv is not used, because " in text and reason in text for text in notes.said)
+    data, notes = open_and_listen(home, dir=photos, side=8)
+    assert data.classes == ()
+    assert any("prices.csv is not used, because " in text and reason in text for text in notes)
 
 
 def test_a_table_labels_the_images_of_an_archive(photos, home, tmp_path):
@@ -141,10 +130,9 @@ def test_a_column_called_set_without_any_split_is_about_something_else(photos, h
 
 def test_files_that_the_table_lacks_are_left_out_and_counted(photos, home, tmp_path):
     path = table(tmp_path / "labels.csv", "id,label", [row[:2] for row in ROWS[:12]])
-    notes = Notes()
-    data = open_dataset(DataConfig(dataset="folder", dir=photos, labels=path, side=8), home, notes)
+    data, notes = open_and_listen(home, dir=photos, labels=path, side=8)
     assert values(data) == list(range(12))
-    assert any("left out 8 files that labels.csv doesn't list" in text for text in notes.said)
+    assert any("left out 8 files that labels.csv doesn't list" in text for text in notes)
 
 
 def test_missing_files_are_errors_or_skipped(photos, home, tmp_path):

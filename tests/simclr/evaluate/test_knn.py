@@ -75,6 +75,16 @@ def test_k_is_capped_at_the_bank_and_named(digits: Dataset) -> None:
     assert Knn().metric_names(digits) == {200: "knn_top1"}
 
 
+@pytest.mark.parametrize(("size", "name"), [(40, "val/knn_k40_top1"), (300, "val/knn_top1")])
+def test_the_accuracy_that_monitors_training_is_named_after_a_smaller_k(size: int, name: str, digits: Dataset) -> None:
+    subject = subject_of(replace(digits, parts=digits.parts | {"train": digits.parts["train"][:size]}))
+    found = knn.knn_accuracy(subject.model, subject.data, subject.dtype)
+    assert list(found) == [name]
+    (queries, truth), (bank, labels) = subject.val, subject.train
+    predicted = knn.knn_predict(bank, labels, queries, 10, [min(size, 200)], 0.1)[min(size, 200)]
+    assert found[name] == pytest.approx((predicted == truth).float().mean().item())
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors created inside it while they live."""
 
