@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from simclr.data.jpeg import START, decode_ordinary
 from simclr.data.unreadable import describe, misread
 from simclr.data.wide import Array as Array
 from simclr.data.wide import Range, WideImage, find_range, kind_of_values, sample_values, to_eight_bits
@@ -22,7 +23,6 @@ from simclr.data.workers import in_chunks
 from simclr.errors import UserError
 from simclr.progress import Observer
 
-JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 LARGEST_FILE = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 MANY = 1000  # files from which on several processes decode faster than threads, although they take time to start
 SAMPLED = 10_000  # files (or up to twice as many) whose values are looked at to find their range
@@ -85,8 +85,10 @@ def open_image(data: bytes) -> Image.Image:
     try:
         if data[4:8] == b"ftyp":
             _register_heic()
-        if data.startswith(JPEG):  # Image.open would refuse the large ones, which are decoded at a reduced size
-            return JpegImageFile(BytesIO(data))
+        if data.startswith(START):  # Image.open would refuse the large ones, which are decoded at a reduced size
+            image = JpegImageFile(BytesIO(data))
+            image.decodermaxblock = len(data)  # libjpeg is faster if it has all at once
+            return image
         return Image.open(BytesIO(data))
     except (UnidentifiedImageError, SyntaxError):
         raise ValueError(describe(data)) from None
@@ -103,6 +105,8 @@ def _register_heic() -> None:
 
 def decode(data: bytes, decoding: Decoding) -> Decoded:
     """Decode an image file. Raises ValueError, or another error of PIL, if that is impossible."""
+    if (ordinary := decode_ordinary(data, 2 * decoding.side)) is not None:
+        return Decoded(crop_square(_as_rgb(ordinary), decoding.side), more_pages=False, kind=None)
     with open_image(data) as image:
         kind = kind_of_values(image)
         return Decoded(pixels(image, decoding), _has_more_pages(image), kind)
@@ -148,6 +152,10 @@ def to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         return _composite(image, decoding.background)
+    return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
