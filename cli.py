@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,13 +25,14 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "export": ("encoders:export", "Export an encoder for other programs."),
     "search": ("search:search", "Search for better settings that fit into memory."),
     "budget": ("budget:budget", "Predict how much memory a config needs, and what fits."),
-    "presets": ("presets:presets", "List the presets, with their cost and results."),
+    "presets": ("presets:presets", "List the presets, or show one in full."),
     "views": ("pictures:views", "Draw the augmented views that training uses."),
-    "runs": ("records:runs", "List all runs, newest first."),
+    "runs": ("runs:runs", "List all runs, newest first."),
     "ui": ("records:ui", "Show the runs in the browser, with MLflow."),
 }
 
 
+HELP = {"help_option_names": ["-h", "--help"]}
 USAGE_ERROR: Any = typer.BadParameter.__base__  # what Typer raises for any mistake in options and arguments
 
 
@@ -39,9 +41,13 @@ class LazyCommand(TyperCommand):
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         module, _, function = COMMANDS[str(self.name)][0].partition(":")
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
         single.command(self.name)(getattr(import_module(f"experiments.commands.{module}"), function))
-        return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
+        command: Any = typer.main.get_command(single)
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":  # help shows its name without a type such as <list[str]>
+                parameter.display_type = lambda _: ""
+        return command.make_context(info_name, args, parent, **extra)
 
 
 class Commands(TyperGroup):
@@ -101,7 +107,26 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=HELP,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"simclr {version('simclr-suite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop."),
+    ] = False,
+) -> None:
+    """Pre-train SimCLR on your images, and find out why it works."""
+
+
 for _name, (_, _text) in COMMANDS.items():
     app.command(_name, cls=LazyCommand, help=_text)(lambda: None)
 

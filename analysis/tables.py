@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from analysis.statistics import check_same_shape, mcnemar
+from analysis.text import paragraph, text_table
 
 MISSING = "—"
 FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
@@ -26,6 +27,16 @@ LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5":
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is the share of correct images, in [0, 1]."""
     return metric.endswith(("_top1", "_top5"))
+
+
+def in_percent(metric: str) -> bool:
+    """Whether tables and JSON show a metric in percent: an accuracy, or the standard deviation of one."""
+    return is_accuracy(metric) or metric.endswith("_std")
+
+
+def as_shown(metric: str, value: float) -> float:
+    """The value of a metric as tables and JSON show it."""
+    return 100 * value if in_percent(metric) else value
 
 
 def metric_label(metric: str) -> str:
@@ -103,8 +114,9 @@ def mcnemar_table(
 
 
 def terminal(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """Plain text with the notes below the table."""
-    return "\n".join([_tabulate(frame, "simple"), "", *_note_lines("", notes)])
+    """Plain text that fits the terminal, with the notes below the table."""
+    header, *rows = _texts(frame)
+    return "\n".join([text_table(header, rows), "", *map(paragraph, _note_lines("", notes))])
 
 
 def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
@@ -166,10 +178,13 @@ def format_value(value: object) -> str:
 def _tabulate(frame: pd.DataFrame, style: str, escapes: Mapping[str, str] | None = None) -> str:
     """A frame in one of tabulate's styles, with some characters escaped."""
     table = str.maketrans(dict(escapes or {}))
-    header, *rows = [
-        [format_value(value).translate(table) for value in row] for row in [frame.columns, *frame.to_numpy(object)]
-    ]
+    header, *rows = [[text.translate(table) for text in row] for row in _texts(frame)]
     return str(tabulate(rows, header, style, disable_numparse=True))
+
+
+def _texts(frame: pd.DataFrame) -> list[list[str]]:
+    """The header and the rows of a frame as texts."""
+    return [[format_value(value) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
 
 
 def _note_lines(prefix: str, notes: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from math import inf
 
 KNN = re.compile(r"val/knn_(?:k(\d+)_)?top1")  # the accuracy that training is monitored with, named after a smaller k
 
@@ -27,6 +28,12 @@ class Observer:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """`done` of `total` units of `what` (such as "decoding train") are finished."""
+
+    def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
+        """`done` of `total` runs of a study, or trials of a search, have ended (`what` is "run" or "trial").
+
+        `best` is the best result so far in words, or empty. No new one starts after so many `seconds`.
+        """
 
     def began(self, run_id: str, steps: int) -> None:
         """A run of so many steps is about to train."""
@@ -59,6 +66,9 @@ class Forwarding(Observer):
 
     def progress(self, what: str, done: int, total: int) -> None:
         self.observer.progress(what, done, total)
+
+    def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
+        self.observer.overall(what, done, total, best, seconds)
 
     def began(self, run_id: str, steps: int) -> None:
         self.observer.began(run_id, steps)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib")
 
 def test_help_imports_no_heavy_library() -> None:
     """Nor does `simclr presets`, nor the message for a mistyped command. All are shown in one process, to save time."""
-    calls = [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["presets"], ["pretran"]]
+    calls = [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS), ["presets"], ["pretran"]]
     code = f"""
 import sys, cli
 for arguments in {calls}:
@@ -70,6 +71,10 @@ def test_help_of_a_command_says_what_each_option_does(name: str) -> None:
     assert shown.output.startswith(f"Usage: simclr {name} ")
     assert f"\n  Example: simclr {name}" in shown.output
     assert not re.search(r"\{\w+\}", shown.output.partition("\n")[2])  # the first line is the usage
+    assert "(none)" not in shown.output
+    assert "list[" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+    assert CliRunner().invoke(cli.app, [name, "-h"]).output == shown.output
     parent = typer.main.get_command(cli.app)
     command: Any = parent.commands[name].make_context(name, [], resilient_parsing=True).command  # type: ignore[attr-defined]
     for parameter in command.params:
@@ -83,23 +88,14 @@ def test_help_lists_the_names_that_the_tables_hold() -> None:
         assert name in shown
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"simclr {version('simclr-suite')}\n"
+
+
 def test_without_arguments_the_help_is_shown() -> None:
     done = CliRunner().invoke(cli.app, [])
     assert done.exit_code == 2
     assert "Commands:" in done.output
-
-
-@pytest.mark.parametrize(
-    ("typed", "completed"), [("pre", ["presets", "pretrain"]), ("pretrain --batch", ["--batch-size"])]
-)
-def test_a_shell_completes_commands_and_options(typed: str, completed: list[str]) -> None:
-    environment = {
-        "_SIMCLR_COMPLETE": "complete_bash",
-        "COMP_WORDS": f"simclr {typed}",
-        "COMP_CWORD": str(len(typed.split())),
-    }
-    done = CliRunner().invoke(cli.app, [], prog_name="simclr", env=environment)
-    assert sorted(done.stdout.split()) == completed
 
 
 @pytest.mark.parametrize(
@@ -143,9 +139,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cli_runs_as_a_module_and_as_a_script(how: list[str]) -> None:
     done = subprocess.run([sys.executable, *how, "presets"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("cifar10-cpu\n")
+    assert "\ncifar10-cpu " in done.stdout
 
 
 def test_a_command_without_options_suggests_its_help() -> None:
-    done = CliRunner().invoke(cli.app, ["runs", "--foo"])
-    assert (done.exit_code, done.stderr) == (2, "error: unknown option '--foo': choose from --help\n")
+    done = CliRunner().invoke(cli.app, ["ui", "--foo"])
+    assert (done.exit_code, done.stderr) == (2, "error: unknown option '--foo': choose from --help, --port\n")

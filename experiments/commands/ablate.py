@@ -6,10 +6,11 @@ import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.options import (
     AUGMENTATIONS,
     BadImage,
@@ -28,8 +29,12 @@ from experiments.commands.options import (
     Settings,
     check_new_name,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
 from simclr.settings import read_toml
+
+if TYPE_CHECKING:
+    from experiments.studies.run import Forecast
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
 LONG = 3600  # seconds of training above which `ablate` asks before it starts
@@ -42,7 +47,8 @@ def ablate(  # over 60 lines, because of its signature
             metavar="AUGMENTATION",
             help="Augmentation to leave out of one cell. Can be repeated, for more cells. Choices: "
             f"{', '.join(AUGMENTATIONS)}.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.of(AUGMENTATIONS),
         ),
     ] = [],  # noqa: B006 (Typer copies it)
     alone: Annotated[
@@ -52,7 +58,8 @@ def ablate(  # over 60 lines, because of its signature
             metavar="AUGMENTATION",
             help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells. Choices: "
             f"{', '.join(AUGMENTATIONS)}.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.of(AUGMENTATIONS),
         ),
     ] = [],  # noqa: B006
     together: Annotated[
@@ -64,7 +71,9 @@ def ablate(  # over 60 lines, because of its signature
     axis: Annotated[
         str | None,
         typer.Option(
-            help=f"Prepared list of cells: {', '.join(AXES)}, or a TOML file of your own.", show_default="none"
+            help=f"Prepared list of cells: {', '.join(AXES)}, or a TOML file of your own.",
+            show_default=False,
+            autocompletion=complete.of(AXES),
         ),
     ] = None,
     vary: Annotated[
@@ -73,7 +82,8 @@ def ablate(  # over 60 lines, because of its signature
             metavar="SETTING=VALUE,...",
             help="Setting to vary, such as loss.temperature=0.1,0.5: one cell for each value. Can be repeated, for one "
             "cell for each combination.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.settings,
         ),
     ] = [],  # noqa: B006
     seeds: Annotated[
@@ -112,6 +122,7 @@ def ablate(  # over 60 lines, because of its signature
     yes: Annotated[
         bool, typer.Option("--yes", help="Start a study of more than an hour without asking for confirmation.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Run an ablation study and report it.
 
@@ -125,7 +136,6 @@ def ablate(  # over 60 lines, because of its signature
     from experiments.studies.plan import plan_study
     from experiments.studies.run import check_study_name, forecast
     from experiments.tracking.store import Store, home
-    from simclr.train.memory import format_bytes
 
     baseline = resolve(
         preset,
@@ -149,34 +159,67 @@ def ablate(  # over 60 lines, because of its signature
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         cells = forecast(plan, store, numbers, terminal)
     total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
-    typer.echo(
-        f"study {name}: {len(cells)} cells x {seeds} seeds ({numbers[0]} to {numbers[-1]}), "
-        f"{describe_duration(total)} of training left, plus the evaluations"
-    )
-    width = max(len(each.cell.name) for each in cells)
-    for each in cells:
-        typer.echo(
-            f"  {each.cell.name:{width}} {len(each.done)} of {seeds} done, {describe_duration(each.seconds)} per seed, "
-            f"{format_bytes(each.memory)}"
-        )
+    planned = {"study": name, "seeds": list(numbers), "seconds": total, "cells": [_planned(each) for each in cells]}
     if dry_run:
+        show(planned, _describe_plan, as_json=as_json)
         return
+    typer.echo(_describe_plan(planned), err=True)
     if total > LONG and not yes and can_ask():
-        typer.confirm("Start the study?", abort=True)
+        typer.confirm("Start the study?", abort=True, err=True)
     with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
-        outcome = execute(name, plan, store, numbers, shlex.join(["simclr", *sys.argv[1:]]), terminal)
+        command = shlex.join(["simclr", *sys.argv[1:]])
+        outcome = execute(name, plan, store, numbers, command, terminal, "json" if as_json else "terminal")
     if outcome.report:
         typer.echo(outcome.report)
     outcome.check()
 
 
+def _planned(forecast: Forecast) -> dict[str, Any]:
+    cell = forecast.cell
+    return {
+        "cell": cell.name,
+        "settings": cell.settings,
+        "seeds_done": forecast.done,
+        "seconds_per_seed": forecast.seconds,
+        "memory_bytes": forecast.memory,
+    }
+
+
+def _describe_plan(planned: dict[str, Any]) -> str:
+    """What a study will train, and how long that will take."""
+    from analysis.text import paragraph, text_table
+    from simclr.train.memory import format_bytes
+
+    cells, seeds = planned["cells"], planned["seeds"]
+    rows = [
+        [
+            each["cell"],
+            f"{len(each['seeds_done'])} of {len(seeds)}",
+            describe_duration(each["seconds_per_seed"]),
+            format_bytes(each["memory_bytes"]),
+        ]
+        for each in cells
+    ]
+    summary = (
+        f"study {planned['study']}: {len(cells)} cells x {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), "
+        f"{describe_duration(planned['seconds'])} of training left, plus the evaluations"
+    )
+    return f"{paragraph(summary)}\n{text_table(['cell', 'seeds done', 'time per seed', 'memory'], rows)}"
+
+
 def report(
-    study: Annotated[str, typer.Argument(help="Name of a study, or the first 4 or more characters of its id.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a study, or the first 4 or more characters of its id.", autocompletion=complete.studies
+        ),
+    ],
     form: Format = "terminal",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default="none"),
+        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default=False),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Rebuild the report of a study from its records.
 
@@ -188,4 +231,4 @@ def report(
     from experiments.tracking.store import Store, home
 
     store = Store(home())
-    typer.echo(make_report(store.find_study(study), store, form, out))
+    typer.echo(make_report(store.find_study(study), store, "json" if as_json else form, out))

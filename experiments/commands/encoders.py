@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.names import names_in
 from experiments.commands.options import (
     DATASETS,
@@ -21,6 +22,7 @@ from experiments.commands.options import (
     check_new_name,
     check_out,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from simclr.errors import printable
 
@@ -31,7 +33,7 @@ STEMS = names_in("simclr.model.STEMS")
 WRITERS = names_in("simclr.weights.features.WRITERS")
 
 
-def embed(
+def embed(  # over 60 lines, because of its signature
     run: EncoderName,
     folder: Annotated[
         Path,
@@ -51,9 +53,11 @@ def embed(
             "--set",
             metavar="SETTING=VALUE",
             help="Setting of the images, such as data.image_column=left. Can be repeated.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.image_settings,
         ),
     ] = [],  # noqa: B006 (Typer copies it)
+    as_json: Json = False,
 ) -> None:
     """Write the features of images to a file.
 
@@ -90,15 +94,25 @@ def embed(
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files.names) - len(skipped or [])
-    typer.echo(printable(f"wrote {out}: {count} image{'s' * (count != 1)}, {encoder.features} features each"))
+    show(
+        {"file": out, "images": count, "features": encoder.features, "skipped": skipped or []},
+        lambda _: printable(f"wrote {out}: {count} image{'s' * (count != 1)}, {encoder.features} features each"),
+        as_json=as_json,
+    )
 
 
 def export(
     run: NewestEncoder = None,
-    form: Annotated[str, typer.Option("--format", help=f"Format of the file: {', '.join(EXPORTS)}.")] = "safetensors",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help=f"Format of the file: {', '.join(EXPORTS)}.", autocompletion=complete.of(EXPORTS)
+        ),
+    ] = "safetensors",
     out: Annotated[
         Path, typer.Option(callback=check_out, help="File to write, or the folder to write it to.")
     ] = Path(),
+    as_json: Json = False,
 ) -> None:
     """Export an encoder for other programs.
 
@@ -112,11 +126,20 @@ def export(
 
     store = Store(home())
     parity = export_run(find_encoder_or_newest(run, store), store, out, form)
-    card = parity.file.with_suffix(".md").name
-    typer.echo(printable(f"wrote {parity.file}, and {card}, which says how to load it"))
-    typer.echo(
-        f"checked: features of the loaded file agree to {parity.difference:.1e} relative to the largest (tolerance "
-        f"{parity.tolerance:g})"
+    result = {
+        "file": parity.file,
+        "card": parity.file.with_suffix(".md"),
+        "difference": parity.difference,
+        "tolerance": parity.tolerance,
+    }
+    show(result, _describe_export, as_json=as_json)
+
+
+def _describe_export(result: dict[str, Any]) -> str:
+    wrote = f"wrote {result['file']}, and {result['card'].name}, which says how to load it"
+    return (
+        f"{printable(wrote)}\nchecked: features of the loaded file agree to {result['difference']:.1e} relative to the "
+        f"largest (tolerance {result['tolerance']:g})"
     )
 
 
@@ -126,10 +149,18 @@ def import_(  # over 60 lines, because of its signature
         typer.Argument(help="Weights file of another program (.pth, .ckpt, .safetensors, ...)."),
     ],
     form: Annotated[
-        str, typer.Option("--format", help=f"Program that wrote the file: auto, {', '.join(LAYOUTS)}.")
+        str,
+        typer.Option(
+            "--format",
+            help=f"Program that wrote the file: auto, {', '.join(LAYOUTS)}.",
+            autocompletion=complete.of(["auto", *LAYOUTS]),
+        ),
     ] = "auto",
     dataset: Annotated[
-        str, typer.Option(help=f"Data set to evaluate the encoder on: {', '.join(DATASETS)}.")
+        str,
+        typer.Option(
+            help=f"Data set to evaluate the encoder on: {', '.join(DATASETS)}.", autocompletion=complete.of(DATASETS)
+        ),
     ] = "cifar10",
     data_dir: DataDir = None,
     labels: Labels = None,
@@ -140,14 +171,21 @@ def import_(  # over 60 lines, because of its signature
     ] = None,
     normalize: Annotated[
         str,
-        typer.Option(help=f"How images were normalized when the encoder was trained: {', '.join(NORMALIZATIONS)}."),
+        typer.Option(
+            help=f"How images were normalized when the encoder was trained: {', '.join(NORMALIZATIONS)}.",
+            autocompletion=complete.of(NORMALIZATIONS),
+        ),
     ] = "imagenet",
     backbone: Annotated[
         str | None, typer.Option(help="Network of the encoder.", show_default="found for ResNets")
     ] = None,
     stem: Annotated[
         str | None,
-        typer.Option(help=f"First layers of a ResNet: {', '.join(STEMS)}.", show_default="found from the weights"),
+        typer.Option(
+            help=f"First layers of a ResNet: {', '.join(STEMS)}.",
+            show_default="found from the weights",
+            autocompletion=complete.of(STEMS),
+        ),
     ] = None,
     prefix: Annotated[
         str | None,
@@ -160,6 +198,7 @@ def import_(  # over 60 lines, because of its signature
     name: Annotated[
         str | None, typer.Option(callback=check_new_name, help="Name of the new run.", show_default="that of the file")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Import an encoder that another program trained.
 
@@ -170,7 +209,6 @@ def import_(  # over 60 lines, because of its signature
     from experiments.runs.exchange import import_run
     from experiments.tracking.store import Store, home
     from simclr.config import make
-    from simclr.weights.foreign import first_names
 
     places = {"dir": data_dir and str(data_dir), "labels": labels and str(labels)}
     data = {"dataset": dataset, **places, "side": side, "normalize": normalize}
@@ -189,15 +227,26 @@ def import_(  # over 60 lines, because of its signature
             observer=terminal,
         )
     model = imported.model
-    typer.echo(f"run {record.short_id}: {model['backbone']}, stem {model['stem']}, width {model['width']:g}")
     if imported.other_stems:
         typer.echo(
             f"warning: a stem {' or '.join(imported.other_stems)} has weights of the same shapes as {model['stem']}: "
             f"if the encoder was trained with another one, import it with --stem",
             err=True,
         )
-    typer.echo(f"images are normalized with '{normalize}': if the encoder was trained otherwise, add --normalize")
+    entries = {what: getattr(imported, what) for what in ("left_out", "missing", "unmatched")}
+    run = {"run": record.name, "id": record.id, "model": model, "normalize": normalize, **entries}
+    show(run | {"next": [f"simclr eval {record.handle}"]}, _describe_import, as_json=as_json)
+
+
+def _describe_import(run: dict[str, Any]) -> str:
+    from simclr.weights.foreign import first_names
+
+    model = run["model"]
+    lines = [
+        f"run {run['run']} ({run['id'][:8]}): {model['backbone']}, stem {model['stem']}, width {model['width']:g}",
+        f"images are normalized with '{run['normalize']}': if the encoder was trained otherwise, add --normalize",
+    ]
     for what in ("left_out", "missing", "unmatched"):
-        if keys := getattr(imported, what):
-            typer.echo(f"{what.replace('_', ' ')}: {printable(first_names(keys))}")
-    typer.echo(f"next: simclr eval {record.short_id}")
+        if keys := run[what]:
+            lines.append(f"{what.replace('_', ' ')}: {printable(first_names(keys))}")
+    return "\n".join([*lines, f"next: {run['next'][0]}"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from math import isnan
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from math import isnan, nan
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.options import (
     Device,
     Format,
@@ -19,12 +21,14 @@ from experiments.commands.options import (
     RunNames,
     Transfer,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
 from simclr.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from experiments.runs.compare import Comparison
     from simclr.data.dataset import Dataset
 
 
@@ -43,7 +47,7 @@ def evaluate(  # over 60 lines, because of its signature
         typer.Option(
             metavar="FRACTIONS",
             help="Train the whole network with these fractions of the labels, such as 0.01,0.1,1.0.",
-            show_default="not done",
+            show_default=False,
         ),
     ] = None,
     no_labels: Annotated[
@@ -67,9 +71,11 @@ def evaluate(  # over 60 lines, because of its signature
             metavar="SETTING=VALUE",
             help="Setting of the evaluation protocol, such as knn.k=[20,200], or of the images of --transfer, such as "
             "data.label_column=species. Can be repeated.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.protocol_settings,
         ),
     ] = [],  # noqa: B006 (Typer copies it)
+    as_json: Json = False,
 ) -> None:
     """Evaluate an encoder next to its baselines.
 
@@ -107,10 +113,16 @@ def evaluate(  # over 60 lines, because of its signature
             observer=terminal,
         )
         report = evaluate_encoder(found, subject, store, names, transfer)
-    images = _describe_images(subject.data)
-    evaluated = "the file" if report.run_id is None else f"run {report.run_id[:8]}"
-    typer.echo(f"{evaluated} on {images}, layer {protocol.layer}, protocol {protocol.version}")
-    typer.echo(_format_results(report.table))
+    result = {
+        "run": None if report.run_id is None else store.get(report.run_id).name,
+        "id": report.run_id,
+        "data": _images(subject.data),
+        "layer": protocol.layer,
+        "protocol": protocol.version,
+        "figures": _figures(report.table),
+        "warnings": report.warnings,
+    }
+    show(result, _describe, as_json=as_json)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
@@ -122,35 +134,53 @@ def _check_fractions(text: str) -> None:
         raise UserError(f"--finetune '{text}': expected fractions such as 0.01,0.1") from None
 
 
-def _describe_images(data: Dataset) -> str:
-    labelled = [f"{len(data.parts[part])} {part}" for part in ("train", "val", "test") if len(data.parts[part])]
-    images = ", ".join(labelled) or f"{len(data.parts['pretrain'])} without labels"
-    return f"{data.name} (digest {data.digest[:8]}; images: {images})"
+def _images(data: Dataset) -> dict[str, Any]:
+    """The images that an encoder is evaluated on, and how many there are in each part."""
+    counts = {part: len(data.parts[part]) for part in ("train", "val", "test") if len(data.parts[part])}
+    return {"name": data.name, "digest": data.digest, "images": counts or {"pretrain": len(data.parts["pretrain"])}}
 
 
-def _format_results(table: pd.DataFrame) -> str:
-    """Accuracies in percent with their 95 % intervals, and other figures as they are. Empty columns are left out."""
-    from tabulate import tabulate
+def _figures(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table of figures, with accuracies in percent."""
+    from analysis.tables import as_shown
 
-    from analysis.tables import is_accuracy
+    texts = ("metric", "protocol")
+    return [
+        {str(key): value if key in texts else as_shown(row["metric"], value) for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]
 
+
+def _describe(result: dict[str, Any]) -> str:
+    """What was evaluated, and a table of the figures."""
+    from analysis.text import paragraph, text_table
+
+    data = result["data"]
+    images = ", ".join(
+        f"{count} {'without labels' if part == 'pretrain' else part}" for part, count in data["images"].items()
+    )
     rows = []
-    for row in table.to_dict("records"):
-        percent = is_accuracy(row["metric"]) or row["metric"].endswith("_std")
-        interval = "" if isnan(row["low"]) else f"{row['low']:.2%} to {row['high']:.2%}"
-        others = [_format_number(row[column], percent) for column in ("untrained", "pixels", "chance")]
-        rows.append([row["metric"], _format_number(row["trained"], percent), interval, *others, row["protocol"]])
-    headers = ["", "trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"]
-    columns = [(header, cells) for header, cells in zip(headers, zip(*rows, strict=True), strict=True) if any(cells)]
-    alignment = ["left", *["right"] * (len(columns) - 1)]
-    return str(tabulate(dict(columns), headers="keys", disable_numparse=True, colalign=alignment))
+    for row in result["figures"]:
+        interval = "" if isnan(row["low"]) else f"{row['low']:.1f} to {row['high']:.1f}"
+        others = [_format_number(row, column) for column in ("untrained", "pixels", "chance")]
+        rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
+    what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
+    title = (
+        f"{what} on {data['name']} (digest "
+        f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"
+    )
+    header = ["", "trained", "95 % interval", "untrained", "pixels", "chance", "protocol"]
+    return f"{paragraph(title)}\n{text_table(header, rows)}"
 
 
-def _format_number(value: float, percent: bool) -> str:
-    return "" if isnan(value) else f"{value:.2%}" if percent else f"{value:.4g}"
+def _format_number(row: dict[str, Any], column: str) -> str:
+    from analysis.tables import in_percent
+
+    value: float = row[column]
+    return "" if isnan(value) else f"{value:.2f}%" if in_percent(row["metric"]) else f"{value:.4g}"
 
 
-def compare(runs: RunNames, form: Format = "terminal") -> None:
+def compare(runs: RunNames, form: Format = "terminal", as_json: Json = False) -> None:
     """Compare runs that have been evaluated.
 
     Shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair of runs.
@@ -162,7 +192,24 @@ def compare(runs: RunNames, form: Format = "terminal") -> None:
     from experiments.tracking.store import Store, home
 
     result = compare_runs(runs, Store(home()))
-    tested = len(result.tests) > 0
-    typer.echo(FORMATS[form](result.table, [] if tested else result.notes))
-    if tested:
-        typer.echo(FORMATS[form](result.tests, result.notes))
+    data = {"runs": [_compared(run) for run in result.runs], "tests": result.tests, "notes": result.notes}
+    show(data, lambda _: _tables(result, FORMATS[form]), as_json=as_json)
+
+
+def _compared(run: dict[str, Any]) -> dict[str, Any]:
+    """A run with its settings and figures, accuracies in percent."""
+    from analysis.tables import as_shown
+
+    figures = []
+    for metric, value in run["metrics"].items():
+        low, high = run["intervals"].get(metric, (nan, nan))
+        shown = {key: as_shown(metric, each) for key, each in {"value": value, "low": low, "high": high}.items()}
+        figures.append({"metric": metric, **shown, "protocol": run["protocols"][metric]})
+    return {"run": run["name"], "id": run["id"], "settings": run["config"], "figures": figures}
+
+
+def _tables(result: Comparison, write: Callable[[pd.DataFrame, Sequence[str]], str]) -> str:
+    """Both tables of a comparison, with the notes below the last."""
+    if not len(result.tests):
+        return write(result.table, result.notes)
+    return "\n".join([write(result.table, []), write(result.tests, result.notes)])

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.names import names_in
 from experiments.configs.presets import presets
 from simclr import settings
@@ -34,6 +35,7 @@ BAD_IMAGE_HELP = (
     "What to do with files that can't be read as images: error, skip (up to a quarter of the files), or the share that "
     "may be skipped, such as 0.5."
 )
+BAD_IMAGE_CHOICES = complete.of(["error", "skip"])
 
 
 def _bad_image(choice: str | None) -> str | float | None:
@@ -137,11 +139,12 @@ Preset = Annotated[
     typer.Option(
         help=f"Preset to start from: {', '.join(presets())}. Without this and --config, it is shapes.",
         show_default=False,
+        autocompletion=complete.presets,
     ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file with settings, in the format of the presets.", show_default="none"),
+    typer.Option("--config", help="TOML file with settings, in the format of the presets.", show_default=False),
 ]
 Settings = Annotated[
     list[str],
@@ -149,12 +152,18 @@ Settings = Annotated[
         "--set",
         metavar="SETTING=VALUE",
         help="Any other setting, such as optim.weight_decay=1e-4. Can be repeated.",
-        show_default="none",
+        show_default=False,
+        autocompletion=complete.settings,
     ),
 ]
 DatasetName = Annotated[
     str | None,
-    typer.Option("--dataset", help=f"Data set to train on: {', '.join(DATASETS)}.", show_default=FROM_PRESET),
+    typer.Option(
+        "--dataset",
+        help=f"Data set to train on: {', '.join(DATASETS)}.",
+        show_default=FROM_PRESET,
+        autocompletion=complete.of(DATASETS),
+    ),
 ]
 DataDir = Annotated[
     Path | None,
@@ -178,7 +187,13 @@ Unlabelled = Annotated[
 ]
 BadImage = Annotated[
     str | None,
-    typer.Option("--on-bad-image", callback=_bad_image, help=BAD_IMAGE_HELP, show_default="error"),
+    typer.Option(
+        "--on-bad-image",
+        callback=_bad_image,
+        help=f"{BAD_IMAGE_HELP} Without it, they are an error.",
+        show_default=False,
+        autocompletion=BAD_IMAGE_CHOICES,
+    ),
 ]
 Recheck = Annotated[
     bool,
@@ -204,10 +219,16 @@ Backbone = Annotated[
     typer.Option(
         help=f"Network of the encoder: {', '.join(RESNETS)}, or another classifier of torchvision.",
         show_default=FROM_PRESET,
+        autocompletion=complete.of(RESNETS),
     ),
 ]
 Head = Annotated[
-    str | None, typer.Option(help=f"Kind of projection head: {', '.join(HEADS)}.", show_default=FROM_PRESET)
+    str | None,
+    typer.Option(
+        help=f"Kind of projection head: {', '.join(HEADS)}.",
+        show_default=FROM_PRESET,
+        autocompletion=complete.of(HEADS),
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Number of passes over the images.", show_default=FROM_PRESET)]
 BatchSize = Annotated[
@@ -234,28 +255,35 @@ PlannedMemory = Annotated[
     ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="Number format of training: auto, bf16, fp16 or fp32.", show_default="auto")
+    str | None,
+    typer.Option(
+        help="Number format of training: auto, bf16, fp16 or fp32.",
+        show_default=FROM_PRESET,
+        autocompletion=complete.of(["auto", "bf16", "fp16", "fp32"]),
+    ),
 ]
 Drop = Annotated[
     list[str],
     typer.Option(
         metavar="AUGMENTATION",
         help=f"Augmentation to leave out. Can be repeated. Choices: {', '.join(AUGMENTATIONS)}.",
-        show_default="none",
+        show_default=False,
+        autocompletion=complete.of(AUGMENTATIONS),
     ),
 ]
 
 # Encoders and what they are evaluated on.
-EncoderName = Annotated[str, typer.Argument(help=ENCODER_HELP)]
+EncoderName = Annotated[str, typer.Argument(help=ENCODER_HELP, autocompletion=complete.encoders)]
 NewestEncoder = Annotated[
     str | None,
-    typer.Argument(help=ENCODER_HELP, show_default="the newest run"),
+    typer.Argument(help=ENCODER_HELP, show_default="the newest run", autocompletion=complete.encoders),
 ]
 RunNames = Annotated[
     list[str],
     typer.Argument(
         help="Names of finished runs, or the first 4 or more characters of their ids.",
         show_default=False,
+        autocompletion=complete.evaluated,
     ),
 ]
 Transfer = Annotated[
@@ -264,6 +292,7 @@ Transfer = Annotated[
         help=f"Use the images of another data set ({', '.join(DATASETS)}), or images of your own, given as for "
         "--data-dir. With a data set, --data-dir says where it is.",
         show_default=FROM_RUN,
+        autocompletion=complete.of(DATASETS),
     ),
 ]
 TransferSettings = Annotated[
@@ -272,7 +301,8 @@ TransferSettings = Annotated[
         "--set",
         metavar="SETTING=VALUE",
         help="Setting of the images of --transfer, such as data.label_column=species. Can be repeated.",
-        show_default="none",
+        show_default=False,
+        autocompletion=complete.image_settings,
     ),
 ]
 RunDataDir = Annotated[
@@ -281,20 +311,33 @@ RunDataDir = Annotated[
 RunLabels = Annotated[Path | None, typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default=FROM_RUN)]
 RunBadImage = Annotated[
     str | None,
-    typer.Option("--on-bad-image", callback=_bad_image, help=BAD_IMAGE_HELP, show_default=FROM_RUN),
+    typer.Option(
+        "--on-bad-image",
+        callback=_bad_image,
+        help=BAD_IMAGE_HELP,
+        show_default=FROM_RUN,
+        autocompletion=BAD_IMAGE_CHOICES,
+    ),
 ]
 Layer = Annotated[
     str | None,
     typer.Option(
-        help="Layer whose features are used: h (output of the encoder), z (output of the head), or head.N (output of "
-        "module N of the head).",
-        show_default="h",
+        help="Layer whose features are used: h (output of the encoder, which is the default), z (output of the head), "
+        "or head.N (output of module N of the head).",
+        show_default=False,
+        autocompletion=complete.of(["h", "z", "head."]),
     ),
 ]
 
 # Output.
 Format = Annotated[
-    str, typer.Option("--format", callback=_check_format, help=f"Format of the tables: {', '.join(FORMATS)}.")
+    str,
+    typer.Option(
+        "--format",
+        callback=_check_format,
+        help=f"Format of the tables: {', '.join(FORMATS)}.",
+        autocompletion=complete.of(FORMATS),
+    ),
 ]
 PictureFile = Annotated[
     Path, typer.Option("--out", callback=_check_picture, help=f"Picture to write ({', '.join(SUFFIXES)}).")

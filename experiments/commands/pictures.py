@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.names import names_in
 from experiments.commands.options import (
     FROM_PRESET,
@@ -35,6 +36,7 @@ from experiments.commands.options import (
     Unlabelled,
     check_number,
 )
+from experiments.commands.output import Json, describe_files, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest, offer_unlabelled
 from simclr.errors import UserError, printable
 
@@ -57,6 +59,7 @@ def views(
         typer.Option(help="Seed of the augmentations. The images stay the same.", show_default=FROM_PRESET),
     ] = None,
     settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
 ) -> None:
     """Draw the augmented views that training uses.
 
@@ -85,11 +88,16 @@ def views(
         data = open_dataset(chosen.data, home(), terminal)
         offer_unlabelled(data, terminal)
         draw_view_grid(chosen, data, out)
-    typer.echo(printable(f"wrote {out}"))
+    show({"files": [out]}, describe_files, as_json=as_json)
 
 
 def plot(
-    metric: Annotated[str, typer.Argument(help=f"Metric to draw: {', '.join(METRICS)}, or any logged metric.")],
+    metric: Annotated[
+        str,
+        typer.Argument(
+            help=f"Metric to draw: {', '.join(METRICS)}, or any logged metric.", autocompletion=complete.of(METRICS)
+        ),
+    ],
     runs: RunNames,
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
@@ -98,6 +106,7 @@ def plot(
             metavar="N", min=0, max=10**6, help="Number of points that a running mean is taken over. 0: no smoothing."
         ),
     ] = 0,
+    as_json: Json = False,
 ) -> None:
     """Draw the training curves of runs in one figure.
 
@@ -109,7 +118,7 @@ def plot(
     from experiments.tracking.store import Store, home
 
     files = plot_metric(metric, runs, Store(home()), out, smooth)
-    typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
+    show({"files": files}, describe_files, as_json=as_json)
 
 
 def tsne(  # over 60 lines, because of its signature
@@ -119,7 +128,8 @@ def tsne(  # over 60 lines, because of its signature
         str,
         typer.Option(
             help="Part of the data set to draw: train, val, test, or pretrain (all images that are trained on, with or "
-            "without labels)."
+            "without labels).",
+            autocompletion=complete.of(["train", "val", "test", "pretrain"]),
         ),
     ] = "test",
     images: Annotated[
@@ -148,6 +158,7 @@ def tsne(  # over 60 lines, because of its signature
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
     settings: TransferSettings = [],  # noqa: B006
+    as_json: Json = False,
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
 
@@ -181,8 +192,7 @@ def tsne(  # over 60 lines, because of its signature
         note, files = draw_tsne(
             subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
         )
-    typer.echo(note)
-    typer.echo(printable(f"wrote {', '.join(map(str, files))}"))
+    show({"files": files, "note": note}, describe_files, as_json=as_json)
 
 
 def neighbours(  # over 60 lines, because of its signature
@@ -210,9 +220,11 @@ def neighbours(  # over 60 lines, because of its signature
             "--set",
             metavar="SETTING=VALUE",
             help="Setting of the images of --among, such as data.image_column=left. Can be repeated.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.image_settings,
         ),
     ] = [],  # noqa: B006 (Typer copies it)
+    as_json: Json = False,
 ) -> None:
     """Find the images that are most similar to an image.
 
@@ -254,8 +266,16 @@ def neighbours(  # over 60 lines, because of its signature
             bank = bank_of(subject, "pretrain" if among is None else None)
         results = search(bank, images, count)
         write_found(results, bank, out)
-    for query, similar in results:
-        typer.echo(printable(query))
-        for file, similarity, label in similar:
-            typer.echo(printable(f"  {similarity:.4f}  {file}" + (f"  ({label})" if label else "")))
-    typer.echo(printable(f"wrote {out}"))
+    matches = [{"query": query, "similar": [each._asdict() for each in similar]} for query, similar in results]
+    show({"matches": matches, "files": [out]}, _describe_matches, as_json=as_json)
+
+
+def _describe_matches(result: dict[str, Any]) -> str:
+    """The images that are similar to each query, and the file that shows them."""
+    lines = []
+    for match in result["matches"]:
+        lines.append(match["query"])
+        for each in match["similar"]:
+            label = f"  ({each['label']})" if each["label"] else ""
+            lines.append(f"  {each['similarity']:.4f}  {each['file']}{label}")
+    return "\n".join([*map(printable, lines), describe_files(result)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,15 +31,17 @@ from experiments.commands.options import (
     Settings,
     Unlabelled,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
 from simclr.errors import UserError
-from simclr.progress import knn_metric
 
 if TYPE_CHECKING:
     from experiments.runs.estimate import Estimate
+    from experiments.tracking.store import Record
     from simclr.config import Config
 
 
+LOG_LINES = 20  # about a run, where there are no progress bars
 LIST = re.compile(r"\[\n(.*?)\]", re.DOTALL)  # a list that TOML has over several lines
 
 
@@ -96,6 +99,7 @@ def pretrain(  # over 60 lines, because of its signature
             "Downloads the images and times a few steps.",
         ),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train an encoder on images, without their labels.
 
@@ -110,6 +114,7 @@ def pretrain(  # over 60 lines, because of its signature
     from experiments.runs.prepare import prepare
     from experiments.runs.train import train
     from experiments.tracking.store import Store, home
+    from simclr.evaluate.evaluations import has_test_labels
     from simclr.train.loop import Interrupted
 
     if resume and again:
@@ -146,17 +151,19 @@ def pretrain(  # over 60 lines, because of its signature
         prepared = prepare(asked, store.folder, terminal)
         offer_unlabelled(prepared.data, terminal)
         if dry_run:
-            terminal.say(_describe_estimate(estimate(prepared)))
-            return
+            estimated = estimate(prepared)
+    if dry_run:
+        describe = partial(_describe_estimate, config=prepared.fitted)
+        show(_estimated(estimated), describe, as_json=as_json)
+        return
     try:
         with TrainingTerminal(asked) as terminal:
             record = train(prepared, store, resume=resume, again=again, tags=tags, observer=terminal)
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
     weights_of(record)  # those of a run that was trained before may be gone
-    if terminal.latest:
-        typer.echo(f"done: {terminal.status()}")
-    typer.echo(f"next: simclr eval {record.short_id} --knn --linear (without labels: --no-labels)   or   simclr ui")
+    trained = _trained(record, has_test_labels(prepared.data))
+    show(trained, lambda run: _describe_run(run, record.metrics), as_json=as_json)
 
 
 class TrainingTerminal(Terminal):
@@ -176,16 +183,36 @@ class TrainingTerminal(Terminal):
         self.say(f"run {self.config.name}-s{self.config.seed} ({run_id[:8]}): {steps} step{'s' * (steps != 1)}{chance}")
 
     def reused(self, run_id: str) -> None:
-        self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
+        name = f"{self.config.name}-s{self.config.seed} ({run_id[:8]})"
+        self.say(f"run {name} has trained this config: add --again or another --seed to train a new one")
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        before = self.step
         super().metrics(metrics, step)
-        if self.bars is None and knn_metric(metrics):
+        if self.bars is None and LOG_LINES * before // self.steps < LOG_LINES * step // self.steps:
             self.say(self.status())
 
     def status(self) -> str:
         epochs = self.config.train.epochs
-        return f"epoch {self.step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest, self.chance)}"
+        return f"epoch {self.step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest)}"
+
+
+def _trained(record: Record, labelled: bool) -> dict[str, Any]:
+    """A run that was trained, its newest metrics, and what to do with it next."""
+    from analysis.tables import as_shown
+
+    run = record.handle
+    following = (
+        [f"simclr eval {run}", "simclr ui"]
+        if labelled
+        else [f"simclr eval {run} --no-labels", f"simclr tsne {run} --part pretrain --thumbnails"]
+    )
+    metrics = {metric: as_shown(metric, value) for metric, value in record.metrics.items()}
+    return {"run": record.name, "id": record.id, "metrics": metrics, "next": following}
+
+
+def _describe_run(run: dict[str, Any], metrics: Mapping[str, float]) -> str:
+    return f"done: {run['run']}: {describe_metrics(metrics)}\nnext: {'   or   '.join(run['next'])}"
 
 
 def _describe_choice(config: Config) -> str:
@@ -200,22 +227,41 @@ def _describe_choice(config: Config) -> str:
     )
 
 
-def _describe_estimate(found: Estimate) -> str:
-    """What a dry run prints."""
+def _estimated(found: Estimate) -> dict[str, Any]:
+    """The data of a dry run."""
     from simclr import device as devices
+
+    prepared = found.prepared
+    return {
+        "config": prepared.fitted.model_dump(mode="json"),
+        "key": prepared.config.key(),
+        "images": len(prepared.data.parts["pretrain"]),
+        "steps": prepared.steps.total,
+        "steps_per_epoch": prepared.steps.per_epoch,
+        "parameters": found.parameters,
+        "device": devices.describe(prepared.device),
+        "memory_bytes": found.memory,
+        "micro_batch": found.micro_batch,
+        "seconds": found.seconds,
+        "seconds_per_step": found.seconds_per_step,
+    }
+
+
+def _describe_estimate(found: dict[str, Any], config: Config) -> str:
+    """What a dry run prints: all settings, then what the run would take."""
     from simclr.config import to_toml
     from simclr.train.memory import format_bytes
 
-    prepared, batch = found.prepared, found.prepared.config.train.batch_size
-    how = f"in micro-batches of {found.micro_batch}" if found.micro_batch < batch else "no micro-batches"
+    split = found["micro_batch"] < config.train.batch_size
+    how = f"in micro-batches of {found['micro_batch']}" if split else "no micro-batches"
     rows = {
-        "key": prepared.config.key(),
-        "images": len(prepared.data.parts["pretrain"]),
-        "steps": f"{prepared.steps.total} ({prepared.steps.per_epoch} per epoch)",
-        "parameters": f"{found.parameters:,}",
-        "device": devices.describe(prepared.device),
-        "memory": f"{format_bytes(found.memory)}, {how} (predicted)",
-        "time": f"{describe_duration(found.seconds)} ({found.seconds_per_step:.3f} s per step, measured)",
+        "key": found["key"],
+        "images": found["images"],
+        "steps": f"{found['steps']} ({found['steps_per_epoch']} per epoch)",
+        "parameters": f"{found['parameters']:,}",
+        "device": found["device"],
+        "memory": f"{format_bytes(found['memory_bytes'])}, {how} (predicted)",
+        "time": f"{describe_duration(found['seconds'])} ({found['seconds_per_step']:.3f} s per step, measured)",
     }
-    settings = LIST.sub(lambda found: f"[{' '.join(found[1].split()).rstrip(',')}]", to_toml(prepared.fitted))
+    settings = LIST.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", to_toml(config))
     return "\n".join([settings, *(f"{name:11} {value}" for name, value in rows.items())])

@@ -1,4 +1,4 @@
-"""`simclr runs` and `simclr ui`: the record of all runs."""
+"""`simclr ui`: the record of all runs in the browser."""
 
 from __future__ import annotations
 
@@ -9,55 +9,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from math import nan
 from typing import Annotated
 
 import typer
 
 from simclr.errors import RunFailed, UserError
-from simclr.progress import knn_label, knn_metric
-
-
-def runs() -> None:
-    """List all runs, newest first.
-
-    The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
-    A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
-    are copies of reused runs, or failed attempts.
-    Test accuracies of different evaluation protocols have columns of their own.
-
-    Example: simclr runs
-    """
-    import pandas as pd
-
-    from analysis.tables import metric_label
-    from experiments.tracking.store import Store, home
-
-    records = Store(home()).records()
-    if not records:
-        typer.echo("no runs yet: start one with simclr pretrain --preset shapes")
-        return
-    table = pd.DataFrame(
-        {
-            "id": [record.short_id for record in records],
-            "name": [record.name for record in records],
-            "kind": [record.kind for record in records],
-            "status": [record.status for record in records],
-            "started": [record.started.strftime("%Y-%m-%d %H:%M") for record in records],
-        }
-    )
-    knn = sorted({name for record in records for name in record.metrics if knn_metric([name])})
-    for metric, title in [("train/loss", "loss"), *((name, f"val {knn_label(name)}") for name in knn)]:
-        table[title] = [record.metrics.get(metric, nan) for record in records]
-    capped = {metric for record in records if "knn_top1" not in record.protocols for metric in record.protocols}
-    for metric in ["knn_top1", *sorted(metric for metric in capped if metric.startswith("knn_k")), "linear_top1"]:
-        title = f"test {metric_label(metric).removesuffix(' top-1')}"
-        for protocol in dict.fromkeys(record.protocols[metric] for record in records if metric in record.protocols):
-            table[f"{title} ({protocol})"] = [
-                record.metrics.get(f"eval/{metric}", nan) if record.protocols.get(metric) == protocol else nan
-                for record in records
-            ]
-    typer.echo(table.to_string(index=False, na_rep="", float_format="{:.4f}".format))
 
 
 def ui(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands import complete
 from experiments.commands.names import names_in
 from experiments.commands.options import (
     BadImage,
@@ -69,14 +70,23 @@ def search(  # over 60 lines, because of its signature
             metavar="SETTING=VALUE",
             help="Setting that makes the trials cheaper, such as data.limit=5000. The best trials are then trained "
             "without it. Can be repeated.",
-            show_default="none",
+            show_default=False,
+            autocompletion=complete.settings,
         ),
     ] = [],  # noqa: B006
     objectives: Annotated[
-        str, typer.Option(help=f"What to optimize: {' or '.join(OBJECTIVES)} (a Pareto front).")
+        str,
+        typer.Option(
+            help=f"What to optimize: {' or '.join(OBJECTIVES)} (a Pareto front).",
+            autocompletion=complete.of(OBJECTIVES),
+        ),
     ] = "accuracy",
     pruner: Annotated[
-        str, typer.Option(help=f"Rule that stops trials with a low accuracy early: {', '.join(PRUNERS)}.")
+        str,
+        typer.Option(
+            help=f"Rule that stops trials with a low accuracy early: {', '.join(PRUNERS)}.",
+            autocompletion=complete.of(PRUNERS),
+        ),
     ] = "median",
     hours: Annotated[
         float | None,

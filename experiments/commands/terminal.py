@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
@@ -24,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminal(Observer):
-    """Prints messages, shows progress bars if stderr is a terminal, and stops training after SIGINT or SIGTERM.
+    """Prints messages on stderr, shows progress bars if that is a terminal, and stops training after SIGINT or SIGTERM.
 
     The first signal asks the work to stop when its state is saved, once a run has begun to train. Before that, and the
     second time, a signal raises KeyboardInterrupt. `resumes` is for work that is in the record from its beginning, such
@@ -38,6 +40,7 @@ class Terminal(Observer):
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
         self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
+        self.whole = Whole()
         self._stopping = False
         self.noted = set(noted)
         self._handlers: dict[int, Any] = {}
@@ -46,7 +49,7 @@ class Terminal(Observer):
         if sys.stderr.isatty():
             # The description comes last, because a narrow terminal cuts off the end.
             columns = (BarColumn(bar_width=6), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
-            self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+            self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
             self.bars.start()
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -71,7 +74,7 @@ class Terminal(Observer):
         return self._stopping
 
     def say(self, text: str) -> None:
-        typer.echo("\n".join(map(printable, text.split("\n"))))
+        typer.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
     def note(self, text: str) -> None:
         if text not in self.noted:
@@ -81,14 +84,26 @@ class Terminal(Observer):
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)
 
+    def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
+        if what != self.whole.what:
+            self.whole = Whole(what)
+        self.step, self.steps = 0, 0
+        self.whole.done, self.whole.total, self.whole.best, self.whole.end = done, total, best, monotonic() + seconds
+        if self.bars is None:
+            self.say(self.whole.status())
+        self._move_bar(what, done, total, self.whole.status())
+
     def began(self, run_id: str, steps: int) -> None:  # noqa: ARG002 (an override)
         self.latest, self.step, self.steps, self._asks = {}, 0, steps, True
+        self.whole.begun += 1
         if self.bars is not None and "training" in self._tasks:  # of a run that was pruned or that failed
             self.bars.remove_task(self._tasks.pop("training"))
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.step = step
         self.latest.update(metrics)
+        if self.whole.total:
+            self._move_bar(self.whole.what, self.whole.done, self.whole.total, self.whole.status(step / self.steps))
         self._move_bar("training", step, self.steps, self.status())
 
     def status(self) -> str:
@@ -106,6 +121,28 @@ class Terminal(Observer):
             self.bars.remove_task(self._tasks.pop(name))
 
 
+class Whole:
+    """How far a study or a search is."""
+
+    def __init__(self, what: str = "") -> None:
+        self.what = what  # it consists of: run or trial
+        self.start = monotonic()
+        self.done, self.total, self.begun = 0, 0, 0  # have ended, in all, and those that trained since the start
+        self.best = ""
+        self.end = inf  # when no new one starts
+
+    def status(self, share: float = 0.0) -> str:
+        """The state in one line. `share` of the run that trains is done (0: none trains)."""
+        done = f"{self.done} of {self.total} {self.what}s"
+        parts = [f"{self.what} {self.done + 1} of {self.total}" if share else done]
+        trained = self.begun - 1 + share if share else self.begun
+        if trained > 0 and self.done < self.total:
+            now = monotonic()
+            left = min((now - self.start) / trained * (self.total - self.done - share), self.end - now)
+            parts.append(f"{describe_duration(left)} left")
+        return ", ".join([*parts, *([f"best {self.best}"] if self.best else [])])
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """For commands whose work resumes when they run again: a KeyboardInterrupt that says so, for a stopped run too."""
@@ -117,15 +154,15 @@ def resumable() -> Iterator[None]:
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}: run the same command to resume") from None
 
 
-def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -> str:
-    """The newest metrics of a run in a few words. `chance` is the loss of a network that has learned nothing."""
+def describe_metrics(latest: Mapping[str, float]) -> str:
+    """The newest metrics of a run in a few words, the most important first: a narrow terminal cuts off the end."""
     parts = []
     if "train/loss" in latest:
-        parts.append(f"loss {latest['train/loss']:.2f}" + (f" (chance {chance:.2f})" if chance is not None else ""))
-    if "train/contrastive_top1" in latest:
-        parts.append(f"top-1 {latest['train/contrastive_top1']:.0%}")
+        parts.append(f"loss {latest['train/loss']:.2f}")
     if name := knn_metric(latest):
-        parts.append(f"{knn_label(name)} {latest[name]:.1%}")
+        parts.append(f"val {knn_label(name)} {latest[name]:.1%}")
+    if "train/contrastive_top1" in latest:
+        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
     if "perf/images_per_second" in latest:
         parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
     return " ".join(parts)

@@ -39,6 +39,7 @@ class Comparison(NamedTuple):
     table: pd.DataFrame  # one column per run, one row per figure and per setting that differs
     tests: pd.DataFrame  # McNemar's test of each pair; empty if no two runs have predictions of the same images
     notes: list[str]
+    runs: list[dict[str, Any]]  # the numbers of the table, as `analysis.tables.comparison` has them
 
 
 def compare(names: Sequence[str], store: Store) -> Comparison:
@@ -66,15 +67,14 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     ]
     images = {key: len(labels) for key, labels in truth.items()}
     table = comparison(rows).set_index("run").T.rename_axis("run").reset_index()
-    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), _notes(rows, images, bool(tests)))
+    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), _notes(rows, images, bool(tests)), rows)
 
 
 def _row(record: Record, label: str) -> dict[str, Any]:
     """One run as `analysis.tables.comparison` expects it."""
     if not record.protocols:
-        raise UserError(
-            f"run {record.short_id} has not been evaluated: run `simclr eval {record.short_id} --knn --linear`"
-        )
+        run = f"{record.name} ({record.short_id})"
+        raise UserError(f"run {run} has not been evaluated: run `simclr eval {record.handle}`")
     metrics = record.metrics
     return {
         "name": label,

@@ -106,7 +106,7 @@ def predictions(record: Record, metric: str) -> tuple[NDArray[np.int64], NDArray
         with np.load(path) as arrays:
             return arrays["predicted"], arrays["labels"]
     except Exception:  # zipfile and numpy raise many kinds of errors on damaged files
-        raise UserError(f"{path} is damaged: run `simclr eval {record.short_id}` again") from None
+        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again") from None
 
 
 def _predictions_file(metric: str) -> str:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,9 +226,18 @@ def run_trials(search: Search, count: int, *, hours: float | None = None, observ
     def is_over() -> bool:
         return hours is not None and time.perf_counter() - start >= 3600 * hours
 
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    def ended() -> int:
+        """The number of trials that have ended, which is reported with the best of them."""
+        trials = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        best = max(completed, key=lambda trial: trial.values[0], default=None)
+        text = f"{best.values[0]:.1%} on validation (trial {best.number})" if best else ""
+        seconds = inf if hours is None else start + 3600 * hours - time.perf_counter()
+        observer.overall("trial", len(trials), count, text, seconds)
+        return len(trials)
+
     busy: list[tuple[Trial, Prepared]] = []
-    while len(search.study.get_trials(deepcopy=False, states=ended)) + len(busy) < count and not is_over():
+    while ended() + len(busy) < count and not is_over():
         trial, prepared = _ask(search, observer)
         if prepared is not None and not _run_if_free(search, trial, prepared, observer, wait=False):
             busy.append((trial, prepared))
@@ -235,6 +245,7 @@ def run_trials(search: Search, count: int, *, hours: float | None = None, observ
         if not is_over():
             observer.say(f"trial {trial.number}:")
             _run_if_free(search, trial, prepared, observer, wait=True)
+            ended()
 
 
 def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:

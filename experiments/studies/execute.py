@@ -29,12 +29,19 @@ class StudyOutcome(NamedTuple):
 
 
 def execute(
-    name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer = SILENT
+    name: str,
+    plan: StudyPlan,
+    store: Store,
+    seeds: Sequence[int],
+    command: str,
+    observer: Observer = SILENT,
+    form: str = "terminal",
 ) -> StudyOutcome:
     """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
 
-    `command` is the command line that runs it, for the report. Raises UserError if the name belongs to another plan,
-    and Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another process is running it.
+    `command` is the command line that runs it, for the report, whose tables are returned in the format `form`. Raises
+    UserError if the name belongs to another plan, and Interrupted if the observer asks to stop; run it again to resume.
+    Raises Busy if another process is running it.
     """
     failed: RunFailed | None = None
     with claim_name(store, "study", name):
@@ -42,7 +49,7 @@ def execute(
         try:
             with tracker.finishing(Interrupted):
                 failures = run_study(tracker, plan, store, seeds, observer)
-                text = report(tracker.record(), store) if len(failures) < len(plan.cells) * len(seeds) else ""
+                text = report(tracker.record(), store, form) if len(failures) < len(plan.cells) * len(seeds) else ""
                 if failures:  # raised inside, so that the study never looks finished
                     failed = RunFailed("; ".join(failures))
                     raise failed

@@ -15,6 +15,7 @@ from analysis import plots
 from analysis.page import page
 from analysis.summary import shown, summary
 from analysis.tables import FORMATS, metric_label
+from analysis.text import to_json
 from experiments.runs.compare import curve_label
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
@@ -33,9 +34,9 @@ PageSection = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, co
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> str:
     """Write the tables, figures and page of a study, keep them with it, and return its tables in a format.
 
-    `form` is one of `analysis.tables.FORMATS`. The files are also copied to `out`. Where the store can't be written,
-    the last line says that they are not kept. Raises UserError if no cell of the study has finished, or if `out` can't
-    be written to.
+    `form` is json, or one of `analysis.tables.FORMATS`. The files are also copied to `out`. Where the store can't be
+    written, the last line says that they are not kept. Raises UserError if no cell of the study has finished, or if
+    `out` can't be written to.
     """
     if out is not None:
         _make_folder(out)
@@ -136,10 +137,9 @@ def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder
 
 def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[str], place: str) -> str:
     """The tables in a format, the notes once, and where the page is."""
-    if form == "csv":
-        return FORMATS[form](
-            pd.concat([table.assign(metric=metric) for metric, table in summaries.items()]), [*notes, place]
-        )
+    if form in ("csv", "json"):  # one table of numbers
+        rows, notes = pd.concat([table.assign(metric=metric) for metric, table in summaries.items()]), [*notes, place]
+        return to_json({"rows": rows, "notes": notes}) if form == "json" else FORMATS[form](rows, notes)
     texts = []
     for metric, table in summaries.items():
         rows = shown(table, metric)

@@ -146,6 +146,7 @@ def run_study(
     parent, failures = study.record(), []
     opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds
     jobs = list(plan.jobs(seeds))
+    done, total, best = 0, len(jobs), (-1.0, "")
     for wait in (False, True):
         busy: list[tuple[Cell, int]] = []
         for cell, seed in jobs:
@@ -155,22 +156,28 @@ def run_study(
                     opened[cell.name] = prepare(cell.config, store.folder, observer)
                 prepared = opened[cell.name].with_config(cell.of_seed(seed))
                 with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
-                    run_cell(parent, cell, prepared, store, observer)
+                    accuracy = run_cell(parent, cell, prepared, store, observer)
+                best = max(best, (accuracy, f"linear {accuracy:.1%} ({cell.name}, seed {seed})"))
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")
                 busy.append((cell, seed))
+                continue
             except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
                 text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
                 failures.append(f"'{cell.name}', seed {seed}: {text}")
                 config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
                 failed = start_run(store, f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id)
                 failed.finish("FAILED")
+            done += 1
+            observer.overall("run", done, total, best[1])
         jobs = busy
     return failures
 
 
-def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer = SILENT) -> None:
+def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer = SILENT) -> float:
     """Train and evaluate one cell with one seed, as far as that is missing, and add it to the study.
+
+    Returns its accuracy under the first of STUDY_EVALUATIONS.
 
     A run of the same config that belongs elsewhere is copied into the study. An unfinished one is resumed, or started
     over if its checkpoint can't be used here. One whose weights are needed and were deleted is trained again.
@@ -183,11 +190,13 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
         observer.say(f"{error.fact}. It is trained again")
         run = train_or_resume(prepared, store, again=True, tags=tags, parent=study.id, observer=observer)
         _evaluate(run, cell, prepared, store, observer)
-    if run.parent == study.id and run.tags.get("cell") == cell.name:
-        return
-    copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
-    if not any(copy.tags["cell"] == cell.name for copy in copies):
-        copy_run(store, store.get(run.id), "cell", tags, parent=study.id)
+    run = store.get(run.id)
+    if run.parent != study.id or run.tags.get("cell") != cell.name:
+        copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
+        if not any(copy.tags["cell"] == cell.name for copy in copies):
+            copy_run(store, run, "cell", tags, parent=study.id)
+    metric = _metrics(Protocol(layer=cell.layer), prepared.data)[STUDY_EVALUATIONS[0]]
+    return run.metrics[f"eval/{prefix(cell.layer)}{metric}"]
 
 
 def _tags(study: Record, cell: Cell, seed: int) -> dict[str, str]:

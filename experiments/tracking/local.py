@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,33 @@ from urllib.request import url2pathname
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from simclr.errors import UserError
+from simclr.errors import UserError, printable
 
 EXPERIMENT = "simclr"
 LONGEST_PATH = 500  # bytes: SQLite refuses longer names of databases, with 12 more for its journal
 BESIDE = ("-journal", "-wal", "-shm")  # files that SQLite keeps next to a database
+
+
+def named_home() -> str:
+    """The folder of runs, as it is named."""
+    return os.environ.get("SIMCLR_HOME") or "simclr-runs"
+
+
+def names_of_runs(kinds: Sequence[str]) -> list[str]:
+    """The names of the runs of some kinds, newest first, for a shell's completion, which can't wait for MLflow.
+
+    Empty where there is no record on this disk, or where it can't be read.
+    """
+    query = (
+        "SELECT name FROM runs JOIN tags USING (run_uuid) WHERE lifecycle_stage = 'active' AND key = 'kind' AND value "
+        f"IN ({', '.join('?' * len(kinds))}) GROUP BY name ORDER BY max(start_time) DESC"
+    )
+    with suppress(UserError, OSError, sqlite3.Error):
+        path = database_of(Path(named_home()).absolute())
+        if path is not None and path.exists():
+            with _open(path) as database:
+                return [printable(str(name)) for (name,) in database.execute(query, kinds)]
+    return []
 
 
 def database_of(folder: Path) -> Path | None:

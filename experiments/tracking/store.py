@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and t
 
 def home() -> Path:
     """The folder of runs, decoded images and downloads. Raises UserError if its name leads nowhere or is not text."""
-    named = os.environ.get("SIMCLR_HOME") or "simclr-runs"
+    named = local.named_home()
     try:
         folder = Path(named).resolve()
     except (RuntimeError, OSError):
@@ -81,6 +82,12 @@ class Record:
     def short_id(self) -> str:
         """The first eight characters of the id, which is how commands show it."""
         return self.id[:8]
+
+    @property
+    def handle(self) -> str:
+        """What a command calls a finished encoder: its name as a shell needs it, or its id if a newer run has that."""
+        called = (run for run in self.store.records() if run.finished and run.name == self.name)
+        return shlex.quote(self.name) if next(called, self).id == self.id else self.short_id
 
     @property
     def finished(self) -> bool:

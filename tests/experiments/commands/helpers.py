@@ -20,6 +20,8 @@ def invoke(*arguments: object, **options: Any) -> Result:
 def assert_one_line(done: Result, code: int, message: str) -> None:
     """The command ended with this exit code, and with one line on stderr that holds this message."""
     assert done.exit_code == code, done.output
-    assert done.stderr.startswith({1: "failed: ", 2: "error: "}[code])
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    kinds = ("failed: ", "error: ")
+    (line,) = (line for line in done.stderr.splitlines(keepends=True) if line.startswith(kinds))
+    assert line.startswith(kinds[code - 1])
+    assert message in line
+    assert done.stderr.endswith(line)

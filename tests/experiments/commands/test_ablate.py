@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,11 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return [Forecast(cell, 2000.0, 5 * 2**20, [seeds[0]]) for cell in plan.cells]
 
     def execute(
-        name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer
+        name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer, form: str
     ) -> StudyOutcome:
         observer.note("the images")
         executed.append({"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds)})
-        return StudyOutcome(store.find("tiny-s0"), "the tables", [])
+        return StudyOutcome(store.find("tiny-s0"), f"the tables in {form}", [])
 
     monkeypatch.setattr("experiments.studies.run.forecast", forecast)
     monkeypatch.setattr("experiments.studies.execute.execute", execute)
@@ -43,8 +45,8 @@ def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[st
     vary = ["--vary", "loss.temperature=0.1,0.2", "--set", "seed=4", "--seeds", 2]
     done = run("ablate", "--config", "tiny.toml", "--drop", "color_jitter", *vary)
     assert done.exit_code == 0, done.output
-    assert done.stdout.endswith("the tables\n")
-    assert done.stdout.count("the images\n") == 1
+    assert done.stdout == "the tables in terminal\n"
+    assert done.stderr.count("the images\n") == 1
     (executed,) = study
     assert executed["name"] == "tiny-no-color_jitter-temperature"
     assert "no color_jitter, temperature=0.1" in executed["cells"]
@@ -54,14 +56,18 @@ def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[st
 def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, study: list[dict[str, Any]]) -> None:
     done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--only", "crop", "--seeds", 2, "--dry-run")
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines() == [
-        "the images",
-        "study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of training left, plus the evaluations",
-        "  baseline  1 of 2 done, about 33 min per seed, 5 MiB",
-        "  no flip   1 of 2 done, about 33 min per seed, 5 MiB",
-        "  only crop 1 of 2 done, about 33 min per seed, 5 MiB",
+    assert done.stderr == "the images\n"
+    summary, more, header, _, *rows = done.stdout.splitlines()
+    assert summary.startswith("study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of")
+    assert more == "training left, plus the evaluations"
+    assert header.split("  ")[0] == "cell"
+    assert [re.split("  +", row) for row in rows] == [
+        [name, "1 of 2", "about 33 min", "5 MiB"] for name in ("baseline", "no flip", "only crop")
     ]
     assert study == []
+    planned = json.loads(run("ablate", "--config", "tiny.toml", "--drop", "flip", "--dry-run", "--json").stdout)
+    assert [cell["settings"] for cell in planned["cells"]] == [{}, {"augment.flip.p": 0.0}]
+    assert planned["seconds"] == 8000
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_a_study_of_more_than_an_hour_asks_before_it_starts(
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop", *options, input=answer)
     assert done.exit_code == code
     assert len(study) == runs
-    assert ("Start the study?" in done.stdout) == (answer is not None)
+    assert ("Start the study?" in done.stderr) == (answer is not None)
 
 
 def test_cells_that_failed_are_reported_after_the_tables(
@@ -98,7 +104,7 @@ def test_cells_that_failed_are_reported_after_the_tables(
     monkeypatch.setattr("experiments.studies.execute.execute", lambda *arguments: outcome)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
     assert_one_line(done, 1, "failed: 'no crop', seed 0: it diverged; another")
-    assert done.stdout.endswith("the tables\n")
+    assert done.stdout == "the tables\n"
 
 
 def test_a_stopped_study_says_how_to_resume(
@@ -110,7 +116,7 @@ def test_a_stopped_study_says_how_to_resume(
     monkeypatch.setattr("experiments.studies.execute.execute", stop)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
     assert done.exit_code == 130
-    assert done.stderr == "stopped after step 7: run the same command to resume\n"
+    assert done.stderr.endswith("\nstopped after step 7: run the same command to resume\n")
 
 
 WRONG = {
@@ -141,5 +147,6 @@ def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch
     monkeypatch.setattr("experiments.studies.report.report", report)
     done = run("report", "a-study", "--format", "latex", "--out", "tables")
     assert done.stdout == f"{study.run_id} latex tables\n"
+    assert run("report", "a-study", "--json").stdout == f"{study.run_id} json None\n"
     assert_one_line(run("report", "a-stud"), 2, "unknown study 'a-stud': did you mean 'a-study'")
     assert_one_line(run("report", "a-study", "--format", "html"), 2, "unknown format 'html'")

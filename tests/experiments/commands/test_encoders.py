@@ -57,10 +57,10 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
     assert done.exit_code == 0, done.output
     record = trained.find("theirs")
     assert done.stdout.splitlines() == [
-        f"run {record.short_id}: resnet18, stem imagenet, width 0.125",
+        f"run theirs ({record.short_id}): resnet18, stem imagenet, width 0.125",
         "images are normalized with 'imagenet': if the encoder was trained otherwise, add --normalize",
         "left out: backbone.fc.weight, backbone.fc.bias",
-        f"next: simclr eval {record.short_id}",
+        "next: simclr eval theirs",
     ]
     assert record.params["data.normalize"] == "imagenet"
     evaluated = run("eval", "theirs", "--knn")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,31 +29,36 @@ def exported(run: Run, tmp_path: Path) -> Path:
 
 def table_of(output: str) -> dict[str, list[str]]:
     """The cells of each row of the table of results, by metric."""
-    return {line.split()[0]: line.split()[1:] for line in output.splitlines()[3:]}
+    _, rows = re.split(r"\n-[- ]+\n", output)
+    return {line.split()[0]: line.split()[1:] for line in rows.splitlines()}
 
 
 def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, trained: Store) -> None:
     done = run("eval", "tiny-s0")
     assert done.exit_code == 0, done.output
     record = trained.find("tiny-s0")
-    first, header, _, *rows = done.stdout.splitlines()
+    *first, header = done.stdout.partition("\n---")[0].splitlines()
     digest = record.tags["data_digest"][:8]
-    assert first.startswith(f"run {record.short_id} on digits (digest {digest}; images: 1294 train, 144 val, ")
-    assert first.endswith("), layer h, protocol 3")
-    assert header.split("  ")[0] == ""
-    for title in ("trained", "95 % interval", "untrained", "pixels (kNN)", "chance", "protocol"):
-        assert title in header
-    assert [row.split()[0] for row in rows] == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
+    title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1294 train, 144 val, 359 test)"
+    assert " ".join(first) == f"{title}, layer h, protocol 3"
+    assert re.split("  +", header.strip()) == ["trained", "95 % interval", "untrained", "pixels", "chance", "protocol"]
+    assert list(table_of(done.stdout)) == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
     metrics = record.metrics
     trained_accuracy, low, _, high, untrained, _, chance, protocol = table_of(done.stdout)["linear_top1"]
     assert trained_accuracy == f"{metrics['eval/linear_top1']:.2%}"
-    assert (low, high) == tuple(f"{metrics[f'ref/{end}/linear_top1']:.2%}" for end in ("low", "high"))
+    assert (low, high) == tuple(f"{100 * metrics[f'ref/{end}/linear_top1']:.1f}" for end in ("low", "high"))
     assert untrained == f"{metrics['ref/untrained/linear_top1']:.2%}"
     assert chance == f"{metrics['ref/chance/linear_top1']:.2%}"
     assert protocol == record.protocols["linear_top1"]
     assert metrics["ref/low/linear_top1"] < metrics["eval/linear_top1"] < metrics["ref/high/linear_top1"]
     assert metrics["eval/linear_top1"] > metrics["ref/chance/linear_top1"] + 0.1
     assert run("eval", "tiny-s0").stdout == done.stdout
+    result = json.loads(run("eval", "tiny-s0", "--json").stdout)
+    (figures,) = (row for row in result["figures"] if row["metric"] == "linear_top1")
+    assert figures["trained"] == pytest.approx(100 * metrics["eval/linear_top1"])
+    assert figures["pixels"] == pytest.approx(100 * metrics["ref/pixels/linear_top1"])
+    assert (result["run"], result["id"], figures["protocol"]) == ("tiny-s0", record.id, protocol)
 
 
 def test_every_evaluation_has_an_option(run: Run) -> None:
@@ -73,12 +80,10 @@ def test_classifiers_that_are_trained_with_sgd_have_intervals(run: Run) -> None:
     assert done.exit_code == 0, done.output
     rows = table_of(done.stdout)
     for metric in ("finetune_50pct_top1", "finetune_100pct_top1", "linear_sgd_top1"):
-        accuracy, low, _, high, *baselines, _ = (
-            float(cell.rstrip("%")) if cell.endswith("%") else cell for cell in rows[metric]
-        )
-        assert low <= accuracy <= high  # type: ignore[operator]
-        assert low < high  # type: ignore[operator]
-        assert all(0 <= baseline <= 100 for baseline in baselines)  # type: ignore[operator]
+        accuracy, low, _, high, *baselines, _ = (cell.rstrip("%") for cell in rows[metric])
+        assert float(low) <= float(accuracy) <= float(high)
+        assert float(low) < float(high)
+        assert all(0 <= float(baseline) <= 100 for baseline in baselines)
     assert rows["finetune_50pct_std"][0].endswith("%")
     assert float(rows["finetune_100pct_lr"][0]) == 0.05
 
@@ -106,6 +111,11 @@ def test_compare_tests_an_evaluated_file_against_a_run(run: Run, exported: Path)
     assert "p (McNemar)" in done.stdout
     done = run("compare", "tiny-s0", "--format", "csv")
     assert done.stdout.startswith("# ")
+    compared = json.loads(run("compare", of_file, "tiny-s0", "--json").stdout)
+    assert [each["run"] for each in compared["runs"]] == [of_file, "tiny-s0"]
+    (first, second) = ({row["metric"]: row["value"] for row in each["figures"]} for each in compared["runs"])
+    assert first["knn_top1"] == second["knn_top1"] > 1
+    assert compared["tests"][0]["only A right"] == 0
 
 
 def test_lost_or_damaged_predictions_are_an_error(run: Run, trained: Store) -> None:
@@ -182,7 +192,7 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, traine
 def test_with_few_images_k_is_capped_and_named(run: Run, trained: Store, images: Path) -> None:
     done = run("eval", "tiny-s0", "--knn", "--transfer", images / "two")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("40 images, 2 classes from folder names: a, b; 32 train, 4 validation, 4 test\n")
+    assert done.stderr.startswith("40 images, 2 classes from folder names: a, b; 32 train, 4 validation, 4 test\n")
     assert "knn_k36_top1" in done.stdout
 
 

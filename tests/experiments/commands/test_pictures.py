@@ -142,4 +142,4 @@ def test_a_share_of_the_files_may_be_skipped(run: Run, tmp_path: Path, images: P
     assert_one_line(run(*views, "--on-bad-image", "skip"), 2, "allow more with --on-bad-image 0.28")
     done = run(*views, "--on-bad-image", "0.28")
     assert done.exit_code == 0, done.output
-    assert "15 of 55 files can't be read as images" in done.stdout
+    assert "15 of 55 files can't be read as images" in done.stderr

@@ -19,12 +19,13 @@ from tests.helpers import ROOT, tiny
 def test_pretrain_shows_progress_and_records_a_run(training: tuple[Store, Result]) -> None:
     store, done = training
     record = store.find("tiny-s0")
-    began, *epochs, end, hint = done.stdout.splitlines()
+    began, *epochs = done.stderr.splitlines()
+    end, hint = done.stdout.splitlines()
     assert began == f"run tiny-s0 ({record.short_id}): 10 steps; a loss of 6.24 is chance"
-    assert [line.split()[:3] for line in epochs] == [["epoch", "1.0/2", "loss"], ["epoch", "2.0/2", "loss"]]
-    assert end.startswith(f"done: epoch 2.0/2 loss {record.metrics['train/loss']:.2f} (chance 6.24) top-1 ")
-    assert f" kNN {record.metrics['val/knn_top1']:.1%} " in end
-    assert hint.startswith(f"next: simclr eval {record.short_id} --knn --linear ")
+    assert epochs[-1].startswith("epoch 2.0/2 loss ")
+    knn = f"val kNN {record.metrics['val/knn_top1']:.1%} contrastive top-1 "
+    assert end.startswith(f"done: tiny-s0: loss {record.metrics['train/loss']:.2f} {knn}")
+    assert hint == "next: simclr eval tiny-s0   or   simclr ui"
     assert record.finished
     assert record.metrics["perf/images_per_second"] > 0
     commit = ["git", "log", "-1", "--format=%H", "--", "cli.py"]
@@ -35,7 +36,8 @@ def test_pretrain_shows_progress_and_records_a_run(training: tuple[Store, Result
 def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> None:
     done = run("pretrain", "--config", "tiny.toml", "--name", "same-config")
     assert done.exit_code == 0
-    assert f"run {trained.find('tiny-s0').short_id} has trained this config: add --again" in done.stdout
+    record = trained.find("tiny-s0")
+    assert f"run same-config-s0 ({record.short_id}) has trained this config: add --again" in done.stderr
     assert [record.name for record in trained.records(kind="pretrain")].count("same-config-s0") == 0
     weights = trained.find("tiny-s0").artifact("model.safetensors")
     weights.rename(weights.with_name("away"))
@@ -64,7 +66,7 @@ def test_a_stopped_run_says_how_to_resume_it(run: Run, trained: Store, monkeypat
         patch.setattr(TrainingTerminal, "stop", lambda self: bool(self.latest))
         done = run(*command)
     assert done.exit_code == 130
-    assert done.stderr.startswith("stopped after step ")
+    assert done.stderr.splitlines()[-1].startswith("stopped after step ")
     assert done.stderr.endswith(": to resume, run the same command with --resume\n")
     (record,) = [record for record in trained.records() if record.name == "stopped-s1"]
     assert record.status == "KILLED"
@@ -96,7 +98,7 @@ def test_a_time_budget_says_what_it_chose(run: Run, trained: Store, monkeypatch:
     monkeypatch.setattr("experiments.runs.train.train", train)
     done = run("pretrain", "--config", "tiny.toml", "--hours", 1)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith(
+    assert done.stderr.startswith(
         "chosen for the time budget: resnet18 of width 0.125, stride2 stem, images of 16 px, 1 epoch, batches of 256\n"
     )
     assert tagged == [{"request": "a-request"}]
@@ -106,12 +108,24 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8]
     done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "flat", *small, "--name", "unlabelled")
     assert done.exit_code == 0, done.output
+    first, second = ("simclr eval unlabelled-s0 --no-labels", "simclr tsne unlabelled-s0 --part pretrain --thumbnails")
+    assert done.stdout.splitlines()[-1] == f"next: {first}   or   {second}"
     done = run("eval", "--no-labels")
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("the newest run: unlabelled-s0 (")
-    assert "; images: 40 without labels), layer h, protocol " in done.stdout
+    assert "; images: 40 without labels), layer h, protocol " in done.stdout.replace("\n", " ")
     assert "alignment_h" in done.stdout
     assert_one_line(run("eval", "unlabelled-s0", "--knn"), 2, "--knn needs labels")
+
+
+def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = TrainingTerminal(tiny(train={"epochs": 100}))
+    terminal.began("a-run", 3000)
+    for step in range(1000, 3001):  # it was resumed
+        terminal.metrics({"train/loss": 3.0, "val/knn_top1": 0.5}, step)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    assert 10 < len(lines) < 20
+    assert lines[-1] == "epoch 100.0/100 loss 3.00 val kNN 50.0%"
 
 
 def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:
@@ -123,7 +137,7 @@ def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:
         "val/knn_top1": 0.764,
         "perf/images_per_second": 1082.4,
     }
-    shown = "epoch 30.0/100 loss 3.93 (chance 5.54) top-1 12% kNN 76.4%"
+    shown = "epoch 30.0/100 loss 3.93 val kNN 76.4% contrastive top-1 12.5%"
     assert terminal.status() == f"{shown} 1082 img/s"
     bar = "━━━━━━ 00:10 "
     assert len(bar + shown) <= 80

@@ -11,7 +11,6 @@ import pytest
 
 from experiments.commands import records
 from experiments.tracking.store import Store
-from experiments.tracking.writing import start_run
 from tests.experiments.commands.helpers import assert_one_line, invoke
 
 
@@ -20,36 +19,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty store that commands use."""
     monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "home"))
     return Store(tmp_path / "home")
-
-
-def test_runs_shows_each_run_and_a_column_for_each_protocol(store: Store) -> None:
-    for name, protocol in (("one", "3-aaaaaa"), ("two", "3-bbbbbb"), ("three", "3-aaaaaa")):
-        tracker = start_run(store, name, "pretrain", {})
-        tracker.log({"train/loss": 1.5, "val/knn_k54_top1": 0.5, "eval/knn_top1": 0.25, "eval/linear_top1": 0.75})
-        tracker.tag_protocols({"knn_top1": protocol, "linear_top1": "3-cccccc"})
-        tracker.finish("FINISHED")
-    start_run(store, "four", "pretrain", {}).finish("FAILED")
-    done = invoke("runs")
-    assert done.exit_code == 0, done.output
-    header, *rows = done.stdout.splitlines()
-    kinds = ["test kNN (3-aaaaaa)", "test kNN (3-bbbbbb)", "test linear (3-cccccc)"]
-    assert header.split() == f"id name kind status started loss val kNN (k = 54) {' '.join(kinds)}".split()
-    assert [row.split()[1:4] for row in rows] == [
-        ["four", "pretrain", "FAILED"],
-        ["three", "pretrain", "FINISHED"],
-        ["two", "pretrain", "FINISHED"],
-        ["one", "pretrain", "FINISHED"],
-    ]
-    assert rows[0].rstrip().endswith(rows[0].split()[5])  # no metric
-    assert rows[1].split()[6:] == ["1.5000", "0.5000", "0.2500", "0.7500"]
-    ends = [header.index(title) + len(title) for title in kinds]
-    assert [row[: ends[0]].endswith("0.2500") for row in rows] == [False, True, False, True]
-    assert [row[: ends[1]].endswith("0.2500") for row in rows] == [False, False, True, False]
-
-
-@pytest.mark.usefixtures("store")
-def test_without_runs_the_first_command_is_named() -> None:
-    assert invoke("runs").stdout == "no runs yet: start one with simclr pretrain --preset shapes\n"
 
 
 @pytest.mark.usefixtures("store")

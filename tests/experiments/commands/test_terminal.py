@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from experiments.commands import terminal as terminal_module
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, resumable
 from simclr.train.loop import Interrupted
 
@@ -33,11 +34,11 @@ def test_a_terminal_shows_bars_for_work_and_training(monkeypatch: pytest.MonkeyP
         terminal.metrics({"val/knn_top1": 0.764, "perf/images_per_second": 1082.4}, 6)
         assert [task.completed for task in terminal.bars.tasks] == [1, 6]
     assert "decoding train" in shown.getvalue()
-    assert "loss 3.93 top-1 12% kNN 76.4% 1082 img/s" in shown.getvalue()
+    assert "loss 3.93 val kNN 76.4% contrastive top-1 12.5% 1082 img/s" in shown.getvalue()
 
 
 def test_the_accuracy_on_validation_is_shown_with_a_smaller_k() -> None:
-    assert describe_metrics({"val/knn_k54_top1": 0.764}) == "kNN (k = 54) 76.4%"
+    assert describe_metrics({"val/knn_k54_top1": 0.764}) == "val kNN (k = 54) 76.4%"
 
 
 def test_a_full_bar_disappears_and_the_next_run_has_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,41 @@ def test_the_bar_of_a_pruned_run_makes_room_for_the_next(monkeypatch: pytest.Mon
         assert terminal.bars.tasks == []
 
 
+def test_the_progress_of_a_study_is_above_that_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_on_a_terminal(monkeypatch)
+    times = iter([0.0, 0.0, *[600.0] * 20])
+    monkeypatch.setattr(terminal_module, "monotonic", lambda: next(times))
+    with Terminal() as terminal:
+        assert terminal.bars is not None
+        terminal.overall("run", 0, 4, "")
+        terminal.began("a-run", 10)
+        terminal.metrics({"train/loss": 3.0}, 5)
+        whole, training = terminal.bars.tasks
+        assert (whole.description, training.description) == ("run 1 of 4, about 70 min left", "loss 3.00")
+        terminal.overall("run", 1, 4, "linear 71.2% (no crop, seed 0)")
+        assert terminal.bars.tasks[0].description == (
+            "1 of 4 runs, about 30 min left, best linear 71.2% (no crop, seed 0)"
+        )
+        terminal.overall("run", 4, 4, "linear 71.2% (no crop, seed 0)")
+        assert "run" not in [task.description for task in terminal.bars.tasks]
+
+
+def test_without_a_terminal_the_progress_of_a_search_is_a_line_for_each_trial(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Terminal() as terminal:
+        terminal.overall("trial", 3, 5, "", seconds=0)  # it was resumed
+        for done in (4, 5):
+            terminal.began("a-run", 1000)
+            for step in range(1, 1001):
+                terminal.metrics({"train/loss": 3.0}, step)
+            terminal.overall("trial", done, 5, "71.2% on validation (trial 3)", seconds=0)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "3 of 5 trials"
+    assert second == "4 of 5 trials, less than 1 s left, best 71.2% on validation (trial 3)"
+    assert last == "5 of 5 trials, best 71.2% on validation (trial 3)"
+
+
 @posix
 def test_work_that_resumes_is_asked_to_stop_before_it_trains() -> None:
     with Terminal(resumes=True) as terminal:
@@ -76,7 +112,7 @@ def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]
         terminal.metrics({"train/loss": 3.93}, 5)
         terminal.say("a message")
     assert terminal.bars is None
-    assert capsys.readouterr() == ("a message\n", "")
+    assert capsys.readouterr() == ("", "a message\n")
 
 
 @posix

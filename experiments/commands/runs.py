@@ -1,0 +1,149 @@
+"""`simclr runs`: a table of the record of all runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from math import inf, nan
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from experiments.commands import complete
+from experiments.commands.output import Json, show
+from simclr.errors import unknown
+from simclr.progress import knn_metric
+
+if TYPE_CHECKING:
+    from experiments.tracking.store import Record
+
+KINDS = ("pretrain", "import", "eval", "study", "cell", "search", "trial")
+COLUMNS = {  # of the table: the key of the data, and the title
+    "name": "name",
+    "kind": "kind",
+    "status": "status",
+    "started": "started",
+    "loss": "loss",
+    "val_knn": "val kNN",
+    "knn": "kNN",
+    "linear": "linear",
+}
+
+
+def runs(
+    study: Annotated[
+        str | None,
+        typer.Option(help="Only the runs of this study or search.", show_default=False, autocompletion=complete.groups),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Only runs of this kind: {', '.join(KINDS)}.", show_default=False, autocompletion=complete.of(KINDS)
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Show at most this many runs.", show_default=False)
+    ] = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help=f"Column to sort by, the best or newest first: {', '.join(COLUMNS)}.",
+            autocompletion=complete.of(COLUMNS),
+        ),
+    ] = "started",
+    as_json: Json = False,
+) -> None:
+    """List all runs, newest first.
+
+    The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
+    A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
+    are copies of reused runs, or failed attempts.
+    The loss and val kNN are of training, kNN and linear are accuracies on the test images (`simclr eval`).
+
+    Example: simclr runs --kind pretrain --sort linear --limit 10
+    """
+    from experiments.tracking.store import Store, home
+
+    for what, name, names in (("kind", kind, KINDS), ("column", sort, COLUMNS)):
+        if name is not None and name not in names:
+            raise unknown(what, name, names)
+    records = Store(home()).records()
+    if study is not None:
+        records = _of_study(study, records)
+    rows = [_row(record) for record in records if kind in (None, record.kind)]
+    rows.sort(key=lambda row: _rank(row[sort], sort))
+    show(rows[:limit], _text, as_json=as_json)
+
+
+def _of_study(name: str, records: Sequence[Record]) -> list[Record]:
+    """A study or search, and its runs. Raises UserError if there is none of this name."""
+    parents = [record for record in records if record.kind in ("study", "search")]
+    chosen = {record.id for record in parents if record.is_called(name)}
+    if not chosen:
+        raise unknown("study or search", name, {record.name for record in parents})
+    return [record for record in records if chosen & {record.id, record.parent}]
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """A run as the command shows it, accuracies in percent. Unknown figures are nan."""
+    row: dict[str, Any] = {"id": record.id, "name": record.name, "kind": record.kind, "status": record.status}
+    row |= {"started": record.started, "parent": record.parent}
+    row |= {"loss": record.metrics.get("train/loss", nan), "val_knn_protocol": knn_metric(record.metrics)}
+    row["val_knn"] = 100 * record.metrics.get(row["val_knn_protocol"], nan)
+    capped = sorted(metric for metric in record.protocols if metric.startswith("knn_k"))  # there are few images
+    for key, metrics in {"knn": ["knn_top1", *capped], "linear": ["linear_top1"]}.items():
+        metric = next((metric for metric in metrics if metric in record.protocols), metrics[0])
+        row[key] = 100 * record.metrics.get(f"eval/{metric}", nan)
+        row[f"{key}_protocol"] = record.protocols.get(metric)
+    return row
+
+
+def _rank(value: Any, column: str) -> Any:
+    """What a column is sorted by: texts by the alphabet, times and accuracies downwards, the lowest loss first."""
+    if isinstance(value, datetime):
+        return -value.timestamp()
+    if isinstance(value, float):
+        return inf if value != value else value if column == "loss" else -value
+    return value
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    from analysis.text import paragraph, text_table
+
+    if not rows:
+        return "no runs yet: start one with simclr pretrain --preset shapes"
+    shared = Counter(row["name"] for row in rows)
+    marks = {key: _marks(rows, key) for key in ("val_knn", "knn", "linear")}
+    cells = []
+    for row in rows:
+        name = row["name"] if shared[row["name"]] == 1 else f"{row['name']} ({row['id'][:8]})"
+        figures = [_figure(row["loss"], "")]
+        figures += [_figure(row[key], "%") + marks[key].get(row[f"{key}_protocol"], "") for key in marks]
+        status = "" if row["status"] == "FINISHED" else row["status"].lower()
+        cells.append([name, row["kind"], status, _moment(row["started"]), *figures])
+    lines = [text_table(list(COLUMNS.values()), cells)]
+    if any(marks.values()):
+        lines.append(
+            paragraph(
+                "Figures of one column with different numbers in brackets can't be compared: their evaluations or "
+                "their images differ (--json names the protocols)."
+            )
+        )
+    return "\n".join(lines)
+
+
+def _marks(rows: Sequence[dict[str, Any]], key: str) -> dict[str, str]:
+    """A number for each protocol under which a column's figures were measured. Empty if there is only one."""
+    protocols = list(dict.fromkeys(row[f"{key}_protocol"] for row in rows if row[f"{key}_protocol"]))
+    return {protocol: f" [{number}]" for number, protocol in enumerate(protocols, 1)} if len(protocols) > 1 else {}
+
+
+def _figure(value: float, unit: str) -> str:
+    return "" if value != value else f"{value:.2f}" if not unit else f"{value:.1f}{unit}"
+
+
+def _moment(started: datetime) -> str:
+    """When a run started: without the year in this year, without the time before."""
+    return started.strftime("%m-%d %H:%M" if started.year == datetime.now().year else "%Y-%m-%d")

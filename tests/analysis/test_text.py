@@ -1,0 +1,58 @@
+"""Tests of what commands print."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.text import paragraph, text_table, to_json
+
+WIDE = [["a name " * 12, "12.5%", "x" * 100], ["b", "100.0%", "a few words"]]
+
+
+def test_columns_of_numbers_are_aligned_on_the_right_and_empty_ones_left_out() -> None:
+    table = text_table(["name", "n", "nothing", "value"], [["a", "1", "", "12.5%"], ["bcd", "100", "", ""]])
+    assert table.splitlines() == ["name    n  value", "----- ---- -----", "a       1  12.5%", "bcd   100"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_table_fits_the_terminal_and_loses_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = text_table(["name", "share", "text"], WIDE).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "".join(lines).count("x") == 101  # one is in the header
+    assert "".join(lines).count("name") == 13
+    assert "12.5%" in "\n".join(lines)
+
+
+def test_what_rich_would_take_for_its_own_markup_is_shown() -> None:
+    assert "[red]a[/red] :smile:" in text_table(["name"], [["[red]a[/red] :smile:"]])
+
+
+def test_a_table_without_rows_is_its_header() -> None:
+    assert text_table(["name", "n"], []).splitlines()[0].split() == ["name", "n"]
+
+
+def test_a_paragraph_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = paragraph("about: " + "word " * 10, "  ").splitlines()
+    assert max(map(len, lines)) <= 20
+    assert all(line.startswith("  word") for line in lines[1:])
+
+
+def test_json_holds_tables_numbers_times_and_paths() -> None:
+    frame = pd.DataFrame({"cell": ["a", None], "n": np.array([1, 2]), "mean": [0.5, float("nan")]})
+    result = {"table": frame, "path": Path("a/b"), "none": None, "yes": np.bool_(True), "infinite": float("inf")}
+    result |= {"when": datetime(2026, 1, 2), "many": (np.float32(0.5), np.arange(2)), 3: "\x1b[2J"}
+    text = to_json(result)
+    assert "\x1b" not in text
+    back = json.loads(text)
+    assert back["table"] == [{"cell": "a", "n": 1, "mean": 0.5}, {"cell": None, "n": 2, "mean": None}]
+    assert (back["path"], back["none"], back["yes"], back["infinite"]) == ("a/b", None, True, None)
+    assert back["when"].startswith("2026-01-02T00:00:00")
+    assert (back["many"], back["3"]) == ([0.5, [0, 1]], "\x1b[2J")

@@ -1,0 +1,109 @@
+"""experiments/commands/runs.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
+from tests.experiments.commands.helpers import assert_one_line, invoke
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with runs of two protocols and a study."""
+    store = Store(tmp_path_factory.mktemp("recorded"))
+    for name, knn, protocol in (("one", 0.25, "3-aaaaaa"), ("two", 0.5, "3-bbbbbb"), ("three", 0.125, "3-aaaaaa")):
+        tracker = start_run(store, name, "pretrain", {})
+        tracker.log({"train/loss": 2 * knn, "val/knn_top1": 0.4, "eval/knn_top1": knn, "eval/linear_top1": 0.75})
+        tracker.tag_protocols({"knn_top1": protocol, "linear_top1": "3-cccccc"})
+        tracker.finish("FINISHED")
+    study = start_run(store, "a-study-with-a-name-that-is-longer-than-most-no-color_jitter", "study", {})
+    tracker = start_run(store, "few", "pretrain", {}, parent=study.run_id)
+    tracker.log({"eval/knn_k9_top1": 0.6})
+    tracker.tag_protocols({"knn_k9_top1": "3-dddddd"})
+    tracker.finish("FINISHED")
+    start_run(store, "one", "pretrain", {}, parent=study.run_id).finish("FAILED")
+    study.finish("FINISHED")
+    return store
+
+
+@pytest.fixture(autouse=True)
+def home(recorded: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(recorded.folder))
+
+
+def rows_of(*options: object) -> list[str]:
+    """The rows of the table."""
+    done = invoke("runs", *options)
+    assert done.exit_code == 0, done.output
+    return done.stdout.partition("---\n")[2].splitlines()
+
+
+def test_the_table_fits_80_columns_and_marks_figures_that_cannot_be_compared() -> None:
+    lines = invoke("runs").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.split("  +", lines[0]) == ["name", "kind", "status", "started", "loss", "val kNN", "kNN", "linear"]
+    text = "\n".join(lines)
+    assert re.search(r"\nthree +pretrain +\d\d-\d\d \d\d:\d\d +0\.25 +40\.0% +12\.5% \[2\] +75\.0%\n", text)
+    assert re.search(r"\ntwo +pretrain .* 50\.0% \[3\] +75\.0%\n", text)
+    assert re.search(r"\nfew +pretrain .* 60\.0% \[1\]\n", text)
+    assert "can't be compared" in text
+
+
+def test_a_name_that_several_runs_have_comes_with_the_id(recorded: Store) -> None:
+    ids = {record.short_id for record in recorded.records() if record.name == "one"}
+    shown = invoke("runs").stdout
+    assert all(f"one ({short_id})" in shown for short_id in ids)
+    assert len(ids) == 2
+
+
+def test_with_one_protocol_there_are_no_marks() -> None:
+    shown = invoke("runs", "--kind", "study").stdout
+    assert "[1]" not in shown
+    assert "compared" not in shown
+
+
+@pytest.mark.parametrize(
+    ("column", "order"),
+    [
+        ("knn", ["few", "two", "one", "three"]),
+        ("loss", ["three", "one", "two", "one"]),
+        ("name", ["few", "one", "one", "three"]),
+        ("started", ["one", "few", "three", "two"]),
+    ],
+)
+def test_runs_are_sorted_and_limited(column: str, order: list[str]) -> None:
+    rows = rows_of("--kind", "pretrain", "--sort", column, "--limit", 4)
+    assert [row.split()[0] for row in rows if row[0] != " "][:4] == order
+
+
+def test_the_runs_of_a_study() -> None:
+    study = "a-study-with-a-name-that-is-longer-than-most-no-color_jitter"
+    rows = json.loads(invoke("runs", "--study", study, "--json").stdout)
+    assert [row["name"] for row in rows] == ["one", "few", study]
+    assert rows[0]["parent"] == rows[2]["id"]
+    assert (rows[1]["knn"], rows[1]["knn_protocol"], rows[1]["linear"]) == (60.0, "3-dddddd", None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", rows[0]["started"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--study", "a-stuy"], "unknown study or search 'a-stuy'"),
+        (["--kind", "pretran"], "unknown kind 'pretran': did you mean 'pretrain'?"),
+        (["--sort", "los"], "unknown column 'los': did you mean 'loss'?"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message: str) -> None:
+    assert_one_line(invoke("runs", *options), 2, message)
+
+
+def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
+    assert invoke("runs").stdout == "no runs yet: start one with simclr pretrain --preset shapes\n"
+    assert json.loads(invoke("runs", "--json").stdout) == []
