@@ -157,7 +157,8 @@ def run_study(
                 prepared = opened[cell.name].with_config(cell.of_seed(seed))
                 with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
                     accuracy = run_cell(parent, cell, prepared, store, observer)
-                best = max(best, (accuracy, f"linear {accuracy:.1%} ({cell.name}, seed {seed})"))
+                if accuracy > best[0]:
+                    best = accuracy, f"linear {accuracy:.1%} ({cell.name}, seed {seed})"
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")
                 busy.append((cell, seed))

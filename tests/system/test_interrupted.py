@@ -29,8 +29,8 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_exit_code_130(number: signal.
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
+    assert process.stderr is not None
+    for line in process.stderr:
         if line.startswith("epoch"):
             break
     process.send_signal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,16 @@ class Killed(BaseException):
 
 def kill(*arguments: object, **options: object) -> None:
     raise Killed
+
+
+class Overall(Observer):
+    """Keeps what is reported about the whole study."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, int, int, str]] = []
+
+    def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
+        self.reports.append((what, done, total, best))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +158,7 @@ def test_data_is_opened_once_for_all_seeds_of_a_cell(
 
     def skip(study: Record, cell: object, prepared: Prepared, *arguments: object) -> None:
         seeds.append((prepared.config.seed, prepared.config.name))
+        return 0.5
 
     monkeypatch.setattr(runner, "prepare", count)
     monkeypatch.setattr(runner, "run_cell", skip)
@@ -245,10 +257,13 @@ def test_a_cell_that_fails_is_recorded_and_the_others_run(
         if cell.name == BASELINE:
             raise error
         finished.append(cell.name)
+        return 0.5
 
     monkeypatch.setattr(runner, "run_cell", fail_baseline)
-    study = open_study("fails", plan, store, "")
-    assert run_study(study, plan, store, [0, 1]) == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
+    study, watch = open_study("fails", plan, store, ""), Overall()
+    assert run_study(study, plan, store, [0, 1], watch) == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
+    best = "linear 50.0% (no color_jitter, seed 0)"
+    assert watch.reports == [("run", 1, 4, ""), *(("run", done, 4, best) for done in (2, 3, 4))]
     assert finished == ["no color_jitter"] * 2
     records = store.records(parent=study.run_id)
     assert {(run.name, run.kind, run.status, run.tags["error"]) for run in records} == {
@@ -289,7 +304,7 @@ def test_a_cell_that_another_process_trains_comes_last(
             elsewhere.release()
             return False
 
-    monkeypatch.setattr(runner, "run_cell", lambda *arguments: None)
+    monkeypatch.setattr(runner, "run_cell", lambda *arguments: 0.5)
     assert run_study(study, plan, store, [0], Watch()) == []
     assert said == [
         "baseline, seed 0",
