@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test install
+.PHONY: demo test docs install
 
 install: $(STAMP)
 
@@ -23,7 +23,13 @@ demo: install
 	@echo "  $(BIN)/simclr ui                                                               (every run, in the browser)"
 	@echo "  $(BIN)/simclr presets                                                          (CIFAR-10 and more)"
 
-# Run lint, format, types and tests.
+# Write the reference from the code, and build the documentation site. Warnings, such as of broken links, are errors.
+docs: install
+	$(BIN)/python -m website.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser, or with search: $(BIN)/python -m http.server --directory site"
+
+# Run lint, format, types and tests. One of the tests builds the site.
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

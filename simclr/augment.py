@@ -44,7 +44,7 @@ class Augmentation(Section):
     """
 
     draws: ClassVar[int] = 0  # uniform numbers that each image needs
-    p: Probability = 0.0
+    p: Probability = 0.0  # probability that an image is augmented
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         """Augment float32 images (N x 3 x H x W in [0, 1]), which may be overwritten.
@@ -185,7 +185,7 @@ class Rotation(Augmentation):
     """Rotation about the centre by up to `degrees` in either direction. Pixels from outside the image are black."""
 
     draws = 1
-    degrees: float = Field(10.0, ge=0, le=180)
+    degrees: float = Field(10.0, ge=0, le=180)  # largest angle
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return rotate(images, send(self.degrees * (2 * u[:, 0] - 1), images.device))
@@ -247,11 +247,11 @@ class ColorJitter(Augmentation):
 
     draws = 8
     p: Probability = 0.8
-    strength: Factor = 1.0
-    brightness: Factor = 0.8
-    contrast: Factor = 0.8
-    saturation: Factor = 0.8
-    hue: Factor = 0.2
+    strength: Factor = 1.0  # multiplies the other four
+    brightness: Factor = 0.8  # largest relative change
+    contrast: Factor = 0.8  # largest relative change
+    saturation: Factor = 0.8  # largest relative change
+    hue: Factor = 0.2  # largest shift, in turns of the colour circle; 0.5 reaches every hue
 
     def ranges(self) -> tuple[float, float, float, float]:
         """(brightness, contrast, saturation, hue), each multiplied by the strength."""
@@ -286,7 +286,7 @@ class Grayscale(Augmentation):
 class Solarize(Augmentation):
     """Invert pixels at or above a threshold."""
 
-    threshold: Probability = 0.5
+    threshold: Probability = 0.5  # of pixels in [0, 1]
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return torch.where(images >= self.threshold, 1 - images, images)
@@ -357,7 +357,7 @@ class Noise(Augmentation):
     """Gaussian noise with standard deviation `sigma` on each channel of each pixel, then clamped to [0, 1]."""
 
     draws = 2
-    sigma: float = Field(0.1, gt=0, le=100)  # pixels are in [0, 1], so far less makes every one black or white
+    sigma: float = Field(0.1, gt=0, le=100)  # standard deviation; pixels are in [0, 1]
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         noise = normals(send(u, images.device), images[0].numel()).view_as(images)

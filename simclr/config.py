@@ -53,16 +53,16 @@ MOST_MINUTES = 1e6  # two years, longer than any run
 class TrainConfig(Section):
     """Settings of the training loop."""
 
-    epochs: Epochs = 100
+    epochs: Epochs = 100  # passes over the images
     batch_size: BatchSize = 256  # images; each has two views
     micro_batch: Group | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
     # Most images that share the statistics of batch norm (see `norm_images`). The default is what a device usually
     # holds of a large batch. The paper's statistics are over the whole batch on all devices.
     norm_batch: Group = 256
     views: Literal["fused", "split"] = "fused"  # one forward pass over both views or one each, which batch norm notices
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
-    checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)
+    checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
 
     def micro_batches(self) -> list[int]:
         """The valid sizes of a micro-batch: divisors of the batch that are multiples of `norm_images`."""
@@ -94,10 +94,10 @@ RESULT_VERSION = 3
 class Config(MethodSections):
     """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
 
-    name: Name = "simclr"
-    method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"
-    seed: Seed = 0
-    device: str = "auto"
+    name: Name = "simclr"  # of the run, to which the seed is added
+    method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # how the encoder is trained
+    seed: Seed = 0  # of the initial weights, the order of the images and the augmentations
+    device: str = "auto"  # to compute on: cpu, cuda, cuda:1, mps; auto: the accelerator if any
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

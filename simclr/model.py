@@ -31,13 +31,13 @@ Width = Annotated[int, Field(ge=1, le=2**15)]
 class ModelConfig(Section):
     """Settings of the encoder and the projection head."""
 
-    backbone: Annotated[str, one_of("backbone", backbones)] = "resnet18"
-    stem: Annotated[str, one_of("stem", lambda: STEMS)] = "cifar"
+    backbone: Annotated[str, one_of("backbone", backbones)] = "resnet18"  # network of the encoder, without classifier
+    stem: Annotated[str, one_of("stem", lambda: STEMS)] = "cifar"  # first convolution and pooling of a ResNet
     # Factor on the channels of a ResNet. Below 0.125, the first layers have fewer than 8 channels, and oneDNN 3.12
     # (torch 2.14) on a CPU without AVX-512 then writes out of bounds in the weight gradient of 1x1 convolutions with
     # stride 2.
     width: float = Field(1.0, ge=0.125, le=8)
-    head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"
+    head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"  # projection head; the paper's has one hidden layer
     hidden_dim: Width | None = None  # width of the head's hidden layers (default: that of h)
     out_dim: Width = 128  # width of z
     head_batch_norm: bool = False  # batch norm after each linear layer of the head, as in the paper's code

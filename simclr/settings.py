@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -28,15 +29,15 @@ class Section(BaseModel):
         return self.model_dump(mode="json")
 
 
+def _check_one_of(name: str, kind: str, choices: Callable[[], Iterable[str]]) -> str:
+    if name not in (names := list(choices())):
+        raise unknown(kind, name, names)
+    return name
+
+
 def one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
     """A validator that accepts only the names that `choices` returns. `kind` names them in the error message."""
-
-    def check(name: str) -> str:
-        if name not in (names := list(choices())):
-            raise unknown(kind, name, names)
-        return name
-
-    return AfterValidator(check)
+    return AfterValidator(partial(_check_one_of, kind=kind, choices=choices))
 
 
 # Bounds that settings share. They lie far above anything in use. What is within them can be computed and recorded.

@@ -24,7 +24,7 @@ else:
     AugmentConfig = create_model(
         "AugmentConfig",
         __base__=Section,
-        __doc__="The settings of a view: one table for each of AUGMENTATIONS. The defaults are the paper's.",
+        __doc__="The settings of a view: one table for each augmentation. The defaults are the paper's.",
         **{name: (kind, Field(default_factory=kind)) for name, kind in AUGMENTATIONS.items()},
     )
 

@@ -85,19 +85,20 @@ def most_skipped(on_bad_image: str | float) -> float:
 class DataConfig(Section):
     """Which images to use, and how to split them."""
 
-    dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
+    dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"  # folder: your own images, in any form
     dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
     # Share of the training images that is held out for validation, and for testing, where there is no such split.
     val_fraction: float = Field(0.1, ge=0, lt=1)
-    # Number of training images to use (for kNN and linear too). None: all
+    # Number of training images to use, for kNN and the linear classifier too (default: all).
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
+    # Mean and deviation that normalise the channels: of the training images, 0.5 and 0.5, ImageNet's, or none.
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     labels: Folder | None = _later(None)  # table of the file names in `dir` and their labels
-    image_column: str | None = _later(None)  # column or array with images or their file names
-    label_column: str | None = _later(None)  # these three are recognised by default
-    split_column: str | None = _later(None)
+    image_column: str | None = _later(None)  # column or array with images or their file names (default: recognised)
+    label_column: str | None = _later(None)  # column or array with the classes (default: recognised)
+    split_column: str | None = _later(None)  # column with train, val or test (default: recognised)
     unlabelled: bool = _later(False)  # whether subfolders of your own images are not classes
     # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
     group: Annotated[str | None, AfterValidator(_check_pattern)] = _later(None)

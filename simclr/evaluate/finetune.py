@@ -29,11 +29,11 @@ class Sgd(Evaluation):
     """Settings of SGD with Nesterov momentum 0.9, no weight decay, cosine decay, random crops and flips."""
 
     lr: Values[Rate] = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation is used
-    epochs: Epochs = 90  # paper, B.6
-    min_steps: Count = 1
-    batch_size: BatchSize = 256
+    epochs: Epochs = 90  # passes over the labelled images (paper, B.6)
+    min_steps: Count = 1  # with few images, there are more epochs, until there are as many steps
+    batch_size: BatchSize = 256  # images
     crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
-    head: Literal["linear", "mlp"] = "linear"  # mlp: features -> features -> classes, with a ReLU
+    head: Literal["linear", "mlp"] = "linear"  # classifier; mlp: features -> features -> classes, with a ReLU
 
     def chooses(self) -> str:
         return "its learning rate"
@@ -66,9 +66,9 @@ class Finetune(Sgd):
 
     lr: Values[Rate] = (0.01, 0.05, 0.2)
     epochs: Epochs = 30
-    min_steps: Count = 200  # 1 % of the labels would otherwise get only a few steps
-    seeds: int = Field(3, ge=1, le=MOST_VALUES)  # each chooses its own labels, classifier weights, order and crops
-    fractions: Values[Fraction] = (0.01, 0.1, 1.0)
+    min_steps: Count = 200
+    seeds: int = Field(3, ge=1, le=MOST_VALUES)  # number of; each has its own labels, classifier, order and crops
+    fractions: Values[Fraction] = (0.01, 0.1, 1.0)  # of the labels, one figure for each; --finetune names them
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy after training on each fraction of the labels.

@@ -77,8 +77,9 @@ class Knn(Evaluation):
     fixed: ClassVar[Mapping[str, str]] = {"distance": "cosine"}
     in_metric_names = frozenset({"k"})
 
-    k: Values[Count] = (DEFAULT_K,)
-    temperature: float = Field(0.1, ge=0.001, le=1000)  # similarities differ by at most 2; float32 must tell them apart
+    k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote, one figure for each
+    # A vote has the weight exp(similarity / temperature). Similarities differ by 2 at most, which bounds it below.
+    temperature: float = Field(0.1, ge=0.001, le=1000)
 
     def metric_names(self, data: Dataset) -> dict[int, str]:
         """The name of the accuracy of each k, or of the number of images in the bank where that is smaller."""

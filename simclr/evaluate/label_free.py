@@ -67,8 +67,8 @@ class LabelFree(Evaluation):
     section_name = "views"
     needs_labels = False
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)
-    seed: Seed = 0
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used
+    seed: Seed = 0  # of the choice of images and of their views
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if the protocol selects a layer."""

@@ -29,10 +29,10 @@ class Linear(Evaluation):
 
     section_name = "linear"
 
-    standardise: bool = True
-    l2_max: Penalty = 1e5
-    l2_min: Penalty = 1e-6
-    l2_values: int = Field(45, ge=1, le=MOST_VALUES)
+    standardise: bool = True  # whether each feature is scaled to mean 0 and deviation 1 over the training images
+    l2_max: Penalty = 1e5  # strongest penalty that is tried
+    l2_min: Penalty = 1e-6  # weakest penalty that is tried
+    l2_values: int = Field(45, ge=1, le=MOST_VALUES)  # penalties that are tried, the best on validation is used
 
     @model_validator(mode="after")
     def _check_range(self) -> Linear:

@@ -93,8 +93,9 @@ def test_an_encoder_that_computes_nothing_is_not_imported(
     assert len(trained.records()) == before
 
 
-def test_the_python_code_in_the_readme_runs(run: Run, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
+    page = ROOT / "docs/guides/import-and-export.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(code.splitlines()) <= 15
     assert run("export", "tiny-s0", "--out", "shapes-safetensors.safetensors").exit_code == 0
     for name in ("one", "two"):

@@ -1,0 +1,25 @@
+"""The notebook runs from its first cell to its last, in a kernel of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.helpers import ROOT
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # where simclr is
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs/tutorials/shapes.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=None).execute()  # raises for a cell that fails
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    for failure in ("error: ", "failed: ", "not found"):  # a command that fails doesn't fail its cell
+        assert failure not in printed, printed
+    assert "no-color_jitter-no-grayscale" in printed or "no color_jitter" in printed
