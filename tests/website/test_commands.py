@@ -94,7 +94,7 @@ def tiny_preset(name: Any, real: Any = resolve.preset_table) -> dict[str, Any]:
     small: dict[str, Any] = {section: TINY[section] for section in ("model", "optim", "train")}
     small = merge(small, {"train": {"epochs": 1, "batch_size": 32}})
     own = table["data"]["dataset"] == "folder"
-    kept = {key: table[key] for key in ("time", "augment") if key in table}
+    kept = {"augment": table.get("augment", {})} | ({"time": {"hours": 0.001}} if "time" in table else {})
     return merge(small, {"device": "cpu", "data": {"dataset": "folder", "side": 16} if own else TINY["data"]}) | kept
 
 
