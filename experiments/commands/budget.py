@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +19,8 @@ from experiments.commands.options import (
     Preset,
     Settings,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import describe_duration
-
-if TYPE_CHECKING:
-    from simclr.config import Config
-    from simclr.train.budget import MemoryBudget, MemoryPlan
 
 
 def budget(  # over 60 lines, because of its signature
@@ -47,6 +44,7 @@ def budget(  # over 60 lines, because of its signature
     ] = 0,
     device: Device = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)
+    as_json: Json = False,
 ) -> None:
     """Predict how much memory a config needs, and what fits.
 
@@ -57,8 +55,8 @@ def budget(  # over 60 lines, because of its signature
     from experiments.configs.resolve import resolve
     from simclr import device as devices
     from simclr.build import check_images
-    from simclr.train.budget import FRAGMENTATION, memory_budget, plan_memory
-    from simclr.train.memory import format_bytes
+    from simclr.train.budget import SPEED, memory_budget, peak_table, plan_memory
+    from simclr.train.memory import flops
 
     chosen = resolve(
         preset,
@@ -76,51 +74,70 @@ def budget(  # over 60 lines, because of its signature
     check_images(chosen)
     limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
     plan = plan_memory(chosen, images, limit)
-    batch = chosen.train.batch_size
-    how = f"in micro-batches of {plan.micro_batch}" if plan.micro_batch < batch else "no micro-batches"
-    typer.echo(f"{chosen.name}: a batch of {batch}, {how}")
-    for part, size in plan.parts.items():
-        _echo_row(part, size, "not counted: add --images" if part == "data" and not images else "")
-    _echo_row("peak", plan.peak, "of a training step, predicted")
-    for part, size in limit.reserved.items():
-        _echo_row(part, size, f"of {format_bytes(limit.total)}, reserved")
-    fragments = limit.total - sum(limit.reserved.values()) - limit.usable
-    _echo_row("fragmentation", fragments, f"{FRAGMENTATION:.0%} of the rest, reserved")
-    _echo_row("usable", limit.usable, "left for the peak")
-    _echo_time(chosen, plan, images)
-    _echo_peaks(chosen, plan, limit)
+    sizes, peaks = peak_table(chosen, limit, plan.micro_batch)
+    work, epochs = flops(chosen, plan.micro_batch), chosen.train.epochs
+    result = {
+        "config": chosen.name,
+        "batch_size": chosen.train.batch_size,
+        "micro_batch": plan.micro_batch,
+        "parts": plan.parts,
+        "peak": plan.peak,
+        "total": limit.total,
+        "reserved": limit.reserved,
+        "fragmentation": limit.total - sum(limit.reserved.values()) - limit.usable,
+        "usable": limit.usable,
+        "flop_per_image": work,
+        "images": images,
+        "images_on_device": plan.images_on_device,
+        "epochs": epochs,
+        "seconds": work * images * epochs / SPEED,
+        "micro_batches": sizes,
+        "peaks": peaks,
+    }
+    show(result, _text, as_json=as_json)
 
 
-def _echo_row(name: str, size: int, note: str) -> None:
+def _text(result: dict[str, Any]) -> str:
+    """The memory part by part, the time, and the peaks of other sizes."""
+    from simclr.train.budget import FRAGMENTATION, SPEED
     from simclr.train.memory import format_bytes
 
-    typer.echo(f"  {name:13} {format_bytes(size):>10}   {note}".rstrip())
+    def row(name: str, shown: str, note: str = "") -> str:
+        return f"  {name:13} {shown:>10}   {note}".rstrip()
 
-
-def _echo_time(config: Config, plan: MemoryPlan, images: int) -> None:
-    """How much computing an image takes, and how long training on the images may take."""
-    from simclr.train.budget import SPEED
-    from simclr.train.memory import flops
-
-    work = flops(config, plan.micro_batch)
-    typer.echo(f"  {'work':13} {f'{work / 1e9:.3g} GFLOP':>10}   per image")
-    if images:
-        typer.echo(f"the {images} stored images are kept on the {'device' if plan.images_on_device else 'host'}")
-        typer.echo(
-            f"time for {config.train.epochs} epoch{'s' * (config.train.epochs != 1)}: "
-            f"{describe_duration(work * images * config.train.epochs / SPEED)}, assuming {SPEED / 1e12:g} TFLOP/s (a "
-            f"guess for an RTX 4060)"
+    batch, micro_batch, images = result["batch_size"], result["micro_batch"], result["images"]
+    how = f"in micro-batches of {micro_batch}" if micro_batch < batch else "no micro-batches"
+    lines = [f"{result['config']}: a batch of {batch}, {how}"]
+    for part, size in result["parts"].items():
+        lines.append(
+            row(part, format_bytes(size), "not counted: add --images" if part == "data" and not images else "")
         )
+    lines.append(row("peak", format_bytes(result["peak"]), "of a training step, predicted"))
+    for part, size in result["reserved"].items():
+        lines.append(row(part, format_bytes(size), f"of {format_bytes(result['total'])}, reserved"))
+    lines.append(
+        row("fragmentation", format_bytes(result["fragmentation"]), f"{FRAGMENTATION:.0%} of the rest, reserved")
+    )
+    lines.append(row("usable", format_bytes(result["usable"]), "left for the peak"))
+    lines.append(row("work", f"{result['flop_per_image'] / 1e9:.3g} GFLOP", "per image"))
+    if images:
+        epochs = result["epochs"]
+        lines.append(f"the {images} stored images are kept on the {'device' if result['images_on_device'] else 'host'}")
+        lines.append(
+            f"time for {epochs} epoch{'s' * (epochs != 1)}: {describe_duration(result['seconds'])}, assuming "
+            f"{SPEED / 1e12:g} TFLOP/s (a guess for an RTX 4060)"
+        )
+    return "\n".join([*lines, "", _peaks(result)])
 
 
-def _echo_peaks(config: Config, plan: MemoryPlan, limit: MemoryBudget) -> None:
+def _peaks(result: dict[str, Any]) -> str:
     """The peak of other batch sizes and micro-batches."""
-    from simclr.train.budget import peak_table
     from simclr.train.memory import format_bytes
 
-    sizes, table = peak_table(config, limit, plan.micro_batch)
-    typer.echo("\npeak by batch size (rows) and micro-batch (columns); -: does not fit")
-    typer.echo(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
-    for batch, peaks in table.items():
+    sizes = result["micro_batches"]
+    lines = ["peak by batch size (rows) and micro-batch (columns); -: does not fit"]
+    lines.append(f"{'':8}" + "".join(f"{size:>10}" for size in sizes))
+    for batch, peaks in result["peaks"].items():
         shown = {size: format_bytes(peak) if peak else "-" for size, peak in peaks.items()}
-        typer.echo(f"{batch:>8}" + "".join(f"{shown.get(size, ''):>10}" for size in sizes))
+        lines.append(f"{batch:>8}" + "".join(f"{shown.get(size, ''):>10}" for size in sizes))
+    return "\n".join(line.rstrip() for line in lines)

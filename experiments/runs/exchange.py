@@ -74,12 +74,14 @@ def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Pari
             "data": "unknown: the encoder was imported, and of the settings below only [model] and data.normalize "
             "describe it"
         }
+    name = ""
     if found.run_id is not None:
         record = store.get(found.run_id)
+        name = record.name
         card["run"] = f"{record.name} ({record.id})"
         for metric, protocol in record.protocols.items():
             if is_accuracy(metric):
                 low, high = (record.metrics.get(f"{REFERENCE}/{end}/{metric}", nan) for end in ("low", "high"))
                 interval = "" if isnan(low) else f" (95 % interval {low:.2%} to {high:.2%})"
                 card[f"eval/{metric}"] = f"{record.metrics[f'eval/{metric}']:.2%}{interval}, protocol {protocol}"
-    return export_encoder(found.weights, found.config, path, form, card)
+    return export_encoder(found.weights, found.config, path, form, card, name)

@@ -226,22 +226,22 @@ def _check_export(config: Config, path: Path, name: str) -> None:
 
 
 def export_encoder(
-    weights: Mapping[str, Tensor], config: Config, path: Path, format: str, card: Mapping[str, str]
+    weights: Mapping[str, Tensor], config: Config, path: Path, format: str, card: Mapping[str, str], name: str = ""
 ) -> Parity:
     """Write an encoder in one of EXPORTS, with a card next to it (same name, .md), and check it by loading the file.
 
     `weights` are those of the whole network, as a run saves them. `path` is a folder, or a file with the format's
-    suffix. In a folder, the file is called after the config, whose name can't lead out of the folder. `card` lists what
-    to say about the encoder, such as data and accuracies. Its "digest" is that of the data. The file contains neither
-    the head nor the path of the images. Raises UserError if the format can't hold the encoder or needs a library, and
-    RunFailed if the file can't be written or gives other features. No file is left then.
+    suffix. In a folder, the file is called after `name` (default: that of the config), which can't lead out of the
+    folder. `card` lists what to say about the encoder, such as data and accuracies. Its "digest" is that of the data.
+    The file contains neither the head nor the path of the images. Raises UserError if the format can't hold the encoder
+    or needs a library, and RunFailed if the file can't be written or gives other features. No file is left then.
     """
     _check_export(config, path, format)
     row = EXPORTS[format]
     headless = config.model.model_copy(update={"head": "none"})
     anywhere = config.data.model_copy(update={"dir": None})
     encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
-    file = path if path.suffix == row.suffix else path / f"{_base_name(config.name)}-{format}{row.suffix}"
+    file = path if path.suffix == row.suffix else path / f"{_base_name(name or config.name)}-{format}{row.suffix}"
     with written_whole(file.with_suffix(".md")) as text, written_whole(file) as scratch:
         try:
             scratch.write_bytes(row.content(encoder, card.get("digest", "")))

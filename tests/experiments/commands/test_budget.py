@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from simclr.train import memory
 from tests.experiments.commands.helpers import assert_one_line, invoke
 
@@ -28,6 +30,10 @@ def test_budget_shows_the_parts_the_peak_and_what_fits() -> None:
 
 def test_images_that_are_not_given_are_not_counted() -> None:
     assert "not counted: add --images" in invoke("budget", *SMALL).stdout
+    found = json.loads(invoke("budget", *SMALL, "--json").stdout)
+    assert found["peak"] == sum(found["parts"].values())
+    assert found["usable"] == found["total"] - sum(found["reserved"].values()) - found["fragmentation"]
+    assert found["peaks"][str(found["batch_size"])][str(found["micro_batch"])] > 0
 
 
 def test_what_does_not_fit_or_cannot_be_built_is_one_line_with_a_remedy() -> None:

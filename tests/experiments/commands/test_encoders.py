@@ -24,9 +24,9 @@ def test_embedded_features_are_those_of_the_exported_encoder(run: Run, images: P
     assert done.stdout == "wrote f.parquet: 40 images, 64 features each\n"
     done = run("export", "tiny-s0", "--out", "mine")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("wrote mine/tiny-safetensors.safetensors, and tiny-safetensors.md, which says how")
-    assert Path("mine/tiny-safetensors.md").stat().st_size > 0
-    encoder, table = load_encoder("mine/tiny-safetensors.safetensors"), pd.read_parquet("f.parquet")
+    assert done.stdout.startswith("wrote mine/tiny-s0-safetensors.safetensors, and tiny-s0-safetensors.md, which says")
+    assert Path("mine/tiny-s0-safetensors.md").stat().st_size > 0
+    encoder, table = load_encoder("mine/tiny-s0-safetensors.safetensors"), pd.read_parquet("f.parquet")
     for row in table.sample(5, random_state=0).itertuples():
         with torch.no_grad(), Image.open(row.file) as image:
             h = encoder(encoder.transform(image).unsqueeze(0))[0]
