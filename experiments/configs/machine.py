@@ -97,10 +97,10 @@ def _memory(device: torch.device) -> dict[str, float | None]:
         return {"total": total, "free": free}
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     limited = limit.read_text().strip() if limit.exists() else "max"
-    total = min(devices.system_memory(), float("inf") if limited == "max" else int(limited))
+    usable = min(devices.system_memory(), float("inf" if limited == "max" else limited))
     info = Path("/proc/meminfo")
     available = re.search(r"MemAvailable: +(\d+) kB", info.read_text()) if info.exists() else None
-    return {"total": total, "free": min(total, 1024 * int(available[1])) if available else None}
+    return {"total": usable, "free": min(usable, 1024 * float(available[1])) if available else None}
 
 
 def _cores() -> int:
