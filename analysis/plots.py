@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from analysis.matches import Query
@@ -47,14 +50,15 @@ def curves(
     histories: Mapping[str, Sequence[pd.DataFrame]],
     path: Path,
     ylabel: str,
-    chances: Sequence[float] = (),
+    chances: Mapping[str, float] = MappingProxyType({}),
     smooth: int = 0,
 ) -> None:
-    """Draw a metric against the step, one curve per label: the mean of its runs, with their range as a band.
+    """Draw a metric against the images seen, one curve per label: the mean of its runs, with their range as a band.
 
-    Each run is a frame with the columns step and value. At a step that only some runs have, the mean is over those.
-    `chances` are drawn as horizontal lines. `smooth` is the number of points of a running mean over each run, which
-    the axis label then states. Raises ValueError if `smooth` is negative.
+    Each run is a frame with the columns step, images (seen by then, with repetitions) and value. Where only some runs
+    have a point, the mean is over those. `chances` has the level of chance of each label, nan if it has none. They are
+    drawn as one horizontal line, or if they differ, as one for each in the colour of its curve. `smooth` is the number
+    of points of a running mean over each run, which the axis label then states. Raises ValueError if it is negative.
     """
     if smooth < 0:
         raise ValueError(f"smooth is {smooth}: expected 0 (no smoothing) or the number of points of a running mean")
@@ -70,22 +74,28 @@ def curves(
         name = legend_label(str(label))
         if n > 1:
             name, title = f"{name} (n = {n})", "mean and range of runs"
-        steps = group.groupby("step")["value"].agg(["mean", "min", "max"])
-        axes.plot(steps.index, steps["mean"], label=name, **line_style(index))
-        axes.fill_between(steps.index, steps["min"], steps["max"], color=color(index), alpha=0.2, linewidth=0)
-    axes.set(xlabel="step", ylabel=escape_dollars(ylabel))
+        seen = group.groupby("images")["value"].agg(["mean", "min", "max"])
+        axes.plot(seen.index, seen["mean"], label=name, **line_style(index))
+        axes.fill_between(seen.index, seen["min"], seen["max"], color=color(index), alpha=0.2, linewidth=0)
+    axes.set(xlabel="images seen", ylabel=escape_dollars(ylabel))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(y=0.1)
-    for chance in chances:
-        axes.axhline(chance, color="0.5", linewidth=1)
-        position, units = (0.99, chance), ("axes fraction", "data")
-        axes.annotate(f"chance = {chance:.3g}", position, xycoords=units, ha="right", va="bottom", color="0.3")
+    levels = {label: chance for label, chance in chances.items() if not math.isnan(chance)}
+    own = len(set(levels.values())) > 1
+    for level in sorted(set(levels.values())):
+        first = next(label for label, chance in levels.items() if chance == level)
+        shade = color(list(points["label"].unique()).index(first)) if own else "0.5"
+        axes.axhline(level, color=shade, linewidth=1, linestyle=":" if own else "-")
+        position, units = (0.99, level), ("axes fraction", "data")
+        text_color = shade if own else "0.3"
+        axes.annotate(f"chance = {level:.3g}", position, xycoords=units, ha="right", va="bottom", color=text_color)
     add_legend(figure, title)
     save(figure, path)
 
 
 def curve_points(histories: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """The points that `curves` draws, one per row: label, run (index within its label), step, value."""
-    columns = ["label", "run", "step", "value"]
+    """The points that `curves` draws, one per row: label, run (index within its label), step, images, value."""
+    columns = ["label", "run", "step", "images", "value"]
     runs = [
         run.assign(label=label, run=index)[columns]
         for label, of_label in histories.items()

@@ -25,13 +25,15 @@ def summary(
 
     `records` has one row per cell and seed with the columns cell, seed, status, seconds, images_per_second and the
     metrics (accuracies in [0, 1]). Runs that are not FINISHED or lack the metric are left out. A cell is {"cell": name,
-    "paper": the expected difference in points or None, "direction": a key of SIDES or None, "source"}. `correct` says
-    which test images were classified correctly, by cell and seed, as far as that is known.
+    "paper": the expected difference in points or None, "direction": a key of SIDES or None, "against": the name of the
+    cell to which these refer, "caveat": why nothing can be expected or None, "source"}. `correct` says which test
+    images were classified correctly, by cell and seed, as far as that is known.
 
     The columns are n, mean, low, high (Student's 95 % interval over seeds); pairs (the number of seeds shared with the
     baseline) and, over those, difference, difference_low, difference_high, p (paired t test); p_holm (over all cells);
-    mcnemar (p by seed); seconds and images_per_second (means); expected (points or a side), source and verdict. Unknown
-    values are nan or None. Raises ValueError for an unknown metric, and if a cell and seed occur twice.
+    mcnemar (p by seed); seconds and images_per_second (means); expected (points or a side, if that is the difference to
+    the baseline), source and verdict. Unknown values are nan or None. Raises ValueError for an unknown metric, and if a
+    cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -40,7 +42,7 @@ def summary(
     baseline = names[0]
     pairs = {name: values[values[[name, baseline]].notna().all(axis=1) & (name != baseline)] for name in values}
     differences = [paired_difference(pair[name], pair[baseline]) for name, pair in pairs.items()]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell, difference, p_holm in zip(cells, differences, holm([each.p for each in differences]), strict=True):
         name = cell["cell"]
         mean = mean_interval(values[name].dropna())
@@ -50,11 +52,20 @@ def summary(
             if {(name, seed), (baseline, seed)} <= correct.keys()
         ]
         expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
+        verdict = _verdict(difference, expected)
+        if cell["caveat"] is not None:
+            verdict = f"not comparable: {cell['caveat']}"
+        elif expected is not None and cell["against"] != baseline:
+            both = values[[name, cell["against"]]].dropna()
+            own = paired_difference(both[name], both[cell["against"]])
+            size = expected if isinstance(expected, str) else f"{expected:+.2f}"
+            verdict = f"{_verdict(own, expected)} (against {cell['against']}: {own.mean:+.2f}, expected {size})"
+            expected = None
         row = {"cell": name, "n": mean.n, "mean": mean.mean, "low": mean.low, "high": mean.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
         row |= {"p_holm": p_holm, "mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
-        rows.append(row | {"expected": expected, "source": cell["source"], "verdict": _verdict(difference, expected)})
+        rows.append(row | {"expected": expected, "source": cell["source"], "verdict": verdict})
     return pd.DataFrame(rows)
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 from simclr.device import send
 from simclr.settings import Pair, Section
 
-Range = tuple[float, float]
-
 
 def _check_order(pair: Range) -> Range:
     if pair[0] > pair[1]:
@@ -27,6 +25,7 @@ def _check_order(pair: Range) -> Range:
     return pair
 
 
+Range = tuple[float, float]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Aspect = Annotated[float, Field(ge=0.1, le=10)]  # of the largest box in an image of 8 px, no side rounds to 0
@@ -44,6 +43,7 @@ class Augmentation(Section):
     """
 
     draws: ClassVar[int] = 0  # uniform numbers that each image needs
+    shared: ClassVar[bool] = False  # whether both views of an image get the same numbers
     p: Probability = 0.0  # probability that an image is augmented
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
@@ -117,13 +117,23 @@ def resized_crop(images: Tensor, box: Tensor, size: int) -> Tensor:
     return separable(images, rows, columns)
 
 
-class Crop(Augmentation):
-    """Random resized crop with a log-uniform aspect ratio. With p = 0 and a `size`, the whole image is resized."""
+class SharedCrop(Augmentation):
+    """Random resized crop that is the same in both views, before all else (paper, Section 3.1)."""
 
     draws = BOX_DRAWS
-    p: Probability = 1.0
+    shared = True
     scale: FractionRange = (0.08, 1.0)  # area as a fraction of the image
     ratio: AspectRange = (3 / 4, 4 / 3)  # width / height
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        return Crop(scale=self.scale, ratio=self.ratio)(images, u)
+
+
+class Crop(SharedCrop):
+    """Random resized crop with a log-uniform aspect ratio. With p = 0 and a `size`, the whole image is resized."""
+
+    shared = False
+    p: Probability = 1.0
     size: int | None = Field(None, ge=4, le=1024)  # side of the view in pixels (default: the stored side)
 
     def model_post_init(self, _: Any) -> None:
@@ -131,9 +141,8 @@ class Crop(Augmentation):
             raise ValueError(f"with a view size, all images or none must be cropped: set p = 1 or 0 (now {self.p:g})")
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        h, w = images.shape[-2:]
-        box = crop_boxes(u, self.scale, self.ratio, h, w)
-        return resized_crop(images, send(box, images.device), self.size or h)
+        box = crop_boxes(u, self.scale, self.ratio, *images.shape[-2:])
+        return resized_crop(images, send(box, images.device), self.size or images.shape[-1])
 
     def as_applied(self) -> Augmentation | None:
         if self.size and self.p == 0:
@@ -189,6 +198,16 @@ class Rotation(Augmentation):
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return rotate(images, send(self.degrees * (2 * u[:, 0] - 1), images.device))
+
+
+class QuarterTurn(Augmentation):
+    """Rotation by 90, 180 or 270 degrees (paper, Fig. 4)."""
+
+    draws = 1
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        turned = torch.stack([images.rot90(count, (-2, -1)) for count in (1, 2, 3)])
+        return turned[send((3 * u[:, 0]).long(), images.device), torch.arange(len(u))]
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------
@@ -366,9 +385,11 @@ class Noise(Augmentation):
 
 # In the order in which a view applies them (paper, Appendix A: crop, flip, colour, blur).
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "shared_crop": SharedCrop,
     "crop": Crop,
     "flip": Flip,
     "rotation": Rotation,
+    "quarter_turn": QuarterTurn,
     "color_jitter": ColorJitter,
     "grayscale": Grayscale,
     "blur": Blur,

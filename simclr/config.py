@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, create_model, model_validator
 
+from simclr import device as devices
 from simclr.data.dataset import DataConfig, stored_side
+from simclr.errors import UserError
 from simclr.methods import METHODS
 from simclr.model import ModelConfig
 from simclr.optim import OptimConfig, peak_rate
@@ -60,7 +62,8 @@ class TrainConfig(Section):
     # holds of a large batch. The paper's statistics are over the whole batch on all devices.
     norm_batch: Group = 256
     views: Literal["fused", "split"] = "fused"  # one forward pass over both views or one each, which batch norm notices
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+    # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
 
@@ -147,14 +150,29 @@ class Config(MethodSections):
         """The names of the sections that belong to other methods."""
         return {method.section_name for method in METHODS.values()} - {METHODS[self.method].section_name}
 
-    def result(self) -> dict[str, Any]:
+    def precision(self) -> str:
+        """The precision to train in: what `auto` stands for on the device. `auto` if this machine lacks the device."""
+        try:
+            return devices.precision_on(self.train.precision, devices.resolve(self.device))
+        except UserError:
+            return "auto"
+
+    def in_precision(self, precision: str) -> Config:
+        """The same config with another precision."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"precision": precision})})
+
+    def dtype_name(self) -> str:
+        """The precision as records state it, such as bfloat16."""
+        return str(devices.PRECISIONS.get(self.precision())).removeprefix("torch.")
+
+    def result(self, precision: str | None = None) -> dict[str, Any]:
         """The settings that decide the trained weights. Settings with the same meaning give the same values.
 
-        Left out are the name, the device, the place of the images and how they are decoded (their digest is recorded
-        beside the key), how often something is measured or saved, the micro-batch, and all settings that the chosen
-        method, optimizer, head or schedule does not use. Stating a default explicitly changes nothing if it depends
-        only on the config (as `data.side` does), but it does if it depends on the images or the network (as
-        `augment.crop.size` does).
+        `precision` replaces the config's own. Left out are the name, the device (but not what `auto` stands for there),
+        the place of the images and how they are decoded (their digest is recorded beside the key), how often something
+        is measured or saved, the micro-batch, and all settings that the chosen method, optimizer, head or schedule does
+        not use. Stating a default explicitly changes nothing if it depends only on the config (as `data.side` does),
+        but it does if it depends on the images or the network (as `augment.crop.size` does).
         """
         ignored = {"dir", "labels", "on_bad_image", "background", "range", "check"}
         data = self.data.model_dump(mode="json", exclude=ignored)
@@ -168,12 +186,15 @@ class Config(MethodSections):
             "model": self.model.effective_settings(),
             METHODS[self.method].section_name: self.method_settings().effective_settings(),
             "optim": self.optim.effective_settings() | {"peak_rate": peak_rate(self.optim, self.train.batch_size)},
-            "train": self.train.effective_settings(),
+            "train": self.train.effective_settings() | {"precision": precision or self.precision()},
         }
 
-    def key(self) -> str:
-        """Sixteen hexadecimal digits. Two configs have the same key only if they ask for the same result."""
-        text = json.dumps(self.result(), sort_keys=True)
+    def key(self, precision: str | None = None) -> str:
+        """Sixteen hexadecimal digits. Two configs have the same key only if they ask for the same result.
+
+        `precision` replaces the config's own. Earlier versions wrote "auto" where a config did.
+        """
+        text = json.dumps(self.result(precision), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def flat(self) -> dict[str, Any]:

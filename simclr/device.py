@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,9 +110,12 @@ def precision_on(name: str, device: torch.device) -> str:
     return "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype for `autocast` with this precision."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision_on(name, device)]
+    return PRECISIONS[precision_on(name, device)]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -121,13 +125,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """A context in which float32 convolutions keep full precision. By default, cuDNN rounds their inputs to TF32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    """A context in which float32 keeps its 24 bits on CUDA too. By default, cuDNN convolves with TF32's 11.
+
+    It must last until the backward pass has ended, which reads the switches too.
+    """
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def describe(device: torch.device) -> str:

@@ -28,6 +28,7 @@ class OptimConfig(Section):
     decay_bias_and_norm: bool = False  # whether biases and norms decay too, and lars adapts their rate
     momentum: float = Field(0.9, ge=0, lt=1)  # of lars, sgd and muon (0.95 is usual for muon)
     trust: Rate = 1e-3  # of lars: the rate relative to the norm of the weights
+    decay_in_norm: bool = False  # of lars: divide by |g + decay w| (the paper's code), not by |g| + decay |w| (lars's)
     betas: Pair[Beta] = (0.9, 0.999)  # of adamw, and of muon for biases and norms
     schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"  # course of the rate after the warm-up
     warmup_epochs: float = Field(10.0, ge=0, le=MOST_EPOCHS)  # epochs in which the rate rises from zero
@@ -42,6 +43,8 @@ class OptimConfig(Section):
             unused |= {"plateau_factor", "plateau_patience"}
         if self.weight_decay == 0 and self.name != "lars":
             unused.add("decay_bias_and_norm")
+        if self.weight_decay == 0 or not self.decay_in_norm:
+            unused.add("decay_in_norm")  # keys from before there was this setting
         return self.model_dump(mode="json", exclude=unused)
 
 
@@ -52,6 +55,7 @@ class LARS(Optimizer):
     v <- momentum * v + lr * local * (g + weight_decay * w)
     w <- w - v
 
+    With `decay_in_norm`, local = trust * |w| / |g + weight_decay * w|, as in the code that the SimCLR paper published.
     Groups with `adapt=False` (biases and norms) use local = 1: plain SGD with momentum, as in the paper's code.
     """
 
@@ -62,8 +66,10 @@ class LARS(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 1e-6,
         trust: float = 1e-3,
+        decay_in_norm: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        self.decay_in_norm = decay_in_norm
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -72,14 +78,13 @@ class LARS(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                update, decay = parameter.grad, group["weight_decay"]
+                gradient, decay = parameter.grad, group["weight_decay"]
+                update = gradient + decay * parameter if decay else gradient
                 if group["adapt"]:
-                    weight_norm, grad_norm = parameter.norm(), update.norm()
-                    local = group["trust"] * weight_norm / (grad_norm + decay * weight_norm)
-                    local = torch.where((weight_norm > 0) & (grad_norm > 0), local, 1.0)
-                    update = local * (update + decay * parameter)
-                elif decay:
-                    update = update + decay * parameter
+                    measured, apart = (update, 0.0) if self.decay_in_norm else (gradient, decay)
+                    weight_norm, norm = parameter.norm(), measured.norm()
+                    local = group["trust"] * weight_norm / (norm + apart * weight_norm)
+                    update = torch.where((weight_norm > 0) & (norm > 0), local, 1.0) * update
                 state = self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
@@ -156,7 +161,7 @@ def _muon(groups: Any, config: OptimConfig) -> Optimizer:
 
 def _lars(groups: Any, config: OptimConfig) -> Optimizer:
     groups[1]["adapt"] = config.decay_bias_and_norm
-    return LARS(groups, config.lr, momentum=config.momentum, trust=config.trust)
+    return LARS(groups, config.lr, momentum=config.momentum, trust=config.trust, decay_in_norm=config.decay_in_norm)
 
 
 def _sgd(groups: Any, config: OptimConfig) -> Optimizer:
@@ -168,14 +173,14 @@ def _adamw(groups: Any, config: OptimConfig) -> Optimizer:
 
 
 class OptimizerRow(NamedTuple):
-    """How to build an optimizer, and which of the settings momentum, trust and betas it uses."""
+    """How to build an optimizer, and which of the settings that only some use it does."""
 
     build: Callable[[Any, OptimConfig], Optimizer]
     uses: frozenset[str]
 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
-    "lars": OptimizerRow(_lars, frozenset({"momentum", "trust"})),
+    "lars": OptimizerRow(_lars, frozenset({"momentum", "trust", "decay_in_norm"})),
     "sgd": OptimizerRow(_sgd, frozenset({"momentum"})),
     "muon": OptimizerRow(_muon, frozenset({"momentum", "betas"})),
     "adamw": OptimizerRow(_adamw, frozenset({"betas"})),

@@ -41,9 +41,12 @@ def draw(pipeline: Pipeline, n: int, seed: int, step: int, view: int) -> dict[st
     """The random numbers for one view of a batch: n x (1 + draws) for each augmentation, on the CPU.
 
     Each augmentation has its own key, so removing one does not change the numbers of the others. A micro-batch uses its
-    rows of these tensors.
+    rows of these tensors. Those of a `shared` augmentation don't depend on the view.
     """
-    return {name: uniforms((n, 1 + each.draws), seed, "view", step, view, name) for name, each in pipeline.items()}
+    return {
+        name: uniforms((n, 1 + each.draws), seed, "view", step, 0 if each.shared else view, name)
+        for name, each in pipeline.items()
+    }
 
 
 def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tensor:

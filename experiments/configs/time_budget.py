@@ -50,7 +50,8 @@ def choose_config(
 
     source = source_of(config.data, store.folder, observer)
     machine = devices.describe(devices.resolve(config.device)), config.memory
-    text = repr((config.key(), asked.model_dump_json(), source.fingerprint, machine))
+    stated = config.key(config.train.precision)  # as in earlier versions, whose runs are thus found
+    text = repr((stated, asked.model_dump_json(), source.fingerprint, machine))
     request = blake2b(text.encode(), digest_size=8).hexdigest()
     if (earlier := _earlier_choice(config, asked, store, request, resume=resume, again=again)) is not None:
         return earlier, request
@@ -101,7 +102,7 @@ def _earlier_choice(
             continue
         for choice in asked.choices:
             chosen = _apply(config, choice, int(record.params["train.epochs"]))
-            if chosen.key() == record.tags["config_key"]:
+            if record.is_of(chosen):
                 return chosen
     return None
 

@@ -126,6 +126,12 @@ def chance_level(metric: str, record: Record) -> float:
     return levels.get(metric, nan)
 
 
+def curve(record: Record, metric: str) -> pd.DataFrame:
+    """All points of a metric, as columns `step`, `images` (seen by then, with repetitions) and `value`."""
+    history = record.history(metric)
+    return history.assign(images=history["step"] * int(record.params.get("train.batch_size", 1)))
+
+
 def _method(record: Record) -> str:
     return record.params.get("method", "simclr")
 
@@ -144,19 +150,18 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
 
     Returns the files: out.png, out.svg and out.csv. Raises UserError if a run doesn't have the metric.
     """
-    histories, levels, labels = {}, set(), set()
+    histories, chances, labels = {}, {}, set()
     for record in map(store.find, names):
         key = (knn_metric(record.metrics) if metric == "knn" else None) or SHORT_NAMES.get(metric, metric)
         labels.add(curve_label(key, record))
-        curve = record.history(key)
-        if curve.empty:
+        points = curve(record, key)
+        if points.empty:
             raise _no_curve(record, metric)
-        histories[f"{record.name} ({record.short_id})"] = [curve]
-        levels.add(chance_level(key, record))
+        label = f"{record.name} ({record.short_id})"
+        histories[label], chances[label] = [points], chance_level(key, record)
     files = plots.files_of(out, ".png", ".svg", ".csv")
-    chance = sorted(level for level in levels if not isnan(level))
     with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
         for path in (png, svg):
-            plots.curves(histories, path, " / ".join(sorted(labels)), chance, smooth)
+            plots.curves(histories, path, " / ".join(sorted(labels)), chances, smooth)
         write_csv(plots.curve_points(histories), csv)
     return files

@@ -34,12 +34,13 @@ class Prepared:
 
     @cached_property
     def _fit(self) -> tuple[Config, MemoryPlan | None]:
-        config = self.config.model_copy(update={"data": with_range(self.config.data, self.data)})
+        config = self.config.in_precision(self.config.precision())
+        config = config.model_copy(update={"data": with_range(config.data, self.data)})
         return budget.fit_to_device(config, len(self.data.images), self.device)
 
     @property
     def fitted(self) -> Config:
-        """The config with the micro-batch that fits the device, and the range of values of the images.
+        """The config with the micro-batch that fits the device, its precision, and the range of values of the images.
 
         Raises UserError if no micro-batch fits.
         """

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def train(
     """
     config, identity = prepared.config, prepared.data.identity
     with claim_config(store, config.key(), identity, observer=observer):
-        earlier = store.of_key(config.key(), identity)
+        earlier = store.of_config(config, identity)
         if not again and (finished := next((record for record in earlier if record.finished), None)):
             _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
             observer.reused(finished.id)
@@ -114,8 +115,14 @@ def _choose(unfinished: Record | None, resume: bool | None, again: bool) -> Reco
 
 def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError:
     """Why no run of a config can be resumed on these images."""
-    others = _resumable(store.records(kind="pretrain", config_key=config.key()))
+    others = _resumable(store.of_config(config))
     if others is None:
+        for precision in devices.PRECISIONS:
+            if (started := _resumable(store.of_config(config.in_precision(precision), identity))) is not None:
+                return UserError(
+                    f"run {started.short_id} of this config started in {precision}, and would continue in "
+                    f"{config.precision()} here: add --precision {precision}, or leave out --resume to start a new run"
+                )
         return UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
     return UserError(
         f"the images changed since run {others.short_id} started (their digest is {short_identity(identity)}, "
@@ -148,8 +155,9 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
     method = METHODS[config.method]
     chance = method.chance(config.method_settings(), config.train.batch_size)
-    levels = [chance["train/loss"]] if "train/loss" in chance else []
-    curves = {config.name: [logging.loss_curve()]}
+    points = logging.loss_curve()
+    curves = {config.name: [points.assign(images=points["step"] * config.train.batch_size)]}
+    levels = {config.name: chance.get("train/loss", nan)}
     tracker.artifact("loss.png", lambda path: plots.curves(curves, path, method.loss_label, levels))
 
 
@@ -204,13 +212,13 @@ def _describe(prepared: Prepared, tracker: Tracker) -> None:
 
 def environment(prepared: Prepared) -> dict[str, str]:
     """Everything in addition to the config that a result may depend on: versions, device, precision, git commit."""
-    dtype = devices.resolve_precision(prepared.config.train.precision, prepared.device)
     packages = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": devices.describe(prepared.device),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": prepared.config.dtype_name(),
+        "tf32": "never",  # earlier versions, which lack this, used it for float32 on CUDA
         **{package: version(package) for package in packages},
         **git_state(),
     }

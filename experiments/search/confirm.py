@@ -14,8 +14,9 @@ from analysis.trials import pictures
 from experiments.configs.resolve import changed
 from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
 from experiments.search.trials import SETTINGS, Search, validation_accuracy
+from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import execute
-from experiments.studies.plan import BASELINE, Cell, StudyPlan
+from experiments.studies.plan import StudyPlan
 from simclr.config import to_toml
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
@@ -86,7 +87,7 @@ def selection_table(
     data, device = search.full.data, search.full.device
     rows = []
     for cell in plan.cells:
-        runs = [search.store.of_key(cell.of_seed(seed).key(), data.identity) for seed in seeds]
+        runs = [search.store.of_config(cell.of_seed(seed), data.identity) for seed in seeds]
         finished = [next((run for run in of_seed if run.finished), None) for of_seed in runs]
         fresh = [validation_accuracy(run, data, device, observer) for run in finished if run is not None]
         mean = float(np.mean(fresh)) if fresh else nan

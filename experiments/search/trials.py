@@ -26,7 +26,8 @@ from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
-from experiments.studies.plan import BASELINE, STUDY_EVALUATIONS
+from experiments.studies.cell import BASELINE
+from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
 from experiments.tracking.claims import Busy, claim_config, claim_file, claim_name
 from experiments.tracking.store import Record, Store
@@ -124,8 +125,12 @@ def open_search(
         "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
         "objectives": objectives,
     }
+    stated = {each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}
+    begun = store.records(kind="pretrain", search=name, trial=BASELINE)
+    # Earlier versions wrote "auto" into the keys. What it stood for must be what it stands for here.
+    earlier = identity | {"configs": stated} if all(run.is_of(baseline.config) for run in begun) else identity
     with claim_name(store, "search", name), _optuna_errors(store.folder / STATE):
-        study = _open_study(name, store, objectives, pruner, identity, full.seed)
+        study = _open_study(name, store, objectives, pruner, [identity, earlier], full.seed)
         if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
         runs = store.records(kind="search", search=name)
@@ -149,9 +154,12 @@ def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepa
 
 
 def _open_study(
-    name: str, store: Store, objectives: str, pruner: str, identity: Mapping[str, object], seed: int
+    name: str, store: Store, objectives: str, pruner: str, identities: Sequence[Mapping[str, object]], seed: int
 ) -> optuna.Study:
-    """Optuna's study with this name, new or loaded. Raises UserError if its identity differs."""
+    """Optuna's study with this name, new or loaded, which then has the first of `identities`.
+
+    Raises UserError if it had none of them.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with FileLock(claim_file(store, STATE)):  # two processes that create the database at once disturb each other
         study = optuna.create_study(
@@ -164,12 +172,12 @@ def _open_study(
     # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
     seed = subseed(seed, "search", len(study.trials)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-    if study.user_attrs.get(IDENTITY, identity) != identity:
+    if study.user_attrs.get(IDENTITY, identities[0]) not in identities:
         raise UserError(
-            f"search '{name}' already exists with a different config, space or objective, or with different images: "
-            f"choose another --name"
+            f"search '{name}' already exists with a different config, precision, space or objective, or with different "
+            f"images: choose another --name"
         )
-    study.set_user_attr(IDENTITY, identity)
+    study.set_user_attr(IDENTITY, identities[0])
     return study
 
 

@@ -47,6 +47,9 @@ class Axis(Section):
     cells: Annotated[Many[InstanceOf[AxisCell]], Field(max_length=MOST_CELLS)] = ()
     reference: dict[str, Any] = Field(default_factory=dict)
     rising_from: float | None = None
+    rising: Many[Any] = ()
+    requires: dict[str, Annotated[Many[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    because: str | None = None
     leave_out: bool = False
     lower: Many[str] = ()
     pairs: Annotated[Many[str], Field(max_length=40)] = ()  # which give 820 cells
@@ -57,10 +60,18 @@ class Axis(Section):
         if sum(map(bool, (self.cells, self.leave_out, self.pairs))) > 1:
             raise ValueError("expected at most one of cells, leave_out and pairs")
         known = setting_names(Config)
-        for path in (*flatten(self.reference), *([self.x] if self.x else [])):
+        for path in (*flatten(self.reference), *self.requires, *([self.x] if self.x else [])):
             if path not in known:
                 raise ValueError(str(unknown("setting", path, known)))
+        if (self.rising or self.rising_from is not None) and self.x is None:
+            raise ValueError("rising and rising_from need x, the setting with which accuracy rises")
         return self
+
+    def tried(self) -> str | None:
+        """The values of x that the paper tried, in words, or None if this axis doesn't state them."""
+        if self.rising:
+            return f"the paper has {self.x} = {', '.join(map(str, self.rising))}"
+        return f"the paper has {self.x} from {self.rising_from:g} up" if self.rising_from is not None else None
 
 
 def axes(path: Path | None = None) -> dict[str, Axis]:

@@ -8,45 +8,21 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
-from math import nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments.configs.resolve import changed, check_distinct, preset_on, shared, short_name
 from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
+from experiments.studies.cell import BASELINE, Cell, is_number
+from experiments.studies.expect import with_expectations
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError, printable, unknown
 from simclr.settings import flatten, get_value, parse_setting
 
-BASELINE = "baseline"
 STUDY_EVALUATIONS = ["linear", "knn"]  # of every cell
 DECADE = 10  # if the values of --vary span this factor or more, the axis of the figure is logarithmic
-
-
-class Cell(NamedTuple):
-    """One cell of a study: its config for one seed, how that differs from the baseline, and what the paper found."""
-
-    name: str
-    config: Config
-    settings: dict[str, Any] = {}  # noqa: RUF012 (never written to)
-    layer: str = "h"
-    paper: float | None = None  # the paper's accuracy in percent
-    difference: float | None = None  # the paper's difference to its baseline in points
-    direction: str | None = None  # "lower" or "higher"
-    source: str | None = None
-    pair: tuple[str, str] | None = None  # of augmentations; a single one is paired with itself
-    x: Any = None  # the value on the numeric axis
-
-    def of_seed(self, seed: int) -> Config:
-        """The config for one seed. Its name ends with the cell's name, unless the cell is the baseline."""
-        name = self.config.name if self.name == BASELINE else f"{self.config.name}-{self.name.replace(' ', '-')}"
-        return self.config.model_copy(update={"seed": seed, "name": name})
-
-    def identity(self) -> tuple[str, str]:
-        """Cells with the same identity give the same results."""
-        return self.config.key(), self.layer
 
 
 class StudyPlan(NamedTuple):
@@ -58,9 +34,14 @@ class StudyPlan(NamedTuple):
     lines: dict[str, dict[str, float]] = {}  # noqa: RUF012  {line: {cell: x}}; a line for each value of other settings
     name: str = ""  # of the study, unless the user chooses another
 
-    def digest(self, data: str) -> str:
-        """A hash of the plan and of the digest of its data. Seeds after the first don't change it."""
-        parts = [data, *((cell.name, *cell.identity()) for cell in self.cells)]
+    def digest(self, data: str, auto: str | None = None) -> str:
+        """A hash of the plan and of the digest of its data. Seeds after the first don't change it.
+
+        `auto` is what the precision "auto" stands for (default: what it does on this machine).
+        """
+        configs = [cell.config for cell in self.cells]
+        keys = [config.key(auto if config.train.precision == "auto" else None) for config in configs]
+        parts = [data, *((cell.name, key, cell.layer) for cell, key in zip(self.cells, keys, strict=True))]
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
     def jobs(self, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
@@ -115,11 +96,6 @@ def plan_study(
     parts += [printable(Path(axis).stem)] if axis else []
     parts += [short_name(text.partition("=")[0].strip()) for text in vary]
     return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {}, "-".join(parts))
-
-
-def is_number(value: object) -> bool:
-    """Whether a value can be drawn on a numeric axis."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def settings_name(changes: Mapping[str, Any]) -> str:
@@ -205,21 +181,26 @@ def _dropped(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
 def _only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **facts: Any) -> Cell:
     """The baseline with these augmentations alone. Those that it doesn't have are always applied.
 
-    With `one_sided`, the first view is cropped only, and the second is cropped and augmented (paper, Section 3.1).
+    With `one_sided`, both views start with the same crop, and only the second is augmented (paper, Section 3.1).
     """
     for name in names:
         _check_augmentation(name)
     views, chosen = _views(baseline), set(names)
-    kept = {"augment": {"crop"}, "augment2": {"crop"} | chosen} if one_sided else dict.fromkeys(views, chosen)
+    both, crop = {"shared_crop"} if one_sided else chosen, baseline.augment.crop
+    kept = {"augment": both, "augment2": both | chosen} if one_sided else dict.fromkeys(views, both)
 
     def probability(view: str, name: str) -> float:
         if name not in kept[view]:
             return 0.0
         own = {each: float(getattr(getattr(baseline, each), name).p) for each in views}
-        present = any(own.values()) and not one_sided
-        return own.get(view, own["augment"]) or (0.0 if present else 1.0)
+        if one_sided:
+            return own.get(view, own["augment"]) or AUGMENTATIONS[name]().p or 1.0
+        return own.get(view, own["augment"]) or (0.0 if any(own.values()) else 1.0)
 
-    changes = {f"{view}.{name}.p": probability(view, name) for view in kept for name in AUGMENTATIONS}
+    changes: dict[str, Any] = {f"{view}.{name}.p": probability(view, name) for view in kept for name in AUGMENTATIONS}
+    if one_sided:
+        same = {"scale": list(crop.scale), "ratio": list(crop.ratio)}
+        changes |= {f"{view}.shared_crop.{key}": value for view in kept for key, value in same.items()}
     return _cell(baseline, changes, f"only {' + '.join(names)}", **facts)
 
 
@@ -315,7 +296,7 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
     first = first._replace(paper=same.paper, pair=same.pair)
     unique = {first.identity(): first}
     for cell in cells:
-        unique.setdefault(cell.identity(), _with_expectation(with_x(cell), first, axis))
+        unique.setdefault(cell.identity(), with_x(cell))
     counts = Counter(cell.name for cell in unique.values())
     differing = [
         cell if counts[cell.name] == 1 else cell._replace(name=", ".join(f"{k}={v}" for k, v in cell.settings.items()))
@@ -324,26 +305,7 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
     for name, count in Counter([BASELINE, *(cell.name for cell in differing)]).items():
         if count > 1:
             raise UserError(f"{count} cells have the name '{name}': give each a name of its own")
-    return [first, *differing]
-
-
-def _with_expectation(cell: Cell, baseline: Cell, axis: Axis) -> Cell:
-    """The cell with the difference or direction that the paper leads to expect, if it has tried this baseline."""
-    table = baseline.config.model_dump(mode="json")
-
-    def same_as_baseline(settings: Mapping[str, Any]) -> bool:
-        return all(get_value(table, path) == value for path, value in settings.items())
-
-    if not same_as_baseline(flatten(axis.reference)):
-        cell = cell._replace(difference=None, direction=None)
-    if cell.paper is not None and baseline.paper is not None:
-        cell = cell._replace(difference=round(cell.paper - baseline.paper, 2))
-    others = {path: value for path, value in cell.settings.items() if path != axis.x}
-    on_axis = is_number(cell.x) and is_number(baseline.x) and cell.x != baseline.x
-    lowest = min(cell.x, baseline.x) if on_axis else nan  # nan is never large enough
-    if axis.rising_from is not None and same_as_baseline(others) and lowest >= axis.rising_from:
-        cell = cell._replace(direction="higher" if cell.x > baseline.x else "lower")
-    return cell
+    return with_expectations([first, *differing], axis)
 
 
 def _lines(plan: Sequence[Cell], cells: Sequence[Cell], x: str) -> dict[str, dict[str, float]]:

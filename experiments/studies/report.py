@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from analysis.page import page
 from analysis.summary import shown, summary
 from analysis.tables import FORMATS, metric_label
 from analysis.text import to_json
-from experiments.runs.compare import curve_label
+from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.studies.cell import BASELINE
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
@@ -87,7 +89,14 @@ def _expectation(cell: CellDocument, metric: str) -> dict[str, Any]:
     if metric != "linear_top1" and paper is not None:
         direction = "lower" if paper < 0 else "higher" if paper > 0 else None
         paper = None
-    return {"cell": cell.cell, "paper": paper, "direction": direction, "source": cell.source}
+    return {
+        "cell": cell.cell,
+        "paper": paper,
+        "direction": direction,
+        "against": cell.against or BASELINE,
+        "caveat": cell.caveat,
+        "source": cell.source,
+    }
 
 
 def _notes(results: Results) -> list[str]:
@@ -103,6 +112,12 @@ def _notes(results: Results) -> list[str]:
         warnings.append(
             f"Figures left out because they were not measured under the study's protocol: {missing}. Run the study's "
             f"command again to measure them."
+        )
+    unnamed = [run for run in results.runs.values() if run.params.get("train.precision") == "auto"]
+    if len(precisions := sorted({run.tags.get("precision", "unknown") for run in unnamed})) > 1:
+        warnings.append(
+            f"Trained in several precisions ({_listed(precisions)}), because an earlier version continued this study "
+            f"on another machine. Differences may come from that."
         )
     return [
         f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(images)} test images. "
@@ -207,11 +222,12 @@ def _curves(results: Results, folder: Path) -> list[PageSection]:
     figures = []
     for metric in ["train/loss", *sorted(filter(None, {knn_metric(run.metrics) for run in results.runs.values()}))]:
         histories: dict[str, list[pd.DataFrame]] = {}
+        chances: dict[str, float] = {}
         for cell in results.document.cells:
             runs = [run for (name, _), run in results.runs.items() if name == cell.cell]
-            curves = [curve for run in runs if len(curve := run.history(metric))]
+            curves = [points for run in runs if len(points := curve(run, metric))]
             if curves and cell.layer == "h":
-                histories[cell.cell] = curves
+                histories[cell.cell], chances[cell.cell] = curves, chance_level(metric, runs[0])
         if histories:
             label = curve_label(metric, _baseline_run(results))
             figures.append(
@@ -219,7 +235,7 @@ def _curves(results: Results, folder: Path) -> list[PageSection]:
                     folder,
                     f"curves-{metric.replace('/', '-')}",
                     f"{label}, mean and range over seeds",
-                    lambda path, histories=histories, label=label: plots.curves(histories, path, label),  # type: ignore[misc]
+                    partial(plots.curves, histories, ylabel=label, chances=chances),
                 )
             )
     return figures

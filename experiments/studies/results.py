@@ -25,6 +25,8 @@ class CellDocument(BaseModel):
     layer: str
     paper: float | None  # the expected difference to the baseline in points
     direction: str | None  # "lower" or "higher"
+    against: str | None = None  # the cell with which these compare this one, unless that is the baseline
+    caveat: str | None = None  # why the paper leads to expect nothing
     source: str | None
     pair: tuple[str, str] | None
     protocols: dict[str, str]  # the identity of the protocol under which each metric counts
@@ -50,7 +52,7 @@ class StudyDocument(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write plan.json."""
-        path.write_text(self.model_dump_json(indent=2), encoding="utf-8")
+        path.write_text(self.model_dump_json(indent=2, exclude_defaults=True), encoding="utf-8")
 
 
 class Results(NamedTuple):

@@ -13,13 +13,15 @@ from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
-from experiments.studies.plan import STUDY_EVALUATIONS, Cell, StudyPlan
+from experiments.studies.cell import Cell
+from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
 from experiments.tracking.claims import Busy, claim_config
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset, short_identity
+from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
 from simclr.errors import RunFailed, UserError
 from simclr.evaluate.evaluations import check
@@ -63,9 +65,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
 
 
 def _seeds_done(cell: Cell, data: Dataset, store: Store, seeds: Sequence[int]) -> list[int]:
-    return [
-        seed for seed in seeds if any(run.finished for run in store.of_key(cell.of_seed(seed).key(), data.identity))
-    ]
+    return [seed for seed in seeds if any(run.finished for run in store.of_config(cell.of_seed(seed), data.identity))]
 
 
 def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> None:
@@ -76,14 +76,34 @@ def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observe
 def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
     """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
     study = next((record for record in store.records(kind="study") if record.name == name), None)
-    if study is not None and study.tags["plan"] != plan.digest(data.identity):
-        if study.tags["plan"] == plan.digest(study.tags["data_digest"]):
-            raise UserError(
-                f"the images changed since study '{name}' started (their digest is {short_identity(data.identity)}, "
-                f"and was {short_identity(study.tags['data_digest'])}): restore them, or choose another --name"
-            )
+    if study is None:
+        return None
+    digest, images = study.tags["plan"], study.tags["data_digest"]
+    own = plan.cells[0].config.in_precision("auto").precision()
+    theirs = next((auto for auto in (own, *PRECISIONS, "auto") if digest == plan.digest(images, auto)), None)
+    if theirs is None:
         raise UserError(f"study '{name}' exists with another plan: choose another --name")
+    if images != data.identity:
+        raise UserError(
+            f"the images changed since study '{name}' started (their digest is {short_identity(data.identity)}, "
+            f"and was {short_identity(images)}): restore them, or choose another --name"
+        )
+    if theirs == "auto":  # an earlier version began it: its runs say what that stood for
+        theirs = _precision_of(study, plan, store) or own
+    if theirs != own:
+        raise UserError(
+            f"study '{name}' was trained in {theirs}, and auto stands for {own} here: add --set "
+            f"train.precision={theirs}, or choose another --name"
+        )
     return study
+
+
+def _precision_of(study: Record, plan: StudyPlan, store: Store) -> str | None:
+    """The precision of a run of a study's cells that name none, if there is a run."""
+    cells = [cell.name for cell in plan.cells if cell.config.train.precision == "auto"]
+    names = {str(dtype).removeprefix("torch."): name for name, dtype in PRECISIONS.items()}
+    tags = [run.tags for run in store.records(parent=study.id)]
+    return next((names.get(each["precision"]) for each in tags if each["cell"] in cells and "precision" in each), None)
 
 
 def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracker:
@@ -112,6 +132,8 @@ def _document(plan: StudyPlan, data: Dataset, command: str) -> StudyDocument:
             layer=cell.layer,
             paper=cell.difference,
             direction=cell.direction,
+            against=cell.against,
+            caveat=cell.caveat,
             source=cell.source,
             pair=cell.pair,
             protocols=_protocols(cell, data, device),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -32,6 +33,9 @@ from experiments.tracking.local import EXPERIMENT
 from experiments.tracking.sending import Sender
 from simclr.errors import RunFailed, UserError, printable, unknown
 from simclr.files import written_whole
+
+if TYPE_CHECKING:
+    from simclr.config import Config
 
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -101,6 +105,17 @@ class Record:
     def is_called(self, name: str) -> bool:
         """Whether `name` is the run's name, or the start of its id (SHORTEST_ID characters or more)."""
         return name == self.name or (len(name) >= SHORTEST_ID and self.id.startswith(name))
+
+    def is_of(self, config: Config) -> bool:
+        """Whether this is a training run of what a config asks for, whatever the images.
+
+        Earlier versions wrote "auto" into the key and what it stood for into a tag. In float32, they let CUDA use TF32.
+        """
+        key, precision = self.tags.get("config_key"), self.tags.get("precision")
+        on_cuda = not self.tags.get("device", "cpu").startswith(("cpu", "mps"))
+        if precision == "float32" and on_cuda and "tf32" not in self.tags:
+            return False
+        return key == config.key() or (key == config.key("auto") and precision == config.dtype_name())
 
     def history(self, metric: str) -> pd.DataFrame:
         """All points of a metric, as columns `step` and `value`. A step that was logged twice keeps its last value."""
@@ -226,9 +241,14 @@ class Store:
             if not token:
                 return [self._record(run) for run in found if wanted.items() <= run.data.tags.items()]
 
-    def of_key(self, key: str, digest: str) -> list[Record]:
-        """Pre-training runs of a config's key on data with this digest, newest first."""
-        return self.records(kind="pretrain", config_key=key, data_digest=digest)
+    def of_key(self, key: str, digest: str | None = None) -> list[Record]:
+        """Pre-training runs with a config's key, newest first: all of them, or those on data with this digest."""
+        return self.records(kind="pretrain", config_key=key, **({"data_digest": digest} if digest is not None else {}))
+
+    def of_config(self, config: Config, digest: str | None = None) -> list[Record]:
+        """Like `of_key`, with the runs of earlier versions, whose key differs."""
+        found = [run for key in (config.key(), config.key("auto")) for run in self.of_key(key, digest)]
+        return sorted((run for run in found if run.is_of(config)), key=lambda run: run.started, reverse=True)
 
     def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Record:
         """The newest finished run of these kinds with this name, or whose id starts with it. None: the newest of all.

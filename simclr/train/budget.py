@@ -120,8 +120,7 @@ def predicted_peak(config: Config, plan: MemoryPlan | None, device: torch.device
     """Predicted peak in bytes of what `fit_to_device` returned."""
     if plan is not None:
         return plan.peak
-    precision = precision_on(config.train.precision, device)
-    own = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    own = config.in_precision(precision_on(config.train.precision, device))
     return _peak(own, micro_batches(own)[-1])
 
 

@@ -12,7 +12,14 @@ from simclr import optim
 from simclr.build import build_model
 from simclr.config import Config, divisors, to_toml
 from simclr.data.dataset import Dataset
-from simclr.device import autocast, is_out_of_memory, keep_freed_memory, release_memory, resolve_precision
+from simclr.device import (
+    autocast,
+    is_out_of_memory,
+    keep_freed_memory,
+    release_memory,
+    resolve_precision,
+    whole_float32,
+)
 from simclr.errors import BadSettings, UnusableCheckpoint, UserError
 from simclr.methods import METHODS
 from simclr.methods.base import Method
@@ -54,7 +61,7 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Restore a checkpoint. Raises UnusableCheckpoint if it belongs to a different config, data or precision."""
         own, given = (self.config.key(), self.digest), (state.get("key"), state.get("digest"))
-        if own != given:
+        if given not in (own, (self.config.key("auto"), self.digest)):  # the latter from an earlier version
             raise UnusableCheckpoint(
                 f"the checkpoint belongs to a different config or different data (config {given[0]}, data {given[1]}; "
                 f"expected config {own[0]}, data {own[1]}): resume with the settings and images the run started with"
@@ -107,6 +114,7 @@ def build_method(config: Config, network: Network) -> Method:
     return method.to(network.mean.device)
 
 
+@whole_float32()
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     """One step on a batch (uint8 N x 3 x S x S and its int64 labels, both on the model's device).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def names(count: int) -> list[str]:
 
 
 def frame(values: Sequence[float], steps: Sequence[int] = (0, 10, 20, 30)) -> pd.DataFrame:
-    return pd.DataFrame({"step": list(steps)[: len(values)], "value": values})
+    frame = pd.DataFrame({"step": list(steps)[: len(values)], "value": values})
+    return frame.assign(images=100 * frame["step"])
 
 
 HISTORIES = {
@@ -43,19 +45,30 @@ HISTORIES = {
 
 
 def test_curves_show_the_mean_and_range_of_runs(figures: list[Figure]) -> None:
-    plots.curves(HISTORIES, Path("unused"), "top-1", chances=[0.1])
+    plots.curves(HISTORIES, Path("unused"), "top-1", {"_a$": 0.1, "b": 0.1, "none": math.nan})
     axes = figures[0].axes[0]
     first, second, chance = axes.lines
-    assert first.get_xydata().tolist() == [[0, 2], [10, 3], [20, 7], [30, 4]]
+    assert first.get_xydata().tolist() == [[0, 2], [1000, 3], [2000, 7], [3000, 4]]
+    assert axes.get_xlabel() == "images seen"
     assert second.get_ydata().tolist() == [0, 0, 0, 9]
     assert list(chance.get_ydata()) == [0.1, 0.1]
     assert [text.get_text() for text in axes.texts] == ["chance = 0.1"]
     band = axes.collections[0].get_paths()[0].vertices
-    assert {(x, low, high) for x, low, high in [(0, 1, 3), (10, 2, 4), (20, 6, 8), (30, 3, 5)]} == {
-        (x, band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0, 10, 20, 30)
+    assert {(x, low, high) for x, low, high in [(0, 1, 3), (1000, 2, 4), (2000, 6, 8), (3000, 3, 5)]} == {
+        (x, band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0, 1000, 2000, 3000)
     }
     assert axes.get_ylabel() == "top-1"
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [r" _a\$ (n = 3)", " b"]
+
+
+def test_levels_of_chance_that_differ_have_the_colour_of_their_curve(figures: list[Figure]) -> None:
+    plots.curves(HISTORIES, Path("unused"), "loss", {"_a$": 5.5, "b": 6.2, "none": 6.2})
+    axes = figures[0].axes[0]
+    first, second, *levels = axes.lines
+    assert [(line.get_ydata()[0], line.get_color()) for line in levels] == [
+        (5.5, first.get_color()), (6.2, second.get_color()),
+    ]  # fmt: skip
+    assert [text.get_text() for text in axes.texts] == ["chance = 5.5", "chance = 6.2"]
 
 
 def test_smoothing_is_stated_on_the_axis(figures: list[Figure]) -> None:
@@ -70,7 +83,7 @@ def test_smoothing_is_stated_on_the_axis(figures: list[Figure]) -> None:
 
 def test_curve_points_are_the_points_of_the_runs() -> None:
     points = plots.curve_points(HISTORIES)
-    assert list(points) == ["label", "run", "step", "value"]
+    assert list(points) == ["label", "run", "step", "images", "value"]
     assert len(points) == 15
     assert points[(points["label"] == "_a$") & (points["run"] == 1)]["value"].tolist() == [3, 4, 8]
     assert list(plots.curve_points({})) == list(points)
@@ -145,7 +158,7 @@ def test_pair_matrix_shows_numbers_and_row_averages(figures: list[Figure]) -> No
 def test_every_figure_is_saved(tmp_path: Path) -> None:
     matrix, summary = np.full((2, 2), np.nan), a_summary()
     query = Query("a.png", IMAGES[0], [Match("b.png", IMAGES[1], 0.9, "cat"), Match("c.png", IMAGES[2], 0.8, "")])
-    plots.curves(HISTORIES, tmp_path / "curves.svg", "y", [0.1], 2)
+    plots.curves(HISTORIES, tmp_path / "curves.svg", "y", {"b": 0.1}, 2)
     plots.differences(summary, tmp_path / "differences.svg", "x")
     plots.against(summary, {"": {"up": 1, "failed": 2, "baseline": 0}}, tmp_path / "against.svg", "x", "y")
     plots.pair_matrix(["a", "b"], matrix, tmp_path / "pairs.svg", "top-1")

@@ -36,6 +36,8 @@ def cells(names: Mapping[str, Any], **expected: float | str) -> list[dict[str, A
             "cell": name,
             "paper": None if isinstance(size, str) else size,
             "direction": size if isinstance(size, str) else None,
+            "against": next(iter(names)),
+            "caveat": None,
             "source": None if size is None else "Table 5",
         }
         for name, size in sizes.items()

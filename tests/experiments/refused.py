@@ -76,6 +76,8 @@ SETTINGS: dict[str, list[Any]] = {
     "augment.crop.scale": [*NOT_PAIR, [0, 1], [0.5, 1.5]],
     "augment.crop.ratio": [*NOT_PAIR, [0, 1], [1e-9, 1], [1, 1e9]],
     "augment.crop.size": [*NOT_COUNT, 0, 3, 10**5],
+    "augment.shared_crop.scale": [*NOT_PAIR, [0, 1], [0.5, 1.5]],
+    "augment.shared_crop.ratio": [*NOT_PAIR, [0, 1], [1e-9, 1], [1, 1e9]],
     "augment.rotation.degrees": [*NOT_NUMBER, -1, 181],
     "augment.color_jitter.strength": [*NOT_NUMBER, -0.1, 1e300],
     "augment.color_jitter.brightness": [*NOT_NUMBER, -0.1, 1e300],
@@ -114,6 +116,7 @@ PROTOCOL: dict[str, list[Any]] = {
             "head": NOT_CHOICE,
         }.items()
     },
+    "finetune.few_epochs": [*NOT_COUNT, 0],
     "finetune.seeds": [*NOT_COUNT, 0, 10**6],
     "finetune.fractions": [*NOT_LIST, [0], [1.5], [0.1, 0.1], ["0.1"], [True]],
     "views.images": [*NOT_COUNT, 0, 1],

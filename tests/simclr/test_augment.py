@@ -97,6 +97,24 @@ def test_rotate_equals_torchvision(functional):
     torch.testing.assert_close(augment.rotate(images, degrees), each(reference, images, degrees), atol=5e-5, rtol=0)
 
 
+def test_quarter_turns_are_those_of_numpy_and_equally_likely():
+    images, u = images_f32(3000, 4), uniforms(3000, 1)
+    out = augment.QuarterTurn()(images.clone(), u)
+    turns = [
+        [k for k in range(4) if np.array_equal(np.rot90(a, k, (1, 2)), b)] for a, b in zip(images, out, strict=True)
+    ]
+    counts = np.bincount([turn for (turn,) in turns], minlength=4)
+    assert counts[0] == 0
+    assert stats.chisquare(counts[1:]).pvalue > P_VALUE
+
+
+def test_a_shared_crop_is_a_crop():
+    images, u = images_f32(20, 32), uniforms(20, BOX_DRAWS)
+    crop, shared = (kind(scale=(0.2, 0.9), ratio=(0.5, 2.0)) for kind in (augment.Crop, augment.SharedCrop))
+    assert torch.equal(shared(images, u), crop(images, u))
+    assert (augment.SharedCrop().p, augment.SharedCrop().scale) == (0, augment.Crop().scale)
+
+
 def test_rotation_angles_are_distributed_as_in_torchvision(monkeypatch):
     calls = spy(monkeypatch, "rotate")
     augment.Rotation(degrees=30)(torch.zeros(2000, 3, 1, 1), uniforms(2000, 1))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 import simclr.config
 from experiments.configs.presets import presets
 from experiments.configs.resolve import resolve_timed
+from simclr import device as devices
 from simclr.config import Config, make, to_toml
 from simclr.data.dataset import NORMALIZATIONS
 from simclr.data.sources import DATASETS
@@ -240,6 +241,7 @@ MATTERS = {
     "optim.decay_bias_and_norm": True,
     "optim.momentum": 0.8,
     "optim.trust": 0.1,
+    "optim.decay_in_norm": True,
     "optim.betas": [0.8, 0.99],
     "optim.schedule": "constant",
     "optim.warmup_epochs": 5,
@@ -249,7 +251,7 @@ MATTERS = {
     "train.batch_size": 128,
     "train.norm_batch": 64,
     "train.views": "split",
-    "train.precision": "fp32",
+    "train.precision": "fp16",  # what auto never stands for on a CPU
 }
 for _view in ("augment", "augment2"):
     MATTERS |= {
@@ -257,9 +259,13 @@ for _view in ("augment", "augment2"):
         f"{_view}.crop.scale": [0.2, 0.9],
         f"{_view}.crop.ratio": [0.5, 2.0],
         f"{_view}.crop.size": 16,
+        f"{_view}.shared_crop.p": 0.25,
+        f"{_view}.shared_crop.scale": [0.2, 0.9],
+        f"{_view}.shared_crop.ratio": [0.5, 2.0],
         f"{_view}.flip.p": 0.25,
         f"{_view}.rotation.p": 0.25,
         f"{_view}.rotation.degrees": 45.0,
+        f"{_view}.quarter_turn.p": 0.25,
         f"{_view}.color_jitter.p": 0.25,
         f"{_view}.color_jitter.strength": 0.5,
         f"{_view}.color_jitter.brightness": 0.5,
@@ -354,6 +360,7 @@ JITTER = "augment.color_jitter"
         pytest.param({"optim.name": "sgd"}, {"optim.name": "sgd", "optim.trust": 0.5}, id="trust with sgd"),
         pytest.param({"optim.name": "adamw"}, {"optim.name": "adamw", "optim.trust": 0.5}, id="trust with adamw"),
         pytest.param({"optim.name": "adamw"}, {"optim.name": "adamw", "optim.momentum": 0.5}, id="momentum with adamw"),
+        pytest.param({"optim.weight_decay": 0}, {"optim.weight_decay": 0, "optim.decay_in_norm": True}, id="no decay"),
         pytest.param({"model.head": "none"}, {"model.head": "none", "model.hidden_dim": 8}, id="hidden without head"),
         pytest.param({"model.head": "none"}, {"model.head": "none", "model.out_dim": 8}, id="out without head"),
         pytest.param(
@@ -508,7 +515,21 @@ KEYS = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_keys_stay_as_they_were(key):
-    assert configured(KEYS[key]).key() == key
+    assert configured(KEYS[key]).key("auto") == key
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_key_has_the_precision_that_auto_stands_for(fast, precision, monkeypatch):
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: fast)
+    automatic, named = configured({"device": "cpu"}), configured({"device": "cpu", "train.precision": precision})
+    assert automatic.precision() == precision
+    assert automatic.key() == named.key()
+    assert automatic.key("auto") == named.key("auto") != automatic.key()
+
+
+def test_the_key_of_a_device_that_is_not_here_leaves_auto_as_it_is():
+    config = configured({"device": "cuda:99"})
+    assert (config.precision(), config.key()) == ("auto", Config().key("auto"))
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from experiments.configs.resolve import resolve
 from simclr import optim
 from simclr.model import ModelConfig, Network
 from simclr.optim import OptimConfig
@@ -39,6 +40,19 @@ def algorithm_1(w: list[float], gradients: list[list[float]], rates, trust, deca
     return w
 
 
+def published_code(w: list[float], gradients: list[list[float]], rates, trust, decay, momentum) -> list[float]:
+    """The branch `classic_momentum` of lars_optimizer.py in google-research/simclr, number by number."""
+    w, v = list(w), [0.0] * len(w)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        whole = [g + decay * x for g, x in zip(gradient, w, strict=True)]
+        weight_norm, whole_norm = (math.sqrt(sum(x * x for x in vector)) for vector in (w, whole))
+        ratio = trust * weight_norm / whole_norm if weight_norm > 0 and whole_norm > 0 else 1.0
+        for i in range(len(w)):
+            v[i] = momentum * v[i] + rate * ratio * whole[i]
+            w[i] = w[i] - v[i]
+    return w
+
+
 def run(optimizer: torch.optim.Optimizer, parameters, gradients, rates) -> None:
     for step, rate in enumerate(rates):
         optim.set_rate(optimizer, rate)
@@ -50,16 +64,18 @@ def run(optimizer: torch.optim.Optimizer, parameters, gradients, rates) -> None:
 # --- LARS -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("reference", [algorithm_1, published_code])
 @pytest.mark.parametrize(("momentum", "decay", "trust"), [(0.0, 0.0, 0.02), (0.9, 1e-6, 0.001), (0.9, 0.1, 0.02)])
-def test_lars_equals_algorithm_1_of_its_paper(momentum, decay, trust):
+def test_lars_equals_algorithm_1_of_its_paper_or_the_code_of_simclr(momentum, decay, trust, reference):
     weights = [random(3, 4, seed=0), random(5, 2, 2, 2, seed=1), torch.zeros(2, 3, dtype=torch.float64)]
     gradients = [[random(*w.shape, seed=10 * i + step) for step in range(5)] for i, w in enumerate(weights)]
     gradients[0][2].zero_()  # without a gradient, the momentum continues
     parameters = [nn.Parameter(w.clone()) for w in weights]
-    run(optim.LARS(parameters, 1.0, momentum, decay, trust), parameters, gradients, RATES)
+    lars = optim.LARS(parameters, 1.0, momentum, decay, trust, decay_in_norm=reference is published_code)
+    run(lars, parameters, gradients, RATES)
     for parameter, w, its_gradients in zip(parameters, weights, gradients, strict=True):
         flat = [g.flatten().tolist() for g in its_gradients]
-        expected = algorithm_1(w.flatten().tolist(), flat, RATES, trust, decay, momentum)
+        expected = reference(w.flatten().tolist(), flat, RATES, trust, decay, momentum)
         torch.testing.assert_close(parameter.detach().flatten(), torch.tensor(expected, dtype=torch.float64), **EXACT)
 
 
@@ -77,6 +93,26 @@ def test_lars_equals_timm_at_a_constant_rate(decay):
     run(lars, theirs, gradients, [0.3] * 5)
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, **EXACT)
+
+
+def test_lars_with_decay_in_its_norm_equals_timm_on_gradients_that_hold_the_decay():
+    weights = [random(3, 4, seed=0), random(5, 2, 2, 2, seed=1)]
+    gradients = [random(*w.shape, seed=10 + i) for i, w in enumerate(weights)]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in weights] for _ in range(2))
+    lars = timm.optim.Lars(theirs, 1.0, momentum=0.9, weight_decay=0.0, eps=0.0, always_adapt=True)
+    mine = optim.LARS(ours, 1.0, 0.9, 0.1, decay_in_norm=True)
+    for _ in range(5):
+        run(lars, theirs, [[g + 0.1 * w.detach()] for g, w in zip(gradients, theirs, strict=True)], [0.3])
+        run(mine, ours, [[g] for g in gradients], [0.3])
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, **EXACT)
+
+
+def test_the_preset_of_the_published_code_has_its_lars_and_others_keep_theirs():
+    assert resolve("paper-cifar10-resnet18").optim.decay_in_norm
+    assert not any(resolve(name).optim.decay_in_norm for name in ("paper-cifar10", "paper-imagenet"))
+    optimizer = optim.build(Toy(), OptimConfig(decay_in_norm=True))
+    assert optimizer.decay_in_norm
 
 
 def test_lars_has_the_defaults_of_the_paper():

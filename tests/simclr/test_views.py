@@ -10,6 +10,7 @@ from simclr.augment import AUGMENTATIONS, Augmentation
 from simclr.views import AugmentConfig, Pipeline, apply, draw, pipeline, two_views
 
 NAMES = list(AUGMENTATIONS)
+PLAIN = {"color_jitter": {"p": 0.0}, "grayscale": {"p": 0.0}}
 P_VALUE = 1e-3  # seeds are fixed, so a test passes always or never
 
 
@@ -94,7 +95,24 @@ def test_augmented_images_have_share_p_and_are_independent_between_augmentations
 def test_copies_of_an_image_get_different_parameters(name):
     copies = images_u8(1).expand(10, -1, -1, -1)
     out = view(copies, {name: augmentation(name, 1)}, seed=1)
-    assert len({row.numpy().tobytes() for row in out}) == (10 if AUGMENTATIONS[name].draws else 1)
+    kinds = {"quarter_turn": 3}.get(name, 10 if AUGMENTATIONS[name].draws else 1)
+    assert len({row.numpy().tobytes() for row in out}) == kinds
+
+
+def test_both_views_start_with_the_same_shared_crop_and_only_one_is_augmented():
+    images, crop = images_u8(8, 32), AugmentConfig(shared_crop={"p": 1.0}, crop={"p": 0.0}, flip={"p": 0.0}, **PLAIN)
+    turned = crop.model_copy(update={"quarter_turn": augment.QuarterTurn(p=1.0)})
+    first, second = two_views(images, (pipeline(crop), pipeline(turned)), 0, 5)(slice(0, 8))
+    assert len({row.numpy().tobytes() for row in first}) == 8
+    turns = [
+        [torch.equal(a.rot90(k, (1, 2)), b) for k in (1, 2, 3)].count(True) for a, b in zip(first, second, strict=True)
+    ]
+    assert turns == [1] * 8
+    same, other = two_views(images, (pipeline(crop), pipeline(crop)), 0, 5)(slice(0, 8))
+    assert torch.equal(same, other)
+    assert torch.equal(same, first)
+    later, _ = two_views(images, (pipeline(crop), pipeline(crop)), 0, 6)(slice(0, 8))
+    assert not torch.equal(later, first)
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
@@ -141,7 +159,8 @@ def test_random_numbers_depend_on_seed_step_view_and_augmentation_only():
     assert all(torch.equal(base[name], again[name]) for name in NAMES)
     for seed, step, which in ((1, 1, 0), (0, 2, 0), (0, 1, 1), (1, 0, 0)):
         other = draw(operations, 4, seed, step, which)
-        assert not any((base[name] == other[name]).any() for name in NAMES)
+        same = {name for name in NAMES if (base[name] == other[name]).any()}
+        assert same == ({"shared_crop"} if (seed, step) == (0, 1) else set())
     first_columns = torch.stack([base[name][:, 0] for name in NAMES])
     assert len(first_columns.unique()) == first_columns.numel()  # each augmentation has its own key
 

@@ -65,6 +65,7 @@ def test_curves_of_runs_are_drawn_with_their_points(trained: Store, tmp_path: Pa
     points = pd.read_csv(files[2])
     curves = [trained.find(name).history("train/loss") for name in ("t0.2-s0", "t0.5-s0")]
     assert len(points) == sum(map(len, curves))
+    assert (points["images"] == 256 * points["step"]).all()
     with pytest.raises(UserError, match=r"run t0.2-s0 \(\w+\) has no curve 'lss': did you mean 'loss'"):
         plot_metric("lss", ["t0.2-s0"], trained, tmp_path / "curves", 0)
 

@@ -10,7 +10,9 @@ import torch
 
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train, train_or_resume
-from experiments.tracking.store import Store
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker, start_run
+from simclr import device as devices
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
 from simclr.progress import Observer
 from simclr.train import loop
@@ -48,6 +50,7 @@ def test_a_run_keeps_its_config_environment_views_weights_and_curve(prepared: Pr
     assert record.tags["config_key"] == prepared.config.key()
     assert record.tags["data_digest"] == prepared.data.digest
     assert (record.tags["seed"], record.tags["request"], record.tags["precision"]) == ("0", "r", "float32")
+    assert record.tags["tf32"] == "never"
     assert 0.05 < float(record.tags["val_chance"]) < 0.2
     assert record.params["loss.temperature"] == "0.2"
     config, _, digest = load_weights(record.artifact("model.safetensors"))
@@ -106,6 +109,70 @@ def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, s
         message = rf"the images changed since run {stopped.short_id} started \(their digest is {now}, and was {own}\)"
         with pytest.raises(UserError, match=message):
             train(changed, store, resume=True)
+
+
+def auto(home: Path) -> Prepared:
+    return prepare(tiny(train={"epochs": 1, "precision": "auto"}), home)
+
+
+def make_older(record: Record) -> None:
+    """Change a run to what an earlier version recorded, which wrote "auto" into its keys."""
+    tracker, config = Tracker(record.store, record.id), tiny(train={"epochs": 1, "precision": "auto"})
+    tracker.tag({"config_key": config.key("auto")})
+    record.store.client.delete_tag(record.id, "tf32")
+    for checkpoint in checkpoints(record.folder):
+        state = torch.load(checkpoint)
+        torch.save(state | {"key": config.key("auto")}, checkpoint)
+    tracker.flush()
+
+
+def test_auto_is_found_again_only_where_it_stands_for_the_same_precision(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: False)
+    first = train(auto(home), store)
+    assert (first.tags["precision"], first.params["train.precision"]) == ("float32", "fp32")
+    assert 'precision = "fp32"' in first.artifact("config.toml").read_text()
+    for older in (False, True):
+        if older:
+            make_older(first)
+        assert train(auto(home), store).id == first.id
+        assert train(prepare(tiny(train={"epochs": 1, "precision": "fp32"}), home), store).id == first.id
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(devices, "has_fast_bf16", lambda device: True)
+            prepared = auto(home)
+            assert store.of_config(prepared.config, prepared.data.identity) == []
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_resumed(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: False)
+    with pytest.raises(Interrupted):
+        train(auto(home), store, observer=Watch(stop_after=2))
+    (stopped,) = store.records()
+    make_older(stopped)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(devices, "has_fast_bf16", lambda device: True)
+        with pytest.raises(
+            UserError, match=f"run {stopped.short_id} of this config started in fp32, .* in bf16 here: add"
+        ):
+            train(auto(home), store, resume=True)
+    assert train(auto(home), store, resume=True).id == stopped.id
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "found"),
+    [("NVIDIA H200", "float32", False), ("NVIDIA H200", "bfloat16", True), ("cpu, 2 threads", "float32", True)],
+)
+def test_float32_that_was_tf32_on_cuda_is_not_reused(device: str, precision: str, found: bool, store: Store) -> None:
+    config = tiny(train={"precision": {"float32": "fp32", "bfloat16": "bf16"}[precision]})
+    tags = {"config_key": config.key(), "data_digest": "d", "device": device, "precision": precision}
+    tracker = start_run(store, "older", "pretrain", {}, tags)
+    assert bool(store.of_config(config, "d")) == found
+    tracker.tag({"tf32": "never"})
+    tracker.flush()
+    assert store.of_config(config, "d")
 
 
 def test_a_checkpoint_that_cannot_be_used_starts_over(

@@ -24,6 +24,7 @@ from experiments.search.trials import PRUNERS, STATE, VALIDATION, open_search, r
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
+from simclr import device as devices
 from simclr.config import Config
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.evaluate.subject import Subject
@@ -404,6 +405,29 @@ def test_a_search_of_the_first_version_resumes(store: Store, trained: list[Confi
     (config,) = trained
     assert config.optim.lr == search.study.trials[3].params["optim.lr"]  # the trial that was running
     assert search.study.trials[4].user_attrs["goes on from"] == 3
+
+
+def test_a_search_is_only_continued_in_its_precision(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(fast: bool) -> str:
+        with monkeypatch.context() as machine:
+            machine.setattr(devices, "has_fast_bf16", lambda device: fast)
+            with open_search("s", config, SPACE, store) as search:
+                return search.tracker.run_id
+
+    config = BRIEF.in_precision("auto")
+    run = start(fast=False)
+    assert start(fast=False) == run
+    with pytest.raises(UserError, match="search 's' already exists with a different config, precision, space or"):
+        start(fast=True)
+    study = optuna.load_study(storage=f"sqlite:///{(store.folder / STATE).as_posix()}", study_name="s")
+    identity, data = study.user_attrs["identity"], prepare(config, store.folder).data
+    study.set_user_attr("identity", identity | {"configs": {config.key("auto"): data.digest}})  # of an earlier version
+    own = {"config_key": config.key("auto"), "precision": "float32", "search": "s", "trial": "baseline"}
+    start_run(store, "baseline", "pretrain", {}, own | {"data_digest": data.digest}, parent=run)
+    with pytest.raises(UserError, match="different config, precision"):
+        start(fast=True)
+    assert start(fast=False) == run
+    assert study.user_attrs["identity"] == identity  # from now on it names its precision
 
 
 def test_first_searches_of_a_home_can_start_at_once(store: Store) -> None:

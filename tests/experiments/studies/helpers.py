@@ -31,7 +31,7 @@ def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
 def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
     """Replace the figures of a report by empty files."""
 
-    def draw(*arguments: object) -> None:
+    def draw(*arguments: object, **named: object) -> None:
         next(each for each in arguments if isinstance(each, Path)).touch()
 
     for name in ("differences", "against", "curves"):

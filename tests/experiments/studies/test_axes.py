@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.axes import axes, find_axis
-from experiments.studies.plan import BASELINE, plan_study
+from experiments.studies.cell import BASELINE
+from experiments.studies.plan import plan_study
 from simclr.config import Config
 from simclr.errors import UserError
 from simclr.settings import setting_names

@@ -8,8 +8,8 @@ import pytest
 
 from experiments.studies import execute as workflow
 from experiments.studies import run as runner
+from experiments.studies.cell import BASELINE
 from experiments.studies.execute import StudyOutcome, execute
-from experiments.studies.plan import BASELINE
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import RunFailed, UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from experiments.configs.presets import presets
 from experiments.configs.resolve import changed, resolve, resolve_timed
 from experiments.studies.axes import axes
-from experiments.studies.plan import BASELINE, is_number, plan_study
+from experiments.studies.cell import BASELINE, is_number
+from experiments.studies.plan import plan_study
 from simclr.augment import AUGMENTATIONS
 from simclr.build import build_model
 from simclr.config import Config
@@ -19,7 +21,7 @@ from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.model import Network
 from simclr.train.loop import batch_rows
-from simclr.views import apply, draw
+from simclr.views import apply, draw, two_views
 from tests.helpers import tiny
 
 AUGMENTED = {"augment": {"blur": {"p": 0.5}}}
@@ -84,9 +86,28 @@ def test_pairs_give_a_cell_for_each_pair_and_each_augmentation_alone(axis: str) 
     plan = plan_study(baseline(), axis=axis)
     k = len(axes()[axis].pairs)
     assert len(plan.cells) == 1 + k + k * (k - 1) // 2
-    first, second = next(cell for cell in plan.cells if cell.name == "only cutout + sobel").config.pipelines()
-    assert set(second) == {"crop", "cutout", "sobel"} if "one-sided" in axis else {"cutout", "sobel"}
-    assert set(first) == ({"crop"} if "one-sided" in axis else {"cutout", "sobel"})
+    both = {"shared_crop"} if "one-sided" in axis else set()
+    for name, second in (
+        ("cutout + sobel", {"cutout", "sobel"}),
+        ("crop + flip + quarter_turn", {"crop", "flip", "quarter_turn"}),
+    ):
+        views = next(cell for cell in plan.cells if cell.name == f"only {name}").config.pipelines()
+        assert set(views[1]) == both | second
+        assert set(views[0]) == (both or second)
+
+
+def test_the_one_sided_set_up_crops_once_as_the_baseline_does_and_augments_one_view(digits: Dataset) -> None:
+    start = baseline(augment={"crop": {"scale": [0.3, 0.9], "size": 24}, "flip": {"p": 0.0}})
+    plan = plan_study(start, axis="augmentation-pairs-one-sided")
+    pipelines = next(cell for cell in plan.cells if cell.name == "only quarter_turn").config.pipelines()
+    for view in pipelines:
+        assert (view["shared_crop"].p, view["shared_crop"].scale) == (1, (0.3, 0.9))  # type: ignore[attr-defined]
+    plain, turned = two_views(torch.from_numpy(digits.images[:4]), pipelines, 0, 0)(slice(0, 4))
+    assert plain.shape == (4, 3, 24, 24)
+    for one, other in zip(plain, turned, strict=True):
+        assert min((one.rot90(k, (1, 2)) - other).abs().max() for k in (1, 2, 3)) < 1e-5
+    crop = next(cell for cell in plan.cells if cell.name == "only crop + flip").config.pipelines()[1]
+    assert (crop["crop"].p, crop["flip"].p) == (1, 0.5)  # the paper's, because the baseline has no flip
 
 
 def test_expected_differences_are_relative_to_the_cell_that_equals_the_baseline() -> None:
@@ -96,7 +117,7 @@ def test_expected_differences_are_relative_to_the_cell_that_equals_the_baseline(
     assert by_name["temperature=0.2"] is None
     assert "temperature=0.1" not in by_name  # it is the baseline
     unknown = plan_study(baseline(loss={"temperature": 0.3}), axis="temperature")
-    assert {cell.difference for cell in unknown.cells} == {None}
+    assert {cell.against for cell in unknown.cells if cell.difference} == {"temperature=0.1"}
 
 
 def test_another_layer_of_the_same_network_is_a_cell() -> None:
@@ -112,8 +133,8 @@ def test_expectations_need_a_baseline_that_the_paper_tried() -> None:
         return {cell.name: (cell.difference, cell.direction) for cell in plan.cells}
 
     assert expected("head")["head=none"] == (-10, None)
-    assert set(expected("head", model={"head": "linear"}).values()) == {(None, None)}
-    assert expected("batch-size", train={"batch_size": 512}) == {
+    linear = {"lr_scaling": "linear"}
+    assert expected("batch-size", train={"batch_size": 512}, optim=linear) == {
         BASELINE: (None, None),
         "batch_size=64": (None, None),
         "batch_size=128": (None, None),
@@ -122,18 +143,60 @@ def test_expectations_need_a_baseline_that_the_paper_tried() -> None:
     }
 
 
+def facts(axis: str, vary: Sequence[str] = (), **sections: object) -> dict[str, tuple[object, str | None, str | None]]:
+    """What is expected of each cell, of which other cell that is different, and why nothing is expected."""
+    plan = plan_study(baseline(**sections), axis=axis, vary=vary)
+    return {cell.name: (cell.difference or cell.direction, cell.against, cell.caveat) for cell in plan.cells[1:]}
+
+
+def test_larger_batches_are_only_comparable_if_the_rate_grows_with_them() -> None:
+    reason = "in the paper the learning rate grows with the batch (optim.lr_scaling = linear or sqrt)"
+    found = facts("batch-size")
+    assert found["batch_size=512"] == found["batch_size=1024"] == (None, None, reason)
+    assert found["batch_size=64"] == (None, None, "the paper has train.batch_size from 256 up")
+    scaled = facts("batch-size", optim={"lr_scaling": "sqrt"})
+    assert scaled["batch_size=1024"] == ("higher", None, None)
+    crossed = facts("batch-size", ["optim.lr_scaling=none,linear"])
+    assert crossed["batch_size=512, lr_scaling=linear"] == ("higher", None, None)  # linear and none agree at 256
+    assert crossed["batch_size=512, lr_scaling=none"][2] == reason
+
+
+def test_cells_that_the_paper_tried_are_compared_with_each_other_if_it_did_not_try_the_baseline() -> None:
+    """The baseline of the tests has ResNet-18, a temperature of 0.2, a width of 0.125 and two epochs."""
+    temperature = facts("temperature")
+    assert temperature["temperature=0.05"] == (-4.7, "temperature=0.1", None)
+    assert temperature["loss.normalize=False, temperature=100.0"] == (-7.4, "temperature=0.1", None)
+    assert temperature["temperature=0.1"] == (None, None, None)
+    narrow = facts("width")
+    assert narrow["width=2.0"] == ("higher", "width=1.0", None)
+    assert narrow["width=0.25"] == (None, None, "the paper has model.width from 1 up")
+    shallow = facts("backbone", model={"backbone": "resnet10"})
+    assert [shallow[f"backbone=resnet{depth}"][:2] for depth in (18, 34, 50)] == [
+        (None, None), ("higher", "backbone=resnet18"), ("higher", "backbone=resnet18"),
+    ]  # fmt: skip
+    assert facts("backbone", model={"backbone": "resnet34"})["backbone=resnet18"] == ("lower", None, None)
+    assert facts("epochs")["epochs=40"] == ("higher", None, None)
+    linear = facts("head", model={"head": "linear"})
+    assert linear["head=none"] == (-10, "head=mlp", None)
+
+
+@pytest.mark.parametrize("preset", ["shapes", "cifar10-cpu", "cifar10"])
+@pytest.mark.parametrize("axis", ["backbone", "epochs", "temperature", "color-strength", "head", "width"])
+def test_presets_that_people_can_run_have_expectations(axis: str, preset: str) -> None:
+    plan = plan_study(resolve(preset), axis=axis)
+    assert any(cell.difference is not None or cell.direction is not None for cell in plan.cells)
+
+
 def test_crossed_cells_have_a_direction_only_if_nothing_else_differs() -> None:
-    plan = plan_study(baseline(train={"batch_size": 512}), axis="batch-size", vary=["train.epochs=50,200"])
-    directions = {cell.name: cell.direction for cell in plan.cells}
-    assert directions["epochs=50"] is directions["epochs=200"] is None
-    assert {directions[f"batch_size={size}, epochs={epochs}"] for size in (256, 1024) for epochs in (50, 200)} == {None}
-    crossed = plan_study(
-        baseline(train={"batch_size": 512, "epochs": 50}), axis="batch-size", vary=["train.epochs=50,200"]
-    )
-    directions = {cell.name: cell.direction for cell in crossed.cells}
-    assert directions["batch_size=1024, epochs=50"] == "higher"
-    assert directions["batch_size=256, epochs=50"] == "lower"
-    assert directions["batch_size=1024, epochs=200"] is directions["batch_size=256, epochs=200"] is None
+    linear = {"lr_scaling": "linear"}
+    start = baseline(train={"batch_size": 512, "epochs": 50}, optim=linear)
+    crossed = plan_study(start, axis="batch-size", vary=["train.epochs=50,200"])
+    found = {cell.name: (cell.direction, cell.against) for cell in crossed.cells}
+    assert found["epochs=200"] == ("higher", "batch_size=256, epochs=200")
+    assert found["batch_size=1024, epochs=50"] == ("higher", None)
+    assert found["batch_size=256, epochs=50"] == ("lower", None)
+    assert found["batch_size=1024, epochs=200"] == ("higher", "batch_size=256, epochs=200")
+    assert found["batch_size=256, epochs=200"] == (None, None)
 
 
 def test_only_keeps_the_probability_of_each_view() -> None:
@@ -337,9 +400,11 @@ def test_lines_are_named_after_the_other_varied_settings() -> None:
 
 def test_a_pair_that_equals_the_baseline_stays_in_the_matrix() -> None:
     pairs = {cell.pair for cell in plan_study(baseline(), axis="augmentation-pairs").cells if cell.pair}
-    two = baseline(augment={name: {"p": 0.0} for name in set(AUGMENTATIONS) - {"crop", "color_jitter", "grayscale"}})
+    two = baseline(
+        augment={name: {"p": 0.0} for name in set(AUGMENTATIONS) - {"crop", "flip", "color_jitter", "grayscale"}}
+    )
     plan = plan_study(two, axis="augmentation-pairs")
-    assert plan.cells[0].pair == ("crop", "color_jitter+grayscale")
+    assert plan.cells[0].pair == ("crop+flip", "color_jitter+grayscale")
     assert {cell.pair for cell in plan.cells} == pairs
 
 

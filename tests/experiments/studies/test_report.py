@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.plan import BASELINE
+from experiments.studies.cell import BASELINE
 from experiments.studies.report import report
 from experiments.studies.results import CellDocument, StudyDocument
 from experiments.tracking import local

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.studies.plan import BASELINE
+from experiments.studies.cell import BASELINE
 from experiments.studies.results import CellDocument, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run

@@ -15,13 +15,15 @@ from PIL import Image
 from experiments.runs import train
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
-from experiments.studies.plan import BASELINE, StudyPlan, plan_study
+from experiments.studies.cell import BASELINE
+from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import check_study_name, find_study, forecast, open_study, run_study
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker
+from experiments.tracking.writing import Tracker, start_run
+from simclr import device as devices
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget
@@ -206,6 +208,29 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
             check_study_name("one", other, store)
         with pytest.raises(UserError, match="choose another --name"):
             open_study("one", other, store, "")
+
+
+def test_a_study_is_only_continued_in_its_precision(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_precision(precision: str) -> StudyPlan:
+        return plan_study(tiny(train={"epochs": 1, "precision": precision}), drop=["flip"])
+
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: False)
+    study = open_study("moves", in_precision("auto"), store, "")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(devices, "has_fast_bf16", lambda device: True)
+        message = "study 'moves' was trained in fp32, and auto stands for bf16 here: add --set train.precision=fp32"
+        with pytest.raises(UserError, match=message):
+            check_study_name("moves", in_precision("auto"), store)
+        assert open_study("moves", in_precision("fp32"), store, "").run_id == study.run_id
+    assert open_study("moves", in_precision("auto"), store, "").run_id == study.run_id
+
+    older = in_precision("auto").digest(study.record().tags["data_digest"], "auto")  # as earlier versions wrote it
+    study.tag({"plan": older})
+    assert open_study("moves", in_precision("auto"), store, "").run_id == study.run_id
+    start_run(store, "a", "cell", {}, {"cell": BASELINE, "seed": "0", "precision": "bfloat16"}, parent=study.run_id)
+    study.flush()
+    with pytest.raises(UserError, match="study 'moves' was trained in bf16, and auto stands for fp32 here"):
+        check_study_name("moves", in_precision("auto"), store)
 
 
 def test_images_that_changed_since_a_study_started_are_named(store: Store, plan: StudyPlan) -> None:

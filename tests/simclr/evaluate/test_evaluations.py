@@ -73,7 +73,7 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
 def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset) -> None:
     parts = digits.parts | {"train": np.concatenate([digits.parts["train"], digits.parts["val"]])}
     whole = replace(digits, parts=parts | {"val": digits.parts["val"][:0]})
-    for name in ("linear", "linear-sgd", "finetune"):
+    for name in ("linear", "linear-sgd"):
         with pytest.raises(UserError, match=f"--{name} chooses .* on validation images, but .*Use --knn"):
             check(subject_of(whole), ["knn", name])
     fixed = ["linear.l2_values=1", "linear.l2_max=1"]

@@ -78,9 +78,9 @@ def keys() -> dict[str, str]:
     found = {}
     for name in presets():
         config, time = resolve_timed(name)
-        found[name] = config.key()
+        found[name] = config.key("auto")
         for number, choice in enumerate(time.choices if time else (), 1):
-            found[f"{name}, choice {number}"] = changed(config, choice.set).key()
+            found[f"{name}, choice {number}"] = changed(config, choice.set).key("auto")
     return found
 
 

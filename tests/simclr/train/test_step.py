@@ -179,3 +179,34 @@ def test_a_checkpoint_of_a_different_config_or_precision_is_rejected(digits: Dat
     state["dtype"] = "torch.float16"
     with pytest.raises(UnusableCheckpoint, match=r"started in torch.float16 but would continue in torch.float32"):
         start_training(tiny(), digits, CPU).load(state)
+
+
+def test_float32_is_never_tf32_neither_forward_nor_backward(digits: Dataset) -> None:
+    """CUDA reads these switches when it convolves and multiplies. Its defaults are restored after the step."""
+    training, seen = start_training(tiny(train={"batch_size": 8}, model=SMALL), digits, CPU), []
+
+    def look(*arguments: object) -> None:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    first = next(module for module in training.model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(look)
+    first.weight.register_hook(look)
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        train_step(training, *first_batch(training, digits))
+        look()
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+    assert seen == [(False, False), (False, False), (True, True)]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued_in_the_same_precision(digits: Dataset) -> None:
+    training = start_training(tiny(), digits, CPU)
+    older = training.state() | {"key": training.config.key("auto")}
+    training.load(older)
+    with pytest.raises(UnusableCheckpoint, match=r"started in torch.bfloat16 but would continue in torch.float32"):
+        training.load(older | {"dtype": "torch.bfloat16"})
