@@ -47,6 +47,9 @@ COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
 }
 
 
+COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # of a zip archive
+
+
 def load_archive(
     path: Path,
     home: Path,
@@ -129,11 +132,16 @@ def open_archive(path: Path, scratch: Path, notes: list[str]) -> Files:
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"PK"):
-        return _open_zip(path)
+        return _open_zip(path, notes)
     for magic, opener in COMPRESSED.items():
         if start.startswith(magic):
             with opener(path) as packed:
                 return _open_tar(path, unpack(packed, str(path), scratch, _most(path)), notes)
+    if not tarfile.is_tarfile(path):
+        raise UserError(
+            f"{path} is neither a zip nor a tar archive, whatever its name says, or it is damaged: unpack it with the "
+            f"program that made it and give the folder, or fetch it again"
+        )
     return _open_tar(path, path.open("rb"), notes)
 
 
@@ -142,12 +150,23 @@ def _plain(name: str) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _open_zip(path: Path) -> Files:
-    archive = zipfile.ZipFile(path)
-    members = {_plain(member.filename): member for member in archive.infolist() if not member.is_dir()}
+def _open_zip(path: Path, notes: list[str]) -> Files:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is cut off or damaged, or a part of an archive: fetch all of it again") from None
+    files = [member for member in archive.infolist() if not member.is_dir()]
+    members = {_plain(member.filename): member for member in files}
+    if repeated := len(files) - len(members):
+        notes.append(f"{repeated:,} files of {path.name} have the name of another one: the last of each name is used")
     for member in members.values():
         if member.flag_bits & 1:
             raise UserError(f"{path} is encrypted: unpack it with its password, and give the folder")
+        if member.compress_type not in COMPRESSIONS:
+            raise UserError(
+                f"{path} is compressed in a way that can't be read (method {member.compress_type} of zip): unpack it, "
+                f"and give the folder"
+            )
         _check_size(path, member.filename, member.file_size)
     if (total := sum(member.file_size for member in members.values())) > _most(path):
         raise UserError(

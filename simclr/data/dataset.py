@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import re
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections import deque
@@ -235,6 +236,8 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     _check_skipped(store.skipped, len(store.labels), config, observer)
     if config.range != "auto" and store.range is None:
         observer.note("warning: data.range changes nothing, because no image has more than 8 bits")
+    if alike := _alike(store.classes):
+        observer.note(f"warning: {alike} are different classes: give a class one name if they are the same")
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
     parts, division = _divide(config, source, store, observer)
@@ -258,6 +261,14 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         source,
         store.skipped,
     )
+
+
+def _alike(classes: Sequence[str]) -> str:
+    """The first classes whose names differ only in capitals, spaces at the ends or the form of accents, if any do."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), []).append(f"'{printable(name)}'")
+    return next((" and ".join(names) for names in found.values() if len(names) > 1), "")
 
 
 def _check_skipped(skipped: Sequence[str], images: int, config: DataConfig, observer: Observer) -> None:

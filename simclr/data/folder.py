@@ -12,7 +12,7 @@ from simclr.data.images import Files, read_file
 from simclr.data.labels import contents_of_layout
 from simclr.data.layout import image_names, is_hidden
 from simclr.data.source import Source, fingerprint, fingerprint_files, fingerprint_folder
-from simclr.data.tables import reason_against, table_among, understand_names
+from simclr.data.tables import reason_against, table_among, tables_beside, understand_names
 from simclr.errors import UserError, printable
 from simclr.progress import Observer
 
@@ -30,10 +30,12 @@ def load_folder(
     names, notes = list_files(folder)
     if labels is None and not unlabelled and (table := table_among(names)) and "/" not in table:
         if reason := reason_against(folder / table, image_names(names, []), any(columns.values())):
-            notes.append(f"{table} is not used, because {reason}: to use it, add --labels {folder / table}")
+            notes.append(f"{table} is not used, because {reason}. To use it, add --labels {folder / table}")
         else:
             labels = folder / table
     layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
+    if labels is None and not unlabelled and not layout.classes:
+        notes += tables_beside(names, folder)
     files = Files(names, partial(_read, str(folder)), forkable=True)
     known = set(names)
     listed = [name for rows in layout.splits.values() for name, _ in rows if name in known]

@@ -25,6 +25,7 @@ from simclr.progress import Observer
 
 LARGEST_FILE = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
 MANY = 1000  # files from which on several processes decode faster than threads, although they take time to start
+DRAWINGS = ("EPS", "WMF")  # formats that PIL reads only where other programs are installed
 SAMPLED = 10_000  # files (or up to twice as many) whose values are looked at to find their range
 
 
@@ -90,7 +91,7 @@ def open_image(data: bytes) -> Image.Image:
             image.decodermaxblock = len(data)  # libjpeg is faster if it has all at once
             return image
         return Image.open(BytesIO(data))
-    except (UnidentifiedImageError, SyntaxError):
+    except (UnidentifiedImageError, SyntaxError, ZeroDivisionError):
         raise ValueError(describe(data)) from None
 
 
@@ -109,7 +110,12 @@ def decode(data: bytes, decoding: Decoding) -> Decoded:
         return Decoded(crop_square(_as_rgb(ordinary), decoding.side), more_pages=False, kind=None)
     with open_image(data) as image:
         kind = kind_of_values(image)
-        return Decoded(pixels(image, decoding), _has_more_pages(image), kind)
+        try:
+            return Decoded(pixels(image, decoding), _has_more_pages(image), kind)
+        except Exception:  # other programs that PIL calls for drawings raise many kinds
+            if image.format in DRAWINGS:
+                raise ValueError(describe(data)) from None
+            raise
 
 
 def _has_more_pages(image: Image.Image) -> bool:

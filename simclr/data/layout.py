@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ SPLIT_NAMES = {
     "unlabeled": ("unlabeled", "unlabelled"),
 }
 SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+")  # of a name such as trainSet_1, TRAIN-SET or train2017
 # Folders that operating systems, NAS boxes and archive programs add.
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found"}
 SYSTEM_NAMES |= {"system volume information"}
@@ -195,7 +197,7 @@ def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) 
 
     With `unlabelled`, one folder `train` among others may be an album.
     """
-    named = {name: SPLITS[name.lower()] for name in root.folders if name.lower() in SPLITS}
+    named = _named_splits(root, where)
     if not named or (
         len(root.folders) == 1 and "train" not in named.values()
     ):  # a test set alone is images like others
@@ -223,6 +225,30 @@ def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) 
     if root.files:
         notes.append(f"ignored {_files(len(root.files))} beside the splits, such as {printable(root.files[0])}")
     return {split: root.folders[name] for name, split in named.items()}
+
+
+def _named_splits(root: _Folder, where: str) -> dict[str, str]:
+    """The splits that folders are called after: train and Test, or else seg_train and seg_test, train2017 and val2017.
+
+    Raises UserError for names that are both splits and classes, such as trainA, trainB, testA and testB.
+    """
+    if exact := {name: SPLITS[name.lower()] for name in root.folders if name.lower() in SPLITS}:
+        return exact
+    found: dict[str, str] = {}
+    rests: dict[str, set[str]] = {}  # what else names say: the splits that say it
+    for name in root.folders:
+        words = [word.lower() for word in WORD.findall(name)]
+        if len(splits := {SPLITS[word] for word in words if word in SPLITS}) == 1:
+            found[name] = next(iter(splits))
+            rests.setdefault(" ".join(word for word in words if word not in SPLITS), set()).add(found[name])
+    if len(rests) == 1 and len(found) > 1 and "train" in found.values():
+        return found
+    if len(rests) > 1 and all("train" in splits and len(splits) > 1 for splits in rests.values()):
+        raise UserError(
+            f"{_place(root, where)} has the folders {', '.join(sorted(map(printable, found))[:5])}, whose names are "
+            f"both splits and classes: move them into one folder for each split, such as train/{next(iter(rests))}"
+        )
+    return {}
 
 
 def _splits_within_classes(root: _Folder, where: str, notes: list[str]) -> dict[str, _Folder]:
@@ -288,6 +314,9 @@ def _unknown_classes(
     )
     if any(name.rpartition("/")[2] == "val_annotations.txt" for name in names):
         return UserError(f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet")
+    one, other = ({unicodedata.normalize("NFC", name) for name in some} for some in (extra, classes))
+    if one & other:
+        text += " (some names look the same, but are written with other Unicode characters)"
     return UserError(
         f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (--set data.unlabelled=true) "
         f"to train without labels"

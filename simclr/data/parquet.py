@@ -146,6 +146,12 @@ def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any
         raise unclear(path, f"has no column '{name}'", _columns(schema), "label_column")
     classes = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
     usual = [column for column in _texts_and_integers(schema) if column.lower() in LABEL_NAMES]
+    others = [field for field in schema if field.name.lower() in LABEL_NAMES and field.name not in usual]
+    if name is None and not classes and not usual and others and others[0].name not in IMAGE_NAMES:
+        raise UserError(
+            f"column '{others[0].name}' of {path} has the type {others[0].type}, which names no classes: expected "
+            f"texts or integers. Choose another column with --set data.label_column=NAME, or add --unlabelled"
+        )
     return name or _one(path, schema, classes or usual, LABEL_NAMES, "labels", "label_column")
 
 

@@ -135,7 +135,8 @@ def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> A
     if unmatched:
         raise UserError(
             f"data.group = {pattern!r} finds no group in {len(unmatched):,} of {len(unmatched) + len(found):,} names, "
-            f"such as '{printable(unmatched[0])}': expected a regular expression that matches the name of every file"
+            f"such as '{printable(unmatched[0])}': expected a regular expression that matches the name of every file, "
+            f"or a column of a table (--labels TABLE)"
         )
     if blank:
         raise UserError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, unclear
+from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, split_in, unclear
 from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, understand
-from simclr.errors import UserError
+from simclr.data.source import UNLABELLED
+from simclr.errors import UserError, printable
 
 FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "img", "id")
+# Columns whose values group images, for `data.group`: not labels, unless the user says so.
+GROUP_NAMES = {"group", "patient", "subject", "case", "study", "individual", "video", "session", "sequence", "burst"}
+GROUP_NAMES |= {f"{name}_id" for name in GROUP_NAMES}
 TABLE_SUFFIXES = (".csv", ".tsv")
+TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
+SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
 SAMPLE = 1000  # rows in which file names are looked for
 
@@ -27,7 +36,7 @@ def understand_names(
     `where` is what errors call the whole. Raises UserError, also for columns without a table.
     """
     if labels is not None:
-        layout, origin = understand_table(names, where, labels, unlabelled=unlabelled, **columns), labels.name
+        layout, origin = understand_table(names, where, labels, unlabelled=unlabelled, **columns)
     else:
         for name in (name for name in columns if columns[name]):
             raise UserError(f"data.{name} names a column of a table: add --labels TABLE (data.labels), or leave it out")
@@ -44,13 +53,13 @@ def understand_table(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
-) -> Layout:
-    """The classes and splits of images from a table with a header and a row for each image.
+) -> tuple[Layout, str]:
+    """The classes and splits of images from a table with a header and a row for each image; and what gave the classes.
 
     `names` are those of the files, relative with slashes. The table may leave out their suffix and their folder. The
-    splits are those of a column, or else those of the folders. A column that is not named is recognised: the one whose
-    values are names of files, and those with usual names. Files that are not in the table are left out. An image with
-    an empty label has none. All columns are kept for `data.group`.
+    splits are those of a column, or else those of the folders, and so are the labels. A column that is not named is
+    recognised: the one whose values are names of files, and those with usual names. Files that are not in the table are
+    left out. An image with an empty label has none. All columns are kept for `data.group`.
 
     Raises UserError for a table that can't be read, and where columns, rows or labels are unclear.
     """
@@ -58,25 +67,22 @@ def understand_table(
     table = read_table(labels)
     files = _Names(image_names(names, []))
     image = _image_column(table, files, labels, where, image_column)
-    split = _split_column(table, image, labels, split_column)
+    split = _split_column(table, image, labels, split_column, notes)
     label = None if unlabelled else _label_column(table, {image, split}, labels, label_column)
     rows = pd.DataFrame({"file": [files.find(text) or text for text in table[image]]})
-    rows["label"] = table[label] if label else ""
     if not (listed := rows["file"].isin(files.names)).any():
         raise UserError(f"{labels} names no file in {where} (such as {table[image][0]}): check --data-dir")
-    if split:
-        rows["split"] = [SPLITS[text.lower()] for text in table[split]]
-    else:
-        by_folder = understand(rows["file"][listed].tolist(), where, unlabelled=True).splits
-        splits = {name: split for split, own in by_folder.items() for name, _ in own}
-        rows["split"] = rows["file"].map(splits).fillna("train")
+    rows["split"] = table[split].str.lower().map(SPLITS) if split else ""
+    rows["label"] = table[label] if label else ""
+    if not split or not (label or unlabelled):
+        by_folder = understand(sorted(set(rows["file"][listed])), where, unlabelled=unlabelled or bool(label))
+        rows = _completed(rows, by_folder, split, label)
     rows = _without_repeated(rows, table[image], labels, notes)
     texts = {split: rows["label"][rows["split"] == split].to_numpy(str) for split in rows["split"].unique()}
     if "train" not in texts:
         raise UserError(f"{labels} has no images to train on, only {' and '.join(sorted(texts))}: add some")
     classes, numbers = number(texts)
-    columns = {"file names": image, "labels": label, "splits": split}
-    notes.append("; ".join(f"{what} from column '{name}'" for what, name in columns.items() if name) + f" of {labels}")
+    notes.append(_describe({"file names": image, "labels": label, "splits": split}, table, labels))
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
         notes.append(f"left out {left_out:,} files that {labels.name} doesn't list: list one without a label to use it")
     ordered = {
@@ -88,7 +94,27 @@ def understand_table(
     others = {
         column: dict(zip(rows["file"], kept[column], strict=True)) for column in table.columns.difference([image])
     }
-    return Layout(classes, ordered, tuple(notes), others)
+    origin = labels.name if label else f"folder names, splits from {labels.name}" if split else FOLDER_NAMES
+    return Layout(classes, ordered, tuple(notes), others), origin
+
+
+def _completed(rows: pd.DataFrame, by_folder: Layout, split: str | None, label: str | None) -> pd.DataFrame:
+    """The rows with the splits and labels of the folders, where the table has no column of them."""
+    if not split:
+        splits = {name: split for split, own in by_folder.splits.items() for name, _ in own}
+        rows["split"] = rows["file"].map(splits).fillna("train")
+    if not label and len(by_folder.classes) > 1:
+        known = (pair for own in by_folder.splits.values() for pair in own)
+        classes = {name: by_folder.classes[number] for name, number in known if number != UNLABELLED}
+        rows["label"] = rows["file"].map(classes).fillna("")
+    return rows
+
+
+def _describe(columns: dict[str, str | None], table: pd.DataFrame, labels: Path) -> str:
+    """What each column was taken for, and which others there are."""
+    used = "; ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
+    unused = ", ".join(f"'{name}'" for name in table.columns if name not in columns.values())
+    return f"{used} of {labels}" + (f"; other columns: {unused}" if unused else "")
 
 
 def table_among(names: Sequence[str]) -> str | None:
@@ -98,6 +124,16 @@ def table_among(names: Sequence[str]) -> str | None:
     outermost = [name for name in tables if name.count("/") == least]
     places = {name.rpartition("/")[0] for name in image_names(names, [])}
     return outermost[0] if len(outermost) == 1 and len(places) == 1 else None
+
+
+def tables_beside(names: Sequence[str], folder: Path) -> list[str]:
+    """A sentence about the tables among files, which may hold labels; none if there is none, or only one is known."""
+    found = [name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not HIDDEN.search(name)]
+    if not found or table_among(names):
+        return []
+    shown = f"{', '.join(map(printable, found[:5]))}{', ...' * (len(found) > 5)}"
+    best = next((name for name in found if split_in(name) == "train"), found[0])
+    return [f"labels are not taken from {shown}: to use a table, add such as --labels {printable(str(folder / best))}"]
 
 
 def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str | None:
@@ -124,18 +160,37 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.stat().st_size > LARGEST_TABLE:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a table of labels")
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline(100_000)
-        separator = max("\t;,", key=header.count) if path.suffix.lower() != ".tsv" else "\t"
+        if path.suffix.lower() not in TEXT_SUFFIXES:
+            raise UserError(
+                f"{path} is no table of labels: save it as a .csv file with a first line such as file,label"
+            )
+        with path.open("rb") as raw:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets save "Unicode text"
+        encoding = "utf-16" if wide else "utf-8-sig"
+        with path.open(encoding=encoding) as file:
+            lines = (file.readline(100_000) for _ in range(100))
+            skipped, header = next((n, line) for n, line in enumerate(lines) if line.strip() and line[:4] != "sep=")
+        separator = max(SEPARATORS, key=header.count) if path.suffix.lower() != ".tsv" else "\t"
+        names = next(csv.reader([header], delimiter=separator))
+        if twice := {name for name in names if name and names.count(name) > 1}:
+            raise UserError(f"{path} has two columns called '{min(twice)}': rename one of them")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # it would drop cells
             table = pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+                path,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                encoding=encoding,
+                index_col=False,
+                skiprows=skipped,
             )
     except OSError as error:
         raise UserError(f"can't read the labels {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: save it as a CSV file in UTF-8") from None
+    except StopIteration:
+        raise UserError(f"{path} is empty: expected a header and a row per image") from None
     except pd.errors.ParserWarning:
         raise UserError(
             f"{path} has rows with more cells than its header: put texts that contain the separator '{separator}' in "
@@ -156,16 +211,19 @@ class _Names:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = frozenset(names)
         ends = [(end, name) for name in names for end in _ends(name)]
-        self._whole = _unique([(_stem(name), name) for name in names]) | {name: name for name in names}
-        self._ends = _unique([(_stem(end), name) for end, name in ends]) | _unique(ends) | self._whole
+        self._whole = _by_key([(name, name) for name in names]) | {name: name for name in names}
+        self._ends = _by_key(ends) | self._whole
 
     def find(self, text: str) -> str | None:
         """The file of this name, with or without its suffix.
 
         Folders may be missing at the start, if one file only has this name then, or be more than those of the file.
+        Capitals and the form of accents may differ, if one file only has this name then.
         """
         own, *shorter = _ends(text.replace("\\", "/"))
-        return self._ends.get(own) or next((self._whole[end] for end in shorter if end in self._whole), None)
+        found = self._ends.get(own) or self._ends.get(_plain(own))
+        keys = (key for end in shorter for key in (end, _plain(end)))
+        return found or next((self._whole[key] for key in keys if key in self._whole), None)
 
 
 def _ends(name: str) -> list[str]:
@@ -176,6 +234,19 @@ def _ends(name: str) -> list[str]:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name
+
+
+def _plain(name: str) -> str:
+    """A name without what differs between systems: capitals, and the form of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _by_key(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Names by their keys: as they are, without suffix and by `_plain`, where only one name has the key."""
+    stems = [(_stem(key), name) for key, name in pairs]
+    plain = [(_plain(key), name) for key, name in pairs]
+    plain_stems = [(_plain(key), name) for key, name in stems]
+    return _unique(plain_stems) | _unique(plain) | _unique(stems) | _unique(pairs)
 
 
 def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -208,7 +279,10 @@ def _image_column(table: pd.DataFrame, files: _Names, labels: Path, where: str, 
     if not scores[best][0]:
         if len(sample) < len(table):
             raise unclear(labels, f"seems to name no file in {where}", table.columns, "image_column")
-        raise UserError(f"no column of {labels} names files in {where}: check --data-dir (data.dir), or the names")
+        raise UserError(
+            f"no column of {labels} names files in {where}: check --data-dir (data.dir), or the names, and that the "
+            f"first line of the table names its columns, with a comma, a semicolon or a tab between them"
+        )
     if files.find(best):
         raise UserError(f"{labels} has no header, but starts with '{best}': add a first line such as file,label")
     if len(same := [column for column in scores if scores[column] == scores[best]]) > 1:
@@ -216,15 +290,16 @@ def _image_column(table: pd.DataFrame, files: _Names, labels: Path, where: str, 
     return best
 
 
-def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | None) -> str | None:
+def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | None, notes: list[str]) -> str | None:
     """The column with the split of each image, if there is one."""
     usual = [column for column in table.columns if column.lower() in SPLIT_COLUMNS and column != image]
     found = _chosen(table, labels, name, "split_column") if name else next(iter(usual), None)
     values = set(table[found].str.lower()) if found else set()
     if unknown := sorted(values.difference(SPLITS)):
-        if name is None and len(unknown) == len(values):  # it is about something else
-            return None
         listed = ", ".join(f"'{text}'" for text in unknown[:5])
+        if name is None and len(unknown) == len(values):  # it is about something else
+            notes.append(f"warning: column '{found}' of {labels.name} isn't used: it has {listed}, which are no splits")
+            return None
         raise UserError(f"column '{found}' of {labels} has {listed}: expected the splits {', '.join(SPLITS)}")
     return found
 
@@ -233,6 +308,7 @@ def _label_column(table: pd.DataFrame, used: set[str | None], labels: Path, name
     """The column with the classes. None if there is no column left."""
     others = [column for column in table.columns if column not in used]
     usual = [column for column in others if column.lower() in LABEL_NAMES]
+    others = [column for column in others if column.lower() not in {*GROUP_NAMES, *SPLIT_COLUMNS}]
     found = [_chosen(table, labels, name, "label_column")] if name else usual or others
     if len(found) > 1:
         what = f"may have the labels in {' or '.join(found[:5])}{', ...' * (len(found) > 5)}"

@@ -22,6 +22,10 @@ _HEIC = "a HEIC photo: pip install 'simclr-suite[heic]', or save it as JPEG"
 _VIDEO = "a video: save its frames as images first (ffmpeg -i VIDEO FOLDER/%06d.png)"
 _RAW = "a camera's raw file: develop it to JPEG or 16-bit TIFF first"
 _ARCHIVE = "an archive: unpack it, or give it as the data set by itself"
+_DRAWING = "a drawing of Windows (WMF or EMF): save it as PNG first"
+_MICROSCOPE = "a microscope's file of several images (CZI or LIF): save its planes as PNG or TIFF first"
+_VOLUME = "a volume (NIfTI, NRRD or MetaImage): save its slices as PNG or TIFF first"
+_TEXT = "a text, perhaps an error message that was saved instead of the image: download it again"
 _ARRAY = "a NumPy array: save its images as PNG or TIFF first"
 
 KINDS = [
@@ -43,7 +47,21 @@ KINDS = [
     Kind(0, b"v/1\1", "an OpenEXR image: save it as a TIFF of 32-bit floats in grey, or as PNG, first"),
     Kind(0, b"\x89HDF", "an HDF5 file: save its images as PNG or TIFF first"),
     Kind(0, b"\x93NUMPY", _ARRAY),
-    Kind(344, b"n+1\0", "a NIfTI volume: save its slices as PNG or TIFF first"),
+    Kind(344, b"n+1\0", _VOLUME),
+    Kind(0, b"#?RADIANCE", "a Radiance HDR image: save it as a TIFF of 32-bit floats in grey, or as PNG, first"),
+    Kind(0, b"II\xbc\1", "a JPEG XR image: save it as PNG first"),
+    Kind(0, b"8BPS", "a Photoshop file of a kind that can't be read: save it as PNG or TIFF first"),
+    Kind(0, b"gimp xcf", "a GIMP file: export it as PNG first"),
+    Kind(0, b"AT&TFORM", "a DjVu document: save its pages as images first (ddjvu -format=tiff FILE PAGE.tif)"),
+    Kind(40, b" EMF", _DRAWING),
+    Kind(0, b"\xd7\xcd\xc6\x9a", _DRAWING),
+    Kind(0, b"%!PS", "a PostScript drawing: save it as PNG first (gs -sDEVICE=png16m -r100 -o FILE.png FILE)"),
+    Kind(0, b"ZISRAWFILE", _MICROSCOPE),
+    Kind(0, b"\x70\0\0\0", _MICROSCOPE),
+    Kind(0, b"NRRD000", _VOLUME),
+    Kind(0, b"ObjectType =", _VOLUME),
+    Kind(0, b"P7\n", "a PAM image: save it as PNG first"),
+    Kind(0, b"SQLite format 3", "a database: save its images as files first"),
     Kind(0, b"PK\3\4", _ARCHIVE),
     Kind(0, b"\x1f\x8b", _ARCHIVE),
     Kind(0, b"7z\xbc\xaf", _ARCHIVE),
@@ -53,8 +71,9 @@ KINDS = [
 ]
 
 # What `describe` says of files that may hold data sets, if they are given by themselves.
-OF_DATA_SETS = {f"is {_ARCHIVE}", f"is {_ARRAY}", "not an image"}
+OF_DATA_SETS = {f"is {_ARCHIVE}", f"is {_ARRAY}", f"is {_TEXT}", "not an image"}
 
+FORMS = {2: "signed integers", 3: "floating-point numbers", 5: "complex integers", 6: "complex numbers"}  # of TIFF
 _TAG = {tag.name: number for number, tag in TAGS_V2.items()}
 
 
@@ -97,6 +116,8 @@ def describe(data: bytes) -> str:
         return "is a web page, perhaps saved instead of the image: download it again"
     if data[:4] in (b"II*\0", b"MM\0*"):
         return _describe_tiff(data)
+    if data[:1000].isascii() and " ".join(data[:1000].decode().split()).isprintable():
+        return f"is {_TEXT}"
     return "not an image"
 
 
@@ -109,8 +130,8 @@ def _describe_tiff(data: bytes) -> str:
     except Exception:  # PIL raises many kinds on damaged files
         return "is a damaged TIFF file"
     channels, bits = tags.get(_TAG["SamplesPerPixel"], 1), tags.get(_TAG["BitsPerSample"], (1,))[0]
-    form = {2: "signed integers", 3: "floating-point numbers"}.get(tags.get(_TAG["SampleFormat"], (1,))[0], "integers")
-    readable = bits <= 32 if form != "floating-point numbers" else bits == 32
+    form = FORMS.get(tags.get(_TAG["SampleFormat"], (1,))[0], "integers")
+    readable = bits <= 32 if form.endswith("integers") else bits == 32
     about = f"is a TIFF with {channels} channel{'s' * (channels > 1)} of {bits}-bit {form}"
     if (channels == 1 and readable) or (channels == 3 and bits in (8, 16) and form == "integers"):
         return f"{about}, packed in a way that Pillow can't read: save it without compression, or as PNG"

@@ -149,6 +149,7 @@ def test_damaged_archives_are_errors(name, home, tmp_path):
             continue  # a zip archive is read from its end
         message = error_message(home, dir=write(tmp_path / name, damaged))
         assert str(tmp_path / name) in message or "can't read" in message
+        assert "fetch" in message or "read" in message
 
 
 def test_a_damaged_member_is_an_image_that_cannot_be_read(home, tmp_path):
@@ -156,6 +157,33 @@ def test_a_damaged_member_is_an_image_that_cannot_be_read(home, tmp_path):
     content[100] ^= 255
     message = error_message(home, dir=write(tmp_path / "a.zip", bytes(content)), side=8)
     assert "1 of 10 files can't be read as images: cat/0.png (Bad CRC-32" in message
+
+
+def test_files_of_one_name_in_an_archive_are_counted(home, tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(12):
+            archive.writestr(f"{'ab'[i % 2]}/{i}.png", plain(i))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a/0.png", plain(50))
+    data, notes = open_and_listen(home, dir=write(tmp_path / "a.zip", file.getvalue()), side=8)
+    assert "1 files of a.zip have the name of another one: the last of each name is used" in notes
+    assert values(data) == [*range(1, 12), 50]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+@pytest.mark.parametrize("start", [b"Rar!\x1a\7\1\0", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18"])
+def test_other_archives_are_not_read_whatever_their_name(name, start, home, tmp_path):
+    message = error_message(home, dir=write(tmp_path / name, start + bytes(3000)))
+    assert "is neither a zip nor a tar archive, whatever its name says" in message
+
+
+def test_unknown_compression_is_refused(home, tmp_path):
+    content = bytearray(make_zip({"cat/1.png": plain(1)}))
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(signature) + offset] = 93  # Zstandard
+    message = error_message(home, dir=write(tmp_path / "a.zip", bytes(content)))
+    assert "compressed in a way that can't be read (method 93 of zip): unpack it" in message
 
 
 def test_encrypted_archives_are_refused(home, tmp_path):

@@ -110,6 +110,7 @@ def damaged_files(rng):
         "flipped.png": bytes(flipped),
         "header.png": whole["PNG"][:20],
         "text.jpg": b"I am a text file\n",
+        "noise.jpg": b"\0I am no image",
         "empty.png": b"",
         "random.gif": noise(rng, 500).tobytes(),
     }
@@ -128,8 +129,31 @@ def test_every_kind_of_damage_is_reported_and_the_other_files_decoded(rng):
     assert list(failed) == list(range(1, 1 + len(damaged)))
     reasons = dict(zip(damaged, failed.values(), strict=True))
     assert all(reasons.values())
-    assert reasons["text.jpg"] == "not an image"
+    assert reasons["text.jpg"].startswith("is a text, perhaps an error message")
+    assert reasons["noise.jpg"] == "not an image"
     assert [out[0, 0, 0, 0], out[-1, 0, 0, 0]] == [7, 9]
+
+
+KINDS = {
+    "a Radiance HDR image": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 2 +X 2\n" + bytes(16),
+    "a JPEG XR image": b"II\xbc\1" + bytes(100),
+    "a Photoshop file": b"8BPS" + bytes(100),
+    "a drawing of Windows": b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(100),
+    "a PostScript drawing": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "a microscope's file": b"ZISRAWFILE" + bytes(100),
+    "a volume": b"NRRD0004\n" + bytes(100),
+    "a PAM image": b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 3\nMAXVAL 255\nENDHDR\n" + bytes(12),
+    "a text": b'{"error": "quota exceeded"}',
+    "a database": b"SQLite format 3\0" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_other_programs_are_described_with_a_remedy(kind):
+    files = Files(["a"], lambda name: KINDS[kind])
+    reason = decode_files(files, np.zeros((1, 3, 8, 8)), Decoding(8), SILENT, "").failed[0]
+    assert reason.startswith(f"is {kind}")
+    assert ": " in reason
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch):

@@ -135,6 +135,8 @@ def test_unclear_columns_are_errors_whose_remedy_works(home, tmp_path):
 
 WRONG = {
     "no images": ({"label": [0, 1]}, "has no column with the bytes of image files, but label"),
+    "labels of another type": (rows(range(4)) | {"label": [0.0, 1.0, 0.0, 1.0]}, "'label' of"),
+    "lists of labels": (rows(range(4)) | {"label": [[0], [1], [0], [1]]}, "which names no classes: expected texts"),
     "a label without a name": (rows(range(4)) | {"label": [0, 1, 2, 0]}, "label 2 of the train images has no name"),
 }
 
@@ -142,7 +144,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_tables_are_errors(name, home, tmp_path):
     columns, expected = WRONG[name]
-    assert expected in error_message(home, dir=save(tmp_path / "a.parquet", columns))
+    features = FEATURES if name == "a label without a name" else None
+    assert expected in error_message(home, dir=save(tmp_path / "a.parquet", columns, features))
 
 
 def test_files_that_do_not_belong_together_are_errors(home, tmp_path):

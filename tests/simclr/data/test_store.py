@@ -204,7 +204,7 @@ def test_store_that_may_not_be_read_is_kept(home, tmp_path, monkeypatch):
 
 def test_bad_images_are_counted_and_named(home, tmp_path, rng):
     write_class_folder(tmp_path / "photos", each=4)
-    write(tmp_path / "photos" / "cat" / "text.jpg", b"I am a text file")
+    write(tmp_path / "photos" / "cat" / "text.jpg", b"\0I am no image")
     write(tmp_path / "photos" / "dog" / "cut.png", encode(noise(rng, 30, 30, 3))[:900])
     message = error_message(home, dir=tmp_path / "photos", side=8)
     assert "2 of 14 files can't be read as images: cat/text.jpg (not an image); dog/cut.png" in message

@@ -1,8 +1,19 @@
 """A table names files and their labels in any usual way. What is unclear is an error that names a setting."""
 
+import unicodedata
+
 import pytest
 
-from tests.simclr.data.helpers import error_message, make_zip, open_and_listen, open_data, plain, values, write
+from tests.simclr.data.helpers import (
+    error_message,
+    make_zip,
+    open_and_listen,
+    open_data,
+    plain,
+    values,
+    write,
+    write_class_folder,
+)
 
 ROWS = [(f"{i:03}", "dark" if i % 2 else "bright", "test" if i >= 16 else "train") for i in range(20)]
 
@@ -26,7 +37,11 @@ def labels_of(data):
 
 
 @pytest.mark.parametrize(
-    "form", ["stem", "name", "folder", "absolute", "windows", "semicolons", "tabs", "byte order mark", "spaces"]
+    "form",
+    [
+        *("stem", "name", "folder", "absolute", "windows", "capitals", "spaces"),
+        *("semicolons", "tabs", "bars", "byte order mark", "utf-16", "blank lines", "sep=,"),
+    ],
 )
 def test_files_are_found_however_a_table_writes_them(form, photos, home, tmp_path):
     written = {
@@ -34,12 +49,16 @@ def test_files_are_found_however_a_table_writes_them(form, photos, home, tmp_pat
         "folder": lambda name: f"photos/{name}.png",
         "absolute": lambda name: f"/home/me/{name}.png",
         "windows": lambda name: f"C:\\me\\photos\\{name}.png",
+        "capitals": lambda name: f"{name}.PNG",
         "spaces": lambda name: f" {name}.png ",
     }.get(form, lambda name: f"{name}.png")
-    separator = {"semicolons": ";", "tabs": "\t"}.get(form, ",")
-    header = ("\ufeff" if form == "byte order mark" else "") + separator.join(["image", "label", "split"])
+    separator = {"semicolons": ";", "tabs": "\t", "bars": "|"}.get(form, ",")
+    before = {"byte order mark": "\ufeff", "blank lines": "\n \n", "sep=,": "sep=,\n"}.get(form, "")
+    header = before + separator.join(["image", "label", "split"])
     rows = [(written(name), label, split) for name, label, split in ROWS]
     path = table(tmp_path / f"labels.{'tsv' if form == 'tabs' else 'csv'}", header, rows, separator)
+    if form == "utf-16":
+        path.write_text(path.read_text(), encoding="utf-16")
     data = open_data(home, dir=photos, labels=path, side=8)
     assert data.classes == ("bright", "dark")
     for value, (label, part) in labels_of(data).items():
@@ -51,7 +70,61 @@ def test_what_was_guessed_is_said(photos, home, tmp_path):
     path = table(tmp_path / "labels.csv", "number,name,class,set", [(str(i), *row) for i, row in enumerate(ROWS)])
     _, notes = open_and_listen(home, dir=photos, labels=path, side=8)
     expected = f"file names from column 'name'; labels from column 'class'; splits from column 'set' of {path}"
-    assert expected in notes
+    assert f"{expected}; other columns: 'number'" in notes
+
+
+def test_accents_are_found_in_either_form(home, tmp_path):
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        folder = tmp_path / form
+        for i in range(8):
+            write(folder / unicodedata.normalize(form, f"\u00e9{i}.png"), plain(i))
+        rows = [(unicodedata.normalize(other, f"\u00e9{i}"), "ab"[i % 2]) for i in range(8)]
+        table(folder / "labels.csv", "id,label", rows)
+        assert open_data(home, dir=folder, side=8).classes == ("a", "b")
+
+
+def test_names_that_differ_in_capitals_are_kept_apart(home, tmp_path):
+    for i, name in enumerate(("a", "A", "b", "B")):
+        write(tmp_path / "photos" / f"{name}.png", plain(i))
+    table(tmp_path / "photos" / "labels.csv", "id,label", [("a", "1"), ("A", "2"), ("b", "1"), ("B", "2")])
+    data = open_data(home, dir=tmp_path / "photos", side=8, val_fraction=0)
+    assert dict(zip(data.images[:, 0, 0, 0].tolist(), data.labels.tolist(), strict=True)) == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_a_column_of_splits_that_says_something_else_is_reported(photos, home, tmp_path):
+    rows = [(name, label, "01"[split == "test"]) for name, label, split in ROWS]
+    path = table(tmp_path / "labels.csv", "id,label,split", rows)
+    _, notes = open_and_listen(home, dir=photos, labels=path, side=8)
+    assert "warning: column 'split' of labels.csv isn't used: it has '0', '1', which are no splits" in notes
+
+
+@pytest.mark.parametrize(("column", "settings"), [("patient", {"group": "patient"}), ("split", {})])
+def test_labels_come_from_folders_if_the_table_has_none(column, settings, home, tmp_path):
+    write_class_folder(tmp_path / "photos", ("cat", "dog"))
+    rows = [(f"{name}/{i:03}.png", "test" if i > 7 else "train") for name in ("cat", "dog") for i in range(10)]
+    if column == "patient":
+        rows = [(name, f"p{i // 2}") for i, (name, _) in enumerate(rows)]
+    path = table(tmp_path / "table.csv", f"file,{column}", rows)
+    data = open_data(home, dir=tmp_path / "photos", labels=path, side=8, **settings)
+    plainly = open_data(home, dir=tmp_path / "photos", side=8)
+    assert data.classes == ("cat", "dog")
+    if column == "split":
+        assert values(data, "test") == [8, 9, 18, 19]
+    else:
+        assert data.digest == plainly.digest
+    assert data.identity != plainly.identity
+    assert open_data(home, dir=tmp_path / "photos", labels=path, side=8, unlabelled=True).classes == ()
+
+
+def test_tables_beside_splits_are_named(home, tmp_path):
+    for name, _, split in ROWS:
+        write(tmp_path / "photos" / split / f"{name}.png", plain(int(name)))
+    path = table(tmp_path / "photos" / "train.csv", "id,label", [row[:2] for row in ROWS if row[2] == "train"])
+    table(tmp_path / "photos" / "sample.csv", "id,label", [("016", "x")])
+    data, notes = open_and_listen(home, dir=tmp_path / "photos", side=8)
+    assert data.classes == ()
+    assert f"labels are not taken from sample.csv, train.csv: to use a table, add such as --labels {path}" in notes
+    assert open_data(home, dir=tmp_path / "photos", labels=path, side=8).classes == ("bright", "dark")
 
 
 def test_the_only_table_in_a_folder_of_images_is_used(photos, home):
@@ -189,7 +262,9 @@ def test_an_unclear_column_is_an_error_whose_remedy_works(name, photos, home, tm
 
 WRONG = {
     "no header": (b"000.png,bright\n001.png,dark\n", "has no header"),
-    "empty": (b"", "can't read"),
+    "empty": (b"", "is empty: expected a header"),
+    "two columns of a name": (b"id,label,label\n000,a,b\n", "two columns called 'label'"),
+    "spaces for separators": (b"000.png bright\n001.png dark\n", "the first line of the table names its columns"),
     "no rows": (b"id,label\n", "has no rows"),
     "binary": (b"id,\xff\xfe\n", "is not text in UTF-8"),
     "other names": (b"id,label\nx,bright\n", "no column of"),
@@ -212,6 +287,9 @@ def test_wrong_tables_are_errors(name, photos, home, tmp_path):
         assert "'somewhere': expected the splits train" in message
     else:
         assert expected in error_message(home, dir=photos, labels=path)
+    for other in ("labels.json", "labels.xlsx"):
+        message = error_message(home, dir=photos, labels=write(tmp_path / other, content))
+        assert "is no table of labels: save it as a .csv file" in message
     missing = tmp_path / "none.csv"
     assert f"can't read the labels {missing}" in error_message(home, dir=photos, labels=missing)
 

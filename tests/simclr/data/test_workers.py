@@ -78,7 +78,7 @@ def test_chunks_cover_everything_in_order(processes, total, two_workers):
 
 def test_processes_decode_the_same_as_threads(tmp_path, rng, monkeypatch, two_workers):
     monkeypatch.setattr(images, "MANY", 10)
-    contents = {f"{i}.png": encode(noise(rng, 20, 20, 3)) for i in range(30)} | {"bad.png": b"x"}
+    contents = {f"{i}.png": encode(noise(rng, 20, 20, 3)) for i in range(30)} | {"bad.png": b"\0"}
     parent, pids = os.getpid(), multiprocessing.Array("i", 31)
 
     def read(name):
