@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
     "compare": ("evaluate:compare", "Compare runs that have been evaluated."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
+    "explore": ("explore:explore", "Write a page to explore images in the browser."),
     "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),
     "embed": ("encoders:embed", "Write the features of images to a file."),
     "import": ("encoders:import_", "Import an encoder that another program trained."),

@@ -65,3 +65,19 @@ def test_agreement_equals_scikit_learns_leave_one_out(k: int) -> None:
     for part, metric, score in ((flat, "euclidean", found.points), (x, "cosine", found.features)):
         peer = KNeighborsClassifier(min(k, 39), metric=metric)
         assert score == pytest.approx(cross_val_score(peer, part, y, cv=LeaveOneOut()).mean())
+
+
+def test_a_large_map_puts_others_among_their_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = 4 * np.eye(8)[labels] + draw.normal(size=(300, 8)) * 0.3
+    whole, how = embedding.large_map(features, 0, 10)
+    assert np.array_equal(whole, embedding.tsne(features, 0, 10)[0])
+    monkeypatch.setattr(embedding, "LARGEST_MAP", 90)
+    points, how = embedding.large_map(features, 0, 10)
+    assert how.endswith("of 90 images; the others are at the median of their 10 nearest")
+    assert np.isfinite(points).all()
+    centres = np.stack([points[labels == label].mean(0) for label in range(3)])
+    distances = np.linalg.norm(points[:, None] - centres, axis=2)
+    assert (distances.argmin(1) == labels).all()
+    assert np.array_equal(points, embedding.large_map(features, 0, 10)[0])

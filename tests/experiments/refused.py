@@ -170,6 +170,12 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--on-bad-image": ("nonsense", ""),
     },
     "tsne": {"--images": ("3", *COUNTS), "--perplexity": ("0", "-1", "nan", "inf", "many"), "--seed": TEXTS},
+    "explore": {
+        "--images": ("3", "50001", *COUNTS),
+        "--clusters": ("1", "1001", *TEXTS),
+        "--seed": TEXTS,
+        "--out": ("a.png", ""),
+    },
     "neighbours": {"--count": ("51", *COUNTS), "--out": ("a.txt", "")},
     "plot": {"--smooth": ("10000000", *TEXTS)},
     "compare": {"--format": ("nonsense", "")},

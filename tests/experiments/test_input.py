@@ -268,6 +268,7 @@ ARGUMENTS = {
     "embed": ["a", "."],
     "export": ["a"],
     "tsne": ["a"],
+    "explore": ["a"],
     "neighbours": ["a", "a.png"],
     "plot": ["loss", "a"],
     "compare": ["a"],

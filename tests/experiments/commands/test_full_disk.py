@@ -22,6 +22,7 @@ COMMANDS = {
     "views": ["views", "--config", "tiny.toml", "--out", "DISK/out/v.png"],
     "plot": ["plot", "loss", "tiny-s0", "--out", "DISK/out/curves"],
     "tsne": ["tsne", "tiny-s0", "--images", "60", "--perplexity", "10", "--out", "DISK/out/map"],
+    "explore": ["explore", "tiny-s0", "--images", "60", "--out", "DISK/out/e.html"],
     "neighbours": ["neighbours", "tiny-s0", "IMAGES/flat/3.png", "--out", "DISK/out/n.png"],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -57,7 +58,18 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
     assert all(file in Path("similar.html").read_text() for file in table["file"])
 
 
-def test_a_runs_own_folder_can_be_searched_as_it_is_now(run: Run, images: Path) -> None:
+def test_images_are_explored_in_one_page(run: Run, images: Path) -> None:
+    done = run("explore", "tiny-s0", "--images", 60, "--clusters", 3)
+    assert done.exit_code == 0, done.output
+    wanted = r"60 of 1,797 images, 0\.\d MB, to be opened in a browser\nwrote explore\.html\n"
+    assert re.fullmatch(wanted, done.stdout)
+    assert "digits, seen by tiny-s0" in Path("explore.html").read_text()
+    done = run("explore", "tiny-s0", images / "flat", "--out", "flat/page.html")
+    assert done.exit_code == 0, done.output
+    assert all(str(images / "flat" / name) in Path("flat/page.html").read_text() for name in ("0.png", "39.png"))
+
+
+def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, images: Path) -> None:
     shutil.copytree(images / "two", "own")
     own = ["--config", "tiny.toml", "--dataset", "folder", "--batch-size", 16, "--epochs", 1]
     done = run("pretrain", *own, "--data-dir", "own", "--name", "own")
@@ -66,7 +78,13 @@ def test_a_runs_own_folder_can_be_searched_as_it_is_now(run: Run, images: Path) 
     done = run("neighbours", "own-s0", images / "flat/0.png", "--among", "own", "--out", "similar.csv")
     assert done.exit_code == 0, done.output
     assert pd.read_csv("similar.csv")["file"][0] == str(Path("own/b/new.png").resolve())
-    assert_one_line(run("neighbours", "own-s0", images / "flat/0.png"), 2, "restore the folder to what it was")
+    for command in (["neighbours", "own-s0", images / "flat/0.png"], ["explore", "own-s0"]):
+        assert_one_line(run(*command), 2, "restore the folder to what it was")
+    done = run("explore", "own-s0", "own")
+    assert done.exit_code == 0, done.output
+    page = Path("explore.html").read_text()
+    assert str(Path("own/b/new.png").resolve()) in page
+    assert '"name": "split"' not in page  # which images it was trained on is not known any more
 
 
 WRONG = {
@@ -86,6 +104,9 @@ WRONG = {
         ["neighbours", "tiny-s0", "tiny.toml", "--set", "data.side=8"],
         "data.side=8 is for other images than the run's own",
     ),
+    "no page": (["explore", "tiny-s0", "--out", "e.png"], "can't write to e.png: expected a file that ends in .html"),
+    "no folder to explore": (["explore", "tiny-s0", "nowhere"], "unknown data set or folder 'nowhere'"),
+    "settings of no folder": (["explore", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for other images than"),
     "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
     "built-in data": (["neighbours", "tiny-s0", "tiny.toml", "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
@@ -118,8 +139,13 @@ def test_a_full_disk_is_one_line_and_exit_code_1(name: str, run: Run, monkeypatc
 
 @pytest.mark.parametrize(
     "arguments",
-    [["tsne", "tiny-s0"], ["neighbours", "tiny-s0", "IMAGES/flat/3.png"], ["embed", "tiny-s0", "IMAGES/flat"]],
-    ids=["tsne", "neighbours", "embed"],
+    [
+        ["tsne", "tiny-s0"],
+        ["neighbours", "tiny-s0", "IMAGES/flat/3.png"],
+        ["embed", "tiny-s0", "IMAGES/flat"],
+        ["explore", "tiny-s0"],
+    ],
+    ids=["tsne", "neighbours", "embed", "explore"],
 )
 def test_out_of_memory_is_one_line_with_a_remedy(
     arguments: list[str], run: Run, images: Path, monkeypatch: pytest.MonkeyPatch

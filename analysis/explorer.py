@@ -1,0 +1,92 @@
+"""The explorer of images: one HTML page with a map, the neighbours of each image, and lists to look through."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.style import COLORS
+from analysis.templates import jpeg, render
+
+MOST_IMAGES = 50_000  # numbers of images have 16 bits in the page, and the page has to be opened
+ACROSS = 16  # pictures side by side on a sheet of ACROSS x ACROSS
+PIXELS = 10_000 * 64**2  # of all pictures together, which make a page of some 25 MB
+PALETTE = (*COLORS[:-1], "#8F5BD6", "#8B5A2B", "#7D8500", "#5B6C7D")  # without black, which dark mode hides
+
+
+class Column(NamedTuple):
+    """What images can be coloured by: the category of each (N numbers, -1 for none), and what it means."""
+
+    name: str
+    categories: Sequence[str]
+    codes: NDArray[np.integer]
+    about: str = ""
+
+
+def thumbnail_side(images: int, original: int) -> int:
+    """Side in pixels of the pictures of so many images, whose shorter side is about `original`.
+
+    It is a multiple of 16, the size of JPEG's blocks, so that pictures on one sheet don't run into each other, but for
+    their outermost pixels.
+    """
+    side = min((PIXELS / images) ** 0.5, max(original, 32))
+    return int(np.clip(side // 16 * 16, 32, 160))
+
+
+def explorer_page(
+    title: str,
+    notes: Sequence[str],
+    names: Sequence[str],
+    columns: Sequence[Column],
+    points: NDArray[Any],
+    neighbours: NDArray[np.integer],
+    similarities: NDArray[np.floating],
+    thumbnails: NDArray[np.uint8],
+) -> str:
+    """A self-contained page for N images, up to MOST_IMAGES, that shows every text literally.
+
+    `columns` are what the images can be coloured by. `points` are N x 2. `neighbours` are the
+    rows of the K images nearest to each (N x K, nearest first), and `similarities` theirs, in [-1, 1]. `thumbnails` are
+    N x S x S x 3, where S is a multiple of 16. Images that lie together on the map load faster if their rows are near.
+    """
+    low, extent = points.min(0), max(float(np.ptp(points, axis=0).max()), 1e-9)
+    x, y = ((points - low) / extent * 65535).T
+    data = {
+        "names": list(names),
+        "columns": [_column(column) for column in columns],
+        "x": _numbers(x),
+        "y": _numbers(y),
+        "neighbours": _numbers(neighbours),
+        "distances": _numbers((1 - similarities).clip(0, 2) * 32767),
+        "perImage": neighbours.shape[1],
+        "side": thumbnails.shape[1],
+        "across": ACROSS,
+        "palette": PALETTE,
+    }
+    return render("explorer.html.jinja", title=title, notes=notes, data=data, sheets=_sheets(thumbnails))
+
+
+def _column(column: Column) -> dict[str, Any]:
+    """The names of the categories, and the number of each image's, from 1. Missing values have 0."""
+    return {"name": column.name, "categories": list(column.categories), "codes": _numbers(column.codes + 1)}
+
+
+def _numbers(values: Any) -> str:
+    """Numbers from 0 to 65535 as little-endian 16-bit integers in base64."""
+    return base64.b64encode(np.rint(np.asarray(values)).astype("<u2").tobytes()).decode()
+
+
+def _sheets(thumbnails: NDArray[np.uint8]) -> list[str]:
+    """The pictures (N x S x S x 3) on sheets, as addresses of JPEG files, row by row from the top left."""
+    side, sheets = thumbnails.shape[1], []
+    for start in range(0, len(thumbnails), ACROSS**2):
+        sheet = np.zeros((ACROSS**2, side, side, 3), np.uint8)
+        some = thumbnails[start : start + ACROSS**2]
+        sheet[: len(some)] = some
+        whole = sheet.reshape(ACROSS, ACROSS, side, side, 3).transpose(0, 2, 1, 3, 4)
+        sheets.append(jpeg(whole.reshape(ACROSS * side, ACROSS * side, 3)))
+    return sheets

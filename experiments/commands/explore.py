@@ -1,0 +1,98 @@
+"""`simclr explore`: a page to look through images with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands import complete
+from experiments.commands.options import (
+    Device,
+    EncoderName,
+    Layer,
+    PageFile,
+    Recheck,
+    RunBadImage,
+    RunDataDir,
+    RunLabels,
+)
+from experiments.commands.output import Json, describe_files, show
+from experiments.commands.terminal import Terminal
+
+
+def explore(  # over 60 lines, because of its signature
+    run: EncoderName,
+    folder: Annotated[
+        str | None,
+        typer.Argument(
+            help="Images to explore: a folder, or another form of --data-dir, or the name of a data set.",
+            show_default="those of the run",
+        ),
+    ] = None,
+    out: PageFile = Path("explore.html"),
+    images: Annotated[
+        int, typer.Option(metavar="N", min=4, max=50_000, help="Largest number of images to show.")
+    ] = 10_000,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=2, max=1000, help="Number of clusters.", show_default="the number of classes, or 10"
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the choice of images, map and clusters.")
+    ] = 0,
+    layer: Layer = None,
+    data_dir: RunDataDir = None,
+    labels: RunLabels = None,
+    on_bad_image: RunBadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
+    device: Device = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Setting of the images of FOLDER, such as data.label_column=species. Can be repeated.",
+            show_default=False,
+            autocompletion=complete.image_settings,
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
+    as_json: Json = False,
+) -> None:
+    """Write a page to explore images in the browser.
+
+    The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
+    class, split, error or cluster, finds file names, and saves those of the images that you select. It is one file that
+    needs no server.
+
+    Example: simclr explore shapes-s0 photos --out photos.html
+    """
+    from experiments.runs.encoders import find_encoder, open_subject
+    from experiments.runs.explore import explore as write_explorer
+    from experiments.tracking.store import Store, home
+    from simclr.evaluate.evaluations import check
+    from simclr.evaluate.protocol import make_protocol
+
+    store = Store(home())
+    found = find_encoder(run, store)
+    with Terminal() as terminal:
+        subject = open_subject(
+            found,
+            store,
+            make_protocol([], layer=layer),
+            data_dir=data_dir,
+            labels=labels,
+            changes=settings,
+            on_bad_image=on_bad_image,
+            transfer=folder,
+            seen=True,
+            device=device,
+            observer=terminal,
+        )
+        check(subject, [])
+        shown = write_explorer(found, subject, store, out, transfer=folder, images=images, clusters=clusters, seed=seed)
+    note = f"{shown}, {out.stat().st_size / 1e6:.1f} MB, to be opened in a browser"
+    show({"files": [out], "note": note}, describe_files, as_json=as_json)

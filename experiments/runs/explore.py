@@ -1,0 +1,210 @@
+"""Write the explorer of an encoder's images: their map, classes, splits, errors, clusters and nearest images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.cluster import KMeans
+from sklearn.preprocessing import normalize
+from torch import Tensor
+
+from analysis.explorer import Column, explorer_page, thumbnail_side
+from analysis.tables import metric_label
+from analysis.tsne import large_map
+from experiments.runs.encoders import FoundEncoder
+from experiments.runs.evaluate import predictions, prefix
+from experiments.tracking.store import Store
+from simclr import device as devices
+from simclr.data.dataset import Dataset
+from simclr.data.images import Array, Decoding, Files, bad_images, decode_files
+from simclr.data.source import UNLABELLED
+from simclr.data.sources import median_side
+from simclr.errors import UserError, printable
+from simclr.evaluate.knn import Knn, nearest
+from simclr.evaluate.subject import Subject, check_collapse, features
+from simclr.files import written_whole
+from simclr.randomness import permutation
+
+NEIGHBOURS = 20  # images that are listed as the nearest of each, and that vote on its class
+AT_ONCE = 2048  # images that are embedded between two reports of progress
+CLUSTERS = 10  # where there are no classes
+PERPLEXITY = 30  # of the map, and less where there are fewer than 90 images
+SPLITS = {"pretrain": "no label", "train": "train", "val": "validation", "test": "test"}  # parts by rising priority
+
+
+class Layout(NamedTuple):
+    """Where N images are on the map, and what is near: rows that share a cluster and a place follow each other."""
+
+    rows: Array  # N, in the data set
+    points: NDArray[np.float64]  # N x 2
+    method: str  # that gave the points
+    clusters: Array  # N, from 0
+    similarities: NDArray[np.float32]  # N x K, to the nearest images, nearest first
+    near: NDArray[np.int64]  # N x K: these, as numbers from 0 to N - 1
+
+
+def explore(
+    found: FoundEncoder,
+    subject: Subject,
+    store: Store,
+    out: Path,
+    *,
+    transfer: str | None,
+    images: int,
+    clusters: int | None,
+    seed: int,
+) -> str:
+    """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
+
+    `transfer` names images other than the encoder's own, and `clusters` is by default the number of classes. Raises
+    UserError for fewer than four images or fewer than `clusters`, and if all features are the same.
+    """
+    data, total = subject.data, len(subject.data.labels)
+    rows = np.sort(permutation(total, seed, "explore").numpy()[:images])
+    clusters = clusters or (len(data.classes) if len(data.classes) > 1 else min(CLUSTERS, len(rows)))
+    if len(rows) < max(4, clusters):
+        raise UserError(f"'{data.name}' has {len(rows)} images: expected {max(4, clusters)} or more, for a map")
+    files = data.files()
+    with devices.memory_errors("use --device cpu, or fewer --images"):
+        layout = _lay_out(subject, rows, clusters, seed)
+    own = transfer is None or data.identity == found.digest
+    columns = [
+        *_columns(data, layout, own=own),
+        *(_recorded(found, subject, store, layout.rows) if own else ()),
+        Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
+    ]
+    run = f"{found.config.name}-s{found.config.seed}"
+    place = Path(transfer or found.config.data.dir or data.name).name
+    notes = [
+        f"{len(rows):,} of the {total:,} images of {place}, and the features {subject.protocol.layer} that the encoder "
+        f"of {run} computes of them.",
+        f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
+        f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
+        f"the cosine similarity of the features.",
+        *(f"{column.name}: {column.about}." for column in columns if column.about),
+    ]
+    shown = files._replace(names=[files.names[row] for row in layout.rows.tolist()])
+    page = explorer_page(
+        f"{place}, seen by {run}",
+        list(map(printable, notes)),
+        list(map(printable, shown.names)),
+        columns,
+        layout.points,
+        layout.near,
+        layout.similarities,
+        _thumbnails(subject, shown, layout.rows),
+    )
+    with written_whole(out) as scratch:
+        scratch.write_text(page, "utf-8")
+    return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
+
+
+def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:
+    check_collapse(subject)
+    x = _features(subject, rows)
+    directions = normalize(x.cpu().numpy())
+    subject.observer.say(f"making a map of {len(rows):,} images: this takes a minute or two for 10,000 and more")
+    try:
+        points, method = large_map(directions, seed, min(PERPLEXITY, (len(rows) - 1) / 3))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    cluster = KMeans(clusters, n_init=1, random_state=seed).fit_predict(directions)
+    order = np.lexsort((points[:, 0], cluster))
+    x = x[torch.from_numpy(order).to(x.device)]
+    similarities, near = _others(*nearest(x, x, min(NEIGHBOURS, len(rows) - 1) + 1))
+    return Layout(rows[order], points[order], f"t-SNE map ({method})", cluster[order], similarities, near)
+
+
+def _features(subject: Subject, rows: Array) -> Tensor:
+    """Features of the images in `rows`, with reports of progress."""
+    parts = []
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        parts.append(features(subject.model, subject.data.images, some, torch.float32, subject.protocol.layer))
+        subject.observer.progress("embedding", start + len(some), len(rows))
+    return torch.cat(parts)
+
+
+def _others(similarities: Tensor, index: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What `nearest` found for each image (N x K + 1) without the image itself: N x K."""
+    keep = index != torch.arange(len(index), device=index.device).unsqueeze(1)
+    keep[keep.all(1), -1] = False  # where K + 1 copies of an image hide it
+    return tuple(part[keep].reshape(len(index), -1).cpu().numpy() for part in (similarities, index))  # type: ignore[return-value]
+
+
+def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
+    """Classes, the splits of the encoder's own images, and what the nearest images say about the class."""
+    labels, count = data.labels[layout.rows], layout.near.shape[1]
+    if data.classes:
+        yield Column("class", data.classes, labels)
+    if own:
+        splits = np.full(len(data.labels), -1)
+        for code, part in enumerate(SPLITS):
+            splits[data.parts[part]] = code
+        yield Column("split", list(SPLITS.values()), splits[layout.rows])
+    if len(data.classes) > 1:
+        about = f"the class that the {count} nearest other images shown here vote for, with the weights of kNN"
+        yield from _errors(
+            f"{count} nearest", data, labels, _vote(data, labels[layout.near], layout.similarities), about
+        )
+
+
+def _vote(data: Dataset, labels: Array, similarities: NDArray[np.float32]) -> Array:
+    """The class that each image's nearest images (labels and similarities N x K) vote for, -1 if none has a class."""
+    weights = np.exp((similarities - similarities[:, :1]) / Knn().temperature)
+    scores = np.zeros((len(labels), len(data.classes)))
+    for column, weight in zip(labels.T, weights.T, strict=True):
+        known = np.flatnonzero(column != UNLABELLED)
+        scores[known, column[known]] += weight[known]
+    return np.where(scores.any(1), scores.argmax(1), UNLABELLED)
+
+
+def _recorded(found: FoundEncoder, subject: Subject, store: Store, rows: Array) -> Iterator[Column]:
+    """What `simclr eval` recorded about the test images, for the layer of the subject."""
+    data = subject.data
+    start = f"eval/{prefix(subject.protocol.layer)}"
+    record = None if found.run_id is None else store.get(found.run_id)
+    for metric in sorted(record.metrics) if record else ():
+        name = metric.removeprefix(start)
+        if record is None or not metric.startswith(start) or "/" in name or not name.endswith("_top1"):
+            continue
+        try:
+            predicted, truth = predictions(record, metric.removeprefix("eval/"))
+        except UserError as error:
+            subject.observer.note(f"the errors of {metric} are left out: {error}")
+            continue
+        if np.array_equal(truth, data.labels[data.parts["test"]]):  # otherwise it was measured on other images
+            everywhere = np.full(len(data.labels), UNLABELLED)
+            everywhere[data.parts["test"]] = predicted
+            about = "test images, as recorded by simclr eval"
+            yield from _errors(metric_label(name), data, data.labels[rows], everywhere[rows], about)
+
+
+def _errors(name: str, data: Dataset, labels: Array, predicted: Array, about: str) -> Iterator[Column]:
+    """Whether predictions are right, and what they are. -1 stands for what is not known."""
+    known = (labels != UNLABELLED) & (predicted != UNLABELLED)
+    yield Column(f"error, {name}", ["right", "wrong"], np.where(known, labels != predicted, -1), about)
+    yield Column(f"predicted, {name}", data.classes, predicted)
+
+
+def _thumbnails(subject: Subject, files: Files, rows: Array) -> NDArray[np.uint8]:
+    """Square pictures of the images, N x S x S x 3: as stored, or from the files if those have a finer resolution."""
+    data = subject.data
+    side = thumbnail_side(len(rows), median_side(files))
+    pictures = np.empty((len(rows), 3, side, side), np.uint8)
+    if side > data.side:
+        decoding = Decoding(side, subject.config.data.background, data.range)
+        if bad := decode_files(files, pictures, decoding, subject.observer, "reading pictures").failed:
+            raise bad_images(
+                [f"{files.names[row]} ({reason})" for row, reason in bad.items()], len(rows), "Restore them"
+            )
+        return pictures.transpose(0, 2, 3, 1)
+    return np.stack(
+        [np.asarray(Image.fromarray(data.images[row].transpose(1, 2, 0)).resize((side, side))) for row in rows]
+    )

@@ -1,0 +1,166 @@
+"""The explorer of an encoder's images: what it says about them, against NumPy and the records."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from analysis.explorer import Column
+from experiments.runs import explore as module
+from experiments.runs.encoders import FoundEncoder, find_encoder, open_subject
+from experiments.runs.evaluate import evaluate_encoder
+from experiments.runs.explore import NEIGHBOURS, explore
+from experiments.tracking.store import Store
+from simclr.build import build_model
+from simclr.data.dataset import Dataset, open_dataset
+from simclr.errors import BadSettings, UserError
+from simclr.evaluate.protocol import make_protocol
+from simclr.evaluate.subject import Subject, features
+from tests.helpers import subject_of, tiny
+
+
+class Page:
+    """What the explorer's page was made from."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.columns: dict[str, Column] = {}
+        monkeypatch.setattr(module, "explorer_page", self._keep)
+
+    def _keep(self, title: str, notes: list[str], names: list[str], columns: list[Column], *arrays: np.ndarray) -> str:
+        self.title, self.notes, self.names = title, notes, names
+        self.columns = {column.name: column for column in columns}
+        self.points, self.near, self.similarities, self.thumbnails = arrays
+        return "a page"
+
+    def values(self, column: str) -> list[str]:
+        """The category of each image."""
+        found = self.columns[column]
+        return [found.categories[code] if code >= 0 else "" for code in found.codes.tolist()]
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Page:
+    return Page(monkeypatch)
+
+
+def found_of(subject: Subject, run_id: str | None = None) -> FoundEncoder:
+    return FoundEncoder(subject.config, subject.model.state_dict(), subject.data.identity, Path("m"), run_id)
+
+
+def write(subject: Subject, store: Store, out: Path, **changes: Any) -> str:
+    options: dict[str, Any] = {"transfer": None, "images": 300, "clusters": None, "seed": 0}
+    return explore(found_of(subject), subject, store, out, **(options | changes))
+
+
+def test_every_image_has_its_name_class_split_picture_and_neighbours(
+    digits: Dataset, store: Store, tmp_path: Path, page: Page
+) -> None:
+    subject = subject_of(digits)
+    assert write(subject, store, tmp_path / "e.html") == "300 of 1,797 images"
+    assert (tmp_path / "e.html").read_text() == "a page"
+    assert page.title == "digits, seen by tiny-s0"
+    rows = [int(name.split()[1]) + (0 if name.startswith("train") else 1438) for name in page.names]
+    assert len(set(rows)) == 300
+    assert page.values("class") == [digits.classes[label] for label in digits.labels[rows]]
+    parts = {
+        row: name
+        for part, name in (("train", "train"), ("val", "validation"), ("test", "test"))
+        for row in digits.parts[part]
+    }
+    assert page.values("split") == [parts[row] for row in rows]
+    assert page.thumbnails.shape == (300, 32, 32, 3)
+    smaller = np.stack([np.asarray(Image.fromarray(each).resize((16, 16))) for each in page.thumbnails]).astype(int)
+    assert np.abs(smaller - digits.images[rows].transpose(0, 2, 3, 1)).mean() < 20
+    x = features(subject.model, digits.images, np.array(rows), torch.float32).double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    cosine = x @ x.T - 9 * np.eye(300)
+    np.testing.assert_allclose(page.similarities, -np.sort(-cosine, axis=1)[:, :NEIGHBOURS], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(cosine, page.near, 1), page.similarities, atol=1e-5)
+    assert page.points.shape == (300, 2)
+    assert set(page.values("cluster")) == {str(number) for number in range(1, 11)}
+
+
+def test_the_vote_of_the_nearest_is_that_of_their_classes(
+    digits: Dataset, store: Store, tmp_path: Path, page: Page
+) -> None:
+    write(subject_of(digits), store, tmp_path / "e.html")
+    classes = np.array(page.values("class"))
+    for i in range(0, 300, 7):
+        weights = np.exp((page.similarities[i] - 1) / 0.1)
+        votes = {name: weights[classes[page.near[i]] == name].sum() for name in digits.classes}
+        best = max(votes.values())
+        predicted = page.values(f"predicted, {NEIGHBOURS} nearest")[i]
+        assert votes[predicted] == pytest.approx(best)
+        wrong = page.values(f"error, {NEIGHBOURS} nearest")[i] == "wrong"
+        assert wrong == (predicted != classes[i])
+
+
+def test_the_same_seed_gives_the_same_page(digits: Dataset, store: Store, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write(subject_of(digits), store, tmp_path / name, images=60, seed=seed)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_recorded_errors_are_those_of_the_test_images(trained: Store, tmp_path: Path, page: Page) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    subject = open_subject(found, trained, make_protocol(["knn.k=[5]"]))
+    evaluate_encoder(found, subject, trained, ["knn"])
+    explore(found, subject, trained, tmp_path / "e.html", transfer=None, images=2000, clusters=3, seed=0)
+    right = trained.get(found.run_id or "").metrics["eval/knn_k5_top1"]
+    errors = np.array(page.values("error, kNN (k = 5) top-1"))
+    test = np.array(page.values("split")) == "test"
+    assert set(errors[~test]) == {""}
+    assert (errors[test] == "right").mean() == pytest.approx(right)
+    predicted = np.array(page.values("predicted, kNN (k = 5) top-1"))
+    assert ((predicted == page.values("class"))[test] == (errors[test] == "right")).all()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images without classes, with hostile names, of more pixels than are stored."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for name in [*(f"{i:02}.png" for i in range(20)), "<img src=x onerror=alert(1)>.png", "line\nend.png"]:
+        Image.fromarray(draw.integers(0, 255, (5, 7, 3), dtype=np.uint8)).resize((140, 100), 0).save(folder / name)
+    shutil.copy(folder / "03.png", folder / "copy.png")
+    return folder
+
+
+def test_images_without_classes_have_clusters_and_pictures_of_the_files(
+    photos: Path, home: Path, store: Store, tmp_path: Path, page: Page
+) -> None:
+    config = tiny(data={"dataset": "folder", "dir": str(photos), "side": 16})
+    data = open_dataset(config.data, home)
+    subject = Subject(build_model(config, data, torch.device("cpu")), config, data, make_protocol([], layer="h"))
+    assert write(subject, store, tmp_path / "e.html", transfer=str(photos)) == "23 images"
+    assert list(page.columns) == ["split", "cluster"]  # the folder is the encoder's own
+    assert set(page.values("split")) == {"no label"}
+    assert sorted(page.names) == sorted(str(path).replace("\n", "\\n") for path in photos.iterdir())
+    assert page.thumbnails.shape == (23, 96, 96, 3)
+    for name, picture in zip(page.names, page.thumbnails, strict=True):
+        with Image.open(name.replace("\\n", "\n")) as image:
+            square = np.asarray(image.crop((20, 0, 120, 100)).resize((96, 96), Image.Resampling.BICUBIC), int)
+        assert np.abs(square - picture).mean() < 4
+    copies = [page.names.index(str(photos / name)) for name in ("03.png", "copy.png")]
+    assert page.near[copies[0], 0] == copies[1]
+    assert page.similarities[copies[0], 0] == pytest.approx(1, abs=1e-5)
+    other = subject.__class__(**(vars(subject) | {"data": data.__class__(**(vars(data) | {"digest": "other"}))}))
+    explore(found_of(subject), other, store, tmp_path / "e.html", transfer="x", images=99, clusters=2, seed=0)
+    assert list(page.columns) == ["cluster"]
+
+
+def test_too_few_images_and_collapsed_encoders_have_no_map(digits: Dataset, store: Store, tmp_path: Path) -> None:
+    subject = subject_of(digits)
+    with pytest.raises(UserError, match="'digits' has 4 images: expected 10 or more, for a map"):
+        write(subject, store, tmp_path / "e.html", images=4)
+    for parameter in subject.model.parameters():
+        parameter.data.zero_()
+    with pytest.raises(BadSettings, match="the encoder has collapsed"):
+        write(subject, store, tmp_path / "e.html")
+    assert not (tmp_path / "e.html").exists()

@@ -1,0 +1,307 @@
+"""The explorer's page in a real browser: pointer, keys, lasso, lists, colours, widths, and hostile names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from sklearn.datasets import load_sample_images
+
+from analysis.explorer import PALETTE, Column, explorer_page
+
+pytestmark = pytest.mark.slow
+
+COUNT, NEAREST = 240, 12
+DRAW = np.random.default_rng(0)
+POINTS = DRAW.normal(size=(COUNT, 2))
+EVIL = [
+    "<img src=x onerror=window.hacked=1>.png",
+    "</script><script>window.hacked=1</script>.png",
+    "\"'><b>bold.png",
+    "javascript:alert(1).png",
+    "ｈ𝕒🖼.png",
+    "a" * 250 + ".png",
+]
+SHORT = [*(f"{'ab'[i % 2]}/{i:03}.png" for i in range(COUNT - len(EVIL))), *(f"c/{name}" for name in EVIL)]
+NAMES = [f"/my photos/{name}" for name in SHORT]
+CODES = np.arange(COUNT) % 3 - 1  # none, x or y
+FEATURES = DRAW.normal(size=(COUNT, 9))
+FEATURES[7] = FEATURES[100]  # a copy
+COSINE = FEATURES @ FEATURES.T / np.linalg.norm(FEATURES, axis=1) / np.linalg.norm(FEATURES, axis=1)[:, None]
+NEAR = np.argsort(-(COSINE - 9 * np.eye(COUNT)), axis=1)[:, :NEAREST]
+COLOURS = np.stack([np.arange(COUNT), 255 - np.arange(COUNT), np.full(COUNT, 90)], 1).astype(np.uint8)
+COLUMNS = [
+    Column("class", ["x", "y"], CODES),
+    Column("error", ["right", "wrong"], np.arange(COUNT) % 2),
+    Column("<b>many</b>", [f"<i>{number}" for number in range(40)], np.arange(COUNT) % 40),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("explorer") / "explore.html"
+    thumbnails = COLOURS[:, None, None].repeat(32, 1).repeat(32, 2)
+    similar = np.take_along_axis(COSINE, NEAR, 1)
+    text = explorer_page("photos, seen by <b>a</b>", ["<i>note"], NAMES, COLUMNS, POINTS, NEAR, similar, thumbnails)
+    path.write_text(text, "utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from opened(browser, address, width=1440, height=900)
+
+
+def opened(browser: Browser, address: str, width: int, height: int, **options: Any) -> Iterator[Page]:
+    """A page that has drawn its map. At the end it must have reported no error and fetched nothing else."""
+    page = browser.new_page(viewport={"width": width, "height": height}, **options)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+    page.on(
+        "request",
+        lambda request: faults.append(request.url) if request.url[:5] not in ("file:", "data:", "blob:") else 0,
+    )
+    page.goto(address)
+    until(page, "pictured.length > 0")
+    yield page
+    assert page.evaluate("window.hacked") is None
+    assert faults == []
+    page.close()
+
+
+def until(page: Page, condition: str) -> None:
+    """Wait for something in the page. (Playwright's own way evaluates texts, which the page's policy forbids.)"""
+    page.evaluate(f"async () => {{ while (!({condition})) await new Promise(requestAnimationFrame); }}")
+
+
+def place(page: Page, row: int) -> tuple[float, float]:
+    """Where an image is on the screen."""
+    x, y = page.evaluate(f"[left({row}), top_({row})]")
+    box = page.locator("#map").bounding_box()
+    assert box is not None
+    return box["x"] + x, box["y"] + y
+
+
+def without_pictures(page: Page) -> None:
+    page.click("#pictures")
+    until(page, "pictured.length === 0")
+
+
+def titles(page: Page) -> list[str]:
+    return [button.get_attribute("title") or "" for button in page.locator("#list .image").all()]
+
+
+def saved(page: Page) -> list[str]:
+    with page.expect_download() as download:
+        page.click("#save")
+    return download.value.path().read_text("utf-8").splitlines()
+
+
+def test_hovering_shows_the_picture_and_the_path(page: Page) -> None:
+    without_pictures(page)
+    for row in (0, 57, COUNT - 6, COUNT - 5):
+        page.mouse.move(*place(page, row))
+        shown = page.locator("#tip")
+        expect(shown).to_contain_text(SHORT[page.evaluate("hovered")])
+        hovered = page.evaluate("hovered")
+        assert np.hypot(*np.subtract(place(page, hovered), place(page, row))) < 1
+        pixel = page.evaluate("[...tip.firstChild.getContext('2d').getImageData(16, 16, 1, 1).data]")
+        assert np.abs(np.array(pixel[:3]) - COLOURS[hovered].astype(int)).max() < 12
+    page.mouse.move(700, 20)
+    expect(page.locator("#tip")).to_be_hidden()
+
+
+def test_a_click_lists_the_nearest_images_and_a_click_on_one_goes_on(page: Page) -> None:
+    without_pictures(page)
+    page.mouse.click(*place(page, 7))
+    row = page.evaluate("selected")
+    expect(page.locator("#heading")).to_have_text("Nearest images")
+    expect(page.locator("#about")).to_contain_text(SHORT[row])
+    assert titles(page) == [NAMES[other] for other in NEAR[row]]
+    assert page.locator("#list .image span:first-of-type").all_text_contents() == [
+        f"{COSINE[row, other]:.3f}" for other in NEAR[row]
+    ]
+    page.locator("#list .image").nth(3).click()
+    expect(page.locator("#about")).to_contain_text(SHORT[NEAR[row, 3]])
+    assert titles(page) == [NAMES[other] for other in NEAR[NEAR[row, 3]]]
+
+
+@pytest.mark.parametrize("way", ["the button", "Shift"])
+def test_a_lasso_saves_the_names_of_the_images_inside(page: Page, way: str) -> None:
+    middle = np.median(POINTS[:, 0])
+    inside = [name for name, (x, _) in zip(NAMES, POINTS, strict=True) if x < middle]
+    order = np.argsort(POINTS[:, 0])
+    border = (place(page, order[COUNT // 2 - 1])[0] + place(page, order[COUNT // 2])[0]) / 2
+    if way == "the button":
+        page.click("#lasso")
+    else:
+        page.keyboard.down("Shift")
+    box = page.locator("#map").bounding_box()
+    assert box is not None
+    left, top, bottom = box["x"] + 2, box["y"] + 2, box["y"] + box["height"] - 2
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((border, top), (border, bottom), (left, bottom)):
+        page.mouse.move(x, y)
+    page.mouse.up()
+    expect(page.locator("#heading")).to_have_text(f"Lasso: {COUNT // 2} images")
+    assert saved(page) == inside
+    assert len(titles(page)) == 60
+    page.click("#more")
+    assert titles(page) == inside
+
+
+def test_names_and_categories_filter_what_is_shown_and_listed(page: Page) -> None:
+    page.fill("#filter", "A/0")
+    expect(page.locator("#count")).to_have_text(f"50 of {COUNT} images shown")
+    page.locator("#legend button", has_text="y").click()
+    wanted = [
+        name for name, short, code in zip(NAMES, SHORT, CODES, strict=True) if short.startswith("a/0") and code == 1
+    ]
+    expect(page.locator("#count")).to_have_text(f"{len(wanted)} of {COUNT} images shown")
+    page.click("#shown")
+    assert saved(page) == titles(page) == wanted
+    page.locator("#legend button", has_text="y").click()
+    page.fill("#filter", "")
+    expect(page.locator("#count")).to_have_text(f"{COUNT} of {COUNT} images shown")
+
+
+def test_colours_are_those_of_the_category(page: Page) -> None:
+    without_pictures(page)
+    for number, column in enumerate(COLUMNS):
+        page.select_option("#colour", str(number))
+        names = ["none"] * bool((column.codes < 0).any()) + list(column.categories)
+        legend = page.locator("#legend button").all_text_contents()
+        counts = [int((column.codes == code).sum()) for code in range(-(-1 in column.codes), len(column.categories))]
+        assert legend == [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    page.select_option("#colour", "1")
+    until(page, "!due")
+    rows = alone(page)
+    assert len(rows) > 10
+    for row in rows:
+        pixel = page.evaluate(f"[...map.getContext('2d').getImageData(left({row}), top_({row}), 1, 1).data]")
+        wanted = PALETTE[COLUMNS[1].codes[row]].lstrip("#")
+        assert np.abs(np.array(pixel[:3]) - [int(wanted[i : i + 2], 16) for i in (0, 2, 4)]).max() < 8
+
+
+def alone(page: Page) -> list[int]:
+    """Images that have no other near them on the screen."""
+    places = np.array([place(page, row) for row in range(0, COUNT)])
+    gaps = np.hypot(*(places[:, None] - places).transpose(2, 0, 1)) + 1e9 * np.eye(COUNT)
+    return [int(row) for row in np.flatnonzero(gaps.min(1) > 20)]
+
+
+def test_duplicates_and_outliers_are_ranked(page: Page) -> None:
+    page.click("#duplicates")
+    pairs = saved(page)
+    assert set(pairs[0].split("\t")) == {NAMES[7], NAMES[100]}
+    expect(page.locator("#list .image span").first).to_have_text("1.0000")
+    similar = [COSINE[tuple(NAMES.index(name) for name in pair.split("\t"))] for pair in pairs]
+    assert len({frozenset(pair.split("\t")) for pair in pairs}) == len(pairs) == 600
+    np.testing.assert_allclose(similar, sorted(similar, reverse=True), atol=1e-4)
+    listed = {frozenset((row, int(other))) for row in range(COUNT) for other in NEAR[row]}
+    best = sorted((COSINE[tuple(pair)] for pair in listed), reverse=True)[:600]
+    np.testing.assert_allclose(similar, best, atol=1e-4)
+    page.click("#outliers")
+    score = np.take_along_axis(COSINE, NEAR, 1).mean(1)
+    found = [score[NAMES.index(name)] for name in saved(page)]
+    np.testing.assert_allclose(found, np.sort(score), atol=1e-4)
+
+
+def test_the_map_is_used_with_the_keys_alone(page: Page) -> None:
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowRight")
+    first = page.evaluate("hovered")
+    expect(page.locator("#tip")).to_contain_text(SHORT[first])
+    for key, axis, sign in (("ArrowRight", 0, 1), ("ArrowUp", 1, -1), ("ArrowLeft", 0, -1), ("ArrowDown", 1, 1)):
+        before = page.evaluate("hovered")
+        page.keyboard.press(key)
+        after = page.evaluate("hovered")
+        assert sign * (POINTS[after] - POINTS[before])[axis] > 0
+    page.keyboard.press("Enter")
+    assert titles(page) == [NAMES[other] for other in NEAR[page.evaluate("hovered")]]
+    scale = page.evaluate("view.scale")
+    page.keyboard.press("+")
+    assert page.evaluate("view.scale") == pytest.approx(1.5 * scale)
+    page.keyboard.press("0")
+    assert page.evaluate("view.scale") == pytest.approx(page.evaluate("fitting()"))
+
+
+def test_the_wheel_zooms_at_the_pointer_and_a_drag_moves_the_map(page: Page) -> None:
+    row = page.evaluate("pictured[5]")
+    at = place(page, row)
+    page.mouse.move(*at)
+    page.mouse.wheel(0, -400)
+    until(page, "view.scale > 1.2 * fitting()")
+    np.testing.assert_allclose(place(page, row), at, atol=1)
+    page.mouse.down()
+    page.mouse.move(at[0] + 80, at[1] + 50)
+    page.mouse.up()
+    np.testing.assert_allclose(place(page, row), np.add(at, (80, 50)), atol=1)
+    expect(page.locator("#heading")).not_to_have_text("Nearest images")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (800, 1000), (390, 844)])
+def test_the_page_fits_and_is_accessible(browser: Browser, address: str, width: int, height: int, scheme: str) -> None:
+    for page in opened(browser, address, width, height, color_scheme=scheme):
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (int(background[4:].split(",")[0]) > 127) == (scheme == "light")
+        for action in ("#duplicates", "#outliers", "#shown"):
+            page.click(action)
+        page.locator("#list .image").first.click()
+        page.locator("summary").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page).response["violations"]
+        assert [(each["id"], [node["html"][:90] for node in each["nodes"]]) for each in found] == []
+
+
+def photos(count: int, side: int) -> NDArray[np.uint8]:
+    """Crops of two photos, which are as hard to compress as any."""
+    images = [Image.fromarray(image) for image in load_sample_images().images]
+    found = np.empty((count, side, side, 3), np.uint8)
+    for row in range(count):
+        image, crop = images[row % 2], int(DRAW.integers(side, 300))
+        x, y = DRAW.integers(0, image.width - crop), DRAW.integers(0, image.height - crop)
+        found[row] = np.asarray(image.resize((side, side), box=(x, y, x + crop, y + crop)))
+    return found
+
+
+# The time in ms from the next movement of the pointer to the frame that shows what it did.
+NEXT_ANSWER = """() => ({answer: new Promise(done => map.addEventListener("pointermove", event =>
+    requestAnimationFrame(() => setTimeout(() => done(performance.now() - event.timeStamp))),
+{once: true, capture: true}))})"""
+
+
+@pytest.mark.parametrize(("count", "side"), [(10_000, 64), (50_000, 32)])
+def test_a_large_map_is_small_enough_and_answers_at_once(
+    browser: Browser, tmp_path: Path, count: int, side: int
+) -> None:
+    names = [f"photos/some album/{row:05}.jpg" for row in range(count)]
+    near = DRAW.integers(0, count, (count, 20))
+    columns = [Column("class", [str(number) for number in range(10)], np.arange(count) % 10)]
+    points, similar = DRAW.normal(size=(count, 2)), np.ones((count, 20))
+    path = tmp_path / "explore.html"
+    path.write_text(explorer_page("photos", [], names, columns, points, near, similar, photos(count, side)), "utf-8")
+    assert path.stat().st_size < 40e6
+    for page in opened(browser, path.as_uri(), 1440, 900):
+        times = []
+        for row in range(0, count, count // 40):
+            waiting = page.evaluate_handle(NEXT_ANSWER)
+            page.mouse.move(*place(page, row))
+            times.append(page.evaluate("waiting => waiting.answer", waiting))
+            assert page.evaluate("tip.textContent.startsWith(short[hovered])")
+        print(
+            f"{count} images: {path.stat().st_size / 1e6:.1f} MB, hover {median(times):.0f} ms (most {max(times):.0f})"
+        )
+        assert median(times) < 50
