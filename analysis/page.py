@@ -1,45 +1,65 @@
-"""A self-contained HTML page of text, tables, figures and code."""
+"""A self-contained HTML page: a finding, then tables, figures, images, code and what is folded away."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis.tables import format_value
+from analysis.templates import render
 
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+WEBP = "image/webp"
 
 
-def page(title: str, sections: Sequence[tuple[str, str, Any]]) -> str:
-    """An HTML page of sections (heading, kind, content). An empty heading continues the section before.
+class Section(NamedTuple):
+    """A part of a page. An empty heading continues the section before."""
 
-    The kinds and their contents are text (paragraphs with blank lines between them), table (a data frame, in which
-    None and nan are shown as —), figure (the path of a PNG or SVG file, and a caption) and code (a string). The page
-    needs no other file, and shows every text literally. Raises ValueError for an unknown kind or an unsupported figure
-    format.
+    heading: str
+    kind: str  # one of KINDS
+    content: Any
+    folded: bool = False  # whether the reader has to open it
+
+
+class Link(NamedTuple):
+    """A cell of a table that leads to another page."""
+
+    text: str
+    address: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def page(kind: str, title: str, finding: Sequence[str], facts: Sequence[str], sections: Sequence[Section]) -> str:
+    """An HTML page that starts with its finding: sentences, the first of which is the most important.
+
+    `kind` is what the page is about, and `facts` are short texts below the finding. The kinds of sections and their
+    contents are text (paragraphs with blank lines between them), table (a data frame, in which None and nan are shown
+    as —, texts may be a `Link`, and lines after the first are small), figure (the path of a PNG or SVG file, and a
+    caption), images (a list of a caption and the bytes of a WebP file) and code (a string). The page needs no other
+    file, and shows every text literally. Raises ValueError for an unknown kind or an unsupported figure format.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.get_template("page.html.jinja")
-    return template.render(title=title, sections=[_section(*section) for section in sections])
+    groups = _groups(sections)
+    return render("page.html.jinja", kind=kind, title=title, finding=finding, facts=facts, groups=groups)
 
 
-def _section(heading: str, kind: str, content: Any) -> dict[str, Any]:
-    """What the template needs to show a section."""
-    if kind not in KINDS:
-        raise ValueError(f"section '{heading}' has the unknown kind '{kind}': choose from {', '.join(KINDS)}")
-    return {"heading": heading, "kind": kind, "content": KINDS[kind](content)}
+def _groups(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """The sections with those that continue them."""
+    groups: list[dict[str, Any]] = []
+    for section in sections:
+        if section.kind not in KINDS:
+            raise ValueError(
+                f"section '{section.heading}' has the unknown kind '{section.kind}': choose from {', '.join(KINDS)}"
+            )
+        if section.heading or not groups:
+            groups.append({"heading": section.heading, "folded": section.folded, "blocks": []})
+        groups[-1]["blocks"].append({"kind": section.kind, "content": KINDS[section.kind](section.content)})
+    return groups
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -47,16 +67,35 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    rows = [[format_value(value) for value in row] for row in frame.to_numpy(object)]
+    rows = [[_cell(value) for value in row] for row in frame.to_numpy(object)]
     return {"header": [str(name) for name in frame], "rows": rows}
+
+
+def _cell(value: object) -> dict[str, Any]:
+    text, *small = format_value(value).split("\n")
+    return {"text": text, "small": small, "address": value.address if isinstance(value, Link) else None}
 
 
 def _figure(content: tuple[Path, str]) -> dict[str, str]:
     path, caption = content
     if path.suffix not in MEDIA_TYPES:
         raise ValueError(f"can't show the figure {path}: save it as one of {', '.join(MEDIA_TYPES)}")
-    data = base64.b64encode(path.read_bytes()).decode()
-    return {"source": f"data:{MEDIA_TYPES[path.suffix]};base64,{data}", "caption": caption}
+    return {"source": _data(MEDIA_TYPES[path.suffix], path.read_bytes()), "caption": caption}
 
 
-KINDS: dict[str, Callable[[Any], Any]] = {"text": _paragraphs, "table": _cells, "figure": _figure, "code": str}
+def _images(content: Sequence[tuple[str, bytes]]) -> list[dict[str, str]]:
+    return [{"caption": caption, "source": _data(WEBP, image)} for caption, image in content]
+
+
+def _data(media_type: str, content: bytes) -> str:
+    """The address of an image that holds the image itself."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "text": _paragraphs,
+    "table": _cells,
+    "figure": _figure,
+    "images": _images,
+    "code": str,
+}

@@ -18,22 +18,31 @@ from matplotlib.image import AxesImage
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.matches import Query
 from analysis.style import (
     COLORS,
+    FAINT,
+    LABEL_HEIGHT,
     MARKERS,
+    MUTED,
+    ON_DARK,
+    ON_LIGHT,
+    SPARSE,
+    WIDTH,
     add_legend,
     color,
     escape_dollars,
-    legend_label,
+    label_ends,
     line_style,
     new_figure,
     save,
     shorten,
+    without_common_parts,
 )
+from analysis.tables import signed
 
 MAX_NUMBERED_CLASSES = 20  # a larger confusion matrix has no room for numbers
 MAX_CLASS_TICKS = 50
@@ -52,50 +61,63 @@ def curves(
     ylabel: str,
     chances: Mapping[str, float] = MappingProxyType({}),
     smooth: int = 0,
+    *,
+    percent: bool = False,
 ) -> None:
-    """Draw a metric against the images seen, one curve per label: the mean of its runs, with their range as a band.
+    """Draw a metric against the epoch, one curve per label: the mean of its runs, with their range as a band.
 
-    Each run is a frame with the columns step, images (seen by then, with repetitions) and value. Where only some runs
-    have a point, the mean is over those. `chances` has the level of chance of each label, nan if it has none. They are
-    drawn as one horizontal line, or if they differ, as one for each in the colour of its curve. `smooth` is the number
-    of points of a running mean over each run, which the axis label then states. Raises ValueError if it is negative.
+    Each run is a frame with the columns step, images (seen by then, with repetitions), epoch and value. If the epochs
+    of a run are unknown (nan), all runs are drawn against the images. Where only some runs have a point, the mean is
+    over those. `chances` has the level of chance of each label, nan if it has none. They are drawn as one horizontal
+    line, or if they differ, as one for each in the colour of its curve. `smooth` is the number of points of a running
+    mean over each run, which the axis label then states. `percent` shows values from 0 to 1 as percentages. Raises
+    ValueError if `smooth` is negative.
     """
     if smooth < 0:
         raise ValueError(f"smooth is {smooth}: expected 0 (no smoothing) or the number of points of a running mean")
     points = curve_points(histories)
+    scale, unit = (100, " (%)") if percent else (1, "")
+    points["value"] *= scale
+    ylabel += unit
     if smooth > 1:
         runs = points.groupby(["label", "run"])["value"]
         points["value"] = runs.transform(lambda run: run.rolling(smooth, center=True, min_periods=1).mean())
-        ylabel += f" (running mean of {smooth} points)"
-    figure, axes = new_figure(8, 4)
-    title = None
-    for index, (label, group) in enumerate(points.groupby("label", sort=False)):
-        n = group["run"].nunique()
-        name = legend_label(str(label))
-        if n > 1:
-            name, title = f"{name} (n = {n})", "mean and range of runs"
-        seen = group.groupby("images")["value"].agg(["mean", "min", "max"])
-        axes.plot(seen.index, seen["mean"], label=name, **line_style(index))
-        axes.fill_between(seen.index, seen["min"], seen["max"], color=color(index), alpha=0.2, linewidth=0)
-    axes.set(xlabel="images seen", ylabel=escape_dollars(ylabel))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(y=0.1)
-    levels = {label: chance for label, chance in chances.items() if not math.isnan(chance)}
-    own = len(set(levels.values())) > 1
+        ylabel += f", running mean of {smooth} points"
+    x = "epoch" if points["epoch"].notna().all() else "images"
+    levels = {label: scale * chance for label, chance in chances.items() if not math.isnan(chance)}
+    groups = list(points.groupby("label", sort=False))
+    counts = [group["run"].nunique() for _, group in groups]
+    figure, axes = new_figure(WIDTH, max(3.3, 0.9 + LABEL_HEIGHT / 72 * (len(groups) + len(set(levels.values())))))
+    names = without_common_parts([str(label) for label, _ in groups])
+    ends = []
+    for index, ((_, group), name, n) in enumerate(zip(groups, names, counts, strict=True)):
+        line = group.groupby(x)["value"].agg(["mean", "min", "max"])
+        look = line_style(index) | ({"marker": MARKERS[index % len(MARKERS)]} if len(line) <= SPARSE else {})
+        axes.plot(line.index, line["mean"], markersize=4, **look)
+        axes.fill_between(line.index, line["min"], line["max"], color=color(index), alpha=0.2, linewidth=0)
+        if len(groups) > 1:
+            count = f" (n = {n})" if len(set(counts)) > 1 else ""
+            ends.append((line.index[-1], line["mean"].iloc[-1], shorten(name, 30) + count, color(index)))
+    axes.set(xlabel={"images": "images seen"}.get(x, x), ylabel=escape_dollars(ylabel))
+    axes.margins(x=0.02, y=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=points[x].max() >= 4))
+    if x == "images":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for level in sorted(set(levels.values())):
         first = next(label for label, chance in levels.items() if chance == level)
-        shade = color(list(points["label"].unique()).index(first)) if own else "0.5"
-        axes.axhline(level, color=shade, linewidth=1, linestyle=":" if own else "-")
-        position, units = (0.99, level), ("axes fraction", "data")
-        text_color = shade if own else "0.3"
-        axes.annotate(f"chance = {level:.3g}", position, xycoords=units, ha="right", va="bottom", color=text_color)
-    add_legend(figure, title)
+        shade = color([label for label, _ in groups].index(first)) if len(set(levels.values())) > 1 else FAINT
+        axes.axhline(level, color=shade, linewidth=1, linestyle=(0, (1, 2)))
+        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{'%' if percent else ''}", shade))
+    if max(counts, default=1) > 1:
+        each = f"{counts[0]} runs" if len(set(counts)) == 1 else "the runs"
+        axes.set_title(f"lines are the mean of {each}, bands their range", fontsize=9, color=MUTED, loc="left")
+    label_ends(axes, ends)
     save(figure, path)
 
 
 def curve_points(histories: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """The points that `curves` draws, one per row: label, run (index within its label), step, images, value."""
-    columns = ["label", "run", "step", "images", "value"]
+    """The points that `curves` draws, one per row: label, run (index within its label), step, images, epoch, value."""
+    columns = ["label", "run", "step", "images", "epoch", "value"]
     runs = [
         run.assign(label=label, run=index)[columns]
         for label, of_label in histories.items()
@@ -112,23 +134,29 @@ def differences(summary: pd.DataFrame, path: Path, xlabel: str) -> None:
     """
     rows = summary.iloc[1:].sort_values("difference", ascending=False, na_position="first")
     y = np.arange(len(rows))
-    figure, axes = new_figure(8, 1.2 + 0.32 * len(rows))
-    axes.axvline(0, color="0.5", linewidth=1)
+    names = [textwrap.fill(shorten(cell, 44), 24) for cell in rows["cell"]]
+    lines = sum(max(1, name.count("\n") + 0.5) for name in names)
+    figure, axes = new_figure(WIDTH, 1.1 + 0.3 * lines)
+    axes.grid(visible=False)
+    axes.axvline(0, color=MUTED, linewidth=1)
     low, middle, high = (rows[f"difference{end}"] for end in ("_low", "", "_high"))
-    bars = [middle - low, high - middle]
-    axes.errorbar(middle, y, xerr=bars, fmt="o", color=COLORS[0], capsize=3, label="difference, 95 % interval")
+    axes.errorbar(middle, y, xerr=[middle - low, high - middle], fmt="o", color=COLORS[0], capsize=3)
+    for position, value in zip(y, middle, strict=True):
+        text = "no result" if np.isnan(value) else signed(value, ".1f")
+        axes.annotate(text, (1.02, position), xycoords=axes.get_yaxis_transform(), va="center", fontsize=9)
     sizes = pd.to_numeric(rows["expected"], errors="coerce")
-    grey: dict[str, Any] = {"color": "0.7", "linestyle": "none", "zorder": 0}
+    faint: dict[str, Any] = {"color": FAINT, "linestyle": "none", "zorder": 0}
     if sizes.notna().any():
-        axes.plot(sizes, y, marker="|", markersize=15, markeredgewidth=4, label="expected size", **grey)
+        axes.plot(sizes, y, marker="|", markersize=15, markeredgewidth=3, label="the paper's size", **faint)
     for side, marker in (("lower", CARETLEFTBASE), ("higher", CARETRIGHTBASE)):
         if (expected := (rows["expected"] == side).to_numpy()).any():
             zeros = np.zeros(expected.sum())
-            axes.plot(zeros, y[expected], marker=marker, markersize=11, label=f"expected {side}", **grey)
-    names = [f"{shorten(cell, 40)} (n = {n})" for cell, n in zip(rows["cell"], rows["pairs"], strict=True)]
-    axes.set_yticks(y, names, fontsize=8)
+            axes.plot(zeros, y[expected], marker=marker, markersize=10, label=f"the paper: {side}", **faint)
+    axes.set_yticks(y, names)
+    axes.tick_params("y", length=0)
     axes.set(xlabel=escape_dollars(xlabel), ylim=(-0.6, len(rows) - 0.4))
-    add_legend(figure)
+    if axes.get_legend_handles_labels()[0]:
+        add_legend(figure)
     save(figure, path)
 
 
@@ -154,23 +182,28 @@ def against(
     table = summary.set_index("cell")
     baseline = summary["cell"].iloc[0]
     level = table.loc[baseline, "mean"]
-    figure, axes = new_figure(7, 4)
-    for index, (label, line) in enumerate(lines.items()):
+    figure, axes = new_figure(WIDTH, max(3.3, 0.9 + LABEL_HEIGHT / 72 * (len(lines) + 1)))
+    ends = []
+    for index, (label, line) in enumerate(zip(without_common_parts(list(lines)), lines.values(), strict=True)):
         cells = table.loc[list(line)].assign(x=list(line.values())).sort_values("x")
         bars = [cells["mean"] - cells["low"], cells["high"] - cells["mean"]]
-        look = line_style(index) | {"marker": MARKERS[index % len(MARKERS)], "label": legend_label(label)}
+        look = line_style(index) | {"marker": MARKERS[index % len(MARKERS)]}
         axes.errorbar(cells["x"], cells["mean"], yerr=bars, capsize=3, **look)
         axes.fill_between(cells["x"], cells["low"], cells["high"], color=color(index), alpha=0.2, linewidth=0)
-    axes.axhline(level, color="0.4", linestyle=":", label=legend_label(baseline))
-    if baseline in numbers:
-        axes.plot(numbers[baseline], level, marker="o", markersize=12, color="0.4", fillstyle="none")
+        if len(lines) > 1 and len(known := cells.dropna(subset=["mean"])):
+            ends.append((known["x"].iloc[-1], known["mean"].iloc[-1], shorten(label, 30), color(index)))
     if log:
         axes.set_xscale("log")
         axes.minorticks_off()
     ticks = sorted(set(numbers.values()))
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set(xlabel=escape_dollars(xlabel), ylabel=escape_dollars(ylabel))
-    add_legend(figure)
+    axes.axhline(level, color=MUTED, linestyle=":")
+    if baseline in numbers:
+        axes.plot(numbers[baseline], level, marker="o", markersize=12, color=MUTED, fillstyle="none")
+    if not np.isnan(level):
+        ends.append((axes.get_xlim()[1], level, shorten(baseline, 30), MUTED))
+    label_ends(axes, ends)
     save(figure, path)
 
 
@@ -180,8 +213,9 @@ def pair_matrix(names: Sequence[str], values: NDArray[Any], path: Path, label: s
     Follows Fig. 5 of arXiv 2002.05709. The diagonal holds single augmentations.
     """
     with_average = np.column_stack([values, pd.DataFrame(values).mean(axis=1)])
-    side = 2.5 + 0.75 * len(names)
-    figure, axes = new_figure(side + 1.5, side)
+    side = 2 + 0.5 * len(names)
+    figure, axes = new_figure(side + 1.3, side)
+    axes.grid(visible=False)
     image = axes.imshow(with_average, cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label=escape_dollars(label), shrink=0.8)
     _write_numbers(axes, image, with_average, np.argwhere(np.ones_like(with_average)), ".1f")
@@ -200,8 +234,9 @@ def confusion_matrix(matrix: NDArray[np.integer], classes: Sequence[str], path: 
     """
     n = len(matrix)
     share = 100 * matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    side = min(3 + 0.4 * n, 10)
+    side = min(2.2 + 0.32 * n, 10)
     figure, axes = new_figure(side + 1, side)
+    axes.grid(visible=False)
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     if n <= MAX_NUMBERED_CLASSES:
@@ -219,7 +254,7 @@ def _write_numbers(axes: Axes, image: AxesImage, values: NDArray[Any], cells: ND
     dark = np.asarray(image.norm(values)) > 0.63
     for row, column in cells:
         text = "—" if np.isnan(values[row, column]) else f"{values[row, column]:{style}}"
-        text_color = "white" if dark[row, column] else "black"
+        text_color = ON_DARK if dark[row, column] else ON_LIGHT
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=text_color)
 
 
@@ -263,12 +298,13 @@ def scatter(
     paths: Sequence[Path],
     thumbnails: NDArray[np.uint8] | None = None,
     note: str = "",
+    title: str = "",
 ) -> None:
     """Draw a map (N x 2) with a colour and a marker for each class, and save it to each path.
 
     `labels` are N class indices (-1: unknown), or None. With more classes than markers, each class also has its number
     in the legend and at its median on the map. `thumbnails` (N x H x W x 3) are drawn where they fit without overlap,
-    framed in the colour of their class. `note` is printed below the map.
+    framed in the colour of their class. `title` is printed above the map, and `note` below it.
     """
     labels = np.full(len(points), -1) if labels is None else labels
     present = [int(label) for label in np.unique(labels) if label >= 0]
@@ -284,6 +320,7 @@ def scatter(
         if numbered and label >= 0:
             _draw_class_number(axes, points[labels == label], label)
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="box")
+    axes.set_title(shorten(title, 80), fontsize=10, loc="left")
     lines = [textwrap.fill(line, 100) for line in note.splitlines()]
     axes.set_xlabel(escape_dollars("\n".join(lines)), fontsize=8)
     if thumbnails is not None:

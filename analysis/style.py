@@ -1,14 +1,18 @@
 """The look that all figures share, and how they are saved.
 
-Figures are made with matplotlib's object interface, which needs neither a display nor a choice of backend.
+Figures are made with matplotlib's object interface, which needs neither a display nor a choice of backend. An SVG file
+follows the light or dark mode of whatever shows it.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,13 +21,45 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h", "d", "8", "H")  # 105 pairs with the colours
 
+GRID, FAINT, MUTED = "#dfe3e8", "#8a929b", "#59626c"  # grid lines; marks that matter less; texts that matter less
+DARK = {  # how the colours of a figure change in dark mode
+    "#ffffff": "#15181b",
+    "#000000": "#e8eaed",
+    GRID: "#33393f",
+    MUTED: "#a4adb6",
+    "#0072b2": "#58a9e6",
+    "#d55e00": "#f0823f",
+    "#009e73": "#2fc296",
+    "#cc79a7": "#e29cc3",
+    "#56b4e9": "#a5dcff",
+}
+ON_DARK, ON_LIGHT = "#fefefe", "#010101"  # texts on coloured areas, which are the same in both modes
+
+WIDTH = 4.9  # inches; texts of 9 points can still be read where a figure is as wide as a phone
+SPARSE = 25  # curves of up to so many points have markers
+LABEL_HEIGHT = 11.5  # points between two labels at the ends of lines
+ENDS = "- /@"
+SEPARATORS = re.compile(f"(?<=[{ENDS}])")  # after these, a name can be cut
+
 WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure of a size in inches, with one pair of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Axes, grid: str | None = "y") -> None:
+    """Give axes the look that all figures share, with grid lines along x, y, both or (None) neither."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelsize=9)
+    axes.set_axisbelow(True)
+    if grid is not None:
+        axes.grid(axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
 
 
 def save(figure: Figure, *paths: Path) -> None:
@@ -31,11 +67,26 @@ def save(figure: Figure, *paths: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "simclr"}):
         for path in paths:
             figure.savefig(path, dpi=150, metadata=WITHOUT_DATE.get(path.suffix))
+            if path.suffix == ".svg":
+                _follow_dark_mode(path)
+
+
+def _follow_dark_mode(path: Path) -> None:
+    """Add a style to an SVG file that changes its colours where dark mode is on."""
+    rules = [
+        f'[style*="{part}: {light}" i]{{{part}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    ]
+    # What has no fill, such as black text, takes it from the root.
+    style = f"<style>@media(prefers-color-scheme:dark){{svg{{fill:{DARK['#000000']}}}{''.join(rules)}}}</style>"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"<svg[^>]*>", lambda tag: f"{tag[0]}\n {style}", text, count=1), encoding="utf-8")
 
 
 def color(index: int) -> str:
     """The colour of a class or a line. Negative indices are grey."""
-    return COLORS[index % len(COLORS)] if index >= 0 else "0.5"
+    return COLORS[index % len(COLORS)] if index >= 0 else FAINT
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -59,11 +110,90 @@ def shorten(name: str, longest: int = 20) -> str:
     return escape_dollars(name)
 
 
+def without_common_parts(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them start or end with. At least one word is left of each."""
+    words = [SEPARATORS.split(name) for name in names]
+    if len(set(names)) < 2:
+        return list(names)
+    for end in (0, -1):
+        while all(len(parts) > 1 for parts in words) and len({parts[end].strip(ENDS) for parts in words}) == 1:
+            for parts in words:
+                del parts[end]
+    short = ["".join(parts).strip(ENDS) for parts in words]
+    return short if all(short) else list(names)
+
+
 def legend_label(label: str) -> str:
     """A label for the legend. It starts with a space, as matplotlib hides labels that start with an underscore."""
     return f" {shorten(label, 40)}"
 
 
 def add_legend(figure: Figure, title: str | None = None) -> None:
-    """Add a legend beside the axes for everything that has a label."""
-    figure.legend(loc="outside right upper", title=title, fontsize=8, title_fontsize=8, frameon=False)
+    """Add a legend above the axes for everything that has a label."""
+    look: dict[str, Any] = {
+        "fontsize": 9,
+        "title_fontsize": 9,
+        "frameon": False,
+        "handlelength": 1.5,
+        "columnspacing": 1.2,
+    }
+    figure.legend(loc="outside upper left", title=title, ncols=3, **look)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write labels beside the axes at the heights of the ends of lines, and apart from each other.
+
+    An end is (x, y, label, colour), with x and y in units of the data, and dollars in the label escaped. Call it when
+    the limits of the axes are final.
+    """
+    if not ends:
+        return
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # lays out the axes, whose height is needed
+    heights = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
+    apart = spread(heights, LABEL_HEIGHT * figure.dpi / 72, axes.bbox.y0, axes.bbox.y1)
+    for (x, y, label, shade), place in zip(ends, apart, strict=True):
+        axes.annotate(
+            label,
+            (x, y),
+            xytext=(1.03, (place - axes.bbox.y0) / axes.bbox.height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": shade,
+                "linewidth": 0.8,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
+        )
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near the given ones, in the same order, that are at least `gap` apart, and between the limits if they fit.
+
+    Neighbours that are too close become a block around their mean.
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    blocks: list[tuple[float, int]] = []  # middle and size of each block, from below
+
+    def limited(middle: float, size: int) -> float:
+        half = gap * (size - 1) / 2
+        return float(np.clip(middle, low + half, max(high - half, low + half)))
+
+    for index in order:
+        middle, size = limited(places[index], 1), 1
+        while blocks and middle - gap * (size - 1) / 2 < blocks[-1][0] + gap * (blocks[-1][1] - 1) / 2 + gap:
+            below, count = blocks.pop()
+            middle = limited((middle * size + below * count) / (size + count), size + count)
+            size += count
+        blocks.append((middle, size))
+    flat = [middle + gap * (rank - (size - 1) / 2) for middle, size in blocks for rank in range(size)]
+    result = [0.0] * len(places)
+    for index, place in zip(order, flat, strict=True):
+        result[index] = place
+    return result

@@ -29,11 +29,11 @@ def summary(
     cell to which these refer, "caveat": why nothing can be expected or None, "source"}. `correct` says which test
     images were classified correctly, by cell and seed, as far as that is known.
 
-    The columns are n, mean, low, high (Student's 95 % interval over seeds); pairs (the number of seeds shared with the
-    baseline) and, over those, difference, difference_low, difference_high, p (paired t test); p_holm (over all cells);
-    mcnemar (p by seed); seconds and images_per_second (means); expected (points or a side, if that is the difference to
-    the baseline), source and verdict. Unknown values are nan or None. Raises ValueError for an unknown metric, and if a
-    cell and seed occur twice.
+    The columns are n, mean, std (standard deviation over seeds), low, high (Student's 95 % interval over seeds); pairs
+    (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
+    (paired t test); p_holm (over all cells); mcnemar (p by seed); seconds and images_per_second (means); expected
+    (points or a side, if that is the difference to the baseline), source and verdict. Unknown values are nan or None.
+    Raises ValueError for an unknown metric, and if a cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -61,7 +61,8 @@ def summary(
             size = expected if isinstance(expected, str) else f"{expected:+.2f}"
             verdict = f"{_verdict(own, expected)} (against {cell['against']}: {own.mean:+.2f}, expected {size})"
             expected = None
-        row = {"cell": name, "n": mean.n, "mean": mean.mean, "low": mean.low, "high": mean.high}
+        row = {"cell": name, "n": mean.n, "mean": mean.mean, "std": values[name].std()}
+        row |= {"low": mean.low, "high": mean.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
         row |= {"p_holm": p_holm, "mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from analysis.latex import escape, latex_table
 from analysis.statistics import check_same_shape, mcnemar
 from analysis.text import paragraph, text_table
 
@@ -46,8 +48,10 @@ def metric_label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
-def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> pd.DataFrame:
     """One row per run: its name, the settings that differ between the runs, and its metrics, accuracies in percent.
+
+    Metrics are texts with their interval, or with `numbers` one column for each and one for each end of its interval.
 
     A run is {"name", "id", "config": {setting: value}, "metrics": {metric: value, accuracies in [0, 1]}, "intervals":
     {metric: (low, high)}, "protocols": {metric: id}}. The run's id is added to a name that occurs twice. A metric that
@@ -64,9 +68,14 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {setting: run["config"].get(setting) for setting in settings}
         for metric, protocol in sorted(measured, key=lambda pair: order.index(pair[0])):
             label = metric_label(metric) + (f" [{protocol or 'unknown'}]" if protocols[metric] > 1 else "")
-            row[label] = _metric_text(run, metric) if run["protocols"].get(metric) == protocol else None
+            same = run["protocols"].get(metric) == protocol
+            row |= (
+                _metric_numbers(run if same else None, metric, label)
+                if numbers
+                else {label: _metric_text(run, metric) if same else None}
+            )
         rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows, dtype=None if numbers else object)
 
 
 def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -78,6 +87,15 @@ def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         for setting in dict.fromkeys(setting for config in configs for setting in config)
         if any(config.get(setting, missing) != first.get(setting, missing) for config in configs)
     ]
+
+
+def _metric_numbers(run: Mapping[str, Any] | None, metric: str, label: str) -> dict[str, float]:
+    """A metric of a run, accuracies in percent, and the ends of its interval; nan if it was not measured."""
+    value = run["metrics"].get(metric, nan) if run else nan
+    if not is_accuracy(metric):
+        return {label: value}
+    low, high = run["intervals"].get(metric, (nan, nan)) if run else (nan, nan)
+    return {label: 100 * value, f"{label} low": 100 * low, f"{label} high": 100 * high}
 
 
 def _metric_text(run: Mapping[str, Any], metric: str) -> str | None:
@@ -124,13 +142,13 @@ def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     return "\n".join([_tabulate(frame, "github", MARKDOWN), "", *_note_lines("- ", notes)])
 
 
-def csv(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """CSV with the notes as lines starting with '# ' above the header. Numbers keep all their digits."""
-    return "\n".join([*_note_lines("# ", notes), _without_formulas(frame).to_csv(index=False, na_rep=MISSING)])
+def csv(frame: pd.DataFrame, _notes: Sequence[str] = ()) -> str:
+    """CSV that other programs can load: it has no notes, numbers keep all their digits, missing values are empty."""
+    return str(_without_formulas(frame).to_csv(index=False)).rstrip("\n")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file without notes, in which missing values are empty."""
+    """Write the same to a file."""
     _without_formulas(frame).to_csv(path, index=False)
 
 
@@ -151,8 +169,10 @@ def _without_formula(value: Any) -> Any:
 
 
 def latex(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """A LaTeX tabular for the booktabs package with the notes as comments above it."""
-    return "\n".join([*_note_lines("% ", notes), _tabulate(frame, "latex_booktabs")])
+    """A LaTeX table for booktabs, with the notes as its caption and the name of its first column as its label."""
+    header, *rows = [[escape(format_value(value)) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
+    lines = [" & ".join(header) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    return latex_table("l" * len(header), lines, escape(" ".join(notes)), str(frame.columns[0]))
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {
@@ -166,6 +186,12 @@ FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {
 def format_p(p: float) -> str:
     """A p value as text. One that is too small for a floating-point number is not shown as 0."""
     return f"{p:.2g}" if p > 0 else "< 1e-300"
+
+
+def signed(value: float, style: str) -> str:
+    """A difference with its sign. One that is rounded to 0 has none."""
+    text = f"{value:+{style}}"
+    return text if float(text) else text[1:]
 
 
 def format_value(value: object) -> str:

@@ -28,9 +28,29 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
-from analysis.style import COLORS, add_legend, escape_dollars, new_figure, save, shorten
+from analysis.style import (
+    COLORS,
+    FAINT,
+    MUTED,
+    WIDTH,
+    escape_dollars,
+    label_ends,
+    new_figure,
+    save,
+    shorten,
+    style_axes,
+)
 
-LABELS = {"accuracy": "accuracy on validation", "time": "training time (s)"}
+LABELS = {"accuracy": "accuracy on validation (%)", "time": "training time (s)"}
+SCALES = {"accuracy": 100.0}  # from the table to the figures
+CAPTIONS = {
+    "history": "Accuracy of each trial, and the best so far",
+    "importance": "How much each parameter matters for the accuracy",
+    "slice": "Accuracy against the most important parameters. Later trials are lighter",
+    "parallel-coordinates": "Each line is a trial. The best are the lightest",
+    "contour": "Accuracy over each two of the most important parameters. Dots are trials",
+    "pareto-front": "Accuracy against training time. No trial is better than those on the line in both",
+}
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
 COLOR_MAP = "viridis"
 OUTLINE = [withStroke(linewidth=2, foreground="white")]
@@ -48,6 +68,7 @@ def pictures(
     if len(completed) < 2:
         return {}
     completed = completed.astype({"trial": int} | dict.fromkeys(objectives, float))
+    completed = completed.assign(**{name: completed[name] * SCALES.get(name, 1.0) for name in objectives})
     first = objectives[0]
     dimensions = [_dimension(completed, row) for _, row in parameters.head(SHOWN_PARAMETERS).iterrows()]
     drawn: dict[str, Callable[[Path], None]] = {"history": partial(history, completed, first)}
@@ -97,37 +118,46 @@ def _range_dimension(name: str, values: pd.Series[Any], log: bool = False) -> Di
 
 def history(trials: pd.DataFrame, objective: str, path: Path) -> None:
     """Draw the objective of each trial, and the best so far."""
-    figure, axes = new_figure(8, 4)
-    axes.scatter(trials["trial"], trials[objective], 20, color=COLORS[0], label="trials")
-    axes.step(trials["trial"], trials[objective].cummax(), where="post", color=COLORS[1], label="best so far")
+    figure, axes = new_figure(WIDTH, 3.3)
+    best = trials[objective].cummax()
+    axes.scatter(trials["trial"], trials[objective], 24, color=COLORS[0])
+    axes.step(trials["trial"], best, where="post", color=COLORS[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=_label(objective))
-    add_legend(figure)
+    axes.margins(x=0.03, y=0.1)
+    label_ends(axes, [(trials["trial"].iloc[-1], best.iloc[-1], f"best so far\n{best.iloc[-1]:.4g}", COLORS[1])])
     save(figure, path)
 
 
 def importance(parameters: pd.DataFrame, objective: str, path: Path) -> None:
     """Draw the importance of each parameter as a bar, the most important at the top."""
-    figure, axes = new_figure(8, 1.2 + 0.32 * len(parameters))
+    figure, axes = new_figure(WIDTH, 1 + 0.27 * len(parameters))
+    axes.grid(visible=False)
     y = np.arange(len(parameters))
-    bars = axes.barh(y, parameters["importance"], color=COLORS[0])
-    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks(y, [shorten(name, 40) for name in parameters["parameter"]], fontsize=8)
+    bars = axes.barh(y, parameters["importance"], height=0.65, color=COLORS[0])
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+    axes.set_yticks(y, [shorten(name, 36) for name in parameters["parameter"]])
+    axes.tick_params("y", length=0)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set(xlabel=f"importance for the {_label(objective)}")
+    axes.set(xlabel=f"importance for the {LABELS.get(objective, objective).partition(' (')[0]}")
     save(figure, path)
 
 
 def slices(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str, path: Path) -> None:
     """Draw the objective against each parameter, in a panel each. The colour shows the number of the trial."""
-    figure = Figure(figsize=(1.5 + 2.6 * len(dimensions), 4), layout="constrained")
-    panels = figure.subplots(1, len(dimensions), sharey=True, squeeze=False)[0]
+    rows = -(-len(dimensions) // 2)
+    figure = Figure(figsize=(WIDTH, 0.3 + 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, min(2, len(dimensions)), sharey=True, squeeze=False)
+    panels = list(grid.flat[: len(dimensions)])
+    for unused in grid.flat[len(dimensions) :]:
+        unused.remove()
     norm = Normalize(trials["trial"].min(), trials["trial"].max())
     for axes, dimension in zip(panels, dimensions, strict=True):
+        style_axes(axes)
         axes.scatter(dimension.positions, trials[objective], 20, c=trials["trial"], cmap=COLOR_MAP, norm=norm)
         _label_x(axes, dimension)
-    panels[0].set_ylabel(_label(objective))
+    figure.supylabel(_label(objective), fontsize=10)
     bar = figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, label="trial")
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
@@ -136,7 +166,7 @@ def slices(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str
 def contours(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str, path: Path) -> None:
     """Draw the objective over each pair of parameters: trials as dots, and a surface interpolated between them."""
     side = len(dimensions) - 1
-    figure = Figure(figsize=(1.8 + 2.6 * side, 1 + 2.6 * side), layout="constrained")
+    figure = Figure(figsize=(1.8 + 1.8 * side, 1 + 1.8 * side), layout="constrained")
     grid = figure.subplots(side, side, squeeze=False)
     values = trials[objective].to_numpy()
     norm = Normalize(values.min(), values.max())
@@ -160,7 +190,7 @@ def _draw_surface(axes: Axes, points: NDArray[np.float64], values: NDArray[np.fl
     """Draw values (N) at points (N x 2, nan if unknown), over a smooth surface through them."""
     known = ~np.isnan(points).any(axis=1)
     if not known.any():
-        axes.text(0.5, 0.5, "no trial has both", ha="center", va="center", fontsize=8, color="0.3")
+        axes.text(0.5, 0.5, "no trial has both", ha="center", va="center", fontsize=8, color=MUTED)
         return
     points, values = points[known], values[known]
     if norm.vmin != norm.vmax:
@@ -187,14 +217,15 @@ def parallel_coordinates(trials: pd.DataFrame, dimensions: Sequence[Dimension], 
     axis_list = [_range_dimension(_label(objective), trials[objective]), *dimensions]
     missing = -0.15
     positions = np.column_stack([dimension.positions for dimension in axis_list])
-    figure, axes = new_figure(2 + 1.8 * len(axis_list), 5)
+    figure, axes = new_figure(1.2 + 1.3 * len(axis_list), 4.2)
+    axes.grid(visible=False)
     order = np.argsort(trials[objective].to_numpy())  # the best trials are drawn last, above the others
     lines = [np.column_stack([np.arange(len(axis_list)), row]) for row in np.nan_to_num(positions, nan=missing)[order]]
     collection = LineCollection(lines, cmap=COLOR_MAP, alpha=0.8)
     collection.set_array(trials[objective].to_numpy()[order])
     axes.add_collection(collection)
     for x, dimension in enumerate(axis_list):
-        axes.axvline(x, color="0.5", linewidth=1, zorder=0)
+        axes.axvline(x, color=FAINT, linewidth=1, zorder=0)
         ticks = list(zip(dimension.ticks, dimension.labels, strict=True))
         if np.isnan(dimension.positions).any():
             ticks.append((missing, "none"))
@@ -211,20 +242,15 @@ def pareto_front(trials: pd.DataFrame, maximized: str, minimized: str, path: Pat
     """Draw one objective against the other, with a line through the trials that no other trial beats on both."""
     ordered = trials.sort_values([minimized, maximized], ascending=[True, False])
     front = ordered[ordered[maximized] > ordered[maximized].cummax().shift(fill_value=-math.inf)]
-    figure, axes = new_figure(8, 4)
-    axes.scatter(trials[minimized], trials[maximized], 20, color=COLORS[0], label="trials")
-    line: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 7,
-        "fillstyle": "none",
-        "color": COLORS[1],
-        "label": "Pareto front",
-    }
+    figure, axes = new_figure(WIDTH, 3.3)
+    axes.scatter(trials[minimized], trials[maximized], 24, color=COLORS[0])
+    line: dict[str, Any] = {"marker": "o", "markersize": 8, "fillstyle": "none", "color": COLORS[1]}
     axes.plot(front[minimized], front[maximized], drawstyle="steps-post", **line)
     for x, y, trial in zip(front[minimized], front[maximized], front["trial"], strict=True):
         axes.annotate(str(trial), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel=_label(minimized), ylabel=_label(maximized))
-    add_legend(figure)
+    axes.margins(y=0.12)
+    label_ends(axes, [(front[minimized].iloc[-1], front[maximized].iloc[-1], "Pareto\nfront", COLORS[1])])
     save(figure, path)
 
 

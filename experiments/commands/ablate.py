@@ -1,4 +1,4 @@
-"""`simclr ablate` and `simclr report`: ablation studies."""
+"""`simclr ablate`: ablation studies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from experiments.commands.options import (
     DatasetName,
     Device,
     Epochs,
-    Format,
     Labels,
     Memory,
     MicroBatch,
@@ -205,30 +204,3 @@ def _describe_plan(planned: dict[str, Any]) -> str:
         f"{describe_duration(planned['seconds'])} of training left, plus the evaluations"
     )
     return f"{paragraph(summary)}\n{text_table(['cell', 'seeds done', 'time per seed', 'memory'], rows)}"
-
-
-def report(
-    study: Annotated[
-        str,
-        typer.Argument(
-            help="Name of a study, or the first 4 or more characters of its id.", autocompletion=complete.studies
-        ),
-    ],
-    form: Format = "terminal",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default=False),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Rebuild the report of a study from its records.
-
-    Makes the tables, the figures and the HTML page again, and prints the tables. Trains nothing.
-
-    Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
-    """
-    from experiments.studies.report import report as make_report
-    from experiments.tracking.store import Store, home
-
-    store = Store(home())
-    typer.echo(make_report(store.find_study(study), store, "json" if as_json else form, out))

@@ -36,7 +36,8 @@ def of_runs(*kinds: str) -> Completion:
 presets = of(known_presets())
 encoders = of_runs("pretrain", "import")
 evaluated = of_runs("pretrain", "import", "eval")
-studies = of_runs("study")
+comparable = of_runs("pretrain", "import", "eval", "study")
+reported = of_runs("study", "search", "pretrain", "import", "eval")
 groups = of_runs("study", "search")
 images = [f"{name}=" for name in NAMES["config"] if name.startswith("data.")]
 settings = of([f"{name}=" for name in NAMES["config"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,6 @@ from experiments.commands.options import (
     RunBadImage,
     RunDataDir,
     RunLabels,
-    RunNames,
     Transfer,
 )
 from experiments.commands.output import Json, show
@@ -180,20 +178,40 @@ def _format_number(row: dict[str, Any], column: str) -> str:
     return "" if isnan(value) else f"{value:.2f}%" if in_percent(row["metric"]) else f"{value:.4g}"
 
 
-def compare(runs: RunNames, form: Format = "terminal", as_json: Json = False) -> None:
-    """Compare runs that have been evaluated.
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of finished runs, or of studies, or the first 4 or more characters of their ids.",
+            show_default=False,
+            autocompletion=complete.comparable,
+        ),
+    ],
+    form: Format = "terminal",
+    as_json: Json = False,
+) -> None:
+    """Compare runs that have been evaluated, or the cells of a study.
 
-    Shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair of runs.
+    Of runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair. Of a
+    study, shows the table of its cells. With --format csv, the figures are numbers, and there are no tests.
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
-    from analysis.tables import FORMATS
     from experiments.runs.compare import compare as compare_runs
+    from experiments.studies.report import tables
     from experiments.tracking.store import Store, home
 
-    result = compare_runs(runs, Store(home()))
+    store = Store(home())
+    if studies := store.studies_among(runs):
+        for study in studies:
+            text, notes = tables(study, store, "json" if as_json else form)
+            typer.echo(text)
+            for note in notes:
+                typer.echo(note, err=True)
+        return
+    result = compare_runs(runs, store)
     data = {"runs": [_compared(run) for run in result.runs], "tests": result.tests, "notes": result.notes}
-    show(data, lambda _: _tables(result, FORMATS[form]), as_json=as_json)
+    show(data, lambda _: _tables(result, form), as_json=as_json)
 
 
 def _compared(run: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +226,12 @@ def _compared(run: dict[str, Any]) -> dict[str, Any]:
     return {"run": run["name"], "id": run["id"], "settings": run["config"], "figures": figures}
 
 
-def _tables(result: Comparison, write: Callable[[pd.DataFrame, Sequence[str]], str]) -> str:
-    """Both tables of a comparison, with the notes below the last."""
+def _tables(result: Comparison, form: str) -> str:
+    """Both tables of a comparison, with the notes below the last. CSV has the first only, as numbers."""
+    from analysis.tables import FORMATS, comparison
+
+    if form == "csv":
+        return FORMATS[form](comparison(result.runs, numbers=True), [])
     if not len(result.tests):
-        return write(result.table, result.notes)
-    return "\n".join([write(result.table, []), write(result.tests, result.notes)])
+        return FORMATS[form](result.table, result.notes)
+    return "\n".join([FORMATS[form](result.table, []), FORMATS[form](result.tests, result.notes)])

@@ -190,7 +190,14 @@ def tsne(  # over 60 lines, because of its signature
         )
         check(subject, [])
         note, files = draw_tsne(
-            subject, out, part=part, images=images, perplexity=perplexity, seed=seed, thumbnails=thumbnails
+            subject,
+            out,
+            name=found.name(),
+            part=part,
+            images=images,
+            perplexity=perplexity,
+            seed=seed,
+            thumbnails=thumbnails,
         )
     show({"files": files, "note": note}, describe_files, as_json=as_json)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.tables import comparison, mcnemar_table, write_csv
-from experiments.runs.evaluate import REFERENCE, predictions
+from analysis.tables import comparison, is_accuracy, mcnemar_table, write_csv
+from experiments.runs.comparable import incomparable
+from experiments.runs.evaluate import predictions, references
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError, suggest
 from simclr.files import written_whole
@@ -50,12 +51,10 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     """
     found = (store.find(name, (*ENCODERS, "eval")) for name in names)
     chosen = {record.id: record for record in found}.values()
-    shared = Counter(record.name for record in chosen)
     rows: list[dict[str, Any]] = []
     predicted: dict[tuple[str, str], dict[str, NDArray[np.int64]]] = defaultdict(dict)
     truth: dict[tuple[str, str], NDArray[np.int64]] = {}
-    for record in chosen:
-        label = record.name if shared[record.name] == 1 else f"{record.name} ({record.short_id})"
+    for record, label in zip(chosen, run_labels(chosen), strict=True):
         rows.append(_row(record, label))
         for metric, identity in record.protocols.items():
             if metric.endswith("_top1") and "contrastive" not in metric:  # others have no predictions
@@ -67,7 +66,14 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     ]
     images = {key: len(labels) for key, labels in truth.items()}
     table = comparison(rows).set_index("run").T.rename_axis("run").reset_index()
-    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), _notes(rows, images, bool(tests)), rows)
+    notes = [*incomparable(list(chosen)), *_notes(rows, images, bool(tests))]
+    return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes, rows)
+
+
+def run_labels(records: Collection[Record]) -> list[str]:
+    """The names of runs, with the id behind a name that several have."""
+    shared = Counter(record.name for record in records)
+    return [record.name if shared[record.name] == 1 else f"{record.name} ({record.short_id})" for record in records]
 
 
 def _row(record: Record, label: str) -> dict[str, Any]:
@@ -75,16 +81,14 @@ def _row(record: Record, label: str) -> dict[str, Any]:
     if not record.protocols:
         run = f"{record.name} ({record.short_id})"
         raise UserError(f"run {run} has not been evaluated: run `simclr eval {record.handle}`")
-    metrics = record.metrics
+    known = references(record)
     return {
         "name": label,
         "id": record.id,
         "config": {key: value for key, value in record.params.items() if key != "name"},
-        "metrics": {name: metrics[f"eval/{name}"] for name in record.protocols},
+        "metrics": {name: record.metrics[f"eval/{name}"] for name in record.protocols},
         "intervals": {
-            name: (metrics[f"{REFERENCE}/low/{name}"], metrics[f"{REFERENCE}/high/{name}"])
-            for name in record.protocols
-            if not isnan(metrics.get(f"{REFERENCE}/low/{name}", nan))
+            name: (known[name]["low"], known[name]["high"]) for name in record.protocols if "low" in known.get(name, {})
         },
         "protocols": record.protocols,
     }
@@ -127,9 +131,16 @@ def chance_level(metric: str, record: Record) -> float:
 
 
 def curve(record: Record, metric: str) -> pd.DataFrame:
-    """All points of a metric, as columns `step`, `images` (seen by then, with repetitions) and `value`."""
-    history = record.history(metric)
-    return history.assign(images=history["step"] * int(record.params.get("train.batch_size", 1)))
+    """All points of a metric, as columns `step`, `images` (seen by then, with repetitions), `epoch` and `value`.
+
+    The epoch is nan where it isn't known: in unfinished runs of earlier versions.
+    """
+    points = record.history(metric)
+    per_epoch = float(record.tags.get("steps_per_epoch", nan))
+    if isnan(per_epoch) and record.finished and "train.epochs" in record.params:
+        per_epoch = record.history("train/loss")["step"].max() / int(record.params["train.epochs"])
+    images = points["step"] * int(record.params.get("train.batch_size", 1))
+    return points.assign(images=images, epoch=points["step"] / per_epoch)
 
 
 def _method(record: Record) -> str:
@@ -150,18 +161,19 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
 
     Returns the files: out.png, out.svg and out.csv. Raises UserError if a run doesn't have the metric.
     """
-    histories, chances, labels = {}, {}, set()
-    for record in map(store.find, names):
+    histories, chances, axis_labels = {}, {}, set()
+    records = [store.find(name) for name in names]
+    for record, label in zip(records, run_labels(records), strict=True):
         key = (knn_metric(record.metrics) if metric == "knn" else None) or SHORT_NAMES.get(metric, metric)
-        labels.add(curve_label(key, record))
+        axis_labels.add(curve_label(key, record))
         points = curve(record, key)
         if points.empty:
             raise _no_curve(record, metric)
-        label = f"{record.name} ({record.short_id})"
         histories[label], chances[label] = [points], chance_level(key, record)
     files = plots.files_of(out, ".png", ".svg", ".csv")
     with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
         for path in (png, svg):
-            plots.curves(histories, path, " / ".join(sorted(labels)), chances, smooth)
+            ylabel = " / ".join(sorted(axis_labels))
+            plots.curves(histories, path, ylabel, chances, smooth, percent=is_accuracy(key))
         write_csv(plots.curve_points(histories), csv)
     return files

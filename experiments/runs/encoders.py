@@ -39,6 +39,12 @@ class FoundEncoder(NamedTuple):
     path: Path
     run_id: str | None  # None for a file that belongs to no run
 
+    def name(self) -> str:
+        """What to call it in a picture: the name and the id of its run, or the name of its file."""
+        if self.run_id is None:
+            return printable(self.path.name)
+        return f"{self.config.name}-s{self.config.seed} ({self.run_id[:8]})"
+
 
 def find_encoder(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""

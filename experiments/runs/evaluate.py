@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +97,15 @@ def prefix(layer: str, elsewhere: str | None = None) -> str:
     """The part of a metric's name between `eval/` and the metric: another data set's name, and a layer other than h."""
     parts = ([elsewhere] if elsewhere else []) + ([layer] if layer != "h" else [])
     return "".join(f"{part}/" for part in parts)
+
+
+def references(record: Record) -> dict[str, dict[str, float]]:
+    """The REFERENCES of the figures of a run, by metric, as far as they are known."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in record.metrics.items():
+        if (parts := key.split("/", 2))[0] == REFERENCE and not isnan(value):
+            found.setdefault(parts[2], {})[parts[1]] = value
+    return found
 
 
 def predictions(record: Record, metric: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

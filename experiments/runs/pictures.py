@@ -20,10 +20,11 @@ from simclr.randomness import permutation
 
 
 def draw_tsne(
-    subject: Subject, out: Path, *, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
+    subject: Subject, out: Path, *, name: str, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
 ) -> tuple[str, list[Path]]:
     """Draw a t-SNE map of the features of at most `images` images of a part, to out.png, out.svg and out.csv (points).
 
+    `name` is that of the encoder, and the title of the map.
     Returns a caption and the files. With labels, the caption says how often neighbours share a class, on the map and in
     the features, which tells how far the map can be trusted.
     """
@@ -58,6 +59,6 @@ def draw_tsne(
     names = [data.classes[label] if label != UNLABELLED else "" for label in labels]
     table = pd.DataFrame({"row": rows, "class": names, "x": points[:, 0], "y": points[:, 1]})
     with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
-        plots.scatter(points, labels, data.classes, [png, svg], pictures, note)
+        plots.scatter(points, labels, data.classes, [png, svg], pictures, note, name)
         write_csv(table, csv)
     return note, files

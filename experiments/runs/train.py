@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import plots
 from experiments.runs.prepare import Prepared
-from experiments.runs.view_grid import draw_view_grid
+from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
@@ -156,7 +156,8 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     method = METHODS[config.method]
     chance = method.chance(config.method_settings(), config.train.batch_size)
     points = logging.loss_curve()
-    curves = {config.name: [points.assign(images=points["step"] * config.train.batch_size)]}
+    images, epoch = points["step"] * config.train.batch_size, points["step"] / prepared.steps.per_epoch
+    curves = {config.name: [points.assign(images=images, epoch=epoch)]}
     levels = {config.name: chance.get("train/loss", nan)}
     tracker.artifact("loss.png", lambda path: plots.curves(curves, path, method.loss_label, levels))
 
@@ -201,13 +202,14 @@ def _describe(prepared: Prepared, tracker: Tracker) -> None:
     """Record what a run consists of, before it starts."""
     config, data = prepared.fitted, prepared.data
     facts = environment(prepared)
-    tracker.tag(facts)
+    tracker.tag(facts | {"steps_per_epoch": prepared.steps.per_epoch})
     if data.has_labels:
         labels = data.labels[data.parts["val"]]
         tracker.tag({"val_chance": np.bincount(labels).max() / len(labels)})
     tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
     tracker.artifact("views.png", lambda path: draw_view_grid(config, data, path))
+    tracker.artifact(STRIP, lambda path: draw_view_strip(config, data, path))
 
 
 def environment(prepared: Prepared) -> dict[str, str]:

@@ -1,34 +1,57 @@
-"""A picture of the views that training sees."""
+"""Pictures of the views that training sees."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from analysis import plots
+from analysis.strip import save_strip
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.files import written_whole
 from simclr.views import Pipeline, apply, draw
 
+STRIP = "example-views.webp"  # the file of a run with its view strip
+
 
 def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
     """Draw some originals, both of their views, and each augmentation alone (view two's where the views differ)."""
-    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
-    originals = torch.from_numpy(data.images[rows])
-    grid = {"original": originals.float() / 255}
-
-    def add(label: str, pipeline: Pipeline, view: int) -> None:
-        grid[label] = apply(originals, pipeline, draw(pipeline, len(rows), config.seed, 0, view))
-
+    originals = _originals(data, images)
+    grid = _views(config, originals)
     first, second = config.pipelines()
-    add("view 1", first, 0)
-    add("view 2", second, 1)
-    for name, params in first.items():
-        add(name, {name: params.model_copy(update={"p": 1.0})}, 0)
-    for name, params in second.items():
-        if params != first.get(name):
-            add(f"{name} (view 2)", {name: params.model_copy(update={"p": 1.0})}, 1)
+    alone = {name: (name, params, 0) for name, params in first.items()}
+    alone |= {f"{name} (view 2)": (name, params, 1) for name, params in second.items() if params != first.get(name)}
+    for label, (name, params, view) in alone.items():
+        grid[label] = _view(originals, {name: params.model_copy(update={"p": 1.0})}, config, view)
     with written_whole(path) as scratch:
-        plots.image_rows({label: batch.permute(0, 2, 3, 1).numpy() for label, batch in grid.items()}, scratch)
+        plots.image_rows({label: _channels_last(batch) for label, batch in grid.items()}, scratch)
+
+
+def draw_view_strip(config: Config, data: Dataset, path: Path, images: int = 6) -> None:
+    """Draw some originals, and both of their views in the first step, without any text."""
+    save_strip([_channels_last(batch) for batch in _views(config, _originals(data, images)).values()], path)
+
+
+def _originals(data: Dataset, images: int) -> Tensor:
+    rows = data.parts["pretrain"][:: max(1, len(data.parts["pretrain"]) // images)][:images]
+    return torch.from_numpy(data.images[rows])
+
+
+def _views(config: Config, originals: Tensor) -> dict[str, Tensor]:
+    """Originals, and both of their views."""
+    first, second = config.pipelines()
+    views = {"view 1": _view(originals, first, config, 0), "view 2": _view(originals, second, config, 1)}
+    return {"original": originals.float() / 255, **views}
+
+
+def _view(originals: Tensor, pipeline: Pipeline, config: Config, view: int) -> Tensor:
+    return apply(originals, pipeline, draw(pipeline, len(originals), config.seed, 0, view))
+
+
+def _channels_last(batch: Tensor) -> NDArray[np.float32]:
+    return batch.permute(0, 2, 3, 1).numpy()

@@ -10,9 +10,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from analysis.tables import FORMATS, write_csv
-from analysis.trials import pictures
 from experiments.configs.resolve import changed
-from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
+from experiments.search.report import START, report
+from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import SETTINGS, Search, validation_accuracy
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import execute
@@ -44,22 +44,20 @@ def confirm(search: Search, start: float, *, top: int, seeds: int, command: str,
         table = selection_table(search, plan, start, fresh, observer)
         search.tracker.artifact("selection.csv", lambda path: write_csv(table, path))
         observer.say(FORMATS["terminal"](table, selection_notes(search, table)))
+        report(search.tracker.record(), search.store)  # which now says how much of the gain is real
     study.check()
 
 
 def record_trials(search: Search, start: float) -> str:
-    """Keep the trials, their pictures and the best config with the search's run. Returns a summary of a few lines."""
-    study, tracker, objectives = search.study, search.tracker, search.objectives.split(",")
-    table = trial_table(study, objectives)
-    tracker.artifact("trials.csv", lambda path: write_csv(table, path))
+    """Keep the best config and the report with the search's run. Returns a summary of a few lines."""
+    tracker = search.tracker
     if best := ranked(search.study):
         config = changed(search.full.config, best[0].user_attrs[SETTINGS])
         config = config.model_copy(update={"name": f"{search.name}-best"})
         tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    for name, draw in pictures(table, parameter_table(study), objectives).items():
-        tracker.artifact(f"{name}.png", draw)
-    folder = search.store.artifact(tracker.run_id, "trials.csv").parent
-    return "\n".join([*outcome(study, start), f"files: {folder}"])
+    tracker.tag({START: start})
+    _, where = report(tracker.record(), search.store)
+    return "\n".join([*outcome(search.study, start), *where])
 
 
 def confirmation_plan(search: Search, top: int) -> StudyPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from math import isnan
 from typing import Any
 
 import optuna
@@ -78,7 +79,7 @@ def parameter_table(study: optuna.Study) -> pd.DataFrame:
 def outcome(study: optuna.Study, start: float) -> list[str]:
     """Sentences on how the trials ended, the best trial, and the share of time that went into choosing trials.
 
-    `start` is the accuracy in [0, 1] of the config that the search started from.
+    `start` is the accuracy in [0, 1] of the config that the search started from; nan if it isn't known.
     """
     trials = study.get_trials(deepcopy=False)
     completed = ranked(study)
@@ -94,7 +95,8 @@ def outcome(study: optuna.Study, start: float) -> list[str]:
     lines += [f"trial {trial.number} failed: {trial.user_attrs[ERROR]}" for trial in failed]
     if completed:
         best, accuracy = completed[0].number, completed[0].values[0]
-        lines.append(f"best: trial {best} with {accuracy:.2%} on validation, from a start at {start:.2%}")
+        gain = "" if isnan(start) else f", from a start at {start:.2%}"
+        lines.append(f"best: trial {best} with {accuracy:.2%} on validation{gain}")
     choosing, training = (sum(trial.user_attrs.get(name, 0.0) for trial in trials) for name in (COST, WALL))
     if training:
         lines.append(f"choosing and planning took {choosing / training:.1%} of the trials' time")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,6 +179,17 @@ def _open_study(
         )
     study.set_user_attr(IDENTITY, identities[0])
     return study
+
+
+def saved_study(name: str, store: Store) -> optuna.Study:
+    """Optuna's study with this name, to read its trials. Raises UserError if it is missing."""
+    path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
+    with _optuna_errors(path):
+        if path.exists():
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            with suppress(KeyError):  # it has no study of this name
+                return optuna.load_study(study_name=name, storage=local.address(path))
+    raise UserError(f"the trials of search '{name}' are not in {path}: they were recorded in another home")
 
 
 @contextmanager

@@ -49,7 +49,10 @@ def execute(
         try:
             with tracker.finishing(Interrupted):
                 failures = run_study(tracker, plan, store, seeds, observer)
-                text = report(tracker.record(), store, form) if len(failures) < len(plan.cells) * len(seeds) else ""
+                text = ""
+                if len(failures) < len(plan.cells) * len(seeds):
+                    tables, others = report(tracker.record(), store, form)
+                    text = "\n".join([tables, *others])
                 if failures:  # raised inside, so that the study never looks finished
                     failed = RunFailed("; ".join(failures))
                     raise failed

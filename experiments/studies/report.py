@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,73 +11,65 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.page import page
+from analysis.findings import count, of_study
+from analysis.latex import escape
+from analysis.page import Section, page
+from analysis.study_tables import latex_summary, page_table
 from analysis.summary import shown, summary
-from analysis.tables import FORMATS, metric_label
+from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.runs.view_grid import STRIP
 from experiments.studies.cell import BASELINE
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
-from simclr.files import written_whole
 from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
-PAGE = "report.html"
+LINKS = "The links work while simclr ui is running."
+VIEWS = "Six images, and below each the two views that training makes of it in the first step."
 
-PageSection = tuple[str, str, Any]  # of `analysis.page.page`: heading, kind, content
 
+def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
+    """Write the tables, figures and page of a study, and keep them with it.
 
-def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> str:
-    """Write the tables, figures and page of a study, keep them with it, and return its tables in a format.
-
-    `form` is json, or one of `analysis.tables.FORMATS`. The files are also copied to `out`. Where the store can't be
-    written, the last line says that they are not kept. Raises UserError if no cell of the study has finished, or if
-    `out` can't be written to.
+    Returns its tables in a format, json or one of `analysis.tables.FORMATS`, and lines that are no part of them: the
+    last one says where the page is. The files are also copied to `out`. Raises UserError if no cell of the study has
+    finished, or if `out` can't be written to.
     """
-    if out is not None:
-        _make_folder(out)
     results = read_results(study, store)
-    summaries = _summaries(results)
-    if not summaries:
-        raise UserError(
-            f"no cell of study '{study.name}' has finished: run `simclr ablate` again with the same options"
-        )
+    summaries = _summaries(study, results)
     notes = _notes(results)
-    sections: list[PageSection] = [("", "text", "\n".join(notes))]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
             _write_tables(table, metric, notes, folder)
-            sections.append((metric_label(metric), "table", shown(table, metric)))
-            sections += _figures(table, metric, results.document, folder)
-        sections += _curves(results, folder) + _appendix(study, results)
-        (folder / PAGE).write_text(page(f"Study {study.name}", sections), encoding="utf-8")
-        _keep(folder, Tracker(store, study.id) if store.writable else None, out)
-    place = f"report: {study.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} can't be written"
-    return _printed(summaries, form, notes, place)
+        (folder / PAGE).write_text(_page(study, results, summaries, notes, folder), encoding="utf-8")
+    return _printed(study.name, summaries, form, notes, [where(study, store)])
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}. Choose another --out") from None
+def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, list[str]]:
+    """The tables of a study in a format, and lines that are no part of them. Writes nothing."""
+    results = read_results(study, store)
+    return _printed(study.name, _summaries(study, results), form, _notes(results), [])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _summaries(results: Results) -> dict[str, pd.DataFrame]:
-    """The summary of each metric that at least one run has."""
+def _summaries(study: Record, results: Results) -> dict[str, pd.DataFrame]:
+    """The summary of each metric that at least one run has. Raises UserError if there is none."""
     summaries = {}
     for metric in results.document.metrics():
         if results.table.get(metric, pd.Series(dtype=float)).notna().any():
             cells = [_expectation(cell, metric) for cell in results.document.cells]
             summaries[metric] = summary(results.table, cells, metric, results.correct[metric])
+    if not summaries:
+        raise UserError(
+            f"no cell of study '{study.name}' has finished: run `simclr ablate` again with the same options"
+        )
     return summaries
 
 
@@ -146,59 +136,69 @@ def _listed(values: Sequence[object]) -> str:
 def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path) -> None:
     """Write a metric's table in every file format: as numbers in the CSV file, as text in the others."""
     for form, suffix in SUFFIXES.items():
-        rows = table if form == "csv" else shown(table, metric)
-        (folder / f"{metric}{suffix}").write_text(FORMATS[form](rows, notes), encoding="utf-8")
+        text = _latex({metric: table}, metric, notes) if form == "latex" else _one_table(table, metric, form, notes)
+        (folder / f"{metric}{suffix}").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _printed(summaries: Mapping[str, pd.DataFrame], form: str, notes: Sequence[str], place: str) -> str:
-    """The tables in a format, the notes once, and where the page is."""
+def _one_table(table: pd.DataFrame, metric: str, form: str, notes: Sequence[str]) -> str:
+    rows = table if form == "csv" else shown(table, metric)
+    return FORMATS[form](rows.drop(columns=DETAILS) if form == "terminal" else rows, notes)
+
+
+def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[str]) -> str:
+    """A table for a paper, whose caption says what the data is and how the figures were tested."""
+    runs = next(iter(summaries.values()))["n"].max()
+    caption = (
+        f"{notes[0]} Accuracy in percent: mean and standard deviation over {count(runs, 'seed')}. Differences to the "
+        f"baseline in points, paired by seed; p values corrected for the number of cells."
+    )
+    return latex_summary(summaries, escape(caption), label)
+
+
+def _printed(
+    name: str, summaries: Mapping[str, pd.DataFrame], form: str, notes: list[str], last: list[str]
+) -> tuple[str, list[str]]:
+    """The tables in a format, and the notes and last lines as far as the format has no place for them."""
     if form in ("csv", "json"):  # one table of numbers
-        rows, notes = pd.concat([table.assign(metric=metric) for metric, table in summaries.items()]), [*notes, place]
-        return to_json({"rows": rows, "notes": notes}) if form == "json" else FORMATS[form](rows, notes)
-    texts = []
-    for metric, table in summaries.items():
-        rows = shown(table, metric)
-        rows = rows.drop(columns=DETAILS) if form == "terminal" else rows
-        texts.append(FORMATS[form](rows, notes if metric == list(summaries)[-1] else []))
-    return "\n".join([*texts, place])
+        rows = pd.concat([table.assign(metric=metric) for metric, table in summaries.items()])
+        if form == "json":
+            return to_json({"rows": rows, "notes": [*notes, *last]}), []
+        return FORMATS[form](rows, []), [*notes, *last]
+    if form == "latex":
+        return _latex(summaries, name, notes), [*notes, *last]
+    final = list(summaries)[-1]
+    texts = [_one_table(table, metric, form, notes if metric == final else []) for metric, table in summaries.items()]
+    return "\n".join(texts), last
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]) -> PageSection:
-    """Draw a figure to name.svg and name.png, and return the page's section for it."""
-    for suffix in (".png", ".svg"):
-        draw(folder / f"{name}{suffix}")
-    return "", "figure", (folder / f"{name}.svg", caption)
-
-
-def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[PageSection]:
+def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[Section]:
     """The figures of a metric that the plan has data for."""
     label = f"{metric_label(metric)} (%)"
-    xlabel = f"difference to the baseline in {metric_label(metric)} (points)"
     figures = [
-        _figure(
+        figure(
             folder,
             f"differences-{metric}",
-            "Differences to the baseline, paired by seed",
-            lambda path: plots.differences(table, path, xlabel),
+            f"Differences to the baseline in {metric_label(metric)}, with 95 % intervals",
+            lambda path: plots.differences(table, path, f"difference in {metric_label(metric)} (points)"),
         )
     ]
     if (x := document.x) is not None and document.lines:
         lines = {name or metric_label(metric): line for name, line in document.lines.items()}
         figures.append(
-            _figure(
+            figure(
                 folder,
                 f"against-{metric}",
-                f"{metric_label(metric)} against {x}",
+                f"{metric_label(metric)} against {x}, with 95 % intervals. The dotted line is the baseline",
                 lambda path: plots.against(table, lines, path, x, label, document.log),
             )
         )
     if any(cell.pair for cell in document.cells):
         names, values = _pair_values(table, document)
         figures.append(
-            _figure(
+            figure(
                 folder,
                 f"pairs-{metric}",
                 f"{metric_label(metric)} with only two augmentations (paper, Fig. 5)",
@@ -217,7 +217,7 @@ def _pair_values(table: pd.DataFrame, document: StudyDocument) -> tuple[list[str
     return names, np.array(values, float)
 
 
-def _curves(results: Results, folder: Path) -> list[PageSection]:
+def _curves(results: Results, folder: Path) -> list[Section]:
     """Learning curves of the cells over their seeds. Cells that only evaluate another layer have none of their own."""
     figures = []
     for metric in ["train/loss", *sorted(filter(None, {knn_metric(run.metrics) for run in results.runs.values()}))]:
@@ -225,17 +225,17 @@ def _curves(results: Results, folder: Path) -> list[PageSection]:
         chances: dict[str, float] = {}
         for cell in results.document.cells:
             runs = [run for (name, _), run in results.runs.items() if name == cell.cell]
-            curves = [points for run in runs if len(points := curve(run, metric))]
+            curves = [points for run in runs if len(points := curve(run, metric)) > 1]
             if curves and cell.layer == "h":
                 histories[cell.cell], chances[cell.cell] = curves, chance_level(metric, runs[0])
         if histories:
             label = curve_label(metric, _baseline_run(results))
             figures.append(
-                _figure(
+                figure(
                     folder,
                     f"curves-{metric.replace('/', '-')}",
-                    f"{label}, mean and range over seeds",
-                    partial(plots.curves, histories, ylabel=label, chances=chances),
+                    f"{label}, of all runs of each cell",
+                    partial(plots.curves, histories, ylabel=label, chances=chances, percent=is_accuracy(metric)),
                 )
             )
     return figures
@@ -244,25 +244,76 @@ def _curves(results: Results, folder: Path) -> list[PageSection]:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def _appendix(study: Record, results: Results) -> list[PageSection]:
-    """The runs that did not finish, and what it takes to repeat the study."""
+def _page(
+    study: Record, results: Results, summaries: Mapping[str, pd.DataFrame], notes: Sequence[str], folder: Path
+) -> str:
+    metric, table = next(iter(summaries.items()))
+    images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
+    run, seeds = _baseline_run(results), sorted({seed for _, seed in results.runs})
+    facts = [
+        f"{run.params['data.dataset']}, {_listed(images)} test images",
+        count(len(results.document.cells), "cell"),
+        f"seeds {_listed(seeds)}" if len(seeds) > 1 else f"seed {_listed(seeds)}",
+        count(int(run.params["train.epochs"]), "epoch"),
+    ]
+    figures = _figures(table, metric, results.document, folder) + _curves(results, folder)
+    sections = [Section("", "table", page_table(summaries)), *_headed("Figures", figures)]
+    if views := _views(results):
+        sections += [Section("Example views", "text", VIEWS), Section("", "images", views)]
+    sections += [
+        Section("Runs", "text", f"{metric_label(metric)} of each run in percent, with a link to its page. {LINKS}"),
+        Section("", "table", _run_table(results, metric)),
+    ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
+    if len(failed):
+        sections.append(Section("Runs that did not finish", "table", failed))
+    for name, each in summaries.items():
+        own = _figures(each, name, results.document, folder) if name != metric else []
+        sections += [Section(f"All figures of {metric_label(name)}", "table", shown(each, name), folded=True), *own]
+    return page("Study", study.name, of_study(table, metric), facts, [*sections, *_appendix(study, results, notes)])
+
+
+def _headed(heading: str, sections: Sequence[Section]) -> list[Section]:
+    """Sections with a heading before the first."""
+    return [section._replace(heading=heading if index == 0 else "") for index, section in enumerate(sections)]
+
+
+def _views(results: Results) -> list[tuple[str, bytes]]:
+    """A picture of example views for each cell that has one. Records of earlier versions have none."""
+    views = []
+    for cell in results.document.cells:
+        runs = [
+            run for _, run in sorted((seed, run) for (name, seed), run in results.runs.items() if name == cell.cell)
+        ]
+        if runs and cell.layer == "h" and (path := runs[0].find_artifact(STRIP)) is not None:
+            views.append((cell.cell, path.read_bytes()))
+    return views
+
+
+def _run_table(results: Results, metric: str) -> pd.DataFrame:
+    """A row for each cell and a column for each seed, with the run's figure or status as a link to the run."""
+    rows = results.table.set_index(["cell", "seed"])
+    seeds = sorted({seed for _, seed in rows.index})
+    table = []
+    for cell in (cell.cell for cell in results.document.cells):
+        row: dict[str, object] = {"Cell": cell}
+        for seed in seeds:
+            text = None
+            if (cell, seed) in rows.index:
+                value = rows.loc[(cell, seed), metric]
+                text = str(rows.loc[(cell, seed), "status"]).lower() if np.isnan(value) else f"{100 * value:.1f}"
+            run = results.runs.get((cell, seed))
+            row[f"seed {seed}"] = link(run, text) if text and run is not None else text
+        table.append(row)
+    return pd.DataFrame(table, dtype=object)
+
+
+def _appendix(study: Record, results: Results, notes: Sequence[str]) -> list[Section]:
+    """How to read the tables, and what it takes to repeat the study."""
     run = _baseline_run(results)
     return [
-        *([("Not finished", "table", failed)] if len(failed) else []),
-        ("Config of the baseline", "code", run.artifact("config.toml").read_text(encoding="utf-8")),
-        ("Environment", "code", run.artifact("environment.json").read_text(encoding="utf-8")),
-        ("To repeat", "code", f"{results.document.command}\nsimclr report {study.name}"),
+        Section("How to read the tables", "text", "\n\n".join(notes), folded=True),
+        Section("Config of the baseline", "code", text_of(run, "config.toml"), folded=True),
+        Section("Environment", "code", text_of(run, "environment.json"), folded=True),
+        Section("To repeat", "code", f"{results.document.command}\nsimclr report {study.name}", folded=True),
     ]
-
-
-def _keep(folder: Path, tracker: Tracker | None, out: Path | None) -> None:
-    """Keep all files in a folder with the study, if it can be written, and copy them to `out`."""
-    for path in sorted(folder.iterdir()):
-        if tracker is not None:
-            tracker.artifact(path.name, lambda target, path=path: shutil.copy(path, target))  # type: ignore[misc]
-        if out is not None:
-            with written_whole(out / path.name) as scratch:
-                shutil.copy(path, scratch)
-    if tracker is not None:
-        tracker.flush()

@@ -42,6 +42,7 @@ for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of erro
 
 SHORTEST_ID = 4  # characters of an id that can stand for a run
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
+REPORTED = ("study", "search", *ENCODERS, "eval")  # the kinds that have a report
 TRANSFER_SECONDS = 600  # how long a request that carries a file may take
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
@@ -126,6 +127,13 @@ class Record:
     def artifact(self, name: str) -> Path:
         """A local path of one of the run's files. Raises UserError if it does not exist."""
         return self.store.artifact(self.id, name)
+
+    def find_artifact(self, name: str) -> Path | None:
+        """The same, or None if it does not exist."""
+        try:
+            return self.artifact(name)
+        except UserError:
+            return None
 
 
 class Store:
@@ -286,15 +294,35 @@ class Store:
             return "To resume it, add --resume to the command that started it"
         return "It has no checkpoint, so repeat the command that started it"
 
-    def find_study(self, name: str) -> Record:
-        """The newest study with this name, or whose id starts with it. Raises UserError if there is none."""
-        studies = self.records(kind="study")
-        for record in studies:
+    def find_reported(self, name: str) -> Record:
+        """The newest run, study or search with this name, or whose id starts with it. It may be unfinished.
+
+        Raises UserError if there is none.
+        """
+        records = [record for record in self.records() if record.kind in REPORTED]
+        for record in records:
             if record.is_called(name):
                 return record
-        if not studies:
-            raise UserError("there are no studies yet: run one with `simclr ablate`")
-        raise unknown("study", name, {record.name for record in studies})
+        if not records:
+            raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+        raise unknown("run, study or search", name, {record.name for record in records})
+
+    def studies_among(self, names: Sequence[str]) -> list[Record]:
+        """The studies with these names, or none if all names are of runs. Raises UserError if there are both."""
+        records = self.records()
+        runs = {name for name in names for record in records if record.kind != "study" and record.is_called(name)}
+        studies = [
+            next((record for record in records if record.kind == "study" and record.is_called(name)), None)
+            for name in names
+            if name not in runs
+        ]
+        found = [study for study in studies if study is not None]
+        if found and len(found) < len(names):
+            raise UserError(
+                f"'{found[0].name}' is a study: compare it by itself, or name its runs, which `simclr report "
+                f"{found[0].name}` lists"
+            )
+        return found
 
     def points(self, run_id: str, metric: str) -> list[Metric]:
         """All logged points of a metric, in the order in which they were logged."""

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.page import KINDS, page
+from analysis.page import KINDS, Link, Section, page
 
 EVIL = """</td></pre></title><script>alert("1")</script>]]> --> ' & &amp; {{ 7 }} <img src=x onerror='alert(2)'>"""
 VOID = {"meta", "img"}
@@ -56,33 +56,52 @@ def figures(tmp_path: Path) -> list[Path]:
 
 
 def test_page_escapes_every_text_and_loads_nothing(figures: list[Path]) -> None:
-    frame = pd.DataFrame({EVIL: [EVIL, None], "n": [3, 4], "p": [0.5, float("nan")]})
-    sections = [(EVIL, "text", f"one\n\n{EVIL}"), ("Cells", "table", frame), ("", "code", f"\n{EVIL}")]
-    text = page(EVIL, [*sections, *(("", "figure", (path, EVIL)) for path in figures)])
+    frame = pd.DataFrame({EVIL: [f"{EVIL}\nsmall {EVIL}", None], "n": [3, 4], "p": [0.5, float("nan")]})
+    sections = [
+        Section(EVIL, "text", f"one\n\n{EVIL}"),
+        Section("Cells", "table", frame),
+        Section("", "images", [(EVIL, figures[0].read_bytes())]),
+        Section(f"More {EVIL}", "code", f"\n{EVIL}", folded=True),
+        *(Section("", "figure", (path, EVIL)) for path in figures),
+    ]
+    text = page(EVIL, EVIL, [EVIL, "second"], [EVIL], sections)
     assert text.startswith("<!DOCTYPE html>\n<html lang")
     read = Reader(text)
-    assert (read.texts["title"], read.texts["h1"]) == ([EVIL], [EVIL])
+    assert (read.texts["title"], read.texts["b"]) == ([EVIL], [EVIL])
+    assert read.texts["h1"] == [f"{EVIL} "]
     assert read.texts["h2"] == [EVIL, "Cells"]
-    assert read.texts["p"] == ["one", EVIL]
+    assert read.texts["summary"] == [f"More {EVIL}"]
+    assert read.texts["p"] == [EVIL, "second", "one", EVIL]
+    assert read.texts["li"] == [EVIL]
     assert read.texts["button"] == [EVIL, "n", "p"]
-    assert read.texts["td"] == [EVIL, "3", "0.5", "—", "4", "—"]
+    assert [text for text in read.texts["th"] if text.strip()] == [EVIL, "—"]
+    assert read.texts["td"] == ["3", "0.5", "4", "—"]
+    assert read.texts["small"] == [f"small {EVIL}"]
     assert read.texts["code"] == [f"\n{EVIL}"]
-    assert read.attributes["alt"] == read.texts["figcaption"] == [EVIL, EVIL]
+    assert read.texts["figcaption"] == [EVIL] * 3
+    assert read.attributes["alt"] == [f"example views: {EVIL}", EVIL, EVIL]
     assert read.seen.count("script") == 1
     assert read.attributes["src"] == [
         f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        for kind, path in zip(("png", "svg+xml"), figures, strict=True)
+        for kind, path in (("webp", figures[0]), ("png", figures[0]), ("svg+xml", figures[1]))
     ]
     assert not {"href", "onerror"} & set(read.attributes)
     assert "default-src 'none'" in str(read.attributes["content"])
     assert not re.search(r"url\(|@import|https?:", text)
 
 
+def test_cells_can_be_links() -> None:
+    frame = pd.DataFrame({"run": [Link(EVIL, "http://127.0.0.1:5000/#/runs/1")]})
+    read = Reader(page("Study", "t", ["found"], [], [Section("", "table", frame)]))
+    assert read.texts["a"] == [EVIL]
+    assert read.attributes["href"] == ["http://127.0.0.1:5000/#/runs/1"]
+
+
 def test_page_rejects_unknown_kinds_and_figure_formats(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^section 'x' has the unknown kind 'plot': choose from {', '.join(KINDS)}$"):
-        page("t", [("x", "plot", "")])
+        page("Run", "t", [], [], [Section("x", "plot", "")])
     with pytest.raises(ValueError, match=r"^can't show the figure .*a\.pdf: save it as one of \.png, \.svg$"):
-        page("t", [("x", "figure", (tmp_path / "a.pdf", ""))])
+        page("Run", "t", [], [], [Section("x", "figure", (tmp_path / "a.pdf", ""))])
 
 
 def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
@@ -93,7 +112,7 @@ def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
         ["mlp", "", "3-layer", "—", "linear"],
         list("110"),
     )
-    (script,) = Reader(page("t", [])).texts["script"]
+    (script,) = Reader(page("Run", "t", [], [], [])).texts["script"]
     calls = f"{json.dumps([numbers, words, ties])}.map(texts => [order(texts, false), order(texts, true)])"
     program = f"const document = {{querySelectorAll: () => []}}; {script}; console.log(JSON.stringify({calls}))"
     done = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True, timeout=60)

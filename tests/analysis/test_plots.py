@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.matches import Match, Query
+from analysis.style import ON_DARK, ON_LIGHT
 
 DRAW = np.random.default_rng(0)
 POINTS = DRAW.normal(size=(400, 2))
@@ -33,8 +34,9 @@ def names(count: int) -> list[str]:
 
 
 def frame(values: Sequence[float], steps: Sequence[int] = (0, 10, 20, 30)) -> pd.DataFrame:
-    frame = pd.DataFrame({"step": list(steps)[: len(values)], "value": values})
-    return frame.assign(images=100 * frame["step"])
+    """A curve with 5 steps an epoch of 500 images."""
+    run = pd.DataFrame({"step": list(steps)[: len(values)], "value": values})
+    return run.assign(images=100 * run["step"], epoch=run["step"] / 5)
 
 
 HISTORIES = {
@@ -44,21 +46,42 @@ HISTORIES = {
 }
 
 
-def test_curves_show_the_mean_and_range_of_runs(figures: list[Figure]) -> None:
-    plots.curves(HISTORIES, Path("unused"), "top-1", {"_a$": 0.1, "b": 0.1, "none": math.nan})
+def labels_of(figure: Figure) -> list[str]:
+    """The labels at the ends of lines."""
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_curves_show_the_mean_and_range_of_runs_against_the_epoch(figures: list[Figure]) -> None:
+    plots.curves(HISTORIES, Path("unused"), "loss", {"_a$": 0.1, "b": 0.1, "none": math.nan})
     axes = figures[0].axes[0]
     first, second, chance = axes.lines
-    assert first.get_xydata().tolist() == [[0, 2], [1000, 3], [2000, 7], [3000, 4]]
-    assert axes.get_xlabel() == "images seen"
+    assert first.get_xydata().tolist() == [[0, 2], [2, 3], [4, 7], [6, 4]]
     assert second.get_ydata().tolist() == [0, 0, 0, 9]
+    assert first.get_marker() != second.get_marker() != "None"  # few points
     assert list(chance.get_ydata()) == [0.1, 0.1]
-    assert [text.get_text() for text in axes.texts] == ["chance = 0.1"]
     band = axes.collections[0].get_paths()[0].vertices
-    assert {(x, low, high) for x, low, high in [(0, 1, 3), (1000, 2, 4), (2000, 6, 8), (3000, 3, 5)]} == {
-        (x, band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0, 1000, 2000, 3000)
+    assert {(x, low, high) for x, low, high in [(0, 1, 3), (2, 2, 4), (4, 6, 8), (6, 3, 5)]} == {
+        (x, band[band[:, 0] == x, 1].min(), band[band[:, 0] == x, 1].max()) for x in (0, 2, 4, 6)
     }
-    assert axes.get_ylabel() == "top-1"
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [r" _a\$ (n = 3)", " b"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("loss", "epoch")
+    assert labels_of(figures[0]) == [r"_a\$ (n = 3)", "b (n = 1)", "chance 0.1"]
+    assert not figures[0].legends
+
+
+def test_accuracies_are_in_percent_and_without_epochs_there_are_images(figures: list[Figure]) -> None:
+    unknown = {"x": [frame([0.5, 0.6])], "y": [frame([0.1, 0.2]).assign(epoch=float("nan"))]}
+    plots.curves(unknown, Path("unused"), "kNN accuracy", {"x": 0.125}, percent=True)
+    axes = figures[0].axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0, 50], [1000, 60]]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("kNN accuracy (%)", "images seen")
+    assert labels_of(figures[0]) == ["x", "y", "chance 12.5%"]
+
+
+def test_a_curve_of_many_points_has_no_markers_and_names_lose_what_they_share(figures: list[Figure]) -> None:
+    many = frame(list(range(40)), range(40))
+    plots.curves({"shapes-no-crop-s0": [many], "shapes-no-blur-s0": [many]}, Path("unused"), "loss")
+    assert {line.get_marker() for line in figures[0].axes[0].lines} == {"None"}
+    assert labels_of(figures[0]) == ["crop", "blur"]
 
 
 def test_levels_of_chance_that_differ_have_the_colour_of_their_curve(figures: list[Figure]) -> None:
@@ -68,22 +91,22 @@ def test_levels_of_chance_that_differ_have_the_colour_of_their_curve(figures: li
     assert [(line.get_ydata()[0], line.get_color()) for line in levels] == [
         (5.5, first.get_color()), (6.2, second.get_color()),
     ]  # fmt: skip
-    assert [text.get_text() for text in axes.texts] == ["chance = 5.5", "chance = 6.2"]
+    assert labels_of(figures[0])[2:] == ["chance 5.5", "chance 6.2"]
 
 
 def test_smoothing_is_stated_on_the_axis(figures: list[Figure]) -> None:
-    plots.curves(HISTORIES, Path("unused"), "top-1", smooth=3)
+    plots.curves(HISTORIES, Path("unused"), "loss", smooth=3)
     axes = figures[0].axes[0]
-    assert axes.get_ylabel() == "top-1 (running mean of 3 points)"
+    assert axes.get_ylabel() == "loss, running mean of 3 points"
     assert axes.lines[1].get_ydata().tolist() == [0, 0, 3, 4.5]  # never across two runs
     assert len(axes.lines) == 2
     with pytest.raises(ValueError, match="smooth is -1: expected 0"):
-        plots.curves(HISTORIES, Path("unused"), "top-1", smooth=-1)
+        plots.curves(HISTORIES, Path("unused"), "loss", smooth=-1)
 
 
 def test_curve_points_are_the_points_of_the_runs() -> None:
     points = plots.curve_points(HISTORIES)
-    assert list(points) == ["label", "run", "step", "images", "value"]
+    assert list(points) == ["label", "run", "step", "images", "epoch", "value"]
     assert len(points) == 15
     assert points[(points["label"] == "_a$") & (points["run"] == 1)]["value"].tolist() == [3, 4, 8]
     assert list(plots.curve_points({})) == list(points)
@@ -107,16 +130,16 @@ def a_summary() -> pd.DataFrame:
 def test_differences_are_sorted_and_show_expectations(figures: list[Figure]) -> None:
     plots.differences(a_summary(), Path("unused"), "points")
     axes = figures[0].axes[0]
-    from_below = ["failed (n = 0)", "up (n = 3)", "once (n = 1)", "size (n = 3)", r"\$x\$ (n = 3)"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == from_below
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["failed", "up", "once", "size", r"\$x\$"]
+    assert [text.get_text() for text in axes.texts] == ["no result", "+3.0", "-1.0", "-5.0", "-10.0"]
     drawn = {line.get_label(): line for line in axes.lines}
     points = axes.containers[0].lines[0]
     np.testing.assert_array_equal(points.get_xdata().astype(float), [np.nan, 3, -1, -5, -10])
     bars = {segment[0, 1]: segment[:, 0].tolist() for segment in axes.collections[0].get_segments() if len(segment)}
     assert (bars[1], bars[3], bars[4]) == ([2, 5], [-6, -4], [-11, -9])
-    np.testing.assert_array_equal(drawn["expected size"].get_xdata(), [np.nan] * 3 + [-6.4, np.nan])
-    assert drawn["expected lower"].get_ydata().tolist() == [0, 4]
-    assert drawn["expected higher"].get_ydata().tolist() == [1]
+    np.testing.assert_array_equal(drawn["the paper's size"].get_xdata(), [np.nan] * 3 + [-6.4, np.nan])
+    assert drawn["the paper: lower"].get_ydata().tolist() == [0, 4]
+    assert drawn["the paper: higher"].get_ydata().tolist() == [1]
 
 
 def test_against_sorts_lines_and_marks_the_baseline(figures: list[Figure]) -> None:
@@ -135,6 +158,7 @@ def test_against_sorts_lines_and_marks_the_baseline(figures: list[Figure]) -> No
     level, ring = axes.lines[-2:]
     assert (list(level.get_ydata()), ring.get_xydata().tolist()) == ([60, 60], [[0.5, 60]])
     assert axes.get_xscale() == "log"
+    assert labels_of(figures[0]) == ["with", "without", "baseline"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.05", "0.1", "0.5", "1"]
     with pytest.raises(
         ValueError, match=r"^strength is 0 in cell 'up': expected positive numbers .* use a linear one$"
@@ -150,7 +174,7 @@ def test_pair_matrix_shows_numbers_and_row_averages(figures: list[Figure]) -> No
         ["60.0", "40.1", "50.0"],
         ["—", "20.0", "20.0"],
     ]
-    assert (texts[0, 0][1], texts[1, 1][1]) == ("white", "black")
+    assert (texts[0, 0][1], texts[1, 1][1]) == (ON_DARK, ON_LIGHT)
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("augmentation", "and")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["crop", "blur", "average"]
 
@@ -166,7 +190,7 @@ def test_every_figure_is_saved(tmp_path: Path) -> None:
     plots.image_rows({"color_jitter": IMAGES[:3] / 255, "crop": IMAGES[:2] / 255}, tmp_path / "rows.png")
     plots.neighbours([query], tmp_path / "neighbours.png")
     maps = [tmp_path / "map.png", tmp_path / "map.svg"]
-    plots.scatter(POINTS[:20], np.arange(20) % 3, names(3), maps, IMAGES[:20], "a note")
+    plots.scatter(POINTS[:20], np.arange(20) % 3, names(3), maps, IMAGES[:20], "a note", "a $title$")
     assert len(list(tmp_path.iterdir())) == 9
 
 

@@ -67,6 +67,7 @@ def test_rows_equal_scipys_intervals_and_paired_tests() -> None:
         columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
         np.testing.assert_allclose(row[columns].tolist(), 100 * np.array(wanted))
         assert (row["n"], row["pairs"], row["p"]) == (5, 5, pytest.approx(test.pvalue))
+        assert row["std"] == pytest.approx(100 * np.std(x, ddof=1))
     b, a = tests["b"].pvalue, tests["a"].pvalue
     assert b < a
     assert result["p_holm"].tolist() == pytest.approx([NAN, 2 * b, max(2 * b, a)], nan_ok=True)
@@ -129,7 +130,7 @@ def test_failed_seeds_reduce_n_and_pairs() -> None:
     text = shown(result, "knn_top1")
     assert text["n"].tolist() == ["3", "3 (2 paired)", "0"]
     line = FORMATS["csv"](text, []).splitlines()[-1]
-    assert line == "b,0,—,—,—,—,—,,—,—,—,—"
+    assert line == "b,0,,,,,,,,,,"
 
 
 @pytest.mark.parametrize("figures", [{"base": [0.5], "a": [0.4]}, {"base": [0.5, NAN], "a": [0.4, 0.3]}])

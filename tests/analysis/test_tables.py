@@ -25,19 +25,22 @@ def run(name: str = "a", **changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("style", FORMATS)
-def test_every_format_keeps_notes_cells_and_numbers(style: str) -> None:
+def test_every_format_keeps_cells_and_numbers_and_all_but_csv_the_notes(style: str) -> None:
     text = FORMATS[style](AWKWARD, NOTES)
-    for piece in (*NOTES, "lr", "1e5", "007", "0.1", "—"):
+    missing = {"csv": "", "latex": "---"}.get(style, "—")
+    for piece in ("lr", "1e5", "007", "0.1", missing, *([] if style == "csv" else NOTES)):
         assert piece in text
     assert "nan" not in text.lower()
     assert FORMATS[style](AWKWARD.iloc[:0], [])
 
 
-def test_csv_can_be_read_back() -> None:
-    text = FORMATS["csv"](pd.DataFrame({"a, b": ['say "x"', None], "c": [1 / 3, 2.0]}), NOTES)
-    assert text.splitlines()[:2] == [f"# {note}" for note in NOTES]
-    rows = list(csv.reader(io.StringIO(text.split("\n", 2)[2])))
-    assert rows == [["a, b", "c"], ['say "x"', str(1 / 3)], ["—", "2.0"]]
+def test_csv_loads_as_numbers() -> None:
+    text = FORMATS["csv"](pd.DataFrame({"a, b": ['say "x"', None], "c": [1 / 3, 2.0], "d": [float("nan"), 1]}), NOTES)
+    frame = pd.read_csv(io.StringIO(text))
+    assert frame["a, b"].iloc[0] == 'say "x"'
+    assert frame["c"].tolist() == pytest.approx([1 / 3, 2.0])
+    assert frame["d"].isna().tolist() == [True, False]
+    assert (frame["c"].dtype, frame["d"].dtype) == (float, float)
 
 
 HOSTILE = [
@@ -82,9 +85,12 @@ def test_markdown_escapes_pipes() -> None:
 
 def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     text = FORMATS["latex"](AWKWARD, NOTES)
-    assert text.startswith("% protocol 1")
+    assert text.startswith(r"\begin{table}")
+    assert text.endswith(r"\end{table}")
+    assert r"\caption{protocol 1: k=200 simclr compare a b}" in text
+    assert r"\label{tab:a-b}" in text
     assert r"a\_b" in text
-    assert r"50\% \& \#1|\{x\}" in text
+    assert r"50\% \& \#1\textbar{}\{x\}" in text
     if latex := shutil.which("pdflatex"):
         document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
         (tmp_path / "table.tex").write_text(document)
@@ -110,6 +116,14 @@ def test_comparison_has_a_column_for_each_protocol() -> None:
     assert list(frame) == ["run", "kNN top-1 [1]", "kNN top-1 [2]", "linear top-1"]
     assert frame.iloc[1].tolist() == ["b", None, "90.00", "95.00"]
     assert frame.iloc[0].tolist() == ["a", "93.65 (92.6 to 94.7)", None, None]
+
+
+def test_a_comparison_as_numbers_is_in_percent_with_columns_for_the_interval() -> None:
+    frame = comparison([run(), run("b", intervals={}, config={"lr": 0.1})], numbers=True)
+    assert list(frame) == ["run", "lr", "drop", "kNN top-1", "kNN top-1 low", "kNN top-1 high"]
+    assert frame["kNN top-1"].tolist() == pytest.approx([93.654, 93.654])
+    assert frame["kNN top-1 low"].tolist() == pytest.approx([92.6, float("nan")], nan_ok=True)
+    assert frame["kNN top-1"].dtype == float
 
 
 def test_a_tiny_p_value_is_not_shown_as_zero() -> None:

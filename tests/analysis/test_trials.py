@@ -57,8 +57,9 @@ def test_pictures_depend_on_objectives_parameters_and_completed_trials() -> None
     assert pictures(table()[1:3], PARAMETERS, ["accuracy"]) == {}
 
 
-def test_every_picture_is_saved(tmp_path: Path) -> None:
+def test_every_picture_has_a_caption_and_is_saved(tmp_path: Path) -> None:
     drawn = pictures(table(), PARAMETERS, ["accuracy", "time"])
+    assert set(drawn) == set(search.CAPTIONS)
     for name, function in drawn.items():
         function(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
@@ -73,9 +74,10 @@ def test_every_picture_allows_equal_trials(figures: list[Figure]) -> None:
 
 def test_history_shows_the_best_so_far(figures: list[Figure]) -> None:
     axes = draw("history", figures).axes[0]
-    assert axes.collections[0].get_offsets().tolist() == [[0, 0.5], [1, 0.7], [3, 0.6], [4, 0.8], [5, 0.8]]
-    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.7, 0.7, 0.8, 0.8]
-    assert axes.get_ylabel() == "accuracy on validation"
+    assert axes.collections[0].get_offsets().tolist() == [[0, 50], [1, 70], [3, 60], [4, 80], [5, 80]]
+    assert axes.lines[0].get_ydata().tolist() == [50, 70, 70, 80, 80]
+    assert [text.get_text() for text in axes.texts] == ["best so far\n80"]
+    assert axes.get_ylabel() == "accuracy on validation (%)"
 
 
 def test_importances_are_bars_with_the_first_at_the_top(figures: list[Figure]) -> None:
@@ -96,7 +98,7 @@ def test_slices_put_ranges_and_choices_on_an_axis_from_0_to_1(figures: list[Figu
 
 def test_contours_show_each_pair_of_parameters(figures: list[Figure]) -> None:
     *panels, bar = draw("contour", figures).axes
-    assert bar.get_ylabel() == "accuracy on validation"
+    assert bar.get_ylabel() == "accuracy on validation (%)"
     assert [len(axes.collections[-1].get_offsets()) for axes in panels] == [4, 4, 5]  # trial 4 has no learning rate
     assert [axes.get_ylabel() for axes in panels] == ["train.batch_size", "augment.crop.scale", ""]
 
@@ -119,5 +121,5 @@ def test_parallel_lines_pass_below_a_missing_parameter(figures: list[Figure]) ->
 
 def test_the_pareto_front_leaves_out_beaten_trials(figures: list[Figure]) -> None:
     axes = draw("pareto-front", figures, ("accuracy", "time")).axes[0]
-    assert axes.lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.6], [30, 0.7], [40, 0.8]]
-    assert [text.get_text() for text in axes.texts] == ["0", "3", "1", "4"]
+    assert axes.lines[0].get_xydata().tolist() == [[10, 50], [20, 60], [30, 70], [40, 80]]
+    assert [text.get_text() for text in axes.texts] == ["0", "3", "1", "4", "Pareto\nfront"]

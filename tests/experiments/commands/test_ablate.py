@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
 from experiments.tracking.store import Store
-from experiments.tracking.writing import start_run
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line
@@ -135,18 +133,3 @@ WRONG = {
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
     options, message = WRONG[case]
     assert_one_line(run("ablate", "--config", "tiny.toml", *options), 2, message)
-
-
-def test_report_prints_a_study_in_a_format(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = start_run(trained, "a-study", "study", {})
-    study.finish("FINISHED")
-
-    def report(record: Any, store: Store, form: str, out: Path | None) -> str:
-        return f"{record.id} {form} {out}"
-
-    monkeypatch.setattr("experiments.studies.report.report", report)
-    done = run("report", "a-study", "--format", "latex", "--out", "tables")
-    assert done.stdout == f"{study.run_id} latex tables\n"
-    assert run("report", "a-study", "--json").stdout == f"{study.run_id} json None\n"
-    assert_one_line(run("report", "a-stud"), 2, "unknown study 'a-stud': did you mean 'a-study'")
-    assert_one_line(run("report", "a-study", "--format", "html"), 2, "unknown format 'html'")

@@ -61,7 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eval --set knn.", ["knn.k=", "knn.temperature="]),
         ("eval sha", ["shapes-s1", "shapes-s0"]),
         ("compare shapes-s0 shapes-s", ["shapes-s1", "shapes-s0"]),
-        ("report sh", ["shapes-no-crop"]),
+        ("report shapes-no", ["shapes-no-crop"]),
         ("runs --study s", ["search-shapes", "shapes-no-crop"]),
         ("runs --sort l", ["loss", "linear"]),
         ("report shapes-no-crop --format l", ["latex"]),

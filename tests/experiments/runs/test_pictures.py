@@ -15,7 +15,7 @@ from tests.helpers import subject_of
 
 def test_a_map_has_a_point_for_each_image_and_is_reproducible(digits: Dataset, tmp_path: Path) -> None:
     subject = subject_of(digits)
-    options = {"part": "test", "images": 60, "perplexity": 10.0, "seed": 0}
+    options = {"name": "a run", "part": "test", "images": 60, "perplexity": 10.0, "seed": 0}
     note, _ = draw_tsne(subject, tmp_path / "a", thumbnails=True, **options)  # type: ignore[arg-type]
     assert "60 test images of digits, h" in note
     assert "on the map" in note
@@ -37,5 +37,7 @@ def test_a_collapsed_encoder_has_no_map(digits: Dataset, tmp_path: Path) -> None
     for parameter in subject.model.parameters():
         parameter.data.zero_()
     with pytest.raises(BadSettings, match="the encoder has collapsed"):
-        draw_tsne(subject, tmp_path / "a", part="test", images=60, perplexity=10.0, seed=0, thumbnails=False)
+        draw_tsne(
+            subject, tmp_path / "a", name="a run", part="test", images=60, perplexity=10.0, seed=0, thumbnails=False
+        )
     assert list(tmp_path.iterdir()) == []

@@ -46,11 +46,13 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert list(table["in the search"]) == [start, search.study.trials[1].values[0]]
     assert table["fresh seeds"].between(0.05, 1).all()
     assert list(table["n"]) == [2, 2]
-    study = store.find_study("s-trial-1")
+    study = store.find_reported("s-trial-1")
     plan = json.loads(study.artifact("plan.json").read_text())
     assert plan["command"] == "simclr search --name s"
     assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
     assert "2 trials: 2 completed" in said.text
+    page = search.tracker.record().artifact("report.html").read_text()
+    assert "Trained again with two seeds that chose nothing, trial 1 is" in page
     assert said.text.index("2 trials:") < said.text.index("linear") < said.text.index("came from selection")
 
 
@@ -86,13 +88,15 @@ def test_the_trials_their_pictures_and_the_best_config_are_kept(store: Store, tr
         text = record_trials(search, 0.5)
     assert "4 trials: 4 completed, 0 rejected, 0 pruned, 0 failed" in text
     record = search.tracker.record()
-    assert text.endswith(str(record.artifact("trials.csv").parent))
+    assert text.endswith(f"report: {record.artifact('report.html')}")
+    assert "The best of 4 trials" in record.artifact("report.html").read_text()
     table = pd.read_csv(record.artifact("trials.csv"))
     best = ranked(search.study)[0]
     assert list(table["trial"]) == [0, 1, 2, 3]
     assert table["accuracy"].max() == best.values[0]
     for name in ("history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"):
         assert record.artifact(f"{name}.png").stat().st_size > 5000
+        assert "<svg" in record.artifact(f"{name}.svg").read_text()
     config = resolve(config=record.artifact("best.toml"))
     assert (config.name, config.optim.lr) == ("s-best", best.params["optim.lr"])
 

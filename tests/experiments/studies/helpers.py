@@ -24,14 +24,15 @@ PREVIOUS_SGD = {"name": "sgd", "lr": 0.1, "weight_decay": 0}
 
 def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
     """Replace the pictures of a run by empty files, because they take longer than its training."""
-    patch.setattr(train, "draw_view_grid", lambda config, data, path: path.touch())
+    for name in ("draw_view_grid", "draw_view_strip"):
+        patch.setattr(train, name, lambda config, data, path: path.touch())
     patch.setattr(plots, "confusion_matrix", lambda matrix, classes, path: path.touch())
 
 
 def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
     """Replace the figures of a report by empty files."""
 
-    def draw(*arguments: object, **named: object) -> None:
+    def draw(*arguments: object, **_: object) -> None:
         next(each for each in arguments if isinstance(each, Path)).touch()
 
     for name in ("differences", "against", "curves"):
@@ -43,10 +44,10 @@ def previous_plan() -> StudyPlan:
     return plan_study(tiny(train={"epochs": 1}, optim=PREVIOUS_SGD), vary=["optim.lr=1e30,0.01"])
 
 
-def write_previous_study(store: Store) -> Record:
-    """Add the recorded study to a store."""
+def write_previous_study(store: Store, runs: Mapping[str, dict[str, Any]] = PREVIOUS_RUNS) -> Record:
+    """Add the recorded study to a store, or one whose runs are made from those of the recorded one."""
     trackers: dict[str, Tracker] = {}
-    for name, run in PREVIOUS_RUNS.items():
+    for name, run in runs.items():
         tags = dict(run["tags"])
         if "copied_from" in tags:
             tags["copied_from"] = trackers[tags["copied_from"]].run_id

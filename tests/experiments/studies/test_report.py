@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments.studies.cell import BASELINE
@@ -41,16 +43,16 @@ def test_a_study_whose_store_cannot_be_written_is_reported(
     previous: Record, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "can_write", lambda *places: False)
-    text = report(previous, Store(store.folder), out=tmp_path / "out")
+    text, notes = report(previous, Store(store.folder), out=tmp_path / "out")
     assert "72.14" in text
-    assert text.splitlines()[-1] == f"not kept: {store.folder} can't be written"
+    assert notes == [f"not kept: {store.folder} can't be written"]
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(UserError, match=r"has no file 'report\.html'"):
         previous.artifact("report.html")
 
 
 def test_a_study_of_the_previous_version_is_reported(previous: Record, store: Store, tmp_path: Path) -> None:
-    text = report(previous, Store(store.folder), "markdown", tmp_path / "out")
+    text, notes = report(previous, Store(store.folder), "markdown", tmp_path / "out")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert {BASELINE, "lr=1e+30", "lr=0.01"} <= set(rows)
     assert "55.15" in rows[BASELINE]  # kNN is the second table
@@ -58,7 +60,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "-6.13" in text
     assert "digits (digest 1e0fa654), 359 test images. Seeds: 0." in text
     assert "Protocols: 3-07d9ea, 3-69f7a1." in text
-    assert text.splitlines()[-1] == f"report: {previous.artifact('report.html')}"
+    assert notes == [f"report: {previous.artifact('report.html')}"]
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = [f"{name}-{metric}" for name in ("differences", "against") for metric in ("linear_top1", "knn_top1")]
@@ -68,54 +70,72 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert all(previous.artifact(name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in names)
 
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Study old" in page
+    assert "Study <b>old</b>" in page
+    assert "With lr = 0.01, linear accuracy differs by -6.1 points" in page
+    assert f"http://127.0.0.1:5000/#/experiments/{store.experiment}/runs/" in page
     assert "--vary optim.lr=1e30,0.01" in page  # the command
     assert "simclr report old" in page
     assert "[augment.crop]" in page  # the config
     assert "Linux-x86_64" in page  # the environment
-    assert "Not finished" in page
+    assert "Runs that did not finish" in page
     assert "training diverged, with a loss of nan" in page
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: Store) -> None:
-    text = report(previous, store, "csv")
-    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
-    assert [(row["cell"], row["metric"], row["n"]) for row in rows] == [
-        (cell, metric, "0" if cell == "lr=1e+30" else "1")
+    text, notes = report(previous, store, "csv")
+    rows = pd.read_csv(io.StringIO(text))
+    assert list(zip(rows["cell"], rows["metric"], rows["n"], strict=True)) == [
+        (cell, metric, 0 if cell == "lr=1e+30" else 1)
         for metric in ("linear_top1", "knn_top1")
         for cell in (BASELINE, "lr=1e+30", "lr=0.01")
     ]
-    assert any(line.startswith("# report: ") for line in text.splitlines())
+    assert rows["mean"].dtype == rows["difference"].dtype == float
+    assert notes[-1].startswith("report: ")
+    assert notes[0].startswith("Data: digits")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_latex_format_is_one_table_with_the_best_in_bold(previous: Record, store: Store) -> None:
+    text, notes = report(previous, store, "latex")
+    lines = [line.strip() for line in text.splitlines()]
+    assert (lines[0], lines[-1]) == (r"\begin{table}", r"\end{table}")
+    assert sum(line.startswith(r"\caption{Data: digits") for line in lines) == 1
+    assert r"\label{tab:old}" in lines
+    (baseline,) = [line for line in lines if line.startswith("baseline")]
+    assert baseline.startswith(r"baseline & $\mathbf{72.1}$ & -- & -- & ")
+    assert r"\toprule" in lines
+    assert r"lr=1e+30 & -- & -- & -- & -- & -- & -- \\" in lines
+    assert notes[-1].startswith("report: ")
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_terminal_gets_fewer_columns_and_the_notes_once(previous: Record, store: Store) -> None:
-    text = report(previous, store)
+    text, _ = report(previous, store)
     assert "images/s" not in text
     assert "McNemar, by seed" not in text
-    assert text.count("Differences are paired by seed") == 1
+    assert " ".join(text.split()).count("Differences are paired by seed") == 1
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_metrics_that_were_not_measured_are_counted(previous: Record, store: Store) -> None:
     (run,) = [run for run in store.records(parent=previous.id, cell=BASELINE) if run.finished]
     Tracker(store, run.id).tag_protocols({"linear_top1": "3-cccccc"})
-    text = report(previous, store)
-    assert "not measured under the study's protocol: 1. Run the study's command again" in text
+    text, _ = report(previous, store)
+    assert "not measured under the study's protocol: 1. Run the study's command again" in " ".join(text.split())
     assert "72.14" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_cells_evaluated_on_images_of_another_size_are_named(previous: Record, store: Store) -> None:
     change_cells(previous, protocols={"lr=1e+30": {"linear_top1": "3-other", "knn_top1": "3-other"}})
-    assert "images of another size than the baseline: lr=1e+30." in report(previous, store)
+    assert "images of another size than the baseline: lr=1e+30." in report(previous, store)[0]
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_an_expected_difference_is_a_direction_for_knn(previous: Record, store: Store) -> None:
     change_cells(previous, paper={"lr=0.01": -3.0}, source={"lr=0.01": "Table 9"})
-    rows = csv.DictReader(line for line in report(previous, store, "csv").splitlines() if not line.startswith("#"))
+    rows = csv.DictReader(io.StringIO(report(previous, store, "csv")[0]))
     found = {row["metric"]: (row["expected"], row["source"]) for row in rows if row["cell"] == "lr=0.01"}
     assert found == {"linear_top1": ("-3.0", "Table 9"), "knn_top1": ("lower", "Table 9")}
 

@@ -1,0 +1,191 @@
+"""What a study, a run or a search found, in sentences that start its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import Any
+
+import pandas as pd
+
+from analysis.tables import is_accuracy, metric_label, signed
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+MOST_NAMED = 6  # cells that one sentence lists
+
+
+def of_study(table: pd.DataFrame, metric: str) -> list[str]:
+    """The finding of a study, given a table from `analysis.summary.summary` whose first row is the baseline.
+
+    The first sentence is about the cell with the largest clear difference to the baseline, or says that there is none.
+    A difference is clear if its interval doesn't include 0.
+    """
+    cells = table.iloc[1:].to_dict("records")
+    compared = [cell for cell in cells if not isnan(cell["difference"])]
+    if not compared:
+        best = table.dropna(subset=["mean"]).sort_values("mean").iloc[-1]
+        return [
+            f"No cell can be compared with the baseline yet. The best result so far is {_value(best['mean'], metric)} "
+            f"{_words(metric)}, of '{best['cell']}'."
+        ]
+    ranked = sorted(compared, key=lambda cell: -abs(cell["difference"]))
+    clear = [cell for cell in ranked if cell["difference_low"] > 0 or cell["difference_high"] < 0]
+    baseline = float(table["mean"].iloc[0])
+    if not clear:
+        return _nothing_clear(ranked, baseline, metric)
+    sentences = [_difference(clear[0], metric), *_paper(clear[0])]
+    others = [cell for cell in ranked if cell is not clear[0]]
+    for word, side in (("lower", -1), ("higher", 1)):
+        also = [cell for cell in clear[1:] if cell["difference"] * side > 0]
+        if also:
+            named = [f"{_lower(cell['cell'])} ({signed(cell['difference'], '.1f')})" for cell in also]
+            sentences.append(f"Also {word}: {_listed(named)}.")
+    unclear = [_lower(cell["cell"]) for cell in others if cell not in clear]
+    if unclear:
+        sentences.append(f"No clear difference: {_listed(unclear)}.")
+    return [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else sentences
+
+
+def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric: str) -> list[str]:
+    largest = ranked[0]
+    size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
+    size += _points(metric)
+    if isnan(largest["difference_low"]):
+        return [
+            f"{describe_cell(largest['cell'])}, {_words(metric)} differs by {size} from the baseline's "
+            f"{_value(baseline, metric)}, with one seed.",
+            "One seed can't tell whether that is more than chance: repeat the study with --seeds 3 or more.",
+        ]
+    every = "The interval includes" if len(ranked) == 1 else "Every interval includes"
+    return [
+        f"No cell differs clearly from the baseline in {_words(metric)} ({_value(baseline, metric)}), over "
+        f"{_seeds(largest['pairs'])}.",
+        f"{every} 0. The largest difference is {size} ({low} to {high}), {_lower(largest['cell'])}.",
+    ]
+
+
+def _difference(cell: Mapping[Any, Any], metric: str) -> str:
+    """`Without colour jitter, linear accuracy falls by 28.4 points (19.9 to 36.9), from 96.3 to 67.9, over ...`."""
+    difference = cell["difference"]
+    verb, sign = ("falls", -1) if difference < 0 else ("rises", 1)
+    low, high = sorted(sign * cell[f"difference_{end}"] for end in ("low", "high"))
+    # Only if no seed lacks a partner is the difference that of the means.
+    change = f", from {cell['mean'] - difference:.1f} to {cell['mean']:.1f}" if cell["pairs"] == cell["n"] else ""
+    return (
+        f"{describe_cell(cell['cell'])}, {_words(metric)} {verb} by {abs(difference):.1f}{_points(metric)} "
+        f"({low:.1f} to {high:.1f}){change}, over {_seeds(cell['pairs'])}."
+    )
+
+
+def _paper(cell: Mapping[Any, Any]) -> list[str]:
+    """What the paper reports of the same change, by the verdict on it."""
+    verdict = str(cell["verdict"] or "")
+    where = f" ({cell['source'].partition(':')[0]})" if cell["source"] else ""
+    if verdict == "agrees":
+        return [f"The paper reports the same direction{where}."]
+    if verdict == "differs":
+        return [f"The paper reports the opposite direction{where}."]
+    if verdict.startswith("not comparable"):
+        return [f"The paper's result is {verdict}."]
+    return [f"The paper's comparison: {verdict}."] if verdict.startswith(("agrees (", "differs (")) else []
+
+
+def describe_cell(cell: str) -> str:
+    """How a sentence about a cell starts: its name says what was changed."""
+    for word, phrase in (("no ", "Without "), ("only ", "With only ")):
+        if cell.startswith(word):
+            names = cell.removeprefix(word).replace(" + ", ", ").split(", ")
+            return phrase + _and([name.replace("_", " ").replace("color", "colour") for name in names])
+    if cell.startswith("trial "):
+        return f"With the settings of {cell}"
+    return f"With {cell.replace('=', ' = ')}"
+
+
+def _lower(cell: str) -> str:
+    phrase = describe_cell(cell)
+    return phrase[0].lower() + phrase[1:]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """Texts, of which the last are only counted if they are many."""
+    if len(texts) <= MOST_NAMED:
+        return "; ".join(texts)
+    return f"{'; '.join(texts[: MOST_NAMED - 1])}; and {len(texts) - MOST_NAMED + 1} more"
+
+
+def _seeds(n: int) -> str:
+    return f"{NUMBERS[n] if n < len(NUMBERS) else n} {'seed' if n == 1 else 'seeds'}"
+
+
+def count(n: int, what: str) -> str:
+    """A number of things, such as `1 epoch` or `3 epochs`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _words(metric: str) -> str:
+    """A metric as it is called in a sentence."""
+    return metric_label(metric).replace("top-1", "accuracy").replace("top-5", "top-5 accuracy")
+
+
+def _points(metric: str) -> str:
+    return " points" if is_accuracy(metric) else ""
+
+
+def _value(value: float, metric: str) -> str:
+    return f"{value:.1f} %" if is_accuracy(metric) else f"{value:.4g}"
+
+
+def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
+    """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance.
+
+    `images` is the number of test images, `trained` says how long it was trained (`10 epochs on shapes`), and `command`
+    evaluates a run that has not been evaluated.
+    """
+    accuracies = figures[figures["metric"].str.endswith("_top1")]
+    if accuracies.empty:
+        return [f"Trained for {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
+    linear = accuracies[accuracies["metric"] == "linear_top1"]
+    row = (linear if len(linear) else accuracies).iloc[0]
+    how = {"linear_top1": "A linear classifier on its features"}.get(row["metric"], f"By {_words(row['metric'])}, it")
+    of = f" of {images} test images" if images else " of the test images"
+    interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    known = {"untrained": "an untrained network gives", "pixels": "kNN on raw pixels", "chance": "chance"}
+    others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row[key])]
+    sentences = [f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}, after {trained}."]
+    rest = [f"For comparison: {_and(others)}."] if others else []
+    if row["low"] <= row["untrained"]:
+        rest.append("That is no clear gain over the untrained network.")
+    return [*sentences, " ".join(rest)] if rest else sentences
+
+
+def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None) -> list[str]:
+    """The finding of a search, given its trials (trial, accuracy) and the accuracy in [0, 1] of its start (or nan).
+
+    `selection` has the accuracies of the baseline and of the best trials in the search, and with n fresh seeds.
+    """
+    completed = trials.dropna(subset=["accuracy"])
+    if completed.empty:
+        return [f"None of {len(trials)} trials ran to the end."]
+    best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
+    gain = round(100 * (best["accuracy"] - start), 1)
+    change = ", the same as the start"
+    if isnan(start):
+        change = ""
+    elif gain:
+        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} the start ({100 * start:.1f} %)"
+    sentences = [
+        f"The best of {len(trials)} trials, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
+        f"validation{change}."
+    ]
+    if selection is not None and len(selection) > 1 and selection["fresh seeds"].iloc[:2].notna().all():
+        baseline, chosen = selection.iloc[0], selection.iloc[1]
+        kept = 100 * (chosen["fresh seeds"] - baseline["fresh seeds"])
+        sentences.append(
+            f"Trained again with {_seeds(int(chosen['n']))} that chose nothing, {chosen['cell']} is "
+            f"{abs(kept):.1f} points {'above' if kept >= 0 else 'below'} the start."
+        )
+    return sentences

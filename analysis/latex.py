@@ -1,0 +1,42 @@
+"""Tables for LaTeX documents that load the booktabs package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "—": "---",
+    "\n": " ",
+}
+TABLE = {ord(character): text for character, text in SPECIAL.items()}
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return text.translate(TABLE)
+
+
+def latex_table(columns: str, lines: Sequence[str], caption: str, label: str) -> str:
+    """A table environment. `caption` is LaTeX; of `label` the letters, digits and hyphens are used."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{caption}}}",
+            rf"  \label{{tab:{name}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            *(f"    {line}" for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )

@@ -1,0 +1,104 @@
+"""The table of a study as papers and pages show it: the figures that matter, side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.latex import escape, latex_table
+from analysis.tables import is_accuracy, metric_label, signed
+
+
+def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The cells of a study in few columns for `analysis.page`, with intervals on a line of their own.
+
+    `summaries` are tables from `analysis.summary.summary` by metric. The first metric is compared with the baseline and
+    with the paper.
+    """
+    (metric, first), *others = summaries.items()
+    columns: dict[str, Sequence[object]] = {"Cell": first["cell"].tolist(), _title(metric): _means(first, metric)}
+    columns[f"Difference{' (points)' if is_accuracy(metric) else ''}"] = [
+        _interval(row, ("difference", "difference_low", "difference_high"), _style(metric), sign=True)
+        for row in first.to_dict("records")
+    ]
+    columns |= {_title(name): _means(table, name) for name, table in others}
+    if (first["verdict"] != "").any():
+        columns["Paper"] = [_paper(row) for row in first.to_dict("records")]
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _means(table: pd.DataFrame, metric: str) -> list[str | None]:
+    return [_interval(row, ("mean", "low", "high"), _style(metric)) for row in table.to_dict("records")]
+
+
+def _interval(row: Mapping[Any, Any], columns: Sequence[str], style: str, *, sign: bool = False) -> str | None:
+    """A value, and its interval on the next line if it has one."""
+    show = signed if sign else format
+    middle, low, high = (row[column] for column in columns)
+    if middle != middle:
+        return "" if row["n"] and columns[0] == "difference" else None  # the baseline has no difference to itself
+    return show(middle, style) + (f"\n{show(low, style)}\u00a0to {show(high, style)}" if low == low else "")
+
+
+def _paper(row: Mapping[Any, Any]) -> str:
+    """What the paper leads to expect of a cell, and whether that is so."""
+    verdict, reason, *_ = [*re.split(r": | \(", row["verdict"], maxsplit=1), ""]
+    if (expected := row["expected"]) == expected and expected is not None:
+        reason = f"expected {expected if isinstance(expected, str) else f'{expected:+.1f} points'}"
+    return "\n".join(filter(None, [verdict, reason.removesuffix(")")]))
+
+
+def latex_summary(summaries: Mapping[str, pd.DataFrame], caption: str, label: str) -> str:
+    """A table of the cells of a study, given its tables from `analysis.summary.summary` by metric.
+
+    For each metric it has the mean and standard deviation over seeds (the best mean is bold), the difference to the
+    baseline, and p corrected for the number of cells.
+    """
+    first, *middle = (rf"\multicolumn{{3}}{{c}}{{{escape(_title(metric))}}}" for metric in summaries)
+    rules = [rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(summaries))]
+    names = [r"mean $\pm$ std", r"$\Delta$", r"$p$"] * len(summaries)
+    lines = [
+        " & ".join(["", first, *middle]) + r" \\",
+        " ".join(rules),
+        " & ".join(["cell", *names]) + r" \\",
+        r"\midrule",
+    ]
+    cells = list(next(iter(summaries.values()))["cell"])
+    rows = zip(*(_cells(summary, metric) for metric, summary in summaries.items()), strict=True)
+    for cell, row in zip(cells, rows, strict=True):
+        lines.append(" & ".join([escape(cell), *(text for group in row for text in group)]) + r" \\")
+    return latex_table("l" + "rrr" * len(summaries), lines, caption, label)
+
+
+def _title(metric: str) -> str:
+    label = metric_label(metric) + (" (%)" if is_accuracy(metric) else "")
+    return label[0].upper() + label[1:] if not label.startswith("k") else label
+
+
+def _style(metric: str) -> str:
+    return ".1f" if is_accuracy(metric) else ".4g"
+
+
+def _cells(summary: pd.DataFrame, metric: str) -> list[list[str]]:
+    """Mean and standard deviation, difference and p of each cell; -- where they are unknown."""
+    style = _style(metric)
+    best = format(summary["mean"].max(), style)
+    rows = []
+    for row in summary.to_dict("records"):
+        mean = format(row["mean"], style)
+        shown = rf"\mathbf{{{mean}}}" if mean == best else mean
+        spread = rf" \pm {row['std']:{style}}" if row["std"] == row["std"] else ""
+        difference = f"${signed(row['difference'], style)}$" if row["difference"] == row["difference"] else "--"
+        p = _p(row["p_holm"])
+        rows.append([f"${shown}{spread}$" if row["mean"] == row["mean"] else "--", difference, p])
+    return rows
+
+
+def _p(p: float) -> str:
+    """A p value of two digits, or -- if it is unknown."""
+    if p != p:
+        return "--"
+    return f"${p:.2g}$" if p >= 0.001 else "$< 0.001$"

@@ -1,0 +1,55 @@
+"""`simclr report`: the page of a run, a study or a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands import complete
+from experiments.commands.options import Format
+from experiments.commands.output import Json
+
+
+def report(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a run, a study or a search, or the first 4 or more characters of its id.",
+            autocompletion=complete.reported,
+        ),
+    ],
+    form: Format = "terminal",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the page of a run, a study or a search.
+
+    It is one HTML file with tables and figures, made from the records. Prints the tables, too, and trains nothing.
+    With --format latex or csv, stdout holds the table and nothing else.
+
+    Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
+    """
+    from experiments.runs.report import report as report_run
+    from experiments.tracking.store import Store, home
+
+    form = "json" if as_json else form
+    store = Store(home())
+    record = store.find_reported(name)
+    if record.kind == "study":
+        from experiments.studies.report import report as report_study
+
+        text, notes = report_study(record, store, form, out)
+    elif record.kind == "search":
+        from experiments.search.report import report as report_search  # imports Optuna
+
+        text, notes = report_search(record, store, form, out)
+    else:
+        text, notes = report_run(record, store, form, out)
+    typer.echo(text)
+    for note in notes:
+        typer.echo(note, err=form != "terminal")

@@ -1,0 +1,56 @@
+"""Why figures of two runs can't be compared: what differs between the protocols under which they were measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.tables import metric_label
+from experiments.tracking.store import Record
+from simclr.evaluate.evaluations import EVALUATIONS
+from simclr.settings import flatten
+
+MOST_REASONS = 3
+
+
+def incomparable(records: Sequence[Record]) -> Iterator[str]:
+    """A sentence for each metric that some runs measured under different protocols, and the reason."""
+    for metric in dict.fromkeys(name for record in records for name in record.protocols):
+        first: dict[str, Record] = {}  # by protocol
+        for record in records:
+            if metric in record.protocols:
+                first.setdefault(record.protocols[metric], record)
+        one, *others = first.values()
+        for other in others:
+            yield (
+                f"{metric_label(metric)} can't be compared between {one.name} and {other.name}: "
+                f"{_difference(metric, one, other)}"
+            )
+
+
+def _difference(metric: str, one: Record, other: Record) -> str:
+    """What differs between the protocols of two runs, in a few words."""
+    tables = [_protocol(record, metric) for record in (one, other)]
+    reasons = [
+        f"{name} is {tables[0].get(name)} and {tables[1].get(name)}"
+        for name in tables[0] | tables[1]
+        if tables[0].get(name) != tables[1].get(name)
+    ]
+    if not all(tables) or not reasons:
+        return f"their protocols are {one.protocols[metric]} and {other.protocols[metric]}"
+    more = f", and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+    return f"{', '.join(reasons[:MOST_REASONS])}{more}"
+
+
+def _protocol(record: Record, metric: str) -> dict[str, Any]:
+    """The settings that a metric depends on, as they were kept with its run; empty if they are unknown."""
+    *places, base = metric.split("/")
+    names = [name for name, row in EVALUATIONS.items() if base.startswith(row.section_name)]
+    for name in sorted(names, key=len, reverse=True):
+        path = record.find_artifact("-".join([*places, f"{name}-protocol.json"]))
+        if path is not None:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            read = ("version", "layer", "data", EVALUATIONS[name].section_name)
+            return {key: value for key, value in flatten(table).items() if key.partition(".")[0] in read}
+    return {}

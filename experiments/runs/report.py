@@ -1,0 +1,188 @@
+"""The report of a run: its accuracies next to their baselines, its curves, its confusions and its views."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isnan, nan
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis import plots
+from analysis.findings import count, of_run
+from analysis.page import Section, page
+from analysis.tables import FORMATS, is_accuracy, metric_label
+from analysis.text import to_json
+from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.runs.evaluate import REFERENCES, predictions, references
+from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.runs.view_grid import STRIP
+from experiments.tracking.store import Record, Store
+from simclr.progress import knn_metric
+
+MOST_CONFUSED = 10  # pairs of classes
+COLUMNS = {"low": "95 % interval", "untrained": "Untrained", "pixels": "Pixels (kNN)", "chance": "Chance"}
+HOW = """Accuracies are on the test images, in percent, with Clopper and Pearson's 95 % interval. They stand next to \
+those of the same network without training, of k nearest neighbours on the raw pixels, and of chance."""
+
+
+def report(run: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
+    """Write the page and the figures of a run, and keep them with it.
+
+    Returns the table of its evaluations in a format, json or one of `analysis.tables.FORMATS`, and a line that says
+    where the page is. The files are also copied to `out`. Raises UserError if `out` can't be written to.
+    """
+    figures = _figures(run)
+    with report_folder(run, store, out) as folder:
+        (folder / PAGE).write_text(_page(run, figures, folder), encoding="utf-8")
+    last = [where(run, store)]
+    if form == "json":
+        return to_json({"rows": figures, "notes": last}), []
+    rows = figures if form == "csv" else _shown(figures).map(_in_one_line, na_action="ignore")
+    return FORMATS[form](rows, []), last
+
+
+def _in_one_line(text: str) -> str:
+    """A cell of the page's table, with the interval in brackets."""
+    value, *interval = text.replace("\u00a0", " ").split("\n")
+    return f"{value} ({interval[0]})" if interval else value
+
+
+def _figures(run: Record) -> pd.DataFrame:
+    """One row per evaluated metric: metric, trained, REFERENCES and the protocol. Accuracies are in [0, 1]."""
+    known = references(run)
+    rows = [
+        {"metric": name, "trained": run.metrics[f"eval/{name}"]}
+        | {key: known.get(name, {}).get(key, nan) for key in REFERENCES}
+        | {"protocol": protocol}
+        for name, protocol in run.protocols.items()
+    ]
+    table = pd.DataFrame(rows, columns=["metric", "trained", *REFERENCES, "protocol"])
+    return table.sort_values("metric", key=lambda names: names.map(_rank), kind="stable", ignore_index=True)
+
+
+def _rank(metric: str) -> int:
+    """Linear classifiers come first, then kNN."""
+    return 0 if metric.startswith("linear") else 1 if metric.startswith("knn") else 2
+
+
+def _shown(figures: pd.DataFrame) -> pd.DataFrame:
+    """The table of evaluations for readers."""
+    rows = []
+    for row in figures[~figures["metric"].str.endswith("_l2")].to_dict("records"):  # a choice, not a result
+        scale, style = (100, ".1f") if is_accuracy(row["metric"]) else (1, ".4g")
+        shown = {key: None if isnan(row[key]) else f"{scale * row[key]:{style}}" for key in ("trained", *REFERENCES)}
+        label = metric_label(row["metric"]) + (" (%)" if is_accuracy(row["metric"]) else "")
+        interval = f"\n{shown['low']}\u00a0to {shown['high']}" if shown["low"] else ""
+        others = {COLUMNS[key]: shown[key] for key in ("untrained", "pixels", "chance")}
+        rows.append({"Evaluation": label, "Trained": f"{shown['trained']}{interval}", **others})
+    return pd.DataFrame(rows, columns=["Evaluation", "Trained", *list(COLUMNS.values())[1:]], dtype=object)
+
+
+def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
+    dataset = run.params.get("data.dataset", "unknown images")
+    trained = f"training elsewhere, as {run.kind}"
+    if run.kind == "pretrain":
+        trained = f"{count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
+    predicted = _predicted(run)
+    images = None if predicted is None else len(predicted.truth)
+    facts = [
+        dataset,
+        run.params.get("model.backbone", ""),
+        f"batch size {run.params.get('train.batch_size', 'unknown')}",
+        f"seed {run.tags.get('seed', 'unknown')}",
+        run.started.strftime("%d %B %Y"),
+        run.status.lower(),
+    ]
+    finding = of_run(figures, images, trained, f"simclr eval {run.name} --knn --linear")
+    if not run.finished:
+        finding = [f"This run has not finished: its status is {run.status}.", run.tags.get("error", "")]
+    sections = [Section("", "table", _shown(figures))] if len(figures) else []
+    drawn = _curves(run, folder)
+    if predicted is not None:
+        drawn.append(_confusion(predicted, folder))
+    sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
+    if (path := run.find_artifact(STRIP)) is not None:
+        text = "Six images, and below each the two views that training makes of it in the first step."
+        sections += [Section("Example views", "text", text), Section("", "images", [("", path.read_bytes())])]
+    if predicted is not None and len(confused := _most_confused(predicted)):
+        sections.append(Section("Most often confused", "table", confused))
+    sections.append(Section("This run", "table", pd.DataFrame({"Page": [link(run, run.name)], "Id": [run.id]})))
+    return page(
+        "Run", run.name, list(filter(None, finding)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]
+    )
+
+
+def _curves(run: Record, folder: Path) -> list[Section]:
+    drawn = []
+    for metric in filter(None, ("train/loss", knn_metric(run.metrics))):
+        points = curve(run, metric)
+        if len(points) > 1:
+            chances = {run.name: chance_level(metric, run)}
+            label = curve_label(metric, run)
+            draw = partial(
+                plots.curves, {run.name: [points]}, ylabel=label, chances=chances, percent=is_accuracy(metric)
+            )
+            drawn.append(figure(folder, metric.replace("/", "-"), label, draw))
+    return drawn
+
+
+class Predicted(NamedTuple):
+    """What a classifier of a metric predicted for the test images."""
+
+    metric: str
+    found: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    classes: list[str]
+
+    def matrix(self) -> NDArray[np.int64]:
+        """Counts of images by true and predicted class (C x C)."""
+        counts = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        np.add.at(counts, (self.truth, self.found), 1)
+        return counts
+
+
+def _predicted(run: Record) -> Predicted | None:
+    """The predictions of the most important metric of which they were kept with the names of the classes."""
+    for metric in sorted(run.protocols, key=_rank):
+        path = run.find_artifact(f"{metric.replace('/', '-')}-classes.csv")
+        if path is not None:
+            classes = pd.read_csv(path, dtype={"class": str}, keep_default_na=False)["class"].tolist()
+            return Predicted(metric, *predictions(run, metric), classes)
+    return None
+
+
+def _confusion(predicted: Predicted, folder: Path) -> Section:
+    classifier = metric_label(predicted.metric).removesuffix(" top-1")
+    caption = f"Where the {classifier} classifier goes wrong, as shares of each true class"
+    draw = partial(plots.confusion_matrix, predicted.matrix(), predicted.classes)
+    return figure(folder, "confusion", caption, draw)
+
+
+def _most_confused(predicted: Predicted) -> pd.DataFrame:
+    """The pairs of classes that are most often confused: true, predicted, images and their share of the true class."""
+    matrix, classes = predicted.matrix(), predicted.classes
+    totals = matrix.sum(1)
+    np.fill_diagonal(matrix, 0)
+    order = np.argsort(-matrix, axis=None, kind="stable")[:MOST_CONFUSED]
+    rows = [
+        [classes[true], classes[other], int(matrix[true, other]), f"{100 * matrix[true, other] / totals[true]:.1f} %"]
+        for true, other in np.column_stack(np.unravel_index(order, matrix.shape))
+        if matrix[true, other]
+    ]
+    return pd.DataFrame(rows, columns=["True class", "Taken for", "Images", "Of that class"], dtype=object)
+
+
+def _appendix(run: Record, figures: pd.DataFrame) -> list[Section]:
+    sections = [Section("How to read the table", "text", HOW, folded=True)] if len(figures) else []
+    if len(figures):
+        sections.append(Section("Protocols", "table", figures[["metric", "protocol"]], folded=True))
+    files = {"Config": "config.toml", "Environment": "environment.json"}
+    return sections + [
+        Section(heading, "code", text_of(run, name), folded=True)
+        for heading, name in files.items()
+        if run.find_artifact(name) is not None
+    ]

@@ -1,0 +1,97 @@
+"""The report of a search: its best trial, its pictures and its trials, made from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.findings import of_search
+from analysis.page import Section, page
+from analysis.tables import FORMATS, MISSING, format_value, write_csv
+from analysis.text import to_json
+from analysis.trials import CAPTIONS, pictures
+from experiments.configs.resolve import short_name
+from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.search.trial_table import outcome, parameter_table, trial_table
+from experiments.search.trials import saved_study
+from experiments.tracking.store import Record, Store
+
+START = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
+SHOWN = 15  # trials of the page's first table
+FACTS = ("trial", "state", "accuracy", "time", "rejected", "error", "seconds", "run")  # the others are settings
+
+
+def report(search: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
+    """Write the page, the pictures and the trials of a search, and keep them with its record.
+
+    Returns the table of its trials in a format, json or one of `analysis.tables.FORMATS`, and a line that says where
+    the page is. The files are also copied to `out`. Raises UserError if `out` can't be written to, or if the trials are
+    missing.
+    """
+    study = saved_study(search.name, store)
+    objectives = ["accuracy", "time"][: len(study.directions)]
+    trials = trial_table(study, objectives)
+    with report_folder(search, store, out) as folder:
+        write_csv(trials, folder / "trials.csv")
+        start = float(search.tags.get(START, nan))  # earlier versions did not record it
+        drawn = [
+            figure(folder, name, CAPTIONS[name], draw)
+            for name, draw in pictures(trials, parameter_table(study), objectives).items()
+        ]
+        text = _page(search, trials, drawn, start, outcome(study, start))
+        (folder / PAGE).write_text(text, encoding="utf-8")
+    last = [where(search, store)]
+    if form == "json":
+        return to_json({"rows": trials, "notes": last}), []
+    rows = trials if form == "csv" else _best(trials, search.store).map(str)
+    return FORMATS[form](rows, []), last
+
+
+def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start: float, ended: Sequence[str]) -> str:
+    store = search.store
+    path = search.find_artifact("selection.csv")
+    selection = pd.read_csv(path) if path is not None else None
+    sections = [Section("", "table", _best(trials, store))]
+    if selection is not None:
+        shown = selection.assign(**{name: 100 * selection[name] for name in ("in the search", "fresh seeds")}).round(1)
+        sections.append(Section("The best trials with fresh seeds: accuracy on validation (%)", "table", shown))
+    sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
+    if search.find_artifact("best.toml") is not None:
+        sections.append(Section("The best config", "code", text_of(search, "best.toml"), folded=True))
+    sections += [
+        Section("All trials", "table", trials.drop(columns=["run"]), folded=True),
+        Section("How the trials ended", "text", "\n".join(ended), folded=True),
+    ]
+    counts = trials["state"].value_counts()
+    facts = [search.params["data.dataset"], *(f"{count} {state}" for state, count in counts.items())]
+    return page("Search", search.name, of_search(trials, start, selection), facts, sections)
+
+
+def _best(trials: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """The best trials: accuracy in percent, training time, and the settings that they changed."""
+    done = trials.dropna(subset=["accuracy"])
+    done = done.iloc[done["accuracy"].astype(float).argsort(kind="stable")[::-1]].head(SHOWN)
+    settings = [name for name in map(str, trials) if name not in FACTS and " (" not in name]
+    records = {record.id: record for record in store.records()}
+    rows = []
+    for row in done.to_dict("records"):
+        run = records.get(row["run"])
+        changes = [
+            f"{short_name(name)} = {_value(row[name])}" for name in settings if format_value(row[name]) != MISSING
+        ]
+        rows.append(
+            {
+                "Trial": str(row["trial"]) if run is None else link(run, str(row["trial"])),
+                "Accuracy on validation (%)": f"{100 * row['accuracy']:.1f}",
+                "Training (s)": None if row["seconds"] is None else f"{row['seconds']:.0f}",
+                "Settings": ", ".join(changes),
+            }
+        )
+    return pd.DataFrame(rows, columns=["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"], dtype=object)
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,151 @@
+"""Tests of the sentences that start a report."""
+
+from __future__ import annotations
+
+from math import nan
+
+import pandas as pd
+import pytest
+
+from analysis.findings import describe_cell, of_run, of_search, of_study
+from analysis.latex import escape
+from analysis.study_tables import latex_summary, page_table
+
+COLUMNS = ["cell", "n", "mean", "std", "low", "high", "pairs", "difference", "difference_low", "difference_high"]
+COLUMNS += ["p_holm", "expected", "source", "verdict"]
+BASELINE = ["baseline", 3, 96.33, 0.8, 94.4, 98.3, 0, nan, nan, nan, nan, None, None, ""]
+JITTER = [
+    "no color_jitter",
+    3,
+    67.92,
+    2.7,
+    61.1,
+    74.7,
+    3,
+    -28.42,
+    -36.89,
+    -19.94,
+    0.0048,
+    "lower",
+    "Fig. 5: x",
+    "agrees",
+]
+GRAY = ["no grayscale", 3, 96.0, 0.5, 94, 98, 3, -0.33, -2, 1.3, 0.4, None, None, ""]
+FLIP = ["no flip", 3, 97.9, 0.5, 97, 99, 3, 1.6, 0.4, 2.8, 0.03, "lower", "Fig. 5", "differs"]
+
+
+def table(*rows: list[object]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_the_finding_of_a_study_is_its_largest_clear_difference() -> None:
+    assert of_study(table(BASELINE, GRAY, JITTER, FLIP), "linear_top1") == [
+        "Without colour jitter, linear accuracy falls by 28.4 points (19.9 to 36.9), from 96.3 to 67.9, over three "
+        "seeds.",
+        "The paper reports the same direction (Fig. 5). Also higher: without flip (+1.6). No clear difference: without "
+        "grayscale.",
+    ]
+    first, second = of_study(table(BASELINE, FLIP), "linear_top1")
+    assert (
+        first == "Without flip, linear accuracy rises by 1.6 points (0.4 to 2.8), from 96.3 to 97.9, over three seeds."
+    )
+    assert second == "The paper reports the opposite direction (Fig. 5)."
+
+
+def test_means_over_other_seeds_than_the_difference_are_left_out() -> None:
+    (first, _) = of_study(table(BASELINE, [*JITTER[:6], 2, *JITTER[7:]]), "linear_top1")
+    assert first == "Without colour jitter, linear accuracy falls by 28.4 points (19.9 to 36.9), over two seeds."
+
+
+def test_a_study_without_a_clear_difference_says_so() -> None:
+    assert of_study(table(BASELINE, GRAY), "knn_top1") == [
+        "No cell differs clearly from the baseline in kNN accuracy (96.3 %), over three seeds.",
+        "The interval includes 0. The largest difference is -0.3 points (-2.0 to +1.3), without grayscale.",
+    ]
+    once = ["lr=0.1", 1, 90.0, nan, nan, nan, 1, -6.3, nan, nan, nan, None, None, ""]
+    first, second = of_study(table(BASELINE, once), "linear_top1")
+    assert first == "With lr = 0.1, linear accuracy differs by -6.3 points from the baseline's 96.3 %, with one seed."
+    assert "--seeds 3" in second
+    failed = ["lr=0.1", 0, nan, nan, nan, nan, 0, nan, nan, nan, nan, None, None, ""]
+    assert of_study(table(BASELINE, failed), "linear_top1") == [
+        "No cell can be compared with the baseline yet. The best result so far is 96.3 % linear accuracy, of "
+        "'baseline'."
+    ]
+
+
+def test_a_figure_that_is_not_comparable_says_why() -> None:
+    row = [*JITTER[:-1], "not comparable: the rate does not grow with the batch"]
+    assert of_study(table(BASELINE, row), "linear_top1")[1] == (
+        "The paper's result is not comparable: the rate does not grow with the batch."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "phrase"),
+    [
+        ("no crop, color_jitter", "Without crop and colour jitter"),
+        ("only color_jitter + grayscale", "With only colour jitter and grayscale"),
+        ("head=mlp, z judged", "With head = mlp, z judged"),
+        ("trial 7", "With the settings of trial 7"),
+        ("1 + blur", "With 1 + blur"),
+    ],
+)
+def test_cells_are_described_in_words(cell: str, phrase: str) -> None:
+    assert describe_cell(cell) == phrase
+
+
+def test_the_finding_of_a_run_has_its_baselines() -> None:
+    row = {"metric": "linear_top1", "trained": 0.963, "low": 0.944, "high": 0.976}
+    figures = pd.DataFrame([row | {"untrained": 0.5, "pixels": nan, "chance": 0.125}])
+    assert of_run(figures, 600, "10 epochs on shapes", "") == [
+        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6), after 10 "
+        "epochs on shapes.",
+        "For comparison: an untrained network gives 50.0 % and chance 12.5 %.",
+    ]
+    assert of_run(figures.assign(untrained=0.95), None, "x", "")[1].endswith(
+        "no clear gain over the untrained network."
+    )
+    assert of_run(figures.iloc[:0], None, "2 epochs on shapes", "simclr eval a") == [
+        "Trained for 2 epochs on shapes, and not evaluated yet.",
+        "To evaluate it, run simclr eval a.",
+    ]
+
+
+def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
+    trials = pd.DataFrame({"trial": [0, 1, 2], "accuracy": [0.5, None, 0.6]}, dtype=object)
+    selection = pd.DataFrame({"cell": ["baseline", "trial 2"], "fresh seeds": [0.5, 0.52], "n": [3, 3]})
+    assert of_search(trials, 0.55, selection) == [
+        "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above the start (55.0 %).",
+        "Trained again with three seeds that chose nothing, trial 2 is 2.0 points above the start.",
+    ]
+    assert of_search(trials, nan, None) == ["The best of 3 trials, trial 2, reaches 60.0 % on validation."]
+    assert of_search(trials, 0.6, None)[0].endswith("on validation, the same as the start.")
+    assert of_search(trials[1:2], 0.5, None) == ["None of 1 trials ran to the end."]
+
+
+def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseline() -> None:
+    summaries = {"linear_top1": table(BASELINE, JITTER), "knn_top1": table(BASELINE, GRAY)}
+    rows = page_table(summaries).to_dict("records")
+    assert list(rows[0]) == ["Cell", "Linear top-1 (%)", "Difference (points)", "kNN top-1 (%)", "Paper"]
+    assert rows[0]["Difference (points)"] == ""
+    assert rows[1]["Linear top-1 (%)"] == "67.9\n61.1\u00a0to 74.7"
+    assert rows[1]["Difference (points)"] == "-28.4\n-36.9\u00a0to -19.9"
+    assert rows[1]["Paper"] == "agrees\nexpected lower"
+    assert "Paper" not in page_table({"knn_top1": table(BASELINE, GRAY)})
+    reasons = [
+        [*GRAY[:-1], "not comparable: the rate doesn't grow"],
+        [*GRAY[:-1], "agrees (against a: +1.20, expected higher)"],
+    ]
+    assert page_table({"knn_top1": table(BASELINE, *reasons)})["Paper"].tolist() == [
+        "",
+        "not comparable\nthe rate doesn't grow",
+        "agrees\nagainst a: +1.20, expected higher",
+    ]
+
+
+def test_a_table_for_a_paper_has_the_best_in_bold() -> None:
+    text = latex_summary({"linear_top1": table(BASELINE, JITTER)}, escape("50 % of_x"), "a study/1")
+    assert r"\caption{50 \% of\_x}" in text
+    assert r"\label{tab:a-study-1}" in text
+    assert r"baseline & $\mathbf{96.3} \pm 0.8$ & -- & -- \\" in text
+    assert r"no color\_jitter & $67.9 \pm 2.7$ & $-28.4$ & $0.0048$ \\" in text

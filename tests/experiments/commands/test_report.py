@@ -1,0 +1,36 @@
+"""`simclr report` of runs, studies and searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import start_run
+from tests.experiments.commands.helpers import Run, assert_one_line
+
+
+@pytest.mark.parametrize("kind", ["study", "search", "pretrain"])
+def test_report_prints_the_tables_on_stdout_and_the_rest_on_stderr(
+    kind: str, run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = start_run(trained, f"a-{kind}", kind, {})
+    record.finish("FINISHED")
+
+    def report(record: Record, store: Store, form: str, out: Path | None) -> tuple[str, list[str]]:
+        return f"{record.id} {form} {out}", ["a note"]
+
+    module = {"study": "studies", "search": "search"}.get(kind, "runs")
+    monkeypatch.setattr(f"experiments.{module}.report.report", report)
+    done = run("report", f"a-{kind}", "--format", "latex", "--out", "tables")
+    assert (done.stdout, done.stderr) == (f"{record.run_id} latex tables\n", "a note\n")
+    assert run("report", f"a-{kind}").stdout == f"{record.run_id} terminal None\na note\n"
+
+
+def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
+    start_run(trained, "another-study", "study", {}).finish("FINISHED")
+    assert_one_line(
+        run("report", "another-stud"), 2, "unknown run, study or search 'another-stud': did you mean 'another-study'"
+    )
+    assert_one_line(run("report", "another-study", "--format", "html"), 2, "unknown format 'html'")
