@@ -14,6 +14,7 @@ from experiments.configs.resolve import changed
 from experiments.studies.plan import refuse_fixed
 from simclr.config import Config
 from simclr.errors import UserError, unknown
+from simclr.progress import SILENT, Observer
 from simclr.settings import MOST_VALUES, Many, Section, get_value, read_toml, readable, setting_names
 
 
@@ -108,6 +109,22 @@ def check_space(parameters: Sequence[Parameter], baseline: Config) -> None:
     for parameter in parameters:
         for value in parameter.extremes:
             changed(baseline, {**parameter.when, parameter.setting: value})
+
+
+def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = SILENT) -> list[Parameter]:
+    """The parameters without batches that are larger than the number of images to pre-train on, which is said.
+
+    If none is left, the batch is no parameter, and keeps the size that the config gives it.
+    """
+    found = []
+    for parameter in parameters:
+        if parameter.setting == "train.batch_size" and parameter.choices:
+            parameter = parameter.model_copy(update={"choices": tuple(c for c in parameter.choices if c <= images)})
+        if parameter.choices or parameter.low is not None:
+            found.append(parameter)
+    if found != list(parameters):
+        observer.say(f"batches of more than {images} images, which is all there are to pre-train on, are not tried")
+    return found
 
 
 def suggest_settings(trial: Any, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:

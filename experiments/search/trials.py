@@ -25,7 +25,7 @@ from experiments.configs.resolve import changed
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
-from experiments.search.space import Parameter, check_space, starting_point, suggest_settings
+from experiments.search.space import Parameter, check_space, fitting, starting_point, suggest_settings
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
@@ -119,6 +119,7 @@ def open_search(
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
     whole = _prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
+    parameters = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
     budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
     identity = {
         "configs": {each.config.key(): each.data.identity for each in (whole, baseline)},

@@ -24,7 +24,7 @@ from simclr.errors import UserError
 from simclr.progress import Observer
 
 LARGEST_FILE = (1 << 31) - (1 << 12)  # bytes of a file: what Linux reads at once, and more than PIL decodes
-MANY = 1000  # files from which on several processes decode faster than threads, although they take time to start
+MANY = 100  # files from which on several processes decode faster than threads, although they take time to start
 DRAWINGS = ("EPS", "WMF")  # formats that PIL reads only where other programs are installed
 SAMPLED = 10_000  # files (or up to twice as many) whose values are looked at to find their range
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.configs.presets import presets
 from experiments.configs.resolve import changed, resolve_timed
-from experiments.search.space import Parameter, check_space, load_space, starting_point, suggest_settings
+from experiments.search.space import Parameter, check_space, fitting, load_space, starting_point, suggest_settings
 from simclr.errors import UserError
 from tests.helpers import tiny
 
@@ -117,3 +117,11 @@ def test_a_space_of_other_types_is_refused(text: str, message: str, tmp_path: Pa
 def test_the_ends_of_a_range_must_be_values_of_the_setting(ends: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"train\.epochs"):
         check_space([Parameter(setting="train.epochs", low=ends[0], high=ends[1])], tiny())
+
+
+def test_batches_larger_than_the_data_set_are_left_out() -> None:
+    batch = Parameter(setting="train.batch_size", choices=(16, 64, 256))
+    other = Parameter(setting="optim.lr", low=0.1, high=1.0)
+    assert fitting([batch, other], 256) == [batch, other]
+    assert [parameter.choices for parameter in fitting([batch, other], 100)] == [(16, 64), ()]
+    assert fitting([batch, other], 10) == [other]  # the batch keeps its size
