@@ -178,7 +178,7 @@ def _pictures(names: Iterable[str], read: Callable[[str], bytes], decoding: Deco
         try:
             found[name] = np.asarray(thumbnail(read(name), decoding._replace(side=THUMBNAIL)))
         except Exception as error:  # PIL raises many kinds
-            bad[name] = f"{name} ({error})"
+            bad[name] = f"{name} ({str(error) or type(error).__name__})"
     if bad:
         remedy = "Restore them, or write only their names with --out FILE.csv"
         raise bad_images(list(bad.values()), len(found) + len(bad), remedy)

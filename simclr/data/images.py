@@ -135,6 +135,7 @@ def thumbnail(data: bytes, decoding: Decoding) -> Image.Image:
     with open_image(data) as image:
         rgb = to_rgb(image, decoding)
         rgb.thumbnail((decoding.side, decoding.side), Image.Resampling.BICUBIC)
+        rgb.load()  # a small one is not read yet
         return rgb
 
 

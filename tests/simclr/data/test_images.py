@@ -93,6 +93,28 @@ def test_jpeg_decoded_at_a_reduced_size_matches_the_full_size(rng):
     assert np.abs(decoded(content, 32) - expected).max() <= 6
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+@pytest.mark.parametrize(("height", "width", "shown"), [(20, 60, (20, 60)), (40, 20, (40, 20)), (600, 300, (80, 40))])
+def test_a_thumbnail_is_the_whole_image_and_never_larger_than_it(kind, height, width, shown, rng):
+    flat = np.broadcast_to(noise(rng, 1, 1, 3), (height, width, 3)).copy()
+    found = np.asarray(images.thumbnail(encode(Image.fromarray(flat), kind), Decoding(80)))
+    assert found.shape == (*shown, 3)
+    assert np.abs(found.astype(int) - flat[0, 0]).max() <= 4
+
+
+def test_a_thumbnail_is_upright_and_opaque(rng):
+    turned = Image.fromarray(noise(rng, 30, 60, 3))
+    exif = turned.getexif()
+    exif[274] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    turned.save(file, "JPEG", exif=exif)
+    assert images.thumbnail(file.getvalue(), Decoding(80)).size == (30, 60)
+    clear = encode(Image.new("RGBA", (9, 9)))
+    assert set(images.thumbnail(clear, Decoding(80, background="red")).get_flattened_data()) == {(255, 0, 0)}
+    with pytest.raises(ValueError, match="text"):
+        images.thumbnail(b"some text", Decoding(80))
+
+
 # --- files that can't be read -----------------------------------------------------------------------------------------
 
 
