@@ -213,11 +213,3 @@ def test_heic_photos_without_the_extra_have_a_remedy(monkeypatch):
     with pytest.raises(ValueError, match="pip install 'simclr-suite\\[heic\\]'"):
         decoded(b"\0\0\0\x18ftypheic" + b"\0" * 100, 8)
     images._register_heic.cache_clear()
-
-
-@pytest.mark.parametrize("size", [(24, 32), (300, 200)])
-def test_a_thumbnail_can_be_used_after_its_file_is_closed(size, rng):
-    file = io.BytesIO()
-    Image.fromarray(noise(rng, *size, 3)).save(file, "JPEG")
-    shrunk = np.asarray(images.thumbnail(file.getvalue(), Decoding(side=160)))
-    assert shrunk.shape == ((24, 32, 3) if size == (24, 32) else (160, 107, 3))
