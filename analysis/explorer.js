@@ -313,16 +313,26 @@ function select(i) {
   list("Nearest images", `The ${perImage} that are most similar to this one, with the cosine similarity of their features.`, groups, i);
 }
 
-function duplicates() {
-  const pairs = [];
+function tiny(i, c) { // 8 x 8 pixels of a picture, RGBA
+  drawPicture(c, i, 0, 0, 8);
+  return c.getImageData(0, 0, 8, 8).data;
+}
+
+function duplicates() { // an encoder finds different planes in a blue sky alike, and pixels tell them from copies
+  const pairs = [], c = make("canvas", {width: 8, height: 8}).getContext("2d", {willReadFrequently: true});
   for (const i of visible()) {
     neighbours(i).forEach((j, n) => { // each pair once: from the lower number, or from the one that lists the other
-      if (shown[j] && (i < j || !neighbours(j).includes(i))) pairs.push([similarity(i, n), i, j]);
+      if (shown[j] && (i < j || !neighbours(j).includes(i))) pairs.push({images: [i, j], alike: similarity(i, n)});
     });
   }
-  pairs.sort((a, b) => b[0] - a[0]);
-  const groups = pairs.slice(0, RANKED).map(([value, i, j]) => ({images: [i, j], note: value.toFixed(4)}));
-  list("Possible duplicates", `The ${groups.length} most similar pairs of the images shown, with their similarity. Copies have 1.0000.`, groups);
+  pairs.sort((a, b) => b.alike - a.alike).length = Math.min(pairs.length, 5 * RANKED);
+  for (const pair of pairs) {
+    const [a, b] = pair.images.map(i => tiny(i, c));
+    pair.apart = (1 - pair.alike) * a.reduce((sum, each, n) => sum + Math.abs(each - b[n]), 0);
+  }
+  pairs.sort((a, b) => a.apart - b.apart);
+  const groups = pairs.slice(0, RANKED).map(({images, alike}) => ({images, note: alike.toFixed(4)}));
+  list("Possible duplicates", "Pairs of the images shown that differ least, in their features and in their pixels. The number is the similarity of the features; copies have 1.0000.", groups);
 }
 
 function outliers() {
