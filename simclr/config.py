@@ -138,6 +138,12 @@ class Config(MethodSections):
         section: Section = getattr(self, METHODS[self.method].section_name)
         return section
 
+    def run_name(self) -> str:
+        """The name of the run: shapes-s0. For a name like no-blur@shapes, which says first how the config differs from
+        another one, it is no-blur-s0@shapes, so that lists which cut long names show the difference and the seed."""
+        difference, at, start = self.name.partition("@")
+        return f"{difference}-s{self.seed}{at}{start}"
+
     def view_size(self) -> int | None:
         """The side of the views in pixels, or None for the stored side."""
         return self.augment.crop.size
@@ -198,15 +204,16 @@ class Config(MethodSections):
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def flat(self) -> dict[str, Any]:
-        """The settings by dotted name, for records and tables, without augmentations and methods that are not used.
+        """The settings by dotted name, for records and tables, without methods that are not used.
 
+        Of an augmentation that is not used there is only its probability, 0, so that comparisons show what was dropped.
         `method` is left out if it is simclr, as in the records from when that was the only method.
         """
         unused = self.unused_sections() | ({"method"} if self.method == "simclr" else set())
         data = self.model_dump(mode="json", exclude=unused)
         for view in ("augment", "augment2"):
             if data[view] is not None:
-                data[view] = {name: ops for name, ops in data[view].items() if ops["p"] > 0}
+                data[view] = {name: ops if ops["p"] else {"p": ops["p"]} for name, ops in data[view].items()}
         return flatten(data)
 
 

@@ -168,7 +168,7 @@ def tsne(  # over 60 lines, because of its signature
     Example: simclr tsne shapes-s0 --images 2000 --thumbnails
     """
     from experiments.runs.encoders import open_subject
-    from experiments.runs.pictures import draw_tsne
+    from experiments.runs.pictures import draw_tsne, keep
     from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
@@ -200,6 +200,7 @@ def tsne(  # over 60 lines, because of its signature
             thumbnails=thumbnails,
         )
     show({"files": files, "note": note}, describe_files, as_json=as_json)
+    keep({f"tsne{file.suffix}": file for file in files}, found, store)
 
 
 def neighbours(  # over 60 lines, because of its signature
@@ -241,6 +242,7 @@ def neighbours(  # over 60 lines, because of its signature
     Example: simclr neighbours shapes-s0 photo.jpg --among photos --out similar.html
     """
     from experiments.runs.encoders import find_encoder, open_subject
+    from experiments.runs.pictures import keep
     from experiments.runs.similar import bank_in, bank_of, search, write_found
     from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
@@ -275,6 +277,7 @@ def neighbours(  # over 60 lines, because of its signature
         write_found(results, bank, out)
     matches = [{"query": query, "similar": [each._asdict() for each in similar]} for query, similar in results]
     show({"matches": matches, "files": [out]}, _describe_matches, as_json=as_json)
+    keep({f"neighbours{out.suffix}": out}, found, store)
 
 
 def _describe_matches(result: dict[str, Any]) -> str:

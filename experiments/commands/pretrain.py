@@ -180,10 +180,10 @@ class TrainingTerminal(Terminal):
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
         chance = f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
-        self.say(f"run {self.config.name}-s{self.config.seed} ({run_id[:8]}): {steps} step{'s' * (steps != 1)}{chance}")
+        self.say(f"run {self.config.run_name()} ({run_id[:8]}): {steps} step{'s' * (steps != 1)}{chance}")
 
     def reused(self, run_id: str) -> None:
-        name = f"{self.config.name}-s{self.config.seed} ({run_id[:8]})"
+        name = f"{self.config.run_name()} ({run_id[:8]})"
         self.say(f"run {name} has trained this config: add --again or another --seed to train a new one")
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:

@@ -3,75 +3,63 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
-from contextlib import suppress
-from typing import Annotated
+import threading
+import webbrowser
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simclr.errors import RunFailed, UserError
+from simclr.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.tracking.store import Store
 
 
 def ui(
     port: Annotated[
         int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
     ] = 5000,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
     """Show the runs in the browser, with MLflow.
 
-    Open http://127.0.0.1:5000 (or the port that you chose) in a browser. Press Ctrl-C to stop.
+    Opens the list of all runs in the browser, and prints its address and that of the newest study. Press Ctrl-C to
+    stop.
 
     Example: simclr ui --port 5001
     """
+    from experiments.tracking.pages import serve, shared_server
     from experiments.tracking.store import Store, home
 
-    if (server := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
-        raise UserError(f"the runs are on the server {server} (MLFLOW_TRACKING_URI): open that address in a browser")
-    uri = Store(home()).uri
+    store = Store(home())
+    if (server := shared_server()) is not None:
+        _show(store, server, no_browser)
+        return
+    server = f"http://127.0.0.1:{port}"
     try:
-        socket.create_server(("127.0.0.1", port)).close()
+        listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
         raise UserError(f"can't listen on port {port}: {error.strerror}. Choose another --port") from None
-    for name in ("SIGTERM", "SIGHUP"):  # the second comes when the terminal is closed; Windows has none
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    _serve(uri, port)
+    with listening:
+        _show(store, server, no_browser)
+        typer.echo("Ctrl-C stops the server")
+        serve(store, listening)
 
 
-def _serve(uri: str, port: int) -> None:
-    """Run MLflow's server until it is interrupted. Raises RunFailed if it ends by itself."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    off = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with subprocess.Popen(command, env=os.environ | off, start_new_session=True) as server:
-        try:
-            while server.poll() is None and not _answers(port):
-                time.sleep(0.2)
-            if server.returncode is None:
-                typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C to stop)")
-            code = server.wait()
-            raise RunFailed(
-                f"MLflow's server ended by itself, with exit code {code}: its messages above say why. Another --port "
-                f"helps if another program has taken {port}"
-            )
-        except KeyboardInterrupt:
-            pass
-        finally:  # the server starts processes of its own
-            if sys.platform == "win32":
-                server.terminate()
-            else:
-                with suppress(ProcessLookupError):  # they may have ended by themselves
-                    os.killpg(server.pid, signal.SIGTERM)
+def _show(store: Store, server: str, no_browser: bool) -> None:
+    """Print where the runs and the newest study are on a server, and open the runs in the browser."""
+    from experiments.tracking.pages import address
+
+    runs = address(server, store.experiment)
+    typer.echo(f"all runs: {runs}")
+    for study in store.records(kind="study")[:1]:
+        typer.echo(f"study {study.name}: {address(server, store.experiment, study.id)}")
+    if not no_browser and _has_screen():
+        threading.Thread(target=webbrowser.open, args=[runs], daemon=True).start()  # some only return when closed
 
 
-def _answers(port: int) -> bool:
-    """Whether something on this machine accepts connections on a port."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+def _has_screen() -> bool:
+    """Whether a browser can open a window. Without one, Linux would start a browser in the terminal."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))

@@ -196,5 +196,5 @@ def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
 
     found = find_encoder(name, store)
     if name is None and found.run_id is not None:
-        typer.echo(f"the newest run: {found.config.name}-s{found.config.seed} ({found.run_id[:8]})", err=True)
+        typer.echo(f"the newest run: {found.config.run_name()} ({found.run_id[:8]})", err=True)
     return found

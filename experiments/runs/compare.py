@@ -17,6 +17,7 @@ from analysis.tables import comparison, is_accuracy, mcnemar_table, write_csv
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.store import ENCODERS, Record, Store
+from simclr.augment import AUGMENTATIONS
 from simclr.errors import UserError, suggest
 from simclr.files import written_whole
 from simclr.methods import METHODS
@@ -85,13 +86,20 @@ def _row(record: Record, label: str) -> dict[str, Any]:
     return {
         "name": label,
         "id": record.id,
-        "config": {key: value for key, value in record.params.items() if key != "name"},
+        "config": _settings(record),
         "metrics": {name: record.metrics[f"eval/{name}"] for name in record.protocols},
         "intervals": {
             name: (known[name]["low"], known[name]["high"]) for name in record.protocols if "low" in known.get(name, {})
         },
         "protocols": record.protocols,
     }
+
+
+def _settings(record: Record) -> dict[str, str]:
+    """The settings of a run. Records of earlier versions lack the augmentations that were not used."""
+    views = {key.partition(".")[0] for key in record.params} & {"augment", "augment2"}
+    unused = {f"{view}.{name}.p": "0.0" for view in sorted(views) for name in AUGMENTATIONS}
+    return unused | {key: value for key, value in record.params.items() if key != "name"}
 
 
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:

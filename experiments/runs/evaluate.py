@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from analysis import plots
@@ -17,6 +18,7 @@ from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
+from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
@@ -26,8 +28,8 @@ from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, get_evalua
 from simclr.evaluate.protocol import describe, identity
 from simclr.evaluate.subject import Subject, check_collapse
 
-REFERENCE = "ref"  # eval/METRIC has its interval and baselines in ref/low/METRIC, ref/chance/METRIC, ...
-REFERENCES = ("low", "high", "untrained", "pixels", "chance")
+FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPORT_COLUMNS
+REFERENCES = ("low", "high", "untrained", "pixels", "chance")  # the interval and the baselines of a figure
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
 
@@ -102,10 +104,34 @@ def prefix(layer: str, elsewhere: str | None = None) -> str:
 def references(record: Record) -> dict[str, dict[str, float]]:
     """The REFERENCES of the figures of a run, by metric, as far as they are known."""
     found: dict[str, dict[str, float]] = {}
-    for key, value in record.metrics.items():
-        if (parts := key.split("/", 2))[0] == REFERENCE and not isnan(value):
+    for key, value in record.metrics.items():  # earlier versions logged them as ref/low/METRIC, ...
+        if (parts := key.split("/", 2))[0] == "ref" and not isnan(value):
             found.setdefault(parts[2], {})[parts[1]] = value
+    for row in _figures(record).to_dict("records"):
+        found[row["metric"]] = {key: row[key] for key in REFERENCES if not isnan(row[key])}
     return found
+
+
+def _figures(record: Record) -> pd.DataFrame:
+    """The figures that are kept with a run, as a table with REPORT_COLUMNS."""
+    try:
+        path = record.artifact(FIGURES_FILE)
+    except UserError:  # it has none
+        return pd.DataFrame(columns=REPORT_COLUMNS)
+    try:
+        table = pd.read_csv(path, dtype=str)[REPORT_COLUMNS]
+        return table.astype(dict.fromkeys(("trained", *REFERENCES), float))  # Python's float keeps every digit
+    except (ValueError, KeyError):  # what pandas raises for a damaged file is among these
+        raise UserError(f"{path} is damaged: delete it, and run `simclr eval {record.short_id}` again") from None
+
+
+def _keep_figures(tracker: Tracker, table: pd.DataFrame) -> None:
+    """Keep figures with a run, in place of earlier ones of the same metrics."""
+    with FileLock(claim_file(tracker.store, FIGURES_FILE, tracker.run_id)):  # of two evaluations, none is lost
+        before = _figures(tracker.record())
+        rows = [*before[~before["metric"].isin(table["metric"])].to_dict("records"), *table.to_dict("records")]
+        tracker.artifact(FIGURES_FILE, lambda path: write_csv(pd.DataFrame(rows), path))
+        tracker.flush()
 
 
 def predictions(record: Record, metric: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -137,25 +163,24 @@ def _log(
     else:
         config = found.config
         tags = {"config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
-        tracker = start_run(store, f"{config.name}-s{config.seed}-eval", "eval", config.flat(), tags)
+        tracker = start_run(store, f"{config.run_name()}-eval", "eval", config.flat(), tags)
     elsewhere = f"folder-{subject.data.digest[:8]}" if subject.data.name == "folder" else subject.data.name
     before = prefix(subject.protocol.layer, elsewhere if transfer else None)
-    metrics, protocols = {}, {}
-    for row in table.to_dict("records"):
-        name = f"{before}{row['metric']}"
-        metrics[f"eval/{name}"] = row["trained"]
-        metrics |= {f"{REFERENCE}/{key}/{name}": row[key] for key in REFERENCES}
-        protocols[name] = row["protocol"]
+    table = table.assign(metric=before + table["metric"])
+    metrics = {f"eval/{name}": value for name, value in zip(table["metric"], table["trained"], strict=True)}
     label = before.replace("/", "-")
     description = json.dumps(describe(subject.protocol, subject.data), indent=2)
     for name, outcome in outcomes.items():
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
             _keep_predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
+    _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
     tracker.tag({"protocol": subject.protocol.version})
-    tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
+    tracker.tag_protocols(
+        dict(zip(table["metric"], table["protocol"], strict=True))
+    )  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
         tracker.finish("FINISHED")
     tracker.flush()

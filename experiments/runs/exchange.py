@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import isnan, nan
 from pathlib import Path
 
 import torch
 
 from analysis.tables import is_accuracy
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
-from experiments.runs.evaluate import REFERENCE
+from experiments.runs.evaluate import references
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from simclr.build import build_model
@@ -78,10 +77,12 @@ def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Pari
     if found.run_id is not None:
         record = store.get(found.run_id)
         name = record.name
+        known = references(record)
         card["run"] = f"{record.name} ({record.id})"
         for metric, protocol in record.protocols.items():
             if is_accuracy(metric):
-                low, high = (record.metrics.get(f"{REFERENCE}/{end}/{metric}", nan) for end in ("low", "high"))
-                interval = "" if isnan(low) else f" (95 % interval {low:.2%} to {high:.2%})"
+                interval = ""
+                if {"low", "high"} <= (ends := known.get(metric, {})).keys():
+                    interval = f" (95 % interval {ends['low']:.2%} to {ends['high']:.2%})"
                 card[f"eval/{metric}"] = f"{record.metrics[f'eval/{metric}']:.2%}{interval}, protocol {protocol}"
     return export_encoder(found.weights, found.config, path, form, card, name)

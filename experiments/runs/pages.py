@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from analysis.page import Link, Section
+from experiments.tracking.pages import address, shared_server
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
@@ -59,13 +58,7 @@ def figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]
 
 def link(record: Record, text: str) -> Link:
     """A link to the page of a run in MLflow, which `simclr ui` shows unless a server does."""
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    parts = urlsplit(server)
-    host = LOCAL
-    if parts.scheme in ("http", "https"):  # without a password, which the address may hold
-        host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    place = f"#/experiments/{record.store.experiment}/runs/{record.id}?workflowType=machine_learning"
-    return Link(text, f"{host}/{place}")
+    return Link(text, address(shared_server() or LOCAL, record.store.experiment, record.id))
 
 
 def text_of(record: Record, name: str) -> str:

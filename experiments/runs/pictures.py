@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,24 @@ import torch
 from analysis import plots
 from analysis.tables import write_csv
 from analysis.tsne import neighbour_agreement, tsne
+from experiments.runs.encoders import FoundEncoder
+from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker
 from simclr import device as devices
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, unknown
 from simclr.evaluate.subject import Subject, check_collapse, features
 from simclr.files import written_whole
 from simclr.randomness import permutation
+
+
+def keep(files: Mapping[str, Path], found: FoundEncoder, store: Store) -> None:
+    """Keep files under other names with the run of an encoder, if it has one and the store can be written."""
+    if found.run_id is not None and store.writable:
+        tracker = Tracker(store, found.run_id)
+        for name, path in files.items():
+            tracker.artifact(name, lambda target, path=path: shutil.copyfile(path, target))  # type: ignore[misc]
+        tracker.flush()
 
 
 def draw_tsne(

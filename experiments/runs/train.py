@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from analysis import plots
+from experiments.runs.machine import Machine
 from experiments.runs.prepare import Prepared
 from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
@@ -21,7 +23,7 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import Config, to_toml
-from simclr.data.dataset import short_identity
+from simclr.data.dataset import Dataset, short_identity
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.methods import METHODS
 from simclr.progress import SILENT, Forwarding, Observer
@@ -64,9 +66,7 @@ def train(
             tracker = Tracker(store, unfinished.id)
         else:
             own = {"config_key": config.key(), "data_digest": identity, "seed": str(config.seed)}
-            tracker = start_run(
-                store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), {**own, **tags}, parent=parent
-            )
+            tracker = start_run(store, config.run_name(), "pretrain", config.flat(), {**own, **tags}, parent=parent)
         with tracker.finishing(Interrupted):
             _train(prepared, tracker, unfinished is not None, observer)
         record = tracker.record()
@@ -134,7 +134,7 @@ def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError
 def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observer) -> None:
     """Train, and keep the weights and the loss curve with the run."""
     config, data, plan = prepared.fitted, prepared.data, prepared.plan
-    logging = _Logging(tracker, observer)
+    logging = _Logging(tracker, prepared.device, observer)
     if resume:
         logging.read_losses()
     _describe(prepared, tracker)
@@ -165,10 +165,11 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
 class _Logging(Forwarding):
     """Logs the metrics of training to a run. It keeps the losses, because the store may not respond at the end."""
 
-    def __init__(self, tracker: Tracker, observer: Observer) -> None:
+    def __init__(self, tracker: Tracker, device: torch.device, observer: Observer) -> None:
         super().__init__(observer)
         self.tracker = tracker
         self.losses: dict[int, float] = {}  # by step
+        self.machine = Machine(device, tracker.store.folder)
 
     def read_losses(self) -> None:
         """Read what was logged before the run was resumed."""
@@ -180,7 +181,7 @@ class _Logging(Forwarding):
         return pd.DataFrame(sorted(self.losses.items()), columns=["step", "value"])
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.tracker.log(metrics, step)
+        self.tracker.log({**metrics, **self.machine.measure()}, step)
         if "train/loss" in metrics:
             self.losses[step] = metrics["train/loss"]
         super().metrics(metrics, step)
@@ -206,10 +207,18 @@ def _describe(prepared: Prepared, tracker: Tracker) -> None:
     if data.has_labels:
         labels = data.labels[data.parts["val"]]
         tracker.tag({"val_chance": np.bincount(labels).max() / len(labels)})
+    record_images(tracker, config, data)
     tracker.artifact("config.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     tracker.artifact("environment.json", lambda path: path.write_text(json.dumps(facts, indent=2), encoding="utf-8"))
     tracker.artifact("views.png", lambda path: draw_view_grid(config, data, path))
     tracker.artifact(STRIP, lambda path: draw_view_strip(config, data, path))
+
+
+def record_images(tracker: Tracker, config: Config, data: Dataset) -> None:
+    """Record the images of a config with a run."""
+    name = data.name if config.data.dir is None else config.data.dir.name
+    counts = {"classes": len(data.classes), **{part: len(rows) for part, rows in data.parts.items()}}
+    tracker.dataset(name, short_identity(data.identity), str(config.data.dir or data.name), counts)
 
 
 def environment(prepared: Prepared) -> dict[str, str]:

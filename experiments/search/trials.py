@@ -311,7 +311,7 @@ def _prepare_trial(search: Search, trial: Trial, values: Mapping[str, Any]) -> P
     It shares the baseline's images, which no parameter can change: if they can't be read, that is not a trial's fault.
     """
     start = search.baseline
-    config = changed(start.config, values).model_copy(update={"name": f"{search.name}-{trial.number}"})
+    config = changed(start.config, values).model_copy(update={"name": f"trial-{trial.number}@{search.name}"})
     prepared = Prepared(config, start.data, start.device, count_steps(config, start.data))
     check_images(config)
     limit = budget.memory_budget(config.memory, start.device).usable

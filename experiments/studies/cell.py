@@ -26,8 +26,9 @@ class Cell(NamedTuple):
     x: Any = None  # the value on the numeric axis
 
     def of_seed(self, seed: int) -> Config:
-        """The config for one seed. Its name ends with the cell's name, unless the cell is the baseline."""
-        name = self.config.name if self.name == BASELINE else f"{self.config.name}-{self.name.replace(' ', '-')}"
+        """The config for one seed. Its name starts with the cell's name, unless the cell is the baseline."""
+        short = self.name.replace(", ", ",").replace(" ", "-")
+        name = self.config.name if self.name == BASELINE else f"{short}@{self.config.name}"
         return self.config.model_copy(update={"seed": seed, "name": name})
 
     def identity(self) -> tuple[str, str]:

@@ -22,8 +22,10 @@ from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.studies.cell import BASELINE
+from experiments.studies.overview import show_results
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
 from simclr.progress import knn_metric
 
@@ -47,6 +49,8 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
         for metric, table in summaries.items():
             _write_tables(table, metric, notes, folder)
         (folder / PAGE).write_text(_page(study, results, summaries, notes, folder), encoding="utf-8")
+    if store.writable:
+        show_results(Tracker(store, study.id), summaries)
     return _printed(study.name, summaries, form, notes, [where(study, store)])
 
 

@@ -12,7 +12,7 @@ from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
 from experiments.runs.prepare import Prepared, check_labels, prepare
-from experiments.runs.train import train_or_resume
+from experiments.runs.train import record_images, train_or_resume
 from experiments.studies.cell import Cell
 from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
@@ -119,6 +119,7 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     else:
         tags = {"study": name, "plan": plan.digest(data.identity), "data_digest": data.identity}
         tracker = start_run(store, name, "study", baseline.flat(), tags)
+        record_images(tracker, baseline, data)
     tracker.artifact(PLAN_FILE, document.write)
     return tracker
 
@@ -189,7 +190,7 @@ def run_study(
                 text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
                 failures.append(f"'{cell.name}', seed {seed}: {text}")
                 config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
-                failed = start_run(store, f"{config.name}-s{seed}", "cell", config.flat(), tags, parent=parent.id)
+                failed = start_run(store, config.run_name(), "cell", config.flat(), tags, parent=parent.id)
                 failed.finish("FAILED")
             done += 1
             observer.overall("run", done, total, best[1])

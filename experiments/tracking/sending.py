@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import Timeout
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -117,7 +117,7 @@ class Sender:
                 journal.close()
 
     def put(self, run_id: str, **what: Any) -> None:
-        """Record something of a run: `metrics`, `params`, `tags`, `artifact` or `status`, as `_store` takes them.
+        """Record something of a run: `metrics`, `params`, `tags`, `artifact`, `dataset` or `status`, as `_store` does.
 
         Raises RunFailed if the disk is full, and Refused if the store has refused something of this run. The entry is
         sent all the same.
@@ -340,6 +340,8 @@ class Sender:
                     self.client.log_batch(run_id, metrics=[Metric(*point) for point in some])
             case {"params": params}:
                 self.client.log_batch(run_id, params=[Param(*pair) for pair in params.items()])
+            case {"dataset": dataset}:  # the arguments of MLflow's Dataset
+                self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset))])
             case _ if self._is_outdated(entry):
                 return
             case {"tags": tags}:

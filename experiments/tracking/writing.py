@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -15,6 +16,9 @@ from experiments.tracking.store import PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
 LOCK_SECONDS = 10.0  # a process that looks whether this run was killed holds its lock for a moment
+
+LONGEST_TAG = 5000  # characters
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description of a run
 
 Point = list[str | float | int]
 
@@ -39,7 +43,21 @@ class Tracker:
 
     def tag(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run. Values over 5,000 characters are cut."""
-        self.store.sender.put(self.run_id, tags={key: str(value)[:5000] for key, value in tags.items()})
+        self.store.sender.put(self.run_id, tags={key: str(value)[:LONGEST_TAG] for key, value in tags.items()})
+
+    def describe(self, text: str) -> None:
+        """Set the description on the run's page, in Markdown. Over 5,000 characters are cut."""
+        self.tag({DESCRIPTION: text})
+
+    def dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int]) -> None:
+        """Record which images the run uses: their name, digest (up to 36 characters) and place, and how many."""
+        described = {
+            "name": name[:500],
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+        }
+        self.store.sender.put(self.run_id, dataset=described | {"profile": json.dumps(counts)})
 
     def tag_protocols(self, identities: Mapping[str, str]) -> None:
         """Record under which protocol each evaluated metric was measured."""

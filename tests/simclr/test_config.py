@@ -167,13 +167,25 @@ def test_the_second_view_equals_the_first_unless_it_has_its_own_table():
     assert (first["blur"].p, second["blur"].p) == (1.0, 0.1)
 
 
-def test_flat_omits_absent_augmentations():
+def test_flat_has_only_the_probability_of_absent_augmentations():
     flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
     assert flat["augment.solarize.threshold"] == 0.5
-    assert not [name for name in flat if name.startswith("augment.blur")]
+    assert {name: flat[name] for name in flat if name.startswith("augment.blur")} == {"augment.blur.p": 0.0}
     assert set(flat) <= set(setting_names(Config))
     later = {"method", "data.background", "data.range", "data.check"}  # older records should not seem to differ
     assert later.isdisjoint(flat)
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("shapes", "shapes-s7"),
+        ("no-blur@shapes", "no-blur-s7@shapes"),
+        ("lr=1@no-blur@shapes", "lr=1-s7@no-blur@shapes"),
+    ],
+)
+def test_a_run_is_named_after_the_difference_the_seed_and_the_start(name, run):
+    assert configured({"name": name, "seed": 7}).run_name() == run
 
 
 # --- TOML -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.runs.evaluate import references
 from experiments.tracking import local
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -46,20 +47,20 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     assert re.split("  +", header.strip()) == ["trained", "95 % interval", "untrained", "pixels", "chance", "protocol"]
     assert list(table_of(done.stdout)) == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
     assert max(map(len, done.stdout.splitlines())) <= 80
-    metrics = record.metrics
+    metrics, kept = record.metrics, references(record)["linear_top1"]
     trained_accuracy, low, _, high, untrained, _, chance, protocol = table_of(done.stdout)["linear_top1"]
     assert trained_accuracy == f"{metrics['eval/linear_top1']:.2%}"
-    assert (low, high) == tuple(f"{100 * metrics[f'ref/{end}/linear_top1']:.1f}" for end in ("low", "high"))
-    assert untrained == f"{metrics['ref/untrained/linear_top1']:.2%}"
-    assert chance == f"{metrics['ref/chance/linear_top1']:.2%}"
+    assert (low, high) == tuple(f"{100 * kept[end]:.1f}" for end in ("low", "high"))
+    assert untrained == f"{kept['untrained']:.2%}"
+    assert chance == f"{kept['chance']:.2%}"
     assert protocol == record.protocols["linear_top1"]
-    assert metrics["ref/low/linear_top1"] < metrics["eval/linear_top1"] < metrics["ref/high/linear_top1"]
-    assert metrics["eval/linear_top1"] > metrics["ref/chance/linear_top1"] + 0.1
+    assert kept["low"] < metrics["eval/linear_top1"] < kept["high"]
+    assert metrics["eval/linear_top1"] > kept["chance"] + 0.1
     assert run("eval", "tiny-s0").stdout == done.stdout
     result = json.loads(run("eval", "tiny-s0", "--json").stdout)
     (figures,) = (row for row in result["figures"] if row["metric"] == "linear_top1")
     assert figures["trained"] == pytest.approx(100 * metrics["eval/linear_top1"])
-    assert figures["pixels"] == pytest.approx(100 * metrics["ref/pixels/linear_top1"])
+    assert figures["pixels"] == pytest.approx(100 * kept["pixels"])
     assert (result["run"], result["id"], figures["protocol"]) == ("tiny-s0", record.id, protocol)
 
 

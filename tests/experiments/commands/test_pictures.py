@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.tracking.store import Store
 from tests.experiments.commands.helpers import Run, assert_one_line
 
 PICTURES = {
@@ -85,6 +86,17 @@ def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, i
     page = Path("explore.html").read_text()
     assert str(Path("own/b/new.png").resolve()) in page
     assert '"name": "split"' not in page  # which images it was trained on is not known any more
+
+
+def test_maps_and_neighbours_are_kept_with_the_run(run: Run, trained: Store, images: Path) -> None:
+    for name, kept in {
+        "tsne": [f"tsne{suffix}" for suffix in (".png", ".svg", ".csv")],
+        "neighbours": ["neighbours.png"],
+    }.items():
+        arguments, files = PICTURES[name]
+        assert run(*(argument.replace("IMAGES", str(images)) for argument in arguments)).exit_code == 0
+        for file, artifact in zip(files, kept, strict=True):
+            assert trained.find("tiny-s0").artifact(artifact).read_bytes() == Path(file).read_bytes()
 
 
 WRONG = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
 from experiments.commands import records
+from experiments.tracking import pages
 from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from tests.experiments.commands.helpers import assert_one_line, invoke
 
 
@@ -28,20 +29,43 @@ def test_a_taken_port_is_an_error() -> None:
         assert_one_line(invoke("ui", "--port", port), 2, f"can't listen on port {port}: ")
 
 
-def test_runs_on_a_server_are_opened_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.tracking.store.Store", lambda folder: None)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
-    assert_one_line(invoke("ui"), 2, "the runs are on the server http://there:5000")
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Queue[str]:
+    """The addresses that are opened in the browser."""
+    addresses: Queue[str] = Queue()
+    monkeypatch.setattr(records.webbrowser, "open", addresses.put)
+    monkeypatch.setattr(records.sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    return addresses
 
 
-@pytest.mark.usefixtures("store")
-def test_a_server_that_ends_by_itself_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    popen = subprocess.Popen
-    fails = [sys.executable, "-c", "raise SystemExit(3)"]
-    monkeypatch.setattr(records.subprocess, "Popen", lambda command, **options: popen(fails, **options))
-    monkeypatch.setattr(records.signal, "signal", lambda *_: None)
+def test_the_runs_are_opened_in_model_training(
+    store: Store, opened: Queue[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = start_run(store, "abc", "study", {})
+    study.finish("FINISHED")
+    monkeypatch.setattr(pages, "serve", lambda store, listening: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    runs = f"http://127.0.0.1:{port}/#/experiments/{store.experiment}/runs"
     done = invoke("ui", "--port", port)
-    assert_one_line(done, 1, "MLflow's server ended by itself, with exit code 3")
-    assert done.stdout == ""
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        f"all runs: {runs}?workflowType=machine_learning",
+        f"study abc: {runs}/{study.run_id}?workflowType=machine_learning",
+        "Ctrl-C stops the server",
+    ]
+    assert opened.get(timeout=60) == f"{runs}?workflowType=machine_learning"
+    for options, screen in ((["--no-browser"], ":0"), ([], "")):
+        monkeypatch.setenv("DISPLAY", screen)
+        assert invoke("ui", "--port", port, *options).stdout == done.stdout
+    assert opened.empty()
+
+
+def test_runs_on_a_server_are_opened_there(store: Store, opened: Queue[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.tracking.store.Store", lambda folder: store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@there:5000/")
+    runs = f"http://there:5000/#/experiments/{store.experiment}/runs?workflowType=machine_learning"
+    assert invoke("ui").stdout == f"all runs: {runs}\n"
+    assert opened.get(timeout=60) == runs

@@ -16,6 +16,7 @@ from experiments.tracking.writing import start_run
 from simclr.errors import UserError
 from simclr.methods.ntxent import chance_loss
 from tests.experiments.runs.test_evaluate import report_of
+from tests.helpers import tiny
 
 
 def test_compare_shows_what_differs_and_tests_each_pair(trained: Store) -> None:
@@ -31,6 +32,20 @@ def test_compare_shows_what_differs_and_tests_each_pair(trained: Store) -> None:
     correct = [np.equal(*predictions(trained.find(run), "knn_top1")) for run in ("t0.2-s0", "t0.5-s0")]
     assert test["only A right"] == (correct[0] & ~correct[1]).sum()
     assert test["only B right"] == (correct[1] & ~correct[0]).sum()
+
+
+def test_a_run_of_an_earlier_version_differs_only_where_its_settings_do(store: Store) -> None:
+    blurred = {"augment.crop.p": "1.0", "augment.blur.p": "0.5", "augment.blur.sigma": "[0.1, 2.0]", "seed": "0"}
+    plain = tiny(augment={"blur": {"p": 0.0}}).flat() | {"name": "new"}
+    before = {key: value for key, value in plain.items() if not (key.startswith("augment.") and value == 0.0)}
+    for name, params in {"new": plain, "old": before, "blurred": blurred}.items():
+        tracker = start_run(store, name, "pretrain", params)
+        tracker.log({"eval/linear_l2": 0.5})
+        tracker.tag_protocols({"linear_l2": "3-aaaaaa"})
+        tracker.finish("FINISHED")
+    assert compare(["new", "old"], store).table["run"].tolist() == ["linear_l2"]
+    rows = compare(["new", "blurred"], store).table.set_index("run")
+    assert rows.loc["augment.blur.p"].tolist() == ["0.0", "0.5"]
 
 
 def test_figures_of_two_protocols_have_two_rows_and_no_test(trained: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 
 from experiments.runs import baselines, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
-from experiments.runs.evaluate import evaluate_encoder
+from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, references
 from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError
 from simclr.evaluate.protocol import make_protocol
@@ -38,9 +40,11 @@ def report_of(
 def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: Store) -> None:
     report = report_of(trained, "t0.2-s0", ["knn", "linear", "no-labels"], ["knn.k=[1,200]"])
     record = trained.find("t0.2-s0")
+    kept = references(record)
     for row in report.table.itertuples():
         assert record.metrics[f"eval/{row.metric}"] == pytest.approx(row.trained)
-        assert record.metrics[f"ref/untrained/{row.metric}"] == pytest.approx(row.untrained)
+        row_kept = [kept[row.metric].get(key, nan) for key in REFERENCES]
+        assert row_kept == pytest.approx([getattr(row, key) for key in REFERENCES], nan_ok=True)
         assert record.protocols[row.metric] == row.protocol
     accuracies = report.table.set_index("metric").loc[["knn_top1", "knn_k1_top1", "linear_top1"]]
     assert (accuracies["low"] < accuracies["trained"]).all()
@@ -55,6 +59,33 @@ def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: St
     assert stored == json.loads(json.dumps(report.protocol))
     assert stored["knn"]["k"] == [1, 200]
     assert stored["data"]["digest"] == record.tags["data_digest"]
+
+
+def test_references_are_kept_in_one_file_that_grows_and_add_no_metrics(trained: Store) -> None:
+    report_of(trained, "t0.5-s0", ["knn"], ["knn.k=[7]"])
+    first = references(trained.find("t0.5-s0"))["knn_k7_top1"]
+    report_of(trained, "t0.5-s0", ["knn"], ["knn.k=[9]"], layer="z")
+    report_of(trained, "t0.5-s0", ["knn"], ["knn.k=[9]"], layer="z")
+    record = trained.find("t0.5-s0")
+    table = pd.read_csv(record.artifact(FIGURES_FILE))
+    assert table["metric"].is_unique
+    assert {"knn_k7_top1", "z/knn_k9_top1"} <= set(table["metric"])
+    assert references(record)["knn_k7_top1"] == first
+    assert not [name for name in record.metrics if name.startswith("ref/")]
+
+
+def test_references_of_earlier_versions_are_read(store: Store) -> None:
+    tracker = start_run(store, "old", "pretrain", {})
+    tracker.log({"ref/low/h1/linear_top1": 0.25, "ref/high/h1/linear_top1": 0.5, "ref/pixels/h1/linear_top1": nan})
+    assert references(tracker.record()) == {"h1/linear_top1": {"low": 0.25, "high": 0.5}}
+
+
+def test_a_damaged_file_of_references_is_an_error_of_one_line(store: Store) -> None:
+    tracker = start_run(store, "run", "pretrain", {})
+    for damage in ("", "a,b\n1,2\n", "\0\0"):
+        tracker.artifact(FIGURES_FILE, lambda path, damage=damage: path.write_text(damage))  # type: ignore[misc]
+        with pytest.raises(UserError, match=r"evaluations\.csv is damaged: delete it, and run `simclr eval"):
+            references(tracker.record())
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "linear-sgd", "no-labels"])

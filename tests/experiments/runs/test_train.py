@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_a_run_keeps_its_config_environment_views_weights_and_curve(prepared: Pr
     config, _, digest = load_weights(record.artifact("model.safetensors"))
     assert (config, digest) == (prepared.config, prepared.data.digest)
     assert 'name = "tiny"' in record.artifact("config.toml").read_text()
+    (images,) = store.client.get_run(record.id).inputs.dataset_inputs
+    assert (images.dataset.name, images.dataset.digest) == ("digits", prepared.data.digest[:8])
+    assert json.loads(images.dataset.profile)["train"] == len(prepared.data.parts["train"])
+    assert record.metrics["system/disk_available_megabytes"] > 0
     for name in ("environment.json", "views.png", "loss.png"):
         assert record.artifact(name).stat().st_size > 0
     assert record.history("train/loss")["step"].iloc[-1] == prepared.steps.total

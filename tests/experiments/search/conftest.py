@@ -39,9 +39,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
                 return record
         configs.append(config)
         own = {"config_key": config.key(), "data_digest": prepared.data.digest, "seed": str(config.seed)}
-        tracker = start_run(
-            store, f"{config.name}-s{config.seed}", "pretrain", config.flat(), own | tags, parent=parent
-        )
+        tracker = start_run(store, config.run_name(), "pretrain", config.flat(), own | tags, parent=parent)
         with tracker.finishing(Interrupted):
             observer.began(tracker.run_id, steps.total)
             for step in range(steps.per_epoch, steps.total + 1, steps.per_epoch):

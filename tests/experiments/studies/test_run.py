@@ -166,7 +166,7 @@ def test_data_is_opened_once_for_all_seeds_of_a_cell(
     monkeypatch.setattr(runner, "run_cell", skip)
     assert run_study(study, plan, shared_store, [3, 4]) == []
     assert len(opened) == len(plan.cells)
-    assert seeds == [(seed, name) for seed in (3, 4) for name in ("tiny", "tiny-no-color_jitter")]
+    assert seeds == [(seed, name) for seed in (3, 4) for name in ("tiny", "no-color_jitter@tiny")]
 
 
 @pytest.mark.usefixtures("no_work")

@@ -45,6 +45,10 @@ class FakeClient:
         self.batches += [len(metrics)] if metrics else []
         self.stored += [(run_id, each.key, each.value) for each in (*metrics, *params, *tags)]
 
+    def log_inputs(self, run_id: str, datasets: Any) -> None:
+        self.obstacle(run_id)
+        self.stored += [(run_id, each.dataset.name, each.dataset.digest) for each in datasets]
+
     def get_run(self, run_id: str) -> Any:
         return SimpleNamespace(data=SimpleNamespace(tags=self.tags))
 

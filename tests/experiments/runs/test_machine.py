@@ -1,0 +1,33 @@
+"""Tests of experiments/runs/machine.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.runs import machine
+from experiments.runs.machine import Machine
+
+
+def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(machine.time, "monotonic", lambda: clock[0])
+    load = Machine(torch.device("cpu"), tmp_path)
+    first = load.measure()
+    assert first.keys() == {
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/disk_available_megabytes",
+    }
+    assert 0 <= first["system/cpu_utilization_percentage"] <= 100
+    clock[0] += 9.9
+    assert load.measure() == {}
+    clock[0] += 0.2
+    assert load.measure().keys() == first.keys()
+
+
+def test_the_memory_of_a_gpu_is_what_all_its_processes_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6_000_000_000, 8_000_000_000))
+    assert Machine(torch.device("cuda"), tmp_path).measure()["system/gpu_0_memory_usage_megabytes"] == 2000
