@@ -20,7 +20,10 @@ def summary_of(cells: list[str]) -> pd.DataFrame:
         for number, cell in enumerate(cells[:-1])
         for seed in (0, 1)
     ]
-    expected = [{"cell": cell, "paper": None, "direction": None, "source": None} for cell in cells]
+    expected = [
+        {"cell": cell, "paper": None, "direction": None, "against": None, "caveat": None, "source": None}
+        for cell in cells
+    ]
     return summary(pd.DataFrame(rows), expected, "linear_top1", {})
 
 
