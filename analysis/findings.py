@@ -52,8 +52,9 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     size += _points(metric)
     if isnan(largest["difference_low"]):
         return [
-            f"{describe_cell(largest['cell'])}, {_words(metric)} differs by {size} from the baseline's "
-            f"{_value(baseline, metric)}, with one seed.",
+            f"{describe_cell(largest['cell'])}, {_words(metric)} is {size.lstrip('+-')} "
+            f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, with one "
+            f"seed.",
             "One seed can't tell whether that is more than chance: repeat the study with --seeds 3 or more.",
         ]
     every = "The interval includes" if len(ranked) == 1 else "Every interval includes"

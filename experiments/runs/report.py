@@ -110,7 +110,8 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         sections += [Section("Example views", "text", text), Section("", "images", [("", path.read_bytes())])]
     if predicted is not None and len(confused := _most_confused(predicted)):
         sections.append(Section("Most often confused", "table", confused))
-    sections.append(Section("This run", "table", pd.DataFrame({"Page": [link(run, run.name)], "Id": [run.id]})))
+    pages = pd.DataFrame({"Page, while simclr ui is running": [link(run, run.name)], "Id": [run.id]})
+    sections.append(Section("This run", "table", pages))
     return page(
         "Run", run.name, list(filter(None, finding)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]
     )

@@ -80,7 +80,9 @@ def _best(trials: pd.DataFrame, store: Store) -> pd.DataFrame:
     for row in done.to_dict("records"):
         run = records.get(row["run"])
         changes = [
-            f"{short_name(name)} = {_value(row[name])}" for name in settings if format_value(row[name]) != MISSING
+            f"{short_name(name)}\u00a0=\u00a0{_value(row[name])}"
+            for name in settings
+            if format_value(row[name]) != MISSING
         ]
         rows.append(
             {

@@ -31,7 +31,7 @@ from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
-LINKS = "The links work while simclr ui is running."
+RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
 VIEWS = "Six images, and below each the two views that training makes of it in the first step."
 
 
@@ -265,7 +265,7 @@ def _page(
     if views := _views(results):
         sections += [Section("Example views", "text", VIEWS), Section("", "images", views)]
     sections += [
-        Section("Runs", "text", f"{metric_label(metric)} of each run in percent, with a link to its page. {LINKS}"),
+        Section("Runs", "text", RUNS.format(metric_label(metric))),
         Section("", "table", _run_table(results, metric)),
     ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]

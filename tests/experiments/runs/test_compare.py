@@ -54,6 +54,10 @@ def test_figures_of_two_protocols_have_two_rows_and_no_test(trained: Store) -> N
     result = compare(["t0.2-s0", "t0.5-s0"], trained)
     assert len([name for name in result.table["run"] if name.startswith("linear top-1")]) == 2
     assert result.tests.empty or "linear top-1" not in result.tests["metric"].tolist()
+    assert (
+        "linear top-1 can't be compared between t0.2-s0 and t0.5-s0: linear.standardise is True and False"
+        in result.notes
+    )
 
 
 def test_a_figure_over_seeds_has_its_own_interval(trained: Store) -> None:

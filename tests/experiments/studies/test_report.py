@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.studies.cell import BASELINE
-from experiments.studies.report import report
+from experiments.studies.report import report, tables
 from experiments.studies.results import CellDocument, StudyDocument
 from experiments.tracking import local
 from experiments.tracking.store import Record, Store
@@ -71,7 +71,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
 
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Study <b>old</b>" in page
-    assert "With lr = 0.01, linear accuracy differs by -6.1 points" in page
+    assert "With lr = 0.01, linear accuracy is 6.1 points below the baseline" in page
     assert f"http://127.0.0.1:5000/#/experiments/{store.experiment}/runs/" in page
     assert "--vary optim.lr=1e30,0.01" in page  # the command
     assert "simclr report old" in page
@@ -161,3 +161,16 @@ def test_a_folder_that_cannot_be_made_is_an_error(previous: Record, store: Store
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"can't write to .*file/out: .*\. Choose another --out"):
         report(previous, store, out=tmp_path / "file" / "out")
+
+
+def test_the_tables_of_a_study_are_printed_without_writing_anything(previous: Record, store: Store) -> None:
+    (study,) = store.studies_among(["old"])
+    text, notes = tables(study, store)
+    assert ("72.14" in text, notes) == (True, [])
+    assert "report.html" not in str(list(previous.artifact("plan.json").parent.iterdir()))
+
+
+def test_studies_and_runs_are_not_compared_with_each_other(previous: Record, store: Store) -> None:
+    assert store.studies_among(["elsewhere-s0"]) == []
+    with pytest.raises(UserError, match=r"^'old' is a study: compare it by itself, or name its runs"):
+        store.studies_among(["old", "elsewhere-s0"])

@@ -1,0 +1,55 @@
+"""The page of a run, made from the records of a run that the previous version trained."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.runs.report import report
+from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker, start_run
+from tests.experiments.studies.helpers import write_previous_study
+
+
+def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -> None:
+    write_previous_study(store)
+    run = store.find_reported("elsewhere-s0")
+    text, notes = report(run, store, out=tmp_path)
+    assert "66.0 (" in text
+    assert notes == [f"report: {run.artifact('report.html')}"]
+    page = (tmp_path / "report.html").read_text()
+    assert "A linear classifier on its features classifies 66.0 % of the test images correctly" in page
+    assert "an untrained network gives" in page
+    assert f"/runs/{run.id}?workflowType" in page
+    assert "<svg" in (tmp_path / "train-loss.svg").read_text()
+    assert "linear_l2" not in page.split("Protocols")[0]
+
+    Tracker(store, run.id).artifact(
+        "linear_top1-classes.csv", lambda path: path.write_text("class\n" + "\n".join(f"c{i}" for i in range(10)))
+    )
+    report(run, store, out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "of 359 test images correctly" in page
+    assert "Most often confused" in page
+
+
+def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
+    write_previous_study(store)
+    run = store.find_reported("elsewhere-s0")
+    rows = pd.read_csv(io.StringIO(report(run, store, "csv")[0]))
+    assert rows["metric"].tolist()[0].startswith("linear")
+    assert rows["trained"].dtype == rows["chance"].dtype == float
+    text, notes = report(run, store, "json")
+    assert (len(json.loads(text)["rows"]), notes) == (len(rows), [])
+
+
+@pytest.mark.parametrize(("status", "finding"), [("FINISHED", "not evaluated yet"), ("FAILED", "has not finished")])
+def test_a_run_without_figures_has_a_page(status: str, finding: str, store: Store, tmp_path: Path) -> None:
+    tracker = start_run(store, "new-s0", "pretrain", {"train.epochs": 3, "train.batch_size": 8}, {"error": "no space"})
+    tracker.finish(status)
+    report(tracker.record(), store, out=tmp_path)
+    assert finding in (tmp_path / "report.html").read_text()
