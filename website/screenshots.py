@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from simclr.data.shapes import generate
+from simclr.data.shapes import render
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -67,7 +67,7 @@ def main() -> None:
         simclr("report", STUDY, "--out", str(folder / "report"))
         simclr("explore", RUN, "--images", "2000", "--out", str(folder / "explorer.html"))
         (folder / "photos").mkdir()
-        images = generate(PHOTOS, seed=1)[0]
+        images = render(PHOTOS, seed=1)[0]
         for number, image in enumerate(images):
             Image.fromarray(np.moveaxis(image, 0, -1)).save(folder / "photos" / f"{number:03}.png")
         queries = [str(folder / "photos" / f"{number:03}.png") for number in range(3)]
