@@ -14,14 +14,14 @@ def block(source: str, *_: Any, **__: Any) -> str:
     return convert(source, display="block")
 
 
-class Inline(InlineProcessor):
+class Inline(InlineProcessor):  # type: ignore[misc]
     """A formula within a line."""
 
     def handleMatch(self, found: Any, text: str) -> Any:  # noqa: N802, ARG002  as Markdown calls it
         return self.md.htmlStash.store(convert(found[1])), found.start(0), found.end(0)
 
 
-class Formulas(Extension):
+class Formulas(Extension):  # type: ignore[misc]
     """Adds `Inline`, before the backticks are taken for code."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
