@@ -201,6 +201,12 @@ class Network(nn.Module):
         with initial_weights(seed, "head"):
             self.head = HEADS[config.head](self.features, hidden, config.out_dim, config.head_batch_norm)
 
+    @property
+    def z_width(self) -> int:
+        """The width of z."""
+        last = [layer for layer in self.head if isinstance(layer, nn.Linear)][-1:]
+        return last[0].out_features if last else self.features
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise the channels of images for the encoder."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -86,6 +86,7 @@ def evaluate(  # over 60 lines, because of its signature
     from experiments.runs.evaluate import evaluate_encoder
     from experiments.tracking.store import Store, home
     from simclr.evaluate.protocol import make_protocol
+    from simclr.methods import METHODS
 
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
     names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
@@ -114,6 +115,7 @@ def evaluate(  # over 60 lines, because of its signature
     result = {
         "run": None if report.run_id is None else store.get(report.run_id).name,
         "id": report.run_id,
+        "reads_labels": METHODS[subject.config.method].reads_labels,
         "data": _images(subject.data),
         "layer": protocol.layer,
         "protocol": protocol.version,
@@ -163,6 +165,7 @@ def _describe(result: dict[str, Any]) -> str:
         others = [_format_number(row, column) for column in ("untrained", "pixels", "chance")]
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
     what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
+    what += ", trained on labels," * result["reads_labels"]
     title = (
         f"{what} on {data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"

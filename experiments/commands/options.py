@@ -18,6 +18,7 @@ AUGMENTATIONS = names_in("simclr.augment.AUGMENTATIONS")
 DATASETS = names_in("simclr.data.sources.DATASETS")
 FORMATS = names_in("analysis.tables.FORMATS")
 HEADS = names_in("simclr.model.HEADS")
+METHODS = names_in("simclr.methods.__init__.METHODS")
 RESNETS = names_in("simclr.model.RESNETS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 SEARCH_SUFFIXES = (".html", ".csv", *SUFFIXES)  # of files that the result of a search can be written to
@@ -220,6 +221,13 @@ Backbone = Annotated[
         help=f"Network of the encoder: {', '.join(RESNETS)}, or another classifier of torchvision.",
         show_default=FROM_PRESET,
         autocompletion=complete.of(RESNETS),
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Pre-training method: {', '.join(METHODS)}. supcon and supervised train on labels.",
+        show_default=FROM_PRESET,
     ),
 ]
 Head = Annotated[

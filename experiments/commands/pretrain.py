@@ -23,6 +23,7 @@ from experiments.commands.options import (
     Head,
     Labels,
     Memory,
+    Method,
     MicroBatch,
     Precision,
     Preset,
@@ -54,6 +55,7 @@ def pretrain(  # over 60 lines, because of its signature
     labels: Labels = None,
     on_bad_image: BadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
+    method: Method = None,
     backbone: Backbone = None,
     head: Head = None,
     epochs: Epochs = None,
@@ -66,7 +68,11 @@ def pretrain(  # over 60 lines, because of its signature
     ] = None,
     batch_size: BatchSize = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Temperature of the contrastive loss.", show_default=FROM_PRESET)
+        float | None,
+        typer.Option(
+            help="Temperature of SimCLR's loss. Other methods have their own, such as --set moco.temperature=0.2.",
+            show_default=FROM_PRESET,
+        ),
     ] = None,
     lr: Annotated[
         float | None,
@@ -101,7 +107,7 @@ def pretrain(  # over 60 lines, because of its signature
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train an encoder on images, without their labels.
+    """Train an encoder on images. SimCLR and most other methods don't use their labels.
 
     Settings come from the preset, then --config, then --set, then the other options. Later ones override earlier ones.
 
@@ -129,6 +135,7 @@ def pretrain(  # over 60 lines, because of its signature
         unlabelled=unlabelled or None,
         labels=labels,
         on_bad_image=on_bad_image,
+        method=method,
         backbone=backbone,
         head=head,
         epochs=epochs,
@@ -174,13 +181,15 @@ class TrainingTerminal(Terminal):
 
         super().__init__()
         self.config = config
-        chance = METHODS[config.method].chance(config.method_settings(), config.train.batch_size)
-        self.chance = chance.get("train/loss")
+        method = METHODS[config.method]
+        self.chance = method.chance(config.method_settings(), config.train.batch_size).get("train/loss")
+        self.labels = ", trained on labels" if method.reads_labels else ""
 
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
-        chance = f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
-        self.say(f"run {self.config.run_name()} ({run_id[:8]}): {steps} step{'s' * (steps != 1)}{chance}")
+        facts = f"{steps} step{'s' * (steps != 1)}{self.labels}"
+        facts += f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
+        self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
 
     def reused(self, run_id: str) -> None:
         name = f"{self.config.run_name()} ({run_id[:8]})"

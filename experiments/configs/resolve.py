@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from experiments.configs.presets import presets
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make
 from simclr.errors import UserError, unknown
+from simclr.methods import METHODS
 from simclr.settings import (
     MOST_VALUES,
     Epochs,
@@ -36,6 +37,7 @@ FLAGS = {
     "unlabelled": "data.unlabelled",
     "labels": "data.labels",
     "on_bad_image": "data.on_bad_image",
+    "method": "method",
     "backbone": "model.backbone",
     "head": "model.head",
     "temperature": "loss.temperature",
@@ -80,13 +82,16 @@ class _Timed(Section):
 
 
 def short_name(path: str) -> str:
-    """The shortest end of a setting's name that no other setting has: temperature, blur.p, augment2.blur.p."""
+    """The shortest end of a setting's name that no other setting has: temperature, blur.p, augment2.blur.p.
+
+    Settings of methods other than SimCLR keep their whole names, and don't make others longer.
+    """
     parts = path.split(".")
-    others = [
-        name
-        for name in setting_names(Config)
-        if name != path and (parts[0] == "augment2" or not name.startswith("augment2."))
-    ]
+    ignored = {method.section_name for method in METHODS.values()} - {"loss"}
+    if parts[0] in ignored:
+        return path
+    ignored |= {"augment2"} - {parts[0]}
+    others = [name for name in setting_names(Config) if name != path and name.partition(".")[0] not in ignored]
     ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
     return next((end for end in ends if not any(f".{name}".endswith(f".{end}") for name in others)), path)
 
@@ -199,9 +204,21 @@ def resolve_timed(
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
     chosen = make(table)
+    _check_method(chosen, changes)
     for choice in time.choices if time is not None else ():
         changed(chosen, choice.set)  # also the one that comes last must be valid, before any work
     return chosen, time
+
+
+def _check_method(config: Config, changes: Iterable[str]) -> None:
+    """Raise UserError if a setting of another method was changed, because it would do nothing."""
+    for path in changes:
+        section, _, name = path.partition(".")
+        if section in config.unused_sections():
+            own = METHODS[config.method].section_name
+            has = name in type(config.method_settings()).model_fields
+            remedy = f"set {own}.{name} instead" if has else "leave it out"
+            raise UserError(f"{path} has no effect with method '{config.method}': {remedy}, or choose another --method")
 
 
 def check_distinct(option: str, names: Sequence[str]) -> None:

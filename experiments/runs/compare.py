@@ -92,6 +92,7 @@ def _row(record: Record, label: str) -> dict[str, Any]:
             name: (known[name]["low"], known[name]["high"]) for name in record.protocols if "low" in known.get(name, {})
         },
         "protocols": record.protocols,
+        "reads_labels": reads_labels(record),
     }
 
 
@@ -111,6 +112,8 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
     for name, identity in sorted({pair for row in rows for pair in row["protocols"].items()}):
         count = f", {images[name, identity]} test images" if (name, identity) in images else ""
         notes.append(f"{name}: protocol {identity}{count}")
+    if supervised := [row["name"] for row in rows if row["reads_labels"]]:
+        notes.append(f"Trained on labels: {', '.join(supervised)}.")
     if tested:
         notes.append(
             "McNemar's test is exact and two-sided, on the images that only one of the runs classified correctly. It "
@@ -149,6 +152,12 @@ def curve(record: Record, metric: str) -> pd.DataFrame:
         per_epoch = record.history("train/loss")["step"].max() / int(record.params["train.epochs"])
     images = points["step"] * int(record.params.get("train.batch_size", 1))
     return points.assign(images=images, epoch=points["step"] / per_epoch)
+
+
+def reads_labels(record: Record) -> bool:
+    """Whether a run was trained on the labels of its images."""
+    method = METHODS.get(_method(record))
+    return method is not None and method.reads_labels
 
 
 def _method(record: Record) -> str:

@@ -18,7 +18,7 @@ from analysis.study_tables import latex_summary, page_table
 from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import to_json
-from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.runs.compare import chance_level, curve, curve_label, reads_labels
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.studies.cell import BASELINE
@@ -101,6 +101,8 @@ def _notes(results: Results) -> list[str]:
     images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
     others = [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]
     warnings = [f"Evaluated on images of another size than the baseline: {', '.join(others)}."] if others else []
+    if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):
+        warnings.append(f"Trained on labels: {', '.join(supervised)}.")
     finished = results.table[results.table["status"] == "FINISHED"]
     if missing := int(finished[results.document.metrics()].isna().sum().sum()):
         warnings.append(

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from simclr.methods.barlow import Barlow
 from simclr.methods.base import Method
+from simclr.methods.byol import BYOL
+from simclr.methods.dcl import DCL
+from simclr.methods.margin import Margin
+from simclr.methods.moco import MoCo
+from simclr.methods.nt_logistic import NTLogistic
 from simclr.methods.simclr import SimCLR
+from simclr.methods.simsiam import SimSiam
+from simclr.methods.supcon import SupCon
+from simclr.methods.supervised import Supervised
+from simclr.methods.vicreg import VICReg
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "nt_logistic": NTLogistic,
+    "margin": Margin,
+    "dcl": DCL,
+    "supcon": SupCon,
+    "supervised": Supervised,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "barlow": Barlow,
+    "vicreg": VICReg,
+    "moco": MoCo,
+}

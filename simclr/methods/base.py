@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simclr.errors import UserError
 from simclr.model import Network
 from simclr.settings import Section
 
@@ -23,6 +27,7 @@ class Method(nn.Module):
     section: ClassVar[type[Section]]  # the class of these settings
     loss_label: ClassVar[str]  # what figures call the loss
     figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
+    reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
     network: Network
 
@@ -34,18 +39,37 @@ class Method(nn.Module):
     def embed(self, views: Tensor) -> Tensor:
         """Embeddings (k x n x D) of both views (2 x n x 3 x S x S) of a group of images that share batch norm.
 
-        The k embeddings of an image are whatever `loss` needs: one for each view, and for some methods targets, which
-        carry no gradient. With gradient caching this runs twice for each group, so it must not change anything but
-        buffers.
+        The k embeddings of an image are whatever `loss` needs: one for each view (the default), and for some methods
+        targets, which carry no gradient. With gradient caching this runs twice for each group, so it must not change
+        anything but buffers.
         """
-        raise NotImplementedError
+        return self.project(self.network, views)
+
+    def project(self, network: Network, views: Tensor) -> Tensor:
+        """z of both views (2 x n x D) by a network."""
+        return self.on_views(lambda images: network(images)[1], views)
+
+    def on_views(self, function: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
+        """A function of both views (2 x n x ...). Batch norm sees 2n images if they are fused, otherwise n twice."""
+        if self.fused:
+            return function(views.flatten(0, 1)).unflatten(0, (2, -1))  # type: ignore[no-any-return]
+        return torch.stack([function(view) for view in views])
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (a scalar) of a whole batch's embeddings (k x N x D), and one value for each of `figures`.
 
-        `labels` (int64, N) are the images' classes, UNLABELLED where unknown, for supervised methods.
+        `labels` (int64, N) are the images' classes, -1 where unknown, for supervised methods. The embeddings
+        may be in 16 bits: compute with `single(embeddings)`.
         """
         raise NotImplementedError
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise UserError if the method can't train on images with these labels (int64, -1 where unknown)."""
+        if self.reads_labels and (unknown := int((labels < 0).sum())):
+            raise UserError(
+                f"the method trains on labels, but {unknown} of the {len(labels)} training images have none: label "
+                f"them, or choose a method that learns without labels, such as --method simclr"
+            )
 
     def after_step(self) -> None:
         """Called after each optimizer step, to update moving averages and queues. Its memory is not planned."""
@@ -62,3 +86,17 @@ class Method(nn.Module):
     def chance(cls, settings: Any, batch_size: int) -> dict[str, float]:  # noqa: ARG003 (subclasses need them)
         """The values of train/... metrics for a network that has learned nothing, where they are known."""
         return {}
+
+
+def single(embeddings: Tensor) -> Tensor:
+    """Embeddings in float32, or in float64 if they were before. Losses are not computed in 16 bits."""
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """The standard deviation of the directions of embeddings (... x N x D) times the square root of D (a scalar).
+
+    It is near 1 if they point everywhere, and 0 if they have collapsed to one (SimSiam, arXiv 2011.10566, Fig. 2).
+    """
+    return F.normalize(z, dim=-1).std(-2, correction=0).mean() * z.shape[-1] ** 0.5

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from simclr.methods.base import single
+
 BLOCK = 1024  # rows and columns of a block of similarities, which takes 4 MiB in float32
 TIE = 16  # units of rounding within which products count as equal (up to 3 were seen for equal rows of 16 to 2,048)
 PLAIN_ROWS = 1024  # up to this many rows the whole matrix is as fast on CPUs (docs/results/memory.md)
@@ -21,13 +23,17 @@ def chance_loss(batch_size: int, *, include_self: bool = False) -> float:
     return math.log(2 * batch_size - (not include_self))
 
 
+def chance_accuracies(batch_size: int) -> dict[str, float]:
+    """The contrastive top-1 and top-5 accuracies of guessing among the 2N - 1 candidates, by their names in the log."""
+    return {f"train/contrastive_top{k}": min(1.0, k / (2 * batch_size - 1)) for k in (1, 5)}
+
+
 def _join(z1: Tensor, z2: Tensor, normalize: bool) -> Tensor:
     """Both views' embeddings, one after the other (2N x D), scaled to length one if `normalize`.
 
     They are float32, or float64 if they were before.
     """
-    z = torch.cat([z1, z2])
-    z = z if z.dtype == torch.float64 else z.float()
+    z = single(torch.cat([z1, z2]))
     return F.normalize(z, dim=1) if normalize else z
 
 

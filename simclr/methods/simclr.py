@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from simclr.methods.base import Method
-from simclr.methods.ntxent import chance_loss, contrast
+from simclr.methods.ntxent import chance_accuracies, chance_loss, contrast
 from simclr.settings import Section
 
 
@@ -28,13 +27,6 @@ class SimCLR(Method):
     figures = ("contrastive_top1", "contrastive_top5")
     settings: LossConfig
 
-    def embed(self, views: Tensor) -> Tensor:
-        """z of both views (2 x n x D). Batch norm sees 2n images if the views are fused, otherwise n images twice."""
-        if self.fused:
-            z: Tensor = self.network(views.flatten(0, 1))[1].unflatten(0, (2, -1))
-            return z
-        return torch.stack([self.network(view)[1] for view in views])
-
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
         """NT-Xent, and the contrastive top-1 and top-5 accuracies."""
         settings = self.settings
@@ -49,9 +41,6 @@ class SimCLR(Method):
     @classmethod
     def chance(cls, settings: LossConfig, batch_size: int) -> dict[str, float]:
         """The loss of identical embeddings, and the accuracies of guessing among the 2N - 1 candidates."""
-        candidates = 2 * batch_size - 1
-        return {
-            "train/loss": chance_loss(batch_size, include_self=settings.include_self),
-            "train/contrastive_top1": 1 / candidates,
-            "train/contrastive_top5": min(1.0, 5 / candidates),
-        }
+        return {"train/loss": chance_loss(batch_size, include_self=settings.include_self)} | chance_accuracies(
+            batch_size
+        )

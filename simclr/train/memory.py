@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -184,14 +184,14 @@ LARGE_BATCH = 4096  # images; simulating the loss takes time that grows with the
 def _loss(config: Config, z: _Embeddings, batch: int) -> tuple[Counter[str], Counter[str]]:
     """What a batch's loss holds while its micro-batches go by (embeddings and their gradient), and its peak.
 
-    Both grow by the same number of bytes with each image, so those of large batches follow from smaller ones.
+    Both grow with the batch, and for some methods with its square, so those of large batches follow from smaller ones.
     """
     if batch > LARGE_BATCH:
-        small, large = (_loss(config, z, size) for size in (LARGE_BATCH // 2, LARGE_BATCH))
-        times = 2 * (batch - LARGE_BATCH) / LARGE_BATCH
+        sizes = LARGE_BATCH // 4, LARGE_BATCH // 2, LARGE_BATCH
+        measured = [_loss(config, z, size) for size in sizes]
         held, peak = (
-            Counter({part: size + round(times * (size - before[part])) for part, size in after.items()})
-            for before, after in zip(small, large, strict=True)
+            Counter({part: round(_parabola(sizes, [count[part] for count in counts], batch)) for part in counts[-1]})
+            for counts in zip(*measured, strict=True)
         )
         return held, peak
     fake, method = _fake_method(config)
@@ -201,6 +201,13 @@ def _loss(config: Config, z: _Embeddings, batch: int) -> tuple[Counter[str], Cou
         embeddings = torch.empty(z.per_image, batch, z.width, dtype=z.dtype, requires_grad=True)
         method.loss(embeddings, labels)[0].backward()
         return tally.live.copy(), tally.peak
+
+
+def _parabola(xs: Sequence[int], ys: Sequence[int], x: int) -> float:
+    """The value at `x` of the parabola through three points."""
+    (a, b, c), (p, q, r) = xs, ys
+    slope = (q - p) / (b - a)
+    return p + slope * (x - a) + ((r - q) / (c - b) - slope) / (c - a) * (x - a) * (x - b)
 
 
 @lru_cache(maxsize=256)

@@ -78,11 +78,13 @@ class Training:
 
 
 def start_training(config: Config, data: Dataset, device: torch.device) -> Training:
-    """The training of a config at step 0."""
+    """The training of a config at step 0. Raises UserError if the method needs labels that the data lack."""
     if device.type == "cpu":
         keep_freed_memory()
     dtype = resolve_precision(config.train.precision, device)
-    return make_training(config, build_method(config, build_model(config, data, device)), dtype, data.identity)
+    method = build_method(config, build_model(config, data, device))
+    method.check_labels(torch.from_numpy(data.labels[data.parts["pretrain"]]))
+    return make_training(config, method, dtype, data.identity)
 
 
 def make_training(config: Config, method: Method, dtype: torch.dtype, digest: str) -> Training:

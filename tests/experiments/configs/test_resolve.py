@@ -13,6 +13,7 @@ from experiments.configs.resolve import FLAGS, Choice, changed, preset_on, resol
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError
+from simclr.methods import METHODS
 from simclr.settings import setting_names
 from tests.helpers import tiny
 
@@ -344,3 +345,22 @@ def test_a_table_where_a_value_belongs_and_the_reverse_are_refused(
     with pytest.raises(UserError) as caught:
         resolve_timed(config=tmp_path / "a.toml", **more)
     assert message in str(caught.value)
+
+
+def test_methods_do_not_change_the_names_of_other_settings() -> None:
+    assert short_name("loss.temperature") == "temperature"
+    sections = {method.section_name for method in METHODS.values()} - {"loss"}
+    for path in setting_names(Config):
+        if path.partition(".")[0] in sections:
+            assert short_name(path) == path
+
+
+def test_settings_of_another_method_are_refused() -> None:
+    assert error_of(method="moco", temperature=0.1) == (
+        "loss.temperature has no effect with method 'moco': set moco.temperature instead, or choose another --method"
+    )
+    assert error_of(settings=["moco.queue=64"]) == (
+        "moco.queue has no effect with method 'simclr': leave it out, or choose another --method"
+    )
+    assert resolve(settings=["method=moco", "moco.temperature=0.1"]).moco.temperature == 0.1
+    assert resolve(method="moco").name == "shapes-method=moco"

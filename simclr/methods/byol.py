@@ -1,0 +1,52 @@
+"""BYOL: predict a moving average's embedding of the other view, without negatives (arXiv 2006.07733)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from simclr.methods.base import Method, single, spread
+from simclr.methods.predictor import follow, frozen_copy, predicted_cosine, predictor
+from simclr.model import Network, Width
+from simclr.settings import Section
+
+
+class BYOLConfig(Section):
+    """Settings of BYOL."""
+
+    hidden_dim: Width = 1024  # of the predictor; 4,096 there, for ResNet-50
+    momentum: float = Field(0.99, ge=0, lt=1)  # of the target network; constant, there it rises from 0.996 to 1
+
+
+class BYOL(Method):
+    """The online network and a predictor approach the target network's embedding of the other view (Eq. 2 there)."""
+
+    section_name = "byol"
+    section = BYOLConfig
+    loss_label = "BYOL loss"
+    figures = ("spread",)
+    settings: BYOLConfig
+
+    def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
+        super().__init__(settings, network, fused=fused)
+        self.predictor = predictor(network.z_width, self.settings.hidden_dim)
+        self.target = frozen_copy(network)
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Predictions of both views, and the target network's projections of both (4 x n x D)."""
+        z = self.project(self.network, views)
+        with torch.no_grad():
+            targets = self.project(self.target, views)
+        return torch.cat([self.on_views(self.predictor, z), targets])
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
+        """2 - 2 cosine of both views, added up, and the spread of the targets."""
+        predictions, targets = single(embeddings).chunk(2)
+        return 4 - 4 * predicted_cosine(predictions, targets), spread(targets).view(1)
+
+    def after_step(self) -> None:
+        """Move the target network towards the online network."""
+        follow(self.target, self.network, self.settings.momentum)

@@ -1,0 +1,65 @@
+"""MoCo: negatives from a queue of a momentum encoder's keys (arXiv 1911.05722)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from simclr.methods.base import Method, single
+from simclr.methods.predictor import follow, frozen_copy
+from simclr.model import Network
+from simclr.settings import LARGEST_BATCH, Section
+
+
+class MoCoConfig(Section):
+    """Settings of MoCo."""
+
+    temperature: float = Field(0.2, ge=0.01, le=1000)  # MoCo v2, arXiv 2003.04297
+    momentum: float = Field(0.99, ge=0, lt=1)  # of the key encoder; 0.999 there, for longer runs
+    queue: int = Field(4096, ge=1, le=LARGEST_BATCH)  # keys; 65,536 there, for ImageNet
+
+
+class MoCo(Method):
+    """Each view is contrasted with the key of the other view, against the keys of earlier batches (Algorithm 1 there).
+
+    Both views serve as queries, and the keys of both enter the queue. Batch norm is not shuffled: it is per group of
+    images, as for the other methods here.
+    """
+
+    section_name = "moco"
+    section = MoCoConfig
+    loss_label = "MoCo loss"
+    figures = ("queue_top1",)
+    settings: MoCoConfig
+    queue: Tensor
+
+    def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
+        super().__init__(settings, network, fused=fused)
+        self.key_network = frozen_copy(network)
+        self.register_buffer("queue", F.normalize(torch.randn(self.settings.queue, network.z_width), dim=1))
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Queries of both views, and their keys by the momentum encoder (4 x n x D)."""
+        with torch.no_grad():
+            keys = self.project(self.key_network, views)
+        return torch.cat([self.project(self.network, views), keys])
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
+        """InfoNCE, and how often the positive is more similar than the whole queue."""
+        queries, keys = F.normalize(single(embeddings), dim=2).chunk(2)
+        self.keys = keys.detach().flatten(0, 1)
+        positive = (queries * keys.detach().flip(0)).sum(2).flatten().unsqueeze(1)
+        negatives = queries.flatten(0, 1) @ self.queue.T.to(queries.dtype)
+        logits = torch.cat([positive, negatives], 1) / self.settings.temperature
+        first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        hits = (positive.detach() > negatives.detach().amax(1, keepdim=True)).to(logits.dtype).mean()
+        return F.cross_entropy(logits, first), hits.view(1)
+
+    def after_step(self) -> None:
+        """Move the key encoder towards the network, and replace the oldest keys of the queue."""
+        follow(self.key_network, self.network, self.settings.momentum)
+        self.queue.copy_(torch.cat([self.keys.to(self.queue.dtype), self.queue])[: len(self.queue)])

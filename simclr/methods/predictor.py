@@ -1,0 +1,37 @@
+"""What methods with a predictor or a target network share (BYOL, SimSiam, MoCo)."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simclr.model import Network
+
+
+def predictor(width: int, hidden: int) -> nn.Sequential:
+    """Two linear layers with batch norm and ReLU between them, from z to z (N x width)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, width),
+    )
+
+
+def frozen_copy(network: Network) -> Network:
+    """A copy of a network that is not trained."""
+    return deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Move a target's parameters towards those of its source: momentum x target + (1 - momentum) x source."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+
+
+def predicted_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """The mean cosine similarity (a scalar) of predictions to the other view's targets (both 2 x N x D)."""
+    return F.cosine_similarity(predictions, targets.detach().flip(0), dim=2).mean()

@@ -1,0 +1,43 @@
+"""SimSiam: predict the network's own embedding of the other view, behind a stop-gradient (arXiv 2011.10566)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simclr.methods.base import Method, single, spread
+from simclr.methods.predictor import predicted_cosine, predictor
+from simclr.model import Network, Width
+from simclr.settings import Section
+
+
+class SimSiamConfig(Section):
+    """Settings of SimSiam."""
+
+    hidden_dim: Width = 512  # of the predictor: 512 there, a quarter of the output
+
+
+class SimSiam(Method):
+    """Predictions approach the other view's projection, which gets no gradient (Algorithm 1 there)."""
+
+    section_name = "simsiam"
+    section = SimSiamConfig
+    loss_label = "SimSiam loss"
+    figures = ("spread",)
+    settings: SimSiamConfig
+
+    def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
+        super().__init__(settings, network, fused=fused)
+        self.predictor = predictor(network.z_width, self.settings.hidden_dim)
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Predictions of both views, and their projections without gradient (4 x n x D)."""
+        z = self.project(self.network, views)
+        return torch.cat([self.on_views(self.predictor, z), z.detach()])
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
+        """The mean negative cosine of both views, and the spread of the projections."""
+        predictions, z = single(embeddings).chunk(2)
+        return -predicted_cosine(predictions, z), spread(z).view(1)

@@ -1,0 +1,43 @@
+"""Plain supervised training: the head's outputs are logits of the classes. An upper bound for the other methods."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from simclr.errors import UserError
+from simclr.methods.base import Method, single
+from simclr.settings import Section
+
+
+class SupervisedConfig(Section):
+    """Settings of the supervised loss."""
+
+    smoothing: float = Field(0.0, ge=0, lt=1)  # the share of the target that all classes have in common
+
+
+class Supervised(Method):
+    """Cross-entropy of the classes, on both views. z has a logit for each class; outputs beyond them are not used."""
+
+    section_name = "supervised"
+    section = SupervisedConfig
+    loss_label = "cross-entropy"
+    figures = ("top1",)
+    reads_labels = True
+    settings: SupervisedConfig
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the accuracy on the augmented training images."""
+        logits, targets = single(embeddings).flatten(0, 1), labels.repeat(2)
+        correct = (logits.detach().argmax(1) == targets).to(logits.dtype).mean()
+        return F.cross_entropy(logits, targets, label_smoothing=self.settings.smoothing), correct.view(1)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise UserError if an image has no label, or if z has fewer numbers than there are classes."""
+        super().check_labels(labels)
+        if (classes := int(labels.max()) + 1) > (outputs := self.network.z_width):
+            raise UserError(
+                f"the images have {classes} classes, but the network only {outputs} outputs: set model.out_dim to "
+                f"{classes} or more, and model.head to linear, mlp or mlp3"
+            )

@@ -1,0 +1,45 @@
+"""VICReg: views agree, features vary and don't covary (arXiv 2105.04906)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from simclr.methods.base import Method, single, spread
+from simclr.settings import Section
+
+EPSILON = 1e-4  # added to variances (there, Algorithm 1)
+
+
+class VICRegConfig(Section):
+    """Settings of VICReg: the weights of its three terms, 25, 25 and 1 there."""
+
+    invariance: float = Field(25.0, ge=0, le=1e6)
+    variance: float = Field(25.0, ge=0, le=1e6)
+    covariance: float = Field(1.0, ge=0, le=1e6)
+
+
+class VICReg(Method):
+    """A weighted sum of the views' distance, of how far deviations are below 1, and of squared covariances (Eq. 6)."""
+
+    section_name = "vicreg"
+    section = VICRegConfig
+    loss_label = "VICReg loss"
+    figures = ("invariance", "variance", "covariance", "spread")
+    settings: VICRegConfig
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
+        """The loss, its three terms without their weights, and the spread of the embeddings."""
+        z = single(embeddings)
+        centred = z - z.mean(1, keepdim=True)
+        invariance = F.mse_loss(z[0], z[1])
+        variance = F.relu(1 - (centred.var(1) + EPSILON).sqrt()).mean()  # the mean of both views
+        covariances = centred.mT @ centred / (z.shape[1] - 1)  # 2 x D x D
+        squares = covariances.square().sum() - covariances.diagonal(dim1=1, dim2=2).square().sum()
+        covariance = squares / z.shape[2]  # the sum of both views
+        settings = self.settings
+        total = settings.invariance * invariance + settings.variance * variance + settings.covariance * covariance
+        terms = [term.detach() for term in (invariance, variance, covariance)]
+        return total, torch.stack([*terms, spread(z)])

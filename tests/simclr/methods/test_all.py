@@ -1,0 +1,106 @@
+"""What every method must do: split its batch, resume, compute in 16 bits, and take the memory that was planned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr.config import Config, make
+from simclr.data.dataset import Dataset, open_dataset
+from simclr.data.source import UNLABELLED
+from simclr.errors import UserError
+from simclr.methods import METHODS
+from simclr.settings import merge
+from simclr.train.loop import Interrupted, batch_rows, pretrain
+from simclr.train.step import start_training, train_step
+from simclr.weights import checkpoint
+from tests.helpers import tiny
+from tests.simclr.train.helpers import Watch, assert_predicted, same_weights
+
+CPU = torch.device("cpu")
+LIMIT = 128
+SMALL = {"moco": {"queue": 100}, "byol": {"hidden_dim": 32}, "simsiam": {"hidden_dim": 8}}
+
+
+@pytest.fixture(scope="module")
+def few(home: Path) -> Dataset:
+    """The digits with only a few images to pre-train on."""
+    return open_dataset(tiny(data={"limit": LIMIT}).data, home)
+
+
+def config_of(method: str, stem: str = "stride2", **train: object) -> Config:
+    own = {method: SMALL[method]} if method in SMALL else {}
+    settings = {"batch_size": 64, "precision": "fp32"} | train
+    model = {"backbone": "resnet10", "stem": stem}
+    return tiny(method=method, model=model, data={"limit": LIMIT}, train=settings, **own)
+
+
+@pytest.mark.parametrize("views", ["fused", "split"])
+@pytest.mark.parametrize("method", METHODS)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, views: str, few: Dataset) -> None:
+    trained = []
+    for size in (32, 8):
+        training = start_training(
+            config_of(method, batch_size=32, micro_batch=size, norm_batch=8, views=views), few, CPU
+        )
+        training.method.double()
+        for rows in islice(batch_rows(training.config, few), 2):
+            train_step(training, torch.from_numpy(few.images)[rows], torch.from_numpy(few.labels)[rows])
+        trained.append(training.method.state_dict())
+    for name, whole in trained[0].items():
+        torch.testing.assert_close(trained[1][name], whole, rtol=1e-7, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_resumes_to_the_same_bits(method: str, few: Dataset, tmp_path: Path) -> None:
+    watch = Watch()
+    whole = pretrain(config_of(method), few, CPU, tmp_path / "whole", watch)
+    with pytest.raises(Interrupted):
+        pretrain(config_of(method), few, CPU, tmp_path / "parts", Watch(stop_after=3))
+    parts = pretrain(config_of(method), few, CPU, tmp_path / "parts", resume=True)
+    assert same_weights(whole, parts)
+    states = [checkpoint.latest(tmp_path / name).get("method", {}) for name in ("whole", "parts")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    logged = {name for name in watch.history[-1][1] if name.startswith("train/")} - {"train/loss"}
+    assert logged == {"train/learning_rate"} | {f"train/{name}" for name in METHODS[method].figures}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_memory_is_predicted(method: str) -> None:
+    assert_predicted(config_of(method, stem="cifar", micro_batch=32, norm_batch=32), 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_changes_little(method: str, few: Dataset) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        training = start_training(config_of(method, precision=precision), few, CPU)
+        rows = next(batch_rows(training.config, few))
+        report = train_step(training, torch.from_numpy(few.images)[rows], torch.from_numpy(few.labels)[rows])
+        assert report.isfinite().all()
+        losses.append(float(report[0]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.reads_labels])
+def test_missing_labels_are_refused(method: str, few: Dataset) -> None:
+    labels = few.labels.copy()
+    labels[few.parts["pretrain"][:3]] = UNLABELLED
+    with pytest.raises(UserError, match=r"trains on labels, but 3 of the 128 training images have none"):
+        start_training(config_of(method), replace(few, labels=labels), CPU)
+
+
+def test_more_classes_than_outputs_are_refused(few: Dataset) -> None:
+    config = make(merge(config_of("supervised").model_dump(), {"model": {"out_dim": 9}}))
+    with pytest.raises(UserError, match=r"10 classes, but the network only 9 outputs: set model.out_dim to 10 or more"):
+        start_training(config, few, CPU)
+
+
+def test_methods_have_keys_of_their_own() -> None:
+    keys = {config_of(method).key() for method in METHODS}
+    assert len(keys) == len(METHODS)

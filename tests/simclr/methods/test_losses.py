@@ -1,0 +1,284 @@
+"""The losses of all methods against their definitions in plain loops, and against lightly's where it is installed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simclr.methods import METHODS
+from simclr.methods.base import Method
+from simclr.model import ModelConfig, Network
+
+N, D = 6, 5
+EXACT = {"atol": 1e-10, "rtol": 1e-10}
+LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
+
+
+def method_of(name: str, **settings: Any) -> Method:
+    """A method around a small network with D outputs, in float64."""
+    network = Network(ModelConfig(backbone="resnet10", width=0.125, out_dim=D), 8, 0, (0.5,) * 3, (0.5,) * 3)
+    kind = METHODS[name]
+    return kind(kind.section(**settings), network, fused=True).double()
+
+
+def embeddings_of(per_image: int = 2, seed: int = 0) -> Tensor:
+    """Embeddings (per_image x N x D, float64) whose views resemble each other."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    return image + 0.7 * torch.randn(per_image, N, D, generator=generator, dtype=torch.float64)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def pairs(z: Tensor) -> list[tuple[float, list[float]]]:
+    """For each of the 2N views: its similarity to the other view, and those to all views of other images."""
+    views = [(view, image) for view in range(2) for image in range(N)]
+    return [
+        (
+            cosine(z[view, image], z[1 - view, image]),
+            [cosine(z[view, image], z[other]) for other in views if other[1] != image],
+        )
+        for view, image in views
+    ]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def semi_hard(positive: float, negatives: list[float]) -> list[float]:
+    easier = [negative for negative in negatives if negative < positive]
+    return [max(easier) if easier else min(negatives)]
+
+
+def nt_logistic(z: Tensor, temperature: float, mined: bool) -> float:
+    total = 0.0
+    for positive, negatives in pairs(z):
+        chosen = semi_hard(positive, negatives) if mined else negatives
+        total -= math.log(sigmoid(positive / temperature))
+        total -= float(np.mean([math.log(sigmoid(-negative / temperature)) for negative in chosen]))
+    return total / (2 * N)
+
+
+def margin(z: Tensor, width: float, mined: bool) -> float:
+    total = 0.0
+    for positive, negatives in pairs(z):
+        chosen = semi_hard(positive, negatives) if mined else negatives
+        total += float(np.mean([max(negative - positive + width, 0) for negative in chosen]))
+    return total / (2 * N)
+
+
+def dcl(z: Tensor, temperature: float) -> float:
+    terms = [
+        -positive / temperature + math.log(sum(math.exp(negative / temperature) for negative in negatives))
+        for positive, negatives in pairs(z)
+    ]
+    return float(np.mean(terms))
+
+
+def supcon(z: Tensor, temperature: float) -> float:
+    rows, labels, terms = z.flatten(0, 1), LABELS.repeat(2).tolist(), []
+    for i, anchor in enumerate(rows):
+        others = [j for j in range(2 * N) if j != i]
+        total = sum(math.exp(cosine(anchor, rows[j]) / temperature) for j in others)
+        same = [j for j in others if labels[j] == labels[i]]
+        terms.append(-np.mean([math.log(math.exp(cosine(anchor, rows[j]) / temperature) / total) for j in same]))
+    return float(np.mean(terms))
+
+
+def cross_entropy(z: Tensor) -> float:
+    terms = []
+    for view in z:
+        for logits, label in zip(view.tolist(), LABELS.tolist(), strict=True):
+            terms.append(math.log(sum(math.exp(x) for x in logits)) - logits[label])
+    return float(np.mean(terms))
+
+
+def byol(e: Tensor) -> float:
+    one = np.mean([2 - 2 * cosine(e[0, i], e[3, i]) for i in range(N)])  # the first view predicts the second's target
+    other = np.mean([2 - 2 * cosine(e[1, i], e[2, i]) for i in range(N)])
+    return float(one + other)
+
+
+def simsiam(e: Tensor) -> float:
+    one = np.mean([-cosine(e[0, i], e[3, i]) for i in range(N)])
+    other = np.mean([-cosine(e[1, i], e[2, i]) for i in range(N)])
+    return float(one / 2 + other / 2)
+
+
+def barlow(z: Tensor, weight: float) -> float:
+    a, b = ((view.numpy() - view.numpy().mean(0)) / np.sqrt(view.numpy().var(0) + 1e-5) for view in z)
+    total = 0.0
+    for i in range(D):
+        for j in range(D):
+            c = float(np.mean(a[:, i] * b[:, j]))
+            total += (1 - c) ** 2 if i == j else weight * c**2
+    return total
+
+
+def vicreg(z: Tensor, invariance: float, variance: float, covariance: float) -> float:
+    a, b = z.numpy()
+    distance = float(((a - b) ** 2).mean())
+    total = invariance * distance
+    for view in (a, b):
+        total += variance / 2 * float(np.maximum(0, 1 - np.sqrt(view.var(0, ddof=1) + 1e-4)).mean())
+        c = np.cov(view.T)
+        total += covariance * float((c**2).sum() - (np.diag(c) ** 2).sum()) / D
+    return total
+
+
+def moco(e: Tensor, queue: Tensor, temperature: float) -> float:
+    terms = []
+    for query, key in ((0, 3), (1, 2)):
+        for i in range(N):
+            candidates = [
+                cosine(e[query, i], e[key, i]),
+                *(float(e[query, i] @ old / e[query, i].norm()) for old in queue),
+            ]
+            exponentials = [math.exp(c / temperature) for c in candidates]
+            terms.append(-math.log(exponentials[0] / sum(exponentials)))
+    return float(np.mean(terms))
+
+
+CASES: dict[str, tuple[str, int, dict[str, Any], Callable[[Tensor, Any], float]]] = {
+    "nt_logistic": ("nt_logistic", 2, {"temperature": 0.3}, lambda e, _: nt_logistic(e, 0.3, mined=False)),
+    "nt_logistic, semi-hard": ("nt_logistic", 2, {"semi_hard": True}, lambda e, _: nt_logistic(e, 0.5, mined=True)),
+    "margin": ("margin", 2, {"margin": 0.8}, lambda e, _: margin(e, 0.8, mined=False)),
+    "margin, semi-hard": ("margin", 2, {"semi_hard": True}, lambda e, _: margin(e, 0.5, mined=True)),
+    "dcl": ("dcl", 2, {"temperature": 0.2}, lambda e, _: dcl(e, 0.2)),
+    "supcon": ("supcon", 2, {"temperature": 0.4}, lambda e, _: supcon(e, 0.4)),
+    "supervised": ("supervised", 2, {}, lambda e, _: cross_entropy(e)),
+    "byol": ("byol", 4, {}, lambda e, _: byol(e)),
+    "simsiam": ("simsiam", 4, {}, lambda e, _: simsiam(e)),
+    "barlow": ("barlow", 2, {"redundancy": 0.05}, lambda e, _: barlow(e, 0.05)),
+    "vicreg": (
+        "vicreg",
+        2,
+        {"invariance": 5.0, "variance": 7.0, "covariance": 3.0},
+        lambda e, _: vicreg(e, 5.0, 7.0, 3.0),
+    ),
+    "moco": ("moco", 4, {"queue": 9, "temperature": 0.3}, lambda e, method: moco(e, method.queue, 0.3)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_loss_equals_its_definition_in_loops(case: str, seed: int) -> None:
+    name, per_image, settings, definition = CASES[case]
+    method, embeddings = method_of(name, **settings), embeddings_of(per_image, seed)
+    loss, figures = method.loss(embeddings, LABELS)
+    torch.testing.assert_close(loss, torch.tensor(definition(embeddings, method), dtype=torch.float64), **EXACT)
+    assert figures.shape == (len(method.figures),)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_equals_finite_differences(case: str) -> None:
+    name, per_image, settings, _ = CASES[case]
+    method, embeddings = method_of(name, **settings), embeddings_of(per_image)
+    own = embeddings[:2]  # the rest are targets, which get no gradient
+
+    def loss(z: Tensor) -> Tensor:
+        return method.loss(torch.cat([z, embeddings[2:]]), LABELS)[0]
+
+    assert torch.autograd.gradcheck(loss, own.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, per_image, _, _ in CASES.values() if per_image == 4}))
+def test_targets_get_no_gradient(name: str) -> None:
+    embeddings = embeddings_of(4).requires_grad_()
+    method_of(name).loss(embeddings, LABELS)[0].backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad[:2].abs().amax() > 0
+    assert torch.equal(embeddings.grad[2:], torch.zeros(2, N, D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_chance_level_is_the_loss_of_collapsed_embeddings(name: str) -> None:
+    method = method_of(name)
+    chance = METHODS[name].chance(method.settings, N)
+    if "train/loss" in chance:
+        loss, _ = method.loss(torch.ones(2, N, D, dtype=torch.float64), LABELS)
+        assert float(loss) == pytest.approx(chance["train/loss"])
+        assert {f"train/{figure}" for figure in method.figures} >= chance.keys() - {"train/loss"}
+
+
+def test_semi_hard_negatives_are_those_just_easier_than_the_positive() -> None:
+    from simclr.methods.pairs import semi_hard as mined
+
+    negatives = torch.tensor([[-math.inf, 0.2, 0.5, 0.9], [-math.inf, 0.95, 0.8, 0.9]])
+    assert mined(torch.tensor([0.6, 0.7]), negatives).tolist() == pytest.approx([0.5, 0.8])
+
+
+def test_spread_tells_collapse_from_all_directions() -> None:
+    from simclr.methods.base import spread
+
+    generator = torch.Generator().manual_seed(0)
+    assert float(spread(torch.randn(2, 4096, 32, generator=generator))) == pytest.approx(1, abs=0.02)
+    assert float(spread(torch.ones(2, 64, 32))) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_queue_holds_the_newest_keys_first() -> None:
+    method = method_of("moco", queue=20)
+    old, embeddings = method.queue.clone(), embeddings_of(4)
+    method.loss(embeddings, LABELS)
+    method.after_step()
+    torch.testing.assert_close(method.queue[: 2 * N], F.normalize(embeddings[2:].flatten(0, 1), dim=1))
+    assert torch.equal(method.queue[2 * N :], old[: 20 - 2 * N])
+
+
+@pytest.mark.parametrize(("name", "target"), [("byol", "target"), ("moco", "key_network")])
+def test_a_target_network_follows_the_online_network(name: str, target: str) -> None:
+    method = method_of(name, momentum=0.9)
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in getattr(method, target).parameters()]
+    method.loss(embeddings_of(4), LABELS)
+    method.after_step()
+    for p, b, online in zip(getattr(method, target).parameters(), before, method.network.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), 0.9 * b + 0.1 * online.detach())
+        assert not p.requires_grad
+
+
+def test_losses_equal_those_of_lightly() -> None:
+    losses = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+    z1, z2 = embeddings_of(2)
+    e = embeddings_of(4)
+
+    def ours(name: str, embeddings: Tensor, **settings: Any) -> Tensor:
+        return method_of(name, **settings).loss(embeddings, LABELS)[0]
+
+    def standardised(z: Tensor) -> Tensor:
+        return F.batch_norm(z, None, None, training=True)
+
+    torch.testing.assert_close(ours("dcl", torch.stack([z1, z2]), temperature=0.2), losses.DCLLoss(0.2)(z1, z2))
+    vicreg = losses.VICRegLoss(lambda_param=5.0, mu_param=7.0, nu_param=3.0)(z1, z2)
+    torch.testing.assert_close(
+        ours("vicreg", torch.stack([z1, z2]), invariance=5.0, variance=7.0, covariance=3.0), vicreg
+    )
+    # lightly standardises both views together, the paper each by itself. The same once both are standardised.
+    both = torch.stack([standardised(z1), standardised(z2)])
+    torch.testing.assert_close(
+        ours("barlow", both, redundancy=0.05), losses.BarlowTwinsLoss(0.05)(*both), rtol=1e-4, atol=1e-4
+    )
+    negative_cosine = losses.NegativeCosineSimilarity()
+    simsiam = (negative_cosine(e[0], e[3]) + negative_cosine(e[1], e[2])) / 2
+    torch.testing.assert_close(ours("simsiam", e), simsiam)
+    supcon = losses.SupConLoss(temperature=0.4)(torch.stack([z1, z2], 1), LABELS)
+    torch.testing.assert_close(ours("supcon", torch.stack([z1, z2]), temperature=0.4), supcon)
+
+
+def test_z_is_as_wide_as_the_head_says() -> None:
+    for head, width in (("mlp", D), ("linear", D), ("none", 64)):
+        config = ModelConfig(backbone="resnet10", width=0.125, out_dim=D, head=head)
+        network: nn.Module = Network(config, 8, 0, (0.5,) * 3, (0.5,) * 3)
+        assert network.z_width == width == network(torch.zeros(2, 3, 8, 8))[1].shape[1]
