@@ -39,8 +39,7 @@ def config_of(method: str, stem: str = "stride2", **train: object) -> Config:
     return tiny(method=method, model=model, data={"limit": LIMIT}, train=settings, **own)
 
 
-@pytest.mark.parametrize("views", ["fused", "split"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "views"), [*((method, "fused") for method in METHODS), ("byol", "split")])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, views: str, few: Dataset) -> None:
     trained = []
     for size in (32, 8):
@@ -72,7 +71,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(method: str, few: Dataset, tmp_p
 
 @pytest.mark.parametrize("method", METHODS)
 def test_its_memory_is_predicted(method: str) -> None:
-    assert_predicted(config_of(method, stem="cifar", micro_batch=32, norm_batch=32), 32)
+    assert_predicted(config_of(method, stem="cifar", batch_size=128, micro_batch=128, norm_batch=128), 128)
 
 
 @pytest.mark.parametrize("method", METHODS)
