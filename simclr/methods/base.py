@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -99,4 +100,4 @@ def spread(z: Tensor) -> Tensor:
 
     It is near 1 if they point everywhere, and 0 if they have collapsed to one (SimSiam, arXiv 2011.10566, Fig. 2).
     """
-    return F.normalize(z, dim=-1).std(-2, correction=0).mean() * z.shape[-1] ** 0.5
+    return F.normalize(z, dim=-1).std(-2, correction=0).mean() * math.sqrt(z.shape[-1])
