@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.summary import SIGNIFICANT
 from analysis.tables import is_accuracy, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -18,7 +19,7 @@ def of_study(table: pd.DataFrame, metric: str) -> list[str]:
     """The finding of a study, given a table from `analysis.summary.summary` whose first row is the baseline.
 
     The first sentence is about the cell with the largest clear difference to the baseline, or says that there is none.
-    A difference is clear if its interval doesn't include 0.
+    A difference is clear if its p value, corrected for all comparisons, is below 0.05.
     """
     cells = table.iloc[1:].to_dict("records")
     compared = [cell for cell in cells if not isnan(cell["difference"])]
@@ -29,7 +30,7 @@ def of_study(table: pd.DataFrame, metric: str) -> list[str]:
             f"{_words(metric)}, of '{best['cell']}'."
         ]
     ranked = sorted(compared, key=lambda cell: -abs(cell["difference"]))
-    clear = [cell for cell in ranked if cell["difference_low"] > 0 or cell["difference_high"] < 0]
+    clear = [cell for cell in ranked if cell["p_holm"] < SIGNIFICANT]
     baseline = float(table["mean"].iloc[0])
     if not clear:
         return _nothing_clear(ranked, baseline, metric)
@@ -53,15 +54,15 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     if isnan(largest["difference_low"]):
         return [
             f"{describe_cell(largest['cell'])}, {_words(metric)} is {size.lstrip('+-')} "
-            f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, with one "
-            f"seed.",
-            "One seed can't tell whether that is more than chance: repeat the study with --seeds 3 or more.",
+            f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
+            f"{_seeds(largest['pairs'])}.",
+            "Fewer than three seeds can't tell that from chance: repeat the study with --seeds 3 or more.",
         ]
-    every = "The interval includes" if len(ranked) == 1 else "Every interval includes"
     return [
         f"No cell differs clearly from the baseline in {_words(metric)} ({_value(baseline, metric)}), over "
         f"{_seeds(largest['pairs'])}.",
-        f"{every} 0. The largest difference is {size} ({low} to {high}), {_lower(largest['cell'])}.",
+        f"No p, corrected for all comparisons, is below 0.05. The largest difference is {size} ({low} to {high}), "
+        f"{_lower(largest['cell'])}.",
     ]
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
+FEWEST = 3  # values, one per seed, that an interval is made of. That of two is 13 times as wide as their distance
+
 
 def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
     """Raises ValueError unless both arrays have the same shape, as results on the same images or seeds do."""
@@ -72,11 +74,11 @@ class Mean(NamedTuple):
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Mean:
     """The mean of some values, one per seed, with Student's t interval and test.
 
-    Interval and p are nan if there are fewer than two values or all are equal, as they do not show the spread.
+    Interval and p are nan if there are fewer than FEWEST values or all are equal, as they do not show the spread.
     """
     x = np.asarray(values, np.float64)
     mean = float(x.mean()) if x.size else math.nan
-    if x.size < 2 or np.ptp(x) < 1e-12:
+    if x.size < FEWEST or np.ptp(x) < 1e-12:
         return Mean(mean, math.nan, math.nan, math.nan, x.size)
     test = scipy.stats.ttest_1samp(x, 0.0)
     low, high = test.confidence_interval(level)

@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.statistics import Mean, holm, mcnemar, mean_interval, paired_difference
+from analysis.blocks import UNEQUAL, pooled_differences, sign_flip_p
+from analysis.statistics import FEWEST, holm, mcnemar, mean_interval, paired_difference
 from analysis.tables import format_p, is_accuracy, metric_label
 
 SIDES = {"lower": -1.0, "higher": 1.0}
+CANT_TELL = "can't tell"
+SIGNIFICANT = 0.05  # a p value, corrected for all comparisons of the table, below which there is a verdict
 
 
-def summary(
+def summary(  # over 60 lines, because a row is filled column by column
     records: pd.DataFrame,
     cells: Sequence[Mapping[str, Any]],
     metric: str,
@@ -31,9 +34,11 @@ def summary(
 
     The columns are n, mean, std (standard deviation over seeds), low, high (Student's 95 % interval over seeds); pairs
     (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
-    (paired t test); p_holm (over all cells); mcnemar (p by seed); seconds and images_per_second (means); expected
-    (points or a side, if that is the difference to the baseline), source and verdict. Unknown values are nan or None.
-    Raises ValueError for an unknown metric, and if a cell and seed occur twice.
+    (paired t test); p_holm (corrected for all comparisons); p_sign_flip; pooled_low, pooled_high and p_dunnett (see
+    `_pooled`); mcnemar (p by seed); seconds and images_per_second (means); expected (points or a side, if that is the
+    difference to the baseline), source and verdict, which is that of p_holm. Unknown values are nan or None.
+    `attrs["pooled"]` says whether the pooled columns hold. Raises ValueError for an unknown metric, and if a cell and
+    seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -42,8 +47,14 @@ def summary(
     baseline = names[0]
     pairs = {name: values[values[[name, baseline]].notna().all(axis=1) & (name != baseline)] for name in values}
     differences = [paired_difference(pair[name], pair[baseline]) for name, pair in pairs.items()]
+    others = {cell["cell"]: cell["against"] for cell in cells if cell["against"] != baseline and not cell["caveat"]}
+    both = {name: values[[name, other]].dropna() for name, other in others.items()}
+    against = {name: paired_difference(pair[name], pair[others[name]]) for name, pair in both.items()}
+    corrected = holm([each.p for each in (*differences, *against.values())])
+    p_against = dict(zip(against, corrected[len(names) :], strict=True))
+    pooled, note = _pooled(values, baseline)
     rows: list[dict[str, Any]] = []
-    for cell, difference, p_holm in zip(cells, differences, holm([each.p for each in differences]), strict=True):
+    for cell, difference, p_holm in zip(cells, differences, corrected, strict=False):
         name = cell["cell"]
         mean = mean_interval(values[name].dropna())
         tests = [
@@ -51,23 +62,54 @@ def summary(
             for seed in pairs[name].index
             if {(name, seed), (baseline, seed)} <= correct.keys()
         ]
-        expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
-        verdict = _verdict(difference, expected)
-        if cell["caveat"] is not None:
-            verdict = f"not comparable: {cell['caveat']}"
-        elif expected is not None and cell["against"] != baseline:
-            both = values[[name, cell["against"]]].dropna()
-            own = paired_difference(both[name], both[cell["against"]])
-            size = expected if isinstance(expected, str) else f"{expected:+.2f}"
-            verdict = f"{_verdict(own, expected)} (against {cell['against']}: {own.mean:+.2f}, expected {size})"
-            expected = None
         row = {"cell": name, "n": mean.n, "mean": mean.mean, "std": values[name].std()}
         row |= {"low": mean.low, "high": mean.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
-        row |= {"p_holm": p_holm, "mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
-        rows.append(row | {"expected": expected, "source": cell["source"], "verdict": verdict})
-    return pd.DataFrame(rows)
+        row |= {"p_holm": p_holm, "p_sign_flip": sign_flip_p(pairs[name][name] - pairs[name][baseline])}
+        row |= {**pooled.loc[name], "mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
+        row |= {"expected": None, "source": cell["source"]}
+        expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
+        if cell["caveat"]:
+            row["verdict"] = f"not comparable: {cell['caveat']}"
+        elif name in against:
+            found, size = against[name].mean, expected if isinstance(expected, str) else f"{expected:+.2f}"
+            row["verdict"] = _verdict(found, p_against[name], expected)
+            row["verdict"] += f" (against {others[name]}: {found:+.2f}, expected {size})"
+        else:
+            row |= {"expected": expected, "verdict": _verdict(difference.mean, p_holm, expected)}
+            if row["verdict"] == CANT_TELL and (p := row["p_dunnett"]) < SIGNIFICANT:
+                row["verdict"] += f" (pooled: {_verdict(difference.mean, p, expected)})"
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table.attrs["pooled"] = note
+    return table
+
+
+def _pooled(values: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, str]:
+    """What the pooled error says of each cell of `values` (seeds x cells), and a sentence about whether it holds.
+
+    It is made of the seeds that all cells have. The columns are pooled_low, pooled_high and p_dunnett, nan if the cells
+    vary unequally or are too few.
+    """
+    columns = ["pooled_low", "pooled_high", "p_dunnett"]
+    unknown = pd.DataFrame(np.nan, index=values.columns, columns=columns)
+    whole = values.dropna(axis=1, how="all").dropna()
+    seeds, cells = whole.shape
+    if seeds < FEWEST or cells < 3 or baseline not in whole:
+        return unknown, f"Not pooled: that takes {FEWEST} seeds of a baseline and two or more cells."
+    found = pooled_differences(whole.to_numpy().T)
+    if not found.p_equal >= UNEQUAL:
+        return unknown, (
+            f"Not pooled: the cells vary unequally (Bartlett's test: p = {found.p_equal:.2g}), so only paired tests "
+            f"hold."
+        )
+    table = pd.DataFrame(dict(zip(columns, found[:3], strict=True)), index=whole.columns)
+    return table.reindex(values.columns), (
+        f"Pooled: one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom instead of {seeds - 1}. "
+        f"p (Dunnett) is corrected for the number of cells. This holds only if all cells vary alike, and few seeds "
+        f"can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
+    )
 
 
 def _finished(records: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -81,14 +123,14 @@ def _finished(records: pd.DataFrame, metric: str) -> pd.DataFrame:
     return records[(records["status"] == "FINISHED") & records[metric].notna()]
 
 
-def _verdict(difference: Mean, expected: float | str | None) -> str:
-    """Whether the interval of a difference lies on the expected side of 0, on the other side, or on both."""
+def _verdict(difference: float, p: float, expected: float | str | None) -> str:
+    """Whether a difference is significantly on the expected side of 0, or on the other."""
     if expected is None:
         return ""
-    if not (difference.low > 0 or difference.high < 0):
-        return "can't tell"
+    if not p < SIGNIFICANT:  # nan, too
+        return CANT_TELL
     side = SIDES[expected] if isinstance(expected, str) else np.sign(expected)
-    return "agrees" if np.sign(difference.mean) == side else "differs"
+    return "agrees" if np.sign(difference) == side else "differs"
 
 
 def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -103,6 +145,9 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
         rows = zip(*(texts(column, style) for column in columns), strict=True)
         return [f"{middle} ({low} to {high})" if low else middle for middle, low, high in rows]
 
+    def ranges(low: str, high: str, style: str) -> list[str | None]:
+        return [a and f"{a} to {b}" for a, b in zip(texts(low, style), texts(high, style), strict=True)]
+
     counts = zip(summary["n"], summary["pairs"], strict=True)
     return pd.DataFrame(
         {
@@ -112,6 +157,9 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "difference" + points: intervals(["difference", "difference_low", "difference_high"], f"+{digits}"),
             "p": texts("p", ".2g"),
             "p (Holm)": texts("p_holm", ".2g"),
+            "p (sign flip)": texts("p_sign_flip", ".2g"),
+            "pooled interval": ranges("pooled_low", "pooled_high", f"+{digits}"),
+            "p (Dunnett)": texts("p_dunnett", ".2g"),
             "expected": texts("expected", f"+{digits}"),
             "verdict": summary["verdict"],
             "p (McNemar, by seed)": summary["mcnemar"],

@@ -30,7 +30,9 @@ from simclr.errors import UserError
 from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
-DETAILS = ["p", "p (McNemar, by seed)", "source", "images/s"]  # columns that are left out on a terminal
+DETAILS = [  # columns that are left out on a terminal
+    *("p", "p (sign flip)", "pooled interval", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
+]
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
 VIEWS = "Six images, and below each the two views that training makes of it in the first step."
 
@@ -44,7 +46,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     """
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    notes = _notes(results)
+    notes = _notes(results, summaries)
     with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
             _write_tables(table, metric, notes, folder)
@@ -57,7 +59,8 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
 def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, list[str]]:
     """The tables of a study in a format, and lines that are no part of them. Writes nothing."""
     results = read_results(study, store)
-    return _printed(study.name, _summaries(study, results), form, _notes(results), [])
+    summaries = _summaries(study, results)
+    return _printed(study.name, summaries, form, _notes(results, summaries), [])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ def _expectation(cell: CellDocument, metric: str) -> dict[str, Any]:
     }
 
 
-def _notes(results: Results) -> list[str]:
+def _notes(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     """How to read the tables."""
     cells, run = results.document.cells, _baseline_run(results)
     protocols = {protocol for cell in cells for protocol in cell.protocols.values()}
@@ -120,11 +123,12 @@ def _notes(results: Results) -> list[str]:
         f"Seeds: {_listed(seeds)}.",
         f"Protocols: {_listed(sorted(protocols))}.",
         *warnings,
-        "Intervals are 95 % Student's t intervals over seeds. Differences are paired by seed. p comes from a paired t "
-        "test, and is then corrected for the number of cells by Holm's method. McNemar's test is exact, on the test "
-        "images, for each seed.",
+        "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
+        "comes from a paired t test, and is then corrected for the number of comparisons by Holm's method. The verdict "
+        "needs a corrected p below 0.05. McNemar's test is exact, on the test images, for each seed.",
         "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
         "verdict is about the direction. Seconds are the training time, computed from images per second.",
+        *(f"{metric_label(metric)}. {table.attrs['pooled']}" for metric, table in summaries.items()),
         f"Made by: {results.document.command}",
     ]
 

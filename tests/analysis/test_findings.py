@@ -60,11 +60,12 @@ def test_means_over_other_seeds_than_the_difference_are_left_out() -> None:
 def test_a_study_without_a_clear_difference_says_so() -> None:
     assert of_study(table(BASELINE, GRAY), "knn_top1") == [
         "No cell differs clearly from the baseline in kNN accuracy (96.3 %), over three seeds.",
-        "The interval includes 0. The largest difference is -0.3 points (-2.0 to +1.3), without grayscale.",
+        "No p, corrected for all comparisons, is below 0.05. The largest difference is -0.3 points (-2.0 to +1.3), "
+        "without grayscale.",
     ]
     once = ["lr=0.1", 1, 90.0, nan, nan, nan, 1, -6.3, nan, nan, nan, None, None, ""]
     first, second = of_study(table(BASELINE, once), "linear_top1")
-    assert first == "With lr = 0.1, linear accuracy is 6.3 points below the baseline's 96.3 %, with one seed."
+    assert first == "With lr = 0.1, linear accuracy is 6.3 points below the baseline's 96.3 %, over one seed."
     assert "--seeds 3" in second
     failed = ["lr=0.1", 0, nan, nan, nan, nan, 0, nan, nan, nan, nan, None, None, ""]
     assert of_study(table(BASELINE, failed), "linear_top1") == [

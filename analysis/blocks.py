@@ -1,0 +1,75 @@
+"""Comparisons of all cells of a study with its baseline at once, with seeds as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy
+from numpy.polynomial.hermite_e import hermegauss
+from numpy.polynomial.legendre import leggauss
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.statistics import FEWEST
+
+UNEQUAL = 0.2  # p of Bartlett's test below which cells are taken to vary unequally; low, as few seeds show little
+NODES = 80  # of each quadrature, which is then exact to five digits
+
+
+class Pooled(NamedTuple):
+    """What the pooled error says of each cell's difference to the first cell (C, the first one nan)."""
+
+    low: NDArray[np.float64]  # 95 % interval of each difference by itself
+    high: NDArray[np.float64]
+    p_dunnett: NDArray[np.float64]  # of no difference, corrected for the number of cells
+    p_equal: float  # Bartlett's test of equal variances; the rest holds only if they are
+
+
+def pooled_differences(values: ArrayLike, level: float = 0.95) -> Pooled:
+    """Compare cells with the first one, in a randomised block design (values: C cells x S seeds, all known).
+
+    The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. All is nan
+    if the cells differ by the same in all seeds. Raises ValueError for fewer than two cells or FEWEST seeds.
+    """
+    x = np.asarray(values, np.float64)
+    cells, seeds = x.shape
+    if cells < 2 or seeds < FEWEST:
+        raise ValueError(f"got {cells} cells and {seeds} seeds: expected at least 2 and {FEWEST}")
+    residuals = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    freedom = (cells - 1) * (seeds - 1)
+    if np.ptp(residuals) < 1e-12:
+        unknown = np.full(cells, np.nan)
+        return Pooled(unknown, unknown, unknown, np.nan)
+    error = np.sqrt(2 * (residuals**2).sum() / freedom / seeds)
+    difference = x.mean(1) - x[0].mean()
+    difference[0] = np.nan
+    half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)
+    p = dunnett_p(difference / error, cells - 1, freedom)
+    return Pooled(difference - half, difference + half, p, float(scipy.stats.bartlett(*residuals).pvalue))
+
+
+def dunnett_p(t: ArrayLike, comparisons: int, freedom: int) -> NDArray[np.float64]:
+    """The probability that the largest of some |t| exceeds each given one (Dunnett 1955, doi 10.2307/2281208).
+
+    The t are those of `comparisons` equally large groups with one control, so any two correlate by one half. scipy's
+    `dunnett` has the same distribution, but only the degrees of freedom of independent groups.
+    """
+    (control, control_weights), (u, u_weights) = hermegauss(NODES), leggauss(NODES)
+    deviation = np.sqrt(scipy.special.chdtri(freedom, (1 - u) / 2) / freedom)  # of the error from the true one
+    reach = np.sqrt(2) * np.abs(np.asarray(t, np.float64))[..., None, None] * deviation[:, None]
+    within = scipy.special.ndtr(control + reach) - scipy.special.ndtr(control - reach)
+    inside = within**comparisons @ (control_weights / control_weights.sum()) @ (u_weights / 2)
+    return np.clip(1 - inside, 0, 1)  # type: ignore[no-any-return]
+
+
+def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """The p value of a mean difference of 0 if each difference is as likely as its negative: the exact sign-flip test.
+
+    It assumes no distribution, but with S seeds it can't be below 2 / 2^S. nan below FEWEST differences.
+    """
+    x = np.asarray(differences, np.float64)
+    if x.size < FEWEST:
+        return float("nan")
+    test = scipy.stats.permutation_test((x,), np.mean, permutation_type="samples", vectorized=True, rng=0)
+    return float(test.pvalue)
