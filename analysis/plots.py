@@ -107,7 +107,7 @@ def curves(
         first = next(label for label, chance in levels.items() if chance == level)
         shade = color([label for label, _ in groups].index(first)) if len(set(levels.values())) > 1 else FAINT
         axes.axhline(level, color=shade, linewidth=1, linestyle=(0, (1, 2)))
-        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{'%' if percent else ''}", shade))
+        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{' %' if percent else ''}", shade))
     if max(counts, default=1) > 1:
         each = f"{counts[0]} runs" if len(set(counts)) == 1 else "the runs"
         axes.set_title(f"lines are the mean of {each}, bands their range", fontsize=9, color=MUTED, loc="left")

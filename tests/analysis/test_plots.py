@@ -74,7 +74,7 @@ def test_accuracies_are_in_percent_and_without_epochs_there_are_images(figures: 
     axes = figures[0].axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0, 50], [1000, 60]]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("kNN accuracy (%)", "images seen")
-    assert labels_of(figures[0]) == ["x", "y", "chance 12.5%"]
+    assert labels_of(figures[0]) == ["x", "y", "chance 12.5 %"]
 
 
 def test_a_curve_of_many_points_has_no_markers_and_names_lose_what_they_share(figures: list[Figure]) -> None:
