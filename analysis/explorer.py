@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from analysis.style import COLORS
 from analysis.templates import jpeg, render
 
-MOST_IMAGES = 50_000  # numbers of images have 16 bits in the page, and the page has to be opened
 ACROSS = 16  # pictures side by side on a sheet of ACROSS x ACROSS
 PIXELS = 10_000 * 64**2  # of all pictures together, which make a page of some 25 MB
 PALETTE = (*COLORS[:-1], "#8F5BD6", "#8B5A2B", "#7D8500", "#5B6C7D")  # without black, which dark mode hides
@@ -47,7 +46,7 @@ def explorer_page(
     similarities: NDArray[np.floating],
     thumbnails: NDArray[np.uint8],
 ) -> str:
-    """A self-contained page for N images, up to MOST_IMAGES, that shows every text literally.
+    """A self-contained page for N images, of which it can number 65,536, that shows every text literally.
 
     `columns` are what the images can be coloured by. `points` are N x 2. `neighbours` are the
     rows of the K images nearest to each (N x K, nearest first), and `similarities` theirs, in [-1, 1]. `thumbnails` are
