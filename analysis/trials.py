@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -52,7 +53,9 @@ CAPTIONS = {
     "pareto-front": "Accuracy against training time. No trial is better than those on the line in both",
 }
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
-COLOR_MAP = "viridis"
+# Its ends would disappear, one on white and the other in dark mode.
+COLOR_MAP = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.95, 256)))
+EDGE: dict[str, Any] = {"edgecolor": FAINT, "linewidth": 0.6}
 OUTLINE = [withStroke(linewidth=2, foreground="white")]
 
 
@@ -155,7 +158,7 @@ def slices(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str
     norm = Normalize(trials["trial"].min(), trials["trial"].max())
     for axes, dimension in zip(panels, dimensions, strict=True):
         style_axes(axes)
-        axes.scatter(dimension.positions, trials[objective], 20, c=trials["trial"], cmap=COLOR_MAP, norm=norm)
+        axes.scatter(dimension.positions, trials[objective], 22, c=trials["trial"], cmap=COLOR_MAP, norm=norm, **EDGE)
         _label_x(axes, dimension)
     figure.supylabel(_label(objective), fontsize=10)
     bar = figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, label="trial")
