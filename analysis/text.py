@@ -10,7 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from rich.box import Box
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 LINES = Box("\n".join(["    ", "    ", " -  ", *["    "] * 5]))  # a line of dashes below the header, and nothing else
+WORD = re.compile(r"(?= )|(?<=[-/=.])(?=[A-Za-z])")  # where a line of a table may end: before a space, within a name
 NUMBER = re.compile(r"[-+<]? ?\d[\d.,e+-]*%?")
 
 
@@ -29,19 +30,52 @@ def columns() -> int:
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with a line below its header. Columns of numbers are aligned on the right, empty ones are left out.
 
-    Where it would be wider than the terminal, texts continue on further lines of their cell.
+    Where it would be wider than the terminal, texts continue on further lines of their cell: between words, as far as
+    possible.
     """
-    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style=None)
     used = [position for position in range(len(header)) if not rows or any(row[position] for row in rows)]
-    for position in used:
-        numbers = all(NUMBER.fullmatch(row[position] or "0") for row in rows)
-        justify: Literal["right", "left"] = "right" if numbers else "left"
-        table.add_column(Text(header[position]), justify=justify, overflow="fold", no_wrap=numbers)
-    for row in rows:
-        table.add_row(*(Text(row[position]) for position in used))
+    cells = [[row[position] for position in used] for row in [header, *rows]]
+    widths = _column_widths(list(zip(*cells, strict=True)))
+    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style=None)
+    wrapped = [[_wrap(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    for position, title in enumerate(wrapped[0]):
+        numbers = all(NUMBER.fullmatch(row[position] or "0") for row in cells[1:])
+        table.add_column(Text(title), justify="right" if numbers else "left", no_wrap=True)
+    for row in wrapped[1:]:
+        table.add_row(*map(Text, row))
     shown = io.StringIO()
-    Console(file=shown, width=columns(), color_system=None, legacy_windows=False).print(table)
+    Console(file=shown, width=10_000, color_system=None, legacy_windows=False).print(table)
     return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
+
+
+def _column_widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column (a list of its cells), so that the table fits the terminal.
+
+    The widest are made narrower, down to their longest words; only if that is not enough, to parts of words.
+    """
+    widths = [max(map(len, column)) for column in cells]
+    words = [max((len(word.strip()) for cell in column for word in WORD.split(cell)), default=1) for column in cells]
+    while sum(widths) + 2 * (len(widths) - 1) > columns():
+        loose = [position for position in range(len(widths)) if widths[position] > words[position]]
+        widest = max(loose or range(len(widths)), key=lambda position: widths[position])
+        if widths[widest] == 1:
+            break  # there are more columns than the terminal has room for
+        widths[widest] -= 1
+    return widths
+
+
+def _wrap(text: str, width: int) -> str:
+    """A text in lines of at most so many characters, between words if they are short enough."""
+    lines = [""]
+    for word in WORD.split(text):
+        if len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        rest = word if lines[-1] else word.lstrip(" ")
+        while len(rest.rstrip()) > width:
+            lines[-1], rest = rest[:width], rest[width:]
+            lines.append("")
+        lines[-1] += rest
+    return "\n".join(line.rstrip() for line in lines if line)
 
 
 def paragraph(text: str, indent: str = "") -> str:

@@ -190,6 +190,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     from simclr.train.memory import format_bytes
 
     cells, seeds = planned["cells"], planned["seeds"]
+    number = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"1 seed ({seeds[0]})"
     rows = [
         [
             each["cell"],
@@ -200,7 +201,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
         for each in cells
     ]
     summary = (
-        f"study {planned['study']}: {len(cells)} cells x {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), "
+        f"study {planned['study']}: {len(cells)} cells x {number}, "
         f"{describe_duration(planned['seconds'])} of training left, plus the evaluations"
     )
     return f"{paragraph(summary)}\n{text_table(['cell', 'seeds done', 'time per seed', 'memory'], rows)}"

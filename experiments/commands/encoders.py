@@ -136,11 +136,14 @@ def export(
 
 
 def _describe_export(result: dict[str, Any]) -> str:
-    wrote = f"wrote {result['file']}, and {result['card'].name}, which says how to load it"
-    return (
-        f"{printable(wrote)}\nchecked: features of the loaded file agree to {result['difference']:.1e} relative to the "
-        f"largest (tolerance {result['tolerance']:g})"
+    from analysis.text import paragraph
+
+    checked = (
+        f"checked: features of the loaded file agree to {result['difference']:.1e} relative to the largest (tolerance "
+        f"{result['tolerance']:g})"
     )
+    wrote = [printable(f"wrote {result['file']}"), printable(f"wrote {result['card']}, which says how to load it")]
+    return "\n".join([*wrote, paragraph(checked)])
 
 
 def import_(  # over 60 lines, because of its signature

@@ -82,6 +82,7 @@ def evaluate(  # over 60 lines, because of its signature
 
     Example: simclr eval shapes-s0 --knn --linear
     """
+    from analysis.text import paragraph
     from experiments.runs.encoders import open_subject
     from experiments.runs.evaluate import evaluate_encoder
     from experiments.tracking.store import Store, home
@@ -124,7 +125,7 @@ def evaluate(  # over 60 lines, because of its signature
     }
     show(result, _describe, as_json=as_json)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(paragraph(f"warning: {warning}"), err=True)
 
 
 def _check_fractions(text: str) -> None:
@@ -170,7 +171,7 @@ def _describe(result: dict[str, Any]) -> str:
         f"{what} on {data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"
     )
-    header = ["", "trained", "95 % interval", "untrained", "pixels", "chance", "protocol"]
+    header = ["", "trained", "95% interval", "untrained", "pixels", "chance", "protocol"]
     return f"{paragraph(title)}\n{text_table(header, rows)}"
 
 

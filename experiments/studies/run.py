@@ -170,6 +170,7 @@ def run_study(
     opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds
     jobs = list(plan.jobs(seeds))
     done, total, best = 0, len(jobs), (-1.0, "")
+    observer.overall("run", done, total, "")
     for wait in (False, True):
         busy: list[tuple[Cell, int]] = []
         for cell, seed in jobs:

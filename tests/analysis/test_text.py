@@ -30,6 +30,23 @@ def test_a_table_fits_the_terminal_and_loses_nothing(columns: int, monkeypatch: 
     assert "12.5%" in "\n".join(lines)
 
 
+def test_lines_end_between_words_and_names_at_hyphens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = ["a-study-epochs=1-no-color_jitter", "70.12 (68.2 to 72.0)", "pretrain", "11-26 22:25"]
+    lines = text_table(["name of the run", "linear top-1 (%)", "kind", "started"], [row]).splitlines()
+    assert max(map(len, lines)) <= 60
+    first, second = lines[-2:]
+    assert first.startswith("a-study-epochs=1-no-")
+    assert second.split()[0] == "color_jitter"
+
+
+def test_a_table_with_too_many_columns_breaks_words_rather_than_losing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = text_table([f"column{n}" for n in range(8)], [["value"] * 8])
+    assert max(map(len, shown.splitlines())) <= 40
+    assert sum(shown.count(letter) for letter in "valu") >= 8 * 4
+
+
 def test_what_rich_would_take_for_its_own_markup_is_shown() -> None:
     assert "[red]a[/red] :smile:" in text_table(["name"], [["[red]a[/red] :smile:"]])
 

@@ -24,7 +24,8 @@ def test_embedded_features_are_those_of_the_exported_encoder(run: Run, images: P
     assert done.stdout == "wrote f.parquet: 40 images, 64 features each\n"
     done = run("export", "tiny-s0", "--out", "mine")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("wrote mine/tiny-s0-safetensors.safetensors, and tiny-s0-safetensors.md, which says")
+    file, card = "mine/tiny-s0-safetensors.safetensors", "mine/tiny-s0-safetensors.md"
+    assert done.stdout.startswith(f"wrote {file}\nwrote {card}, which says how to load it\nchecked: ")
     assert Path("mine/tiny-s0-safetensors.md").stat().st_size > 0
     encoder, table = load_encoder("mine/tiny-s0-safetensors.safetensors"), pd.read_parquet("f.parquet")
     for row in table.sample(5, random_state=0).itertuples():

@@ -44,7 +44,7 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     digest = record.tags["data_digest"][:8]
     title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1294 train, 144 val, 359 test)"
     assert " ".join(first) == f"{title}, layer h, protocol 3"
-    assert re.split("  +", header.strip()) == ["trained", "95 % interval", "untrained", "pixels", "chance", "protocol"]
+    assert re.split("  +", header.strip()) == ["trained", "95% interval", "untrained", "pixels", "chance", "protocol"]
     assert list(table_of(done.stdout)) == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
     assert max(map(len, done.stdout.splitlines())) <= 80
     metrics, kept = record.metrics, references(record)["linear_top1"]

@@ -29,7 +29,12 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces the work on a cell by nothing. The list holds the names of the cells."""
     cells: list[str] = []
-    monkeypatch.setattr(runner, "run_cell", lambda study, cell, *arguments: cells.append(cell.name))
+
+    def skip(study: Record, cell: Any, *arguments: object) -> float:
+        cells.append(cell.name)
+        return 0.5
+
+    monkeypatch.setattr(runner, "run_cell", skip)
     return cells
 
 
@@ -56,9 +61,10 @@ def test_a_study_is_run_closed_and_reported(previous: Record, store: Store, ran:
 def test_a_failed_cell_is_in_the_outcome_and_the_record(
     previous: Record, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(study: Record, cell: Any, *arguments: object) -> None:
+    def fail(study: Record, cell: Any, *arguments: object) -> float:
         if cell.name == "lr=1e+30":
             raise RunFailed("training diverged")
+        return 0.5
 
     monkeypatch.setattr(runner, "run_cell", fail)
     statuses: list[str] = []

@@ -288,7 +288,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_run(
     study, watch = open_study("fails", plan, store, ""), Overall()
     assert run_study(study, plan, store, [0, 1], watch) == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
     best = "linear 50.0% (no color_jitter, seed 0)"
-    assert watch.reports == [("run", 1, 4, ""), *(("run", done, 4, best) for done in (2, 3, 4))]
+    assert watch.reports == [("run", 0, 4, ""), ("run", 1, 4, ""), *(("run", done, 4, best) for done in (2, 3, 4))]
     assert finished == ["no color_jitter"] * 2
     records = store.records(parent=study.run_id)
     assert {(run.name, run.kind, run.status, run.tags["error"]) for run in records} == {
