@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +29,11 @@ from experiments.commands.options import (
     check_new_name,
     check_number,
 )
+from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, resumable
+
+if TYPE_CHECKING:
+    from experiments.search.confirm import SearchOutcome
 
 OBJECTIVES = names_in("experiments.search.trials.OBJECTIVES")
 PRUNERS = names_in("experiments.search.trials.PRUNERS")
@@ -123,6 +128,7 @@ def search(  # over 60 lines, because of its signature
         str | None,
         typer.Option(callback=check_new_name, help="Name of the search.", show_default="search- and the preset"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Search for better settings that fit into memory.
 
@@ -169,4 +175,32 @@ def search(  # over 60 lines, because of its signature
         start = reference_accuracy(current, terminal)
         run_trials(current, trials, hours=hours, observer=terminal)
         command = shlex.join(["simclr", *sys.argv[1:]])
-        confirm(current, start, top=top or (3 if proxy else 1), seeds=seeds, command=command, observer=terminal)
+        found = confirm(
+            current,
+            start,
+            top=top or (3 if proxy else 1),
+            seeds=seeds,
+            command=command,
+            observer=terminal,
+            form="json" if as_json else "terminal",
+        )
+        show(_data(found), lambda _: _text(found), as_json=as_json)
+        if found.study is not None:
+            found.study.check()  # while the search is open, so that it never looks finished
+
+
+def _text(found: SearchOutcome) -> str:
+    """How the search ended, and the best trials with fresh seeds."""
+    from analysis.tables import FORMATS
+
+    parts = [found.summary]
+    if found.study is not None and found.selection is not None:
+        parts += [found.study.report, FORMATS["terminal"](found.selection, found.notes)]
+    return "\n\n".join(parts)
+
+
+def _data(found: SearchOutcome) -> dict[str, Any]:
+    study = found.study
+    failures = study.failures if study else []
+    report = json.loads(study.report) if study and study.report.startswith("{") else None
+    return {**found._asdict(), "study": report, "failures": failures}

@@ -49,7 +49,7 @@ class Terminal(Observer):
         if sys.stderr.isatty():
             # The description comes last, because a narrow terminal cuts off the end.
             columns = (BarColumn(bar_width=6), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
-            self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
+            self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
             self.bars.start()
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self

@@ -109,9 +109,12 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
         "Accuracies are in percent, with the 95 % interval over the test images in brackets, as it was recorded: "
         "Clopper and Pearson's, or the bootstrap's if an older version evaluated the run."
     ]
-    for name, identity in sorted({pair for row in rows for pair in row["protocols"].items()}):
-        count = f", {images[name, identity]} test images" if (name, identity) in images else ""
-        notes.append(f"{name}: protocol {identity}{count}")
+    pairs = sorted({pair for row in rows for pair in row["protocols"].items()})
+    for identity in dict.fromkeys(identity for _, identity in pairs):
+        names = [name for name, other in pairs if other == identity]
+        counts = {images[name, identity] for name in names if (name, identity) in images}
+        count = f" ({', '.join(map(str, counts))} test images)" if counts else ""
+        notes.append(f"Protocol {identity}{count}: {', '.join(names)}.")
     if supervised := [row["name"] for row in rows if row["reads_labels"]]:
         notes.append(f"Trained on labels: {', '.join(supervised)}.")
     if tested:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.findings import count, of_run
 from analysis.page import Section, page
-from analysis.tables import FORMATS, is_accuracy, metric_label
+from analysis.tables import FORMATS, in_percent, is_accuracy, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import REFERENCES, predictions, references
@@ -39,9 +39,12 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     with report_folder(run, store, out) as folder:
         (folder / PAGE).write_text(_page(run, figures, folder), encoding="utf-8")
     last = [where(run, store)]
+    shares = figures["metric"].map(in_percent)
+    scaled = ["trained", *REFERENCES]
+    numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
     if form == "json":
-        return to_json({"rows": figures, "notes": last}), []
-    rows = figures if form == "csv" else _shown(figures).map(_in_one_line, na_action="ignore")
+        return to_json({"rows": numbers, "notes": last}), []
+    rows = numbers if form == "csv" else _shown(figures).map(_in_one_line, na_action="ignore")
     return FORMATS[form](rows, []), last
 
 

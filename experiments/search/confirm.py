@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import nan
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from analysis.tables import FORMATS, write_csv
+from analysis.tables import write_csv
 from experiments.configs.resolve import changed
 from experiments.search.report import START, report
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import SETTINGS, Search, validation_accuracy
 from experiments.studies.cell import BASELINE, Cell
-from experiments.studies.execute import execute
+from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import StudyPlan
 from simclr.config import to_toml
 from simclr.errors import RunFailed
@@ -24,28 +25,53 @@ from simclr.progress import SILENT, Observer
 SELECTION_COLUMNS = ["in the search", "fresh seeds"]
 
 
-def confirm(search: Search, start: float, *, top: int, seeds: int, command: str, observer: Observer = SILENT) -> None:
+class SearchOutcome(NamedTuple):
+    """What a search found."""
+
+    summary: str  # how the trials ended, the best one, and where the report is
+    best: dict[str, Any]  # the best trial: its number, accuracy on validation in percent, and settings
+    study: StudyOutcome | None = None  # of the best trials with fresh seeds
+    selection: pd.DataFrame | None = None  # see `selection_table`, accuracies in percent
+    notes: Sequence[str] = ()  # how to read it
+
+
+def confirm(
+    search: Search,
+    start: float,
+    *,
+    top: int,
+    seeds: int,
+    command: str,
+    observer: Observer = SILENT,
+    form: str = "terminal",
+) -> SearchOutcome:
     """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
-    `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. Raises
-    RunFailed if no trial but the baseline ran to the end, or if runs of the study failed.
+    `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. The study is
+    reported in the format `form`. Raises RunFailed if no trial but the baseline ran to the end.
     """
-    observer.say(record_trials(search, start))
-    if not ranked(search.study):
-        raise RunFailed("no trial ran to the end: allow more --memory, --trials or --max-hours")
+    summary = record_trials(search, start)
+    if not (order := ranked(search.study)):
+        raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({summary})")
+    found = SearchOutcome(
+        summary,
+        {"trial": order[0].number, "accuracy": 100 * order[0].values[0], "settings": order[0].user_attrs[SETTINGS]},
+    )
     if not seeds:
-        return
+        return found
+    observer.say(summary)
     plan, first = confirmation_plan(search, top), search.full.config.seed + 1
     fresh = range(first, first + seeds)
     name = "-".join([search.name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
-    study = execute(name, plan, search.store, fresh, command, observer)
-    if study.report:
-        observer.say(study.report)
-        table = selection_table(search, plan, start, fresh, observer)
-        search.tracker.artifact("selection.csv", lambda path: write_csv(table, path))
-        observer.say(FORMATS["terminal"](table, selection_notes(search, table)))
-        report(search.tracker.record(), search.store)  # which now says how much of the gain is real
-    study.check()
+    study = execute(name, plan, search.store, fresh, command, observer, form)
+    found = found._replace(study=study)
+    if not study.report:
+        return found
+    table = selection_table(search, plan, start, fresh, observer)
+    search.tracker.artifact("selection.csv", lambda path: write_csv(table, path))
+    report(search.tracker.record(), search.store)  # which now says how much of the gain is real
+    percent = table.assign(**{column: (100 * table[column]).round(2) for column in SELECTION_COLUMNS})
+    return found._replace(selection=percent, notes=selection_notes(search, table))
 
 
 def record_trials(search: Search, start: float) -> str:
@@ -100,14 +126,14 @@ def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
     if search.baseline.config.key() == search.full.config.key():
         gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in SELECTION_COLUMNS)
         return [
-            "accuracies on validation; trials were chosen by their accuracy in the search, so only the fresh seeds are "
-            "unbiased",
+            "accuracies on validation in percent; trials were chosen by their accuracy in the search, so only the "
+            "fresh seeds are unbiased",
             f"{chosen.iloc[0]['cell']} against the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
             f"seeds, so {gain - kept:+.2f} came from selection",
         ]
     searched, fresh = (chosen[column].to_numpy() for column in SELECTION_COLUMNS)
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
     return [
-        "accuracies on validation: of the proxy in the search, and of the full size with fresh seeds",
+        "accuracies on validation in percent: of the proxy in the search, and of the full size with fresh seeds",
         f"rank correlation (Spearman) between both over {len(chosen)} trials: {ranks}",
     ]

@@ -44,9 +44,10 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
         text = _page(search, trials, drawn, start, outcome(study, start))
         (folder / PAGE).write_text(text, encoding="utf-8")
     last = [where(search, store)]
+    numbers = trials.assign(accuracy=100 * pd.to_numeric(trials["accuracy"]))
     if form == "json":
-        return to_json({"rows": trials, "notes": last}), []
-    rows = trials if form == "csv" else _best(trials, search.store).map(str)
+        return to_json({"rows": numbers, "notes": last}), []
+    rows = numbers if form == "csv" else _best(trials, search.store).map(str)
     return FORMATS[form](rows, []), last
 
 

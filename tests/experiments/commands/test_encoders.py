@@ -98,7 +98,7 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     page = ROOT / "docs/guides/import-and-export.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(code.splitlines()) <= 15
-    assert run("export", "tiny-s0", "--out", "shapes-safetensors.safetensors").exit_code == 0
+    assert run("export", "tiny-s0", "--out", "shapes-s0-safetensors.safetensors").exit_code == 0
     for name in ("one", "two"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
     scope: dict[str, object] = {}

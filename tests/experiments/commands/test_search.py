@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from experiments.search.confirm import SearchOutcome
+from experiments.studies.execute import StudyOutcome
+from experiments.tracking.store import Store, home
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line
 
@@ -26,8 +31,13 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def run_trials(search: str, number: int, **options: Any) -> None:
         calls["trials"] = {"number": number, **options}
 
-    def confirm(search: str, start: float, **options: Any) -> None:
+    def confirm(search: str, start: float, **options: Any) -> SearchOutcome:
         calls["confirm"] = {"start": start, **options}
+        failures = calls.get("failures", [])
+        tables = '{"rows": []}' if options["form"] == "json" else "the tables"
+        study = StudyOutcome(Store(home()).find("tiny-s0"), tables, failures)
+        selection = pd.DataFrame({"cell": ["baseline"], "in the search": [71.25], "fresh seeds": [70.5], "n": [3]})
+        return SearchOutcome("5 trials", {"trial": 3, "accuracy": 71.25}, study, selection, ["how to read it"])
 
     monkeypatch.setattr("experiments.search.trials.open_search", open_search)
     monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda search, observer: 0.5)
@@ -53,6 +63,19 @@ def test_search_runs_trials_and_confirms_the_best(
     confirmed = searched["confirm"]
     assert (confirmed["start"], confirmed["top"], confirmed["seeds"]) == (0.5, top, 4)
     assert confirmed["command"] == "simclr search --config tiny.toml"
+    assert done.stdout.startswith("5 trials\n\nthe tables\n\ncell ")
+    assert done.stdout.endswith("how to read it\n")
+    assert "71.25" in done.stdout
+
+
+def test_a_search_is_printed_as_json_and_its_failed_runs_end_it(run: Run, searched: dict[str, Any]) -> None:
+    searched["failures"] = ["trial 3, seed 1: it diverged"]
+    done = run("search", "--config", "tiny.toml", "--json")
+    found = json.loads(done.stdout)
+    assert found["best"] == {"trial": 3, "accuracy": 71.25}
+    assert found["selection"] == [{"cell": "baseline", "in the search": 71.25, "fresh seeds": 70.5, "n": 3}]
+    assert (found["study"], found["failures"]) == ({"rows": []}, searched["failures"])
+    assert_one_line(done, 1, "trial 3, seed 1: it diverged")
 
 
 def test_a_stopped_search_says_how_to_resume(

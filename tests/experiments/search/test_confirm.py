@@ -40,7 +40,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     with open_search("s", BRIEF, [RATE], store) as search:
         start = reference_accuracy(search)
         run_trials(search, 2)
-        confirm(search, start, top=1, seeds=2, command="simclr search --name s", observer=said)
+        found = confirm(search, start, top=1, seeds=2, command="simclr search --name s", observer=said)
     table = pd.read_csv(search.tracker.record().artifact("selection.csv"))
     assert list(table["cell"]) == ["baseline", "trial 1"]
     assert list(table["in the search"]) == [start, search.study.trials[1].values[0]]
@@ -51,35 +51,40 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert plan["command"] == "simclr search --name s"
     assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
     assert "2 trials: 2 completed" in said.text
+    assert found.summary.startswith("2 trials: 2 completed")
+    assert found.best["accuracy"] == 100 * max(start, search.study.trials[1].values[0])
+    assert found.selection is not None
+    assert list(found.selection["n"]) == [2, 2]
+    assert found.selection["in the search"].between(5, 100).all()
+    assert found.study is not None
+    assert "linear top-1" in found.study.report
     page = search.tracker.record().artifact("report.html").read_text()
     assert "Trained again with two seeds that chose nothing, trial 1 is" in page
-    assert said.text.index("2 trials:") < said.text.index("linear") < said.text.index("came from selection")
+    assert "came from selection" in found.notes[1]
 
 
 @pytest.mark.parametrize("report", ["", "the tables"], ids=["all failed", "some failed"])
-def test_a_failed_study_ends_the_search_after_its_report(
+def test_a_failed_study_is_in_what_a_search_found(
     report: str, store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = Messages()
     with open_search("s", BRIEF, [RATE], store) as search:
         run_trials(search, 2)
         study = StudyOutcome(search.tracker.record(), report, ["out of memory", "no space"])
         monkeypatch.setattr(confirming, "execute", lambda *_: study)
-        with pytest.raises(RunFailed, match="out of memory; no space"):
-            confirm(search, 0.5, top=1, seeds=2, command="", observer=said)
-    assert report in said.text
-    assert ("came from selection" in said.text) == bool(report)
+        found = confirm(search, 0.5, top=1, seeds=2, command="")
+    assert found.study == study
+    assert (found.selection is not None) == bool(report)
 
 
 def test_without_seeds_a_search_is_only_reported(
     store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(confirming, "execute", lambda *_: pytest.fail("no study was asked for"))
-    said = Messages()
     with open_search("s", BRIEF, [RATE], store) as search:
         run_trials(search, 1)
-        confirm(search, 0.5, top=1, seeds=0, command="", observer=said)
-    assert "1 trials: 1 completed" in said.text
+        found = confirm(search, 0.5, top=1, seeds=0, command="")
+    assert found.summary.startswith("1 trials: 1 completed")
+    assert found.study is None
 
 
 def test_the_trials_their_pictures_and_the_best_config_are_kept(store: Store, trained: list[Config]) -> None:

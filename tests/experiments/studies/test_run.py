@@ -436,7 +436,9 @@ def test_cells_that_cannot_be_evaluated_cannot_run(store: Store, tmp_path: Path)
         forecast(plan, store, [0])
 
 
-def test_few_images_make_a_study_whose_knn_figure_names_its_k(store: Store, tmp_path: Path) -> None:
+def test_few_images_make_a_study_whose_knn_figure_names_its_k(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(20):
         for name, red in (("a", 0), ("b", 200)):
             (tmp_path / "few" / name).mkdir(parents=True, exist_ok=True)
@@ -447,5 +449,6 @@ def test_few_images_make_a_study_whose_knn_figure_names_its_k(store: Store, tmp_
     assert run_study(study, few, store, [0]) == []
     table = read_results(study.record(), store).table
     assert table[["linear_top1", "knn_k36_top1"]].notna().all(axis=None)
+    monkeypatch.setenv("COLUMNS", "200")
     assert "kNN (k = 36) top-1" in report(study.record(), store)
     assert run_study(study, few, store, [0]) == []  # nothing is missing
