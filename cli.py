@@ -17,7 +17,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "report": ("report:report", "Make the page of a run, a study or a search."),
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
-    "compare": ("evaluate:compare", "Compare runs that have been evaluated, or the cells of a study."),
+    "compare": ("evaluate:compare", "Compare evaluated runs, or the cells of a study."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
     "explore": ("explore:explore", "Write a page to explore images in the browser."),
     "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),

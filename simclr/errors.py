@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -42,6 +42,12 @@ def _escape(character: str) -> str:
 LISTED = 15  # if there are more choices than this, a message lists only the nearest
 NEAREST = 10  # choices that it lists then
 CLOSE = 0.6  # a name that is at least this similar (from 0 to 1) may have been meant
+
+def first_few(texts: Sequence[str], separator: str = ", ") -> str:
+    """The first NEAREST texts of a list, and how many more there are."""
+    more = [f"and {len(texts) - NEAREST} more"] if len(texts) > NEAREST else []
+    return separator.join([*texts[:NEAREST], *more])
+
 
 LONGEST = 100  # characters of a name that a message repeats
 

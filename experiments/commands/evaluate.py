@@ -194,7 +194,7 @@ def compare(
     form: Format = "terminal",
     as_json: Json = False,
 ) -> None:
-    """Compare runs that have been evaluated, or the cells of a study.
+    """Compare evaluated runs, or the cells of a study.
 
     Of runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair. Of a
     study, shows the table of its cells. With --format csv, the figures are numbers, and there are no tests.

@@ -10,7 +10,7 @@ from experiments.studies.report import report
 from experiments.studies.run import open_study, run_study
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
-from simclr.errors import RunFailed
+from simclr.errors import RunFailed, first_few
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
 
@@ -25,7 +25,7 @@ class StudyOutcome(NamedTuple):
     def check(self) -> None:
         """Raise RunFailed if a cell failed."""
         if self.failures:
-            raise RunFailed("; ".join(self.failures))
+            raise RunFailed(first_few(self.failures, "; "))
 
 
 def execute(
@@ -54,7 +54,7 @@ def execute(
                     tables, others = report(tracker.record(), store, form)
                     text = "\n".join([tables, *others])
                 if failures:  # raised inside, so that the study never looks finished
-                    failed = RunFailed("; ".join(failures))
+                    failed = RunFailed(first_few(failures, "; "))
                     raise failed
         except RunFailed as error:
             if error is not failed:

@@ -23,7 +23,7 @@ from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset, short_identity
 from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
-from simclr.errors import RunFailed, UserError
+from simclr.errors import RunFailed, UserError, first_few
 from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import Protocol, identity
 from simclr.evaluate.subject import Subject
@@ -59,7 +59,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
         observer.progress("timing", count, len(plan.cells))
     if broken:
         count = sum(map(len, broken.values()))
-        reasons = "; ".join(f"{', '.join(names)}: {error}" for error, names in broken.items())
+        reasons = first_few([f"{first_few(names)}: {error}" for error, names in broken.items()], "; ")
         raise UserError(f"{count} of {len(plan.cells)} cells can't run: {reasons}")
     return found
 

@@ -1,0 +1,18 @@
+"""simclr/errors.py: lists in messages."""
+
+from __future__ import annotations
+
+from simclr.errors import NEAREST, first_few, suggest, unknown
+
+
+def test_a_long_list_of_choices_is_cut_to_the_nearest() -> None:
+    names = [f"setting{n}" for n in range(100)]
+    assert suggest("setting41", names) == "did you mean 'setting41'?"
+    message = str(unknown("setting", "zzz", names))
+    assert message.startswith("unknown setting 'zzz': of 100 choices, the nearest are ")
+    assert message.count("setting") == NEAREST + 1
+
+
+def test_a_long_list_of_facts_is_cut_and_counted() -> None:
+    assert first_few(["a", "b"], "; ") == "a; b"
+    assert first_few([str(n) for n in range(300)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 290 more"
