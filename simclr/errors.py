@@ -43,6 +43,7 @@ LISTED = 15  # if there are more choices than this, a message lists only the nea
 NEAREST = 10  # choices that it lists then
 CLOSE = 0.6  # a name that is at least this similar (from 0 to 1) may have been meant
 
+
 def first_few(texts: Sequence[str], separator: str = ", ") -> str:
     """The first NEAREST texts of a list, and how many more there are."""
     more = [f"and {len(texts) - NEAREST} more"] if len(texts) > NEAREST else []

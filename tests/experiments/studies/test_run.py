@@ -450,5 +450,5 @@ def test_few_images_make_a_study_whose_knn_figure_names_its_k(
     table = read_results(study.record(), store).table
     assert table[["linear_top1", "knn_k36_top1"]].notna().all(axis=None)
     monkeypatch.setenv("COLUMNS", "200")
-    assert "kNN (k = 36) top-1" in report(study.record(), store)
+    assert "kNN (k = 36) top-1" in report(study.record(), store)[0]
     assert run_study(study, few, store, [0]) == []  # nothing is missing
