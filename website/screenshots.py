@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +36,14 @@ def simclr(*arguments: str) -> None:
 
 @contextmanager
 def mlflow() -> Iterator[str]:
-    """MLflow's pages, served by `simclr ui` while the block runs: the address of the list of runs."""
+    """MLflow's pages, served by `simclr ui` while the block runs: the address of the newest study."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-u", "-m", "cli", "ui", "--no-browser", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
-            yield next(word for line in server.stdout for word in line.split() if word.startswith("http"))
+            yield next(line.split()[-1] for line in server.stdout if line.startswith(f"study {STUDY}: "))
         finally:
             server.terminate()
 
@@ -60,25 +60,25 @@ def picture(browser: Browser, address: str, name: str, ready: str, width: int = 
 
 def main() -> None:
     """Train, write the pages, and take the pictures."""
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        folder = Path(scratch)
+    # The names of files on the pages are relative, without the folders of this machine.
+    os.environ["SIMCLR_HOME"] = str(Path(os.environ.get("SIMCLR_HOME", "simclr-runs")).absolute())
+    os.environ["PYTHONPATH"] = str(FIGURES.parent.parent)
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright, chdir(scratch):
         simclr("ablate", *SMALLER, "--drop", "color_jitter", "--drop", "grayscale", "--together", "--name", STUDY)
         simclr("views", "--preset", "shapes", "--out", str(FIGURES / "views.png"))
-        simclr("report", STUDY, "--out", str(folder / "report"))
-        simclr("explore", RUN, "--images", "2000", "--out", str(folder / "explorer.html"))
-        (folder / "photos").mkdir()
-        images = render(PHOTOS, seed=1)[0]
-        for number, image in enumerate(images):
-            Image.fromarray(np.moveaxis(image, 0, -1)).save(folder / "photos" / f"{number:03}.png")
-        queries = [str(folder / "photos" / f"{number:03}.png") for number in range(3)]
-        found = str(folder / "similar.html")
-        simclr("neighbours", RUN, *queries, "--among", str(folder / "photos"), "--out", found)
+        simclr("report", STUDY, "--out", "report")
+        simclr("explore", RUN, "--images", "1000")
+        Path("photos").mkdir()
+        for number, image in enumerate(render(PHOTOS, seed=1)[0]):
+            Image.fromarray(np.moveaxis(image, 0, -1)).save(f"photos/{number:03}.png")
+        queries = [f"photos/{number:03}.png" for number in range(3)]
+        simclr("neighbours", RUN, *queries, "--among", "photos", "--out", "similar.html")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        picture(browser, next((folder / "report").glob("*.html")).as_uri(), "report", "h1")
-        picture(browser, (folder / "explorer.html").as_uri(), "explorer", "#legend")
-        picture(browser, Path(found).as_uri(), "similar", "img", height=620)
+        picture(browser, next(Path("report").absolute().glob("*.html")).as_uri(), "report", "h1")
+        picture(browser, Path("explore.html").absolute().as_uri(), "explorer", "#legend")
+        picture(browser, Path("similar.html").absolute().as_uri(), "similar", "img", height=620)
         with mlflow() as address:
-            picture(browser, address, "mlflow-runs", f"text={STUDY}", width=1400)
+            picture(browser, address, "mlflow-study", f"text={STUDY}", width=1400)
         browser.close()
 
 
