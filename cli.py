@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from simclr.errors import RunFailed, UserError, printable, unknown
 
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
-    "pretrain": ("pretrain:pretrain", "Train an encoder on images, without their labels."),
+    "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
     "ablate": ("ablate:ablate", "Run an ablation study and report it."),
     "report": ("report:report", "Make the page of a run, a study or a search."),
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),

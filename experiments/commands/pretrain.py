@@ -107,8 +107,9 @@ def pretrain(  # over 60 lines, because of its signature
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train an encoder on images. SimCLR and most other methods don't use their labels.
+    """Train an encoder on images.
 
+    SimCLR and most other methods don't use their labels.
     Settings come from the preset, then --config, then --set, then the other options. Later ones override earlier ones.
 
     Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run

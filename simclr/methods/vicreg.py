@@ -16,9 +16,9 @@ EPSILON = 1e-4  # added to variances (there, Algorithm 1)
 class VICRegConfig(Section):
     """Settings of VICReg: the weights of its three terms, 25, 25 and 1 there."""
 
-    invariance: float = Field(25.0, ge=0, le=1e6)
-    variance: float = Field(25.0, ge=0, le=1e6)
-    covariance: float = Field(1.0, ge=0, le=1e6)
+    invariance: float = Field(25.0, ge=0, le=1e6)  # weight of the distance between the views
+    variance: float = Field(25.0, ge=0, le=1e6)  # weight of how far deviations are below 1
+    covariance: float = Field(1.0, ge=0, le=1e6)  # weight of squared covariances
 
 
 class VICReg(Method):
