@@ -12,8 +12,8 @@ def names_in(table: str) -> list[str]:
     They are read from the source of the module, because importing it takes seconds, and help should not.
     """
     module, _, name = table.rpartition(".")
-    package, _, file = module.rpartition(".")
-    source = (files(package) / f"{file}.py").read_text(encoding="utf-8")
+    package, *folders, file = module.split(".")
+    source = files(package).joinpath(*folders, f"{file}.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
