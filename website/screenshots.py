@@ -16,17 +16,12 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
-
-from simclr.data.shapes import render
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SMALLER = ["--preset", "shapes", "--set", "data.limit=2400"]
 STUDY, RUN = "colour", "shapes-limit=2400-s0"
-PHOTOS = 400
 
 
 def simclr(*arguments: str) -> None:
@@ -48,9 +43,9 @@ def mlflow() -> Iterator[str]:
             server.terminate()
 
 
-def picture(browser: Browser, address: str, name: str, ready: str, width: int = 1200, height: int = 800) -> None:
+def picture(browser: Browser, address: str, name: str, ready: str, width: int = 1200) -> None:
     """Write what a page shows, once the element `ready` is visible, to docs/figures/NAME.png."""
-    page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1)
+    page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(address)
     page.locator(ready).first.wait_for()
     page.wait_for_timeout(3000)  # a picture needs no more care: animations have ended, and figures are drawn
@@ -60,7 +55,6 @@ def picture(browser: Browser, address: str, name: str, ready: str, width: int = 
 
 def main() -> None:
     """Train, write the pages, and take the pictures."""
-    # The names of files on the pages are relative, without the folders of this machine.
     os.environ["SIMCLR_HOME"] = str(Path(os.environ.get("SIMCLR_HOME", "simclr-runs")).absolute())
     os.environ["PYTHONPATH"] = str(FIGURES.parent.parent)
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright, chdir(scratch):
@@ -68,15 +62,9 @@ def main() -> None:
         simclr("views", "--preset", "shapes", "--out", str(FIGURES / "views.png"))
         simclr("report", STUDY, "--out", "report")
         simclr("explore", RUN, "--images", "1000")
-        Path("photos").mkdir()
-        for number, image in enumerate(render(PHOTOS, seed=1)[0]):
-            Image.fromarray(np.moveaxis(image, 0, -1)).save(f"photos/{number:03}.png")
-        queries = [f"photos/{number:03}.png" for number in range(3)]
-        simclr("neighbours", RUN, *queries, "--among", "photos", "--out", "similar.html")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         picture(browser, next(Path("report").absolute().glob("*.html")).as_uri(), "report", "h1")
         picture(browser, Path("explore.html").absolute().as_uri(), "explorer", "#legend")
-        picture(browser, Path("similar.html").absolute().as_uri(), "similar", "img", height=620)
         with mlflow() as address:
             picture(browser, address, "mlflow-study", f"text={STUDY}", width=1400)
         browser.close()
