@@ -128,7 +128,7 @@ def test_a_search_in_which_only_the_start_was_trained_has_nothing_to_confirm(
 
 @pytest.mark.parametrize("seeds", [0, 2])
 def test_a_search_whose_trials_were_all_rejected_has_failed(seeds: int, store: Store, trained: list[Config]) -> None:
-    impossible = [Parameter(setting="train.batch_size", choices=(100_000, 200_000))]
+    impossible = [Parameter(setting="model.backbone", choices=("alexnet", "vgg11"))]  # for larger images
     with open_search("s", BRIEF, impossible, store) as search:
         run_trials(search, 2)
         with pytest.raises(RunFailed, match="no trial ran to the end"):

@@ -159,7 +159,7 @@ def test_a_name_belongs_to_one_search(
     with open_search("s", BRIEF, SPACE, store):
         pass
     other = open_search("s", config, space, store, proxy=options.get("proxy", ()))
-    with pytest.raises(UserError, match="search 's' already exists with a different config, space or objective"), other:
+    with pytest.raises(UserError, match="search 's' already exists with a different config, precision, space"), other:
         pass
 
 
