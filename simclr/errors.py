@@ -61,8 +61,11 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 
 def suggest(given: str, choices: Iterable[str]) -> str:
     """A question that suggests the choice that is close to a name, or a list of the choices, or both."""
-    names = sorted(choices)
-    near = get_close_matches(given, names, n=1, cutoff=CLOSE)
+    given_order = list(choices)
+    names = sorted(given_order)
+    # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.
+    ends = [name for name in given_order if name.endswith(f".{given}")]
+    near = ends[:1] or get_close_matches(given, names, n=1, cutoff=CLOSE)
     hints = [f"did you mean '{near[0]}'?"] if near else []
     if len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")

@@ -144,4 +144,7 @@ def test_cli_runs_as_a_module_and_as_a_script(how: list[str]) -> None:
 
 def test_a_command_without_options_suggests_its_help() -> None:
     done = CliRunner().invoke(cli.app, ["ui", "--foo"])
-    assert (done.exit_code, done.stderr) == (2, "error: unknown option '--foo': choose from --help, --port\n")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: unknown option '--foo': choose from --help, --no-browser, --port\n",
+    )

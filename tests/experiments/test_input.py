@@ -259,7 +259,7 @@ WORK = [
     "experiments.commands.terminal.find_encoder",
     "experiments.runs.exchange.export_run",
     "experiments.runs.exchange.import_run",
-    "experiments.commands.records._serve",
+    "experiments.commands.records._show",
     "simclr.data.dataset.open_dataset",
     "simclr.build.check_images",
 ]

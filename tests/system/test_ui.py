@@ -102,7 +102,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [{"cell": cell, "seed": seed, "linear_top1": 0.5 + seed / 10} for seed in (0, 1)]
     table = pd.DataFrame(rows).assign(status="FINISHED", seconds=1.0, images_per_second=1.0)
     cells = [
-        {"cell": cell, "paper": None, "direction": None, "against": None, "caveat": None, "source": None}
+        {"cell": cell, "paper": None, "direction": None, "against": "baseline", "caveat": None, "source": None}
         for cell in ("baseline", "no blur")
     ]
     show_results(study, {"linear_top1": summary(table, cells, "linear_top1", {})})

@@ -73,7 +73,7 @@ def test_images_are_explored_in_one_page(run: Run, images: Path) -> None:
 def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, images: Path) -> None:
     shutil.copytree(images / "two", "own")
     own = ["--config", "tiny.toml", "--dataset", "folder", "--batch-size", 16, "--epochs", 1]
-    done = run("pretrain", *own, "--data-dir", "own", "--name", "own")
+    done = run("pretrain", *own, "--data-dir", "own", "--name", "own", "--again")
     assert done.exit_code == 0, done.output
     shutil.copy(images / "flat/0.png", "own/b/new.png")
     done = run("neighbours", "own-s0", images / "flat/0.png", "--among", "own", "--out", "similar.csv")

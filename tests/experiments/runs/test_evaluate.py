@@ -133,7 +133,7 @@ def test_damaged_predictions_are_an_error_of_one_line(trained: Store) -> None:
     path = record.artifact("knn_k3_top1-predictions.npz")
     whole = path.read_bytes()
     path.write_bytes(b"PK damaged")
-    with pytest.raises(UserError, match=f"is damaged: run `simclr eval {record.short_id}` again"):
+    with pytest.raises(UserError, match=f"is damaged: run `simclr eval {record.name}` again"):
         evaluate.predictions(record, "knn_k3_top1")
     path.write_bytes(whole)  # other tests compare these runs
 

@@ -21,7 +21,7 @@ def summary_of(cells: list[str]) -> pd.DataFrame:
         for seed in (0, 1)
     ]
     expected = [
-        {"cell": cell, "paper": None, "direction": None, "against": None, "caveat": None, "source": None}
+        {"cell": cell, "paper": None, "direction": None, "against": cells[0], "caveat": None, "source": None}
         for cell in cells
     ]
     return summary(pd.DataFrame(rows), expected, "linear_top1", {})
