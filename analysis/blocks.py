@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.statistics import FEWEST
 
-UNEQUAL = 0.2  # p of Bartlett's test below which cells are taken to vary unequally; low, as few seeds show little
+UNEQUAL = 0.2  # p of Bartlett's test below which cells are taken to vary unequally; high, because few seeds show little
 NODES = 80  # of each quadrature, which is then exact to five digits
 
 

@@ -96,8 +96,10 @@ def describe_cell(cell: str) -> str:
     """How a sentence about a cell starts: its name says what was changed."""
     for word, phrase in (("no ", "Without "), ("only ", "With only ")):
         if cell.startswith(word):
-            names = cell.removeprefix(word).replace(" + ", ", ").split(", ")
-            return phrase + _and([name.replace("_", " ").replace("color", "colour") for name in names])
+            parts = cell.removeprefix(word).replace(" + ", ", ").split(", ")
+            names = [part.replace("_", " ").replace("color", "colour") for part in parts if "=" not in part]
+            settings = [part.replace("=", " = ") for part in parts if "=" in part]
+            return phrase + _and(names) + (f", with {_and(settings)}" if settings else "")
     if cell.startswith("trial "):
         return f"With the settings of {cell}"
     return f"With {cell.replace('=', ' = ')}"
@@ -147,7 +149,8 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     `images` is the number of test images, `trained` says how long it was trained (`10 epochs on shapes`), and `command`
     evaluates a run that has not been evaluated.
     """
-    accuracies = figures[figures["metric"].str.endswith("_top1")]
+    classifies = figures["metric"].str.endswith("_top1") & ~figures["metric"].str.startswith("contrastive_")
+    accuracies = figures[classifies]
     if accuracies.empty:
         return [f"Trained for {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]
@@ -187,7 +190,7 @@ def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None
         baseline, chosen = selection.iloc[0], selection.iloc[1]
         kept = 100 * (chosen["fresh seeds"] - baseline["fresh seeds"])
         sentences.append(
-            f"Trained again with {_seeds(int(chosen['n']))} that chose nothing, {chosen['cell']} is "
+            f"Trained again with {_seeds(int(chosen['n']))} that took no part in the choice, {chosen['cell']} is "
             f"{abs(kept):.1f} points {'above' if kept >= 0 else 'below'} the start."
         )
     return sentences

@@ -61,10 +61,10 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 
 def suggest(given: str, choices: Iterable[str]) -> str:
     """A question that suggests the choice that is close to a name, or a list of the choices, or both."""
-    given_order = list(choices)
-    names = sorted(given_order)
+    ordered = list(choices)
+    names = sorted(ordered)
     # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.
-    ends = [name for name in given_order if name.endswith(f".{given}")]
+    ends = [name for name in ordered if name.endswith(f".{given}")]
     near = ends[:1] or get_close_matches(given, names, n=1, cutoff=CLOSE)
     hints = [f"did you mean '{near[0]}'?"] if near else []
     if len(names) <= LISTED:

@@ -23,10 +23,10 @@ def doctor(
     Example: simclr doctor --preset cifar10
     """
     from experiments.configs.machine import describe_machine
-    from experiments.configs.resolve import resolve
+    from experiments.configs.resolve import resolve_timed
     from experiments.tracking.store import Store, home
 
-    chosen = resolve(preset, config, settings, device=device)
+    chosen, _ = resolve_timed(preset, config, settings, device=device)
     show(describe_machine(chosen, Store(home())), _text, as_json=as_json)
 
 

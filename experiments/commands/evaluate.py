@@ -206,7 +206,10 @@ def compare(
     from experiments.tracking.store import Store, home
 
     store = Store(home())
-    if studies := store.studies_among(runs):
+    studies = store.studies_among(runs)
+    if len(studies) > 1 and (as_json or form not in ("terminal", "markdown")):
+        raise UserError("--json, and the formats csv and latex, show one study: name one")
+    if studies:
         for study in studies:
             text, notes = tables(study, store, "json" if as_json else form)
             typer.echo(text)

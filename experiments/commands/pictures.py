@@ -67,12 +67,12 @@ def views(
 
     Example: simclr views --preset cifar10 --drop grayscale --out views.png
     """
-    from experiments.configs.resolve import resolve
+    from experiments.configs.resolve import resolve_timed
     from experiments.runs.view_grid import draw_view_grid
     from experiments.tracking.store import home
     from simclr.data.dataset import open_dataset
 
-    chosen = resolve(
+    chosen, _ = resolve_timed(
         preset,
         config,
         settings,

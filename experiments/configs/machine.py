@@ -20,6 +20,7 @@ from simclr.config import Config
 
 PACKAGE = "simclr-suite"
 USER_EXTRAS = ("export", "tsne", "heic", "hf")  # that add to what commands can do
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables that limit the threads of torch
 LITTLE_DISK = 2 * 2**30  # bytes
 LITTLE_MEMORY = 2 * 2**30
 
@@ -42,8 +43,16 @@ def describe_machine(config: Config, store: Store) -> dict[str, Any]:
         "cores": _cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "precision": devices.precision_on(config.train.precision, device),
+        "fast_bf16": devices.has_fast_bf16(device),
+        "thread_limits": [name for name in THREAD_LIMITS if name in os.environ],
+        "unused_gpu": device.type == "cpu" and torch.accelerator.is_available(),
         "disk": {"free": disk.free, "total": disk.total},
-        "store": {"folder": store.folder, "uri": store.uri, "writable": store.writable, "runs": len(store.records())},
+        "store": {
+            "folder": store.folder,
+            "uri": _without_password(store.uri),
+            "writable": store.writable,
+            "runs": len(store.records()),
+        },
         "extras": _extras(),
         "config": config.name,
         "images_per_second": 1 / seconds_per_image(config),
@@ -56,21 +65,23 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
     """What slows runs down on a machine with these facts, and what to do about it. `kind` is the type of its device."""
     found = []
     if kind == "cpu":
-        if shutil.which("nvidia-smi"):
+        if facts["unused_gpu"]:
+            found.append("Training runs on the CPU, though there is a GPU: leave out --device.")
+        elif shutil.which("nvidia-smi"):
             found.append(
                 f"There is an NVIDIA GPU that this torch ({facts['torch']}) can't use: install torch with CUDA as "
                 f"https://pytorch.org/get-started says, or update the driver."
             )
         else:
             found.append("There is no GPU that torch can use: start with the presets shapes, cifar10-cpu or half-hour.")
-        if facts["precision"] == "fp32":
+        if not facts["fast_bf16"]:
             found.append(
                 "This CPU can't multiply bfloat16 numbers, so training takes about twice as long as on one that can."
             )
-        if facts["threads"] < facts["cores"]:
+        if facts["threads"] < facts["cores"] and (limits := " and ".join(facts["thread_limits"])):
             found.append(
-                f"torch uses {facts['threads']} of {facts['cores']} CPU cores: unset OMP_NUM_THREADS, unless other "
-                f"programs need them."
+                f"torch uses {facts['threads']} of {facts['cores']} CPU cores: unset {limits}, unless "
+                f"other programs need them."
             )
     if facts["load"] is not None and facts["load"] > 1.5 * facts["cores"]:
         found.append(
@@ -88,6 +99,11 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
     if not facts["store"]["writable"]:
         found.append("The record can't be written: encoders can be evaluated, and nothing can be trained.")
     return found
+
+
+def _without_password(uri: str) -> str:
+    """An address without the name and password that it may hold, because people show this to others."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _memory(device: torch.device) -> dict[str, float | None]:

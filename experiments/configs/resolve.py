@@ -204,13 +204,13 @@ def resolve_timed(
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
     chosen = make(table)
-    _check_method(chosen, changes)
+    check_method(chosen, changes)
     for choice in time.choices if time is not None else ():
         changed(chosen, choice.set)  # also the one that comes last must be valid, before any work
     return chosen, time
 
 
-def _check_method(config: Config, changes: Iterable[str]) -> None:
+def check_method(config: Config, changes: Iterable[str]) -> None:
     """Raise UserError if a setting of another method was changed, because it would do nothing."""
     for path in changes:
         section, _, name = path.partition(".")

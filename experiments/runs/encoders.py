@@ -43,7 +43,7 @@ class FoundEncoder(NamedTuple):
         """What to call it in a picture: the name and the id of its run, or the name of its file."""
         if self.run_id is None:
             return printable(self.path.name)
-        return f"{self.config.name}-s{self.config.seed} ({self.run_id[:8]})"
+        return f"{self.config.run_name()} ({self.run_id[:8]})"
 
 
 def find_encoder(name: str | None, store: Store) -> FoundEncoder:

@@ -79,8 +79,8 @@ def explore(
         *(_recorded(found, subject, store, layout.rows) if own else ()),
         Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
     ]
-    run = f"{found.config.name}-s{found.config.seed}"
-    place = Path(transfer or found.config.data.dir or data.name).name
+    run = found.name()
+    place = Path(transfer or found.config.data.dir or data.name).absolute().resolve().name
     notes = [
         f"{len(rows):,} of the {total:,} images of {place}, and the features {subject.protocol.layer} that the encoder "
         f"of {run} computes of them.",

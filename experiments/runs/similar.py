@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -86,8 +87,9 @@ def bank_in(path: Path, found: FoundEncoder, device: str | None) -> Bank:
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
     if read.encoder != fingerprint(encoder.model):
         whose = "of another encoder" if read.encoder else "without a note of their encoder"
+        encoder_name = shlex.quote(found.run_id[:8] if found.run_id else str(found.path))
         raise UserError(
-            f"{path} holds features {whose}: write it again with `simclr embed {found.path.name} FOLDER --out {path}`"
+            f"{path} holds features {whose}: write it again with `simclr embed {encoder_name} FOLDER --out {path}`"
         )
     x = torch.from_numpy(read.features).to(encoder.model.mean.device)
     return Bank(encoder.model, "h", encoder.decoding, files_at(list(map(Path, read.names))), x, [""] * len(read.names))

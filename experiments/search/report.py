@@ -63,7 +63,7 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
     if search.find_artifact("best.toml") is not None:
         sections.append(Section("The best config", "code", text_of(search, "best.toml"), folded=True))
     sections += [
-        Section("All trials", "table", trials.drop(columns=["run"]), folded=True),
+        Section("All trials", "table", trials.drop(columns=["run"], errors="ignore"), folded=True),
         Section("How the trials ended", "text", "\n".join(ended), folded=True),
     ]
     counts = trials["state"].value_counts()

@@ -127,6 +127,15 @@ def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = S
     return found
 
 
+def used(parameters: Sequence[Parameter], baseline: Config, observer: Observer = SILENT) -> list[Parameter]:
+    """The parameters without those of methods that the config doesn't train, which is said."""
+    unused = baseline.unused_sections()
+    found = [parameter for parameter in parameters if parameter.setting.partition(".")[0] not in unused]
+    if left := ", ".join(parameter.setting for parameter in parameters if parameter not in found):
+        observer.say(f"not searched, because method '{baseline.method}' doesn't use it: {left}")
+    return found
+
+
 def suggest_settings(trial: Any, parameters: Sequence[Parameter], baseline: Config) -> dict[str, Any]:
     """A value for each setting whose condition is met in one of Optuna's trials."""
     values: dict[str, Any] = {}

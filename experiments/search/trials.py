@@ -25,7 +25,7 @@ from experiments.configs.resolve import changed
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import train_or_resume
-from experiments.search.space import Parameter, check_space, fitting, starting_point, suggest_settings
+from experiments.search.space import Parameter, check_space, fitting, starting_point, suggest_settings, used
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
@@ -115,6 +115,7 @@ def open_search(
     if pruner not in PRUNERS:
         raise unknown("pruner", pruner, PRUNERS)
     cheap = changed(full, dict(map(parse_setting, proxy)))
+    parameters = used(parameters, cheap, observer)
     check_space(parameters, cheap)
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
     whole = _prepare_labelled(full, store, observer)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.configs.resolve import changed, check_distinct, preset_on, shared, short_name
+from experiments.configs.resolve import changed, check_distinct, check_method, preset_on, shared, short_name
 from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
 from experiments.studies.cell import BASELINE, Cell, is_number
 from experiments.studies.expect import with_expectations
@@ -130,7 +130,9 @@ def _cell(
         refuse_fixed(path)
     settings = {**before, **changes}
     suffix = f", {layer} judged" if layer != "h" else ""
-    return Cell(name or settings_name(settings) + suffix, changed(start, changes), settings, layer, **facts)
+    config = changed(start, changes)
+    check_method(config, changes)
+    return Cell(name or settings_name(settings) + suffix, config, settings, layer, **facts)
 
 
 # --- augmentations ----------------------------------------------------------------------------------------------------

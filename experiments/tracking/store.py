@@ -319,8 +319,8 @@ class Store:
         found = [study for study in studies if study is not None]
         if found and len(found) < len(names):
             raise UserError(
-                f"'{found[0].name}' is a study: compare it by itself, or name its runs, which `simclr report "
-                f"{found[0].name}` lists"
+                f"'{found[0].name}' is a study: compare it by itself, or name its runs, which `simclr runs --study "
+                f"{shlex.quote(found[0].name)}` lists"
             )
         return found
 

@@ -38,6 +38,6 @@ class Supervised(Method):
         super().check_labels(labels)
         if (classes := int(labels.max()) + 1) > (outputs := self.network.z_width):
             raise UserError(
-                f"the images have {classes} classes, but the network only {outputs} outputs: set model.out_dim to "
+                f"the images have {classes} classes, but the network has only {outputs} outputs: set model.out_dim to "
                 f"{classes} or more, and model.head to linear, mlp or mlp3"
             )

@@ -117,7 +117,7 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     selection = pd.DataFrame({"cell": ["baseline", "trial 2"], "fresh seeds": [0.5, 0.52], "n": [3, 3]})
     assert of_search(trials, 0.55, selection) == [
         "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above the start (55.0 %).",
-        "Trained again with three seeds that chose nothing, trial 2 is 2.0 points above the start.",
+        "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above the start.",
     ]
     assert of_search(trials, nan, None) == ["The best of 3 trials, trial 2, reaches 60.0 % on validation."]
     assert of_search(trials, 0.6, None)[0].endswith("on validation, the same as the start.")
@@ -150,3 +150,13 @@ def test_a_table_for_a_paper_has_the_best_in_bold() -> None:
     assert r"\label{tab:a-study-1}" in text
     assert r"baseline & $\mathbf{96.3} \pm 0.8$ & -- & -- \\" in text
     assert r"no color\_jitter & $67.9 \pm 2.7$ & $-28.4$ & $0.0048$ \\" in text
+
+
+def test_crossed_cells_are_described_by_what_was_left_out_and_what_was_set() -> None:
+    assert describe_cell("no crop, temperature=0.1") == "Without crop, with temperature = 0.1"
+    assert describe_cell("only crop, color_jitter, epochs=10") == "With only crop and colour jitter, with epochs = 10"
+
+
+def test_matching_views_is_not_called_classification() -> None:
+    figures = pd.DataFrame([{"metric": "contrastive_h_top1", "trained": 0.7, "low": 0.6, "untrained": 0.1}])
+    assert of_run(figures, None, "10 epochs", "`simclr eval`")[0] == "Trained for 10 epochs, and not evaluated yet."

@@ -23,12 +23,18 @@ FAST: dict[str, Any] = {
     "cores": 8,
     "load": 1.0,
     "precision": "bf16",
+    "fast_bf16": True,
+    "thread_limits": [],
+    "unused_gpu": False,
     "disk": {"free": 2**36, "total": 2**38},
     "store": {"writable": True},
 }
 SLOW = {
-    "float32": ({"precision": "fp32"}, "bfloat16"),
-    "few threads": ({"threads": 1}, "torch uses 1 of 8 CPU cores: unset OMP_NUM_THREADS"),
+    "float32": ({"fast_bf16": False}, "bfloat16"),
+    "few threads": (
+        {"threads": 1, "thread_limits": ["OMP_NUM_THREADS"]},
+        "torch uses 1 of 8 CPU cores: unset OMP_NUM_THREADS",
+    ),
     "busy": ({"load": 13.0}, "a load of 13.0 on 8 cores"),
     "memory": ({"memory": {"total": 2**35, "free": 2**30}}, "Little memory is free (1.0 GiB)"),
     "disk": ({"disk": {"free": 2**29, "total": 2**38}}, "Little disk space is free (0.5 GiB)"),
@@ -44,6 +50,16 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_gpu_with_enough_of_everything_nothing_is_slow() -> None:
     assert slow(FAST, "cuda") == []
     assert slow(FAST | {"load": None, "memory": {"total": None, "free": None}}, "cuda") == []
+
+
+def test_what_is_so_by_choice_is_not_blamed_on_the_machine() -> None:
+    (only,) = slow(FAST | {"precision": "fp32", "threads": 4, "unused_gpu": True}, "cpu")
+    assert only == "Training runs on the CPU, though there is a GPU: leave out --device."
+
+
+def test_a_password_of_a_server_is_not_shown() -> None:
+    assert machine._without_password("https://me:secret@host:5000/x") == "https://host:5000/x"
+    assert machine._without_password("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
 
 
 @pytest.mark.parametrize("case", SLOW)

@@ -59,7 +59,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert found.study is not None
     assert "linear top-1" in found.study.report
     page = search.tracker.record().artifact("report.html").read_text()
-    assert "Trained again with two seeds that chose nothing, trial 1 is" in page
+    assert "Trained again with two seeds that took no part in the choice, trial 1 is" in page
     assert "came from selection" in found.notes[1]
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from experiments.configs.presets import presets
 from experiments.configs.resolve import changed, resolve_timed
-from experiments.search.space import Parameter, check_space, fitting, load_space, starting_point, suggest_settings
+from experiments.search.space import Parameter, check_space, fitting, load_space, starting_point, suggest_settings, used
 from simclr.errors import UserError
+from simclr.progress import Observer
 from tests.helpers import tiny
 
 RATES = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.3), "lars": (0.1, 3.0), "muon": (5e-3, 5e-2)}
@@ -125,3 +126,16 @@ def test_batches_larger_than_the_data_set_are_left_out() -> None:
     assert fitting([batch, other], 256) == [batch, other]
     assert [parameter.choices for parameter in fitting([batch, other], 100)] == [(16, 64), ()]
     assert fitting([batch, other], 10) == [other]  # the batch keeps its size
+
+
+def test_settings_of_other_methods_are_not_searched() -> None:
+    said: list[str] = []
+
+    class Watch(Observer):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    temperature, rate = (Parameter(setting=name, low=0.1, high=1.0) for name in ("loss.temperature", "optim.lr"))
+    assert used([temperature, rate], tiny(), Watch()) == [temperature, rate]
+    assert used([temperature, rate], tiny(method="moco"), Watch()) == [rate]
+    assert said == ["not searched, because method 'moco' doesn't use it: loss.temperature"]

@@ -96,7 +96,9 @@ def test_missing_labels_are_refused(method: str, few: Dataset) -> None:
 
 def test_more_classes_than_outputs_are_refused(few: Dataset) -> None:
     config = make(merge(config_of("supervised").model_dump(), {"model": {"out_dim": 9}}))
-    with pytest.raises(UserError, match=r"10 classes, but the network only 9 outputs: set model.out_dim to 10 or more"):
+    with pytest.raises(
+        UserError, match=r"10 classes, but the network has only 9 outputs: set model.out_dim to 10 or more"
+    ):
         start_training(config, few, CPU)
 
 
