@@ -79,7 +79,7 @@ def explore(
         *(_recorded(found, subject, store, layout.rows) if own else ()),
         Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
     ]
-    run = found.name()
+    run = found.config.run_name()
     place = Path(transfer or found.config.data.dir or data.name).absolute().resolve().name
     notes = [
         f"{len(rows):,} of the {total:,} images of {place}, and the features {subject.protocol.layer} that the encoder "

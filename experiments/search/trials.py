@@ -115,8 +115,7 @@ def open_search(
     if pruner not in PRUNERS:
         raise unknown("pruner", pruner, PRUNERS)
     cheap = changed(full, dict(map(parse_setting, proxy)))
-    parameters = used(parameters, cheap, observer)
-    check_space(parameters, cheap)
+    check_space(parameters := used(parameters, cheap, observer), cheap)
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
     whole = _prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)

@@ -17,6 +17,7 @@ from tests.helpers import ROOT
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # where simclr is
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # beside other tests, two threads of one step wait for each other
     notebook = nbformat.read(ROOT / "docs/tutorials/shapes.ipynb", as_version=4)
     NotebookClient(notebook, timeout=None).execute()  # raises for a cell that fails
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
