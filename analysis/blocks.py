@@ -64,9 +64,10 @@ def dunnett_p(t: ArrayLike, comparisons: int, freedom: int) -> NDArray[np.float6
 
 
 def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
-    """The p value of a mean difference of 0 if each difference is as likely as its negative: the exact sign-flip test.
+    """The p value of a mean difference of 0 if each difference is as likely as its negative: the sign-flip test.
 
-    It assumes no distribution, but with S seeds it can't be below 2 / 2^S. nan below FEWEST differences.
+    It assumes no distribution, but with S seeds it can't be below 2 / 2^S. It is exact for up to 13 seeds, and drawn at
+    random for more. nan below FEWEST differences.
     """
     x = np.asarray(differences, np.float64)
     if x.size < FEWEST:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.statistics import FEWEST
 from analysis.summary import SIGNIFICANT
 from analysis.tables import is_accuracy, metric_label, signed
 
@@ -52,11 +53,14 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
     size += _points(metric)
     if isnan(largest["difference_low"]):
+        why = "Fewer than three seeds can't tell that from chance: repeat the study with --seeds 3 or more."
+        if largest["pairs"] >= FEWEST:
+            why = "It is the same in all seeds, so there is no spread to judge it by."
         return [
             f"{describe_cell(largest['cell'])}, {_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
             f"{_seeds(largest['pairs'])}.",
-            "Fewer than three seeds can't tell that from chance: repeat the study with --seeds 3 or more.",
+            why,
         ]
     return [
         f"No cell differs clearly from the baseline in {_words(metric)} ({_value(baseline, metric)}), over "
@@ -146,13 +150,13 @@ def _value(value: float, metric: str) -> str:
 def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
     """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance.
 
-    `images` is the number of test images, `trained` says how long it was trained (`10 epochs on shapes`), and `command`
+    `images` is the number of test images, `trained` says how it was trained (`for 10 epochs on shapes`), and `command`
     evaluates a run that has not been evaluated.
     """
     classifies = figures["metric"].str.endswith("_top1") & ~figures["metric"].str.startswith("contrastive_")
     accuracies = figures[classifies]
     if accuracies.empty:
-        return [f"Trained for {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
+        return [f"Trained {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]
     row = (linear if len(linear) else accuracies).iloc[0]
     how = {"linear_top1": "A linear classifier on its features"}.get(row["metric"], f"By {_words(row['metric'])}, it")
@@ -160,7 +164,7 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
     known = {"untrained": "an untrained network gives", "pixels": "kNN on raw pixels", "chance": "chance"}
     others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row[key])]
-    sentences = [f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}, after {trained}."]
+    sentences = [f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. It was trained {trained}."]
     rest = [f"For comparison: {_and(others)}."] if others else []
     if row["low"] <= row["untrained"]:
         rest.append("That is no clear gain over the untrained network.")
@@ -174,7 +178,7 @@ def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None
     """
     completed = trials.dropna(subset=["accuracy"])
     if completed.empty:
-        return [f"None of {len(trials)} trials ran to the end."]
+        return [f"No trial ran to the end, of {len(trials)}."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
     gain = round(100 * (best["accuracy"] - start), 1)
     change = ", the same as the start"
@@ -183,7 +187,7 @@ def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None
     elif gain:
         change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} the start ({100 * start:.1f} %)"
     sentences = [
-        f"The best of {len(trials)} trials, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
+        f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
         f"validation{change}."
     ]
     if selection is not None and len(selection) > 1 and selection["fresh seeds"].iloc[:2].notna().all():

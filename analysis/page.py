@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.tables import format_value
-from analysis.templates import render
+from analysis.templates import address, render
 
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WEBP = "image/webp"
@@ -80,16 +79,11 @@ def _figure(content: tuple[Path, str]) -> dict[str, str]:
     path, caption = content
     if path.suffix not in MEDIA_TYPES:
         raise ValueError(f"can't show the figure {path}: save it as one of {', '.join(MEDIA_TYPES)}")
-    return {"source": _data(MEDIA_TYPES[path.suffix], path.read_bytes()), "caption": caption}
+    return {"source": address(MEDIA_TYPES[path.suffix], path.read_bytes()), "caption": caption}
 
 
 def _images(content: Sequence[tuple[str, bytes]]) -> list[dict[str, str]]:
-    return [{"caption": caption, "source": _data(WEBP, image)} for caption, image in content]
-
-
-def _data(media_type: str, content: bytes) -> str:
-    """The address of an image that holds the image itself."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return [{"caption": caption, "source": address(WEBP, image)} for caption, image in content]
 
 
 KINDS: dict[str, Callable[[Any], Any]] = {

@@ -45,17 +45,18 @@ def _interval(row: Mapping[Any, Any], columns: Sequence[str], style: str, *, sig
 
 def _paper(row: Mapping[Any, Any]) -> str:
     """What the paper leads to expect of a cell, and whether that is so."""
-    verdict, reason, *_ = [*re.split(r": | \(", row["verdict"], maxsplit=1), ""]
+    verdict, mark, reason = [*re.split(r"(: | \()", row["verdict"], maxsplit=1), "", ""][:3]
+    reason = reason.removesuffix(")") if mark == " (" else reason
     if (expected := row["expected"]) == expected and expected is not None:
         reason = f"expected {expected if isinstance(expected, str) else f'{expected:+.1f} points'}"
-    return "\n".join(filter(None, [verdict, reason.removesuffix(")")]))
+    return "\n".join(filter(None, [verdict, reason]))
 
 
 def latex_summary(summaries: Mapping[str, pd.DataFrame], caption: str, label: str) -> str:
     """A table of the cells of a study, given its tables from `analysis.summary.summary` by metric.
 
     For each metric it has the mean and standard deviation over seeds (the best mean is bold), the difference to the
-    baseline, and p corrected for the number of cells.
+    baseline, and p corrected for the number of comparisons.
     """
     first, *middle = (rf"\multicolumn{{3}}{{c}}{{{escape(_title(metric))}}}" for metric in summaries)
     rules = [rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(summaries))]

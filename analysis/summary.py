@@ -99,7 +99,9 @@ def _pooled(values: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, str]:
     if seeds < FEWEST or cells < 3 or baseline not in whole:
         return unknown, f"Not pooled: that takes {FEWEST} seeds of a baseline and two or more cells."
     found = pooled_differences(whole.to_numpy().T)
-    if not found.p_equal >= UNEQUAL:
+    if np.isnan(found.p_equal):
+        return unknown, "Not pooled: each difference is the same in all seeds."
+    if found.p_equal < UNEQUAL:
         return unknown, (
             f"Not pooled: the cells vary unequally (Bartlett's test: p = {found.p_equal:.2g}), so only paired tests "
             f"hold."

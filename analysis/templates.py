@@ -27,8 +27,13 @@ def render(template: str, **values: Any) -> str:
     return ENVIRONMENT.get_template(template).render(**values)
 
 
+def address(media_type: str, content: bytes) -> str:
+    """The address of a file that holds the file itself."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
 def jpeg(pixels: NDArray[np.uint8], quality: int = 80) -> str:
     """A picture (H x W x 3) as the address of a JPEG file that holds the file itself."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return address("image/jpeg", file.getvalue())

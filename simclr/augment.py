@@ -126,7 +126,11 @@ class SharedCrop(Augmentation):
     ratio: AspectRange = (3 / 4, 4 / 3)  # width / height
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        return Crop(scale=self.scale, ratio=self.ratio)(images, u)
+        box = crop_boxes(u, self.scale, self.ratio, *images.shape[-2:])
+        return resized_crop(images, send(box, images.device), self.side() or images.shape[-1])
+
+    def side(self) -> int | None:  # of the crop in pixels; None: that of the images
+        return None
 
 
 class Crop(SharedCrop):
@@ -140,9 +144,8 @@ class Crop(SharedCrop):
         if self.size and 0 < self.p < 1:
             raise ValueError(f"with a view size, all images or none must be cropped: set p = 1 or 0 (now {self.p:g})")
 
-    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        box = crop_boxes(u, self.scale, self.ratio, *images.shape[-2:])
-        return resized_crop(images, send(box, images.device), self.size or images.shape[-1])
+    def side(self) -> int | None:
+        return self.size
 
     def as_applied(self) -> Augmentation | None:
         if self.size and self.p == 0:

@@ -16,6 +16,7 @@ from experiments.commands.options import (
     DataDir,
     Device,
     EncoderName,
+    ImageSettings,
     Labels,
     NewestEncoder,
     Recheck,
@@ -47,16 +48,7 @@ def embed(  # over 60 lines, because of its signature
     ] = 256,
     on_bad_image: BadImage = None,
     device: Device = None,
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="SETTING=VALUE",
-            help="Setting of the images, such as data.image_column=left. Can be repeated.",
-            show_default=False,
-            autocompletion=complete.image_settings,
-        ),
-    ] = [],  # noqa: B006 (Typer copies it)
+    settings: ImageSettings = [],  # noqa: B006 (Typer copies it)
     as_json: Json = False,
 ) -> None:
     """Write the features of images to a file.

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands import complete
 from experiments.commands.options import (
     Device,
     EncoderName,
+    ImageSettings,
     Layer,
     PageFile,
     Recheck,
@@ -50,16 +50,7 @@ def explore(  # over 60 lines, because of its signature
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="SETTING=VALUE",
-            help="Setting of the images of FOLDER, such as data.label_column=species. Can be repeated.",
-            show_default=False,
-            autocompletion=complete.image_settings,
-        ),
-    ] = [],  # noqa: B006 (Typer copies it)
+    settings: ImageSettings = [],  # noqa: B006 (Typer copies it)
     as_json: Json = False,
 ) -> None:
     """Write a page to explore images in the browser.

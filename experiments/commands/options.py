@@ -303,12 +303,12 @@ Transfer = Annotated[
         autocompletion=complete.of(DATASETS),
     ),
 ]
-TransferSettings = Annotated[
+ImageSettings = Annotated[
     list[str],
     typer.Option(
         "--set",
         metavar="SETTING=VALUE",
-        help="Setting of the images of --transfer, such as data.label_column=species. Can be repeated.",
+        help="Setting of images other than the run's own, such as data.label_column=species. Can be repeated.",
         show_default=False,
         autocompletion=complete.image_settings,
     ),

@@ -18,6 +18,7 @@ from experiments.commands.options import (
     Device,
     Drop,
     EncoderName,
+    ImageSettings,
     Labels,
     Layer,
     NewestEncoder,
@@ -32,7 +33,6 @@ from experiments.commands.options import (
     SearchFile,
     Settings,
     Transfer,
-    TransferSettings,
     Unlabelled,
     check_number,
 )
@@ -157,7 +157,7 @@ def tsne(  # over 60 lines, because of its signature
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
-    settings: TransferSettings = [],  # noqa: B006
+    settings: ImageSettings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
@@ -222,16 +222,7 @@ def neighbours(  # over 60 lines, because of its signature
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="SETTING=VALUE",
-            help="Setting of the images of --among, such as data.image_column=left. Can be repeated.",
-            show_default=False,
-            autocompletion=complete.image_settings,
-        ),
-    ] = [],  # noqa: B006 (Typer copies it)
+    settings: ImageSettings = [],  # noqa: B006 (Typer copies it)
     as_json: Json = False,
 ) -> None:
     """Find the images that are most similar to an image.

@@ -17,7 +17,7 @@ from simclr.settings import read_toml
 def presets(
     name: Annotated[
         str | None,
-        typer.Argument(help="Preset to show in full.", show_default="all, one a line", autocompletion=complete.presets),
+        typer.Argument(help="Preset to show in full.", show_default="a list of all", autocompletion=complete.presets),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from experiments.configs.time_budget import seconds_per_image
+from experiments.tracking.pages import shared_server
 from experiments.tracking.store import Store
 from simclr import device as devices
 from simclr.config import Config
+from simclr.data.workers import available_memory, cores
 
 PACKAGE = "simclr-suite"
 USER_EXTRAS = ("export", "tsne", "heic", "hf")  # that add to what commands can do
@@ -40,7 +42,7 @@ def describe_machine(config: Config, store: Store) -> dict[str, Any]:
         "device": devices.describe(device),
         "memory": _memory(device),
         "threads": torch.get_num_threads(),
-        "cores": _cores(),
+        "cores": cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "precision": devices.precision_on(config.train.precision, device),
         "fast_bf16": devices.has_fast_bf16(device),
@@ -49,7 +51,7 @@ def describe_machine(config: Config, store: Store) -> dict[str, Any]:
         "disk": {"free": disk.free, "total": disk.total},
         "store": {
             "folder": store.folder,
-            "uri": _without_password(store.uri),
+            "uri": shared_server() or store.uri,
             "writable": store.writable,
             "runs": len(store.records()),
         },
@@ -101,27 +103,12 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
     return found
 
 
-def _without_password(uri: str) -> str:
-    """An address without the name and password that it may hold, because people show this to others."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 def _memory(device: torch.device) -> dict[str, float | None]:
-    """The memory that training uses: that of the GPU, or of the machine, as far as this process may use it."""
+    """The memory that training uses, that of the GPU or of the machine, and what this process can still have of it."""
     if not devices.shares_memory(device):
         free, total = torch.accelerator.get_memory_info(device)
         return {"total": total, "free": free}
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    limited = limit.read_text().strip() if limit.exists() else "max"
-    usable = min(devices.system_memory(), float("inf" if limited == "max" else limited))
-    info = Path("/proc/meminfo")
-    available = re.search(r"MemAvailable: +(\d+) kB", info.read_text()) if info.exists() else None
-    return {"total": usable, "free": min(usable, 1024 * float(available[1])) if available else None}
-
-
-def _cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"total": devices.system_memory(), "free": available_memory()}
 
 
 def _existing(folder: Path) -> Path:

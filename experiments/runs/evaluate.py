@@ -178,9 +178,8 @@ def _log(
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
     tracker.tag({"protocol": subject.protocol.version})
-    tracker.tag_protocols(
-        dict(zip(table["metric"], table["protocol"], strict=True))
-    )  # last: a metric whose protocol is tagged is complete
+    protocols = dict(zip(table["metric"], table["protocol"], strict=True))
+    tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
         tracker.finish("FINISHED")
     tracker.flush()

@@ -26,7 +26,7 @@ from simclr.data.images import Array, Decoding, Files, bad_images, decode_files
 from simclr.data.source import UNLABELLED
 from simclr.data.sources import median_side
 from simclr.errors import UserError, printable
-from simclr.evaluate.knn import Knn, nearest
+from simclr.evaluate.knn import Knn, nearest, vote
 from simclr.evaluate.subject import Subject, check_collapse, features
 from simclr.files import written_whole
 from simclr.randomness import permutation
@@ -34,6 +34,7 @@ from simclr.randomness import permutation
 NEIGHBOURS = 20  # images that are listed as the nearest of each, and that vote on its class
 AT_ONCE = 2048  # images that are embedded between two reports of progress
 CLUSTERS = 10  # where there are no classes
+SLOW = 5000  # images from which on the map takes more than some seconds
 PERPLEXITY = 30  # of the map, and less where there are fewer than 90 images
 SPLITS = {"pretrain": "no label", "train": "train", "val": "validation", "test": "test"}  # parts by rising priority
 
@@ -80,7 +81,7 @@ def explore(
         Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
     ]
     run = found.config.run_name()
-    place = Path(transfer or found.config.data.dir or data.name).absolute().resolve().name
+    place = Path(transfer or found.config.data.dir or data.name).resolve().name
     notes = [
         f"{len(rows):,} of the {total:,} images of {place}, and the features {subject.protocol.layer} that the encoder "
         f"of {run} computes of them.",
@@ -109,7 +110,8 @@ def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:
     check_collapse(subject)
     x = _features(subject, rows)
     directions = normalize(x.cpu().numpy())
-    subject.observer.say(f"making a map of {len(rows):,} images: this takes a minute or two for 10,000 and more")
+    time = ", which takes a minute or two" if len(rows) >= SLOW else ""
+    subject.observer.say(f"making a map of {len(rows):,} images{time}")
     try:
         points, method = large_map(directions, seed, min(PERPLEXITY, (len(rows) - 1) / 3))
     except ValueError as error:
@@ -157,11 +159,8 @@ def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
 
 def _vote(data: Dataset, labels: Array, similarities: NDArray[np.float32]) -> Array:
     """The class that each image's nearest images (labels and similarities N x K) vote for, -1 if none has a class."""
-    weights = np.exp((similarities - similarities[:, :1]) / Knn().temperature)
-    scores = np.zeros((len(labels), len(data.classes)))
-    for column, weight in zip(labels.T, weights.T, strict=True):
-        known = np.flatnonzero(column != UNLABELLED)
-        scores[known, column[known]] += weight[known]
+    given = torch.from_numpy(similarities), torch.from_numpy(labels)
+    scores = vote(*given, len(data.classes), Knn().temperature).numpy()
     return np.where(scores.any(1), scores.argmax(1), UNLABELLED)
 
 

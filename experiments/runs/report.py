@@ -76,9 +76,9 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     """The table of evaluations for readers."""
     rows = []
     for row in figures[~figures["metric"].str.endswith("_l2")].to_dict("records"):  # a choice, not a result
-        scale, style = (100, ".1f") if is_accuracy(row["metric"]) else (1, ".4g")
+        scale, style = (100, ".1f") if in_percent(row["metric"]) else (1, ".4g")
         shown = {key: None if isnan(row[key]) else f"{scale * row[key]:{style}}" for key in ("trained", *REFERENCES)}
-        label = metric_label(row["metric"]) + (" (%)" if is_accuracy(row["metric"]) else "")
+        label = metric_label(row["metric"]) + (" (%)" if in_percent(row["metric"]) else "")
         interval = f"\n{shown['low']}\u00a0to {shown['high']}" if shown["low"] else ""
         others = {COLUMNS[key]: shown[key] for key in ("untrained", "pixels", "chance")}
         rows.append({"Evaluation": label, "Trained": f"{shown['trained']}{interval}", **others})
@@ -87,20 +87,20 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
 
 def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     dataset = run.params.get("data.dataset", "unknown images")
-    trained = f"training elsewhere, as {run.kind}"
-    if run.kind == "pretrain":
-        trained = f"{count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
+    trained, settings = "elsewhere", []
+    if run.kind == "pretrain":  # the others have settings that don't say how they were trained
+        trained = f"for {count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
+        settings = [f"batch size {run.params['train.batch_size']}", f"seed {run.tags['seed']}"]
     predicted = _predicted(run)
     images = None if predicted is None else len(predicted.truth)
     facts = [
         dataset,
         run.params.get("model.backbone", ""),
-        f"batch size {run.params.get('train.batch_size', 'unknown')}",
-        f"seed {run.tags.get('seed', 'unknown')}",
+        *settings,
         run.started.strftime("%d %B %Y"),
         run.status.lower(),
     ]
-    finding = of_run(figures, images, trained, f"simclr eval {run.name} --knn --linear")
+    finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
     if not run.finished:
         finding = [f"This run has not finished: its status is {run.status}.", run.tags.get("error", "")]
     sections = [Section("", "table", _shown(figures))] if len(figures) else []

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from analysis import plots
-from experiments.runs.machine import Machine
+from experiments.runs.load import Load
 from experiments.runs.prepare import Prepared
 from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
@@ -169,7 +169,7 @@ class _Logging(Forwarding):
         super().__init__(observer)
         self.tracker = tracker
         self.losses: dict[int, float] = {}  # by step
-        self.machine = Machine(device, tracker.store.folder)
+        self.load = Load(device, tracker.store.folder)
 
     def read_losses(self) -> None:
         """Read what was logged before the run was resumed."""
@@ -181,7 +181,7 @@ class _Logging(Forwarding):
         return pd.DataFrame(sorted(self.losses.items()), columns=["step", "value"])
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.tracker.log({**metrics, **self.machine.measure()}, step)
+        self.tracker.log({**metrics, **self.load.measure()}, step)
         if "train/loss" in metrics:
             self.losses[step] = metrics["train/loss"]
         super().metrics(metrics, step)

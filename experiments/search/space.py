@@ -114,7 +114,7 @@ def check_space(parameters: Sequence[Parameter], baseline: Config) -> None:
 def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = SILENT) -> list[Parameter]:
     """The parameters without batches that are larger than the number of images to pre-train on, which is said.
 
-    If none is left, the batch is no parameter, and keeps the size that the config gives it.
+    If none is left, the batch size is not searched, and stays as the config has it.
     """
     found = []
     for parameter in parameters:

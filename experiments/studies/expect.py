@@ -17,14 +17,21 @@ def with_expectations(cells: Sequence[Cell], axis: Axis) -> list[Cell]:
     A cell is compared with the baseline, or, if the paper did not try that, with another cell of the axis: the paper's
     best, or the lowest of those that rise. A cell to which the paper's result does not apply gets a `caveat`, why.
     """
-    return [cells[0], *(_with_expectation(cell, cells, axis) for cell in cells[1:])]
+    alike = _alike(cells, axis)
+    return [cells[0], *(_with_expectation(cell, cells, axis, alike) for cell in cells[1:])]
 
 
-def _with_expectation(cell: Cell, cells: Sequence[Cell], axis: Axis) -> Cell:
+def _alike(cells: Sequence[Cell], axis: Axis) -> dict[str, tuple[str, str]]:
+    """What cells whose x has a rank are apart from that, by name: those with the same differ in x alone."""
+    ranked = [cell for cell in cells if _rank(cell, axis) is not None]
+    return {cell.name: (changed(cell.config, {str(axis.x): ranked[0].x}).key(), cell.layer) for cell in ranked}
+
+
+def _with_expectation(cell: Cell, cells: Sequence[Cell], axis: Axis, alike: Mapping[str, tuple[str, str]]) -> Cell:
     plain = cell._replace(difference=None, direction=None)
     if cell.paper is None and cell.difference is None and cell.direction is None and _rank(cell, axis) is None:
         return plain._replace(caveat=axis.tried() if axis.x in cell.settings else None)
-    rivals = _rivals(cell, cells, axis)
+    rivals = _rivals(cell, cells, axis, alike)
     if not rivals:
         return plain._replace(caveat=f"the paper compares it with {_named(axis.reference)}")
     reference = cells[0] if cells[0] in rivals else rivals[0]
@@ -43,7 +50,7 @@ def _with_expectation(cell: Cell, cells: Sequence[Cell], axis: Axis) -> Cell:
     return found._replace(direction="higher" if rank > other else "lower")
 
 
-def _rivals(cell: Cell, cells: Sequence[Cell], axis: Axis) -> list[Cell]:
+def _rivals(cell: Cell, cells: Sequence[Cell], axis: Axis, alike: Mapping[str, tuple[str, str]]) -> list[Cell]:
     """The cells, the preferred one first, with which the paper's result may compare a cell (itself among them)."""
     if cell.paper is not None:
         return sorted((each for each in cells if each.paper is not None), key=lambda each: -(each.paper or 0.0))
@@ -51,13 +58,8 @@ def _rivals(cell: Cell, cells: Sequence[Cell], axis: Axis) -> list[Cell]:
         return [
             each for each in cells if each.layer == "h" and _settings(each).items() >= flatten(axis.reference).items()
         ]
-
-    def differs_in_x_alone(each: Cell) -> bool:
-        return changed(cell.config, {str(axis.x): each.x}).key() == each.config.key() and each.layer == cell.layer
-
-    ranked = {each.name: rank for each in cells if (rank := _rank(each, axis)) is not None}
-    alike = (each for each in cells if each.name in ranked and differs_in_x_alone(each))
-    return sorted(alike, key=lambda each: ranked[each.name])
+    others = [each for each in cells if each.name in alike and alike[each.name] == alike[cell.name]]
+    return sorted(others, key=lambda each: _rank(each, axis) or 0.0)
 
 
 def _rank(cell: Cell, axis: Axis) -> float | None:

@@ -40,7 +40,7 @@ VIEWS = "Six images, and below each the two views that training makes of it in t
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
     """Write the tables, figures and page of a study, and keep them with it.
 
-    Returns its tables in a format, json or one of `analysis.tables.FORMATS`, and lines that are no part of them: the
+    Returns its tables in a format, json or one of `analysis.tables.FORMATS`, and lines that are not part of them: the
     last one says where the page is. The files are also copied to `out`. Raises UserError if no cell of the study has
     finished, or if `out` can't be written to.
     """
@@ -57,7 +57,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
 
 
 def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, list[str]]:
-    """The tables of a study in a format, and lines that are no part of them. Writes nothing."""
+    """The tables of a study in a format, and lines that are not part of them. Writes nothing."""
     results = read_results(study, store)
     summaries = _summaries(study, results)
     return _printed(study.name, summaries, form, _notes(results, summaries), [])
@@ -160,7 +160,7 @@ def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[st
     runs = next(iter(summaries.values()))["n"].max()
     caption = (
         f"{notes[0]} Accuracy in percent: mean and standard deviation over {count(runs, 'seed')}. Differences to the "
-        f"baseline in points, paired by seed; p values corrected for the number of cells."
+        f"baseline in points, paired by seed; p values corrected for the number of comparisons."
     )
     return latex_summary(summaries, escape(caption), label)
 

@@ -207,7 +207,7 @@ def _open_tar(path: Path, file: IO[bytes], notes: list[str]) -> Files:
         )
     if special:
         notes.append(
-            f"left out {len(special):,} members of {path.name} that are links or no files, such as "
+            f"left out {len(special):,} members of {path.name} that are links or not files, such as "
             f"{printable(special[0])}"
         )
     lock = Lock()

@@ -162,7 +162,7 @@ def read_table(path: Path) -> pd.DataFrame:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a table of labels")
         if path.suffix.lower() not in TEXT_SUFFIXES:
             raise UserError(
-                f"{path} is no table of labels: save it as a .csv file with a first line such as file,label"
+                f"{path} is not a table of labels: save it as a .csv file with a first line such as file,label"
             )
         with path.open("rb") as raw:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets save "Unicode text"
@@ -298,7 +298,7 @@ def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | Non
     if unknown := sorted(values.difference(SPLITS)):
         listed = ", ".join(f"'{text}'" for text in unknown[:5])
         if name is None and len(unknown) == len(values):  # it is about something else
-            notes.append(f"warning: column '{found}' of {labels.name} isn't used: it has {listed}, which are no splits")
+            notes.append(f"warning: column '{found}' of {labels.name} isn't used: {listed} are not splits")
             return None
         raise UserError(f"column '{found}' of {labels} has {listed}: expected the splits {', '.join(SPLITS)}")
     return found

@@ -25,9 +25,13 @@ CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "mem
 
 def number_of_workers() -> int:
     """One worker for each core that this process may use, if each has WORKER_MEMORY bytes of memory; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = available_memory()
-    return cores if memory is None else max(1, min(cores, memory // WORKER_MEMORY))
+    return cores() if memory is None else max(1, min(cores(), memory // WORKER_MEMORY))
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

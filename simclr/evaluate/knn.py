@@ -40,6 +40,16 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
 
 
+def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
+    """The scores of the classes (Q x classes) by the k nearest of each query, given their similarities and labels.
+
+    Both are Q x k, nearest first. Each has the weight exp(similarity / temperature), and 0 if its label is negative.
+    """
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # relative to the nearest: cannot overflow
+    weights = weights.masked_fill(labels < 0, 0.0)
+    return weights.new_zeros(len(labels), classes).scatter_add_(1, labels.clamp(min=0), weights)
+
+
 @torch.no_grad()
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, classes: int, ks: Iterable[int], temperature: float
@@ -53,11 +63,9 @@ def knn_predict(
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
     for block in queries.split(QUERY_BLOCK):
         similarity, index = nearest(bank, block, max(ks))
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: cannot overflow
         votes = labels[index]
         for k in ks:
-            scores = weights.new_zeros(len(block), classes).scatter_add_(1, votes[:, :k], weights[:, :k])
-            predictions[k].append(scores.argmax(1))
+            predictions[k].append(vote(similarity[:, :k], votes[:, :k], classes, temperature).argmax(1))
     return {k: torch.cat(chunks) for k, chunks in predictions.items()}
 
 

@@ -98,15 +98,15 @@ def test_cells_are_described_in_words(cell: str, phrase: str) -> None:
 def test_the_finding_of_a_run_has_its_baselines() -> None:
     row = {"metric": "linear_top1", "trained": 0.963, "low": 0.944, "high": 0.976}
     figures = pd.DataFrame([row | {"untrained": 0.5, "pixels": nan, "chance": 0.125}])
-    assert of_run(figures, 600, "10 epochs on shapes", "") == [
-        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6), after 10 "
-        "epochs on shapes.",
+    assert of_run(figures, 600, "for 10 epochs on shapes", "") == [
+        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6). It was "
+        "trained for 10 epochs on shapes.",
         "For comparison: an untrained network gives 50.0 % and chance 12.5 %.",
     ]
     assert of_run(figures.assign(untrained=0.95), None, "x", "")[1].endswith(
         "no clear gain over the untrained network."
     )
-    assert of_run(figures.iloc[:0], None, "2 epochs on shapes", "simclr eval a") == [
+    assert of_run(figures.iloc[:0], None, "for 2 epochs on shapes", "simclr eval a") == [
         "Trained for 2 epochs on shapes, and not evaluated yet.",
         "To evaluate it, run simclr eval a.",
     ]
@@ -121,7 +121,7 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     ]
     assert of_search(trials, nan, None) == ["The best of 3 trials, trial 2, reaches 60.0 % on validation."]
     assert of_search(trials, 0.6, None)[0].endswith("on validation, the same as the start.")
-    assert of_search(trials[1:2], 0.5, None) == ["None of 1 trials ran to the end."]
+    assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]
 
 
 def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseline() -> None:
@@ -159,4 +159,4 @@ def test_crossed_cells_are_described_by_what_was_left_out_and_what_was_set() -> 
 
 def test_matching_views_is_not_called_classification() -> None:
     figures = pd.DataFrame([{"metric": "contrastive_h_top1", "trained": 0.7, "low": 0.6, "untrained": 0.1}])
-    assert of_run(figures, None, "10 epochs", "`simclr eval`")[0] == "Trained for 10 epochs, and not evaluated yet."
+    assert of_run(figures, None, "for 10 epochs", "`simclr eval`")[0] == "Trained for 10 epochs, and not evaluated yet."

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from analysis.strip import save_strip
 from experiments.runs.report import report as report_run
@@ -29,7 +27,6 @@ from tests.experiments.search.conftest import trained  # noqa: F401 (a fixture)
 from tests.experiments.studies.helpers import PREVIOUS_RUNS, write_previous_study
 from tests.helpers import tiny
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=alert(1)></style> & \"'$x$ `a` {{ 7 }} " + "long-name-without-spaces" * 4
 CELLS = ["baseline", HOSTILE, "no color_jitter", *(f"temperature={value}" for value in range(7))]
 SEEDS = range(3)
@@ -38,15 +35,7 @@ BACKGROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}
 SERIOUS = ("serious", "critical")
 LARGEST = 5 * 2**20  # bytes of the page of a study of 30 runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,6 @@ def test_what_is_so_by_choice_is_not_blamed_on_the_machine() -> None:
     assert only == "Training runs on the CPU, though there is a GPU: leave out --device."
 
 
-def test_a_password_of_a_server_is_not_shown() -> None:
-    assert machine._without_password("https://me:secret@host:5000/x") == "https://host:5000/x"
-    assert machine._without_password("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
-
-
 @pytest.mark.parametrize("case", SLOW)
 def test_what_slows_runs_down_is_named(case: str) -> None:
     changes, expected = SLOW[case]

@@ -95,7 +95,7 @@ def test_a_column_of_splits_that_says_something_else_is_reported(photos, home, t
     rows = [(name, label, "01"[split == "test"]) for name, label, split in ROWS]
     path = table(tmp_path / "labels.csv", "id,label,split", rows)
     _, notes = open_and_listen(home, dir=photos, labels=path, side=8)
-    assert "warning: column 'split' of labels.csv isn't used: it has '0', '1', which are no splits" in notes
+    assert "warning: column 'split' of labels.csv isn't used: '0', '1' are not splits" in notes
 
 
 @pytest.mark.parametrize(("column", "settings"), [("patient", {"group": "patient"}), ("split", {})])
@@ -289,7 +289,7 @@ def test_wrong_tables_are_errors(name, photos, home, tmp_path):
         assert expected in error_message(home, dir=photos, labels=path)
     for other in ("labels.json", "labels.xlsx"):
         message = error_message(home, dir=photos, labels=write(tmp_path / other, content))
-        assert "is no table of labels: save it as a .csv file" in message
+        assert "is not a table of labels: save it as a .csv file" in message
     missing = tmp_path / "none.csv"
     assert f"can't read the labels {missing}" in error_message(home, dir=photos, labels=missing)
 

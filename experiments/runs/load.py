@@ -12,7 +12,7 @@ import torch
 SECONDS = 10.0  # between two measurements, so that they cost nothing however short the steps are
 
 
-class Machine:
+class Load:
     """Measures the load of this machine, with the names that MLflow gives to it."""
 
     def __init__(self, device: torch.device, folder: Path) -> None:
@@ -33,5 +33,5 @@ class Machine:
         }
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            metrics["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+            metrics[f"system/gpu_{self.device.index or 0}_memory_usage_megabytes"] = (total - free) / 1e6
         return metrics

@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/machine.py."""
+"""Tests of experiments/runs/load.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.runs import machine
-from experiments.runs.machine import Machine
+from experiments.runs import load as module
+from experiments.runs.load import Load
 
 
 def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(machine.time, "monotonic", lambda: clock[0])
-    load = Machine(torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    load = Load(torch.device("cpu"), tmp_path)
     first = load.measure()
     assert first.keys() == {
         "system/cpu_utilization_percentage",
@@ -30,4 +30,4 @@ def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypa
 
 def test_the_memory_of_a_gpu_is_what_all_its_processes_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6_000_000_000, 8_000_000_000))
-    assert Machine(torch.device("cuda"), tmp_path).measure()["system/gpu_0_memory_usage_megabytes"] == 2000
+    assert Load(torch.device("cuda"), tmp_path).measure()["system/gpu_0_memory_usage_megabytes"] == 2000
