@@ -125,12 +125,9 @@ class SharedCrop(Augmentation):
     scale: FractionRange = (0.08, 1.0)  # area as a fraction of the image
     ratio: AspectRange = (3 / 4, 4 / 3)  # width / height
 
-    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, u: Tensor, size: int | None = None) -> Tensor:
         box = crop_boxes(u, self.scale, self.ratio, *images.shape[-2:])
-        return resized_crop(images, send(box, images.device), self.side() or images.shape[-1])
-
-    def side(self) -> int | None:  # of the crop in pixels; None: that of the images
-        return None
+        return resized_crop(images, send(box, images.device), size or images.shape[-1])
 
 
 class Crop(SharedCrop):
@@ -144,8 +141,8 @@ class Crop(SharedCrop):
         if self.size and 0 < self.p < 1:
             raise ValueError(f"with a view size, all images or none must be cropped: set p = 1 or 0 (now {self.p:g})")
 
-    def side(self) -> int | None:
-        return self.size
+    def __call__(self, images: Tensor, u: Tensor, size: int | None = None) -> Tensor:
+        return super().__call__(images, u, size or self.size)
 
     def as_applied(self) -> Augmentation | None:
         if self.size and self.p == 0:
