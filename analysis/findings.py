@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.statistics import FEWEST
 from analysis.summary import SIGNIFICANT
-from analysis.tables import is_accuracy, metric_label, signed
+from analysis.tables import is_accuracy, is_classification, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MOST_NAMED = 6  # cells that one sentence lists
@@ -153,8 +153,7 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     `images` is the number of test images, `trained` says how it was trained (`for 10 epochs on shapes`), and `command`
     evaluates a run that has not been evaluated.
     """
-    classifies = figures["metric"].str.endswith("_top1") & ~figures["metric"].str.startswith("contrastive_")
-    accuracies = figures[classifies]
+    accuracies = figures[figures["metric"].map(is_classification).astype(bool)]
     if accuracies.empty:
         return [f"Trained {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]

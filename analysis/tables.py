@@ -31,6 +31,11 @@ def is_accuracy(metric: str) -> bool:
     return metric.endswith(("_top1", "_top5"))
 
 
+def is_classification(metric: str) -> bool:
+    """Whether a metric is the share of images whose class was predicted. Matching views is something else."""
+    return metric.endswith("_top1") and "contrastive" not in metric
+
+
 def in_percent(metric: str) -> bool:
     """Whether tables and JSON show a metric in percent: an accuracy, or the standard deviation of one."""
     return is_accuracy(metric) or metric.endswith("_std")

@@ -12,7 +12,7 @@ import typer
 
 from experiments.commands import complete
 from experiments.commands.output import Json, show
-from simclr.errors import unknown
+from simclr.errors import UserError, unknown
 from simclr.progress import knn_metric
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ def runs(
         records = _of_study(study, records)
     rows = [_row(record) for record in records if kind in (None, record.kind)]
     rows.sort(key=lambda row: _rank(row[sort], sort))
-    show(rows[:limit], _text, as_json=as_json)
+    show(rows[:limit], _text if rows or not records else lambda _: f"no run of the kind {kind}", as_json=as_json)
 
 
 def _of_study(name: str, records: Sequence[Record]) -> list[Record]:
     """A study or search, and its runs. Raises UserError if there is none of this name."""
     parents = [record for record in records if record.kind in ("study", "search")]
     chosen = {record.id for record in parents if record.is_called(name)}
+    if not parents:
+        raise UserError("there are no studies or searches yet: run one with `simclr ablate` or `simclr search`")
     if not chosen:
         raise unknown("study or search", name, {record.name for record in parents})
     return [record for record in records if chosen & {record.id, record.parent}]

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.tables import comparison, is_accuracy, mcnemar_table, write_csv
+from analysis.tables import comparison, is_accuracy, is_classification, mcnemar_table, write_csv
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.store import ENCODERS, Record, Store
@@ -58,7 +58,7 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     for record, label in zip(chosen, run_labels(chosen), strict=True):
         rows.append(_row(record, label))
         for metric, identity in record.protocols.items():
-            if metric.endswith("_top1") and "contrastive" not in metric:  # others have no predictions
+            if is_classification(metric):  # others have no predictions
                 predicted[metric, identity][label], truth[metric, identity] = predictions(record, metric)
     tests = [
         mcnemar_table({label: {metric: array} for label, array in by_run.items()}, truth[metric, identity])

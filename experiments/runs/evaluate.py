@@ -122,13 +122,16 @@ def _figures(record: Record) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str)[REPORT_COLUMNS]
         return table.astype(dict.fromkeys(("trained", *REFERENCES), float))  # Python's float keeps every digit
     except (ValueError, KeyError):  # what pandas raises for a damaged file is among these
-        raise UserError(f"{path} is damaged: delete it, and run `simclr eval {record.short_id}` again") from None
+        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again, which writes it anew") from None
 
 
 def _keep_figures(tracker: Tracker, table: pd.DataFrame) -> None:
     """Keep figures with a run, in place of earlier ones of the same metrics."""
     with FileLock(claim_file(tracker.store, FIGURES_FILE, tracker.run_id)):  # of two evaluations, none is lost
-        before = _figures(tracker.record())
+        try:
+            before = _figures(tracker.record())
+        except UserError:  # it is damaged
+            before = pd.DataFrame(columns=REPORT_COLUMNS)
         rows = [*before[~before["metric"].isin(table["metric"])].to_dict("records"), *table.to_dict("records")]
         tracker.artifact(FIGURES_FILE, lambda path: write_csv(pd.DataFrame(rows), path))
         tracker.flush()

@@ -15,7 +15,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from analysis.explorer import Column, explorer_page, thumbnail_side
-from analysis.tables import metric_label
+from analysis.tables import is_classification, metric_label
 from analysis.tsne import large_map
 from experiments.runs.encoders import FoundEncoder
 from experiments.runs.evaluate import predictions, prefix
@@ -171,7 +171,7 @@ def _recorded(found: FoundEncoder, subject: Subject, store: Store, rows: Array) 
     record = None if found.run_id is None else store.get(found.run_id)
     for metric in sorted(record.metrics) if record else ():
         name = metric.removeprefix(start)
-        if record is None or not metric.startswith(start) or "/" in name or not name.endswith("_top1"):
+        if record is None or not metric.startswith(start) or "/" in name or not is_classification(name):
             continue
         try:
             predicted, truth = predictions(record, metric.removeprefix("eval/"))

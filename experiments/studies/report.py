@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -325,5 +326,7 @@ def _appendix(study: Record, results: Results, notes: Sequence[str]) -> list[Sec
         Section("How to read the tables", "text", "\n\n".join(notes), folded=True),
         Section("Config of the baseline", "code", text_of(run, "config.toml"), folded=True),
         Section("Environment", "code", text_of(run, "environment.json"), folded=True),
-        Section("To repeat", "code", f"{results.document.command}\nsimclr report {study.name}", folded=True),
+        Section(
+            "To repeat", "code", f"{results.document.command}\nsimclr report {shlex.quote(study.name)}", folded=True
+        ),
     ]

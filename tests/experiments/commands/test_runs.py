@@ -107,3 +107,8 @@ def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
     assert invoke("runs").stdout == "no runs yet: start one with simclr pretrain --preset shapes\n"
     assert json.loads(invoke("runs", "--json").stdout) == []
+    assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
+
+
+def test_a_kind_of_which_there_is_no_run_is_named() -> None:
+    assert invoke("runs", "--kind", "search").stdout == "no run of the kind search\n"

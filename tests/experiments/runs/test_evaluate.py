@@ -84,8 +84,11 @@ def test_a_damaged_file_of_references_is_an_error_of_one_line(store: Store) -> N
     tracker = start_run(store, "run", "pretrain", {})
     for damage in ("", "a,b\n1,2\n", "\0\0"):
         tracker.artifact(FIGURES_FILE, lambda path, damage=damage: path.write_text(damage))  # type: ignore[misc]
-        with pytest.raises(UserError, match=r"evaluations\.csv is damaged: delete it, and run `simclr eval"):
+        with pytest.raises(UserError, match=r"evaluations\.csv is damaged: run `simclr eval"):
             references(tracker.record())
+    row = dict.fromkeys(evaluate.REPORT_COLUMNS, 0.5) | {"metric": "knn_top1", "protocol": "3-a"}
+    evaluate._keep_figures(tracker, pd.DataFrame([row]))  # an evaluation writes it anew
+    assert references(tracker.record())["knn_top1"]["low"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "linear-sgd", "no-labels"])

@@ -52,14 +52,8 @@ def test_a_line_cut_off_when_the_machine_died_is_left_out(tmp_path: Path, caplog
 
 def test_nothing_describes_a_run_of_which_an_entry_was_refused(tmp_path: Path) -> None:
     """Otherwise an evaluation whose table was refused would count as complete."""
-    blocked, refusals = Blocked(), iter([DELETED])
-
-    def obstacle(run_id: str) -> None:
-        blocked(run_id)
-        if (error := next(refusals, None)) is not None:
-            raise error
-
-    sender, client = open_sender(tmp_path, obstacle)
+    blocked = Blocked(DELETED)
+    sender, client = open_sender(tmp_path, blocked)
     sender.put_file("run", "table.csv", lambda path: path.write_text("table"))  # refused after the rest is in line
     sender.put("run", tags={"protocol/eval/knn": "3"})
     sender.put("run", status="FINISHED", ended=0)

@@ -62,14 +62,18 @@ class FakeClient:
 
 
 class Blocked:
-    """An obstacle that holds a request until it is released."""
+    """An obstacle that holds a request until it is released, which then fails once with the error, if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.reached, self.released = threading.Event(), threading.Event()
+        self.error = error
 
     def __call__(self, run_id: str) -> None:
         self.reached.set()
         assert self.released.wait(60)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
 
 
 def locked(run_id: str) -> None:
@@ -209,14 +213,8 @@ def test_a_command_waits_for_a_dead_store_only_once(tmp_path: Path, monkeypatch:
 
 
 def test_a_refused_entry_fails_its_run_and_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    blocked, refusals = Blocked(), iter([DELETED])
-
-    def obstacle(run_id: str) -> None:
-        blocked(run_id)
-        if (error := next(refusals, None)) is not None:
-            raise error
-
-    sender, client = open_sender(tmp_path, obstacle)
+    blocked = Blocked(DELETED)
+    sender, client = open_sender(tmp_path, blocked)
     sender.put("gone", metrics=[point(1.0)])
     blocked.released.set()
     with pytest.raises(RunFailed, match="refuses what was recorded of run gone: the run was deleted"):
