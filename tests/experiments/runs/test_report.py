@@ -49,7 +49,9 @@ def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
 
 @pytest.mark.parametrize(("status", "finding"), [("FINISHED", "not evaluated yet"), ("FAILED", "has not finished")])
 def test_a_run_without_figures_has_a_page(status: str, finding: str, store: Store, tmp_path: Path) -> None:
-    tracker = start_run(store, "new-s0", "pretrain", {"train.epochs": 3, "train.batch_size": 8}, {"error": "no space"})
+    tracker = start_run(
+        store, "new-s0", "pretrain", {"train.epochs": 3, "train.batch_size": 8}, {"error": "no space", "seed": "0"}
+    )
     tracker.finish(status)
     report(tracker.record(), store, out=tmp_path)
     assert finding in (tmp_path / "report.html").read_text()

@@ -94,7 +94,7 @@ def test_hard_links_are_read_and_other_special_members_left_out(home, tmp_path):
             info.type, info.linkname = kind, "cat/7.png"
             tar.addfile(info)
     data, notes = open_and_listen(home, dir=tmp_path / "a.tar", side=8)
-    assert "left out 2 members of a.tar that are links or no files, such as dog/1.png" in notes
+    assert "left out 2 members of a.tar that are links or not files, such as dog/1.png" in notes
     assert values(data) == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert data.classes == ("cat", "dog")
 
