@@ -66,7 +66,9 @@ def _conv(width: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
 # From the number of channels to the first convolution and the pooling layer after it.
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
     "imagenet": lambda width: (_conv(width, 7, 2, 3), nn.MaxPool2d(3, 2, padding=1)),
+    "imagenet_no_pool": lambda width: (_conv(width, 7, 2, 3), nn.Identity()),
     "cifar": lambda width: (_conv(width, 3, 1, 1), nn.Identity()),  # paper, B.9: 3x3, stride 1, no max-pool
+    "cifar_no_relu": lambda width: (_conv(width, 3, 1, 1), nn.Identity()),  # `cifar` without the ReLU, for lightly's
     "cifar_pad2": lambda width: (_conv(width, 3, 1, 2), nn.Identity()),  # solo-learn's, for its encoders
     "stride2": lambda width: (_conv(width, 3, 2, 1), nn.Identity()),  # a quarter of the cost of `cifar`
 }
@@ -89,13 +91,16 @@ class WideResNet(ResNet):  # type: ignore[misc]
     def set_stem(self, name: str) -> None:
         width = round(64 * self.width)
         self.conv1, self.maxpool = STEMS[name](width)
+        if name == "cifar_no_relu":
+            self.relu = nn.Identity()  # only that of the stem: blocks have their own
         self.bn1 = nn.BatchNorm2d(width)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
 def backbones() -> list[str]:
     """The valid values of `model.backbone`: RESNETS, and torchvision's classifiers that end in a linear layer."""
-    special = ("inception_v3", "googlenet", "squeezenet", *RESNETS)  # auxiliary heads, or no linear classifier
+    # They have auxiliary heads, no linear classifier, or (RegNets) no shapes until their weights are in memory.
+    special = ("inception_v3", "googlenet", "squeezenet", "regnet", *RESNETS)
     names = torchvision.models.list_models(module=torchvision.models)
     return list(RESNETS) + [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
 

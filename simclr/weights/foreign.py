@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from simclr.config import make
 from simclr.errors import UserError, unknown
-from simclr.model import RESNETS, STEMS, ModelConfig, build_encoder
-from simclr.weights.checkpoint import check_archive, check_shapes, check_tensors
+from simclr.model import RESNETS, STEMS, ModelConfig, backbones, build_encoder
+from simclr.weights.checkpoint import check_archive, check_tensors
 
 
 class Inert:
@@ -102,10 +103,17 @@ class Layout(NamedTuple):
     heads: tuple[str, ...]  # prefixes of heads, which are not imported
     children: Mapping[str, str] = {}  # from its names of the encoder's parts to torchvision's, where they differ
     small_stem: str = "cifar"  # the one of STEMS that a 3 x 3 convolution belongs to
+    large_stem: str = "imagenet"  # the one that another convolution belongs to
 
 
-# The names in nn.Sequential(*list(resnet.children())[:-1]).
-NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+def _numbered(first: int) -> dict[str, str]:
+    """The names in nn.Sequential(*list(resnet.children())[:-1]), where `layer1` has the number `first`."""
+    return {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
+
+
+NUMBERED = _numbered(4)  # torchvision's ResNets, after ReLU (2) and max-pool (3)
+UNPOOLED = _numbered(3)  # without max-pool
+GENERATED = _numbered(2)  # lightly's ResNetGenerator, in which ReLU is no module, and so missing from the sequence
 
 LAYOUTS: dict[str, Layout] = {
     "torchvision": Layout("", ("fc.", "classifier.", "head.", "heads.")),
@@ -116,6 +124,12 @@ LAYOUTS: dict[str, Layout] = {
     "solo-learn": Layout("backbone.", ("projector.", "classifier."), small_stem="cifar_pad2"),
     "lightly": Layout("backbone.", ("projection_head.",), NUMBERED),  # as in its examples
     "lightly-benchmarks": Layout("backbone.", ("projection_head.", "online_classifier.")),
+    "lightly-generator": Layout(  # its ResNetGenerator in a sequence, as in its tutorials
+        "backbone.", ("projection_head.",), GENERATED, small_stem="cifar_no_relu", large_stem="cifar_no_relu"
+    ),
+    "resnet-generator": Layout("", ("linear.",)),  # lightly's and kuangliu's ResNets
+    "supcontrast": Layout("encoder.", ("head.",)),
+    "leftthomas": Layout("f.", ("g.", "fc."), UNPOOLED, large_stem="imagenet_no_pool"),
 }
 
 
@@ -138,26 +152,31 @@ class Place(NamedTuple):
 
 def find_encoders(states: Mapping[str, Mapping[str, Tensor]], anchors: Sequence[str]) -> list[Place]:
     """All places under which the state dicts of a file have `anchors`, which are tensors of torchvision's encoder."""
-    found = []
+    found: dict[tuple[str, str], Place] = {}
     for place, state in states.items():
-        for children in ({}, NUMBERED):
+        for children in ({}, GENERATED, UNPOOLED, NUMBERED):  # the lower the first number of a layer, the more it tells
             numbers = {name: number for number, name in children.items()}
             start, *others = dict.fromkeys(_renamed(anchor, numbers) for anchor in anchors)
             if children and start == anchors[0]:
                 continue  # it has no part that would be numbered
-            prefixes = [key.removesuffix(start) for key in state if f".{key}".endswith(f".{start}")]
-            found += [Place(place, prefix, children) for prefix in prefixes if all(prefix + o in state for o in others)]
-    return found
+            for prefix in [key.removesuffix(start) for key in state if f".{key}".endswith(f".{start}")]:
+                if all(prefix + other in state for other in others):
+                    found.setdefault((place, prefix), Place(place, prefix, children))
+    return list(found.values())
 
 
+RESNET_ANCHORS = ["conv1.weight", "layer1.0.conv1.weight"]
+
+
+@cache
 def _anchors(backbone: str | None) -> list[str]:
     """Tensors by which an encoder is found. None: any ResNet."""
     if backbone is None or backbone in RESNETS:
-        return ["conv1.weight", "layer1.0.conv1.weight"]
+        return RESNET_ANCHORS
     with torch.device("meta"):
         example, _ = build_encoder(ModelConfig.model_construct(backbone=backbone, stem="imagenet"), 224, 0)
     names = [name for name, _ in example.named_parameters()]
-    return [names[0], names[-1]]
+    return [names[0], *(name for name in names[1:-1] if name in RESNET_ANCHORS), names[-1]]
 
 
 def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: str | None, prefix: str | None) -> Place:
@@ -166,10 +185,10 @@ def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: s
     everywhere = find_encoders(states, anchors)
     if not everywhere:
         names = first_names([place + key for place, state in states.items() for key in state])
-        remedy = f"it is not a {backbone}, so choose another --backbone"
-        if backbone is None:
-            remedy = "if the encoder is not a ResNet but another of torchvision's networks, name it with --backbone"
-        raise UserError(f"there is no encoder ('{anchors[0]}' and '{anchors[-1]}') among the entries {names}: {remedy}")
+        raise UserError(
+            f"there is no {backbone or 'ResNet'} ('{anchors[0]}' and '{anchors[-1]}') among the entries {names}: "
+            f"{_remedy(states, backbone)}"
+        )
     row = LAYOUTS.get(layout)
     places = [place for place in everywhere if row is None or place[1:] == (row.prefix, row.children)]
     if not places:
@@ -188,21 +207,18 @@ def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: s
 
 
 def detect_layout(state: Mapping[str, Tensor], place: Place) -> Layout:
-    """The layout that has the encoder at this place, and of several, the one that knows most of the heads.
-
-    If there is none, everything outside of the prefix counts as a head.
-    """
+    """The layout that has the encoder at this place, and of several, the one that knows most of the heads."""
     rows = [row for row in LAYOUTS.values() if place[1:] == (row.prefix, row.children)]
     if not rows:
-        outside = [key for key in state if not key.startswith(place.prefix)]
-        return Layout(place.prefix, (*(place.prefix + head for head in HEADS), *outside), place.children)
+        alike = next(row for row in LAYOUTS.values() if row.children == place.children)  # which stem it stands for
+        return alike._replace(prefix=place.prefix, heads=tuple(place.prefix + head for head in HEADS))
     return max(rows, key=lambda row: sum(key.startswith(row.heads) for key in state))
 
 
 def _renamed(key: str, parts: Mapping[str, str]) -> str:
-    """A name with its first part replaced."""
+    """A name with its first part replaced, and with torchvision's name of a block's shortcut."""
     part, dot, rest = key.partition(".")
-    return parts.get(part, part) + dot + rest
+    return parts.get(part, part) + dot + rest.replace("shortcut.", "downsample.")
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -222,10 +238,12 @@ class Imported(NamedTuple):
     other_stems: list[str]  # stems whose weights have the same shapes, unless the stem was given
 
 
-def _resnet_settings(state: Mapping[str, Tensor], backbone: str | None, stem: str | None, small: str) -> dict[str, Any]:
+def _resnet_settings(
+    state: Mapping[str, Tensor], backbone: str | None, stem: str | None, row: Layout
+) -> dict[str, Any]:
     """Backbone and stem (unless given) and width of a ResNet, from the names and shapes of its tensors.
 
-    `small` is the stem that a 3 x 3 convolution stands for. Raises UserError if the shapes are those of no ResNet.
+    Raises UserError if the shapes are those of no ResNet.
     """
     shape = state["conv1.weight"].shape
     if len(shape) != 4:
@@ -235,7 +253,7 @@ def _resnet_settings(state: Mapping[str, Tensor], backbone: str | None, stem: st
     backbone = backbone or next((name for name, shape in RESNETS.items() if shape == (block, layers)), None)
     if backbone is None:
         raise UserError(f"no known ResNet has layers of {layers} {block.__name__}s, so this encoder can't be imported")
-    stem = stem or (small if shape[-1] == 3 else "imagenet")
+    stem = stem or (row.small_stem if shape[-1] == 3 else row.large_stem)
     return {"backbone": backbone, "stem": stem, "width": shape[0] / 64}
 
 
@@ -264,55 +282,113 @@ def import_encoder(
     place = _choose(states, layout, backbone, prefix)
     state = states[place.state]
     row = LAYOUTS.get(layout) or detect_layout(state, place)
-    inside = {key.removeprefix(place.prefix): key for key in state if key.startswith(place.prefix)}
-    keys = {_renamed(name, place.children): key for name, key in inside.items()}  # by torchvision's names
-    tensors = {name: state[key] for name, key in keys.items()}
-    check_tensors(path, {key: state[key] for key in inside.values() if not key.startswith(row.heads)})
-    if backbone is None or backbone in RESNETS:
-        model = _resnet_settings(tensors, backbone, stem, row.small_stem)
-    else:
-        model = {"backbone": backbone, "stem": stem or "imagenet", "width": 1.0}
-    model["head"] = "none"
-    settings, side = make({"model": model}).model, None
-    if model["backbone"].startswith("vit_") and "encoder.pos_embedding" in tensors:  # 1 x (1 + patches) x D
-        patches = tensors["encoder.pos_embedding"].shape[1] - 1
-        side = round(patches**0.5) * int(model["backbone"].rpartition("_")[2])
-    with torch.device("meta"):  # shapes without numbers
-        outline, _ = build_encoder(settings, side or 224, 0)
-    own = outline.state_dict()
-    used = {name: tensor for name, tensor in tensors.items() if name in own}
-    rest = [key for key in state if key not in {keys[name] for name in used}]
-    unmatched = [key for key in rest if not key.startswith(row.heads)]
-    missing = [name for name in own if name not in used and not name.endswith("num_batches_tracked")]
-    other = "Choose another --backbone, or leave it out"
-    if backbone is None:
-        other = "If it is another of torchvision's networks, name it with --backbone"
-    if (missing or unmatched) and not partial:
-        raise _mismatch(path, model["backbone"], missing, unmatched, other)
-    try:
-        check_shapes(outline, own | used)
-    except UserError as error:
-        raise UserError(f"{path} looks like a {model['backbone']}, but {error}. {other}") from None
-    encoder, _ = build_encoder(settings, side or 224, 0)
-    encoder.load_state_dict(encoder.state_dict() | used)
-    left_out = [key for key in rest if key.startswith(row.heads)]
-    others = _same_shaped(settings.stem) if stem is None and settings.backbone in RESNETS else []
-    return Imported(model, dict(encoder.state_dict()), side, left_out, missing, unmatched, others)
+    inside = [key for key in state if key.startswith(place.prefix) and not key.startswith(row.heads)]
+    check_tensors(path, {key: state[key] for key in inside})
+    match = _match(state, place, row, backbone, stem)
+    name, own = match.model["backbone"], match.own
+    if wrong := next((name for name, tensor in match.tensors.items() if not _fits(name, tensor, own[name])), None):
+        raise UserError(
+            f"{path} looks like a {name}, but {wrong} is {tuple(match.tensors[wrong].shape)}, expected "
+            f"{tuple(own[wrong].shape)}: {_remedy(states, backbone)}"
+        )
+    if (match.missing or match.unmatched) and not partial:
+        raise _mismatch(path, match, _remedy(states, backbone))
+    encoder, _ = build_encoder(make({"model": match.model}).model, match.side or 224, 0)
+    whole = {
+        name: t if t.shape == own[name].shape else t.view(-1, len(own[name])).mean(0)
+        for name, t in match.tensors.items()
+    }
+    encoder.load_state_dict(encoder.state_dict() | whole)
+    others = _same_shaped(match.model["stem"]) if stem is None and name in RESNETS else []
+    return Imported(
+        match.model, dict(encoder.state_dict()), match.side, match.left_out, match.missing, match.unmatched, others
+    )
 
 
 def _same_shaped(stem: str) -> list[str]:
-    """The other stems whose weights have the shapes of this one."""
+    """The other stems whose weights have the shapes of this one. The ImageNet stem is taken for what it looks like."""
     shapes = {name: build(1)[0].weight.shape for name, build in STEMS.items()}
-    return [name for name in STEMS if name != stem and shapes[name] == shapes[stem]]
+    return [name for name in STEMS if "imagenet" not in stem and name != stem and shapes[name] == shapes[stem]]
 
 
-def _mismatch(path: Path, backbone: str, missing: Sequence[str], unmatched: Sequence[str], other: str) -> UserError:
+class Match(NamedTuple):
+    """The tensors of a file compared with the network that they seem to belong to."""
+
+    model: dict[str, Any]  # settings of its ModelConfig
+    side: int | None  # as in Imported
+    own: dict[str, Tensor]  # the network's tensors, without their numbers
+    tensors: dict[str, Tensor]  # those of the file that belong to it, by the names in the network
+    left_out: list[str]  # these three as in Imported
+    missing: list[str]
+    unmatched: list[str]
+
+
+def _match(state: Mapping[str, Tensor], place: Place, row: Layout, backbone: str | None, stem: str | None) -> Match:
+    """Compare the encoder at a place with the named network, or with the ResNet that it seems to be.
+
+    Reads no number. Raises UserError if it is no known ResNet.
+    """
+    inside = [key for key in state if key.startswith(place.prefix)]
+    keys = {_renamed(key.removeprefix(place.prefix), place.children): key for key in inside}
+    tensors = {name: state[key] for name, key in keys.items()}
+    if backbone is None or backbone in RESNETS:
+        model = _resnet_settings(tensors, backbone, stem, row)
+    else:
+        model = {"backbone": backbone, "stem": stem or "imagenet", "width": 1.0}
+    model["head"], side = "none", None
+    if model["backbone"].startswith("vit_") and "encoder.pos_embedding" in tensors:  # 1 x (1 + patches) x D
+        patches = tensors["encoder.pos_embedding"].shape[1] - 1
+        side = round(patches**0.5) * int(model["backbone"].rpartition("_")[2])
+    with torch.device("meta"):
+        outline, _ = build_encoder(make({"model": model}).model, side or 224, 0)
+    own = outline.state_dict()
+    used = {name: tensor for name, tensor in tensors.items() if name in own}
+    rest = [key for key in state if key not in {keys[name] for name in used}]
+    left_out = [key for key in rest if key.startswith(row.heads) or not key.startswith(place.prefix)]
+    missing = [name for name in own if name not in used and not name.endswith("num_batches_tracked")]
+    return Match(model, side, own, used, left_out, missing, [key for key in rest if key not in left_out])
+
+
+def _fits(name: str, tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can become one of a network.
+
+    Of running statistics there may be several sets, one after the other: lightly's SplitBatchNorm has one for each part
+    of a batch, and evaluates with their mean.
+    """
+    sets = name.endswith((".running_mean", ".running_var")) and tensor.ndim == 1 and len(tensor) % len(own) == 0
+    return tensor.shape == own.shape or (sets and len(tensor) > 0)
+
+
+def _has_network(states: Mapping[str, Mapping[str, Tensor]], backbone: str) -> bool:
+    """Whether a file has a network: all its tensors with their shapes, and no other except heads."""
+    for place in find_encoders(states, _anchors(backbone)):
+        state = states[place.state]
+        try:
+            match = _match(state, place, detect_layout(state, place), backbone, None)
+        except UserError:
+            continue
+        fit = all(_fits(name, tensor, match.own[name]) for name, tensor in match.tensors.items())
+        if fit and not match.missing and not match.unmatched:
+            return True
+    return False
+
+
+def _remedy(states: Mapping[str, Mapping[str, Tensor]], backbone: str | None) -> str:
+    """What to do if a file doesn't have the network that was named, or a ResNet: one that it does have is tried."""
+    found = [name for name in backbones() if name != backbone and _has_network(states, name)]
+    if not found:
+        return "no other network that this suite knows has its tensors"
+    return f"it is a {' or '.join(found)}, so add --backbone {found[0]}"
+
+
+def _mismatch(path: Path, match: Match, remedy: str) -> UserError:
     problems = []
-    if missing:
-        problems.append(f"{len(missing)} of its tensors are missing ({first_names(missing)})")
-    if unmatched:
-        names = first_names(unmatched)
-        problems.append(f"{len(unmatched)} tensors belong neither to it nor to a known head ({names})")
+    if match.missing:
+        problems.append(f"{len(match.missing)} of its tensors are missing ({first_names(match.missing)})")
+    if match.unmatched:
+        names = first_names(match.unmatched)
+        problems.append(f"{len(match.unmatched)} tensors belong neither to it nor to a known head ({names})")
     return UserError(
-        f"{path} does not match {backbone}: {' and '.join(problems)}. {other}; or add --partial to import it anyway"
+        f"{path} does not match {match.model['backbone']}: {' and '.join(problems)}; {remedy}. Add --partial to import "
+        f"it anyway"
     )

@@ -137,6 +137,8 @@ def test_widths_that_are_not_powers_of_two_round_channels():
     [
         ("imagenet", 7, 2, True, 8, 1),
         ("cifar", 3, 1, False, 32, 4),
+        ("imagenet_no_pool", 7, 2, False, 16, 2),
+        ("cifar_no_relu", 3, 1, False, 32, 4),
         ("cifar_pad2", 3, 1, False, 34, 5),
         ("stride2", 3, 2, False, 16, 2),
     ],
@@ -231,7 +233,7 @@ def test_batch_norm_in_the_head_standardises_embeddings():
 
 
 def test_every_stem_and_head_is_tested():
-    assert set(STEMS) == {"imagenet", "cifar", "cifar_pad2", "stride2"}
+    assert set(STEMS) == {"imagenet", "imagenet_no_pool", "cifar", "cifar_no_relu", "cifar_pad2", "stride2"}
     assert set(HEADS) == {"none", "linear", "mlp", "mlp3"}
 
 

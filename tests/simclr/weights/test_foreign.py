@@ -78,6 +78,17 @@ def numbered(network):
     return nn.Sequential(*list(network.children())[:-1])
 
 
+def sequence(net, *after_norm):
+    """The parts of a ResNet in a sequence, without max-pool, and without ReLU unless it is given."""
+    layers = (net.layer1, net.layer2, net.layer3, net.layer4)
+    return nn.Sequential(net.conv1, net.bn1, *after_norm, *layers, nn.AdaptiveAvgPool2d(1))
+
+
+def with_shortcuts(network):
+    """Its state dict as kuangliu's ResNets, which many programs copied, name what torchvision calls `downsample`."""
+    return {name.replace("downsample", "shortcut"): tensor for name, tensor in network.state_dict().items()}
+
+
 # What each program saves of a ResNet, from the network without its head.
 SAVED = {
     "torchvision": lambda net: with_fc(net, nn.Linear(32, 10)).state_dict(),
@@ -99,8 +110,24 @@ SAVED = {
             "online_classifier": nn.ModuleDict({"linear": nn.Linear(32, 10)}),
         }
     ),
+    "lightly-generator": lambda net: (
+        lightning({"backbone": sequence(net), "projection_head": head()})
+        | {"state_dict": with_shortcuts(nn.ModuleDict({"backbone": sequence(net), "projection_head": head()}))}
+    ),
+    "resnet-generator": lambda net: with_shortcuts(net) | {"linear.weight": torch.ones(10, 32)},
+    "supcontrast": lambda net: {"model": with_shortcuts(nn.ModuleDict({"encoder": net, "head": head()}))},
+    "leftthomas": lambda net: nn.ModuleDict({"f": sequence(net, nn.ReLU()), "g": head()}).state_dict(),
 }
-HEADS = {"timm": 2, "torchvision": 2, "sequential": 0, "solo-learn": 6, "lightly-benchmarks": 6}  # the others: 4
+# How many tensors the heads have, where they aren't four.
+HEADS = {
+    "timm": 2,
+    "torchvision": 2,
+    "sequential": 0,
+    "solo-learn": 6,
+    "lightly-benchmarks": 6,
+    "resnet-generator": 1,
+}
+STEMS = {"lightly-generator": "cifar_no_relu", "leftthomas": "imagenet_no_pool"}  # the others: imagenet
 
 
 def test_every_layout_is_tested():
@@ -109,7 +136,7 @@ def test_every_layout_is_tested():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_detected_and_gives_the_features_of_the_source(layout, tmp_path):
-    network, path = resnet(), tmp_path / "foreign.pth.tar"
+    network, path = resnet(stem=STEMS.get(layout, "imagenet")), tmp_path / "foreign.pth.tar"
     expected = features(network)
     torch.save(SAVED[layout](network), path)
     (place,) = find_encoders(read_foreign(path), ["conv1.weight", "layer1.0.conv1.weight"])
@@ -117,7 +144,8 @@ def test_every_layout_is_detected_and_gives_the_features_of_the_source(layout, t
     assert detected == LAYOUTS["torchvision" if layout == "timm" else layout]  # which have the same names
     for given in ("auto", layout):
         imported = import_encoder(path, given)
-        assert imported.model == {"backbone": "resnet10", "stem": "imagenet", "width": 0.125, "head": "none"}
+        stem = STEMS.get(layout, "imagenet")
+        assert imported.model == {"backbone": "resnet10", "stem": stem, "width": 0.125, "head": "none"}
         assert torch.equal(imported_features(imported), expected)
         assert (imported.missing, imported.unmatched, imported.side) == ([], [], None)
         assert len(imported.left_out) == HEADS.get(layout, 4)
@@ -150,6 +178,37 @@ def test_other_kinds_of_files_are_read(kind, tmp_path):
     assert torch.equal(imported_features(import_encoder(path)), features(network))
 
 
+def test_lightlys_resnet_generator_keeps_its_missing_relu_and_the_statistics_of_parts_of_a_batch(tmp_path):
+    """ReLU is no module of ResNetGenerator, so that its sequence of modules has none after the first norm.
+
+    Its SplitBatchNorm keeps statistics for each part of a batch, and evaluates with their mean.
+    """
+    network, path = sequence(resnet(stem="cifar")), tmp_path / "moco.ckpt"
+    network(IMAGES)
+    expected = features(network.eval())
+    state = {f"backbone.{name}": tensor for name, tensor in with_shortcuts(network).items()}
+    for name, tensor in state.items():
+        if "running" in name:
+            state[name] = torch.cat([tensor * 0.5, tensor * 1.5])
+    torch.save({"state_dict": state}, path)
+    assert "downsample" not in str(state.keys())
+    imported = import_encoder(path)
+    assert imported.model["stem"] == "cifar_no_relu"
+    assert "cifar" in imported.other_stems
+    torch.testing.assert_close(imported_features(imported), expected)
+
+
+@pytest.mark.parametrize(("stem", "name"), [("cifar", "cifar"), ("imagenet", "imagenet_no_pool")])
+def test_a_sequence_without_max_pool_has_other_numbers(stem, name, tmp_path):
+    network = sequence(resnet(stem=stem), nn.ReLU())
+    network(IMAGES)
+    expected = features(network.eval())
+    torch.save({f"mine.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "foreign.pt")
+    imported = import_encoder(tmp_path / "foreign.pt")
+    assert imported.model["stem"] == name
+    assert torch.equal(imported_features(imported), expected)
+
+
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_networks_of_the_libraries_are_imported(library, tmp_path):
     build = {"timm": lambda: timm.create_model("resnet18", num_classes=0), "torchvision": torchvision.models.resnet18}
@@ -171,7 +230,7 @@ def test_width_and_stem_are_inferred(width, stem, tmp_path):
     torch.save(network.state_dict(), tmp_path / "foreign.pt")
     imported = import_encoder(tmp_path / "foreign.pt", stem="stride2" if stem == "stride2" else None)
     assert imported.model == {"backbone": "resnet10", "stem": stem, "width": width, "head": "none"}
-    assert imported.other_stems == (["cifar_pad2", "stride2"] if stem == "cifar" else [])
+    assert imported.other_stems == (["cifar_no_relu", "cifar_pad2", "stride2"] if stem == "cifar" else [])
     assert torch.equal(imported_features(imported), features(network))
 
 
@@ -195,7 +254,10 @@ def test_a_given_backbone_keeps_the_norm_of_its_classifier(tmp_path, monkeypatch
     network = torchvision.models.convnext_tiny().eval()
     torch.save(network.state_dict(), tmp_path / "foreign.pt")
     network.classifier = network.classifier[:2]
-    assert "name it with --backbone" in error_of(import_encoder, tmp_path / "foreign.pt")
+    few_backbones(monkeypatch, "convnext_tiny")
+    assert error_of(import_encoder, tmp_path / "foreign.pt").endswith(
+        "it is a convnext_tiny, so add --backbone convnext_tiny"
+    )
     imported = import_encoder(tmp_path / "foreign.pt", backbone="convnext_tiny")
     assert imported.left_out == ["classifier.2.weight", "classifier.2.bias"]
     assert torch.equal(imported_features(imported), features(network))
@@ -213,12 +275,35 @@ def test_a_vision_transformer_gives_its_side(tmp_path, monkeypatch):
     assert imported.left_out == ["heads.head.weight", "heads.head.bias"]
 
 
-def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_rejected(tmp_path):
-    path = tmp_path / "foreign.pt"
-    torch.save(resnet().state_dict() | {"layer1.0.conv2.weight": torch.ones(8, 1, 3, 3)}, path)  # like a ResNeXt
-    assert "looks like a resnet10, but the weights belong to a different architecture" in error_of(import_encoder, path)
+def few_backbones(monkeypatch, *names):
+    """Let only some networks be tried when a file has none that was expected."""
+    monkeypatch.setattr("simclr.weights.foreign.backbones", lambda: names)
+
+
+def test_a_network_with_the_names_but_not_the_shapes_of_a_resnet_is_rejected(tmp_path, monkeypatch):
+    few_backbones(monkeypatch, "resnet10", "resnet18", "resnext50_32x4d")
+    path, shape = tmp_path / "foreign.pt", {"layer1.0.conv2.weight": torch.ones(8, 1, 3, 3)}
+    torch.save(resnet().state_dict() | shape, path)
+    message = (
+        "looks like a resnet10, but layer1.0.conv2.weight is (8, 1, 3, 3), expected (8, 8, 3, 3): no other network"
+    )
+    assert message in error_of(import_encoder, path)
     assert "unknown stem 'small'" in error_of(lambda: import_encoder(path, backbone="resnet18", stem="small"))
-    assert "it is not a resnext50_32x4d" in error_of(lambda: import_encoder(path, backbone="resnext50_32x4d"))
+    message = error_of(lambda: import_encoder(path, backbone="resnext50_32x4d"))
+    assert "there is no resnext50_32x4d" in message
+    assert message.endswith("no other network that this suite knows has its tensors")
+    with torch.device("meta"):
+        state = torchvision.models.resnext50_32x4d().state_dict()
+    torch.save({name: torch.zeros(()).expand(tensor.shape).clone() for name, tensor in state.items()}, path)
+    assert error_of(import_encoder, path).endswith("it is a resnext50_32x4d, so add --backbone resnext50_32x4d")
+
+
+def test_a_wrong_backbone_is_corrected(tmp_path, monkeypatch):
+    few_backbones(monkeypatch, *RESNETS)
+    torch.save(prefixed(resnet(), "f."), tmp_path / "foreign.pt")
+    message = error_of(lambda: import_encoder(tmp_path / "foreign.pt", backbone="resnet18"))
+    assert "it is a resnet10, so add --backbone resnet10" in message
+    assert import_encoder(tmp_path / "foreign.pt", backbone="resnet10").missing == []
 
 
 def test_a_resnet_of_other_depths_is_rejected(tmp_path):
@@ -348,7 +433,8 @@ def test_content_that_contains_itself_is_refused(tmp_path):
 # --- files that do not match ------------------------------------------------------------------------------------------
 
 
-def test_missing_and_unmatched_tensors_are_listed_and_rejected_unless_partial(tmp_path):
+def test_missing_and_unmatched_tensors_are_listed_and_rejected_unless_partial(tmp_path, monkeypatch):
+    few_backbones(monkeypatch, "resnet10", "resnet18")
     network, path = resnet(), tmp_path / "foreign.pt"
     state = network.state_dict()
     del state["layer3.0.bn2.weight"], state["bn1.num_batches_tracked"]
@@ -356,6 +442,7 @@ def test_missing_and_unmatched_tensors_are_listed_and_rejected_unless_partial(tm
     message = error_of(import_encoder, path)
     assert "1 of its tensors are missing (layer3.0.bn2.weight)" in message
     assert "1 tensors belong neither to it nor to a known head (queue)" in message
+    assert message.endswith("no other network that this suite knows has its tensors. Add --partial to import it anyway")
     imported = import_encoder(path, partial=True)
     assert (imported.missing, imported.unmatched) == (["layer3.0.bn2.weight"], ["queue"])
     assert imported.left_out == ["fc.weight"]
@@ -380,7 +467,7 @@ REJECTED = {
     "no encoder": (
         {"a.weight": torch.ones(2), "b.weight": torch.ones(2)},
         "auto",
-        r"no encoder \('conv1.weight' .*a.weight, b.weight: if .* name it with --backbone",
+        r"no ResNet \('conv1.weight' .*a.weight, b.weight: no other network that this suite knows",
     ),
     "two encoders": (
         some("encoder.", "backbone."),
@@ -402,7 +489,8 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("kind", REJECTED)
-def test_unknown_content_is_rejected_with_the_reason(kind, tmp_path):
+def test_unknown_content_is_rejected_with_the_reason(kind, tmp_path, monkeypatch):
+    few_backbones(monkeypatch, "resnet18", "densenet121")
     content, layout, message = REJECTED[kind]
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(UserError, match=message):
