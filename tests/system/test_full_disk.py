@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from safetensors.numpy import load_file
 
 from experiments.tracking.store import Store
 from simclr.config import to_toml
-from tests.helpers import ROOT, tiny
+from tests.helpers import tiny
+from tests.system.processes import start
 
 LEVELS = int(os.environ.get("SIMCLR_TEST_DISK_LEVELS", "2"))  # the long version has 20
 DISK = 64 << 20  # bytes; the run below needs far less
@@ -23,10 +22,12 @@ DISK = 64 << 20  # bytes; the run below needs far less
 pytestmark = pytest.mark.slow
 
 
-def pretrain(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "cli.py"), "pretrain", "--config", str(home.parent.parent / "tiny.toml")]
-    environment = os.environ | {"SIMCLR_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+def pretrain(home: Path, *options: str) -> tuple[int, str]:
+    """The exit code of the command, and what it printed. Its home is on a disk whose folder is beside tiny.toml."""
+    output = home.parent.parent / "output.txt"
+    process = start(home, " ".join(("pretrain --config ../tiny.toml", *options)), str(output))
+    process.join()
+    return process.exitcode, output.read_text()
 
 
 def weights(home: Path) -> dict[str, np.ndarray]:
@@ -43,7 +44,8 @@ def test_a_full_disk_is_reported_and_the_run_can_be_made_afterwards(
 ) -> None:
     disk = small_disk(DISK)
     (tmp_path / "tiny.toml").write_text(to_toml(tiny(train={"epochs": 3, "knn_every": 1, "checkpoint_minutes": 1e-9})))
-    assert pretrain(disk / "reference").returncode == 0
+    code, printed = pretrain(disk / "reference")
+    assert code == 0, printed
     expected, need = weights(disk / "reference"), used(disk)
     shutil.rmtree(disk / "reference")
     ends = []
@@ -51,17 +53,17 @@ def test_a_full_disk_is_reported_and_the_run_can_be_made_afterwards(
         home = disk / f"home{level}"
         free = need * (level + 1) // (LEVELS + 1)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - free))
-        full = pretrain(home)
-        ends.append(full.returncode)
-        where = f"with {free >> 10} of {need >> 10} KiB free: {full.stderr}"
-        assert full.returncode in (0, 1, 2), where
-        assert "Traceback" not in full.stderr, where
-        assert len(full.stderr.splitlines()) < 10, where
+        code, printed = pretrain(home)
+        ends.append(code)
+        where = f"with {free >> 10} of {need >> 10} KiB free: {printed}"
+        assert code in (0, 1, 2), where
+        assert "Traceback" not in printed, where
+        assert len(printed.splitlines()) < 10, where
         (disk / "filler").unlink()
-        again = pretrain(home)
-        if "add --resume" in again.stderr:
-            again = pretrain(home, "--resume")
-        assert again.returncode == 0, f"{where}\nafterwards: {again.stderr}"
+        code, printed = pretrain(home)
+        if "add --resume" in printed:
+            code, printed = pretrain(home, "--resume")
+        assert code == 0, f"{where}\nafterwards: {printed}"
         found = weights(home)
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():

@@ -70,12 +70,11 @@ def _like_the_baseline(cell: str, seed: int, accuracy: float) -> dict[str, Any]:
     return run
 
 
-def check(browser: Browser, path: Path, folder: Path) -> None:
+def check(browser: Browser, path: Path) -> None:
     """Look at a page at each width, in light and dark mode."""
     for mode, width in product(MODES, WIDTHS):
         with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode) as context:  # type: ignore[arg-type]
             check_page(context.new_page(), path, mode, width)
-            context.pages[0].screenshot(path=folder / f"{mode}-{width}.png", full_page=True)
 
 
 def check_page(page: Page, path: Path, mode: str, width: int) -> None:
@@ -106,14 +105,14 @@ def test_the_page_of_a_study_of_30_runs(browser: Browser, study: Record, tmp_pat
     text = page.read_text()
     assert text.count("?workflowType=") == 30
     assert text.count("example views:") == len(CELLS)
-    check(browser, page, tmp_path)
+    check(browser, page)
 
 
 def test_the_page_of_a_run(browser: Browser, study: Record, tmp_path: Path) -> None:
     (run,) = [run for run in study.store.records(parent=study.id, cell=HOSTILE, seed="1") if run.finished]
     report_run(run, study.store, out=tmp_path)
     assert "A linear classifier on its features classifies" in (tmp_path / "report.html").read_text()
-    check(browser, tmp_path / "report.html", tmp_path)
+    check(browser, tmp_path / "report.html")
 
 
 @pytest.mark.usefixtures("trained")
@@ -134,4 +133,4 @@ def test_the_page_of_a_search(browser: Browser, tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "The best of 8 trials" in text
     assert "the start" in text
-    check(browser, tmp_path / "report.html", tmp_path)
+    check(browser, tmp_path / "report.html")

@@ -34,7 +34,7 @@ from tests.helpers import ROOT, tiny
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 OUTAGE_SECONDS = float(os.environ.get("SIMCLR_TEST_OUTAGE_SECONDS", "3"))
-ROUNDS = 8  # of a stretch with the store and one without
+ROUNDS = max(2, round(24 / OUTAGE_SECONDS))  # of a stretch with the store and one without
 CONFIG = tiny(train={"epochs": 2, "batch_size": 128}, data={"limit": 600})
 
 
