@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -55,6 +56,13 @@ class LazyCommand(TyperCommand):
 class Commands(TyperGroup):
     """The group of all commands. It prints errors in one line and ends with an exit code: 2 for a wrong request, 1 for
     a run that failed, and 130 after Ctrl-C."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if os.environ.get("_SIMCLR_COMPLETE") == "complete_bash":
+            from experiments.commands.complete import join_words
+
+            extra["obj"] = join_words(os.environ)
+        return super().main(*args, **extra)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:  # parsing is resilient when a shell completes a word

@@ -12,7 +12,10 @@ SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "—": "---",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # after the end of a row, [ and * would belong to the command that ends it
+    "*": "{*}",
+    "—": r"\textemdash{}",
     "\n": " ",
 }
 TABLE = {ord(character): text for character, text in SPECIAL.items()}
@@ -20,7 +23,7 @@ TABLE = {ord(character): text for character, text in SPECIAL.items()}
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return text.translate(TABLE)
+    return re.sub("-(?=-)", "-{}", text.translate(TABLE))  # two hyphens would become a dash
 
 
 def latex_table(columns: str, lines: Sequence[str], caption: str, label: str) -> str:

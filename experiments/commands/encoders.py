@@ -87,7 +87,7 @@ def embed(  # over 60 lines, because of its signature
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files.names) - len(skipped or [])
     show(
-        {"file": out, "images": count, "features": encoder.features, "skipped": skipped or []},
+        {"files": [out], "images": count, "features": encoder.features, "skipped": skipped or []},
         lambda _: printable(f"wrote {out}: {count} image{'s' * (count != 1)}, {encoder.features} features each"),
         as_json=as_json,
     )
@@ -119,8 +119,7 @@ def export(
     store = Store(home())
     parity = export_run(find_encoder_or_newest(run, store), store, out, form)
     result = {
-        "file": parity.file,
-        "card": parity.file.with_suffix(".md"),
+        "files": [parity.file, parity.file.with_suffix(".md")],
         "difference": parity.difference,
         "tolerance": parity.tolerance,
     }
@@ -134,7 +133,8 @@ def _describe_export(result: dict[str, Any]) -> str:
         f"checked: features of the loaded file agree to {result['difference']:.1e} relative to the largest (tolerance "
         f"{result['tolerance']:g})"
     )
-    wrote = [printable(f"wrote {result['file']}"), printable(f"wrote {result['card']}, which says how to load it")]
+    file, card = result["files"]
+    wrote = [printable(f"wrote {file}"), printable(f"wrote {card}, which says how to load it")]
     return "\n".join([*wrote, paragraph(checked)])
 
 

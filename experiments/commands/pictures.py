@@ -220,7 +220,7 @@ def neighbours(  # over 60 lines, because of its signature
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
     on_bad_image: RunBadImage = None,
-    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
+    recheck: Recheck = False,
     device: Device = None,
     settings: ImageSettings = [],  # noqa: B006 (Typer copies it)
     as_json: Json = False,
@@ -244,8 +244,14 @@ def neighbours(  # over 60 lines, because of its signature
     found = find_encoder(run, store)
     with Terminal() as terminal:
         if among is not None and holds_features(Path(among)):
-            of_images = {"--layer": layer, "--data-dir": data_dir, "--labels": labels, "--set": settings or None}
-            if extra := [option for option, value in of_images.items() if value is not None]:
+            of_images: dict[str, object] = {
+                "--layer": layer,
+                "--data-dir": data_dir,
+                "--labels": labels,
+                "--set": settings,
+            }
+            of_images |= {"--on-bad-image": on_bad_image, "--recheck": recheck}
+            if extra := [option for option, value in of_images.items() if value]:
                 raise UserError(f"{extra[0]} has no effect on {among}, which holds features: leave it out")
             bank = bank_in(Path(among), found, device)
         else:

@@ -119,19 +119,18 @@ def open_search(
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
     whole = _prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
-    parameters = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
+    fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
     budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
-    identity = {
-        "configs": {each.config.key(): each.data.identity for each in (whole, baseline)},
-        "space": json.dumps([parameter.model_dump(mode="json") for parameter in parameters]),
-        "objectives": objectives,
-    }
-    stated = {each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}
-    begun = store.records(kind="pretrain", search=name, trial=BASELINE)
-    # Earlier versions wrote "auto" into the keys. What it stood for must be what it stands for here.
-    earlier = identity | {"configs": stated} if all(run.is_of(baseline.config) for run in begun) else identity
+    # Earlier versions also tried batches that are larger than the data set. Their searches go on in the same space.
+    spaces = {json.dumps([each.model_dump(mode="json") for each in space]): space for space in (fitted, parameters)}
+    configs = [{each.config.key(): each.data.identity for each in (whole, baseline)}]
+    # They wrote "auto" into the keys. What it stood for must be what it stands for here.
+    if all(run.is_of(baseline.config) for run in store.records(kind="pretrain", search=name, trial=BASELINE)):
+        configs += [{each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}]
+    identities = [{"configs": keys, "space": space, "objectives": objectives} for space in spaces for keys in configs]
     with claim_name(store, "search", name), _optuna_errors(store.folder / STATE):
-        study = _open_study(name, store, objectives, pruner, [identity, earlier], full.seed)
+        study = _open_study(name, store, objectives, pruner, identities, full.seed)
+        parameters = spaces[study.user_attrs[IDENTITY]["space"]]
         if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
         runs = store.records(kind="search", search=name)
@@ -157,7 +156,7 @@ def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepa
 def _open_study(
     name: str, store: Store, objectives: str, pruner: str, identities: Sequence[Mapping[str, object]], seed: int
 ) -> optuna.Study:
-    """Optuna's study with this name, new or loaded, which then has the first of `identities`.
+    """Optuna's study with this name, new or loaded. It then has the configs of the first of `identities`.
 
     Raises UserError if it had none of them.
     """
@@ -173,12 +172,13 @@ def _open_study(
     # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
     seed = subseed(seed, "search", len(study.trials)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-    if study.user_attrs.get(IDENTITY, identities[0]) not in identities:
+    identity = study.user_attrs.get(IDENTITY, identities[0])
+    if identity not in identities:
         raise UserError(
             f"search '{name}' already exists with a different config, precision, space or objective, or with different "
             f"images: choose another --name"
         )
-    study.set_user_attr(IDENTITY, identities[0])
+    study.set_user_attr(IDENTITY, {**identity, "configs": identities[0]["configs"]})
     return study
 
 

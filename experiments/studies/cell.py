@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     source: str | None = None
     pair: tuple[str, str] | None = None  # of augmentations; a single one is paired with itself
     x: Any = None  # the value on the numeric axis
+    apart: bool = False  # whether --drop or --only made it, and not the study's axis, which then says nothing about it
 
     def of_seed(self, seed: int) -> Config:
         """The config for one seed. Its name starts with the cell's name, unless the cell is the baseline."""

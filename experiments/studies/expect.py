@@ -16,9 +16,11 @@ def with_expectations(cells: Sequence[Cell], axis: Axis) -> list[Cell]:
 
     A cell is compared with the baseline, or, if the paper did not try that, with another cell of the axis: the paper's
     best, or the lowest of those that rise. A cell to which the paper's result does not apply gets a `caveat`, why.
+    Cells that don't come from the axis are compared with the baseline, whatever the axis says.
     """
-    alike = _alike(cells, axis)
-    return [cells[0], *(_with_expectation(cell, cells, axis, alike) for cell in cells[1:])]
+    own = [cell for cell in cells if not cell.apart]
+    alike = _alike(own, axis)
+    return [cells[0], *(cell if cell.apart else _with_expectation(cell, own, axis, alike) for cell in cells[1:])]
 
 
 def _alike(cells: Sequence[Cell], axis: Axis) -> dict[str, tuple[str, str]]:

@@ -72,8 +72,8 @@ def plan_study(
     chosen = find_axis(axis) if axis is not None else Axis()
     known = axes()["augmentations"]
     cells = [
-        *(_dropped(baseline, names, known) for names in _groups(drop, together)),
-        *(_only(baseline, names) for names in _groups(alone, together)),
+        *(_dropped(baseline, names, known)._replace(apart=True) for names in _groups(drop, together)),
+        *(_only(baseline, names, apart=True) for names in _groups(alone, together)),
         *_axis_cells(baseline, chosen),
     ]
     x, log = chosen.x, chosen.log
@@ -277,7 +277,14 @@ def _crossed(cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
     return [
         *varied,
         *(
-            _cell(cell.config, other.settings, f"{cell.name}, {other.name}", cell.layer, cell.settings)
+            _cell(
+                cell.config,
+                other.settings,
+                f"{cell.name}, {other.name}",
+                cell.layer,
+                cell.settings,
+                apart=cell.apart,
+            )
             for cell in cells
             for other in varied
         ),

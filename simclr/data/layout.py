@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from simclr.data.languages import ENDINGS, OTHER_NAMES, bare, without_accents
 from simclr.data.source import UNLABELLED
 from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from simclr.errors import UserError, printable
@@ -20,10 +21,11 @@ SPLIT_NAMES = {
     "unlabeled": ("unlabeled", "unlabelled"),
 }
 SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+ALL_SPLITS = SPLITS | {bare(name): split for split, names in OTHER_NAMES.items() for name in names}
 WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+")  # of a name such as trainSet_1, TRAIN-SET or train2017
 # Folders that operating systems, NAS boxes and archive programs add.
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found"}
-SYSTEM_NAMES |= {"system volume information"}
+SYSTEM_NAMES |= {"system volume information", "icon\r"}
 # A part of a path that starts with a dot or is one of SYSTEM_NAMES. For many files a pattern is faster than a split.
 HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{'|'.join(map(re.escape, sorted(SYSTEM_NAMES)))})(?:/|\Z))", re.IGNORECASE)
 PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures"}
@@ -57,6 +59,17 @@ def is_hidden(name: str) -> bool:
     return HIDDEN.match(name) is not None
 
 
+def splits_named(names: Iterable[str]) -> dict[str, str]:
+    """The split of each name that is one of SPLITS, in any case.
+
+    Those of ALL_SPLITS, in other languages, count where one of them is for training and another one is not.
+    """
+    every = {name: ALL_SPLITS[bare(name)] for name in names if bare(name) in ALL_SPLITS}
+    if "train" in every.values() and len(set(every.values())) > 1:
+        return every
+    return {name: split for name, split in every.items() if name.lower() in SPLITS}
+
+
 def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
     """The names of visible files that may be images. Adds a note about the others."""
     visible = [name for name in names if not HIDDEN.search(name)]
@@ -81,6 +94,7 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     if not images:
         ignored = f" ({notes[0]})" if notes else ""
         raise UserError(f"no images in {where}{ignored}: expected image files, or one folder of them for each class")
+    notes += _doubtful_names(images)
     roots = _split_roots(_enter(_tree(images), notes), where, notes, unlabelled)
     if len(roots) > 1:
         train = roots["train"] = _enter(roots["train"], notes)
@@ -92,6 +106,8 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
         left_out = printable(roots.pop(part).path)
         notes.append(f"left out {left_out}: its images have no label, since they are in no class folder")
     classes = tuple(sorted(found["train"]))
+    if classes:
+        notes += _doubtful_classes(roots["train"])
     for part in ("val", "test"):
         if extra := sorted(set(found.get(part, {})).difference(classes)):
             raise _unknown_classes(extra, part, classes, where, names)
@@ -228,19 +244,20 @@ def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) 
 
 
 def _named_splits(root: _Folder, where: str) -> dict[str, str]:
-    """The splits that folders are called after: train and Test, or else seg_train and seg_test, train2017 and val2017.
+    """The splits that folders are called after: train and Test, or else seg_train and seg_test, trainset and testset.
 
     Raises UserError for names that are both splits and classes, such as trainA, trainB, testA and testB.
     """
-    if exact := {name: SPLITS[name.lower()] for name in root.folders if name.lower() in SPLITS}:
+    if exact := splits_named(root.folders):
         return exact
     found: dict[str, str] = {}
     rests: dict[str, set[str]] = {}  # what else names say: the splits that say it
     for name in root.folders:
-        words = [word.lower() for word in WORD.findall(name)]
-        if len(splits := {SPLITS[word] for word in words if word in SPLITS}) == 1:
+        words = [part for word in WORD.findall(without_accents(name)) for part in _parts(bare(word))]
+        known = [word for word in words if word in SPLITS] or [word for word in words if word in ALL_SPLITS]
+        if len(splits := {ALL_SPLITS[word] for word in known}) == 1:
             found[name] = next(iter(splits))
-            rests.setdefault(" ".join(word for word in words if word not in SPLITS), set()).add(found[name])
+            rests.setdefault(" ".join(word for word in words if word not in known), set()).add(found[name])
     if len(rests) == 1 and len(found) > 1 and "train" in found.values():
         return found
     if len(rests) > 1 and all("train" in splits and len(splits) > 1 for splits in rests.values()):
@@ -251,20 +268,28 @@ def _named_splits(root: _Folder, where: str) -> dict[str, str]:
     return {}
 
 
+def _parts(word: str) -> list[str]:
+    """A word, or the name of a split and the ending that follows it, as in trainset."""
+    for ending in ENDINGS:
+        if word not in ALL_SPLITS and (start := word.removesuffix(ending)) in ALL_SPLITS:
+            return [start, ending]
+    return [word]
+
+
 def _splits_within_classes(root: _Folder, where: str, notes: list[str]) -> dict[str, _Folder]:
     """The folder of each split in the layout CLASS/SPLIT/..., or none if this is another layout.
 
     Raises UserError if a class has a folder for validation or testing, and not all classes are laid out in this way.
     """
-    inner = {SPLITS.get(name.lower()) for of_class in root.folders.values() for name in of_class.folders} - {None}
-    if not inner:
+    splits = splits_named({name for of_class in root.folders.values() for name in of_class.folders})
+    if not (inner := set(splits.values())):
         return {}
     found = {name: [own for own in each.folders if own.lower() in ANNOTATIONS] for name, each in root.folders.items()}
     own_notes: list[str] = []
     without = _without_those(root, {name: others for name, others in found.items() if others}, own_notes)
     roots: dict[str, _Folder] = {}
     for name, of_class in without.folders.items():
-        named = {SPLITS.get(own.lower(), own): folder for own, folder in of_class.folders.items()}
+        named = {splits.get(own, own): folder for own, folder in of_class.folders.items()}
         odd = [*of_class.files, *(folder.path for split, folder in named.items() if split not in SPLIT_NAMES)]
         if odd or not named or len(named) < len(of_class.folders) or ("train" not in named and len(inner) > 1):
             if not inner & {"val", "test"}:
@@ -296,6 +321,34 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
     if root.files:
         notes.append(f"ignored {_files(len(root.files))} beside the classes, such as {printable(root.files[0])}")
     return {name: list(folder.all_files()) for name, folder in root.folders.items()}
+
+
+def _doubtful_names(images: Iterable[str]) -> list[str]:
+    """A warning about images that have one name but for the suffix; none if there are no such images."""
+    pairs = [(name.rpartition(".")[0], name) for name in images if _suffix(name) in IMAGE_SUFFIXES]
+    last = dict(pairs)
+    if not (count := len(pairs) - len(last)):
+        return []
+    one, other = next((name, last[stem]) for stem, name in pairs if last[stem] != name)
+    return [
+        f"warning: {count:,} image{'s have' if count > 1 else ' has'} the name of another one but for the suffix, such "
+        f"as {printable(one)} and {printable(other)}: if they are one picture, or a picture and its mask, remove one "
+        f"of them"
+    ]
+
+
+def _doubtful_classes(root: _Folder) -> list[str]:
+    """A warning if all classes have the same folders, as splits have that are called otherwise; none if not."""
+    inner = [folder.folders.keys() for folder in root.folders.values()]
+    same = sorted(inner[0] & set.intersection(*map(set, inner)))
+    if len(inner) < 2 or len(same) < 2:
+        return []
+    names = sorted(root.folders), same
+    outer, shown = (printable(", ".join(some[:5]) + ", ..." * (len(some) > 5)) for some in names)
+    return [
+        f"warning: {outer} are taken for classes, although each has folders {shown}: if they are splits, call them "
+        f"train, val and test; if the inner folders are the classes, move them out"
+    ]
 
 
 def _place(folder: _Folder, where: str) -> str:

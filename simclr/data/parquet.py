@@ -15,7 +15,7 @@ import numpy as np
 
 from simclr.data.images import Files
 from simclr.data.labels import IMAGE_NAMES, LABEL_NAMES, SPLIT_COLUMNS, contents_of, split_in, unclear
-from simclr.data.layout import SPLITS, is_hidden
+from simclr.data.layout import SPLITS, is_hidden, splits_named
 from simclr.data.source import READING, Contents, Source, fingerprint, fingerprint_files
 from simclr.errors import UserError
 from simclr.progress import Observer
@@ -50,14 +50,14 @@ def load_parquet(
             features = features_of(schema)
             image = find_image_column(path, schema, image_column)
             label = None if unlabelled else find_label_column(path, schema, features, label_column)
-            split = _split_column(path, files, schema, split_column)
+            notes: list[str] = []
+            split = _split_column(path, files, schema, split_column, notes)
             contents = contents_of(
                 _splits(path, root, files, image, label, split), features.get(label or "", {}).get("names", ())
             )
         except pyarrow.ArrowException as error:
             raise UserError(f"can't read {path} as Parquet: {' '.join(str(error).split())}") from None
         columns = {"images": image, "labels": label, "splits": split}
-        notes = []
         if label is None and not unlabelled and (others := _texts_and_integers(schema, {image, split})):
             notes.append(
                 f"{path.name} is used without labels: no column has a usual name for them ({', '.join(LABEL_NAMES[:4])}"
@@ -155,20 +155,28 @@ def find_label_column(path: Path, schema: Any, features: dict[str, dict[str, Any
     return name or _one(path, schema, classes or usual, LABEL_NAMES, "labels", "label_column")
 
 
-def _split_column(path: Path, files: dict[str, Any], schema: Any, name: str | None) -> str | None:
-    """The column with the split of each image: the named one, or a usual one unless the names of files say it."""
+def _split_column(path: Path, files: dict[str, Any], schema: Any, name: str | None, notes: list[str]) -> str | None:
+    """The column with the split of each image: the named one, or a usual one unless the names of files say it.
+
+    Adds a note about a usual one that has no splits.
+    """
     if name is not None and name not in schema.names:
         raise unclear(path, f"has no column '{name}'", _columns(schema), "split_column")
     if name is not None or len(set(map(split_in, files)) - {None}) > 1:
         return name
     usual = [column for column in _texts_and_integers(schema) if column.lower() in SPLIT_COLUMNS]
     for column in usual:
-        values = {
-            str(value).lower() for file in files.values() for value in file.read([column])[column].unique().to_pylist()
-        }
-        if values & SPLITS.keys():  # else it is about something else; _splits refuses other values beside splits
+        values = _values(files, column)
+        if splits_named(values):  # _splits refuses other values beside splits
             return column
+        listed = ", ".join(f"'{value}'" for value in sorted(values)[:5])
+        notes.append(f"warning: column '{column}' of {path.name} isn't used: {listed} are not splits")
     return None
+
+
+def _values(files: dict[str, Any], column: str) -> set[str]:
+    """The different values of a column, as texts."""
+    return {str(value) for file in files.values() for value in file.read([column])[column].unique().to_pylist()}
 
 
 def _splits(
@@ -182,16 +190,17 @@ def _splits(
         raise UserError(
             f"{root / unknown[0]} names no split, as others do: give the file or folder of one split, or rename it"
         )
+    known = splits_named(_values(files, split) if split else SPLITS)
     for name, file in files.items():
         columns = [column for column in (label, split) if column is not None]
         table = file.read(columns=columns)
         own = table[split].to_pylist() if split else [splits[name] or "train"] * file.metadata.num_rows
         values = table[label].to_pylist() if label else own
         for row, (of, value) in enumerate(zip(own, values, strict=True)):
-            if str(of).lower() not in SPLITS:
+            if str(of) not in known:
                 raise UserError(f"column '{split}' of {path} has '{of}': expected the splits {', '.join(SPLITS)}")
-            rows.setdefault(SPLITS[str(of).lower()], []).append(f"{name} row {row}")
-            labels.setdefault(SPLITS[str(of).lower()], []).append(value)
+            rows.setdefault(known[str(of)], []).append(f"{name} row {row}")
+            labels.setdefault(known[str(of)], []).append(value)
     read = _reader(root, files, image)
     return {of: (Files(names, read, forkable=True), labels[of] if label else None) for of, names in rows.items()}
 

@@ -19,7 +19,7 @@ LOOKED_AT = 1000  # files (or up to twice as many) of a folder whose sizes and d
 YOUNG = 2_000_000_000  # nanoseconds; some file systems give two changes within that time one date
 # Part of the fingerprints of files that say themselves what their labels and splits are: a new number makes the suite
 # read them again, which is needed when they are understood in another way.
-READING = 2
+READING = 3
 
 
 class Split(NamedTuple):

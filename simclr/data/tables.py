@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, split_in, unclear
-from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, understand
+from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, splits_named, understand
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, printable
 
@@ -21,6 +21,8 @@ FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "ima
 # Columns whose values group images, for `data.group`: not labels, unless the user says so.
 GROUP_NAMES = {"group", "patient", "subject", "case", "study", "individual", "video", "session", "sequence", "burst"}
 GROUP_NAMES |= {f"{name}_id" for name in GROUP_NAMES}
+MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # in a table with a column for each class
+NAMELESS = "Unnamed: "  # how pandas calls a column without a name, which numbers the rows
 TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
@@ -68,21 +70,28 @@ def understand_table(
     files = _Names(image_names(names, []))
     image = _image_column(table, files, labels, where, image_column)
     split = _split_column(table, image, labels, split_column, notes)
-    label = None if unlabelled else _label_column(table, {image, split}, labels, label_column)
+    marks = None if unlabelled or label_column else _one_for_each_class(table, {image, split})
+    label = None if unlabelled or marks is not None else _label_column(table, {image, split}, labels, label_column)
+    labelled = marks is not None or label is not None
     rows = pd.DataFrame({"file": [files.find(text) or text for text in table[image]]})
     if not (listed := rows["file"].isin(files.names)).any():
         raise UserError(f"{labels} names no file in {where} (such as {table[image][0]}): check --data-dir")
-    rows["split"] = table[split].str.lower().map(SPLITS) if split else ""
-    rows["label"] = table[label] if label else ""
-    if not split or not (label or unlabelled):
-        by_folder = understand(sorted(set(rows["file"][listed])), where, unlabelled=unlabelled or bool(label))
-        rows = _completed(rows, by_folder, split, label)
+    rows["split"] = table[split].map(splits_named(table[split].unique())) if split else ""
+    rows["label"] = marks.idxmax(axis=1) if marks is not None else table[label] if label else ""
+    if not split or not (labelled or unlabelled):
+        by_folder = understand(sorted(set(rows["file"][listed])), where, unlabelled=unlabelled or labelled)
+        rows = _completed(rows, by_folder, split, labelled)
     rows = _without_repeated(rows, table[image], labels, notes)
     texts = {split: rows["label"][rows["split"] == split].to_numpy(str) for split in rows["split"].unique()}
     if "train" not in texts:
         raise UserError(f"{labels} has no images to train on, only {' and '.join(sorted(texts))}: add some")
     classes, numbers = number(texts)
-    notes.append(_describe({"file names": image, "labels": label, "splits": split}, table, labels))
+    notes.append(_describe({"file names": image, "labels": label, "splits": split}, marks, table, labels))
+    if not labelled and not unlabelled and (groups := [name for name in table.columns if name.lower() in GROUP_NAMES]):
+        notes.append(
+            f"column '{groups[0]}' is taken for groups (data.group), not for labels: if its values are the classes, "
+            f"add --set data.label_column={groups[0]}"
+        )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
         notes.append(f"left out {left_out:,} files that {labels.name} doesn't list: list one without a label to use it")
     ordered = {
@@ -94,27 +103,33 @@ def understand_table(
     others = {
         column: dict(zip(rows["file"], kept[column], strict=True)) for column in table.columns.difference([image])
     }
-    origin = labels.name if label else f"folder names, splits from {labels.name}" if split else FOLDER_NAMES
+    origin = labels.name if labelled else f"folder names, splits from {labels.name}" if split else FOLDER_NAMES
     return Layout(classes, ordered, tuple(notes), others), origin
 
 
-def _completed(rows: pd.DataFrame, by_folder: Layout, split: str | None, label: str | None) -> pd.DataFrame:
+def _completed(rows: pd.DataFrame, by_folder: Layout, split: str | None, labelled: bool) -> pd.DataFrame:
     """The rows with the splits and labels of the folders, where the table has no column of them."""
     if not split:
         splits = {name: split for split, own in by_folder.splits.items() for name, _ in own}
         rows["split"] = rows["file"].map(splits).fillna("train")
-    if not label and len(by_folder.classes) > 1:
+    if not labelled and len(by_folder.classes) > 1:
         known = (pair for own in by_folder.splits.values() for pair in own)
         classes = {name: by_folder.classes[number] for name, number in known if number != UNLABELLED}
         rows["label"] = rows["file"].map(classes).fillna("")
     return rows
 
 
-def _describe(columns: dict[str, str | None], table: pd.DataFrame, labels: Path) -> str:
-    """What each column was taken for, and which others there are."""
-    used = "; ".join(f"{what} from column '{name}'" for what, name in columns.items() if name)
-    unused = ", ".join(f"'{name}'" for name in table.columns if name not in columns.values())
-    return f"{used} of {labels}" + (f"; other columns: {unused}" if unused else "")
+def _describe(columns: dict[str, str | None], marks: pd.DataFrame | None, table: pd.DataFrame, labels: Path) -> str:
+    """What each column was taken for, and which others there are. `marks` are those of the classes."""
+    of_classes = [] if marks is None else list(marks.columns)
+    used = [f"{what} from column '{name}'" for what, name in columns.items() if name]
+    used += [f"labels from a column for each class: {_listed(of_classes)}"] if of_classes else []
+    unused = [name for name in table.columns if name not in {*columns.values(), *of_classes}]
+    return f"{'; '.join(used)} of {labels}" + (f"; other columns: {_listed(unused)}" if unused else "")
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in columns)
 
 
 def table_among(names: Sequence[str]) -> str | None:
@@ -294,8 +309,8 @@ def _split_column(table: pd.DataFrame, image: str, labels: Path, name: str | Non
     """The column with the split of each image, if there is one."""
     usual = [column for column in table.columns if column.lower() in SPLIT_COLUMNS and column != image]
     found = _chosen(table, labels, name, "split_column") if name else next(iter(usual), None)
-    values = set(table[found].str.lower()) if found else set()
-    if unknown := sorted(values.difference(SPLITS)):
+    values = set(table[found]) if found else set()
+    if unknown := sorted(values.difference(splits_named(values))):
         listed = ", ".join(f"'{text}'" for text in unknown[:5])
         if name is None and len(unknown) == len(values):  # it is about something else
             notes.append(f"warning: column '{found}' of {labels.name} isn't used: {listed} are not splits")
@@ -308,8 +323,9 @@ def _label_column(table: pd.DataFrame, used: set[str | None], labels: Path, name
     """The column with the classes. None if there is no column left."""
     others = [column for column in table.columns if column not in used]
     usual = [column for column in others if column.lower() in LABEL_NAMES]
-    others = [column for column in others if column.lower() not in {*GROUP_NAMES, *SPLIT_COLUMNS}]
-    found = [_chosen(table, labels, name, "label_column")] if name else usual or others
+    others = [column for column in others if _may_be_label(column)]
+    named = [column for column in others if not column.startswith(NAMELESS)]
+    found = [_chosen(table, labels, name, "label_column")] if name else usual or named or others
     if len(found) > 1:
         what = f"may have the labels in {' or '.join(found[:5])}{', ...' * (len(found) > 5)}"
         raise unclear(labels, what, table.columns, "label_column")
@@ -319,6 +335,20 @@ def _label_column(table: pd.DataFrame, used: set[str | None], labels: Path, name
             f"images, too many for classes: choose another one with --set data.label_column=NAME, or add --unlabelled"
         )
     return found[0] if found else None
+
+
+def _may_be_label(column: str) -> bool:
+    return column.lower() not in {*GROUP_NAMES, *SPLIT_COLUMNS}
+
+
+def _one_for_each_class(table: pd.DataFrame, used: set[str | None]) -> pd.DataFrame | None:
+    """The columns for the classes, with a single 1 in each row and else 0. None if a table has no such columns."""
+    others = [column for column in table.columns if column not in used]
+    if any(column.lower() in LABEL_NAMES for column in others):
+        return None
+    values = {column: table[column].str.lower().map(MARKS) for column in others if _may_be_label(column)}
+    marks = pd.DataFrame({column: own for column, own in values.items() if own.notna().all()})
+    return marks if marks.shape[1] > 1 and (marks.sum(axis=1) == 1).all() else None
 
 
 def _without_repeated(rows: pd.DataFrame, texts: pd.Series, labels: Path, notes: list[str]) -> pd.DataFrame:

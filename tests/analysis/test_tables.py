@@ -27,7 +27,7 @@ def run(name: str = "a", **changes: object) -> dict[str, object]:
 @pytest.mark.parametrize("style", FORMATS)
 def test_every_format_keeps_cells_and_numbers_and_all_but_csv_the_notes(style: str) -> None:
     text = FORMATS[style](AWKWARD, NOTES)
-    missing = {"csv": "", "latex": "---"}.get(style, "—")
+    missing = {"csv": "", "latex": r"\textemdash{}"}.get(style, "—")
     for piece in ("lr", "1e5", "007", "0.1", missing, *([] if style == "csv" else NOTES)):
         assert piece in text
     assert "nan" not in text.lower()
@@ -83,6 +83,24 @@ def test_markdown_escapes_pipes() -> None:
     assert lines[4:] == ["", *(f"- {note}" for note in NOTES)]
 
 
+def test_a_row_of_latex_may_start_with_any_character(tmp_path: Path) -> None:
+    r"""After \\, LaTeX takes [ for the start of a length, and * for a part of the command."""
+    names = [*HOSTILE, "[1pt] x", "*", "~^$%&_#{}\\--set", "é ß ±", "\"`'"]
+    text = FORMATS["latex"](pd.DataFrame({"[name]": names, "*": 1}), ["`a` --set b"])
+    assert not re.search(r"^\s*[\[*]", text, re.MULTILINE)
+    assert r"\textasciigrave{}a\textasciigrave{} -{}-set b" in text
+    compile_latex(text, tmp_path)
+
+
+def compile_latex(text: str, folder: Path) -> None:
+    """Compile a table if pdflatex is installed."""
+    if latex := shutil.which("pdflatex"):
+        document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
+        (folder / "table.tex").write_text(document)
+        done = subprocess.run([latex, "-halt-on-error", "table.tex"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     text = FORMATS["latex"](AWKWARD, NOTES)
     assert text.startswith(r"\begin{table}")
@@ -91,10 +109,7 @@ def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     assert r"\label{tab:a-b}" in text
     assert r"a\_b" in text
     assert r"50\% \& \#1\textbar{}\{x\}" in text
-    if latex := shutil.which("pdflatex"):
-        document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
-        (tmp_path / "table.tex").write_text(document)
-        subprocess.run([latex, "-halt-on-error", "table.tex"], cwd=tmp_path, check=True, capture_output=True)
+    compile_latex(text, tmp_path)
 
 
 def test_comparison_shows_the_settings_that_differ() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,11 +23,15 @@ def test_embedded_features_are_those_of_the_exported_encoder(run: Run, images: P
     done = run("embed", "tiny-s0", images / "two", "--out", "f.parquet", "--batch-size", 7)
     assert done.exit_code == 0, done.output
     assert done.stdout == "wrote f.parquet: 40 images, 64 features each\n"
+    embedded = json.loads(run("embed", "tiny-s0", images / "two", "--out", "f.parquet", "--json").stdout)
+    assert embedded == {"files": ["f.parquet"], "images": 40, "features": 64, "skipped": []}
     done = run("export", "tiny-s0", "--out", "mine")
     assert done.exit_code == 0, done.output
     file, card = "mine/tiny-s0-safetensors.safetensors", "mine/tiny-s0-safetensors.md"
     assert done.stdout.startswith(f"wrote {file}\nwrote {card}, which says how to load it\nchecked: ")
-    assert Path("mine/tiny-s0-safetensors.md").stat().st_size > 0
+    assert Path(card).stat().st_size > 0
+    exported = json.loads(run("export", "tiny-s0", "--out", "mine", "--json").stdout)
+    assert (exported["files"], exported["difference"] <= exported["tolerance"]) == ([file, card], True)
     encoder, table = load_encoder("mine/tiny-s0-safetensors.safetensors"), pd.read_parquet("f.parquet")
     for row in table.sample(5, random_state=0).itertuples():
         with torch.no_grad(), Image.open(row.file) as image:

@@ -51,7 +51,10 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
     found = lines[lines.index(str(images / "flat/3.png")) + 1 : -1]
     assert found == [f"  {row.similarity:.4f}  {row.file}" for row in table.itertuples()]
     assert run("embed", "tiny-s0", images / "flat").exit_code == 0
-    again = run(*search[:-1], "features.parquet", "--out", "again.csv")
+    features = [*search[:-1], "features.parquet", "--out", "again.csv"]
+    for option in (["--on-bad-image", "skip"], ["--recheck"], ["--layer", "z"]):
+        assert_one_line(run(*features, *option), 2, f"{option[0]} has no effect on features.parquet, which holds feat")
+    again = run(*features)
     assert again.exit_code == 0, again.output
     assert pd.read_csv("again.csv")["file"].tolist() == table["file"].tolist()
     page = run(*search, "--out", "similar.html")

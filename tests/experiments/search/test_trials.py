@@ -407,6 +407,20 @@ def test_a_search_of_the_first_version_resumes(store: Store, trained: list[Confi
     assert search.study.trials[4].user_attrs["goes on from"] == 3
 
 
+def test_a_search_that_tried_batches_larger_than_the_data_set_goes_on_in_its_space(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(data={"limit": 200}, train={"epochs": 1, "batch_size": 128})
+    with monkeypatch.context() as earlier:
+        earlier.setattr(trials, "fitting", lambda parameters, images, observer: parameters)
+        with open_search("s", config, SPACE, store):
+            pass
+    with open_search("s", config, SPACE, store) as search:
+        assert search.parameters == SPACE
+    with open_search("new", config, SPACE, store) as search:
+        assert [parameter.choices for parameter in search.parameters] == [(), (128,)]
+
+
 def test_a_search_is_only_continued_in_its_precision(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(fast: bool) -> str:
         with monkeypatch.context() as machine:

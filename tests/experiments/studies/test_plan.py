@@ -161,6 +161,18 @@ def test_larger_batches_are_only_comparable_if_the_rate_grows_with_them() -> Non
     assert crossed["batch_size=512, lr_scaling=none"][2] == reason
 
 
+def test_what_an_axis_states_does_not_apply_to_other_cells_of_its_study() -> None:
+    for axis, sections in {"head": {"model": {"head": "linear"}}, "batch-size": {"train": {"batch_size": 256}}}.items():
+        vary = ["loss.temperature=0.1,0.2"]
+        plan = plan_study(baseline(**sections), drop=["crop", "flip"], alone=["flip"], axis=axis, vary=vary)
+        found = {cell.name: (cell.direction, cell.against, cell.caveat) for cell in plan.cells if cell.apart}
+        alone = plan_study(baseline(**sections), drop=["crop", "flip"], alone=["flip"], axis=axis).cells
+        found |= {cell.name: (cell.direction, cell.against, cell.caveat) for cell in alone if cell.apart}
+        assert found.pop("no crop") == ("lower", None, None)
+        assert set(found.values()) == {(None, None, None)}
+        assert len(found) == 8
+
+
 def test_cells_that_the_paper_tried_are_compared_with_each_other_if_it_did_not_try_the_baseline() -> None:
     """The baseline of the tests has ResNet-18, a temperature of 0.2, a width of 0.125 and two epochs."""
     temperature = facts("temperature")

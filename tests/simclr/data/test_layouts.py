@@ -110,6 +110,40 @@ LAYOUTS = {
         "understood splits: test_set/ is test, training_set/ is train",
     ),
     "splits with numbers": ("1_train/cat*6 1_train/dog*6 2-VAL/cat*1 2-VAL/dog*1", {}, "2-VAL/ is val"),
+    "Spanish splits": (
+        "entrenamiento/cat*4 entrenamiento/dog*4 prueba/cat*1 prueba/dog*1",
+        {},
+        "understood splits: entrenamiento/ is train, prueba/ is test",
+    ),
+    "French splits, one of them an English word": (
+        "Apprentissage/cat*4 Apprentissage/dog*4 test/cat*1 test/dog*1",
+        {},
+        "7 train, 1 validation, 2 test",
+    ),
+    "German splits": (
+        "Trainingsdaten/cat*4 Trainingsdaten/dog*4 Validierungsdaten/cat*1 PRU\u0308FDATEN/dog*1",
+        {},
+        "PRU\u0308FDATEN/ is test, Trainingsdaten/ is train, Validierungsdaten/ is val",
+    ),
+    "Chinese splits": ("训练集/cat*4 训练集/dog*4 测试集/cat*2", {}, "7 train, 1 validation, 2 test"),
+    "Portuguese splits within classes": (
+        "cat/treino*4 cat/teste*1 dog/treino*4 dog/teste*1",
+        {},
+        "understood splits within the classes: test, train",
+    ),
+    "splits in a language that is not known": (
+        "obuka/cat*4 obuka/dog*4 ispit/cat*1 ispit/dog*1",
+        {},
+        "warning: ispit, obuka are taken for classes, although each has folders cat, dog: if they are splits, call th",
+    ),
+    "masks with other suffixes beside the images": (
+        f"{TWO} dog/0.jpg=cat/0.png",
+        {},
+        "warning: 1 image has the name of another one but for the suffix, such as dog/0.jpg and dog/0.png",
+    ),
+    "splits in one word": ("trainset/cat*4 trainset/dog*4 testset/cat*2", {}, "testset/ is test, trainset/ is train"),
+    "another folder beside Spanish splits": ("entrenamiento/cat*4 prueba/cat*2 otros*3", {}, "! has folders otros"),
+    "a class with a word of Spanish splits": ("prueba*6 perro*6", {}, "2 classes from folder names: perro, prueba"),
     "COCO": ("train2017*6 val2017*2 annotations/a.json", {}, "8 images, without labels; 6 to pre-train on"),
     "another folder beside such splits": (
         "seg_train/cat*4 seg_test/cat*2 seg_pred*3",
@@ -202,7 +236,7 @@ def make(root: Path, text: str) -> None:
         if star:
             names = [root / folder / f"{i}.png" for i in range(int(count))]
         else:
-            names = [path] if not arrow and (name.endswith(".png") or (equals and not other)) else []
+            names = [path] if not arrow and (name.endswith(".png") or equals) else []
         for each in names:
             write(each, (root / other).read_bytes() if other else plain(value := value + 1))
         if arrow:

@@ -50,6 +50,16 @@ def test_the_layouts_of_the_hub_are_read(names, home, tmp_path):
     assert data.labels.tolist() == [i % 2 for i in data.images[:, 0, 0, 0].tolist()]
 
 
+def test_a_column_of_splits_is_used_in_any_language_or_named(home, tmp_path):
+    for name, other in {"uji": "latih", "b": "a"}.items():
+        columns = rows(range(12), split=lambda i, names=(other, name): names[i % 4 == 0])
+        path = save(tmp_path / f"{name}.parquet", columns)
+        data, notes = open_and_listen(home, dir=path, side=8)
+        assert (values(data, "test") == [0, 4, 8]) == (name == "uji")
+        unused = f"warning: column 'split' of {name}.parquet isn't used: 'a', 'b' are not splits"
+        assert (unused in notes) == (name == "b")
+
+
 def test_a_file_of_bytes_and_texts_is_read(home, tmp_path):
     columns = {"img": [plain(i) for i in range(8)], "category": ["b", "a"] * 4, "note": [""] * 8}
     path = save(tmp_path / "mine.parquet", columns, features=None)

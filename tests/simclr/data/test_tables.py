@@ -98,6 +98,42 @@ def test_a_column_of_splits_that_says_something_else_is_reported(photos, home, t
     assert "warning: column 'split' of labels.csv isn't used: '0', '1' are not splits" in notes
 
 
+def test_splits_in_another_language_are_understood(photos, home, tmp_path):
+    rows = [(name, label, "Prueba" if split == "test" else "entrenamiento") for name, label, split in ROWS]
+    path = table(tmp_path / "labels.csv", "id,label,split", rows)
+    assert values(open_data(home, dir=photos, labels=path, side=8), "test") == [16, 17, 18, 19]
+
+
+def test_a_table_may_have_a_column_for_each_class(photos, home, tmp_path):
+    classes = ("MEL", "NV", "BCC")
+    marks = [["1.0" if i % 3 == kind else "0.0" for kind in range(3)] for i in range(20)]
+    rows = [(f"{i:03}", f"{40 + i}", *own) for i, own in enumerate(marks)]
+    path = table(tmp_path / "truth.csv", "image,age,MEL,NV,BCC", rows)
+    data, notes = open_and_listen(home, dir=photos, labels=path, side=8)
+    assert data.classes == ("BCC", "MEL", "NV")
+    assert {value: label for value, (label, _) in labels_of(data).items()} == {i: classes[i % 3] for i in range(20)}
+    columns = "labels from a column for each class: 'MEL', 'NV', 'BCC'"
+    assert f"file names from column 'image'; {columns} of {path}; other columns: 'age'" in notes
+    assert open_data(home, dir=photos, labels=path, side=8, label_column="NV").classes == ("0.0", "1.0")
+    rows[0] = ("000", "40", "1.0", "1.0", "0.0")
+    path = table(tmp_path / "several.csv", "image,age,MEL,NV,BCC", rows)
+    assert "may have the labels in age or MEL or NV or BCC" in error_message(home, dir=photos, labels=path)
+
+
+def test_a_column_without_a_name_numbers_the_rows(photos, home, tmp_path):
+    path = table(tmp_path / "labels.csv", ",file,species", [(str(i), *row[:2]) for i, row in enumerate(ROWS)])
+    assert open_data(home, dir=photos, labels=path, side=8).classes == ("bright", "dark")
+
+
+def test_a_lone_column_of_groups_is_not_taken_for_labels_in_silence(photos, home, tmp_path):
+    path = table(tmp_path / "whales.csv", "file,individual", [(name, f"w{i % 4}") for i, (name, *_) in enumerate(ROWS)])
+    data, notes = open_and_listen(home, dir=photos, labels=path, side=8)
+    assert data.classes == ()
+    (note,) = (note for note in notes if "column 'individual' is taken for groups" in note)
+    assert note.endswith("add --set data.label_column=individual")
+    assert len(open_data(home, dir=photos, labels=path, side=8, label_column="individual").classes) == 4
+
+
 @pytest.mark.parametrize(("column", "settings"), [("patient", {"group": "patient"}), ("split", {})])
 def test_labels_come_from_folders_if_the_table_has_none(column, settings, home, tmp_path):
     write_class_folder(tmp_path / "photos", ("cat", "dog"))
