@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.statistics import FEWEST
 from analysis.summary import SIGNIFICANT
-from analysis.tables import is_accuracy, is_classification, metric_label, signed
+from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MOST_NAMED = 6  # cells that one sentence lists
@@ -150,16 +150,19 @@ def _value(value: float, metric: str) -> str:
 def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
     """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance.
 
-    `images` is the number of test images, `trained` says how it was trained (`for 10 epochs on shapes`), and `command`
-    evaluates a run that has not been evaluated.
+    `images` is the number of images that the first accuracy is about, `trained` says how it was trained (`for 10 epochs
+    on shapes`), and `command` evaluates a run that has not been evaluated.
     """
     accuracies = figures[figures["metric"].map(is_classification).astype(bool)]
     if accuracies.empty:
         return [f"Trained {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]
     row = (linear if len(linear) else accuracies).iloc[0]
-    how = {"linear_top1": "A linear classifier on its features"}.get(row["metric"], f"By {_words(row['metric'])}, it")
-    of = f" of {images} test images" if images else " of the test images"
+    how = f"By {_words(row['metric'])}, it"
+    if row["metric"].removeprefix("val/") == "linear_top1":
+        how = "A linear classifier on its features"
+    part = "validation" if is_on_validation(row["metric"]) else "test"
+    of = f" of {images} {part} images" if images else f" of the {part} images"
     interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
     known = {"untrained": "an untrained network gives", "pixels": "kNN on raw pixels", "chance": "chance"}
     others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row[key])]

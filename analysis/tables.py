@@ -46,8 +46,15 @@ def as_shown(metric: str, value: float) -> float:
     return 100 * value if in_percent(metric) else value
 
 
+def is_on_validation(metric: str) -> bool:
+    """Whether a metric is about validation images: its name has `val` before the last slash, as in val/linear_top1."""
+    return "val" in metric.split("/")[:-1]
+
+
 def metric_label(metric: str) -> str:
     """How a metric is called in tables. Those of kNN name their k. Those without an entry in LABELS stay."""
+    if is_on_validation(metric):
+        return f"{metric_label('/'.join(part for part in metric.split('/') if part != 'val'))} on validation"
     if k := re.fullmatch(r"knn_k(\d+)_top1", metric):
         return f"kNN (k = {k[1]}) top-1"
     return LABELS.get(metric, metric)

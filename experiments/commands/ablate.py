@@ -26,7 +26,9 @@ from experiments.commands.options import (
     Preset,
     Recheck,
     Settings,
+    StudyOn,
     check_new_name,
+    choice,
 )
 from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
@@ -94,6 +96,24 @@ def ablate(  # over 60 lines, because of its signature
             help="Number of seeds that each cell is trained with, counting up from the config's seed.",
         ),
     ] = 3,
+    on: StudyOn = None,
+    resplit: Annotated[
+        bool,
+        typer.Option(
+            "--resplit",
+            help="Divide the images anew for each seed, in the same way for all cells. Validation and test images that "
+            "the images come with stay.",
+        ),
+    ] = False,
+    equal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COST",
+            help="Give each cell as many epochs as cost what the baseline's cost: time (measured here), or flops.",
+            show_default=False,
+            **choice("--equal", "time", "flops"),
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -131,9 +151,15 @@ def ablate(  # over 60 lines, because of its signature
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
     from experiments.configs.resolve import changed, resolve
-    from experiments.studies.execute import execute
+    from experiments.studies.equal import at_equal_cost
+    from experiments.studies.execute import execute, rates_plan, rates_seed
     from experiments.studies.plan import plan_study
-    from experiments.studies.run import check_study_name, forecast
+    from experiments.studies.run import (
+        check_study_name,
+        forecast,
+        part_to_judge_on,
+        with_recorded_choices,
+    )
     from experiments.tracking.store import Store, home
 
     baseline = resolve(
@@ -150,15 +176,30 @@ def ablate(  # over 60 lines, because of its signature
         device=device,
         memory=memory,
     )
-    plan = plan_study(baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary)
+    plan = plan_study(
+        baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary, resplit=resplit, equal=equal
+    )
     name = name or plan.name
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
-    changed(baseline, {"seed": numbers[-1]})  # the largest seed must be valid, too
+    plan = plan.judged_on(part_to_judge_on(name, on, store))
+    largest = rates_seed(numbers[0]) if plan.must_choose_rates() else numbers[-1]
+    changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:
+        plan = with_recorded_choices(name, plan, store)
         check_study_name(name, plan, store, terminal)  # before the cells are timed
+        if plan.equal is not None and not plan.asked:
+            plan = at_equal_cost(plan, store, terminal)
         cells = forecast(plan, store, numbers, terminal)
-    total = sum(cell.seconds * (seeds - len(cell.done)) for cell in cells)
-    planned = {"study": name, "seeds": list(numbers), "seconds": total, "cells": [_planned(each) for each in cells]}
+    tries = rates_plan(name, plan).cells if plan.must_choose_rates() else []
+    total = sum(cell.seconds * (seeds - len(cell.done) + bool(tries) * len(cell.cell.rates)) for cell in cells)
+    planned = {
+        "study": name,
+        "seeds": list(numbers),
+        "on": plan.cells[0].on,
+        "seconds": total,
+        "cells": [_planned(each) for each in cells],
+        "rates": [cell.name for cell in tries],
+    }
     if dry_run:
         show(planned, _describe_plan, as_json=as_json)
         return
@@ -178,6 +219,8 @@ def _planned(forecast: Forecast) -> dict[str, Any]:
     return {
         "cell": cell.name,
         "settings": cell.settings,
+        "epochs": cell.config.train.epochs,
+        "cost": cell.cost,
         "seeds_done": forecast.done,
         "seconds_per_seed": forecast.seconds,
         "memory_bytes": forecast.memory,
@@ -195,13 +238,19 @@ def _describe_plan(planned: dict[str, Any]) -> str:
         [
             each["cell"],
             f"{len(each['seeds_done'])} of {len(seeds)}",
+            str(each["epochs"]) if each["cost"] is not None else "",
+            f"{each['cost']:.0%}" if each["cost"] is not None else "",
             describe_duration(each["seconds_per_seed"]),
             format_bytes(each["memory_bytes"]),
         ]
         for each in cells
     ]
+    header = ["cell", "seeds done", "epochs", "cost", "time per seed", "memory"]
     summary = (
         f"study {planned['study']}: {len(cells)} cells x {number}, "
-        f"{describe_duration(planned['seconds'])} of training left, plus the evaluations"
+        f"{describe_duration(planned['seconds'])} of training left, plus the evaluations on "
+        f"{'validation' if planned['on'] == 'val' else planned['on']} images"
     )
-    return f"{paragraph(summary)}\n{text_table(['cell', 'seeds done', 'time per seed', 'memory'], rows)}"
+    if planned["rates"]:
+        summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
+    return f"{paragraph(summary)}\n{text_table(header, rows)}"

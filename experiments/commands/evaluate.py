@@ -13,6 +13,7 @@ from experiments.commands.options import (
     Format,
     Layer,
     NewestEncoder,
+    On,
     Recheck,
     RunBadImage,
     RunDataDir,
@@ -55,6 +56,7 @@ def evaluate(  # over 60 lines, because of its signature
             help="Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels.",
         ),
     ] = False,
+    on: On = "test",
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -96,7 +98,7 @@ def evaluate(  # over 60 lines, because of its signature
         _check_fractions(finetune)
         fractions = [f"finetune.fractions=[{finetune}]"]
     own = [text for text in settings if not text.startswith("data.")]
-    protocol = make_protocol([*fractions, *own], layer=layer)
+    protocol = make_protocol([*fractions, *own], layer=layer, on=on)
     store = Store(home())
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
@@ -117,8 +119,9 @@ def evaluate(  # over 60 lines, because of its signature
         "run": None if report.run_id is None else store.get(report.run_id).name,
         "id": report.run_id,
         "reads_labels": METHODS[subject.config.method].reads_labels,
-        "data": _images(subject.data),
+        "data": _images(subject.data, protocol.on),
         "layer": protocol.layer,
+        "on": protocol.on,
         "protocol": protocol.version,
         "figures": _figures(report.table),
         "warnings": report.warnings,
@@ -135,9 +138,11 @@ def _check_fractions(text: str) -> None:
         raise UserError(f"--finetune '{text}': expected fractions such as 0.01,0.1") from None
 
 
-def _images(data: Dataset) -> dict[str, Any]:
+def _images(data: Dataset, on: str) -> dict[str, Any]:
     """The images that an encoder is evaluated on, and how many there are in each part."""
-    counts = {part: len(data.parts[part]) for part in ("train", "val", "test") if len(data.parts[part])}
+    from simclr.evaluate.protocol import ROLES
+
+    counts = {role: len(data.parts[part]) for part, role in ROLES[on].items() if len(data.parts[part])}
     return {"name": data.name, "digest": data.digest, "images": counts or {"pretrain": len(data.parts["pretrain"])}}
 
 
@@ -168,7 +173,7 @@ def _describe(result: dict[str, Any]) -> str:
     what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
     what += ", trained on labels," * result["reads_labels"]
     title = (
-        f"{what} on {data['name']} (digest "
+        f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"
     )
     header = ["", "trained", "95% interval", "untrained", "pixels", "chance", "protocol"]

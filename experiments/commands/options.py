@@ -92,6 +92,17 @@ def _check_format(name: str) -> str:
     return name
 
 
+def choice(option: str, *names: str) -> dict[str, Any]:
+    """What an option of typer needs to accept these names only."""
+
+    def check(name: str | None) -> str | None:
+        if name not in (None, *names):
+            raise UserError(f"{option} '{name}': expected {' or '.join(names)}")
+        return name
+
+    return {"callback": check, "autocompletion": complete.of(list(names))}
+
+
 def _check_picture(path: Path) -> Path:
     """Raises UserError, before any work, if no picture can be written to this path."""
     return _check_suffix(path, "draw", SUFFIXES)
@@ -335,6 +346,12 @@ Layer = Annotated[
         show_default=False,
         autocompletion=complete.of(["h", "z", "head."]),
     ),
+]
+ON_HELP = "Images that accuracies are measured on: test, or val for the validation images."
+ON = choice("--on", "test", "val")
+On = Annotated[str, typer.Option("--on", help=ON_HELP, **ON)]
+StudyOn = Annotated[
+    str | None, typer.Option("--on", help=ON_HELP, show_default="val, or what the study had before", **ON)
 ]
 
 # Output.

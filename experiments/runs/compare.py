@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.tables import comparison, is_accuracy, is_classification, mcnemar_table, write_csv
+from analysis.tables import comparison, is_accuracy, is_classification, is_on_validation, mcnemar_table, write_csv
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.store import ENCODERS, Record, Store
@@ -106,14 +106,15 @@ def _settings(record: Record) -> dict[str, str]:
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
     """How to read the tables."""
     notes = [
-        "Accuracies are in percent, with the 95 % interval over the test images in brackets, as it was recorded: "
+        "Accuracies are in percent, with the 95 % interval over the images in brackets, as it was recorded: "
         "Clopper and Pearson's, or the bootstrap's if an older version evaluated the run."
     ]
     pairs = sorted({pair for row in rows for pair in row["protocols"].items()})
     for identity in dict.fromkeys(identity for _, identity in pairs):
         names = [name for name, other in pairs if other == identity]
         counts = {images[name, identity] for name in names if (name, identity) in images}
-        count = f" ({', '.join(map(str, counts))} test images)" if counts else ""
+        part = "validation" if is_on_validation(names[0]) else "test"
+        count = f" ({', '.join(map(str, counts))} {part} images)" if counts else ""
         notes.append(f"Protocol {identity}{count}: {', '.join(names)}.")
     if supervised := [row["name"] for row in rows if row["reads_labels"]]:
         notes.append(f"Trained on labels: {', '.join(supervised)}.")

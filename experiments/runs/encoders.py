@@ -20,7 +20,7 @@ from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, sh
 from simclr.data.known import BUILT_IN
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
-from simclr.evaluate.protocol import Protocol
+from simclr.evaluate.protocol import Protocol, judged_on
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 from simclr.settings import merge, nested, parse_setting
@@ -98,10 +98,10 @@ def encoder_of(record: Record) -> FoundEncoder:
 def load_subject(
     found: FoundEncoder, data: Dataset, protocol: Protocol, device: torch.device, observer: Observer = SILENT
 ) -> Subject:
-    """The encoder on a device, with the data set that it is evaluated on."""
+    """The encoder on a device, with the data set that it is evaluated on, divided as the protocol says."""
     model = build_model(found.config, data, device)
     fill(model, found.weights)
-    return Subject(model, found.config, data, protocol, observer)
+    return Subject(model, found.config, judged_on(data, protocol.on), protocol, observer)
 
 
 def open_subject(

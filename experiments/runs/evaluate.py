@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from analysis.statistics import accuracy_interval
 from analysis.tables import is_accuracy, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
+from experiments.runs.looks import LOOK
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
@@ -86,7 +87,7 @@ def _rows(
 
 
 def _warnings(table: pd.DataFrame) -> list[str]:
-    """A warning about accuracies that the test images can't tell from the untrained network's."""
+    """A warning about accuracies that the images can't tell from the untrained network's."""
     accuracies = table[table["chance"].notna()]
     doubtful = accuracies[accuracies["low"] <= accuracies["untrained"]]
     listed = ", ".join(
@@ -95,9 +96,12 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     return [f"no clear gain: the 95 % interval does not lie above the untrained network for {listed}"] if listed else []
 
 
-def prefix(layer: str, elsewhere: str | None = None) -> str:
-    """The part of a metric's name between `eval/` and the metric: another data set's name, and a layer other than h."""
-    parts = ([elsewhere] if elsewhere else []) + ([layer] if layer != "h" else [])
+def prefix(layer: str, elsewhere: str | None = None, on: str = "test") -> str:
+    """The part of a metric's name between `eval/` and the metric.
+
+    It has another data set's name, a layer other than h, and what is judged on if that is not test.
+    """
+    parts = ([elsewhere] if elsewhere else []) + ([layer] if layer != "h" else []) + ([on] if on != "test" else [])
     return "".join(f"{part}/" for part in parts)
 
 
@@ -138,7 +142,7 @@ def _keep_figures(tracker: Tracker, table: pd.DataFrame) -> None:
 
 
 def predictions(record: Record, metric: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Predicted and true classes of the test images for a metric of a run. Raises UserError if they are missing."""
+    """Predicted and true classes of the images that a metric of a run is about. Raises UserError if there are none."""
     path = record.artifact(_predictions_file(metric))
     try:
         with np.load(path) as arrays:
@@ -168,7 +172,7 @@ def _log(
         tags = {"config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
         tracker = start_run(store, f"{config.run_name()}-eval", "eval", config.flat(), tags)
     elsewhere = f"folder-{subject.data.digest[:8]}" if subject.data.name == "folder" else subject.data.name
-    before = prefix(subject.protocol.layer, elsewhere if transfer else None)
+    before = prefix(subject.protocol.layer, elsewhere if transfer else None, subject.protocol.on)
     table = table.assign(metric=before + table["metric"])
     metrics = {f"eval/{name}": value for name, value in zip(table["metric"], table["trained"], strict=True)}
     label = before.replace("/", "-")
@@ -180,7 +184,7 @@ def _log(
     _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
-    tracker.tag({"protocol": subject.protocol.version})
+    tracker.tag({"protocol": subject.protocol.version, **_looks(subject, outcomes)})
     protocols = dict(zip(table["metric"], table["protocol"], strict=True))
     tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
@@ -189,8 +193,15 @@ def _log(
     return tracker.run_id
 
 
+def _looks(subject: Subject, names: Iterable[str]) -> dict[str, str]:
+    """The tags that count how often a test set was used, of those evaluations that use it."""
+    protocol, data = subject.protocol, subject.data
+    used = [name for name in names if protocol.on == "test" and EVALUATIONS[name].needs_labels]
+    return {f"{LOOK}{identity(name, protocol, subject.config, data, subject.device)}": data.digest for name in used}
+
+
 def _keep_predictions(tracker: Tracker, subject: Subject, metric: str, predicted: NDArray[np.int64]) -> None:
-    """Keep the predicted classes of the test images, the accuracy of each class, and the confusion matrix."""
+    """Keep the predicted classes of the images, the accuracy of each class, and the confusion matrix."""
     classes, truth = subject.data.classes, subject.labels("test").cpu().numpy()
     matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(matrix, (truth, predicted), 1)

@@ -14,19 +14,22 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.findings import count, of_run
 from analysis.page import Section, page
-from analysis.tables import FORMATS, in_percent, is_accuracy, metric_label
+from analysis.tables import FORMATS, in_percent, is_accuracy, is_on_validation, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import REFERENCES, predictions, references
+from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.tracking.store import Record, Store
+from simclr.data.dataset import digest_of
 from simclr.progress import knn_metric
 
 MOST_CONFUSED = 10  # pairs of classes
 COLUMNS = {"low": "95 % interval", "untrained": "Untrained", "pixels": "Pixels (kNN)", "chance": "Chance"}
-HOW = """Accuracies are on the test images, in percent, with Clopper and Pearson's 95 % interval. They stand next to \
-those of the same network without training, of k nearest neighbours on the raw pixels, and of chance."""
+HOW = """Accuracies are on the test images unless they say on validation, in percent, with Clopper and Pearson's 95 % \
+interval. They stand next to those of the same network without training, of k nearest neighbours on the raw pixels, \
+and of chance."""
 
 
 def report(run: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
@@ -68,8 +71,10 @@ def _figures(run: Record) -> pd.DataFrame:
 
 
 def _rank(metric: str) -> int:
-    """Linear classifiers come first, then kNN."""
-    return 0 if metric.startswith("linear") else 1 if metric.startswith("knn") else 2
+    """Linear classifiers come first, then kNN. What was measured on validation comes last."""
+    name = metric.removeprefix("val/")
+    rank = 0 if name.startswith("linear") else 1 if name.startswith("knn") else 2
+    return rank + 3 * is_on_validation(metric)
 
 
 def _shown(figures: pd.DataFrame) -> pd.DataFrame:
@@ -103,6 +108,8 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
     if not run.finished:
         finding = [f"This run has not finished: its status is {run.status}.", run.tags.get("error", "")]
+    elif digest := digest_of(run.tags.get("data_digest", "")):  # nobody knows what an imported encoder was trained on
+        finding.append(test_use(run.store, digest))
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
     if predicted is not None:
@@ -135,7 +142,7 @@ def _curves(run: Record, folder: Path) -> list[Section]:
 
 
 class Predicted(NamedTuple):
-    """What a classifier of a metric predicted for the test images."""
+    """What a classifier of a metric predicted."""
 
     metric: str
     found: NDArray[np.int64]

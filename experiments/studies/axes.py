@@ -7,11 +7,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, InstanceOf, ValidationError, model_validator
+from pydantic import AfterValidator, Field, InstanceOf, ValidationError, model_validator
 
 from simclr.config import Config
 from simclr.errors import UserError, unknown
-from simclr.settings import Many, Name, Section, flatten, read_toml, readable, setting_names
+from simclr.settings import (
+    MOST_VALUES,
+    Many,
+    Name,
+    Rate,
+    Section,
+    check_distinct,
+    flatten,
+    read_toml,
+    readable,
+    setting_names,
+)
 
 S = TypeVar("S", bound=Section)
 
@@ -50,6 +61,7 @@ class Axis(Section):
     rising: Many[Any] = ()
     requires: dict[str, Annotated[Many[Any], Field(min_length=1)]] = Field(default_factory=dict)
     because: str | None = None
+    rates: Annotated[Many[Rate], Field(max_length=MOST_VALUES), AfterValidator(check_distinct)] = ()
     leave_out: bool = False
     lower: Many[str] = ()
     pairs: Annotated[Many[str], Field(max_length=40)] = ()  # which give 820 cells

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.configs.resolve import changed
 from simclr.config import Config
+from simclr.evaluate.protocol import Protocol
 
 BASELINE = "baseline"  # the name of the first cell
 
@@ -16,6 +19,8 @@ class Cell(NamedTuple):
     config: Config
     settings: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     layer: str = "h"
+    on: str = "test"  # the images that it is judged on, or val
+    resplit: bool = False  # whether each seed has its own division of the images
     paper: float | None = None  # the paper's accuracy in percent
     difference: float | None = None  # that the paper leads to expect, in points
     direction: str | None = None  # "lower" or "higher"
@@ -25,12 +30,30 @@ class Cell(NamedTuple):
     pair: tuple[str, str] | None = None  # of augmentations; a single one is paired with itself
     x: Any = None  # the value on the numeric axis
     apart: bool = False  # whether --drop or --only made it, and not the study's axis, which then says nothing about it
+    rates: tuple[float, ...] = ()  # learning rates, of which the study chooses one for it
+    chosen: dict[str, Any] = {}  # noqa: RUF012  settings that the study chose for it, which its config has
+    cost: float | None = None  # of its training, as a share of the baseline's, if cells cost the same
 
     def of_seed(self, seed: int) -> Config:
-        """The config for one seed. Its name starts with the cell's name, unless the cell is the baseline."""
+        """The config for one seed. Its name starts with the cell's name, unless the cell is the baseline.
+
+        With `resplit`, the seed is added to `data.split_seed`, so that all cells divide the images alike.
+        """
         short = self.name.replace(", ", ",").replace(" ", "-")
         name = self.config.name if self.name == BASELINE else f"{short}@{self.config.name}"
-        return self.config.model_copy(update={"seed": seed, "name": name})
+        data = self.config.data
+        if self.resplit:
+            data = data.model_copy(update={"split_seed": data.split_seed + seed})
+        return self.config.model_copy(update={"seed": seed, "name": name, "data": data})
+
+    def with_chosen(self, settings: Mapping[str, Any], cost: float | None = None) -> Cell:
+        """The cell with some settings chosen for it, and what it then costs."""
+        config, chosen = changed(self.config, settings), {**self.chosen, **settings}
+        return self._replace(config=config, chosen=chosen, cost=self.cost if cost is None else cost)
+
+    def protocol(self) -> Protocol:
+        """How the cell is evaluated."""
+        return Protocol(layer=self.layer, on=self.on)
 
     def identity(self) -> tuple[str, str]:
         """Cells with the same identity give the same results."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 from typing import NamedTuple
 
-from experiments.studies.plan import StudyPlan
+from experiments.configs.resolve import changed
+from experiments.studies.cell import Cell
+from experiments.studies.plan import RATE, StudyPlan
 from experiments.studies.report import report
-from experiments.studies.run import open_study, run_study
+from experiments.studies.results import read_results
+from experiments.studies.run import open_study, run_study, with_recorded_choices
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
 from simclr.errors import RunFailed, first_few
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
+
+RATES_SEED = 1000  # far above the seeds of a study, which has 100 at most
 
 
 class StudyOutcome(NamedTuple):
@@ -39,13 +45,17 @@ def execute(
 ) -> StudyOutcome:
     """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
 
-    `command` is the command line that runs it, for the report, whose tables are returned in the format `form`. Raises
-    UserError if the name belongs to another plan, and Interrupted if the observer asks to stop; run it again to resume.
-    Raises Busy if another process is running it.
+    If its cells have learning rates to try, a study of these comes first: see `tuned`. `command` is the command line
+    that runs it, for the report, whose tables are returned in the format `form`. Raises UserError if the name belongs
+    to another plan, and Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another
+    process is running it.
     """
     failed: RunFailed | None = None
     with claim_name(store, "study", name):
-        tracker = open_study(name, plan, store, command)
+        plan = with_recorded_choices(name, plan, store)
+        if plan.must_choose_rates():
+            plan = tuned(name, plan, store, seeds[0], command, observer)
+        tracker = open_study(name, plan, store, command, seeds)
         try:
             with tracker.finishing(Interrupted):
                 failures = run_study(tracker, plan, store, seeds, observer)
@@ -60,3 +70,49 @@ def execute(
             if error is not failed:
                 raise
     return StudyOutcome(tracker.record(), text, failures)
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def rates_plan(name: str, plan: StudyPlan) -> StudyPlan:
+    """A study of all learning rates that the cells of a plan try, judged on validation.
+
+    Raises UserError if a name becomes too long.
+    """
+    cells = [
+        Cell(f"{cell.name}, lr={rate:g}", changed(cell.config, {RATE: rate}), cell.settings | {RATE: rate}, cell.layer)
+        for cell in plan.cells
+        for rate in cell.rates
+    ]
+    for cell in cells:
+        changed(cell.config, {"name": cell.of_seed(0).name})
+    lines = {cell.name: {f"{cell.name}, lr={rate:g}": rate for rate in cell.rates} for cell in plan.cells}
+    return StudyPlan(cells, RATE, log=True, lines=lines, name=f"{name}-rates").judged_on("val")
+
+
+def rates_seed(first: int) -> int:
+    """The seed of the runs that choose learning rates, which is none of the study's own: those count up from `first`.
+
+    With one of them, the chosen rate would be the best one for that run, also by luck, and so flatter it.
+    """
+    return first + RATES_SEED
+
+
+def tuned(name: str, plan: StudyPlan, store: Store, first: int, command: str, observer: Observer = SILENT) -> StudyPlan:
+    """The plan in which each cell has the learning rate that is best for it on validation, by one run each.
+
+    These runs are a study of its own, with a report, and are resumed and reused as others are. Of equally good rates it
+    is the first. Raises RunFailed if no rate of a cell ran to the end.
+    """
+    grid = rates_plan(name, plan)
+    study = execute(grid.name, grid, store, [rates_seed(first)], command, observer).study
+    results = read_results(study, store)
+    accuracy = results.table.set_index("cell")[results.document.metrics()[0]]
+    cells = []
+    for cell in plan.cells:
+        tried = {rate: accuracy.get(f"{cell.name}, lr={rate:g}", nan) for rate in cell.rates}
+        if all(map(isnan, tried.values())):
+            raise RunFailed(f"no learning rate of '{cell.name}' ran to the end: see `simclr report {grid.name}`")
+        cells.append(cell.with_chosen({RATE: max(tried, key=lambda rate: (not isnan(tried[rate]), tried[rate]))}))
+    return plan.with_cells(cells)

@@ -17,10 +17,15 @@ NOT_ALLOWED = r"[^\w.-]+"  # in the name of a metric
 LONGEST_CELL = 200  # characters of its name in the name of a metric
 
 
+def file_name(metric: str) -> str:
+    """A metric's name without slashes."""
+    return metric.replace("/", "-")
+
+
 def show_results(study: Tracker, summaries: Mapping[str, pd.DataFrame]) -> None:
     """Show the summaries of a study (by metric, as `analysis.summary.summary` makes them) on its page in MLflow."""
     metric, table = next(iter(summaries.items()))
-    study.describe(_description(shown(table, metric).iloc[:, :COLUMNS], f"{metric}.md"))
+    study.describe(_description(shown(table, metric).iloc[:, :COLUMNS], f"{file_name(metric)}.md"))
     scale = 100 if is_accuracy(metric) else 1
     names = metric_names(list(table["cell"]), metric)
     means = dict(zip(names, table["mean"] / scale, strict=True))

@@ -22,6 +22,8 @@ from simclr.errors import UserError, printable, unknown
 from simclr.settings import flatten, get_value, parse_setting
 
 STUDY_EVALUATIONS = ["linear", "knn"]  # of every cell
+COSTS = {"time": "time", "flops": "floating-point operations"}  # of training, which --equal can make equal
+RATE = "optim.lr"  # the setting that `rates` of an axis choose
 DECADE = 10  # if the values of --vary span this factor or more, the axis of the figure is logarithmic
 
 
@@ -33,16 +35,41 @@ class StudyPlan(NamedTuple):
     log: bool = False
     lines: dict[str, dict[str, float]] = {}  # noqa: RUF012  {line: {cell: x}}; a line for each value of other settings
     name: str = ""  # of the study, unless the user chooses another
+    equal: str | None = None  # what all cells cost alike: one of COSTS
+    asked: Sequence[Cell] = ()  # the cells as they were before settings were chosen for them, if any were
 
     def digest(self, data: str, auto: str | None = None) -> str:
         """A hash of the plan and of the digest of its data. Seeds after the first don't change it.
 
-        `auto` is what the precision "auto" stands for (default: what it does on this machine).
+        Settings that the study chooses don't change it either. `auto` is what the precision "auto" stands for (default:
+        what it does on this machine).
         """
-        configs = [cell.config for cell in self.cells]
+        cells = self.asked or self.cells
+        configs = [cell.config for cell in cells]
         keys = [config.key(auto if config.train.precision == "auto" else None) for config in configs]
-        parts = [data, *((cell.name, key, cell.layer) for cell, key in zip(self.cells, keys, strict=True))]
+        parts: list[object] = [data, *((cell.name, key, cell.layer) for cell, key in zip(cells, keys, strict=True))]
+        parts += [(cell.name, cell.rates) for cell in cells if cell.rates]
+        parts += ["resplit"] * cells[0].resplit + [f"equal {self.equal}"] * (self.equal is not None)
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+
+    def judged_on(self, on: str) -> StudyPlan:
+        """The same plan, judged on the images of "test" or "val"."""
+        return self._replace(cells=[cell._replace(on=on) for cell in self.cells])
+
+    def with_cells(self, cells: Sequence[Cell]) -> StudyPlan:
+        """The same plan after settings were chosen for its cells. Raises UserError if two are the same then."""
+        names: dict[tuple[str, str], str] = {}
+        for cell in cells:
+            if (other := names.setdefault(cell.identity(), cell.name)) != cell.name:
+                raise UserError(
+                    f"'{other}' and '{cell.name}' differ only in {', '.join(cell.chosen)}, which the study chooses: "
+                    f"vary something else"
+                )
+        return self._replace(cells=list(cells), asked=self.asked or self.cells)
+
+    def must_choose_rates(self) -> bool:
+        """Whether its cells have learning rates to try, of which none was chosen yet."""
+        return any(cell.rates and RATE not in cell.chosen for cell in self.cells)
 
     def jobs(self, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
         """Every cell with every seed, all cells of a seed first: an unfinished study can still be paired by seed."""
@@ -57,13 +84,17 @@ def plan_study(
     together: bool = False,
     axis: str | None = None,
     vary: Sequence[str] = (),
+    resplit: bool = False,
+    equal: str | None = None,
 ) -> StudyPlan:
     """Plan a study around a baseline.
 
     `drop` names augmentations to leave out, `alone` augmentations to keep as the only ones: each in a cell of its own,
     or all in one cell with `together`. `axis` is the name of an axis or a TOML file with one. `vary` lists settings
     with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells. Cells that equal the
-    baseline are merged into it. Raises UserError for unknown names, invalid values, and a plan with nothing to compare.
+    baseline are merged into it. With `resplit`, each seed has its own division of the images. `equal` is what all cells
+    must cost alike, one of COSTS (see `at_equal_cost`). Raises UserError for unknown names, invalid values, and a plan
+    with nothing to compare.
     """
     if together and not drop and not alone:
         raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
@@ -95,7 +126,9 @@ def plan_study(
     parts += [f"no-{name}" for name in drop] + [f"only-{name}" for name in alone]
     parts += [printable(Path(axis).stem)] if axis else []
     parts += [short_name(text.partition("=")[0].strip()) for text in vary]
-    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {}, "-".join(parts))
+    parts += [*["resplit"] * resplit, *[f"equal-{equal}"] * (equal is not None)]
+    plan = [cell._replace(resplit=resplit) for cell in plan]
+    return StudyPlan(plan, x, log and lowest > 0, _lines(plan, cells, x) if x else {}, "-".join(parts), equal)
 
 
 def settings_name(changes: Mapping[str, Any]) -> str:
@@ -314,7 +347,22 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
     for name, count in Counter([BASELINE, *(cell.name for cell in differing)]).items():
         if count > 1:
             raise UserError(f"{count} cells have the name '{name}': give each a name of its own")
-    return with_expectations([first, *differing], axis)
+    return with_expectations(_with_rates([first, *differing], axis.rates), axis)
+
+
+def _with_rates(cells: Sequence[Cell], factors: Sequence[float]) -> list[Cell]:
+    """The cells with the learning rates that each tries, as factors of its own. Raises UserError if some differ in it.
+
+    All cells, the baseline too, try as many: none is better because it was tuned better.
+    """
+    if not factors:
+        return list(cells)
+    if len({(changed(cell.config, {RATE: 1.0}).key(), cell.layer) for cell in cells}) < len(cells):
+        raise UserError(f"some cells differ in {RATE} alone, which the axis' rates choose: vary something else")
+    rates = {cell.name: tuple(float(f"{factor * cell.config.optim.lr:.6g}") for factor in factors) for cell in cells}
+    for cell in cells:
+        changed(cell.config, {RATE: max(rates[cell.name])})  # it must be valid
+    return [cell._replace(rates=rates[cell.name]) for cell in cells]
 
 
 def _lines(plan: Sequence[Cell], cells: Sequence[Cell], x: str) -> dict[str, dict[str, float]]:

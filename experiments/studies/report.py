@@ -20,13 +20,15 @@ from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label, reads_labels
+from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
-from experiments.studies.cell import BASELINE
-from experiments.studies.overview import show_results
+from experiments.studies.overview import file_name, show_results
+from experiments.studies.plan import COSTS, RATE
 from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
+from simclr.data.dataset import digest_of
 from simclr.errors import UserError
 from simclr.progress import knn_metric
 
@@ -34,6 +36,7 @@ SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = [  # columns that are left out on a terminal
     *("p", "p (sign flip)", "pooled interval", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
 ]
+IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
 VIEWS = "Six images, and below each the two views that training makes of it in the first step."
 
@@ -47,7 +50,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     """
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    notes = _notes(results, summaries)
+    notes = _notes(study, results, summaries)
     with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
             _write_tables(table, metric, notes, folder)
@@ -61,7 +64,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     """The tables of a study in a format, and lines that are not part of them. Writes nothing."""
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    return _printed(study.name, summaries, form, _notes(results, summaries), [])
+    return _printed(study.name, summaries, form, _notes(study, results, summaries), [])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -72,7 +75,8 @@ def _summaries(study: Record, results: Results) -> dict[str, pd.DataFrame]:
     summaries = {}
     for metric in results.document.metrics():
         if results.table.get(metric, pd.Series(dtype=float)).notna().any():
-            cells = [_expectation(cell, metric) for cell in results.document.cells]
+            baseline, *_ = results.document.cells
+            cells = [_expectation(cell, metric, baseline.cell) for cell in results.document.cells]
             summaries[metric] = summary(results.table, cells, metric, results.correct[metric])
     if not summaries:
         raise UserError(
@@ -81,28 +85,29 @@ def _summaries(study: Record, results: Results) -> dict[str, pd.DataFrame]:
     return summaries
 
 
-def _expectation(cell: CellDocument, metric: str) -> dict[str, Any]:
+def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, Any]:
     """A cell as `summary` needs it. The paper's numbers are of linear classifiers; for kNN only the direction holds."""
     paper, direction = cell.paper, cell.direction
-    if metric != "linear_top1" and paper is not None:
+    if metric.removeprefix("val/") != "linear_top1" and paper is not None:
         direction = "lower" if paper < 0 else "higher" if paper > 0 else None
         paper = None
     return {
         "cell": cell.cell,
         "paper": paper,
         "direction": direction,
-        "against": cell.against or BASELINE,
+        "against": cell.against or baseline,
         "caveat": cell.caveat,
         "source": cell.source,
     }
 
 
-def _notes(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+def _notes(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     """How to read the tables."""
     cells, run = results.document.cells, _baseline_run(results)
-    protocols = {protocol for cell in cells for protocol in cell.protocols.values()}
     seeds = sorted({seed for _, seed in results.runs})
     images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
+    measured = [cell.protocols_of(seed).values() for cell in cells for seed in seeds]
+    protocols = {protocol for identities in measured for protocol in identities}
     others = [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]
     warnings = [f"Evaluated on images of another size than the baseline: {', '.join(others)}."] if others else []
     if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):
@@ -119,14 +124,23 @@ def _notes(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]
             f"Trained in several precisions ({_listed(precisions)}), because an earlier version continued this study "
             f"on another machine. Differences may come from that."
         )
+    judged = IMAGES[results.document.on]
+    held_out = [
+        "Judged on validation: what each classifier needs is chosen on a fifth of the training images, which it then "
+        "learns from too, and the test images are not used. `simclr ablate ... --on test` judges the same runs on them."
+    ]
     return [
-        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(images)} test images. "
+        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(images)} {judged}. "
         f"Seeds: {_listed(seeds)}.",
+        _test_use(study),
+        *["Each seed divides the images anew, in the same way for all cells."] * bool(cells[0].by_seed),
+        *_chosen(results.document),
+        *held_out * (results.document.on == "val"),
         f"Protocols: {_listed(sorted(protocols))}.",
         *warnings,
         "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
         "comes from a paired t test, and is then corrected for the number of comparisons by Holm's method. The verdict "
-        "needs a corrected p below 0.05. McNemar's test is exact, on the test images, for each seed.",
+        f"needs a corrected p below 0.05. McNemar's test is exact, on the {judged}, for each seed.",
         "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
         "verdict is about the direction. Seconds are the training time, computed from images per second.",
         *(f"{metric_label(metric)}. {table.attrs['pooled']}" for metric, table in summaries.items()),
@@ -140,6 +154,26 @@ def _baseline_run(results: Results) -> Record:
     return results.runs[min(results.runs, key=lambda job: (order.index(job[0]), job[1]))]
 
 
+def _chosen(document: StudyDocument) -> list[str]:
+    """What the study chose for each cell."""
+    found = []
+    if document.equal is not None:
+        costs = [f"{cell.cell} {cell.chosen['train.epochs']} ({cell.cost:.0%})" for cell in document.cells]
+        found.append(f"Equal {COSTS[document.equal]} of training, by the number of epochs: {_listed(costs)}.")
+    if document.cells[0].rates:
+        rates = [f"{cell.cell} {cell.chosen[RATE]:g} of {_listed(cell.rates)}" for cell in document.cells]
+        found.append(
+            f"Learning rates, the baseline's too, were tuned alike: for each cell the best of "
+            f"{len(document.cells[0].rates)} on validation, by a run of each with a seed that this study doesn't have. "
+            f"{'; '.join(rates)}. A study whose name ends in -rates has these runs."
+        )
+    return found
+
+
+def _test_use(study: Record) -> str:
+    return test_use(study.store, digest_of(study.tags["data_digest"]))
+
+
 def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
@@ -148,7 +182,7 @@ def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder
     """Write a metric's table in every file format: as numbers in the CSV file, as text in the others."""
     for form, suffix in SUFFIXES.items():
         text = _latex({metric: table}, metric, notes) if form == "latex" else _one_table(table, metric, form, notes)
-        (folder / f"{metric}{suffix}").write_text(f"{text}\n", encoding="utf-8")
+        (folder / f"{file_name(metric)}{suffix}").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _one_table(table: pd.DataFrame, metric: str, form: str, notes: Sequence[str]) -> str:
@@ -191,7 +225,7 @@ def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: 
     figures = [
         figure(
             folder,
-            f"differences-{metric}",
+            f"differences-{file_name(metric)}",
             f"Differences to the baseline in {metric_label(metric)}, with 95 % intervals",
             lambda path: plots.differences(table, path, f"difference in {metric_label(metric)} (points)"),
         )
@@ -201,7 +235,7 @@ def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: 
         figures.append(
             figure(
                 folder,
-                f"against-{metric}",
+                f"against-{file_name(metric)}",
                 f"{metric_label(metric)} against {x}, with 95 % intervals. The dotted line is the baseline",
                 lambda path: plots.against(table, lines, path, x, label, document.log),
             )
@@ -211,7 +245,7 @@ def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: 
         figures.append(
             figure(
                 folder,
-                f"pairs-{metric}",
+                f"pairs-{file_name(metric)}",
                 f"{metric_label(metric)} with only two augmentations (paper, Fig. 5)",
                 lambda path: plots.pair_matrix(names, values, path, label),
             )
@@ -262,13 +296,15 @@ def _page(
     images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
     run, seeds = _baseline_run(results), sorted({seed for _, seed in results.runs})
     facts = [
-        f"{run.params['data.dataset']}, {_listed(images)} test images",
+        f"{run.params['data.dataset']}, {_listed(images)} {IMAGES[results.document.on]}",
         count(len(results.document.cells), "cell"),
         f"seeds {_listed(seeds)}" if len(seeds) > 1 else f"seed {_listed(seeds)}",
         count(int(run.params["train.epochs"]), "epoch"),
     ]
     figures = _figures(table, metric, results.document, folder) + _curves(results, folder)
     sections = [Section("", "table", page_table(summaries)), *_headed("Figures", figures)]
+    if chosen := _chosen(results.document):
+        sections.append(Section("What was chosen for each cell", "text", "\n\n".join(chosen)))
     if views := _views(results):
         sections += [Section("Example views", "text", VIEWS), Section("", "images", views)]
     sections += [
@@ -281,7 +317,8 @@ def _page(
     for name, each in summaries.items():
         own = _figures(each, name, results.document, folder) if name != metric else []
         sections += [Section(f"All figures of {metric_label(name)}", "table", shown(each, name), folded=True), *own]
-    return page("Study", study.name, of_study(table, metric), facts, [*sections, *_appendix(study, results, notes)])
+    finding = [*of_study(table, metric), _test_use(study)]
+    return page("Study", study.name, finding, facts, [*sections, *_appendix(study, results, notes)])
 
 
 def _headed(heading: str, sections: Sequence[Section]) -> list[Section]:

@@ -29,7 +29,15 @@ class CellDocument(BaseModel):
     caveat: str | None = None  # why the paper leads to expect nothing
     source: str | None
     pair: tuple[str, str] | None
+    rates: tuple[float, ...] = ()  # learning rates, of which the study chose one for it
+    chosen: dict[str, Any] = {}  # settings that the study chose for it
+    cost: float | None = None  # of its training, as a share of the baseline's, if cells cost the same
     protocols: dict[str, str]  # the identity of the protocol under which each metric counts
+    by_seed: dict[int, dict[str, str]] = {}  # the same for each seed, if each has its own division of the images
+
+    def protocols_of(self, seed: int) -> dict[str, str]:
+        """The identity of the protocol under which each metric counts for a seed."""
+        return self.by_seed.get(seed, self.protocols)
 
 
 class StudyDocument(BaseModel):
@@ -37,13 +45,23 @@ class StudyDocument(BaseModel):
 
     x: str | None
     log: bool
+    on: str = "test"  # the images that it is judged on, or val
     lines: dict[str, dict[str, float]]
+    equal: str | None = None  # what all cells cost alike: time or flops
     command: str  # that runs the study
     cells: list[CellDocument]
 
     def metrics(self) -> list[str]:
         """The metrics that the study reports."""
         return list(self.cells[0].protocols)
+
+    def with_seeds_of(self, earlier: StudyDocument) -> Self:
+        """The same document with the divisions of seeds that an earlier one has, if both judge on the same images."""
+        if self.on != earlier.on:
+            return self
+        before = {cell.cell: cell.by_seed for cell in earlier.cells}
+        cells = [cell.model_copy(update={"by_seed": before[cell.cell] | cell.by_seed}) for cell in self.cells]
+        return self.model_copy(update={"cells": cells})
 
     @classmethod
     def read(cls, study: Record) -> Self:
@@ -60,7 +78,7 @@ class Results(NamedTuple):
 
     document: StudyDocument
     table: pd.DataFrame  # one row per cell and seed: status, error, images_per_second, seconds and the metrics
-    correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which test images were classified correctly
+    correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which images were classified correctly
     runs: dict[Job, Record]  # the runs that trained; for a copy, the original
 
 
@@ -79,7 +97,7 @@ def read_results(study: Record, store: Store) -> Results:
         job = child.tags["cell"], int(child.tags["seed"])
         run = store.get(child.tags["copied_from"]) if "copied_from" in child.tags else child
         metrics = {}
-        for metric, name in _measured(run, cells[job[0]]).items():
+        for metric, name in _measured(run, cells[job[0]], job[1]).items():
             metrics[metric] = run.metrics[f"eval/{name}"]
             predicted, labels = predictions(run, name)
             correct[metric][job] = predicted == labels
@@ -93,10 +111,11 @@ def read_results(study: Record, store: Store) -> Results:
     return Results(document, pd.DataFrame(rows.values()), correct, runs)
 
 
-def _measured(run: Record, cell: CellDocument) -> dict[str, str]:
-    """The metrics that a run has under the protocols of its cell, and their names in its record."""
-    names = {metric: prefix(cell.layer) + metric for metric in cell.protocols}
-    return {metric: name for metric, name in names.items() if run.protocols.get(name) == cell.protocols[metric]}
+def _measured(run: Record, cell: CellDocument, seed: int) -> dict[str, str]:
+    """The metrics that a run has under the protocols of its cell and seed, and their names in its record."""
+    protocols = cell.protocols_of(seed)
+    names = {metric: prefix(cell.layer) + metric for metric in protocols}
+    return {metric: name for metric, name in names.items() if run.protocols.get(name) == protocols[metric]}
 
 
 def _speed(run: Record) -> dict[str, float]:

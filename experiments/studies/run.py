@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
@@ -25,7 +26,7 @@ from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
 from simclr.errors import RunFailed, UserError, first_few
 from simclr.evaluate.evaluations import check
-from simclr.evaluate.protocol import Protocol, identity
+from simclr.evaluate.protocol import identity, judged_on
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 
@@ -41,16 +42,19 @@ class Forecast(NamedTuple):
 
 def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT) -> list[Forecast]:
     """Predict the time and memory of each cell. Raises UserError, naming all of them, if cells can't run."""
-    baseline = plan.cells[0].config
-    check_labels(baseline, open_dataset(baseline.data, store.folder, observer), "ablate")
+    baseline = plan.cells[0]
+    data = judged_on(open_dataset(baseline.config.data, store.folder, observer), baseline.on)
+    check_labels(baseline.config, data, "ablate")
+    if baseline.resplit:
+        _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
     found: list[Forecast] = []
     broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):
         try:
-            prepared = prepare(cell.config, store.folder, observer)
-            memory, done = prepared.peak, _seeds_done(cell, prepared.data, store, seeds)
+            prepared = prepare(cell.of_seed(seeds[0]), store.folder, observer)
+            memory, done = prepared.peak, _seeds_done(cell, prepared, store, seeds)
             model = build_model(cell.config, prepared.data, torch.device("cpu"))
-            check(Subject(model, cell.config, prepared.data, Protocol(layer=cell.layer)), STUDY_EVALUATIONS)
+            check(Subject(model, cell.config, judged_on(prepared.data, cell.on), cell.protocol()), STUDY_EVALUATIONS)
             trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
             timed = len(done) < len(seeds) and not trained_before
             found.append(Forecast(cell, estimate(prepared).seconds if timed else 0.0, memory, done))
@@ -64,8 +68,34 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     return found
 
 
-def _seeds_done(cell: Cell, data: Dataset, store: Store, seeds: Sequence[int]) -> list[int]:
-    return [seed for seed in seeds if any(run.finished for run in store.of_config(cell.of_seed(seed), data.identity))]
+def _check_resplit(divisions: Sequence[Dataset]) -> None:
+    """Raise UserError if --resplit does nothing, given the images as the first two seeds divide them."""
+    if len(divisions) < 2:
+        raise UserError("--resplit divides the images anew for each seed: use two or more --seeds, or leave it out")
+    first, second = (data.parts for data in divisions)
+    if all(np.array_equal(first[part], second[part]) for part in first):
+        raise UserError(
+            "--resplit has nothing to divide, because the images come with their own validation and test images: "
+            "leave it out"
+        )
+
+
+def _seeds_done(cell: Cell, first: Prepared, store: Store, seeds: Sequence[int]) -> list[int]:
+    """The seeds whose training has finished. `first` is one of them, ready to train."""
+    return [
+        seed
+        for seed in seeds
+        for prepared in [with_seed(first, cell, seed, store)]
+        if any(run.finished for run in store.of_config(prepared.config, prepared.data.identity))
+    ]
+
+
+def with_seed(prepared: Prepared, cell: Cell, seed: int, store: Store, observer: Observer = SILENT) -> Prepared:
+    """A seed of a cell, given another one that is ready to train. They share the data, unless each seed divides it."""
+    config = cell.of_seed(seed)
+    if config.data == prepared.config.data:
+        return prepared.with_config(config)
+    return prepare(config, store.folder, observer)
 
 
 def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observer = SILENT) -> None:
@@ -73,10 +103,35 @@ def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observe
     find_study(name, plan, open_dataset(plan.cells[0].config.data, store.folder, observer), store)
 
 
+def part_to_judge_on(name: str, on: str | None, store: Store) -> str:
+    """What a study is judged on: what the user says, or else what it was before, or validation if it is new."""
+    document = document_of(name, store)
+    return on or (document.on if document is not None else "val")
+
+
+def document_of(name: str, store: Store) -> StudyDocument | None:
+    """What the study with this name was, if there is one."""
+    study = _named(name, store)
+    return None if study is None or study.find_artifact(PLAN_FILE) is None else StudyDocument.read(study)
+
+
+def with_recorded_choices(name: str, plan: StudyPlan, store: Store) -> StudyPlan:
+    """The plan with the settings that the study with this name has chosen for its cells before, if there is one."""
+    document = document_of(name, store)
+    before = {cell.cell: cell for cell in document.cells if cell.chosen} if document is not None else {}
+    if document is None or document.equal != plan.equal or before.keys() != {cell.name for cell in plan.cells}:
+        return plan
+    cells = [cell.with_chosen(before[cell.name].chosen, before[cell.name].cost) for cell in plan.cells]
+    return plan.with_cells(cells)
+
+
+def _named(name: str, store: Store) -> Record | None:
+    return next((record for record in store.records(kind="study") if record.name == name), None)
+
+
 def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
     """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
-    study = next((record for record in store.records(kind="study") if record.name == name), None)
-    if study is None:
+    if (study := _named(name, store)) is None:
         return None
     digest, images = study.tags["plan"], study.tags["data_digest"]
     own = plan.cells[0].config.in_precision("auto").precision()
@@ -106,16 +161,20 @@ def _precision_of(study: Record, plan: StudyPlan, store: Store) -> str | None:
     return next((names.get(each["precision"]) for each in tags if each["cell"] in cells and "precision" in each), None)
 
 
-def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracker:
+def open_study(name: str, plan: StudyPlan, store: Store, command: str, seeds: Sequence[int] = ()) -> Tracker:
     """Resume the study with this name, or start it. `command` is the command line that runs it, for the report.
 
-    Raises UserError if the study exists with another plan.
+    The seeds matter if each has its own division of the images. Raises UserError if the study exists with another plan.
     """
     baseline = plan.cells[0].config
     data = open_dataset(baseline.data, store.folder)
-    document = _document(plan, data, command)
+    own = seeds if plan.cells[0].resplit else ()
+    divided = {seed: open_dataset(plan.cells[0].of_seed(seed).data, store.folder) for seed in own}
+    document = _document(plan, data, divided, command)
     if (study := find_study(name, plan, data, store)) is not None:
         tracker = Tracker(store, study.id)
+        if (earlier := document_of(name, store)) is not None:
+            document = document.with_seeds_of(earlier)
     else:
         tags = {"study": name, "plan": plan.digest(data.identity), "data_digest": data.identity}
         tracker = start_run(store, name, "study", baseline.flat(), tags)
@@ -124,7 +183,8 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str) -> Tracke
     return tracker
 
 
-def _document(plan: StudyPlan, data: Dataset, command: str) -> StudyDocument:
+def _document(plan: StudyPlan, data: Dataset, divided: Mapping[int, Dataset], command: str) -> StudyDocument:
+    """What a study's record holds. `data` is the baseline's, and `divided` the same as each seed divides it."""
     device = resolve_device(plan.cells[0].config.device)
     cells = [
         CellDocument(
@@ -137,24 +197,36 @@ def _document(plan: StudyPlan, data: Dataset, command: str) -> StudyDocument:
             caveat=cell.caveat,
             source=cell.source,
             pair=cell.pair,
+            rates=cell.rates,
+            chosen=cell.chosen,
+            cost=cell.cost,
             protocols=_protocols(cell, data, device),
+            by_seed={seed: _protocols(cell, own, device) for seed, own in divided.items()},
         )
         for cell in plan.cells
     ]
-    return StudyDocument(x=plan.x, log=plan.log, lines=plan.lines, command=command, cells=cells)
+    if any(own.keys() != cell.protocols.keys() for cell in cells for own in cell.by_seed.values()):
+        raise UserError(
+            "the seeds leave different numbers of images for kNN, fewer than its k, so its figures can't be compared: "
+            "leave --resplit out, or add images"
+        )
+    on = plan.cells[0].on
+    return StudyDocument(
+        x=plan.x, log=plan.log, on=on, lines=plan.lines, equal=plan.equal, command=command, cells=cells
+    )
 
 
 def _protocols(cell: Cell, data: Dataset, device: torch.device) -> dict[str, str]:
-    """The identity of the protocol under which each metric of a cell must be measured."""
-    protocol = Protocol(layer=cell.layer)
-    metrics = _metrics(protocol, data)
-    return {metric: identity(name, protocol, cell.config, data, device) for name, metric in metrics.items()}
+    """The metric that each of STUDY_EVALUATIONS gives a cell, and the identity of the protocol that it needs.
 
-
-def _metrics(protocol: Protocol, data: Dataset) -> dict[str, str]:
-    """The metric to report for each of STUDY_EVALUATIONS. That of kNN is named after k if there are few images."""
-    (knn,) = protocol.knn.metric_names(data).values()
-    return dict(zip(STUDY_EVALUATIONS, ["linear_top1", knn], strict=True))
+    The metric of kNN is named after k if there are few images.
+    """
+    protocol, judged = cell.protocol(), judged_on(data, cell.on)
+    (knn,) = protocol.knn.metric_names(judged).values()
+    return {
+        prefix("h", on=cell.on) + metric: identity(name, protocol, cell.config, judged, device)
+        for name, metric in zip(STUDY_EVALUATIONS, ("linear_top1", knn), strict=True)
+    }
 
 
 def run_study(
@@ -167,7 +239,7 @@ def run_study(
     process.
     """
     parent, failures = study.record(), []
-    opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds
+    opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds that share it
     jobs = list(plan.jobs(seeds))
     done, total, best = 0, len(jobs), (-1.0, "")
     observer.overall("run", done, total, "")
@@ -177,12 +249,13 @@ def run_study(
             observer.say(f"{cell.name}, seed {seed}")
             try:
                 if cell.name not in opened:
-                    opened[cell.name] = prepare(cell.config, store.folder, observer)
-                prepared = opened[cell.name].with_config(cell.of_seed(seed))
+                    opened[cell.name] = prepare(cell.of_seed(seed), store.folder, observer)
+                prepared = opened[cell.name] = with_seed(opened[cell.name], cell, seed, store, observer)
                 with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
                     accuracy = run_cell(parent, cell, prepared, store, observer)
                 if accuracy > best[0]:
-                    best = accuracy, f"linear {accuracy:.1%} ({cell.name}, seed {seed})"
+                    where = " on validation" * (cell.on == "val")
+                    best = accuracy, f"linear {accuracy:.1%}{where} ({cell.name}, seed {seed})"
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")
                 busy.append((cell, seed))
@@ -220,7 +293,7 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
         copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
         if not any(copy.tags["cell"] == cell.name for copy in copies):
             copy_run(store, run, "cell", tags, parent=study.id)
-    metric = _metrics(Protocol(layer=cell.layer), prepared.data)[STUDY_EVALUATIONS[0]]
+    metric, *_ = _protocols(cell, prepared.data, prepared.device)
     return run.metrics[f"eval/{prefix(cell.layer)}{metric}"]
 
 
@@ -233,10 +306,10 @@ def _evaluate(run: Record, cell: Cell, prepared: Prepared, store: Store, observe
     protocols = _protocols(cell, prepared.data, prepared.device)
     missing = [
         name
-        for name, metric in _metrics(Protocol(layer=cell.layer), prepared.data).items()
-        if run.protocols.get(prefix(cell.layer) + metric) != protocols[metric]
+        for name, (metric, protocol) in zip(STUDY_EVALUATIONS, protocols.items(), strict=True)
+        if run.protocols.get(prefix(cell.layer) + metric) != protocol
     ]
     if missing:
         encoder = encoder_of(run)
-        subject = load_subject(encoder, prepared.data, Protocol(layer=cell.layer), prepared.device, observer)
+        subject = load_subject(encoder, prepared.data, cell.protocol(), prepared.device, observer)
         evaluate_encoder(encoder, subject, store, missing)

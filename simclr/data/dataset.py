@@ -93,7 +93,7 @@ class DataConfig(Section):
     val_fraction: float = Field(0.1, ge=0, lt=1)
     # Number of training images to use, for kNN and the linear classifier too (default: all).
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
-    split_seed: Seed = 0  # seed of the validation split and the limit, the same for all seeds of a study
+    split_seed: Seed = 0  # seed of the validation split and the limit (--resplit of ablate adds that of each run)
     # Mean and deviation that normalise the channels: of the training images, 0.5 and 0.5, ImageNet's, or none.
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     labels: Folder | None = _later(None)  # table of the file names in `dir` and their labels

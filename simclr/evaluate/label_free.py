@@ -71,7 +71,9 @@ class LabelFree(Evaluation):
     seed: Seed = 0  # of the choice of images and of their views
 
     def check(self, subject: Subject) -> None:
-        """Raise UserError if the protocol selects a layer."""
+        """Raise UserError if the protocol selects a layer, or validation."""
+        if subject.protocol.on != "test":
+            raise UserError("--no-labels never uses the test images: leave --on val out")
         if (layer := subject.protocol.layer) != "h":
             raise UserError(f"--no-labels always evaluates h and z: leave --layer {layer} out")
 

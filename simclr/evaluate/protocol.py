@@ -2,20 +2,26 @@
 
 Choices (L2, learning rates) are made on validation, and the test set is used once. After that, kNN and the linear
 classifier use the validation images together with the training images. Fine-tuning keeps them apart.
+
+While the test set must not be used yet, figures are measured on validation: see `judged_on`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError, create_model
 
 from simclr.config import Config
 from simclr.data.dataset import Dataset
+from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS, get_evaluation
+from simclr.evaluate.finetune import held_out
 from simclr.evaluate.subject import BaseProtocol, hash_rows
 from simclr.settings import merge, nested, parse_setting, readable
 
@@ -46,11 +52,37 @@ def make_protocol(settings: list[str], **changes: object) -> Protocol:
         raise readable(error, Protocol) from None
 
 
+# What the parts of a data set are, by what is judged on: see `judged_on`.
+ROLES = {
+    "test": {"train": "train", "val": "val", "test": "test"},
+    "val": {"train": "train", "val": "held out of train", "test": "val"},
+}
+
+
+def judged_on(data: Dataset, on: str) -> Dataset:
+    """The data set whose part `test` holds the images to judge on, "test" or "val".
+
+    On validation, a fifth of the training images takes the place of the validation images: choices are made on them.
+    So the images that a figure is about are used once here too, and the test images not at all. Raises UserError if
+    there are no validation images.
+    """
+    if on == "test":
+        return data
+    train, val = data.parts["train"], data.parts["val"]
+    if len(data.classes) > 1 and not len(val):
+        raise UserError(
+            "there are no validation images to judge on: train with data.val_fraction above 0, or judge on the test "
+            "images with --on test"
+        )
+    held = np.sort(held_out(data.labels, train))
+    return replace(data, parts=data.parts | {"train": np.setdiff1d(train, held), "val": held, "test": val})
+
+
 def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
-    """The complete protocol, with the images that it is applied to."""
+    """The complete protocol, with the images that it is applied to (see `judged_on`)."""
     tables = {row.section_name: getattr(protocol, row.section_name) for row in EVALUATIONS.values()}
     settings = {name: table.model_dump(mode="json") | table.fixed for name, table in tables.items()}
-    rows = {part: data.parts[part] for part in ("train", "val", "test")}
+    rows = {role: data.parts[part] for part, role in ROLES[protocol.on].items()}
     about = {"name": data.name, "digest": data.digest, "side": data.side, "split": hash_rows(*rows.values())}
     applied = {
         "data": about | {part: len(r) for part, r in rows.items()},
@@ -62,7 +94,8 @@ def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:
     """Version and short hash of everything that the figures of an evaluation depend on, besides the encoder.
 
-    Figures with equal identities can be compared. `config` is that of the encoder's pre-training.
+    Figures with equal identities can be compared. `config` is that of the encoder's pre-training, and `data` is what
+    `judged_on` gives.
     """
     evaluation, whole = get_evaluation(protocol, name), describe(protocol, data)
     more, side = evaluation.depends_on(config, data, device), config.view_size() or data.side
@@ -70,5 +103,7 @@ def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, d
         more["side"] = side
     settings = evaluation.model_dump(mode="json", exclude=set(evaluation.in_metric_names))
     read = {key: whole[key] for key in ("version", "layer", "data")} | {"more": more, evaluation.section_name: settings}
+    if protocol.on != "test":
+        read["on"] = protocol.on
     digest = hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=3).hexdigest()
     return f"{protocol.version}-{digest}"

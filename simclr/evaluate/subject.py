@@ -31,6 +31,8 @@ class BaseProtocol(Section):
 
     version: Literal[3] = 3  # raise it when the meaning of any figure changes
     layer: str = "h"  # h, z, or head.N: the output of module N of the head
+    # The images that figures are about. val: validation images, and the training images alone are learned from.
+    on: Literal["test", "val"] = "test"
 
 
 def represent(model: Network, images: Tensor, layer: str) -> Tensor:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from simclr import optim
 from simclr.config import Config
@@ -174,6 +175,14 @@ class Meter:
             metrics["perf/micro_batch"] = self.training.micro_batch
         self.observer.metrics(metrics, step)
         self.restart()
+
+
+def count_flops(config: Config, data: Dataset, device: torch.device) -> int:
+    """Floating-point operations of a training step: of all its matrix products and convolutions."""
+    training = start_training(config, data, device)
+    with FlopCounterMode(display=False) as counter:
+        train_step(training, *next(load_batches(config, data, device, images_on_device=False)))
+    return int(counter.get_total_flops())
 
 
 def timed_steps(

@@ -106,6 +106,13 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
     assert of_run(figures.assign(untrained=0.95), None, "x", "")[1].endswith(
         "no clear gain over the untrained network."
     )
+    on_validation = figures.assign(metric="val/linear_top1")
+    assert of_run(on_validation, 600, "x", "")[0].startswith(
+        "A linear classifier on its features classifies 96.3 % of 600 validation images correctly"
+    )
+    assert of_run(figures.assign(metric="val/knn_top1"), None, "x", "")[0].startswith(
+        "By kNN accuracy on validation, it classifies 96.3 % of the validation images correctly"
+    )
     assert of_run(figures.iloc[:0], None, "for 2 epochs on shapes", "simclr eval a") == [
         "Trained for 2 epochs on shapes, and not evaluated yet.",
         "To evaluate it, run simclr eval a.",

@@ -31,7 +31,9 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer, form: str
     ) -> StudyOutcome:
         observer.note("the images")
-        executed.append({"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds)})
+        executed.append(
+            {"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds), "on": plan.cells[0].on}
+        )
         return StudyOutcome(store.find("tiny-s0"), f"the tables in {form}", [])
 
     monkeypatch.setattr("experiments.studies.run.forecast", forecast)
@@ -48,7 +50,9 @@ def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[st
     (executed,) = study
     assert executed["name"] == "tiny-no-color_jitter-temperature"
     assert "no color_jitter, temperature=0.1" in executed["cells"]
-    assert executed["seeds"] == [4, 5]
+    assert (executed["seeds"], executed["on"]) == ([4, 5], "val")
+    assert run("ablate", "--config", "tiny.toml", "--drop", "flip", "--on", "test").exit_code == 0
+    assert study[-1]["on"] == "test"
 
 
 def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, study: list[dict[str, Any]]) -> None:
@@ -57,7 +61,7 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     assert done.stderr == "the images\n"
     summary, more, header, _, *rows = done.stdout.splitlines()
     assert summary.startswith("study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of")
-    assert more == "training left, plus the evaluations"
+    assert more == "training left, plus the evaluations on validation images"
     assert header.split("  ")[0] == "cell"
     assert [re.split("  +", row) for row in rows] == [
         [name, "1 of 2", "about 33 min", "5 MiB"] for name in ("baseline", "no flip", "only crop")
@@ -123,6 +127,7 @@ WRONG = {
     "one value": (["--vary", "loss.temperature=0.1"], "two or more"),
     "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
     "no seeds": (["--drop", "flip", "--seeds", "0"], "--seeds '0': expected at least 1\n"),
+    "no such images": (["--drop", "flip", "--on", "validation"], "--on 'validation': expected test or val"),
     "twice": (["--only", "flip", "--only", "flip"], "--only flip is given twice"),
     "nothing": ([], "--drop, --only, --axis or --vary"),
     "too large a batch": (["--vary", "train.batch_size=64,9000"], "1 of 3 cells can't run"),

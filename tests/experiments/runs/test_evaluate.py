@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.runs import baselines, evaluate
+from experiments.runs import baselines, encoders, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
 from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, references
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
+from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError
 from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import random_encoder
+from simclr.model import Network
 from simclr.progress import Observer
 from tests.helpers import subject_of
 
@@ -72,6 +74,35 @@ def test_references_are_kept_in_one_file_that_grows_and_add_no_metrics(trained: 
     assert {"knn_k7_top1", "z/knn_k9_top1"} <= set(table["metric"])
     assert references(record)["knn_k7_top1"] == first
     assert not [name for name in record.metrics if name.startswith("ref/")]
+
+
+def test_figures_on_validation_stand_beside_those_on_test_and_ignore_the_test_images(
+    trained: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_test = report_of(trained, "t0.2-s0", ["linear", "knn"], [])
+    before = trained.find("t0.2-s0")
+    load = encoders.build_model
+
+    def scramble(config: Config, data: Dataset, device: torch.device) -> Network:
+        data.images[data.parts["test"]] = 255 - data.images[data.parts["test"]]  # in memory
+        return load(config, data, device)
+
+    on_val = report_of(trained, "t0.2-s0", ["linear", "knn"], ["on=val"])
+    record = trained.find("t0.2-s0")
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "build_model", scramble)
+        again = report_of(trained, "t0.2-s0", ["linear", "knn"], ["on=val"])
+        scrambled = report_of(trained, "t0.2-s0", ["knn"], ["knn.k=[5]"])
+    assert not scrambled.table.equals(report_of(trained, "t0.2-s0", ["knn"], ["knn.k=[5]"]).table)
+    pd.testing.assert_frame_equal(again.table, on_val.table)
+    for metric, value in on_test.table.set_index("metric")["trained"].items():
+        assert record.metrics[f"eval/{metric}"] == before.metrics[f"eval/{metric}"] == pytest.approx(value)
+        assert record.protocols[f"val/{metric}"] != record.protocols[metric]
+    truth = evaluate.predictions(record, "val/linear_top1")[1]
+    assert len(truth) == 144  # of validation; there are 359 of test
+    assert record.metrics["eval/val/linear_top1"] > 0.3
+    with pytest.raises(UserError, match="--no-labels never uses the test images: leave --on val out"):
+        report_of(trained, "t0.2-s0", ["no-labels"], ["on=val"])
 
 
 def test_references_of_earlier_versions_are_read(store: Store) -> None:

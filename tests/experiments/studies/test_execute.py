@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from experiments.runs.prepare import Prepared
 from experiments.studies import execute as workflow
 from experiments.studies import run as runner
-from experiments.studies.cell import BASELINE
+from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import StudyOutcome, execute
+from experiments.studies.plan import plan_study
+from experiments.studies.results import StudyDocument
 from experiments.tracking.store import Record, Store
-from experiments.tracking.writing import Tracker
+from experiments.tracking.writing import Tracker, start_run
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.studies.helpers import leave_out_figures, previous_plan
+from tests.helpers import tiny
 
 COMMAND = "simclr ablate --vary optim.lr=1e30,0.01"
 
@@ -121,3 +127,73 @@ def test_two_processes_cannot_run_a_study_at_the_same_time(store: Store, monkeyp
     monkeypatch.setattr(workflow, "run_study", run_again)
     run_previous(store)
     assert len(inner) == 1
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
+    """Replaces a cell's work by a run that is as accurate as its learning rate says. The list holds what was run."""
+    accuracies = {0.003: 0.5, 0.01: 0.25, 0.02: 0.75, 0.006: 0.25}
+    ran: list[tuple[str, int, float]] = []
+
+    def work(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer) -> float:
+        config, accuracy = prepared.config, accuracies.get(prepared.config.optim.lr)
+        ran.append((cell.name, config.seed, config.optim.lr))
+        if accuracy is None:
+            raise RunFailed("training diverged")
+        tags = {"cell": cell.name, "seed": str(config.seed), "data_digest": prepared.data.identity}
+        tracker = start_run(store, config.run_name(), "pretrain", config.flat(), tags, parent=study.id)
+        for file in ("config.toml", "environment.json"):
+            tracker.artifact(file, lambda path: path.touch())
+        for metric, protocol in runner._protocols(cell, prepared.data, prepared.device).items():
+            right = np.arange(8) < 8 * accuracy
+            name = f"{metric.replace('/', '-')}-predictions.npz"
+            tracker.artifact(name, lambda path, right=right: np.savez(path, predicted=right, labels=np.ones(8)))  # type: ignore[misc]
+            tracker.log({f"eval/{metric}": accuracy})
+            tracker.tag_protocols({metric: protocol})
+        tracker.finish("FINISHED")
+        return accuracy
+
+    monkeypatch.setattr(runner, "run_cell", work)
+    return ran
+
+
+def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
+    store: Store, tmp_path: Path, trained: list[tuple[str, int, float]]
+) -> None:
+    axis = tmp_path / "mine.toml"
+    axis.write_text('[mine]\nrates = [0.3, 1, 3]\ncells = [{set = {"optim.weight_decay" = 0.5, "optim.lr" = 0.02}}]')
+    plan = plan_study(tiny(optim={"lr": 0.01}), axis=str(axis)).judged_on("test")
+    (other,) = plan.cells[1:]
+    assert (plan.cells[0].rates, other.rates) == ((0.003, 0.01, 0.03), (0.006, 0.02, 0.06))
+    outcome = execute("tuned", plan, store, [0, 1], "simclr ablate")
+    outcome.check()  # 0.03 and 0.06 diverge, which is no failure of this study
+    assert {(cell, rate) for cell, seed, rate in trained if seed == 1000} == {
+        (f"{cell.name}, lr={rate:g}", rate) for cell in plan.cells for rate in cell.rates
+    }
+    assert [each for each in trained if each[1] != 1000] == [
+        (cell, seed, rate) for seed in (0, 1) for cell, rate in ((BASELINE, 0.003), (other.name, 0.02))
+    ]
+    rates = next(record for record in store.records(kind="study") if record.name == "tuned-rates")
+    assert StudyDocument.read(rates).on == "val"
+    text = " ".join(outcome.report.split())
+    assert "were tuned alike: for each cell the best of 3 on validation" in text
+    assert f"baseline 0.003 of 0.003, 0.01, 0.03; {other.name} 0.02 of 0.006, 0.02, 0.06." in text
+
+    trained.clear()
+    execute("tuned", plan, store, [2], "simclr ablate").check()  # what was chosen before is kept
+    assert trained == [(BASELINE, 2, 0.003), (other.name, 2, 0.02)]
+
+
+def test_a_cell_of_which_no_rate_works_ends_the_study(
+    store: Store, tmp_path: Path, trained: list[tuple[str, int, float]]
+) -> None:
+    axis = tmp_path / "mine.toml"
+    axis.write_text('[mine]\nrates = [2, 3]\ncells = [{set = {"optim.weight_decay" = 0.5, "optim.lr" = 0.01}}]')
+    with pytest.raises(RunFailed, match="no learning rate of 'baseline' ran to the end: see `simclr report bad-rates`"):
+        execute("bad", plan_study(tiny(optim={"lr": 1.0}), axis=str(axis)), store, [0], "simclr ablate")
+    axis.write_text("[mine]\nrates = [2, 3]\ncells = [{set = {'optim.lr' = 0.5}}]")
+    with pytest.raises(UserError, match=r"some cells differ in optim\.lr alone, which the axis' rates choose"):
+        plan_study(tiny(), axis=str(axis))

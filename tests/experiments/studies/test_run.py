@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
 
 from experiments.runs import train
+from experiments.runs.evaluate import predictions
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name, find_study, forecast, open_study, run_study
+from experiments.studies.run import check_study_name, find_study, forecast, open_study, part_to_judge_on, run_study
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
+from simclr.data.dataset import open_dataset
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget
@@ -134,6 +138,36 @@ def test_another_layer_of_a_network_is_evaluated_without_training(
     assert table.loc[BASELINE, "linear_top1"] != table.loc["head=mlp, z judged", "linear_top1"]
 
 
+def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(
+    study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "pretrain", kill)
+    assert part_to_judge_on("new", None, shared_store) == "val"
+    judged = plan.judged_on("val")
+    exploring = open_study("explores", judged, shared_store, "simclr ablate")
+    assert run_study(exploring, judged, shared_store, [0]) == []
+    monkeypatch.setattr(runner, "evaluate_encoder", kill)
+    assert run_study(exploring, judged, shared_store, [0]) == []  # nothing is evaluated twice
+    results = read_results(exploring.record(), shared_store)
+    assert results.document.metrics() == ["val/linear_top1", "val/knn_top1"]
+    assert results.table["val/linear_top1"].notna().all()
+    assert {len(right) for right in results.correct["val/linear_top1"].values()} == {144}
+    text, _ = report(exploring.record(), shared_store)
+    assert "144 validation images" in text
+    assert "linear top-1 on validation" in text
+    assert "test images are not used" in " ".join(text.split())
+
+    assert part_to_judge_on("explores", None, shared_store) == "val"
+    assert part_to_judge_on("explores", "test", shared_store) == "test"
+    final = open_study("explores", plan, shared_store, "simclr ablate --on test")  # its runs are judged on test already
+    assert final.run_id == exploring.run_id
+    assert part_to_judge_on("explores", None, shared_store) == "test"
+    text, _ = report(final.record(), shared_store)
+    assert "359 test images" in text
+    assert "validation" not in text
+    assert re.search(r"test set of this data has been used for \d+ evaluations of \d+ runs", " ".join(text.split()))
+
+
 def test_metrics_of_another_protocol_are_measured_again(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
     before = read_results(study.record(), shared_store).table
     run = children(study)[BASELINE]
@@ -182,7 +216,8 @@ def test_a_study_of_the_previous_version_is_resumed(
 
     monkeypatch.setattr(runner, "train_or_resume", without_diverging)
     before = {record.id for record in store.records()}
-    plan = previous_plan()
+    plan = previous_plan().judged_on(part_to_judge_on("old", None, store))
+    assert plan == previous_plan()  # earlier versions judged on test
     check_study_name("old", plan, store)
     document = StudyDocument.read(previous)
     study = open_study("old", plan, store, "another command")
@@ -191,6 +226,59 @@ def test_a_study_of_the_previous_version_is_resumed(
     assert run_study(study, plan, store, [0]) == ["'lr=1e+30', seed 0: training diverged"]
     (new,) = [record for record in store.records() if record.id not in before]
     assert (new.kind, new.status, new.tags["cell"]) == ("cell", "FAILED", "lr=1e+30")
+
+
+# --- a division of the images for each seed ---------------------------------------------------------------------------
+
+
+def test_each_seed_divides_the_images_and_its_cells_share_that(shared_store: Store, study: Tracker) -> None:
+    stores = set((shared_store.folder / "cache").glob("digits-*"))
+    resplit = plan_study(tiny(**QUICK), drop=["color_jitter"], resplit=True).judged_on("val")
+    with pytest.raises(UserError, match="study 'first' exists with another plan"):
+        check_study_name("first", resplit, shared_store)
+    divided = open_study("divided", resplit, shared_store, "simclr ablate --resplit", [0, 1])
+    assert run_study(divided, resplit, shared_store, [0, 1]) == []
+    results = read_results(divided.record(), shared_store)
+    assert results.table["val/linear_top1"].notna().all()
+    runs = results.runs
+    assert {(seed, run.params["data.split_seed"]) for (_, seed), run in runs.items()} == {(0, "0"), (1, "1")}
+    assert runs[BASELINE, 0].id == children(study)[BASELINE].id  # the division of seed 0 is that of every study
+    truth = {job: tuple(predictions(run, "val/linear_top1")[1]) for job, run in runs.items()}
+    assert truth[BASELINE, 0] == truth["no color_jitter", 0]
+    assert truth[BASELINE, 0] != truth[BASELINE, 1] == truth["no color_jitter", 1]
+    assert set((shared_store.folder / "cache").glob("digits-*")) == stores  # nothing was decoded again
+
+    again = open_study("divided", resplit, shared_store, "simclr ablate --resplit", [1])
+    assert read_results(again.record(), shared_store).table.equals(results.table)
+    assert "Each seed divides the images anew" in " ".join(report(again.record(), shared_store)[0].split())
+    (cell,) = (each for each in forecast(resplit, shared_store, [0, 1]) if each.cell.name == BASELINE)
+    assert cell.done == [0, 1]
+    with pytest.raises(UserError, match="use two or more --seeds"):
+        forecast(resplit, shared_store, [0])
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "val", "test")])
+def test_only_images_without_splits_of_their_own_are_divided(
+    splits: tuple[str, ...], store: Store, tmp_path: Path
+) -> None:
+    for split in splits:
+        for n in range(60):
+            folder = tmp_path / "photos" / (split if len(splits) > 1 else "") / ("a" if n % 2 else "b")
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.linear_gradient("L").resize((8, 8)).convert("RGB")
+            image.putpixel((0, 0), (4 * n, 40 * len(split), 0))
+            image.save(folder / f"{n}.png")
+    data = {"dataset": "folder", "side": 8, "dir": str(tmp_path / "photos")}
+    config = tiny(data=data, train={"epochs": 1, "batch_size": 16})
+    divided = plan_study(config, drop=["flip"], resplit=True)
+    if len(splits) > 1:
+        with pytest.raises(UserError, match="--resplit has nothing to divide"):
+            forecast(divided, store, [0, 1])
+        return
+    first, second = (open_dataset(divided.cells[0].of_seed(seed).data, store.folder) for seed in (0, 1))
+    assert first.digest == second.digest
+    assert not np.array_equal(first.parts["test"], second.parts["test"])
+    assert len(list((store.folder / "cache").glob("folder-*"))) == 1
 
 
 # --- names and plans --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS
-from simclr.evaluate.protocol import Protocol, describe, identity, make_protocol
+from simclr.evaluate.protocol import Protocol, describe, identity, judged_on, make_protocol
 from simclr.evaluate.subject import Subject
 from tests.helpers import subject_of
 
@@ -63,13 +63,33 @@ def test_identities_are_those_of_earlier_releases(
 def test_description_has_every_setting_and_the_images(stored: Dataset) -> None:
     described = describe(make_protocol(["knn.k=[1]"]), stored)
     assert list(described) == [
-        *("version", "layer", "knn", "linear", "linear_sgd", "finetune", "views"),
+        *("version", "layer", "on", "knn", "linear", "linear_sgd", "finetune", "views"),
         *("data", "images"),
     ]
     assert described["knn"] == {"k": [1], "temperature": 0.1, "distance": "cosine"}
     assert [name for name, table in described.items() if "distance" in str(table)] == ["knn"]
     sizes = {"train": 40, "val": 10, "test": 10}
     assert described["data"] == {"name": "stored", "digest": "0123", "side": 8, "split": "197708ec3c85fabd"} | sizes
+
+
+def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
+    judged, before = judged_on(stored, "val"), stored.parts
+    assert judged_on(stored, "test") is stored
+    assert np.array_equal(judged.parts["test"], before["val"])
+    assert np.array_equal(np.union1d(judged.parts["train"], judged.parts["val"]), before["train"])
+    assert not np.intersect1d(judged.parts["train"], judged.parts["val"]).size
+    assert np.bincount(stored.labels[judged.parts["val"]]).tolist() == [2, 2, 2]  # a fifth of 14, 13 and 13
+    described = describe(make_protocol(["on=val"]), judged)["data"]
+    assert {name: described[name] for name in ("train", "held out of train", "val")} == {
+        "train": 34,
+        "held out of train": 6,
+        "val": 10,
+    }
+    assert "test" not in described
+    on_test = subject_of(stored)
+    assert identity_of(on_test) != identity_of(replace(on_test, data=judged, protocol=make_protocol(["on=val"])))
+    with pytest.raises(UserError, match="there are no validation images to judge on: train with"):
+        judged_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
 
 
 def test_protocol_has_the_settings_of_every_evaluation() -> None:

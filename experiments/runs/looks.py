@@ -1,0 +1,39 @@
+"""How often the test set of a data set was used: every look at it makes the next choice a little less honest."""
+
+from __future__ import annotations
+
+from analysis.findings import count
+from analysis.tables import is_classification
+from experiments.tracking.store import Record, Store
+from simclr.data.dataset import digest_of
+
+LOOK = "test/"  # the tag of an evaluation on test is this and its protocol, and its value the digest of the images
+
+
+def test_use(store: Store, digest: str) -> str:
+    """A sentence that counts the evaluations of recorded runs on the test set of the images with this digest.
+
+    An evaluation counts once for each run and protocol. Figures on validation, and those that need no labels, don't
+    count. Runs that were deleted are not on record.
+    """
+    looks = {(run.id, protocol) for run in store.records() for protocol in _looks(run, digest)}
+    if not looks:
+        return "The test set of this data has not been used yet."
+    runs = len({run for run, _ in looks})
+    return f"The test set of this data has been used for {count(len(looks), 'evaluation')} of {count(runs, 'run')}."
+
+
+def _looks(run: Record, digest: str) -> set[str]:
+    """The protocols of the evaluations of a run on a test set. Those of earlier versions follow from its figures."""
+    if "copied_from" in run.tags:  # the original counts
+        return set()
+    tagged = {key.removeprefix(LOOK) for key, value in run.tags.items() if key.startswith(LOOK) and value == digest}
+    if digest_of(run.tags.get("data_digest", "")) != digest:
+        return tagged
+    return tagged | {protocol for metric, protocol in run.protocols.items() if _is_on_own_test_set(metric)}
+
+
+def _is_on_own_test_set(metric: str) -> bool:
+    """Whether a metric was measured on the test set of the run's own data: its name may have a layer, and no other."""
+    *places, _ = metric.split("/")
+    return is_classification(metric) and all(place == "z" or place.startswith("head.") for place in places)
