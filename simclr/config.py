@@ -31,6 +31,7 @@ from simclr.settings import (
     Section,
     Seed,
     flatten,
+    later,
     merge,
     one_of,
     readable,
@@ -65,6 +66,9 @@ class TrainConfig(Section):
     # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
+    # Evaluate an average of the weights over the steps, of which this share, such as 0.99, stays at each step. Running
+    # statistics of batch norm are averaged with them.
+    ema: float | None = later(None, ge=0, lt=1)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
 
     def micro_batches(self) -> list[int]:
@@ -100,6 +104,9 @@ class Config(MethodSections):
     name: Name = "simclr"  # of the run, to which the seed is added
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # how the encoder is trained
     seed: Seed = 0  # of the initial weights, the order of the images and the augmentations
+    # Weights that the encoder starts from: a run, or a file of torchvision, timm or another program, as for `simclr
+    # import` (default: random ones). The digest of its tensors after an @, which the suite adds, is checked.
+    init: Annotated[str, Field(min_length=1)] | None = later(None)
     device: str = "auto"  # to compute on: cpu, cuda, cuda:1, mps; auto: the accelerator if any
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()
@@ -185,6 +192,8 @@ class Config(MethodSections):
         version: dict[str, Any] = {"method": RESULT_VERSION}  # the form that it had when SimCLR was the only method
         if self.method != "simclr":
             version = {"method": self.method, "version": RESULT_VERSION}
+        if self.init is not None:
+            version["init"] = self.init.rpartition("@")[2]  # the digest, once it is known
         return version | {
             "seed": self.seed,
             "data": data | {"side": stored_side(self.data)},

@@ -29,6 +29,11 @@ class Section(BaseModel):
         return self.model_dump(mode="json")
 
 
+def later(default: Any, **bounds: Any) -> Any:
+    """A setting that came later. Records leave it out at its default, so that keys and names of runs stay."""
+    return Field(default, exclude_if=lambda value: value == default, **bounds)
+
+
 def _check_one_of(name: str, kind: str, choices: Callable[[], Iterable[str]]) -> str:
     if name not in (names := list(choices())):
         raise unknown(kind, name, names)

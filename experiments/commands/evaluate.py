@@ -49,6 +49,13 @@ def evaluate(  # over 60 lines, because of its signature
             show_default=False,
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the network that --finetune trains with its first seed, for --method distill.",
+        ),
+    ] = False,
     no_labels: Annotated[
         bool,
         typer.Option(
@@ -57,6 +64,14 @@ def evaluate(  # over 60 lines, because of its signature
         ),
     ] = False,
     on: On = "test",
+    stock: Annotated[
+        str | None,
+        typer.Option(
+            help="Also evaluate a stock encoder on the same images: a weights file, as for `simclr import`, or a "
+            "network of torchvision, such as resnet18, whose weights are in torch's cache.",
+            show_default=False,
+        ),
+    ] = None,
     transfer: Transfer = None,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -79,14 +94,16 @@ def evaluate(  # over 60 lines, because of its signature
 ) -> None:
     """Evaluate an encoder next to its baselines.
 
-    The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels and the
-    untrained network. Without options, evaluates by --knn and --linear.
+    The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels, the
+    untrained network, the weights that training started from, if it did, and with --stock another encoder.
+    Without options, evaluates by --knn and --linear.
 
     Example: simclr eval shapes-s0 --knn --linear
     """
     from analysis.text import paragraph
     from experiments.runs.encoders import open_subject
     from experiments.runs.evaluate import evaluate_encoder
+    from experiments.runs.stock import stock_encoder
     from experiments.tracking.store import Store, home
     from simclr.evaluate.protocol import make_protocol
     from simclr.methods import METHODS
@@ -97,6 +114,8 @@ def evaluate(  # over 60 lines, because of its signature
     if finetune is not None:
         _check_fractions(finetune)
         fractions = [f"finetune.fractions=[{finetune}]"]
+    if keep and (finetune is None or "," in finetune):
+        raise UserError("--keep keeps one fine-tuned network: add --finetune with one fraction, such as --finetune 0.1")
     own = [text for text in settings if not text.startswith("data.")]
     protocol = make_protocol([*fractions, *own], layer=layer, on=on)
     store = Store(home())
@@ -114,7 +133,8 @@ def evaluate(  # over 60 lines, because of its signature
             device=device,
             observer=terminal,
         )
-        report = evaluate_encoder(found, subject, store, names, transfer)
+        beside = None if stock is None else stock_encoder(stock, subject)
+        report = evaluate_encoder(found, subject, store, names, transfer, beside, keep=keep)
     result = {
         "run": None if report.run_id is None else store.get(report.run_id).name,
         "id": report.run_id,
@@ -165,10 +185,12 @@ def _describe(result: dict[str, Any]) -> str:
     images = ", ".join(
         f"{count} {'without labels' if part == 'pretrain' else part}" for part, count in data["images"].items()
     )
+    known = [key for key in ("start", "stock") if not all(isnan(row[key]) for row in result["figures"])]
+    columns = ["untrained", *known, "pixels", "chance"]
     rows = []
     for row in result["figures"]:
         interval = "" if isnan(row["low"]) else f"{row['low']:.1f} to {row['high']:.1f}"
-        others = [_format_number(row, column) for column in ("untrained", "pixels", "chance")]
+        others = [_format_number(row, column) for column in columns]
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
     what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
     what += ", trained on labels," * result["reads_labels"]
@@ -176,7 +198,7 @@ def _describe(result: dict[str, Any]) -> str:
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"
     )
-    header = ["", "trained", "95% interval", "untrained", "pixels", "chance", "protocol"]
+    header = ["", "trained", "95% interval", *columns, "protocol"]
     return f"{paragraph(title)}\n{text_table(header, rows)}"
 
 

@@ -226,6 +226,15 @@ Device = Annotated[
     str | None,
     typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:1, mps, ...", show_default="auto, the GPU if any"),
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights that the encoder starts from: a run, or a file of torchvision, timm or another program that "
+        "`simclr import` reads.",
+        show_default="random weights",
+        autocompletion=complete.encoders,
+    ),
+]
 Backbone = Annotated[
     str | None,
     typer.Option(
@@ -237,7 +246,8 @@ Backbone = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help=f"Pre-training method: {', '.join(METHODS)}. supcon and supervised train on labels.",
+        help=f"Pre-training method: {', '.join(METHODS)}. supcon and supervised train on labels, and distill on "
+        "what a fine-tuned network says.",
         show_default=FROM_PRESET,
     ),
 ]

@@ -21,6 +21,7 @@ from experiments.commands.options import (
     Drop,
     Epochs,
     Head,
+    Init,
     Labels,
     Memory,
     Method,
@@ -55,6 +56,7 @@ def pretrain(  # over 60 lines, because of its signature
     labels: Labels = None,
     on_bad_image: BadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
+    init: Init = None,
     method: Method = None,
     backbone: Backbone = None,
     head: Head = None,
@@ -136,6 +138,7 @@ def pretrain(  # over 60 lines, because of its signature
         unlabelled=unlabelled or None,
         labels=labels,
         on_bad_image=on_bad_image,
+        init=init,
         method=method,
         backbone=backbone,
         head=head,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from experiments.configs.presets import presets
+from experiments.configs.start import with_weights
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make
 from simclr.errors import UserError, unknown
@@ -37,6 +38,7 @@ FLAGS = {
     "unlabelled": "data.unlabelled",
     "labels": "data.labels",
     "on_bad_image": "data.on_bad_image",
+    "init": "init",
     "method": "method",
     "backbone": "model.backbone",
     "head": "model.head",
@@ -52,6 +54,7 @@ FLAGS = {
     "device": "device",
     "name": "name",
 }
+FILES = ("init", "distill.teacher")  # settings that may be the path of a file
 # Settings that a run's name doesn't mention.
 UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory")
 
@@ -96,6 +99,11 @@ def short_name(path: str) -> str:
     return next((end for end in ends if not any(f".{name}".endswith(f".{end}") for name in others)), path)
 
 
+def short_setting(path: str, value: Any) -> str:
+    """A setting with its value, as names of runs and cells show it. Of a file to start from it is the name."""
+    return f"{short_name(path)}={Path(str(value)).name if path in FILES else value}"
+
+
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """A config with some settings changed. Raises UserError if a value is not valid.
 
@@ -108,7 +116,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
         both = equal and second not in changes and config.augment2 is not None
         for each in (path, second) if both else (path,):
             table = merge(table, nested(each, value))
-    return make(table)
+    return with_weights(make(table))
 
 
 def preset_table(name: Any) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def resolve_timed(
     if "name" in changes:
         check_new_name(str(changes["name"]))
     else:
-        shown = [f"{short_name(path)}={value}" for path, value in changes.items() if path not in UNNAMED]
+        shown = [short_setting(path, value) for path, value in changes.items() if path not in UNNAMED]
         start = table.get("name", "simclr")
         added = [*shown, *(f"no-{name}" for name in dropped)]
         if added and isinstance(start, str):  # else the config is refused
@@ -203,7 +211,7 @@ def resolve_timed(
             )
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
-    chosen = make(table)
+    chosen = with_weights(make(table))
     check_method(chosen, changes)
     for choice in time.choices if time is not None else ():
         changed(chosen, choice.set)  # also the one that comes last must be valid, before any work

@@ -15,21 +15,23 @@ from simclr.evaluate.knn import Knn
 from simclr.evaluate.protocol import identity
 from simclr.evaluate.subject import Subject, random_encoder
 from simclr.files import written_whole
+from simclr.weights.start import Start, digest_of
 
 PIXELS = "pixels"  # the "layer" that is the normalised image itself
 MOST_PIXELS = 2**30  # numbers in all images: 4 GiB in float32, which kNN copies once
 
 
-def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, float]:
+def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | None = None) -> dict[str, float]:
     """Metrics of the untrained network of the same config (or of raw pixels) under an evaluation.
 
-    They are computed once and then read from a cache. For fine-tuning, the untrained network is trained from scratch
-    on the same labels.
+    With `start`, its encoder has these weights. The metrics are computed once and then read from a cache. For
+    fine-tuning, the untrained network is trained from scratch, or from `start`, on the same labels.
     """
     config, protocol = subject.config, subject.protocol
     pixels = protocol.layer == PIXELS
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
+    reads += [digest_of(start.weights)] if start else []
     settings = [get_evaluation(protocol, name).model_dump()]
     protocol_id = identity(name, protocol, config, subject.data, subject.device)
     key = json.dumps([reads, settings, name, protocol_id], sort_keys=True)
@@ -43,6 +45,8 @@ def untrained_metrics(subject: Subject, name: str, store: Store) -> dict[str, fl
         subject.observer.say(f"the baseline {path} is damaged ({error}), so it is computed again")
     if not pixels:
         subject = replace(subject, model=random_encoder(subject))
+        if start is not None:
+            subject.model.encoder.load_state_dict(start.weights)
     metrics = evaluate(subject, name).metrics
     if not store.writable:
         return metrics

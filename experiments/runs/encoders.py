@@ -57,11 +57,12 @@ def find_encoder(name: str | None, store: Store) -> FoundEncoder:
 
 
 def _encoder_in(path: Path) -> FoundEncoder:
-    """The encoder in a file, whose config anybody may have written: of it, neither the name nor the folder is used."""
+    """The encoder in a file, whose config anybody may have written: of it, no name and no path is used."""
     config, weights, digest = load_weights(path)
     anywhere = config.data.model_copy(update={"dir": None})
     name = printable(path.stem)
-    return FoundEncoder(config.model_copy(update={"name": name, "data": anywhere}), weights, digest, path, None)
+    own = {"name": name, "data": anywhere, "init": None}
+    return FoundEncoder(config.model_copy(update=own), weights, digest, path, None)
 
 
 class WeightsMissing(UserError):  # noqa: N818 (it describes the weights)

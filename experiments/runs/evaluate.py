@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +20,26 @@ from analysis.tables import is_accuracy, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
 from experiments.runs.looks import LOOK
+from experiments.runs.stock import Stock
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
+from simclr.config import to_toml
 from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
 from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, get_evaluation
+from simclr.evaluate.finetune import Classifier
 from simclr.evaluate.protocol import describe, identity
 from simclr.evaluate.subject import Subject, check_collapse
+from simclr.train.teacher import FILE, facts_of
+from simclr.weights.checkpoint import save_weights
+from simclr.weights.start import Start, start_of
 
 FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPORT_COLUMNS
-REFERENCES = ("low", "high", "untrained", "pixels", "chance")  # the interval and the baselines of a figure
+# The interval and the baselines of a figure. `start` is the network before training, if it started from weights.
+REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
+LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
 
@@ -44,12 +53,20 @@ class Report(NamedTuple):
 
 
 def evaluate_encoder(
-    found: FoundEncoder, subject: Subject, store: Store, names: Sequence[str], transfer: str | None = None
+    found: FoundEncoder,
+    subject: Subject,
+    store: Store,
+    names: Sequence[str],
+    transfer: str | None = None,
+    stock: Stock | None = None,
+    *,
+    keep: bool = False,
 ) -> Report:
-    """Run some of EVALUATIONS, next to chance, raw pixels and the untrained network.
+    """Run some of EVALUATIONS, next to chance, raw pixels, the untrained network and a stock encoder, if there is one.
 
-    Everything is logged to the encoder's run, or to a new run if the encoder came from a file. Where the store can't be
-    written, a warning says that nothing was recorded. Raises BadSettings if the encoder has collapsed.
+    Everything is logged to the encoder's run, or to a new run if the encoder came from a file, with `keep` also the
+    network that was fine-tuned. Where the store can't be written, a warning says that nothing was recorded. Raises
+    BadSettings if the encoder has collapsed.
     """
     names = list(names)
     check(subject, names)
@@ -58,27 +75,43 @@ def evaluate_encoder(
     with devices.memory_errors("evaluate with --device cpu"):
         check_collapse(subject)
         raw = pixel_accuracy(subject, store) if any(EVALUATIONS[name].needs_labels for name in names) else nan
+        start = _start(subject)
         for name in names:
             outcomes[name] = evaluate(subject, name)
-            rows += _rows(subject, name, outcomes[name], untrained_metrics(subject, name, store), raw)
+            others = {"untrained": untrained_metrics(subject, name, store)}
+            if start is not None:
+                others["start"] = untrained_metrics(subject, name, store, start)
+            if stock is not None:
+                others["stock"] = untrained_metrics(stock.subject, name, store, stock.start)
+            rows += _rows(subject, name, outcomes[name], others, raw)
     table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
     warnings, run_id = _warnings(table), found.run_id
     if store.writable:
-        run_id = _log(found, subject, store, table, outcomes, transfer)
+        run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
         warnings.append(f"these figures were not recorded, because {store.folder} can't be written")
     return Report(run_id, table, describe(subject.protocol, subject.data), warnings)
 
 
+def _start(subject: Subject) -> Start | None:
+    """The weights that the encoder's training started from, if it did and they are still where they were."""
+    try:
+        return start_of(subject.config)
+    except UserError as error:
+        subject.observer.say(f"the figures before training are left out: {error}")
+        return None
+
+
 def _rows(
-    subject: Subject, name: str, outcome: Outcome, untrained: Mapping[str, float], pixels: float
+    subject: Subject, name: str, outcome: Outcome, others: Mapping[str, Mapping[str, float]], pixels: float
 ) -> Iterator[dict[str, Any]]:
     """One row per metric of an evaluation. Accuracies have an interval, chance and the accuracy of raw pixels."""
     evaluation = get_evaluation(subject.protocol, name)
     protocol = identity(name, subject.protocol, subject.config, subject.data, subject.device)
     chance, count = evaluation.chance(subject)
     for metric, value in outcome.metrics.items():
-        row = {"metric": metric, "trained": value, "untrained": untrained[metric], "protocol": protocol}
+        row = {"metric": metric, "trained": value, "protocol": protocol}
+        row |= {other: figures[metric] for other, figures in others.items()}
         if is_accuracy(metric):
             row["low"], row["high"] = accuracy_interval(value * count, count)
             row["chance"] = chance[metric[-4:]]
@@ -123,7 +156,8 @@ def _figures(record: Record) -> pd.DataFrame:
     except UserError:  # it has none
         return pd.DataFrame(columns=REPORT_COLUMNS)
     try:
-        table = pd.read_csv(path, dtype=str)[REPORT_COLUMNS]
+        table = pd.read_csv(path, dtype=str)
+        table = table.assign(**{name: nan for name in LATER if name not in table})[REPORT_COLUMNS]
         return table.astype(dict.fromkeys(("trained", *REFERENCES), float))  # Python's float keeps every digit
     except (ValueError, KeyError):  # what pandas raises for a damaged file is among these
         raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again, which writes it anew") from None
@@ -163,6 +197,7 @@ def _log(
     table: pd.DataFrame,
     outcomes: dict[str, Outcome],
     transfer: str | None,
+    keep: bool,
 ) -> str:
     """Log the figures with their protocols and predictions, and return the run's id."""
     if found.run_id is not None:
@@ -181,6 +216,9 @@ def _log(
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
             _keep_predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
+        if keep and isinstance(network := outcome.network, Classifier):
+            facts = facts_of(network, to_toml(subject.config), subject.data.identity)
+            tracker.artifact(FILE, partial(save_weights, model=network, metadata=facts))
     _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})

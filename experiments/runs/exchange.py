@@ -18,7 +18,7 @@ from simclr.errors import UserError
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject, check_collapse
 from simclr.progress import SILENT, Observer
-from simclr.weights.checkpoint import fill, load_weights, save_weights
+from simclr.weights.checkpoint import fill, is_own, save_weights
 from simclr.weights.export import Parity, export_encoder
 from simclr.weights.foreign import Imported, import_encoder
 
@@ -37,7 +37,7 @@ def import_run(
     observer: Observer = SILENT,
 ) -> tuple[Record, Imported]:
     """A run that holds the encoder of another program's file, to be evaluated on `data`; and what was read."""
-    if _is_own(path):
+    if is_own(path):
         raise UserError(f"{path} was written by this suite, so it needs no import: use it as in `simclr eval {path}`")
     imported = import_encoder(path, layout, backbone=backbone, stem=stem, prefix=prefix, partial=partial)
     if imported.side and stored_side(data) != imported.side:
@@ -54,15 +54,6 @@ def import_run(
     tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))
     tracker.finish("FINISHED")
     return tracker.record(), imported
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a file holds weights of this suite."""
-    try:
-        load_weights(path)
-    except UserError:
-        return False
-    return True
 
 
 def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Parity:

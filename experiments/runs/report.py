@@ -17,7 +17,7 @@ from analysis.page import Section, page
 from analysis.tables import FORMATS, in_percent, is_accuracy, is_on_validation, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
-from experiments.runs.evaluate import REFERENCES, predictions, references
+from experiments.runs.evaluate import LATER, REFERENCES, predictions, references
 from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
@@ -26,10 +26,16 @@ from simclr.data.dataset import digest_of
 from simclr.progress import knn_metric
 
 MOST_CONFUSED = 10  # pairs of classes
-COLUMNS = {"low": "95 % interval", "untrained": "Untrained", "pixels": "Pixels (kNN)", "chance": "Chance"}
+COLUMNS = {
+    "untrained": "Untrained",
+    "start": "Before training",
+    "stock": "Stock encoder",
+    "pixels": "Pixels (kNN)",
+    "chance": "Chance",
+}
 HOW = """Accuracies are on the test images unless they say on validation, in percent, with Clopper and Pearson's 95 % \
-interval. They stand next to those of the same network without training, of k nearest neighbours on the raw pixels, \
-and of chance."""
+interval. They stand next to those of the same network without training (and, if its encoder started from weights, \
+with these), of k nearest neighbours on the raw pixels, and of chance."""
 
 
 def report(run: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
@@ -79,15 +85,16 @@ def _rank(metric: str) -> int:
 
 def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     """The table of evaluations for readers."""
+    columns = [key for key in COLUMNS if key not in LATER or figures[key].notna().any()]
     rows = []
     for row in figures[~figures["metric"].str.endswith("_l2")].to_dict("records"):  # a choice, not a result
         scale, style = (100, ".1f") if in_percent(row["metric"]) else (1, ".4g")
         shown = {key: None if isnan(row[key]) else f"{scale * row[key]:{style}}" for key in ("trained", *REFERENCES)}
         label = metric_label(row["metric"]) + (" (%)" if in_percent(row["metric"]) else "")
         interval = f"\n{shown['low']}\u00a0to {shown['high']}" if shown["low"] else ""
-        others = {COLUMNS[key]: shown[key] for key in ("untrained", "pixels", "chance")}
+        others = {COLUMNS[key]: shown[key] for key in columns}
         rows.append({"Evaluation": label, "Trained": f"{shown['trained']}{interval}", **others})
-    return pd.DataFrame(rows, columns=["Evaluation", "Trained", *list(COLUMNS.values())[1:]], dtype=object)
+    return pd.DataFrame(rows, columns=["Evaluation", "Trained", *(COLUMNS[key] for key in columns)], dtype=object)
 
 
 def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
@@ -102,6 +109,7 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         dataset,
         run.params.get("model.backbone", ""),
         *settings,
+        f"started from {run.tags['start']}" if "start" in run.tags else "",
         run.started.strftime("%d %B %Y"),
         run.status.lower(),
     ]

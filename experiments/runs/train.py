@@ -24,13 +24,14 @@ from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import Config, to_toml
 from simclr.data.dataset import Dataset, short_identity
-from simclr.errors import UnusableCheckpoint, UserError
+from simclr.errors import UnusableCheckpoint, UserError, printable
 from simclr.methods import METHODS
 from simclr.progress import SILENT, Forwarding, Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted, pretrain
 from simclr.train.memory import MIB
 from simclr.weights.checkpoint import checkpoints, save_weights
+from simclr.weights.start import start_of
 
 
 def train(
@@ -66,6 +67,8 @@ def train(
             tracker = Tracker(store, unfinished.id)
         else:
             own = {"config_key": config.key(), "data_digest": identity, "seed": str(config.seed)}
+            if (start := start_of(config)) is not None:
+                own["start"] = printable(start.name)
             tracker = start_run(store, config.run_name(), "pretrain", config.flat(), {**own, **tags}, parent=parent)
         with tracker.finishing(Interrupted):
             _train(prepared, tracker, unfinished is not None, observer)
@@ -123,12 +126,26 @@ def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError
                     f"run {started.short_id} of this config started in {precision}, and would continue in "
                     f"{config.precision()} here: add --precision {precision}, or leave out --resume to start a new run"
                 )
+        if (started := _started_elsewhere(config, identity, store)) is not None:
+            return UserError(
+                f"run {started.short_id} of this config started from other weights than init = '{config.init}' names "
+                f"now: resume it with --set init='{started.params['init']}', or leave out --resume to start a new run"
+            )
         return UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
     return UserError(
         f"the images changed since run {others.short_id} started (their digest is {short_identity(identity)}, "
         f"and was {short_identity(others.tags['data_digest'])}): restore them, or leave out --resume to train on "
         f"the images of today"
     )
+
+
+def _started_elsewhere(config: Config, identity: str, store: Store) -> Record | None:
+    """A run that could be resumed if `init` still named the weights that it started from."""
+    for run in store.records(kind="pretrain", data_digest=identity) if config.init is not None else ():
+        init = run.params.get("init", "None")
+        if init != "None" and run.is_of(config.model_copy(update={"init": init})) and _resumable([run]):
+            return run
+    return None
 
 
 def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observer) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.configs.resolve import changed, check_distinct, check_method, preset_on, shared, short_name
+from experiments.configs.resolve import (
+    changed,
+    check_distinct,
+    check_method,
+    preset_on,
+    shared,
+    short_name,
+    short_setting,
+)
 from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
 from experiments.studies.cell import BASELINE, Cell, is_number
 from experiments.studies.expect import with_expectations
@@ -133,7 +141,7 @@ def plan_study(
 
 def settings_name(changes: Mapping[str, Any]) -> str:
     """The name of a cell with these changes, e.g. `temperature=0.1, loss.normalize=False`."""
-    return ", ".join(f"{short_name(path)}={value}" for path, value in changes.items())
+    return ", ".join(short_setting(path, value) for path, value in changes.items())
 
 
 def refuse_fixed(path: str) -> None:

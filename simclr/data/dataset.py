@@ -39,15 +39,10 @@ from simclr.data.store import ImageStore, open_store
 from simclr.data.wide import Range
 from simclr.errors import UserError, printable
 from simclr.progress import SILENT, Observer
-from simclr.settings import MOST_IMAGES, Folder, Pair, Section, Seed, one_of
+from simclr.settings import MOST_IMAGES, Folder, Pair, Section, Seed, later, one_of
 
 MOST_SKIPPED: dict[str | float, float] = {"error": 0.0, "skip": 0.25}  # share of the files that may be skipped
 STATISTICS = 10_000  # images (or up to twice as many) that the mean and standard deviation of the channels come from
-
-
-def _later(default: Any) -> Any:
-    """A setting that came later. Records leave it out at its default, so that keys and names of runs stay."""
-    return Field(default, exclude_if=lambda value: value == default)
 
 
 def _check_colour(name: str) -> str:
@@ -96,21 +91,21 @@ class DataConfig(Section):
     split_seed: Seed = 0  # seed of the validation split and the limit (--resplit of ablate adds that of each run)
     # Mean and deviation that normalise the channels: of the training images, 0.5 and 0.5, ImageNet's, or none.
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
-    labels: Folder | None = _later(None)  # table of the file names in `dir` and their labels
-    image_column: str | None = _later(None)  # column or array with images or their file names (default: recognised)
-    label_column: str | None = _later(None)  # column or array with the classes (default: recognised)
-    split_column: str | None = _later(None)  # column with train, val or test (default: recognised)
-    unlabelled: bool = _later(False)  # whether subfolders of your own images are not classes
+    labels: Folder | None = later(None)  # table of the file names in `dir` and their labels
+    image_column: str | None = later(None)  # column or array with images or their file names (default: recognised)
+    label_column: str | None = later(None)  # column or array with the classes (default: recognised)
+    split_column: str | None = later(None)  # column with train, val or test (default: recognised)
+    unlabelled: bool = later(False)  # whether subfolders of your own images are not classes
     # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
-    group: Annotated[str | None, AfterValidator(_check_pattern)] = _later(None)
-    test_from: Literal["val"] | None = _later(None)  # the split to test on if there is no test
+    group: Annotated[str | None, AfterValidator(_check_pattern)] = later(None)
+    test_from: Literal["val"] | None = later(None)  # the split to test on if there is no test
     # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.
     on_bad_image: Annotated[Literal["error", "skip"] | float, BeforeValidator(_check_bad_image)] = "error"
     # The colour behind transparent images.
-    background: Annotated[str, AfterValidator(_check_colour)] = _later("white")
+    background: Annotated[str, AfterValidator(_check_colour)] = later("white")
     # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.
-    range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = _later("auto")
-    check: Literal["error", "report"] = _later("error")  # if images look wrongly decoded
+    range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = later("auto")
+    check: Literal["error", "report"] = later("error")  # if images look wrongly decoded
 
 
 @dataclass(frozen=True)

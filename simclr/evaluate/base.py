@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simclr.config import Config
 from simclr.data.dataset import Dataset
@@ -19,6 +19,7 @@ class Outcome(NamedTuple):
 
     metrics: dict[str, float]
     predictions: dict[str, Tensor] = {}  # noqa: RUF012  predicted class of each test image, by accuracy
+    network: nn.Module | None = None  # the last one that was fine-tuned, of the first seed
 
 
 class Evaluation(Section):

@@ -20,6 +20,7 @@ from simclr.device import autocast, resolve_precision, whole_float32
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import Subject, features, represent, whole_images
+from simclr.model import Network
 from simclr.randomness import permutation, subseed
 from simclr.settings import MOST_VALUES, BatchSize, Count, Epochs, Rate, Values
 from simclr.views import Pipeline, apply, draw
@@ -89,14 +90,14 @@ class Finetune(Sgd):
         whole = Outcome({}, {})
         for fraction in self.fractions:
             part = self._run_fraction(subject, fraction)
-            whole = Outcome(whole.metrics | part.metrics, whole.predictions | part.predictions)
+            whole = Outcome(whole.metrics | part.metrics, whole.predictions | part.predictions, part.network)
         return whole
 
     def _run_fraction(self, subject: Subject, fraction: float) -> Outcome:
         name, truth, data = f"finetune_{fraction * 100:g}pct", subject.labels("test"), subject.data
         settings = self.model_copy(update={"epochs": self.few_epochs if fraction <= FEW else self.epochs})
         results: list[Outcome] = []
-        lr = self.lr[0]
+        lr, first = self.lr[0], None
         for seed in range(self.seeds):
             rows = label_subset(data.labels, data.parts["train"], fraction, seed)
             if len(rows) < 2:
@@ -105,35 +106,40 @@ class Finetune(Sgd):
             if seed == 0 and len(self.lr) > 1 and len(held):
                 lr, _ = best_rate(subject, np.setdiff1d(rows, held), held, settings, seed, frozen=False)
             classifier = fit(subject, rows, settings, lr, seed, frozen=False)
+            first = first or classifier
             scores = class_scores(classifier, subject, data.parts["test"])
             results.append(accuracies(scores, truth, name))
         metrics = {key: float(np.mean([one.metrics[key] for one in results])) for key in results[0].metrics}
         metrics[f"{name}_lr"] = lr
         if self.seeds > 1:
             metrics[f"{name}_std"] = float(np.std([one.metrics[f"{name}_top1"] for one in results], ddof=1))
-        return Outcome(metrics, results[0].predictions)
+        return Outcome(metrics, results[0].predictions, first)
 
 
 class Classifier(nn.Module):
     """A copy of an encoder up to a layer, with new layers on top: images (N x 3 x S x S, in [0, 1]) -> N x classes."""
 
-    def __init__(self, subject: Subject, classes: int, kind: str, seed: int) -> None:
+    def __init__(self, model: Network, layer: str, width: int, classes: int, hidden: int) -> None:
+        """`width` is that of the layer, and `hidden` the number of hidden layers of the classifier: 0 or 1."""
         super().__init__()
-        self.model, self.layer = copy.deepcopy(subject.model), subject.protocol.layer
-        width = features(
-            self.model, subject.data.images, subject.data.parts["test"][:1], torch.float32, self.layer
-        ).shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(subseed(seed, "init", "classifier"))
-            last = nn.Linear(width, classes)
-            self.head = last if kind == "linear" else nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
-        self.head.to(subject.device)
+        self.model, self.layer = model, layer
+        last = nn.Linear(width, classes)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last) if hidden else last
 
     def forward(self, images: Tensor, frozen: bool = False) -> Tensor:
         """Class scores. With `frozen`, no gradient reaches the encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             x = represent(self.model, images, self.layer)
         return self.head(x)  # type: ignore[no-any-return]
+
+
+def new_classifier(subject: Subject, classes: int, kind: str, seed: int) -> Classifier:
+    """A classifier on a copy of the subject's encoder, whose new layers have the seed's initial weights."""
+    model, layer = copy.deepcopy(subject.model), subject.protocol.layer
+    width = features(model, subject.data.images, subject.data.parts["test"][:1], torch.float32, layer).shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(subseed(seed, "init", "classifier"))
+        return Classifier(model, layer, width, classes, kind == "mlp").to(subject.device)
 
 
 def label_subset(labels: Array, rows: Array, fraction: float, seed: int) -> Array:
@@ -166,7 +172,7 @@ def held_out(labels: Array, rows: Array) -> Array:
 def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, frozen: bool) -> Classifier:
     """Train a classifier on the labelled images in `rows`. The subject's own network stays as it is."""
     data, device = subject.data, subject.device
-    classifier = Classifier(subject, len(data.classes), settings.head, seed)
+    classifier = new_classifier(subject, len(data.classes), settings.head, seed)
     trained = classifier.head if frozen else classifier
     batch = min(settings.batch_size, len(rows))
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0, momentum=0.9, nesterov=True)

@@ -6,6 +6,7 @@ from simclr.methods.barlow import Barlow
 from simclr.methods.base import Method
 from simclr.methods.byol import BYOL
 from simclr.methods.dcl import DCL
+from simclr.methods.distill import Distill
 from simclr.methods.margin import Margin
 from simclr.methods.moco import MoCo
 from simclr.methods.nt_logistic import NTLogistic
@@ -27,4 +28,5 @@ METHODS: dict[str, type[Method]] = {
     "barlow": Barlow,
     "vicreg": VICReg,
     "moco": MoCo,
+    "distill": Distill,
 }

@@ -31,11 +31,13 @@ class Method(nn.Module):
     reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
     network: Network
+    average: Network | None  # of the network over the steps, if `train.ema` asks for it
 
     def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
         """`settings` is an instance of `section`. `fused` sends both views through the network in one forward pass."""
         super().__init__()
         self.settings, self.network, self.fused = settings, network, fused
+        self.average = None
 
     def embed(self, views: Tensor) -> Tensor:
         """Embeddings (k x n x D) of both views (2 x n x 3 x S x S) of a group of images that share batch norm.

@@ -1,4 +1,4 @@
-"""What methods with a predictor or a target network share (BYOL, SimSiam, MoCo)."""
+"""What methods with a predictor or a target network share (BYOL, SimSiam, MoCo), and averaged weights (train.ema)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,19 @@ def frozen_copy(network: Network) -> Network:
 
 
 @torch.no_grad()
-def follow(target: nn.Module, source: nn.Module, momentum: float) -> None:
-    """Move a target's parameters towards those of its source: momentum x target + (1 - momentum) x source."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+def follow(target: nn.Module, source: nn.Module, momentum: float, *, statistics: bool = False) -> None:
+    """Move a target's parameters towards those of its source: momentum x target + (1 - momentum) x source.
+
+    With `statistics`, its buffers too, as for a target that sees no images. Whole numbers are copied.
+    """
+    targets, sources = list[Tensor](target.parameters()), list[Tensor](source.parameters())
+    for own, other in zip(target.buffers(), source.buffers(), strict=True) if statistics else ():
+        if own.is_floating_point():
+            targets.append(own)
+            sources.append(other)
+        else:
+            own.copy_(other)
+    torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 
 def predicted_cosine(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def pretrain(
     and RunFailed when the loss is not finite or a checkpoint can't be written.
     """
     steps = count_steps(config, data)
-    training = start_training(config, data, device)
+    training = start_training(config, data, device, resume=resume)
     if resume:
         training.load(checkpoint.latest(folder))
     meter, saved_at = Meter(training, observer), time.perf_counter()
@@ -125,7 +125,7 @@ def pretrain(
             training.epoch_loss = 0.0
             knn_every = config.train.knn_every
             if knn_every and (epoch % knn_every == 0 or done == steps.total) and data.has_labels:
-                observer.metrics(knn_accuracy(training.model, data, training.dtype), done)
+                observer.metrics(knn_accuracy(training.evaluated, data, training.dtype), done)
                 meter.restart()
         stopping = observer.stop()
         if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
@@ -137,7 +137,7 @@ def pretrain(
             saved_at = time.perf_counter()
         if stopping and done < steps.total:
             raise Interrupted(done)
-    return training.model
+    return training.evaluated
 
 
 class Meter:

@@ -23,9 +23,13 @@ from simclr.device import (
 from simclr.errors import BadSettings, UnusableCheckpoint, UserError
 from simclr.methods import METHODS
 from simclr.methods.base import Method
+from simclr.methods.distill import Distill
+from simclr.methods.predictor import follow, frozen_copy
 from simclr.model import Network, batch_norms, mixes_images, statistics_kept
 from simclr.randomness import initial_weights, subseed
+from simclr.train.teacher import load_teacher
 from simclr.views import Views, two_views
+from simclr.weights.start import load_start
 
 
 @dataclass
@@ -48,6 +52,11 @@ class Training:
     def model(self) -> Network:
         """The network being trained."""
         return self.method.network
+
+    @property
+    def evaluated(self) -> Network:
+        """The network that is evaluated: the average of the one that is trained, if there is one."""
+        return self.method.average or self.method.network
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds."""
@@ -77,12 +86,18 @@ class Training:
         self.step, self.epoch_loss = state["step"], state["epoch_loss"]
 
 
-def start_training(config: Config, data: Dataset, device: torch.device) -> Training:
-    """The training of a config at step 0. Raises UserError if the method needs labels that the data lack."""
+def start_training(config: Config, data: Dataset, device: torch.device, *, resume: bool = False) -> Training:
+    """The training of a config at step 0. Raises UserError if the method needs labels that the data lack.
+
+    With `resume`, the weights to start from are not read, because a checkpoint will follow.
+    """
     if device.type == "cpu":
         keep_freed_memory()
     dtype = resolve_precision(config.train.precision, device)
-    method = build_method(config, build_model(config, data, device))
+    model = build_model(config, data, device)
+    if not resume:
+        load_start(model.encoder, config)
+    method = build_method(config, model)
     method.check_labels(torch.from_numpy(data.labels[data.parts["pretrain"]]))
     return make_training(config, method, dtype, data.identity)
 
@@ -113,6 +128,11 @@ def build_method(config: Config, network: Network) -> Method:
     kind = METHODS[config.method]
     with initial_weights(config.seed, "method"):  # for layers of the method's own
         method = kind(config.method_settings(), network, fused=config.train.views == "fused")
+    if isinstance(method, Distill):
+        teacher, classes, _ = load_teacher(method.settings.teacher)
+        method.set_teacher(teacher, classes)
+    if config.train.ema is not None:
+        method.average = frozen_copy(network)
     return method.to(network.mean.device)
 
 
@@ -129,6 +149,8 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     training.scaler.update()
     training.optimizer.zero_grad()
     training.method.after_step()
+    if training.method.average is not None:
+        follow(training.method.average, training.model, training.config.train.ema or 0.0, statistics=True)
     training.step += 1
     return report
 

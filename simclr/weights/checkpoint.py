@@ -25,6 +25,7 @@ from simclr.model import Network
 from simclr.settings import parse_toml
 
 KEEP = 2  # checkpoints that a run keeps
+AVERAGE = "average."  # how the names of averaged weights start (`train.ema`)
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -171,6 +172,7 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
         config = make(parse_toml(str(state["config"]), "its config"))
     except (UserError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} holds a config of a different version of this suite: {error}") from None
+    state["model"] = averaged(state.get("method")) or state["model"]
     check_tensors(path, state["model"])
     try:
         with torch.device("meta"):  # shapes without numbers
@@ -182,6 +184,21 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     except UserError as error:
         raise UserError(f"{path} can't be used: {error}") from None
     return config, state["model"], state["digest"]
+
+
+def averaged(method: Any) -> dict[str, Tensor]:
+    """The averaged network in what a checkpoint holds of a method, which is then the one to evaluate. Else empty."""
+    own = method if isinstance(method, dict) else {}
+    return {str(name).removeprefix(AVERAGE): own[name] for name in own if str(name).startswith(AVERAGE)}
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file holds weights of this suite."""
+    try:
+        load_weights(path)
+    except UserError:
+        return False
+    return True
 
 
 def check_shapes(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -224,6 +224,7 @@ def test_the_toml_of_every_preset_reads_back_as_an_equal_config():
 # A value other than the default for every setting that changes the result. CONTEXT makes the config use it.
 MATTERS = {
     "seed": 1,
+    "init": "weights.pth@0123456789abcdef",
     "data.dataset": "digits",
     "data.side": 48,
     "data.val_fraction": 0.2,
@@ -263,6 +264,7 @@ MATTERS = {
     "train.batch_size": 128,
     "train.norm_batch": 64,
     "train.views": "split",
+    "train.ema": 0.99,
     "train.precision": "fp16",  # what auto never stands for on a CPU
 }
 for _view in ("augment", "augment2"):

@@ -20,6 +20,7 @@ from experiments.tracking import local
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.evaluate.evaluations import EVALUATIONS
+from simclr.model import RESNETS, WideResNet
 from tests.experiments.commands.helpers import Run, assert_one_line
 
 
@@ -62,6 +63,33 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     assert figures["trained"] == pytest.approx(100 * metrics["eval/linear_top1"])
     assert figures["pixels"] == pytest.approx(100 * kept["pixels"])
     assert (result["run"], result["id"], figures["protocol"]) == ("tiny-s0", record.id, protocol)
+
+
+def test_a_stock_encoder_is_judged_by_the_same_protocol(
+    run: Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    assert_one_line(run("eval", "tiny-s0", "--stock", "resnet18"), 2, f"are not in {cached.parent}, and nothing is")
+    network = WideResNet(*RESNETS["resnet18"], 0.125)
+    network.set_stem("imagenet")
+    cached.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), cached)
+    assert run("import", cached, "--dataset", "digits", "--name", "stock").exit_code == 0
+    alone = table_of(run("eval", "stock", "--knn").stdout)
+    for name in ("resnet18", cached):
+        done = run("eval", "tiny-s0", "--knn", "--stock", name)
+        assert done.exit_code == 0, done.output
+        _, _, _, _, untrained, stock, *_ = table_of(done.stdout)["knn_top1"]
+        assert stock == alone["knn_top1"][0] != untrained
+    assert "stock" not in run("eval", "tiny-s0", "--knn").stdout
+    refused = {
+        ("resnet10",): "unknown file or network of torchvision 'resnet10'",
+        (cached, "--layer", "z"): "--stock has no layer 'z'",
+        (exported,): "was written by this suite",
+    }
+    for options, message in refused.items():
+        assert_one_line(run("eval", "tiny-s0", "--knn", "--stock", *options), 2, message)
 
 
 def test_every_evaluation_has_an_option(run: Run) -> None:
@@ -219,3 +247,25 @@ def test_a_home_that_cannot_be_written_is_listed_and_evaluated_from(
     weights = Store(home).find("tiny-s0").artifact("model.safetensors")
     assert run("eval", weights, "--knn").stdout.startswith("the file on digits")
     assert times() == before
+
+
+def test_a_network_that_was_fine_tuned_from_the_first_layer_of_the_head_can_teach_another(
+    run: Run, trained: Store
+) -> None:
+    short = ["finetune.epochs=1", "finetune.seeds=1", "finetune.lr=[0.05]", "finetune.min_steps=2"]
+    settings = [word for setting in short for word in ("--set", setting)]
+    assert_one_line(run("eval", "tiny-s0", "--knn", "--keep"), 2, "--keep keeps one fine-tuned network")
+    student = ["pretrain", "--config", "tiny.toml", "--method", "distill", "--set", "distill.teacher=tiny-s0"]
+    student += ["--set", "model.out_dim=10", "--epochs", "1", "--name", "student"]
+    assert_one_line(run(*student), 2, "has no file 'fine-tuned.safetensors'")
+    for layer in ("h", "head.1"):
+        done = run("eval", "tiny-s0", "--finetune", "0.5", "--layer", layer, "--keep", *settings)
+        assert done.exit_code == 0, done.output
+    protocols = trained.find("tiny-s0").protocols
+    assert protocols["finetune_50pct_top1"] != protocols["head.1/finetune_50pct_top1"]
+    done = run(*student)
+    assert done.exit_code == 0, done.output
+    assert "trained on labels" in done.stderr
+    record = trained.find("student-s0")
+    assert re.fullmatch(r".*/fine-tuned\.safetensors@[0-9a-f]{16}", record.params["distill.teacher"])
+    assert record.metrics["train/agreement"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,31 @@ def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> Non
     weights.with_name("away").rename(weights)
     assert done.exit_code == 2
     assert done.stderr.endswith("its weights were deleted: to train it again, add --again to its command\n")
+
+
+def test_a_run_starts_from_another_which_is_a_baseline_of_its_evaluation(run: Run, trained: Store) -> None:
+    done = run("pretrain", "--config", "tiny.toml", "--init", "tiny-s0", "--epochs", 1, "--seed", 5)
+    assert done.exit_code == 0, done.output
+    record = trained.find("tiny-init=tiny-s0-epochs=1-s5")
+    assert record.tags["start"] == "tiny-s0"
+    assert record.params["init"].startswith(f"{trained.find('tiny-s0').artifact('model.safetensors')}@")
+    own, onward = (
+        {row["metric"]: row for row in json.loads(run("eval", name, "--knn", "--json").stdout)["figures"]}
+        for name in ("tiny-s0", record.name)
+    )
+    assert onward["knn_top1"]["start"] == own["knn_top1"]["trained"]
+    assert own["knn_top1"]["start"] is None
+    assert " start " in run("eval", record.name, "--knn").stdout
+    done = run("report", record.name, "--out", "report")
+    page = next(Path("report").rglob("*.html")).read_text()
+    assert "started from tiny-s0" in page
+    assert "Before training" in page
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "nothing-s0"])
+def test_a_start_that_is_no_file_and_no_run_is_refused(name: str, run: Run) -> None:
+    done = run("pretrain", "--config", "tiny.toml", "--init", name)
+    assert_one_line(done, 2, f"init = '{name}' is no file, and no finished run with one: ")
 
 
 def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.train import train, train_or_resume
@@ -15,10 +16,12 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.errors import RunFailed, UnusableCheckpoint, UserError
+from simclr.model import build_encoder
 from simclr.progress import Observer
 from simclr.train import loop
 from simclr.train.loop import Interrupted
 from simclr.weights.checkpoint import checkpoints, load_weights
+from simclr.weights.start import resolved
 from tests.helpers import tiny
 
 
@@ -114,6 +117,24 @@ def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, s
         message = rf"the images changed since run {stopped.short_id} started \(their digest is {now}, and was {own}\)"
         with pytest.raises(UserError, match=message):
             train(changed, store, resume=True)
+
+
+def test_a_run_resumes_without_the_weights_that_it_started_from(home: Path, store: Store, tmp_path: Path) -> None:
+    path, config = tmp_path / "theirs.safetensors", tiny(train={"epochs": 1})
+    for seed in (2, 1):
+        encoder = build_encoder(config.model, 16, seed)[0]
+        save_file(encoder.state_dict(), path)
+        prepared = prepare(resolved(config, path), home)
+        if seed == 2:
+            with pytest.raises(Interrupted):
+                train(prepared, store, observer=Watch(stop_after=2))
+            stopped, first = store.records()[0], prepared
+    assert stopped.tags["start"] == "theirs.safetensors"
+    message = f"run {stopped.short_id} of this config started from other weights .*--set init='{first.config.init}'"
+    with pytest.raises(UserError, match=message):
+        train(prepared, store, resume=True)
+    path.unlink()
+    assert train(first, store, resume=True).id == stopped.id
 
 
 def auto(home: Path) -> Prepared:

@@ -23,6 +23,7 @@ from simclr.evaluate.finetune import (
     fit,
     held_out,
     label_subset,
+    new_classifier,
 )
 from simclr.evaluate.linear import Linear
 from simclr.evaluate.subject import fingerprint
@@ -79,7 +80,8 @@ def test_linear_sgd_learns_about_as_much_as_logistic_regression(few: Dataset) ->
 def test_finetune_gives_mean_and_deviation_over_seeds_for_each_fraction(few: Dataset) -> None:
     subject = subject_of(few)
     settings = Finetune(epochs=2, min_steps=4, seeds=2, lr=(0.02, 0.1), fractions=(0.1, 1.0))
-    metrics, predictions = settings.run(subject)
+    metrics, predictions, network = settings.run(subject)
+    assert isinstance(network, Classifier)
     assert set(metrics) == {f"finetune_{f}_{k}" for f in ("10pct", "100pct") for k in ("top1", "top5", "lr", "std")}
     assert set(predictions) == {"finetune_10pct_top1", "finetune_100pct_top1"}
     found = []
@@ -178,13 +180,13 @@ def test_float32_on_cuda_is_another_protocol_than_that_of_versions_that_used_tf3
 def test_the_hidden_layer_of_a_head_is_as_wide_as_h(digits: Dataset) -> None:
     subject = subject_of(digits)
     width = subject.model.features
-    shapes = [tuple(parameter.shape) for parameter in Classifier(subject, 10, "mlp", 0).head.parameters()]
+    shapes = [tuple(parameter.shape) for parameter in new_classifier(subject, 10, "mlp", 0).head.parameters()]
     assert shapes == [(width, width), (width,), (10, width), (10,)]
 
 
 def test_a_classifier_can_be_trained_on_a_layer_of_the_head(digits: Dataset) -> None:
     subject = subject_of(digits, layer="z")
-    classifier = Classifier(subject, 10, "linear", 0)
+    classifier = new_classifier(subject, 10, "linear", 0)
     assert classifier(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     assert classifier.head.in_features == subject.config.model.out_dim  # type: ignore[union-attr]
 

@@ -149,6 +149,18 @@ def moco(e: Tensor, queue: Tensor, temperature: float) -> float:
     return float(np.mean(terms))
 
 
+def distill(e: Tensor, temperature: float, weight: float) -> float:
+    terms = []
+    for view in range(2):
+        for i in range(N):
+            student, teacher = ([math.exp(x / temperature) for x in logits] for logits in (e[view, i], e[2 + view, i]))
+            taught = -sum(t / sum(teacher) * math.log(s / sum(student)) for s, t in zip(student, teacher, strict=True))
+            logits = e[view, i].tolist()
+            labelled = math.log(sum(math.exp(x) for x in logits)) - logits[LABELS[i]]
+            terms.append(weight * taught + (1 - weight) * labelled)
+    return float(np.mean(terms))
+
+
 CASES: dict[str, tuple[str, int, dict[str, Any], Callable[[Tensor, Any], float]]] = {
     "nt_logistic": ("nt_logistic", 2, {"temperature": 0.3}, lambda e, _: nt_logistic(e, 0.3, mined=False)),
     "nt_logistic, semi-hard": ("nt_logistic", 2, {"semi_hard": True}, lambda e, _: nt_logistic(e, 0.5, mined=True)),
@@ -166,6 +178,8 @@ CASES: dict[str, tuple[str, int, dict[str, Any], Callable[[Tensor, Any], float]]
         {"invariance": 5.0, "variance": 7.0, "covariance": 3.0},
         lambda e, _: vicreg(e, 5.0, 7.0, 3.0),
     ),
+    "distill": ("distill", 4, {"temperature": 0.3}, lambda e, _: distill(e, 0.3, 1.0)),
+    "distill, with labels": ("distill", 4, {"weight": 0.4}, lambda e, _: distill(e, 1.0, 0.4)),
     "moco": ("moco", 4, {"queue": 9, "temperature": 0.3}, lambda e, method: moco(e, method.queue, 0.3)),
 }
 

@@ -1,0 +1,44 @@
+"""Find the weights that a config starts from, and the network that it learns from: in files, or those of runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from simclr.config import Config
+from simclr.errors import UserError
+
+GONE = "To resume a run whose weights to start from are gone, give its config.toml as --config"
+
+
+def with_weights(config: Config) -> Config:
+    """The config with the files that `init` and `distill.teacher` name, and the digests of their tensors.
+
+    Those that have both stay as they are. Raises UserError if one names neither a file nor a finished run that has what
+    it needs, and if `init` holds another network.
+    """
+    if config.init is None and config.method != "distill":
+        return config
+    from simclr.train.teacher import FILE, HOW, load_teacher  # importing torch's networks takes a second
+    from simclr.weights.start import resolved, split_digest
+
+    if config.init is not None and split_digest(config.init)[1] is None:
+        config = resolved(config, _find("init", config.init, "model.safetensors", GONE))
+    teacher = config.distill.teacher if config.method == "distill" else None  # type: ignore[attr-defined]
+    if teacher is not None and split_digest(teacher)[1] is None:
+        path = str(_find("distill.teacher", teacher, FILE, f"K{HOW[1:]}"))
+        named = {"teacher": f"{path}@{load_teacher(path)[2]}"}
+        config = config.model_copy(update={"distill": config.distill.model_copy(update=named)})  # type: ignore[attr-defined]
+    return config
+
+
+def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
+    """The file with this name, or the file `kept` of the run that is called so. Raises UserError with the remedy."""
+    if os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
+        return Path(name).resolve()
+    from experiments.tracking.store import Store, home
+
+    try:
+        return Store(home()).find(name).artifact(kept)
+    except UserError as error:
+        raise UserError(f"{setting} = '{name}' is no file, and no finished run with one: {error}. {remedy}") from None

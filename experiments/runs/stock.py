@@ -1,0 +1,70 @@
+"""A stock encoder, such as torchvision's, as one more baseline of an evaluation. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torchvision.models import get_model_weights, list_models
+
+from simclr.build import build_model
+from simclr.config import make
+from simclr.errors import UserError, printable, unknown
+from simclr.evaluate.subject import Subject
+from simclr.model import RESNETS, backbones
+from simclr.settings import merge
+from simclr.weights.checkpoint import is_own
+from simclr.weights.foreign import import_encoder
+from simclr.weights.start import ARCHITECTURE, Start
+
+
+class Stock(NamedTuple):
+    """A stock encoder on the images of an evaluation."""
+
+    start: Start
+    subject: Subject  # whose network is untrained
+
+
+def stock_encoder(name: str, subject: Subject) -> Stock:
+    """The encoder in a file of another program, or one of torchvision whose weights are in torch's cache, by its name.
+
+    It sees the same images, normalised by ImageNet's mean and deviation. Raises UserError if it can't be had, and for
+    other layers than h.
+    """
+    if subject.protocol.layer != "h":
+        raise UserError(f"--stock has no layer '{subject.protocol.layer}', only h: leave out one of both options")
+    path = Path(name)
+    backbone = None
+    if not path.is_file():
+        path, backbone = _cached(name), None if name in RESNETS else name
+    if is_own(path):
+        raise UserError(f"{path} was written by this suite: evaluate it by itself with `simclr eval {path}`")
+    try:
+        found = import_encoder(path, backbone=backbone)
+    except UserError as error:
+        raise UserError(f"--stock: {error}. If `simclr import` can read it with options, evaluate its run") from None
+    if found.side not in (None, side := subject.model.side):
+        raise UserError(f"{path} takes images of {found.side} px, but these are of {side} px: choose another --stock")
+    table = merge(subject.config.model_dump(mode="json"), {"data": {"normalize": "imagenet"}})
+    config = make(table | {"model": found.model, "init": None})
+    start = Start(printable(path.name), {key: found.model[key] for key in ARCHITECTURE}, [], found.weights)
+    network = build_model(config, subject.data, subject.device)
+    return Stock(start, replace(subject, config=config, model=network))
+
+
+def _cached(name: str) -> Path:
+    """The weights of one of torchvision's networks in torch's cache, the recommended ones if there are several."""
+    if name not in list_models() or name not in backbones():
+        raise unknown("file or network of torchvision", name, [each for each in backbones() if each != "resnet10"])
+    kinds = get_model_weights(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    files = [folder / Path(each.url).name for each in (kinds.DEFAULT, *kinds)]
+    for path in files:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"the weights of {name} are not in {folder}, and nothing is downloaded without asking: download "
+        f"{kinds.DEFAULT.url} into that folder, or give --stock a file"
+    )

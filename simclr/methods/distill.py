@@ -1,0 +1,83 @@
+"""Distillation: predict what a fine-tuned network says about the same views (SimCLR v2, arXiv 2006.10029)."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from simclr.errors import UserError
+from simclr.methods.base import Method, single
+from simclr.settings import Section
+
+
+class DistillConfig(Section):
+    """Settings of distillation."""
+
+    # A run whose fine-tuned network `simclr eval --finetune 0.1 --keep` kept, or the file of that network. The digest
+    # of its tensors after an @, which the suite adds, is checked.
+    teacher: str | None = Field(None, min_length=1)
+    temperature: float = Field(1.0, ge=0.01, le=1000)  # of both networks' softmax
+    # Weight of the teacher. The rest is the cross-entropy of the images that have labels (Eq. 3 there).
+    weight: float = Field(1.0, ge=0, le=1)
+
+    def effective_settings(self) -> dict[str, Any]:
+        """Of the teacher, only the digest counts, once it is known."""
+        return super().effective_settings() | {"teacher": self.teacher and self.teacher.rpartition("@")[2]}
+
+
+class Distill(Method):
+    """The student's z are logits, which approach the teacher's (Eq. 2 there). The teacher has seen labels."""
+
+    section_name = "distill"
+    section = DistillConfig
+    loss_label = "distillation loss"
+    figures = ("agreement",)
+    reads_labels = True
+    settings: DistillConfig
+    teacher: nn.Module
+
+    def set_teacher(self, teacher: nn.Module, classes: int) -> None:
+        """Give it the network (images -> N x classes) that it learns from, which is never trained."""
+        if classes != self.network.z_width:
+            raise UserError(
+                f"the teacher knows {classes} classes, but the network has {self.network.z_width} outputs: set "
+                f"model.out_dim to {classes}, and model.head to linear, mlp or mlp3"
+            )
+        self.teacher = teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but the teacher is always evaluated."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Logits of the student for both views, and of the teacher for the same views (4 x n x classes)."""
+        with torch.no_grad():
+            targets = self.on_views(self.teacher, views)
+        return torch.cat([self.project(self.network, views), targets])
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of both networks' predictions, and how often they agree on the class."""
+        student, teacher = (logits.flatten(0, 1) for logits in single(embeddings).chunk(2))
+        temperature, weight = self.settings.temperature, self.settings.weight
+        targets = (teacher.detach() / temperature).softmax(1)
+        loss = weight * F.cross_entropy(student / temperature, targets)
+        if weight < 1:
+            classes = labels.repeat(2)
+            known = (classes >= 0).sum().clamp(min=1)
+            loss = loss + (1 - weight) * F.cross_entropy(student, classes, ignore_index=-1, reduction="sum") / known
+        agreement = (student.detach().argmax(1) == teacher.argmax(1)).to(student.dtype).mean()
+        return loss, agreement.view(1)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """It needs no labels of its own. Raise UserError if it would train on classes that the teacher doesn't know."""
+        if self.settings.weight < 1 and int(labels.max()) >= self.network.z_width:
+            raise UserError(
+                f"the images have {int(labels.max()) + 1} classes, but the teacher knows {self.network.z_width}: set "
+                f"distill.weight to 1, so that their labels are not used"
+            )

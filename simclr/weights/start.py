@@ -1,0 +1,109 @@
+"""The encoder that a training starts from (`init`): read from a file, and named with a digest of its tensors.
+
+A resolved `init` is PATH@DIGEST. Only the digest is part of a run's key, so that the file may move.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simclr.config import Config
+from simclr.errors import UserError
+from simclr.model import RESNETS
+from simclr.weights.checkpoint import fill, load_weights
+from simclr.weights.foreign import import_encoder
+
+RESOLVED = re.compile(r"(.*)@([0-9a-f]{16})", re.DOTALL)
+ARCHITECTURE = ("backbone", "stem", "width")  # the settings of an encoder
+
+
+class Start(NamedTuple):
+    """An encoder to start from."""
+
+    name: str  # of its run, or of its file
+    model: dict[str, Any]  # its ARCHITECTURE
+    other_stems: list[str]  # that its weights could belong to as well
+    weights: dict[str, Tensor]  # with the names of `build_encoder`
+
+
+def read_start(path: Path, backbone: str) -> Start:
+    """Read the encoder in a file of this suite, or in one of another program, where it is a ResNet or a `backbone`.
+
+    Raises UserError if there is none.
+    """
+    try:
+        config, weights, _ = load_weights(path)
+    except UserError:  # it is another program's
+        try:
+            found = import_encoder(path, backbone=None if backbone in RESNETS else backbone)
+        except UserError as error:
+            raise UserError(
+                f"can't start from {path}: {error}. If `simclr import` can read it with options, start from the run "
+                f"that it makes"
+            ) from None
+        return Start(path.name, {key: found.model[key] for key in ARCHITECTURE}, found.other_stems, found.weights)
+    own = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
+    return Start(config.run_name(), {key: getattr(config.model, key) for key in ARCHITECTURE}, [], own)
+
+
+def split_digest(text: str) -> tuple[Path, str | None]:
+    """The path in PATH@DIGEST or PATH, and the digest if it is there."""
+    match = RESOLVED.fullmatch(text)
+    return (Path(match[1]), match[2]) if match else (Path(text), None)
+
+
+def digest_of(weights: dict[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits of all numbers, with their names and shapes."""
+    digest = blake2b(digest_size=8)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolved(config: Config, path: Path) -> Config:
+    """The config with the file to start from and its digest. Raises UserError as `start_of` does."""
+    start = start_of(config.model_copy(update={"init": str(path)}))
+    assert start is not None
+    return config.model_copy(update={"init": f"{path}@{digest_of(start.weights)}"})
+
+
+def start_of(config: Config) -> Start | None:
+    """The encoder that a config starts from, if it does.
+
+    Raises UserError if the file is gone, if it holds another network than the config has, or other weights than before.
+    """
+    if config.init is None:
+        return None
+    path, digest = split_digest(config.init)
+    start = read_start(path, config.model.backbone)
+    own = {key: getattr(config.model, key) for key in ARCHITECTURE}
+    if own["stem"] in start.other_stems:  # the weights don't show which one it is
+        start.model["stem"] = own["stem"]
+    if own != start.model:
+        theirs = " ".join(f"--set model.{key}={value}" for key, value in start.model.items() if value != own[key])
+        raise UserError(
+            f"init = '{path}' holds another network than the config has: to train the network that it holds, add "
+            f"{theirs}"
+        )
+    if digest not in (None, (found := digest_of(start.weights))):
+        raise UserError(
+            f"the weights in {path}, which init names, have changed: their digest is {found}, and was {digest}. "
+            f"Restore the file, or name it as init = '{path}' to start from its weights of today"
+        )
+    return start
+
+
+def load_start(encoder: nn.Module, config: Config) -> None:
+    """Load the weights that a config starts from, if it does, into its encoder. Raises UserError if they don't fit."""
+    if (start := start_of(config)) is not None:
+        try:
+            fill(encoder, start.weights)
+        except UserError as error:
+            raise UserError(f"can't start from init = '{config.init}': {error}") from None

@@ -1,0 +1,72 @@
+"""A fine-tuned network is kept in a file, and teaches the network that `distill` trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from simclr.config import to_toml
+from simclr.data.dataset import Dataset
+from simclr.evaluate.finetune import Classifier, new_classifier
+from simclr.model import check_finite
+from simclr.train.step import start_training, train_step
+from simclr.train.teacher import facts_of, load_teacher
+from simclr.weights.checkpoint import save_weights
+from tests.helpers import subject_of, tiny
+from tests.simclr.weights.helpers import error_of
+
+CPU = torch.device("cpu")
+
+
+def keep(path: Path, data: Dataset, classes: int = 10, kind: str = "linear", layer: str = "head.1") -> Classifier:
+    subject = subject_of(data, layer=layer)
+    classifier = new_classifier(subject, classes, kind, 0).eval()
+    save_weights(path, classifier, facts_of(classifier, to_toml(subject.config), data.identity))
+    return classifier
+
+
+def distilling(path: Path, **model: Any) -> Any:
+    return tiny(method="distill", distill={"teacher": str(path)}, model={"out_dim": 10} | model)
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("linear", "head.1"), ("mlp", "h")])
+def test_a_kept_network_gives_the_same_scores(kind: str, layer: str, digits: Dataset, tmp_path: Path) -> None:
+    classifier = keep(tmp_path / "kept.safetensors", digits, kind=kind, layer=layer)
+    teacher, classes, _ = load_teacher(str(tmp_path / "kept.safetensors"))
+    images = torch.from_numpy(digits.images[:8]).float() / 255
+    assert classes == 10
+    torch.testing.assert_close(teacher(images), classifier(images))
+
+
+def test_the_teacher_is_not_trained_and_ignores_the_batch(digits: Dataset, tmp_path: Path) -> None:
+    keep(tmp_path / "kept.safetensors", digits)
+    config = distilling(tmp_path / "kept.safetensors")
+    training = start_training(config, digits, CPU)
+    method: Any = training.method
+    before = {name: tensor.clone() for name, tensor in method.teacher.state_dict().items()}
+    rows = digits.parts["pretrain"][:256]
+    report = train_step(training, torch.from_numpy(digits.images[rows]), torch.from_numpy(digits.labels[rows]))
+    check_finite(report.view(1, -1))
+    assert all(torch.equal(before[name], tensor) for name, tensor in method.teacher.state_dict().items())
+    views = torch.rand(2, 4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(method.embed(views)[2:, :2], method.embed(views[:, :2])[2:], atol=1e-5)
+
+
+def test_a_teacher_that_can_not_be_used_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    message = f"there is no fine-tuned network in {path}"
+    assert message in error_of(start_training, distilling(path), digits, CPU)
+    assert "set distill.teacher to its run" in error_of(start_training, tiny(method="distill"), digits, CPU)
+    keep(path, digits, classes=7)
+    message = "the teacher knows 7 classes, but the network has 10 outputs: set model.out_dim to 7"
+    assert message in error_of(start_training, distilling(path), digits, CPU)
+    digest = load_teacher(str(path))[2]
+    keep(path, digits)
+    assert "has changed" in error_of(load_teacher, f"{path}@{digest}")
+    subject = subject_of(digits)
+    save_weights(path, subject.model, {"config": to_toml(subject.config), "digest": ""})
+    assert "holds no fine-tuned network" in error_of(load_teacher, str(path))
