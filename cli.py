@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -70,6 +71,7 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # which name no file
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:

@@ -298,10 +298,10 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
     "too_long": "a list of at most {max_length}",
     "tuple_type": "a list, such as [3]",
     "list_type": "a list, such as [3]",
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "less than {lt:g}",
+    "greater_than_equal": "at least {ge:.10g}",
+    "greater_than": "more than {gt:.10g}",
+    "less_than_equal": "at most {le:.10g}",
+    "less_than": "less than {lt:.10g}",
 }
 
 

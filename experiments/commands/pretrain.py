@@ -196,8 +196,7 @@ class TrainingTerminal(Terminal):
         self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
 
     def reused(self, run_id: str) -> None:
-        name = f"{self.config.run_name()} ({run_id[:8]})"
-        self.say(f"run {name} has trained this config: add --again or another --seed to train a new one")
+        self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step

@@ -178,6 +178,8 @@ def _images(path: Path, name: str, stored: Stored) -> Array:
     """The images of an array, N x 3 x H x W. Gray ones are repeated without a copy."""
     shape, dtype = stored.shape, stored.dtype
     what = f"array '{name}' of {path} ({stored})"
+    if dtype.kind == "b":
+        raise UserError(f"{what} has true and false as values: save it as numbers, e.g. numpy.uint8(255 * array)")
     if dtype.kind not in "uif":
         raise UserError(f"{what} has no numbers as values: save it with .astype(numpy.uint8)")
     if len(shape) == 3 and shape[-1] in (1, 3, 4):

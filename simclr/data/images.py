@@ -93,6 +93,10 @@ def open_image(data: bytes) -> Image.Image:
         return Image.open(BytesIO(data))
     except (UnidentifiedImageError, SyntaxError, ZeroDivisionError):
         raise ValueError(describe(data)) from None
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        raise ValueError("has too much text in its metadata: remove that (exiftool -all= FILE)") from None
 
 
 @cache

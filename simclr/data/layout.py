@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from simclr.data.doubts import doubtful_classes, doubtful_names
 from simclr.data.languages import ENDINGS, OTHER_NAMES, bare, without_accents
 from simclr.data.source import UNLABELLED
-from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, suffix_of
 from simclr.errors import UserError, printable
 
 FOLDER_NAMES = "folder names"  # where classes come from that `understand` finds
@@ -31,6 +32,8 @@ HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{'|'.join(map(re.escape, sorted(SYSTEM_NA
 PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures"}
 ANNOTATIONS = {"masks", "mask", "labels", "label", "annotations", "annotation", "ground_truth", "groundtruth", "gt"}
 ANNOTATIONS |= {"segmentations", "segmentation", "segmentationclass", "segmentationobject", "trimaps", "bboxes"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"}
+LISTS = {".txt", ".csv", ".tsv", ".json", ".xlsx"}  # of files that may say which images are for testing
 
 
 class Layout(NamedTuple):
@@ -73,12 +76,12 @@ def splits_named(names: Iterable[str]) -> dict[str, str]:
 def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
     """The names of visible files that may be images. Adds a note about the others."""
     visible = [name for name in names if not HIDDEN.search(name)]
-    suffixes = Counter(suffix for name in visible if (suffix := _suffix(name)) in OTHER_SUFFIXES)
+    suffixes = Counter(suffix for name in visible if (suffix := suffix_of(name)) in OTHER_SUFFIXES)
     if not suffixes:
         return visible
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
     notes.append(f"ignored {_files(suffixes.total())} that can't be images: {kinds}")
-    return [name for name in visible if _suffix(name) not in OTHER_SUFFIXES]
+    return [name for name in visible if suffix_of(name) not in OTHER_SUFFIXES]
 
 
 def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) -> Layout:
@@ -93,10 +96,13 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     images = image_names(names, notes)
     if not images:
         ignored = f" ({notes[0]})" if notes else ""
+        ignored += ". Unpack the archives first" if any(suffix_of(name) in ARCHIVES for name in names) else ""
         raise UserError(f"no images in {where}{ignored}: expected image files, or one folder of them for each class")
-    notes += _doubtful_names(images)
+    notes += doubtful_names(images)
     roots = _split_roots(_enter(_tree(images), notes), where, notes, unlabelled)
-    if len(roots) > 1:
+    if len(roots) == 1:
+        notes += _lists_of_splits(names)
+    else:
         train = roots["train"] = _enter(roots["train"], notes)
         roots = {split: _enter(root, notes, set(train.folders)) for split, root in roots.items()}
     roots = {split: _without_in_classes(root, notes) for split, root in roots.items()}
@@ -107,7 +113,7 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
         notes.append(f"left out {left_out}: its images have no label, since they are in no class folder")
     classes = tuple(sorted(found["train"]))
     if classes:
-        notes += _doubtful_classes(roots["train"])
+        notes += doubtful_classes({name: own.folders.keys() for name, own in roots["train"].folders.items()})
     for part in ("val", "test"):
         if extra := sorted(set(found.get(part, {})).difference(classes)):
             raise _unknown_classes(extra, part, classes, where, names)
@@ -119,11 +125,6 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
         else:
             splits[split] = [(name, UNLABELLED) for name in sorted(roots[split].all_files())]
     return Layout(classes, splits, tuple(notes))
-
-
-def _suffix(name: str) -> str:
-    own = name.rpartition("/")[2]
-    return "." + own.rpartition(".")[2].lower() if "." in own else ""
 
 
 def _files(count: int) -> str:
@@ -150,6 +151,7 @@ def _enter(folder: _Folder, notes: list[str], classes: Collection[str] = ()) -> 
 
     It is not within one of the `classes` that are known.
     """
+    entered = None
     while folder.folders and not _loose_images(folder):
         inner = list(folder.folders.values())
         pictures = [name for name in folder.folders if name.lower() in PICTURES]
@@ -162,16 +164,17 @@ def _enter(folder: _Folder, notes: list[str], classes: Collection[str] = ()) -> 
             and not _loose_images(inner[0])
             and inner[0].folders
         ):
-            folder = inner[0]
-            notes.append(f"went into {printable(folder.path)}, which holds everything")
+            folder = entered = inner[0]
         else:
             break
+    if entered:
+        notes.append(f"went into {printable(entered.path)}, which holds everything")
     return folder
 
 
 def _loose_images(folder: _Folder) -> list[str]:
     """The files directly in a folder that are images by their suffix."""
-    return [name for name in folder.files if _suffix(name) in IMAGE_SUFFIXES]
+    return [name for name in folder.files if suffix_of(name) in IMAGE_SUFFIXES]
 
 
 def _without(folder: _Folder, others: list[str], notes: list[str]) -> _Folder:
@@ -323,31 +326,19 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
     return {name: list(folder.all_files()) for name, folder in root.folders.items()}
 
 
-def _doubtful_names(images: Iterable[str]) -> list[str]:
-    """A warning about images that have one name but for the suffix; none if there are no such images."""
-    pairs = [(name.rpartition(".")[0], name) for name in images if _suffix(name) in IMAGE_SUFFIXES]
-    last = dict(pairs)
-    if not (count := len(pairs) - len(last)):
+def _lists_of_splits(names: Iterable[str]) -> list[str]:
+    """A warning about files such as train.txt and test.txt, where there are no other splits. None if there are none."""
+    found: dict[str, str] = {}
+    for name in (name for name in names if suffix_of(name) in LISTS and not HIDDEN.search(name)):
+        words = (word.lower() for word in WORD.findall(name.rpartition("/")[2]))
+        if len(splits := {SPLITS[word] for word in words if word in SPLITS}) == 1:
+            found.setdefault(splits.pop(), name)
+    if "train" not in found or found.keys().isdisjoint({"val", "test"}):
         return []
-    one, other = next((name, last[stem]) for stem, name in pairs if last[stem] != name)
+    shown = " and ".join(sorted(map(printable, found.values())))
     return [
-        f"warning: {count:,} image{'s have' if count > 1 else ' has'} the name of another one but for the suffix, such "
-        f"as {printable(one)} and {printable(other)}: if they are one picture, or a picture and its mask, remove one "
-        f"of them"
-    ]
-
-
-def _doubtful_classes(root: _Folder) -> list[str]:
-    """A warning if all classes have the same folders, as splits have that are called otherwise; none if not."""
-    inner = [folder.folders.keys() for folder in root.folders.values()]
-    same = sorted(inner[0] & set.intersection(*map(set, inner)))
-    if len(inner) < 2 or len(same) < 2:
-        return []
-    names = sorted(root.folders), same
-    outer, shown = (printable(", ".join(some[:5]) + ", ..." * (len(some) > 5)) for some in names)
-    return [
-        f"warning: {outer} are taken for classes, although each has folders {shown}: if they are splits, call them "
-        f"train, val and test; if the inner folders are the classes, move them out"
+        f"warning: {shown} are not read, and may say which images are for testing: to hold those out, add --labels "
+        f"TABLE with a column split"
     ]
 
 

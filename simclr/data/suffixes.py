@@ -30,3 +30,9 @@ OTHER_SUFFIXES = {
     *(".xls", ".log", ".db", ".sqlite", ".url", ".lnk", ".ipynb", ".sh", ".m", ".xmp", ".aae", ".thm", ".npy", ".npz"),
     *(".parquet", ".zip", ".md5", ".sha1", ".sha256", ".mp3", ".wav"),
 }
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file in small letters, with its dot. Empty if it has none."""
+    own = name.rpartition("/")[2]
+    return "." + own.rpartition(".")[2].lower() if "." in own else ""

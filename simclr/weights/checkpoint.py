@@ -167,7 +167,10 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     else:
         state = read(path)
     if not {"config", "digest", "model"} <= set(state):
-        raise UserError(f"{path} was not written by this suite: expected a run's model.safetensors or checkpoint")
+        raise UserError(
+            f"{path} was not written by this suite: expected a run's model.safetensors or checkpoint. Import weights "
+            f"of other programs first, with `simclr import`"
+        )
     try:
         config = make(parse_toml(str(state["config"]), "its config"))
     except (UserError, tomllib.TOMLDecodeError) as error:

@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="need
 
 
 def figures(record: Record) -> dict[str, float]:
-    """All figures but those of time."""
-    return {name: value for name, value in record.metrics.items() if not name.startswith("perf/")}
+    """All figures but those of time and of the machine's load."""
+    return {name: value for name, value in record.metrics.items() if not name.startswith(("perf/", "system/"))}
 
 
 def missing_points(record: Record, whole: Record) -> int:

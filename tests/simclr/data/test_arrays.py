@@ -115,6 +115,7 @@ def test_arrays_with_other_names_are_chosen_by_the_user(splits, home, tmp_path):
 
 
 UNCLEAR = {
+    "truth": (np.ones((4, 8, 8), bool), "numpy.uint8(255 * array)"),
     "text": (np.full((4, 8, 8), "a"), "has no numbers as values"),
     "a picture": (np.zeros((8, 8, 3), np.uint8), "is a single picture"),
     "channels twice": (np.zeros((4, 3, 8, 3), np.uint8), "has no shape of images"),

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from simclr.data import images
 from simclr.data.images import Decoding, Files, bad_images, decode_files
@@ -213,3 +214,10 @@ def test_heic_photos_without_the_extra_have_a_remedy(monkeypatch):
     with pytest.raises(ValueError, match="pip install 'simclr-suite\\[heic\\]'"):
         decoded(b"\0\0\0\x18ftypheic" + b"\0" * 100, 8)
     images._register_heic.cache_clear()
+
+
+def test_a_png_with_too_much_metadata_is_refused_with_a_remedy():
+    texts = PngInfo()
+    texts.add_text("history", "x" * 2_000_000, zip=True)
+    with pytest.raises(ValueError, match="too much text in its metadata: remove that"):
+        decoded(encode(np.zeros((8, 8), np.uint8), pnginfo=texts), 8)

@@ -141,6 +141,13 @@ LAYOUTS = {
         {},
         "warning: 1 image has the name of another one but for the suffix, such as dog/0.jpg and dog/0.png",
     ),
+    "lists of splits": (
+        "images/cat*4 images/dog*4 meta/train.txt meta/test.txt",
+        {},
+        "warning: meta/test.txt and meta/train.txt are not read, and may say which images are for testing",
+    ),
+    "folders in folders": ("a/b/c/cat*6 a/b/c/dog*6", {}, "went into a/b/c/, which holds everything\nof 12 images"),
+    "an archive in a folder": ("photos.zip labels.csv", {}, "! 1 .csv, 1 .zip). Unpack the archives first: expected"),
     "splits in one word": ("trainset/cat*4 trainset/dog*4 testset/cat*2", {}, "testset/ is test, trainset/ is train"),
     "another folder beside Spanish splits": ("entrenamiento/cat*4 prueba/cat*2 otros*3", {}, "! has folders otros"),
     "a class with a word of Spanish splits": ("prueba*6 perro*6", {}, "2 classes from folder names: perro, prueba"),
