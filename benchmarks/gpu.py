@@ -36,7 +36,7 @@ from simclr.files import written_whole
 from simclr.train.budget import memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
 from simclr.train.step import Training, train_step
-from simclr.views import two_views
+from simclr.views import batch_views
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
@@ -234,7 +234,7 @@ def measure_step(preset: str, options: Options) -> Row:
         times = times_in_turn(functions, 2 if quick else 10)
         row |= {f"{name}_ms": 1e3 * median(part) for name, part in times.items()}
         row |= {f"{name}_kernels": value for name, value in count_kernels(functions).items()}
-        both = two_views(images, config.pipelines(), config.seed, 0)(slice(0, batch))
+        both = batch_views(images, config.pipelines(), config.seed, 0)(slice(0, batch))
         bare = seconds(lambda: bare_step(training, both, labels), 2 if quick else 20)
         row |= {"bare_step_ms": 1e3 * bare, "training/bare": bare / per_step}
     return row

@@ -23,7 +23,7 @@ from simclr.data.dataset import open_dataset
 from simclr.progress import Observer
 from simclr.train.loop import Meter, count_steps, load_batches
 from simclr.train.step import start_training, train_step
-from simclr.views import two_views
+from simclr.views import batch_views
 
 ROUNDS = 15
 
@@ -50,7 +50,7 @@ def main(preset: str, settings: list[str]) -> None:
         training, bare = start_training(config, data, device), start_training(config, data, device)
         meter, log_every = Meter(training, tracking), max(1, count_steps(config, data).per_epoch // 10)
         images, labels = next(batches)
-        both = two_views(images, config.pipelines(), config.seed, 0)(slice(None))
+        both = batch_views(images, config.pipelines(), config.seed, 0)(slice(None))
 
         def full_step() -> None:
             meter.add(train_step(training, *next(batches)))
@@ -58,7 +58,7 @@ def main(preset: str, settings: list[str]) -> None:
                 meter.flush()
 
         def views_alone() -> None:
-            two_views(images, config.pipelines(), config.seed, training.step)(slice(None))
+            batch_views(images, config.pipelines(), config.seed, training.step)(slice(None))
 
         functions = {
             "bare step": lambda: bare_step(bare, both, labels),

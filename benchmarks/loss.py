@@ -31,11 +31,11 @@ ROUNDS = 3
 
 
 def plain(z1: Tensor, z2: Tensor) -> Tensor:
-    return ntxent.nt_xent(ntxent.similarities(z1, z2), TEMPERATURE)
+    return ntxent.nt_xent(ntxent.similarities(torch.stack([z1, z2])), TEMPERATURE)
 
 
 def blockwise(z1: Tensor, z2: Tensor) -> Tensor:
-    value: Tensor = ntxent._Blockwise.apply(F.normalize(torch.cat([z1, z2]), dim=1), TEMPERATURE, False)[0]
+    value: Tensor = ntxent._Blockwise.apply(F.normalize(torch.cat([z1, z2]), dim=1), TEMPERATURE, 2, False)[0]
     return value
 
 

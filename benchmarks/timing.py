@@ -12,7 +12,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from simclr.device import autocast
 from simclr.train.step import Training, embed
-from simclr.views import two_views
+from simclr.views import batch_views
 
 
 def synchronize() -> None:
@@ -62,10 +62,10 @@ def parts_of_a_step(training: Training, images: Tensor, labels: Tensor) -> dict[
     state: dict[str, Any] = {}
 
     def views() -> None:
-        state["both"] = two_views(images, config.pipelines(), config.seed, training.step)(rows)
+        state["both"] = batch_views(images, config.pipelines(), config.seed, training.step)(rows)
 
     def forward() -> None:
-        state["z"] = embed(training, lambda some: state["both"][:, some], rows)
+        state["z"] = embed(training, lambda some: [state["both"][:, some]], rows)
 
     def loss() -> None:
         state["loss"] = training.method.loss(state["z"], labels)[0]

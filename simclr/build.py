@@ -33,13 +33,15 @@ def check_size(config: Config) -> None:
 
 def check_images(config: Config) -> None:
     """Raise UserError if the network of a config can't process views of their size. Allocates no weights."""
-    side = config.view_size() or stored_side(config.data)
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            Network(config.model, side, config.seed, (0.5,) * 3, (0.5,) * 3).eval()(torch.zeros(2, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): set data.side, or choose "
-            f"another --backbone"
-        ) from None
+    sides = [side for _, side in config.view_sides()]
+    for side, setting in zip(sides, ("data.side", "augment.local.size"), strict=False):
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                network = Network(config.model, sides[0], config.seed, (0.5,) * 3, (0.5,) * 3).eval()
+                network(torch.zeros(2, 3, side, side), resize=False)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): set {setting}, or "
+                f"choose another --backbone"
+            ) from None

@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from simclr import device as devices
+from simclr.augment import AUGMENTATIONS
 from simclr.data.dataset import DataConfig, stored_side
 from simclr.errors import UserError
 from simclr.methods import METHODS
@@ -36,7 +37,7 @@ from simclr.settings import (
     one_of,
     readable,
 )
-from simclr.views import AugmentConfig, Pipeline, pipeline
+from simclr.views import AugmentConfig, Pipeline, ViewConfig, pipeline
 
 
 def divisors(n: int) -> list[int]:
@@ -57,12 +58,12 @@ class TrainConfig(Section):
     """Settings of the training loop."""
 
     epochs: Epochs = 100  # passes over the images
-    batch_size: BatchSize = 256  # images; each has two views
+    batch_size: BatchSize = 256  # images; each has two views or more
     micro_batch: Group | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
     # Most images that share the statistics of batch norm (see `norm_images`). The default is what a device usually
     # holds of a large batch. The paper's statistics are over the whole batch on all devices.
     norm_batch: Group = 256
-    views: Literal["fused", "split"] = "fused"  # one forward pass over both views or one each, which batch norm notices
+    views: Literal["fused", "split"] = "fused"  # one forward pass over all views or one each, which batch norm notices
     # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
@@ -111,7 +112,7 @@ class Config(MethodSections):
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    augment2: AugmentConfig | None = None  # settings of the second view (default: those of `augment`)
+    augment2: ViewConfig | None = None  # settings of every second view (default: those of `augment`)
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -121,6 +122,12 @@ class Config(MethodSections):
         first, second = self.augment.crop.size, (self.augment2 or self.augment).crop.size
         if first != second:
             raise ValueError(f"both views need one size, got augment.crop.size = {first} and {second} in augment2")
+        if self.augment.local and not METHODS[self.method].takes_local:
+            names = ", ".join(name for name, method in METHODS.items() if method.takes_local)
+            raise ValueError(
+                f"method '{self.method}' takes whole views only: leave out augment.local, or choose another --method: "
+                f"{names}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -155,9 +162,28 @@ class Config(MethodSections):
         """The side of the views in pixels, or None for the stored side."""
         return self.augment.crop.size
 
-    def pipelines(self) -> tuple[Pipeline, Pipeline]:
-        """The augmentations of view one and view two."""
-        return pipeline(self.augment), pipeline(self.augment2 or self.augment)
+    def view_sides(self) -> list[tuple[int, int]]:
+        """How many views of an image there are of a side in pixels: whole views, then local crops if there are any."""
+        local, side = self.augment.local, self.view_size() or stored_side(self.data)
+        return [(self.augment.views or 2, side)] + ([(local.count, local.size)] if local else [])
+
+    def view_count(self) -> int:
+        """The number of views of an image, with its local crops."""
+        return sum(count for count, _ in self.view_sides())
+
+    def pipelines(self) -> list[Pipeline]:
+        """The augmentations of each view: views one, three, ... have those of `augment`, the others `augment2`'s."""
+        both = pipeline(self.augment), pipeline(self.augment2 or self.augment)
+        return [both[view % 2] for view in range(self.augment.views or 2)]
+
+    def local_pipelines(self) -> list[Pipeline]:
+        """The augmentations of each local crop, which differ from those of the views by their crop."""
+        if (local := self.augment.local) is None:
+            return []
+        crop = self.augment.crop.model_copy(update={"p": 1.0, "size": local.size, "scale": local.scale})
+        views = self.augment, self.augment2 or self.augment
+        both = [pipeline(view.model_copy(update={"crop": crop})) for view in views]
+        return [both[view % 2] for view in range(local.count)]
 
     def unused_sections(self) -> set[str]:
         """The names of the sections that belong to other methods."""
@@ -197,7 +223,10 @@ class Config(MethodSections):
         return version | {
             "seed": self.seed,
             "data": data | {"side": stored_side(self.data)},
-            "views": [{name: op.effective_settings() for name, op in view.items()} for view in self.pipelines()],
+            "views": [
+                {name: op.effective_settings() for name, op in view.items()}
+                for view in self.pipelines() + self.local_pipelines()
+            ],
             "model": self.model.effective_settings(),
             METHODS[self.method].section_name: self.method_settings().effective_settings(),
             "optim": self.optim.effective_settings() | {"peak_rate": peak_rate(self.optim, self.train.batch_size)},
@@ -218,11 +247,12 @@ class Config(MethodSections):
         Of an augmentation that is not used there is only its probability, 0, so that comparisons show what was dropped.
         `method` is left out if it is simclr, as in the records from when that was the only method.
         """
-        unused = self.unused_sections() | ({"method"} if self.method == "simclr" else set())
-        data = self.model_dump(mode="json", exclude=unused)
+        other = self.unused_sections() | ({"method"} if self.method == "simclr" else set())
+        data = self.model_dump(mode="json", exclude=other)
         for view in ("augment", "augment2"):
             if data[view] is not None:
-                data[view] = {name: ops if ops["p"] else {"p": ops["p"]} for name, ops in data[view].items()}
+                unused = {name: {"p": 0.0} for name in AUGMENTATIONS if not data[view][name]["p"]}
+                data[view] |= unused
         return flatten(data)
 
 
@@ -243,7 +273,8 @@ def make(table: Mapping[str, Any]) -> Config:
     """
     first, second = table.get("augment", {}), table.get("augment2")
     if isinstance(first, Mapping) and isinstance(second, Mapping):
-        table = {**table, "augment2": merge(first, second)}
+        of_both = {name: value for name, value in first.items() if name in ViewConfig.model_fields}
+        table = {**table, "augment2": merge(of_both, second)}
     try:
         return Config.model_validate(table)
     except ValidationError as error:

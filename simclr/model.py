@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
@@ -54,6 +55,12 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
     "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
+
+
+# torchvision's vision transformers in small, for images of 32 to 64 px. The name ends in the side of a patch in pixels.
+_TINY = {"num_layers": 12, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768}  # ViT-Ti (DeiT, arXiv 2012.12877)
+_MINI = {"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "mlp_dim": 256}  # for short runs on CPUs
+VITS = {"vit_tiny_4": _TINY, "vit_tiny_8": _TINY, "vit_mini_4": _MINI, "vit_mini_8": _MINI}
 
 
 SAME = 1e-6  # difference of two unit vectors that float32 can't tell from rounding
@@ -98,11 +105,12 @@ class WideResNet(ResNet):  # type: ignore[misc]
 
 
 def backbones() -> list[str]:
-    """The valid values of `model.backbone`: RESNETS, and torchvision's classifiers that end in a linear layer."""
+    """The valid values of `model.backbone`: RESNETS, VITS, and torchvision's classifiers that end in a linear layer."""
     # They have auxiliary heads, no linear classifier, or (RegNets) no shapes until their weights are in memory.
     special = ("inception_v3", "googlenet", "squeezenet", "regnet", *RESNETS)
     names = torchvision.models.list_models(module=torchvision.models)
-    return list(RESNETS) + [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
+    others = [name for name in names if not name.startswith(special) and not name.startswith("quantized")]
+    return [*RESNETS, *VITS, *others]
 
 
 def _detach_classifier(network: nn.Module) -> int:
@@ -139,8 +147,9 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
                     f"model.width = {config.width:g} and model.stem = '{config.stem}' work only with ResNets: add "
                     f"--set model.width=1 --set model.stem=imagenet for '{config.backbone}'"
                 )
-            builder = torchvision.models.get_model_builder(config.backbone)
-            options = {}
+            builder, options = VisionTransformer, VITS.get(config.backbone, {})
+            if config.backbone not in VITS:
+                builder = torchvision.models.get_model_builder(config.backbone)
             if config.backbone.startswith("vit_"):
                 patch = int(config.backbone.rpartition("_")[2])
                 if side % patch:
@@ -149,7 +158,7 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
                         f"such as --set data.side={max(side // patch, 1) * patch} (or augment.crop.size, if that is "
                         f"set)"
                     )
-                options = {"image_size": side}
+                options = options | {"image_size": side} | ({"patch_size": patch} if config.backbone in VITS else {})
             network = builder(**options)
         features = _detach_classifier(network)
     return network, features
@@ -216,14 +225,17 @@ class Network(nn.Module):
         """Normalise the channels of images for the encoder."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The representation h of images of any side, resized with antialiased bilinear weights as crops are."""
-        if images.shape[-1] != self.side:
+    def encode(self, images: Tensor, *, resize: bool = True) -> Tensor:
+        """The representation h of images of any side, resized with antialiased bilinear weights as crops are.
+
+        Without `resize`, they go through as they are, as local crops do in training.
+        """
+        if resize and images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         return self.encoder(self.normalize(images))  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.encode(images)
+    def forward(self, images: Tensor, *, resize: bool = True) -> tuple[Tensor, Tensor]:
+        h = self.encode(images, resize=resize)
         return h, self.head(h)
 
 

@@ -1,37 +1,56 @@
-"""Views: the augmentations that an image goes through, and the two views of a batch."""
+"""Views: the augmentations that an image goes through, and the views of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, create_model
 from torch import Tensor
 
-from simclr.augment import AUGMENTATIONS, Augmentation, Crop
+from simclr.augment import AUGMENTATIONS, Crop
+from simclr.augmentation import Augmentation, FractionRange
 from simclr.device import send
 from simclr.randomness import uniforms
 from simclr.settings import Section
 
 if TYPE_CHECKING:
 
-    class AugmentConfig(Section):
+    class ViewConfig(Section):
         """The settings of a view, as far as they are read by name."""
 
         crop: Crop = Crop()
 else:
-    AugmentConfig = create_model(
-        "AugmentConfig",
+    ViewConfig = create_model(
+        "ViewConfig",
         __base__=Section,
         __doc__="The settings of a view: one table for each augmentation. The defaults are the paper's.",
         **{name: (kind, Field(default_factory=kind)) for name, kind in AUGMENTATIONS.items()},
     )
 
+MOST_VIEWS = 64
+
+
+class LocalConfig(Section):
+    """Smaller crops of each image beside its views: multi-crop (SwAV, arXiv 2006.09882), with its scale."""
+
+    count: int = Field(4, ge=1, le=MOST_VIEWS)  # of each image
+    size: int = Field(16, ge=4, le=1024)  # side in pixels
+    scale: FractionRange = (0.05, 0.14)  # area as a fraction of the image
+
+
+class AugmentConfig(ViewConfig):
+    """The views of an image: their number, and a table for each augmentation. The defaults are the paper's."""
+
+    views: int | None = Field(None, ge=2, le=MOST_VIEWS)  # of each image, all of them positives (default: 2)
+    local: LocalConfig | None = None  # smaller crops as further positives (default: none)
+
+
 Pipeline = dict[str, Augmentation]  # the augmentations that a view applies, by name, in the order of AUGMENTATIONS
 
 
-def pipeline(section: AugmentConfig) -> Pipeline:
+def pipeline(section: ViewConfig) -> Pipeline:
     """The augmentations that a view applies, in order."""
     chosen: dict[str, Augmentation] = {name: getattr(section, name) for name in AUGMENTATIONS}
     return {name: applied for name, augmentation in chosen.items() if (applied := augmentation.as_applied())}
@@ -63,22 +82,23 @@ def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tenso
     return out
 
 
-Views = Callable[[slice], Tensor]  # makes both views of some rows of a batch, float32 2 x n x 3 x S x S
+def batch_views(
+    images: Tensor, pipelines: Sequence[Pipeline], seed: int, step: int, first: int = 0
+) -> Callable[[slice], Tensor]:
+    """A function that makes the views of any rows of a batch (uint8 N x 3 x S x S), with the step's random numbers.
 
-
-def two_views(images: Tensor, pipelines: tuple[Pipeline, Pipeline], seed: int, step: int) -> Views:
-    """A function that makes both views of any rows of a batch (uint8 N x 3 x S x S), with the step's random numbers.
-
-    The views of a row do not depend on which other rows are made in the same call.
+    It returns float32 V x n x 3 x S x S. The views of a row do not depend on which other rows are made in the same
+    call. `first` is the number of the first view, which decides its random numbers.
     """
-    draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines)]
+    draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines, first)]
 
     def views(rows: slice) -> Tensor:
         some, drawn = images[rows], [{name: u[rows] for name, u in one.items()} for one in draws]
-        if pipelines[0] != pipelines[1]:
+        if any(each != pipelines[0] for each in pipelines):
             return torch.stack([apply(some, *view) for view in zip(pipelines, drawn, strict=True)])
-        # Equal pipelines process both views at once, which launches half as many kernels.
-        both = {name: torch.cat([u, drawn[1][name]]) for name, u in drawn[0].items()}
-        return apply(some.repeat(2, 1, 1, 1), pipelines[0], both).unflatten(0, (2, -1))  # type: ignore[no-any-return]
+        # Equal pipelines process all views at once, which launches fewer kernels.
+        count, together = len(drawn), {name: torch.cat([u[name] for u in drawn]) for name in pipelines[0]}
+        made: Tensor = apply(some.repeat(count, 1, 1, 1), pipelines[0], together).unflatten(0, (count, -1))
+        return made
 
     return views

@@ -20,6 +20,7 @@ FORMATS = names_in("analysis.tables.FORMATS")
 HEADS = names_in("simclr.model.HEADS")
 METHODS = names_in("simclr.methods.__init__.METHODS")
 RESNETS = names_in("simclr.model.RESNETS")
+VITS = names_in("simclr.model.VITS")
 SUFFIXES = (".png", ".svg", ".pdf")  # of files that a picture can be written to
 SEARCH_SUFFIXES = (".html", ".csv", *SUFFIXES)  # of files that the result of a search can be written to
 OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command which writes .png and .svg doesn't write
@@ -238,9 +239,9 @@ Init = Annotated[
 Backbone = Annotated[
     str | None,
     typer.Option(
-        help=f"Network of the encoder: {', '.join(RESNETS)}, or another classifier of torchvision.",
+        help=f"Network of the encoder: {', '.join([*RESNETS, *VITS])}, or another classifier of torchvision.",
         show_default=FROM_PRESET,
-        autocompletion=complete.of(RESNETS),
+        autocompletion=complete.of([*RESNETS, *VITS]),
     ),
 ]
 Method = Annotated[
@@ -262,7 +263,7 @@ Head = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Number of passes over the images.", show_default=FROM_PRESET)]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Number of images in each training step. Each gives two views.", show_default=FROM_PRESET),
+    typer.Option(help="Number of images in each training step. Each gives all its views.", show_default=FROM_PRESET),
 ]
 MicroBatch = Annotated[
     str | None,

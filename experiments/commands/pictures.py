@@ -63,7 +63,7 @@ def views(
 ) -> None:
     """Draw the augmented views that training uses.
 
-    The picture shows some images, both views of each, and the effect of each augmentation alone.
+    The picture shows some images, the views of each, and the effect of each augmentation alone.
 
     Example: simclr views --preset cifar10 --drop grayscale --out views.png
     """

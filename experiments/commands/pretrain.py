@@ -186,7 +186,8 @@ class TrainingTerminal(Terminal):
         super().__init__()
         self.config = config
         method = METHODS[config.method]
-        self.chance = method.chance(config.method_settings(), config.train.batch_size).get("train/loss")
+        chance = method.chance(config.method_settings(), config.train.batch_size, config.view_count())
+        self.chance = chance.get("train/loss")
         self.labels = ", trained on labels" if method.reads_labels else ""
 
     def began(self, run_id: str, steps: int) -> None:

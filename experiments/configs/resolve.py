@@ -94,7 +94,8 @@ def short_name(path: str) -> str:
     if parts[0] in ignored:
         return path
     ignored |= {"augment2"} - {parts[0]}
-    others = [name for name in setting_names(Config) if name != path and name.partition(".")[0] not in ignored]
+    taken = {path, "augment.views"}  # `views` has always been short for train.views, in the names of cells too
+    others = [name for name in setting_names(Config) if name not in taken and name.partition(".")[0] not in ignored]
     ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
     return next((end for end in ends if not any(f".{name}".endswith(f".{end}") for name in others)), path)
 
@@ -109,11 +110,11 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
     As in a preset, a change of the first view also changes the second one if both had the same value.
     """
-    table = config.model_dump(mode="json")
+    table, names = config.model_dump(mode="json"), setting_names(Config)
     for path, value in changes.items():
         second = "augment2." + path.removeprefix("augment.")
         equal = path.startswith("augment.") and get_value(table, path) == get_value(table, second)
-        both = equal and second not in changes and config.augment2 is not None
+        both = equal and second in names and second not in changes and config.augment2 is not None
         for each in (path, second) if both else (path,):
             table = merge(table, nested(each, value))
     return with_weights(make(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,8 +141,12 @@ def chance_level(metric: str, record: Record) -> float:
         names = {f"{method.section_name}.{name}": name for name in method.section.model_fields}
         given = {names[name]: value for name, value in record.params.items() if name in names}
         section = method.section.model_validate(given, strict=False)  # MLflow keeps every value as text
-        levels |= method.chance(section, int(record.params["train.batch_size"]))
+        levels |= method.chance(section, int(record.params["train.batch_size"]), _view_count(record.params))
     return levels.get(metric, nan)
+
+
+def _view_count(params: Mapping[str, str]) -> int:
+    return int(params.get("augment.views", 2)) + int(params.get("augment.local.count", 0))
 
 
 def curve(record: Record, metric: str) -> pd.DataFrame:

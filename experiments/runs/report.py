@@ -124,7 +124,7 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         drawn.append(_confusion(predicted, folder))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
     if (path := run.find_artifact(STRIP)) is not None:
-        text = "Six images, and below each the two views that training makes of it in the first step."
+        text = "Six images, and below each the views that training makes of it in the first step."
         sections += [Section("Example views", "text", text), Section("", "images", [("", path.read_bytes())])]
     if predicted is not None and len(confused := _most_confused(predicted)):
         sections.append(Section("Most often confused", "table", confused))

@@ -171,7 +171,7 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     metadata = {"config": to_toml(config), "digest": data.identity}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
     method = METHODS[config.method]
-    chance = method.chance(config.method_settings(), config.train.batch_size)
+    chance = method.chance(config.method_settings(), config.train.batch_size, config.view_count())
     points = logging.loss_curve()
     images, epoch = points["step"] * config.train.batch_size, points["step"] / prepared.steps.per_epoch
     curves = {config.name: [points.assign(images=images, epoch=epoch)]}

@@ -20,10 +20,10 @@ STRIP = "example-views.webp"  # the file of a run with its view strip
 
 
 def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:
-    """Draw some originals, both of their views, and each augmentation alone (view two's where the views differ)."""
+    """Draw some originals, all of their views, and each augmentation alone (view two's where the views differ)."""
     originals = _originals(data, images)
     grid = _views(config, originals)
-    first, second = config.pipelines()
+    first, second = config.pipelines()[:2]
     alone = {name: (name, params, 0) for name, params in first.items()}
     alone |= {f"{name} (view 2)": (name, params, 1) for name, params in second.items() if params != first.get(name)}
     for label, (name, params, view) in alone.items():
@@ -33,7 +33,7 @@ def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) 
 
 
 def draw_view_strip(config: Config, data: Dataset, path: Path, images: int = 6) -> None:
-    """Draw some originals, and both of their views in the first step, without any text."""
+    """Draw some originals, and all of their views in the first step, without any text."""
     save_strip([_channels_last(batch) for batch in _views(config, _originals(data, images)).values()], path)
 
 
@@ -43,9 +43,9 @@ def _originals(data: Dataset, images: int) -> Tensor:
 
 
 def _views(config: Config, originals: Tensor) -> dict[str, Tensor]:
-    """Originals, and both of their views."""
-    first, second = config.pipelines()
-    views = {"view 1": _view(originals, first, config, 0), "view 2": _view(originals, second, config, 1)}
+    """Originals, and all of their views."""
+    pipelines = enumerate(config.pipelines() + config.local_pipelines())
+    views = {f"view {number + 1}": _view(originals, each, config, number) for number, each in pipelines}
     return {"original": originals.float() / 255, **views}
 
 

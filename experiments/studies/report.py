@@ -38,7 +38,7 @@ DETAILS = [  # columns that are left out on a terminal
 ]
 IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
-VIEWS = "Six images, and below each the two views that training makes of it in the first step."
+VIEWS = "Six images, and below each the views that training makes of it in the first step."
 
 
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:

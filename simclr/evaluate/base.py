@@ -30,6 +30,7 @@ class Evaluation(Section):
 
     section_name: ClassVar[str]  # the table of its settings in the protocol
     needs_labels: ClassVar[bool] = True
+    takes_crops: ClassVar[bool] = False  # whether it reads features only, which may be averages over crops
     fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 

@@ -37,6 +37,9 @@ def check(subject: Subject, names: list[str]) -> None:
     if layer not in layer_names(subject.model):
         raise unknown("layer", layer, layer_names(subject.model))
     for name in names:
+        if subject.protocol.crops and not EVALUATIONS[name].takes_crops:
+            able = " or ".join(f"--{each}" for each, kind in EVALUATIONS.items() if kind.takes_crops)
+            raise UserError(f"--{name} can't average over crops: use {able}, or leave the settings of crops out")
         sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
         images = ", ".join(f"{size} {part}" for part, size in sizes.items())
         if EVALUATIONS[name].needs_labels and not has_test_labels(data):

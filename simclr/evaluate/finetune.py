@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from simclr.augment import Crop, Flip, Fraction, FractionRange
+from simclr.augment import Crop, Flip
+from simclr.augmentation import Fraction, FractionRange
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array

@@ -82,6 +82,7 @@ class Knn(Evaluation):
     """
 
     section_name = "knn"
+    takes_crops = True
     fixed: ClassVar[Mapping[str, str]] = {"distance": "cosine"}
     in_metric_names = frozenset({"k"})
 

@@ -21,7 +21,7 @@ from simclr.methods.ntxent import contrast
 from simclr.model import check_finite
 from simclr.randomness import permutation
 from simclr.settings import MOST_IMAGES, Seed
-from simclr.views import two_views
+from simclr.views import batch_views
 
 BLOCK = 1024  # rows in a block of distances
 
@@ -85,7 +85,7 @@ class LabelFree(Evaluation):
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """The encoder's own views and batch size, and the images pre-trained on, which may be the ones compared."""
         pretrain = hash_rows(data.parts["pretrain"])
-        return {"batch": config.train.batch_size, "views": config.result()["views"], "pretrain": pretrain}
+        return {"batch": config.train.batch_size, "views": config.result()["views"][:2], "pretrain": pretrain}
 
     def _rows(self, subject: Subject) -> tuple[Array, int]:
         """Rows of the images to compare, in whole batches, and the batch size."""
@@ -100,7 +100,7 @@ class LabelFree(Evaluation):
     @torch.no_grad()
     def run(self, subject: Subject) -> Outcome:
         """Compute the figures."""
-        data, pipelines, model = subject.data, subject.config.pipelines(), subject.model
+        data, pipelines, model = subject.data, subject.config.pipelines()[:2], subject.model
         rows, batch = self._rows(subject)
         pairs: dict[str, list[tuple[Tensor, Tensor]]] = {
             layer: [] for layer in layer_names(model) if layer in ("h", "z")
@@ -110,13 +110,13 @@ class LabelFree(Evaluation):
         for step, start in enumerate(range(0, len(rows), batch)):
             images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
             with whole_float32():
-                both = [model(view) for view in two_views(images, pipelines, self.seed, step)(slice(None))]
+                both = [model(view) for view in batch_views(images, pipelines, self.seed, step)(slice(None))]
             for layer, first, second in zip(pairs, *both, strict=False):  # without a head, z is h
                 pairs[layer].append((first, second))
         model.train(training)
         metrics: dict[str, float] = {}
         for layer, batches in pairs.items():
-            top = torch.stack([contrast(*pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
+            top = torch.stack([contrast(torch.stack(pair), temperature=1.0)[1] for pair in batches]).mean(0).tolist()
             first, second = (check_finite(torch.cat(view)) for view in zip(*batches, strict=True))
             metrics |= {
                 f"contrastive_{layer}_top1": top[0],

@@ -28,6 +28,7 @@ class Linear(Evaluation):
     """
 
     section_name = "linear"
+    takes_crops = True
 
     standardise: bool = True  # whether each feature is scaled to mean 0 and deviation 1 over the training images
     l2_max: Penalty = 1e5  # strongest penalty that is tried

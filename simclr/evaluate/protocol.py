@@ -84,11 +84,14 @@ def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
     settings = {name: table.model_dump(mode="json") | table.fixed for name, table in tables.items()}
     rows = {role: data.parts[part] for part, role in ROLES[protocol.on].items()}
     about = {"name": data.name, "digest": data.digest, "side": data.side, "split": hash_rows(*rows.values())}
+    # No default is None, except for `crops`, which earlier versions didn't have.
+    seen = "random crops, resized to" if protocol.crops else "whole, of"
+    averaged = "averaged over the crops" if protocol.crops else "in float32"
     applied = {
         "data": about | {part: len(r) for part, r in rows.items()},
-        "images": "whole, of the side of the views, normalised as in pre-training, not augmented; features in float32",
+        "images": f"{seen} the side of the views, normalised as in pre-training, not augmented; features {averaged}",
     }
-    return protocol.model_dump(mode="json") | settings | applied
+    return protocol.model_dump(mode="json", exclude_none=True) | settings | applied
 
 
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:
@@ -102,6 +105,7 @@ def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, d
     if side != data.side:
         more["side"] = side
     settings = evaluation.model_dump(mode="json", exclude=set(evaluation.in_metric_names))
+    more |= {"crops": whole["crops"]} if protocol.crops else {}
     read = {key: whole[key] for key in ("version", "layer", "data")} | {"more": more, evaluation.section_name: settings}
     if protocol.on != "test":
         read["on"] = protocol.on

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from simclr.augment import Crop
+from simclr.augmentation import FractionRange
 from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import Dataset
@@ -19,11 +22,22 @@ from simclr.data.images import Array
 from simclr.device import autocast, resolve_precision, whole_float32
 from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
-from simclr.settings import Section
+from simclr.randomness import uniforms
+from simclr.settings import MOST_VALUES, Section
 
 CALIBRATION_IMAGES = 4096  # images (up to twice as many) that set the batch norms of an untrained network
 COLLAPSE_IMAGES = 16  # images (or up to twice as many) whose features are compared to notice a collapse
 PIXELS_PER_BATCH = 2**20  # 1,024 images of 32 px or 20 of 224 px, which take a quarter of a GiB in ResNet-50
+
+
+class Crops(Section):
+    """Random crops of each image, whose features are averaged (EMP-SSL, arXiv 2304.03977), instead of the whole image.
+
+    Figures under such a protocol never share a column with those of whole images.
+    """
+
+    count: int = Field(10, ge=1, le=MOST_VALUES)  # of each image
+    scale: FractionRange = (0.2, 1.0)  # area as a fraction of the image
 
 
 class BaseProtocol(Section):
@@ -33,6 +47,7 @@ class BaseProtocol(Section):
     layer: str = "h"  # h, z, or head.N: the output of module N of the head
     # The images that figures are about. val: validation images, and the training images alone are learned from.
     on: Literal["test", "val"] = "test"
+    crops: Crops | None = None  # for kNN and the linear classifier: average over random crops (default: whole images)
 
 
 def represent(model: Network, images: Tensor, layer: str) -> Tensor:
@@ -59,23 +74,42 @@ def whole_images(images: Array, rows: Array, model: Network) -> Iterator[Tensor]
 
 
 @torch.no_grad()
-def features(model: Network, images: Array, rows: Array, dtype: torch.dtype, layer: str = "h") -> Tensor:
+def features(
+    model: Network,
+    images: Array,
+    rows: Array,
+    dtype: torch.dtype,
+    layer: str = "h",
+    change: Callable[[Tensor, slice], Tensor] = lambda batch, place: batch,
+) -> Tensor:
     """Output of a layer for the whole images in `rows`, without augmentation: float32 N x D on the model's device.
 
-    Raises BadSettings if it is not finite.
+    `change` makes other images of a batch, given its place in `rows`. Raises BadSettings if a feature is not finite.
     """
     device, training = model.mean.device, model.training
     out, done = torch.empty(0, 0), 0
     model.eval()
     for batch in whole_images(images, rows, model):
         with autocast(device, dtype), whole_float32():
-            x = represent(model, batch, layer)
+            x = represent(model, change(batch, slice(done, done + len(batch))), layer)
         if not done:
             out = torch.empty(len(rows), x.shape[1], device=device)
         out[done : done + len(x)] = x
         done += len(x)
     model.train(training)
     return check_finite(out)
+
+
+def crop_features(model: Network, images: Array, rows: Array, crops: Crops, layer: str = "h") -> Tensor:
+    """Means of a layer's outputs over random crops of the images in `rows`, of the side of the views: float32 N x D."""
+    crop = Crop(scale=crops.scale)
+
+    def of_round(number: int) -> Tensor:
+        u = uniforms((len(rows), crop.draws), 0, "averaged crops", number)
+        change = lambda batch, place: crop(batch, u[place], model.side)  # noqa: E731
+        return features(model, images, rows, torch.float32, layer, change)
+
+    return sum(map(of_round, range(1, crops.count)), of_round(0)) / crops.count
 
 
 @dataclass(frozen=True)
@@ -105,7 +139,10 @@ class Subject:
         rows = self.data.parts[part]
         if not len(rows):
             return self.train[0][:0], self.train[1][:0]
-        return features(self.model, self.data.images, rows, torch.float32, self.protocol.layer), self.labels(part)
+        layer, crops, images = self.protocol.layer, self.protocol.crops, self.data.images
+        if crops is None:
+            return features(self.model, images, rows, torch.float32, layer), self.labels(part)
+        return crop_features(self.model, images, rows, crops, layer), self.labels(part)
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:

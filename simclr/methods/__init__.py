@@ -7,6 +7,8 @@ from simclr.methods.base import Method
 from simclr.methods.byol import BYOL
 from simclr.methods.dcl import DCL
 from simclr.methods.distill import Distill
+from simclr.methods.emp import EMP
+from simclr.methods.imix import IMix
 from simclr.methods.margin import Margin
 from simclr.methods.moco import MoCo
 from simclr.methods.nt_logistic import NTLogistic
@@ -27,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
     "barlow": Barlow,
     "vicreg": VICReg,
+    "emp": EMP,
     "moco": MoCo,
     "distill": Distill,
+    "imix": IMix,
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -17,7 +20,7 @@ class BarlowConfig(Section):
 
 
 class Barlow(Method):
-    """The cross-correlation matrix of both views' embeddings, over the whole batch, approaches the identity (Eq. 1)."""
+    """The cross-correlations of two views' embeddings, over the whole batch, approach the identity (Eq. 1)."""
 
     section_name = "barlow"
     section = BarlowConfig
@@ -26,9 +29,16 @@ class Barlow(Method):
     settings: BarlowConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
-        """The sum of squared differences of the correlations from the identity, and the spread of the embeddings."""
-        z1, z2 = (F.batch_norm(z, None, None, training=True) for z in single(embeddings))  # mean 0, variance 1
+        """The sum of squared differences of the correlations from the identity, and the spread of the embeddings.
+
+        It is the mean over all pairs of views, if there are more than two.
+        """
+        standardised = [F.batch_norm(z, None, None, training=True) for z in single(embeddings)]  # mean 0, variance 1
+        losses = [self._of_pair(z1, z2) for z1, z2 in combinations(standardised, 2)]
+        return torch.stack(losses).mean(), spread(single(embeddings)).view(1)
+
+    def _of_pair(self, z1: Tensor, z2: Tensor) -> Tensor:
         correlation = z1.T @ z2 / len(z1)
         on_diagonal = (correlation.diagonal() - 1).square().sum()
         off_diagonal = correlation.square().sum() - correlation.diagonal().square().sum()
-        return on_diagonal + self.settings.redundancy * off_diagonal, spread(single(embeddings)).view(1)
+        return on_diagonal + self.settings.redundancy * off_diagonal

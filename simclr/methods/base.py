@@ -30,18 +30,22 @@ class Method(nn.Module):
     figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
     reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
+    takes_local: ClassVar[bool] = True  # whether local crops are embedded and compared like views
+    mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
+
     network: Network
     average: Network | None  # of the network over the steps, if `train.ema` asks for it
 
     def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
-        """`settings` is an instance of `section`. `fused` sends both views through the network in one forward pass."""
+        """`settings` is an instance of `section`. `fused` sends all views through the network in one forward pass."""
         super().__init__()
         self.settings, self.network, self.fused = settings, network, fused
         self.average = None
 
     def embed(self, views: Tensor) -> Tensor:
-        """Embeddings (k x n x D) of both views (2 x n x 3 x S x S) of a group of images that share batch norm.
+        """Embeddings (k x n x D) of all views (V x n x 3 x S x S) of a group of images that share batch norm.
 
+        Local crops are embedded by a call of their own, and their embeddings follow those of the views.
         The k embeddings of an image are whatever `loss` needs: one for each view (the default), and for some methods
         targets, which carry no gradient. With gradient caching this runs twice for each group, so it must not change
         anything but buffers.
@@ -49,13 +53,13 @@ class Method(nn.Module):
         return self.project(self.network, views)
 
     def project(self, network: Network, views: Tensor) -> Tensor:
-        """z of both views (2 x n x D) by a network."""
-        return self.on_views(lambda images: network(images)[1], views)
+        """z of all views (V x n x D) by a network."""
+        return self.on_views(lambda images: network(images, resize=False)[1], views)
 
     def on_views(self, function: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-        """A function of both views (2 x n x ...). Batch norm sees 2n images if they are fused, otherwise n twice."""
+        """A function of all views (V x n x ...). Batch norm sees Vn images if they are fused, otherwise n at a time."""
         if self.fused:
-            return function(views.flatten(0, 1)).unflatten(0, (2, -1))  # type: ignore[no-any-return]
+            return function(views.flatten(0, 1)).unflatten(0, (len(views), -1))  # type: ignore[no-any-return]
         return torch.stack([function(view) for view in views])
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,8 +90,11 @@ class Method(nn.Module):
         self.load_state_dict(self.network.state_dict(prefix="network.") | state)
 
     @classmethod
-    def chance(cls, settings: Any, batch_size: int) -> dict[str, float]:  # noqa: ARG003 (subclasses need them)
-        """The values of train/... metrics for a network that has learned nothing, where they are known."""
+    def chance(cls, settings: Any, batch_size: int, views: int = 2) -> dict[str, float]:  # noqa: ARG003 (for subclasses)
+        """The values of train/... metrics for a network that has learned nothing, where they are known.
+
+        `views` is the number of views of an image.
+        """
         return {}
 
 

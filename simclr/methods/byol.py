@@ -1,4 +1,4 @@
-"""BYOL: predict a moving average's embedding of the other view, without negatives (arXiv 2006.07733)."""
+"""BYOL: predict a moving average's embedding of another view, without negatives (arXiv 2006.07733)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ class BYOLConfig(Section):
 
 
 class BYOL(Method):
-    """The online network and a predictor approach the target network's embedding of the other view (Eq. 2 there)."""
+    """The online network and a predictor approach the target network's embedding of every other view (Eq. 2 there)."""
 
     section_name = "byol"
     section = BYOLConfig
     loss_label = "BYOL loss"
     figures = ("spread",)
+    takes_local = False
     settings: BYOLConfig
 
     def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
@@ -36,14 +37,14 @@ class BYOL(Method):
         self.target = frozen_copy(network)
 
     def embed(self, views: Tensor) -> Tensor:
-        """Predictions of both views, and the target network's projections of both (4 x n x D)."""
+        """Predictions of all views, and the target network's projections of all (2V x n x D)."""
         z = self.project(self.network, views)
         with torch.no_grad():
             targets = self.project(self.target, views)
         return torch.cat([self.on_views(self.predictor, z), targets])
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
-        """2 - 2 cosine of both views, added up, and the spread of the targets."""
+        """Twice the mean of 2 - 2 cosine (the sum of both, for two views), and the spread of the targets."""
         predictions, targets = single(embeddings).chunk(2)
         return 4 - 4 * predicted_cosine(predictions, targets), spread(targets).view(1)
 

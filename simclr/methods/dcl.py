@@ -30,11 +30,11 @@ class DCL(Method):
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
         """The loss, and the contrastive top-1 and top-5 accuracies."""
-        similarity, positive, negatives = compare(embeddings)
-        terms = (negatives / self.settings.temperature).logsumexp(1) - positive / self.settings.temperature
-        return terms.mean(), contrastive_accuracy(similarity.detach())
+        pairs, temperature = compare(embeddings), self.settings.temperature
+        terms = (pairs.negatives / temperature).logsumexp(1) - pairs.positives / temperature
+        return terms.mean(), contrastive_accuracy(pairs.similarity.detach(), views=len(embeddings))
 
     @classmethod
-    def chance(cls, settings: DCLConfig, batch_size: int) -> dict[str, float]:  # noqa: ARG003 (any temperature)
-        """The loss of identical embeddings, and the accuracies of guessing among the 2N - 1 candidates."""
-        return {"train/loss": math.log(2 * batch_size - 2)} | chance_accuracies(batch_size)
+    def chance(cls, settings: DCLConfig, batch_size: int, views: int = 2) -> dict[str, float]:  # noqa: ARG003
+        """The loss of identical embeddings, and the accuracies of guessing among all candidates."""
+        return {"train/loss": math.log(views * (batch_size - 1))} | chance_accuracies(batch_size, views)

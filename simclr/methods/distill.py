@@ -37,6 +37,7 @@ class Distill(Method):
     loss_label = "distillation loss"
     figures = ("agreement",)
     reads_labels = True
+    takes_local = False
     settings: DistillConfig
     teacher: nn.Module
 
@@ -56,7 +57,7 @@ class Distill(Method):
         return self
 
     def embed(self, views: Tensor) -> Tensor:
-        """Logits of the student for both views, and of the teacher for the same views (4 x n x classes)."""
+        """Logits of the student for all views, and of the teacher for the same views (2V x n x classes)."""
         with torch.no_grad():
             targets = self.on_views(self.teacher, views)
         return torch.cat([self.project(self.network, views), targets])
@@ -68,7 +69,7 @@ class Distill(Method):
         targets = (teacher.detach() / temperature).softmax(1)
         loss = weight * F.cross_entropy(student / temperature, targets)
         if weight < 1:
-            classes = labels.repeat(2)
+            classes = labels.repeat(len(embeddings) // 2)
             known = (classes >= 0).sum().clamp(min=1)
             loss = loss + (1 - weight) * F.cross_entropy(student, classes, ignore_index=-1, reduction="sum") / known
         agreement = (student.detach().argmax(1) == teacher.argmax(1)).to(student.dtype).mean()

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from simclr.methods.base import Method, single
-from simclr.methods.predictor import follow, frozen_copy
+from simclr.methods.predictor import follow, frozen_copy, other_views
 from simclr.model import Network
 from simclr.settings import LARGEST_BATCH, Section
 
@@ -24,9 +24,9 @@ class MoCoConfig(Section):
 
 
 class MoCo(Method):
-    """Each view is contrasted with the key of the other view, against the keys of earlier batches (Algorithm 1 there).
+    """Each view is contrasted with the other views' keys, against the keys of earlier batches (Algorithm 1 there).
 
-    Both views serve as queries, and the keys of both enter the queue. Batch norm is not shuffled: it is per group of
+    All views serve as queries, and the keys of all enter the queue. Batch norm is not shuffled: it is per group of
     images, as for the other methods here.
     """
 
@@ -34,6 +34,7 @@ class MoCo(Method):
     section = MoCoConfig
     loss_label = "MoCo loss"
     figures = ("queue_top1",)
+    takes_local = False
     settings: MoCoConfig
     queue: Tensor
 
@@ -43,7 +44,7 @@ class MoCo(Method):
         self.register_buffer("queue", F.normalize(torch.randn(self.settings.queue, network.z_width), dim=1))
 
     def embed(self, views: Tensor) -> Tensor:
-        """Queries of both views, and their keys by the momentum encoder (4 x n x D)."""
+        """Queries of all views, and their keys by the momentum encoder (2V x n x D)."""
         with torch.no_grad():
             keys = self.project(self.key_network, views)
         return torch.cat([self.project(self.network, views), keys])
@@ -52,12 +53,15 @@ class MoCo(Method):
         """InfoNCE, and how often the positive is more similar than the whole queue."""
         queries, keys = F.normalize(single(embeddings), dim=2).chunk(2)
         self.keys = keys.detach().flatten(0, 1)
-        positive = (queries * keys.detach().flip(0)).sum(2).flatten().unsqueeze(1)
         negatives = queries.flatten(0, 1) @ self.queue.T.to(queries.dtype)
-        logits = torch.cat([positive, negatives], 1) / self.settings.temperature
-        first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        hits = (positive.detach() > negatives.detach().amax(1, keepdim=True)).to(logits.dtype).mean()
-        return F.cross_entropy(logits, first), hits.view(1)
+        first = torch.zeros(len(negatives), dtype=torch.long, device=negatives.device)
+        losses, hits = [], []
+        for other in other_views(keys.detach()):
+            positive = (queries * other).sum(2).flatten().unsqueeze(1)
+            logits = torch.cat([positive, negatives], 1) / self.settings.temperature
+            losses.append(F.cross_entropy(logits, first))
+            hits.append((positive.detach() > negatives.detach().amax(1, keepdim=True)).to(logits.dtype).mean())
+        return torch.stack(losses).mean(), torch.stack(hits).mean().view(1)
 
     def after_step(self) -> None:
         """Move the key encoder towards the network, and replace the oldest keys of the queue."""

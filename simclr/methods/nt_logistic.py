@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -24,7 +25,7 @@ class NTLogisticConfig(Section):
 class NTLogistic(Method):
     """-log sigmoid(positive / temperature) - log sigmoid(-negative / temperature), with cosine similarities.
 
-    The paper gives the term of one negative. Without `semi_hard`, this is the mean of the terms of all 2N - 2.
+    The paper gives the term of one negative. Without `semi_hard`, this is the mean of the terms of all negatives.
     """
 
     section_name = "nt_logistic"
@@ -35,17 +36,18 @@ class NTLogistic(Method):
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
         """The loss, and the contrastive top-1 and top-5 accuracies."""
-        similarity, positive, negatives = compare(embeddings)
-        temperature = self.settings.temperature
+        pairs, temperature = compare(embeddings), self.settings.temperature
         if self.settings.semi_hard:
-            repulsion = F.softplus(semi_hard(positive, negatives) / temperature)
+            negatives = torch.stack([semi_hard(positive, pairs.negatives) for positive in pairs.positives])
+            repulsion = F.softplus(negatives / temperature)
         else:
-            repulsion = mean_over_negatives(F.softplus(similarity / temperature), negatives)
-        return (F.softplus(-positive / temperature) + repulsion).mean(), contrastive_accuracy(similarity.detach())
+            repulsion = mean_over_negatives(F.softplus(pairs.similarity / temperature), pairs)
+        terms = F.softplus(-pairs.positives / temperature) + repulsion
+        return terms.mean(), contrastive_accuracy(pairs.similarity.detach(), views=len(embeddings))
 
     @classmethod
-    def chance(cls, settings: NTLogisticConfig, batch_size: int) -> dict[str, float]:
-        """The loss of identical embeddings, and the accuracies of guessing among the 2N - 1 candidates."""
+    def chance(cls, settings: NTLogisticConfig, batch_size: int, views: int = 2) -> dict[str, float]:
+        """The loss of identical embeddings, and the accuracies of guessing among all candidates."""
         logit = 1 / settings.temperature
         loss = math.log1p(math.exp(-logit)) + logit + math.log1p(math.exp(-logit))  # softplus of -logit and of logit
-        return {"train/loss": loss} | chance_accuracies(batch_size)
+        return {"train/loss": loss} | chance_accuracies(batch_size, views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,20 +11,24 @@ from torch import Tensor
 from simclr.methods.ntxent import positives, similarities
 
 
-def compare(embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosine similarities of two views' embeddings (2 x N x D): all (2N x 2N), of positives (2N), of negatives.
+class Pairs(NamedTuple):
+    """The cosine similarities of V views of N images."""
 
-    The negatives (2N x 2N) are the similarities to all other images; -inf stands at the image's own two views.
-    """
-    similarity = similarities(embeddings[0], embeddings[1])
-    index = torch.arange(len(similarity), device=similarity.device)
-    positive = positives(len(similarity) // 2, similarity.device)
-    own = (index == index.unsqueeze(1)) | (index == positive.unsqueeze(1))
-    return similarity, similarity.gather(1, positive.unsqueeze(1)).squeeze(1), similarity.masked_fill(own, -math.inf)
+    similarity: Tensor  # of all (VN x VN)
+    positives: Tensor  # of each view to the other views of its image (V - 1 x VN)
+    negatives: Tensor  # to all other images (VN x VN), with -inf at the image's own views
+
+
+def compare(embeddings: Tensor) -> Pairs:
+    """The pairs of views' embeddings (V x N x D)."""
+    (views, n), similarity = embeddings.shape[:2], similarities(embeddings)
+    image = torch.arange(len(similarity), device=similarity.device) % n
+    own = similarity.gather(1, positives(n, similarity.device, views).T).T
+    return Pairs(similarity, own, similarity.masked_fill(image == image.unsqueeze(1), -math.inf))
 
 
 def semi_hard(positive: Tensor, negatives: Tensor) -> Tensor:
-    """Each row's most similar negative (2N) that is less similar than its positive.
+    """Each row's most similar negative (VN) that is less similar than its positive.
 
     Where all are more similar than the positive, it is the least similar one (FaceNet, arXiv 1503.03832, Section 3.2).
     """
@@ -32,7 +37,7 @@ def semi_hard(positive: Tensor, negatives: Tensor) -> Tensor:
     return torch.where(easier == -math.inf, easiest, easier)
 
 
-def mean_over_negatives(terms: Tensor, negatives: Tensor) -> Tensor:
-    """The mean over each row's negatives (2N) of one term for each entry (2N x 2N)."""
-    terms = terms.masked_fill(negatives == -math.inf, 0.0)
-    return terms.sum(1) / (len(terms) - 2)
+def mean_over_negatives(terms: Tensor, pairs: Pairs) -> Tensor:
+    """The mean over each row's negatives (VN) of one term for each entry (VN x VN)."""
+    terms = terms.masked_fill(pairs.negatives == -math.inf, 0.0)
+    return terms.sum(1) / (len(terms) - 1 - len(pairs.positives))

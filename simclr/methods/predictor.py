@@ -43,5 +43,11 @@ def follow(target: nn.Module, source: nn.Module, momentum: float, *, statistics:
 
 
 def predicted_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The mean cosine similarity (a scalar) of predictions to the other view's targets (both 2 x N x D)."""
-    return F.cosine_similarity(predictions, targets.detach().flip(0), dim=2).mean()
+    """The mean cosine similarity (a scalar) of predictions to the other views' targets (both V x N x D)."""
+    others = other_views(targets.detach())
+    return torch.stack([F.cosine_similarity(predictions, other, dim=2).mean() for other in others]).mean()
+
+
+def other_views(x: Tensor) -> list[Tensor]:
+    """For each place of the V - 1 other views: that view of every image, beside each of its views (V x N x D)."""
+    return [x.roll(-shift, 0) for shift in range(1, len(x))]

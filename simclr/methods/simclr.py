@@ -1,4 +1,4 @@
-"""SimCLR: two views of each image, contrasted by NT-Xent (arXiv 2002.05709)."""
+"""SimCLR: views of each image, contrasted by NT-Xent (arXiv 2002.05709)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LossConfig(Section):
 
 
 class SimCLR(Method):
-    """Both views' embeddings attract each other and repel those of all other images in the batch."""
+    """An image's views attract each other and repel those of all other images in the batch."""
 
     section_name = "loss"
     section = LossConfig
@@ -31,16 +31,14 @@ class SimCLR(Method):
         """NT-Xent, and the contrastive top-1 and top-5 accuracies."""
         settings = self.settings
         return contrast(
-            embeddings[0],
-            embeddings[1],
+            embeddings,
             settings.temperature,
             normalize=settings.normalize,
             include_self=settings.include_self,
         )
 
     @classmethod
-    def chance(cls, settings: LossConfig, batch_size: int) -> dict[str, float]:
-        """The loss of identical embeddings, and the accuracies of guessing among the 2N - 1 candidates."""
-        return {"train/loss": chance_loss(batch_size, include_self=settings.include_self)} | chance_accuracies(
-            batch_size
-        )
+    def chance(cls, settings: LossConfig, batch_size: int, views: int = 2) -> dict[str, float]:
+        """The loss of identical embeddings, and the accuracies of guessing among all candidates."""
+        loss = chance_loss(batch_size, views, include_self=settings.include_self)
+        return {"train/loss": loss} | chance_accuracies(batch_size, views)

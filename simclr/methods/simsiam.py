@@ -20,12 +20,13 @@ class SimSiamConfig(Section):
 
 
 class SimSiam(Method):
-    """Predictions approach the other view's projection, which gets no gradient (Algorithm 1 there)."""
+    """Predictions approach the other views' projections, which get no gradient (Algorithm 1 there)."""
 
     section_name = "simsiam"
     section = SimSiamConfig
     loss_label = "SimSiam loss"
     figures = ("spread",)
+    takes_local = False
     settings: SimSiamConfig
 
     def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
@@ -33,11 +34,11 @@ class SimSiam(Method):
         self.predictor = predictor(network.z_width, self.settings.hidden_dim)
 
     def embed(self, views: Tensor) -> Tensor:
-        """Predictions of both views, and their projections without gradient (4 x n x D)."""
+        """Predictions of all views, and their projections without gradient (2V x n x D)."""
         z = self.project(self.network, views)
         return torch.cat([self.on_views(self.predictor, z), z.detach()])
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
-        """The mean negative cosine of both views, and the spread of the projections."""
+        """The mean negative cosine of all pairs of views, and the spread of the projections."""
         predictions, z = single(embeddings).chunk(2)
         return -predicted_cosine(predictions, z), spread(z).view(1)

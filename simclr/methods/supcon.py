@@ -30,16 +30,18 @@ class SupCon(Method):
     settings: SupConConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and how often the other view of the same image is among the nearest."""
-        similarity = similarities(embeddings[0], embeddings[1])
+        """The loss, and how often another view of the same image is among the nearest."""
+        similarity = similarities(embeddings)
         itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         logits = (similarity / self.settings.temperature).masked_fill(itself, -math.inf)
-        classes = labels.repeat(2)
+        classes = labels.repeat(len(embeddings))
         same = (classes == classes.unsqueeze(1)) & ~itself
         log_likelihood = logits.log_softmax(1).masked_fill(~same, 0.0)
-        return -(log_likelihood.sum(1) / same.sum(1)).mean(), contrastive_accuracy(similarity.detach())
+        return -(log_likelihood.sum(1) / same.sum(1)).mean(), contrastive_accuracy(
+            similarity.detach(), views=len(embeddings)
+        )
 
     @classmethod
-    def chance(cls, settings: SupConConfig, batch_size: int) -> dict[str, float]:  # noqa: ARG003 (any temperature)
-        """The loss of identical embeddings, and the accuracies of guessing among the 2N - 1 candidates."""
-        return {"train/loss": chance_loss(batch_size)} | chance_accuracies(batch_size)
+    def chance(cls, settings: SupConConfig, batch_size: int, views: int = 2) -> dict[str, float]:  # noqa: ARG003
+        """The loss of identical embeddings, and the accuracies of guessing among all candidates."""
+        return {"train/loss": chance_loss(batch_size, views)} | chance_accuracies(batch_size, views)

@@ -18,7 +18,7 @@ class SupervisedConfig(Section):
 
 
 class Supervised(Method):
-    """Cross-entropy of the classes, on both views. z has a logit for each class; outputs beyond them are not used."""
+    """Cross-entropy of the classes, on all views. z has a logit for each class; outputs beyond them are not used."""
 
     section_name = "supervised"
     section = SupervisedConfig
@@ -29,7 +29,7 @@ class Supervised(Method):
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the accuracy on the augmented training images."""
-        logits, targets = single(embeddings).flatten(0, 1), labels.repeat(2)
+        logits, targets = single(embeddings).flatten(0, 1), labels.repeat(len(embeddings))
         correct = (logits.detach().argmax(1) == targets).to(logits.dtype).mean()
         return F.cross_entropy(logits, targets, label_smoothing=self.settings.smoothing), correct.view(1)
 

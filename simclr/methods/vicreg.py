@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -31,14 +33,17 @@ class VICReg(Method):
     settings: VICRegConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
-        """The loss, its three terms without their weights, and the spread of the embeddings."""
+        """The loss, its three terms without their weights, and the spread of the embeddings.
+
+        With more than two views, the terms are means over all pairs of views.
+        """
         z = single(embeddings)
         centred = z - z.mean(1, keepdim=True)
-        invariance = F.mse_loss(z[0], z[1])
-        variance = F.relu(1 - (centred.var(1) + EPSILON).sqrt()).mean()  # the mean of both views
-        covariances = centred.mT @ centred / (z.shape[1] - 1)  # 2 x D x D
+        invariance = torch.stack([F.mse_loss(z1, z2) for z1, z2 in combinations(z, 2)]).mean()
+        variance = F.relu(1 - (centred.var(1) + EPSILON).sqrt()).mean()  # the mean of the views
+        covariances = centred.mT @ centred / (z.shape[1] - 1)  # V x D x D
         squares = covariances.square().sum() - covariances.diagonal(dim1=1, dim2=2).square().sum()
-        covariance = squares / z.shape[2]  # the sum of both views
+        covariance = 2 / len(z) * squares / z.shape[2]  # the sum of both views of a pair
         settings = self.settings
         total = settings.invariance * invariance + settings.variance * variance + settings.covariance * covariance
         terms = [term.detach() for term in (invariance, variance, covariance)]

@@ -26,8 +26,7 @@ from simclr.device import resolve_precision
 from simclr.methods import METHODS
 from simclr.methods.base import Method
 from simclr.model import Network
-from simclr.train.step import Training, accumulate, build_method, embed, make_training
-from simclr.views import two_views
+from simclr.train.step import Training, accumulate, build_method, embed, make_training, make_views
 
 MIB = 2**20
 SAMPLE = 16  # images used to measure the memory of making views
@@ -150,7 +149,7 @@ def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embed
     If that is the `whole` batch, it has its own loss. If not, it gives the embeddings that the loss needs, and the
     gradients of the micro-batches before it are there.
     """
-    side, batch = config.view_size() or stored_side(config.data), config.train.batch_size
+    batch = config.train.batch_size
     bytes_per_image = _bytes_of_views(_only(config, "data", "augment", "augment2"))
     fake, training = _fake_training(config)
     method = training.method
@@ -158,11 +157,11 @@ def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embed
         labels = torch.empty(batch, dtype=torch.int64)
     with fake, Tally("activations") as tally:
 
-        def views(rows: slice) -> Tensor:
+        def views(rows: slice) -> list[Tensor]:
             images = rows.stop - rows.start
             with tally.counting("views"):
                 torch.empty(round(bytes_per_image * images), dtype=torch.uint8)
-                return torch.empty(2, images, 3, side, side)
+                return [torch.empty(count, images, 3, side, side) for count, side in config.view_sides()]
 
         tally.count(_state_of(method), "weights")
         for p in _trained(method):
@@ -212,11 +211,11 @@ def _parabola(xs: Sequence[int], ys: Sequence[int], x: int) -> float:
 
 @lru_cache(maxsize=256)
 def _bytes_of_views(config: Config) -> float:
-    """Bytes for each image at the peak of making both its views, measured on real pixels."""
+    """Bytes for each image at the peak of making its views, measured on real pixels."""
     side = stored_side(config.data)
     images = torch.zeros(SAMPLE, 3, side, side, dtype=torch.uint8)
     with Tally("views") as tally:
-        two_views(images, config.pipelines(), 0, 0)(slice(0, SAMPLE))
+        make_views(config, images, 0)(slice(0, SAMPLE))
     return float(tally.peak.total() / SAMPLE)
 
 
@@ -261,13 +260,13 @@ def _zero_gradients(method: Method, tally: Tally) -> None:
 def flops(config: Config, micro_batch: int) -> int:
     """Floating-point operations of training on one image.
 
-    They are those of both views forward, twice that backward (each matrix product has two in backward), and once more
+    They are those of all views forward, twice that backward (each matrix product has two in backward), and once more
     forward if the batch goes in micro-batches.
     """
-    side = config.view_size() or stored_side(config.data)
     fake, method = _fake_method(config)
     with fake, FlopCounterMode(display=False) as counter:
-        method.embed(torch.empty(2, 2, 3, side, side))  # two images, because batch norm needs more than one
+        for count, side in config.view_sides():
+            method.embed(torch.empty(count, 2, 3, side, side))  # two images, because batch norm needs more than one
     return int(counter.get_total_flops()) // 2 * (4 if micro_batch < config.train.batch_size else 3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from simclr.methods.predictor import follow, frozen_copy
 from simclr.model import Network, batch_norms, mixes_images, statistics_kept
 from simclr.randomness import initial_weights, subseed
 from simclr.train.teacher import load_teacher
-from simclr.views import Views, two_views
+from simclr.views import batch_views
 from simclr.weights.start import load_start
 
 
@@ -119,7 +120,7 @@ def make_training(config: Config, method: Method, dtype: torch.dtype, digest: st
         scaler=torch.amp.GradScaler(method.network.mean.device.type, enabled=dtype == torch.float16),
         plateau=optim.Plateau(config.optim),
         micro_batch=train.batch_size if train.micro_batch == "auto" else train.micro_batch,
-        group=train.norm_images() if mixes_images(method) else None,
+        group=train.norm_images() if method.mixes or mixes_images(method) else None,
     )
 
 
@@ -143,7 +144,7 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     Returns the loss and the method's figures as one tensor on the device. Nothing here waits for the device, except
     that float16's gradient scaler looks for overflow.
     """
-    views = two_views(images, training.config.pipelines(), training.config.seed, training.step)
+    views = make_views(training.config, images, training.step)
     report = accumulate_within_memory(training, views, labels)
     training.scaler.step(training.optimizer)
     training.scaler.update()
@@ -153,6 +154,18 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
         follow(training.method.average, training.model, training.config.train.ema or 0.0, statistics=True)
     training.step += 1
     return report
+
+
+Views = Callable[[slice], list[Tensor]]  # makes all views of some rows of a batch, float32 V x n x 3 x S x S each
+
+
+def make_views(config: Config, images: Tensor, step: int) -> Views:
+    """A function that makes the views, and in a second tensor the local crops, of any rows of a batch."""
+    whole, local = config.pipelines(), config.local_pipelines()
+    parts = [batch_views(images, whole, config.seed, step)]
+    if local:
+        parts.append(batch_views(images, local, config.seed, step, first=len(whole)))
+    return lambda rows: [part(rows) for part in parts]
 
 
 def accumulate(training: Training, views: Views, labels: Tensor) -> Tensor:
@@ -183,10 +196,14 @@ def embed(training: Training, views: Views, rows: slice) -> Tensor:
     for group in split(rows, training.group):
         # Dropout and stochastic depth must draw the same numbers each time that this group is computed.
         torch.manual_seed(subseed(config.seed, "network", training.step, group.start))
-        both = views(group)
+        made = views(group)
         with autocast(device, training.dtype):
-            parts.append(training.method.embed(both))
-    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            parts.append(_join([training.method.embed(each) for each in made], 0))
+    return _join(parts, 1)
+
+
+def _join(parts: list[Tensor], dimension: int) -> Tensor:
+    return torch.cat(parts, dimension) if len(parts) > 1 else parts[0]
 
 
 def split(rows: slice, size: int | None) -> list[slice]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from simclr.config import Config, to_toml
 from simclr.errors import RunFailed, UserError, unknown
 from simclr.files import written_whole
-from simclr.model import RESNETS, ModelConfig
+from simclr.model import RESNETS, VITS, ModelConfig
 from simclr.weights.checkpoint import weights_bytes
 from simclr.weights.encoder import Encoder
 
@@ -52,7 +52,7 @@ def _without_classifier(resnet: nn.Module) -> nn.Sequential:
 
 def _is_standard(model: ModelConfig) -> bool:
     """Whether torchvision has this very backbone."""
-    return model.stem == "imagenet" and model.width == 1 and model.backbone != "resnet10"
+    return model.stem == "imagenet" and model.width == 1 and model.backbone not in ("resnet10", *VITS)
 
 
 def _is_standard_resnet(model: ModelConfig) -> bool:

@@ -12,6 +12,7 @@ import simclr.config
 from experiments.configs.presets import presets
 from experiments.configs.resolve import resolve_timed
 from simclr import device as devices
+from simclr.augment import AUGMENTATIONS
 from simclr.config import Config, make, to_toml
 from simclr.data.dataset import NORMALIZATIONS
 from simclr.data.sources import DATASETS
@@ -167,6 +168,14 @@ def test_the_second_view_equals_the_first_unless_it_has_its_own_table():
     assert (first["blur"].p, second["blur"].p) == (1.0, 0.1)
 
 
+def test_more_views_take_turns_and_two_are_the_default():
+    values = {"augment.views": 5, "augment.blur.p": 1.0, "augment2.blur.p": 0.1}
+    assert [view["blur"].p for view in configured(values).pipelines()] == [1.0, 0.1, 1.0, 0.1, 1.0]
+    assert configured({"augment.views": 2}).key() == Config().key()
+    assert "views" not in to_toml(Config()).partition("[augment]")[2].partition("[model]")[0]
+    assert "'augment2.views'" in error_message({"augment2.views": 3})
+
+
 def test_flat_has_only_the_probability_of_absent_augmentations():
     flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
     assert flat["augment.solarize.threshold"] == 0.5
@@ -267,6 +276,7 @@ MATTERS = {
     "train.ema": 0.99,
     "train.precision": "fp16",  # what auto never stands for on a CPU
 }
+MATTERS |= {"augment.views": 3, "augment.local.count": 2, "augment.local.size": 12, "augment.local.scale": [0.2, 0.4]}
 for _view in ("augment", "augment2"):
     MATTERS |= {
         f"{_view}.crop.p": 0.5,
@@ -280,6 +290,8 @@ for _view in ("augment", "augment2"):
         f"{_view}.rotation.p": 0.25,
         f"{_view}.rotation.degrees": 45.0,
         f"{_view}.quarter_turn.p": 0.25,
+        f"{_view}.auto_augment.p": 0.25,
+        f"{_view}.auto_augment.policy": "cifar10",
         f"{_view}.color_jitter.p": 0.25,
         f"{_view}.color_jitter.strength": 0.5,
         f"{_view}.color_jitter.brightness": 0.5,
@@ -323,6 +335,7 @@ for _name in FOLLOWS:
 
 # Settings that make the config use a setting that it ignores by default.
 CONTEXT = {
+    **{f"augment.local.{name}": {"augment.local": {}} for name in ("count", "size", "scale")},
     "optim.betas": {"optim.name": "adamw"},
     "optim.lr_scaling": {"train.batch_size": 512},
     "optim.plateau_factor": {"optim.schedule": "plateau"},
@@ -332,9 +345,11 @@ CONTEXT = {
 
 def context(name):
     view, _, rest = name.partition(".")
-    if view in ("augment", "augment2") and not rest.endswith(".p"):
+    if name in CONTEXT:
+        return CONTEXT[name]
+    if view in ("augment", "augment2") and "." in rest and not rest.endswith(".p"):
         return {f"{view}.{rest.partition('.')[0]}.p": 1.0}
-    return CONTEXT.get(name, {})
+    return {}
 
 
 def test_every_setting_either_matters_or_is_ignored():
@@ -431,7 +446,9 @@ def test_configs_with_the_same_result_share_a_key(one, other):
     assert configured(one).key() == configured(other).key()
 
 
-@pytest.mark.parametrize("name", [n for n in MATTERS if n.startswith("augment") and not n.endswith(".p")])
+@pytest.mark.parametrize(
+    "name", [n for n in MATTERS if n.partition(".")[2].partition(".")[0] in AUGMENTATIONS and not n.endswith(".p")]
+)
 def test_the_key_does_not_depend_on_parameters_of_absent_augmentations(name):
     view, operation, _ = name.split(".")
     absent = {f"{view}.{operation}.p": 0.0}

@@ -24,6 +24,8 @@ FEATURES = {
     "resnet18": 512,
     "convnext_tiny": 768,
     "vit_b_16": 768,
+    "vit_tiny_4": 192,
+    "vit_mini_8": 128,
     "mobilenet_v3_small": 576,
     "efficientnet_b0": 1280,
 }
@@ -111,6 +113,15 @@ def test_vision_transformers_are_built_for_the_image_side(side, tokens):
     model = build_meta(side, backbone="vit_b_16", stem="imagenet")
     assert model.encoder.encoder.pos_embedding.shape == (1, tokens, 768)
     assert model(torch.empty(2, 3, side, side, device="meta"))[0].shape == (2, 768)
+
+
+def test_small_vision_transformers_have_the_size_of_their_source():
+    model = build_meta(32, backbone="vit_tiny_4", stem="imagenet")
+    assert model.encoder.encoder.pos_embedding.shape == (1, 65, 192)
+    # The layers of DeiT-Ti, which has 5.7 million weights with larger patches, more positions and 1,000 classes.
+    assert parameter_count(model.encoder) == pytest.approx(5.4e6, rel=0.01)
+    with pytest.raises(UserError, match=r"can't process 36 px images: expected a multiple of 8, such as"):
+        build_meta(36, backbone="vit_mini_8", stem="imagenet")
 
 
 @pytest.mark.parametrize("width", [0.25, 2.0])

@@ -21,7 +21,7 @@ from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.model import Network
 from simclr.train.loop import batch_rows
-from simclr.views import apply, draw, two_views
+from simclr.views import apply, batch_views, draw
 from tests.helpers import tiny
 
 AUGMENTED = {"augment": {"blur": {"p": 0.5}}}
@@ -102,7 +102,7 @@ def test_the_one_sided_set_up_crops_once_as_the_baseline_does_and_augments_one_v
     pipelines = next(cell for cell in plan.cells if cell.name == "only quarter_turn").config.pipelines()
     for view in pipelines:
         assert (view["shared_crop"].p, view["shared_crop"].scale) == (1, (0.3, 0.9))  # type: ignore[attr-defined]
-    plain, turned = two_views(torch.from_numpy(digits.images[:4]), pipelines, 0, 0)(slice(0, 4))
+    plain, turned = batch_views(torch.from_numpy(digits.images[:4]), pipelines, 0, 0)(slice(0, 4))
     assert plain.shape == (4, 3, 24, 24)
     for one, other in zip(plain, turned, strict=True):
         assert min((one.rot90(k, (1, 2)) - other).abs().max() for k in (1, 2, 3)) < 1e-5

@@ -66,6 +66,10 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
             check(subject_of(bare), ["no-labels", name])
     with pytest.raises(UserError, match=r"unknown layer 'head\.9'"):
         check(subject_of(digits, layer="head.9"), ["knn"])
+    check(subject_of(digits, ["crops.count=2"]), ["knn", "linear"])
+    for name in ("linear-sgd", "finetune", "no-labels"):
+        with pytest.raises(UserError, match=f"--{name} can't average over crops: use --knn or --linear"):
+            check(subject_of(digits, ["crops.count=2"]), ["knn", name])
     with pytest.raises(UserError, match="leave --layer z out"):
         check(subject_of(digits, layer="z"), ["no-labels"])
 

@@ -93,7 +93,7 @@ def test_chance_is_the_contrastive_accuracy_of_random_vectors(digits: Dataset) -
     assert images == len(digits.parts["val"]) // 8 * 8
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(2, 1000, 8, 16, generator=generator)
-    found = torch.stack([contrast(a, b, temperature=1.0)[1] for a, b in zip(*vectors, strict=True)])
+    found = torch.stack([contrast(torch.stack([a, b]), temperature=1.0)[1] for a, b in zip(*vectors, strict=True)])
     for column, top in enumerate(("top1", "top5")):
         error = (found[:, column].std() / len(found) ** 0.5).item()
         assert found[:, column].mean().item() == pytest.approx(odds[top], abs=4 * error)

@@ -92,6 +92,13 @@ def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
         judged_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
 
 
+def test_a_description_says_that_crops_are_averaged(stored: Dataset) -> None:
+    described = describe(make_protocol(["crops.count=4"]), stored)
+    assert described["crops"] == {"count": 4, "scale": [0.2, 1.0]}
+    assert described["images"].startswith("random crops, ")
+    assert described["images"].endswith("averaged over the crops")
+
+
 def test_protocol_has_the_settings_of_every_evaluation() -> None:
     protocol = Protocol()
     for evaluation in EVALUATIONS.values():
@@ -109,11 +116,13 @@ def test_identities_are_equal_exactly_if_figures_can_be_compared(digits: Dataset
     different = [
         subject_of(digits, ["knn.temperature=0.2"]),
         subject_of(digits, layer="z"),
+        subject_of(digits, ["crops.count=10"]),
+        subject_of(digits, ["crops.count=10", "crops.scale=[0.1,1.0]"]),
         subject_of(other_split),
         subject_of(replace(digits, digest="another")),
     ]
     assert {identity_of(subject) for subject in same} == {base}
-    assert len({identity_of(subject) for subject in different} | {base}) == 5
+    assert len({identity_of(subject) for subject in different} | {base}) == 7
     small, large = (subject_of(digits, train={"batch_size": size}) for size in (8, 128))
     assert identity_of(small, "no-labels") != identity_of(large, "no-labels")
 

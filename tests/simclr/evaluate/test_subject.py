@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.augment import resized_crop
+from simclr.augment import BOX_DRAWS, crop_boxes, resized_crop
 from simclr.build import build_model
 from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings
 from simclr.evaluate import subject as module
 from simclr.evaluate.subject import check_collapse, features, fingerprint, layer_names, random_encoder, represent
+from simclr.randomness import uniforms
 from tests.helpers import subject_of, tiny
 
 CPU = torch.device("cpu")
@@ -60,6 +61,21 @@ def test_images_of_another_size_are_resized_as_crops_are(digits: Dataset) -> Non
     box = torch.tensor([[0.0, 0, digits.side, digits.side]] * 4)
     expected = model.encoder(model.normalize(resized_crop(images, box, 24)))
     torch.testing.assert_close(represent(model, images, "h"), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_averaged_crops_are_the_mean_of_crops_that_stay_the_same(digits: Dataset) -> None:
+    subject = subject_of(digits, ["crops.count=3", "crops.scale=[0.3,0.5]"])
+    x, _ = subject.val
+    rows, model = digits.parts["val"], subject.model.eval()
+    images = torch.from_numpy(digits.images[rows]).float() / 255
+    drawn = [uniforms((len(rows), BOX_DRAWS), 0, "averaged crops", number) for number in range(3)]
+    views = [
+        resized_crop(images, crop_boxes(u, (0.3, 0.5), (3 / 4, 4 / 3), *images.shape[2:]), digits.side) for u in drawn
+    ]
+    with torch.no_grad():
+        expected = torch.stack([model(view)[0] for view in views]).mean(0)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(x, subject_of(digits).val[0], rtol=1e-2)
 
 
 def test_every_layer_is_what_the_network_computes_there(digits: Dataset) -> None:

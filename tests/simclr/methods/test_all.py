@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,14 @@ from tests.simclr.train.helpers import Watch, assert_predicted, same_weights
 
 CPU = torch.device("cpu")
 LIMIT = 128
+FOUR = {"views": 4}
+MULTI_CROP = {"local": {"count": 3, "size": 8, "scale": [0.1, 0.3]}}
+MORE_VIEWS = [
+    ("simclr", "fused", FOUR),
+    ("moco", "fused", FOUR),
+    ("simclr", "split", MULTI_CROP),
+    ("vicreg", "fused", MULTI_CROP),
+]
 SMALL: dict[str, dict[str, object]] = {
     "moco": {"queue": 100},
     "byol": {"hidden_dim": 32},
@@ -49,20 +59,24 @@ def few(home: Path) -> Dataset:
     return open_dataset(tiny(data={"limit": LIMIT}).data, home)
 
 
-def config_of(method: str, stem: str = "stride2", **train: object) -> Config:
+def config_of(method: str, stem: str = "stride2", augment: Mapping[str, Any] | None = None, **train: object) -> Config:
     own = {method: SMALL[method]} if method in SMALL else {}
     settings = {"batch_size": 64, "precision": "fp32"} | train
     model = {"backbone": "resnet10", "stem": stem}
-    return tiny(method=method, model=model, data={"limit": LIMIT}, train=settings, **own)
+    return tiny(method=method, model=model, data={"limit": LIMIT}, train=settings, augment=augment or {}, **own)
 
 
-@pytest.mark.parametrize(("method", "views"), [*((method, "fused") for method in METHODS), ("byol", "split")])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, views: str, few: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("method", "views", "augment"),
+    [*((method, "fused", {}) for method in METHODS), ("byol", "split", {"views": 3}), *MORE_VIEWS],
+)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    method: str, views: str, augment: Mapping[str, Any], few: Dataset
+) -> None:
     trained = []
     for size in (32, 8):
-        training = start_training(
-            config_of(method, batch_size=32, micro_batch=size, norm_batch=8, views=views), few, CPU
-        )
+        config = config_of(method, batch_size=32, micro_batch=size, norm_batch=8, views=views, augment=augment)
+        training = start_training(config, few, CPU)
         training.method.double()
         for rows in islice(batch_rows(training.config, few), 2):
             train_step(training, torch.from_numpy(few.images)[rows], torch.from_numpy(few.labels)[rows])
@@ -86,9 +100,20 @@ def test_a_stopped_run_resumes_to_the_same_bits(method: str, few: Dataset, tmp_p
     assert logged == {"train/learning_rate"} | {f"train/{name}" for name in METHODS[method].figures}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_its_memory_is_predicted(method: str) -> None:
-    assert_predicted(config_of(method, stem="cifar", batch_size=128, micro_batch=128, norm_batch=128), 128)
+@pytest.mark.parametrize(
+    ("method", "augment"), [*((method, {}) for method in METHODS), ("simclr", FOUR), ("simclr", MULTI_CROP)]
+)
+def test_its_memory_is_predicted(method: str, augment: Mapping[str, Any]) -> None:
+    sizes = dict.fromkeys(("batch_size", "micro_batch", "norm_batch"), 128)
+    assert_predicted(config_of(method, stem="cifar", augment=augment, **sizes), 128)
+
+
+def test_a_run_with_more_views_and_local_crops_resumes_to_the_same_bits(few: Dataset, tmp_path: Path) -> None:
+    config = config_of("simclr", augment=FOUR | MULTI_CROP, epochs=1, batch_size=32)
+    whole = pretrain(config, few, CPU, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        pretrain(config, few, CPU, tmp_path / "parts", Watch(stop_after=2))
+    assert same_weights(whole, pretrain(config, few, CPU, tmp_path / "parts", resume=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,6 +142,14 @@ def test_more_classes_than_outputs_are_refused(few: Dataset) -> None:
         UserError, match=r"10 classes, but the network has only 9 outputs: set model.out_dim to 10 or more"
     ):
         start_training(config, few, CPU)
+
+
+def test_some_methods_refuse_local_crops() -> None:
+    refused = {name for name, kind in METHODS.items() if not kind.takes_local}
+    assert refused == {"byol", "simsiam", "moco", "imix", "distill"}
+    for name in refused:
+        with pytest.raises(UserError, match=rf"method '{name}' takes whole views only: leave out augment.local"):
+            config_of(name, augment=MULTI_CROP)
 
 
 def test_methods_have_keys_of_their_own() -> None:

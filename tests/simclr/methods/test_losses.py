@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,16 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def pairs(z: Tensor) -> list[tuple[float, list[float]]]:
-    """For each of the 2N views: its similarity to the other view, and those to all views of other images."""
-    views = [(view, image) for view in range(2) for image in range(N)]
+    """For each view and each other view of its image: their similarity, and those to all views of other images."""
+    views = [(view, image) for view in range(len(z)) for image in range(N)]
     return [
         (
-            cosine(z[view, image], z[1 - view, image]),
+            cosine(z[view, image], z[positive, image]),
             [cosine(z[view, image], z[other]) for other in views if other[1] != image],
         )
         for view, image in views
+        for positive in range(len(z))
+        if positive != view
     ]
 
 
@@ -61,20 +64,20 @@ def semi_hard(positive: float, negatives: list[float]) -> list[float]:
 
 
 def nt_logistic(z: Tensor, temperature: float, mined: bool) -> float:
-    total = 0.0
+    terms = []
     for positive, negatives in pairs(z):
         chosen = semi_hard(positive, negatives) if mined else negatives
-        total -= math.log(sigmoid(positive / temperature))
-        total -= float(np.mean([math.log(sigmoid(-negative / temperature)) for negative in chosen]))
-    return total / (2 * N)
+        repulsion = np.mean([math.log(sigmoid(-negative / temperature)) for negative in chosen])
+        terms.append(-math.log(sigmoid(positive / temperature)) - repulsion)
+    return float(np.mean(terms))
 
 
 def margin(z: Tensor, width: float, mined: bool) -> float:
-    total = 0.0
+    terms = []
     for positive, negatives in pairs(z):
         chosen = semi_hard(positive, negatives) if mined else negatives
-        total += float(np.mean([max(negative - positive + width, 0) for negative in chosen]))
-    return total / (2 * N)
+        terms.append(np.mean([max(negative - positive + width, 0) for negative in chosen]))
+    return float(np.mean(terms))
 
 
 def dcl(z: Tensor, temperature: float) -> float:
@@ -86,9 +89,9 @@ def dcl(z: Tensor, temperature: float) -> float:
 
 
 def supcon(z: Tensor, temperature: float) -> float:
-    rows, labels, terms = z.flatten(0, 1), LABELS.repeat(2).tolist(), []
+    rows, labels, terms = z.flatten(0, 1), LABELS.repeat(len(z)).tolist(), []
     for i, anchor in enumerate(rows):
-        others = [j for j in range(2 * N) if j != i]
+        others = [j for j in range(len(rows)) if j != i]
         total = sum(math.exp(cosine(anchor, rows[j]) / temperature) for j in others)
         same = [j for j in others if labels[j] == labels[i]]
         terms.append(-np.mean([math.log(math.exp(cosine(anchor, rows[j]) / temperature) / total) for j in same]))
@@ -103,16 +106,23 @@ def cross_entropy(z: Tensor) -> float:
     return float(np.mean(terms))
 
 
+def crossed(e: Tensor) -> list[tuple[int, int]]:
+    """The places of each view and of the targets of all other views, which follow after the views."""
+    return [(view, len(e) // 2 + other) for view, other in permutations(range(len(e) // 2), 2)]
+
+
 def byol(e: Tensor) -> float:
-    one = np.mean([2 - 2 * cosine(e[0, i], e[3, i]) for i in range(N)])  # the first view predicts the second's target
-    other = np.mean([2 - 2 * cosine(e[1, i], e[2, i]) for i in range(N)])
-    return float(one + other)
+    terms = [np.mean([2 - 2 * cosine(e[view, i], e[target, i]) for i in range(N)]) for view, target in crossed(e)]
+    return float(2 * np.mean(terms))  # for two views: of the first, and of the second
 
 
 def simsiam(e: Tensor) -> float:
-    one = np.mean([-cosine(e[0, i], e[3, i]) for i in range(N)])
-    other = np.mean([-cosine(e[1, i], e[2, i]) for i in range(N)])
-    return float(one / 2 + other / 2)
+    return float(np.mean([-cosine(e[view, i], e[target, i]) for view, target in crossed(e) for i in range(N)]))
+
+
+def of_pairs(loss: Callable[..., float], z: Tensor, *settings: float) -> float:
+    """The mean of a loss of two views over all pairs of views."""
+    return float(np.mean([loss(torch.stack(pair), *settings) for pair in combinations(z, 2)]))
 
 
 def barlow(z: Tensor, weight: float) -> float:
@@ -136,9 +146,30 @@ def vicreg(z: Tensor, invariance: float, variance: float, covariance: float) -> 
     return total
 
 
+def emp(z: Tensor, weight: float, distortion: float) -> float:
+    z = F.normalize(z, dim=2)
+    mean, total = z.mean(0), 0.0
+    for view in z.numpy():
+        total -= np.linalg.slogdet(np.eye(D) + D / (N * distortion) * view.T @ view)[1] / 2
+        total -= weight * np.mean([cosine(torch.from_numpy(view[i]), mean[i]) for i in range(N)])
+    return float(total / len(z))
+
+
+def imix(e: Tensor, temperature: float) -> float:
+    views, terms = len(e) // 2, []
+    for other in range(1, views):
+        for i in range(N):
+            share, exponentials = float(e[-1, i, 0]), [math.exp(cosine(e[0, i], z) / temperature) for z in e[other]]
+            own = math.exp(cosine(e[0, i], e[other, i]) / temperature)
+            second = math.exp(cosine(e[0, i], e[views + other - 1, i]) / temperature)
+            total = sum(exponentials)
+            terms.append(-share * math.log(own / total) - (1 - share) * math.log(second / total))
+    return float(np.mean(terms))
+
+
 def moco(e: Tensor, queue: Tensor, temperature: float) -> float:
     terms = []
-    for query, key in ((0, 3), (1, 2)):
+    for query, key in crossed(e):
         for i in range(N):
             candidates = [
                 cosine(e[query, i], e[key, i]),
@@ -151,11 +182,11 @@ def moco(e: Tensor, queue: Tensor, temperature: float) -> float:
 
 def distill(e: Tensor, temperature: float, weight: float) -> float:
     terms = []
-    for view in range(2):
+    for view, target in zip(e[: len(e) // 2], e[len(e) // 2 :], strict=True):
         for i in range(N):
-            student, teacher = ([math.exp(x / temperature) for x in logits] for logits in (e[view, i], e[2 + view, i]))
+            student, teacher = ([math.exp(x / temperature) for x in logits] for logits in (view[i], target[i]))
             taught = -sum(t / sum(teacher) * math.log(s / sum(student)) for s, t in zip(student, teacher, strict=True))
-            logits = e[view, i].tolist()
+            logits = view[i].tolist()
             labelled = math.log(sum(math.exp(x) for x in logits)) - logits[LABELS[i]]
             terms.append(weight * taught + (1 - weight) * labelled)
     return float(np.mean(terms))
@@ -171,24 +202,26 @@ CASES: dict[str, tuple[str, int, dict[str, Any], Callable[[Tensor, Any], float]]
     "supervised": ("supervised", 2, {}, lambda e, _: cross_entropy(e)),
     "byol": ("byol", 4, {}, lambda e, _: byol(e)),
     "simsiam": ("simsiam", 4, {}, lambda e, _: simsiam(e)),
-    "barlow": ("barlow", 2, {"redundancy": 0.05}, lambda e, _: barlow(e, 0.05)),
+    "barlow": ("barlow", 2, {"redundancy": 0.05}, lambda e, _: of_pairs(barlow, e, 0.05)),
     "vicreg": (
         "vicreg",
         2,
         {"invariance": 5.0, "variance": 7.0, "covariance": 3.0},
-        lambda e, _: vicreg(e, 5.0, 7.0, 3.0),
+        lambda e, _: of_pairs(vicreg, e, 5.0, 7.0, 3.0),
     ),
     "distill": ("distill", 4, {"temperature": 0.3}, lambda e, _: distill(e, 0.3, 1.0)),
     "distill, with labels": ("distill", 4, {"weight": 0.4}, lambda e, _: distill(e, 1.0, 0.4)),
+    "emp": ("emp", 2, {"invariance": 3.0, "distortion": 0.3}, lambda e, _: emp(e, 3.0, 0.3)),
+    "imix": ("imix", 4, {"temperature": 0.3}, lambda e, _: imix(e, 0.3)),
     "moco": ("moco", 4, {"queue": 9, "temperature": 0.3}, lambda e, method: moco(e, method.queue, 0.3)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_loss_equals_its_definition_in_loops(case: str, seed: int) -> None:
+@pytest.mark.parametrize("views", [2, 3])
+def test_a_loss_equals_its_definition_in_loops(case: str, views: int) -> None:
     name, per_image, settings, definition = CASES[case]
-    method, embeddings = method_of(name, **settings), embeddings_of(per_image, seed)
+    method, embeddings = method_of(name, **settings), embeddings_of(per_image // 2 * views, seed=views)
     loss, figures = method.loss(embeddings, LABELS)
     torch.testing.assert_close(loss, torch.tensor(definition(embeddings, method), dtype=torch.float64), **EXACT)
     assert figures.shape == (len(method.figures),)
@@ -206,7 +239,7 @@ def test_a_gradient_equals_finite_differences(case: str) -> None:
     assert torch.autograd.gradcheck(loss, own.clone().requires_grad_())
 
 
-@pytest.mark.parametrize("name", sorted({name for name, per_image, _, _ in CASES.values() if per_image == 4}))
+@pytest.mark.parametrize("name", ["byol", "moco", "simsiam"])
 def test_targets_get_no_gradient(name: str) -> None:
     embeddings = embeddings_of(4).requires_grad_()
     method_of(name).loss(embeddings, LABELS)[0].backward()
@@ -220,9 +253,37 @@ def test_the_chance_level_is_the_loss_of_collapsed_embeddings(name: str) -> None
     method = method_of(name)
     chance = METHODS[name].chance(method.settings, N)
     if "train/loss" in chance:
-        loss, _ = method.loss(torch.ones(2, N, D, dtype=torch.float64), LABELS)
-        assert float(loss) == pytest.approx(chance["train/loss"])
+        for views in (2, 3):
+            count = 2 * views if name == "imix" else views
+            loss, _ = method.loss(torch.ones(count, N, D, dtype=torch.float64), LABELS)
+            assert float(loss) == pytest.approx(METHODS[name].chance(method.settings, N, views)["train/loss"])
         assert {f"train/{figure}" for figure in method.figures} >= chance.keys() - {"train/loss"}
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_images_are_mixed_as_their_shares_say(kind: str) -> None:
+    from simclr.methods.imix import KINDS
+
+    u = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    mixed, share = KINDS[kind](torch.ones(50, 3, 16, 16), torch.zeros(50, 3, 16, 16), u)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), share)
+    assert share.min() >= 0.5 - 0.05  # of a box in whole pixels
+    assert share.max() <= 1
+    assert len(mixed.unique()) == (2 if kind == "cutmix" else 50)
+
+
+def test_imix_embeds_the_mixed_view_and_the_views_of_both_images() -> None:
+    method = method_of("imix").float().eval()
+    views = torch.rand(2, N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    embeddings = method.embed(views)
+    torch.manual_seed(3)
+    partner, u = torch.randperm(N), torch.rand(N, 3)
+    share = (1 - u[:, 0] / 2).view(N, 1, 1, 1)
+    images = torch.stack([share * views[0] + (1 - share) * views[0, partner], views[1], views[1, partner]])
+    expected = torch.stack([method.network(each)[1] for each in images])
+    torch.testing.assert_close(embeddings[:3], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embeddings[3], share.view(N, 1).expand(N, D))
 
 
 def test_semi_hard_negatives_are_those_just_easier_than_the_positive() -> None:
@@ -287,6 +348,8 @@ def test_losses_equal_those_of_lightly() -> None:
     negative_cosine = losses.NegativeCosineSimilarity()
     simsiam = (negative_cosine(e[0], e[3]) + negative_cosine(e[1], e[2])) / 2
     torch.testing.assert_close(ours("simsiam", e), simsiam)
+    emp = losses.EMPSSLLoss(tcr_eps=0.3, inv_coef=3.0)([view.float() for view in e])
+    torch.testing.assert_close(ours("emp", e, invariance=3.0, distortion=0.3).float(), emp)
     supcon = losses.SupConLoss(temperature=0.4)(torch.stack([z1, z2], 1), LABELS)
     torch.testing.assert_close(ours("supcon", torch.stack([z1, z2]), temperature=0.4), supcon)
 

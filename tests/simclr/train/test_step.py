@@ -13,8 +13,16 @@ from simclr.build import build_model
 from simclr.data.dataset import Dataset
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.methods.simclr import SimCLR
-from simclr.train.step import Training, accumulate, build_method, make_training, start_training, train_step
-from simclr.views import two_views
+from simclr.train.step import (
+    Training,
+    accumulate,
+    build_method,
+    make_training,
+    make_views,
+    start_training,
+    train_step,
+)
+from simclr.views import apply, batch_views, draw
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
@@ -56,7 +64,7 @@ def test_a_step_follows_the_gradient_of_the_loss_written_out(digits: Dataset) ->
     training = start_training(config, digits, CPU)
     reference = build_model(config, digits, CPU).train()
     images, labels = first_batch(training, digits)
-    first, second = two_views(images, config.pipelines(), config.seed, 0)(slice(None))
+    first, second = batch_views(images, config.pipelines(), config.seed, 0)(slice(None))
     z = torch.nn.functional.normalize(reference(torch.cat([first, second]))[1], dim=1)
     terms = []
     for i in range(16):
@@ -88,7 +96,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(views: str, digits: 
         training.model.eval()  # without batch norm
         training.group = None
         images, labels = first_batch(training, digits)
-        accumulate(training, two_views(images, training.config.pipelines(), 0, 0), labels)
+        accumulate(training, make_views(training.config, images, 0), labels)
         trainings[size] = training
     for size in (16, 4):
         for mine, theirs in zip(trainings[size].model.parameters(), trainings[32].model.parameters(), strict=True):
@@ -101,7 +109,7 @@ def test_a_batch_in_one_piece_goes_through_the_network_once(digits: Dataset) -> 
         training = exact(digits, batch_size=32, micro_batch=size, norm_batch=8)
         training.model.register_forward_pre_hook(lambda *_: passes.append(1))
         images, labels = first_batch(training, digits)
-        accumulate(training, two_views(images, training.config.pipelines(), 0, 0), labels)
+        accumulate(training, make_views(training.config, images, 0), labels)
         assert len(passes) == {32: 4, 8: 8}[size]  # each group of 8 once, or once without and once with a graph
         passes.clear()
 
@@ -210,3 +218,37 @@ def test_a_checkpoint_of_an_earlier_version_is_continued_in_the_same_precision(d
     training.load(older)
     with pytest.raises(UnusableCheckpoint, match=r"started in torch.bfloat16 but would continue in torch.float32"):
         training.load(older | {"dtype": "torch.bfloat16"})
+
+
+def test_local_crops_are_smaller_views_with_numbers_of_their_own(digits: Dataset) -> None:
+    config = tiny(
+        augment={"views": 3, "local": {"count": 2, "size": 12, "scale": [0.3, 0.5]}}, augment2={"blur": {"p": 1.0}}
+    )
+    images = torch.from_numpy(digits.images[:6])
+    whole, local = make_views(config, images, 5)(slice(0, 6))
+    side = digits.images.shape[-1]
+    assert (whole.shape, local.shape) == ((3, 6, 3, side, side), (2, 6, 3, 12, 12))
+    plain = config.model_copy(update={"augment": config.augment.model_copy(update={"local": None})})
+    (alone,) = make_views(plain, images, 5)(slice(0, 6))
+    assert torch.equal(alone, whole)
+    for number, pipeline in enumerate(config.local_pipelines()):
+        assert ("blur" in pipeline) == (number == 1)
+        assert pipeline["crop"].scale == (0.3, 0.5)  # type: ignore[attr-defined]
+        drawn = draw(pipeline, 6, config.seed, 5, 3 + number)
+        assert torch.equal(local[number], apply(images, pipeline, drawn))
+
+
+def test_the_embeddings_of_local_crops_are_those_of_the_network_without_resizing(digits: Dataset) -> None:
+    config = tiny(augment={"local": {"count": 2, "size": 8}}, train={"batch_size": 8}, model=SMALL)
+    training = start_training(config, digits, CPU)
+    training.model.eval()
+    images, labels = first_batch(training, digits)
+    whole, local = make_views(config, images, 0)(slice(0, 8))
+    z = torch.cat(
+        [
+            training.model(whole.flatten(0, 1))[1],
+            training.model.head(training.model.encoder(training.model.normalize(local.flatten(0, 1)))),
+        ]
+    )
+    expected = training.method.loss(z.unflatten(0, (4, 8)), labels)[0]
+    assert accumulate(training, make_views(config, images, 0), labels)[0].item() == pytest.approx(expected.item())
