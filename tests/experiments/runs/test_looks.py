@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.runs.encoders import encoder_of, open_subject
-from experiments.runs.evaluate import evaluate_encoder
 from experiments.runs.looks import test_use as use_of
 from experiments.tracking.store import Store
 from experiments.tracking.writing import copy_run, start_run
-from simclr.evaluate.protocol import make_protocol
 from tests.experiments.studies.helpers import write_previous_study
 
 DIGITS = "1e0fa6549f1a87a7b5920ccb288ea4d5"
@@ -29,20 +26,3 @@ def test_figures_of_earlier_versions_are_counted_once_for_each_run_and_protocol(
     tracker.finish("FINISHED")
     assert use_of(store, DIGITS) == "The test set of this data has been used for 5 evaluations of 3 runs."
     assert use_of(store, "another") == "The test set of this data has not been used yet."
-
-
-def test_every_protocol_that_used_the_test_set_counts_and_validation_does_not(trained: Store) -> None:
-    record = trained.find("t0.5-s0")
-    found, digest = encoder_of(record), record.tags["data_digest"]
-
-    def evaluate(*settings: str) -> str:
-        protocol = make_protocol(["linear.l2_values=1", "linear.l2_max=1", "linear.l2_min=1", *settings])
-        evaluate_encoder(found, open_subject(found, trained, protocol), trained, ["linear"])
-        return use_of(trained, digest)
-
-    first = evaluate()
-    assert evaluate() == first
-    assert evaluate("on=val") == first
-    second = evaluate("linear.standardise=false")  # its figures replace those of before, which were looked at
-    assert second != first
-    assert evaluate() == second

@@ -69,9 +69,6 @@ def test_each_cell_has_the_epochs_that_cost_what_the_baselines_do(
         "width=0.25": (10, 1.0),
         "width=0.5": (5, 1.0),
     }
-    steps = at_equal_cost(plan_study(BASELINE, vary=["train.batch_size=64,128"], equal="flops"), store)
-    assert [cell.config.train.epochs for cell in steps.cells] == [20, 20, 20]
-    assert [round(cell.cost or 0, 2) for cell in steps.cells] == [1.0, 1.0, 1.0]
     heads = at_equal_cost(plan_study(BASELINE, axis="head", equal="flops"), store)
     assert heads.cells[-1].layer == "z"
     assert heads.cells[-1].config.key() == heads.cells[0].config.key()  # trained once, judged at two layers

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.runs.evaluate import predictions
 from experiments.runs.prepare import Prepared
 from experiments.studies import execute as workflow
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import plan_study
-from experiments.studies.results import StudyDocument
+from experiments.studies.results import StudyDocument, read_results
+from experiments.studies.run import check_study_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr.errors import RunFailed, UserError
@@ -129,13 +131,13 @@ def test_two_processes_cannot_run_a_study_at_the_same_time(store: Store, monkeyp
     assert len(inner) == 1
 
 
-# --- learning rates ---------------------------------------------------------------------------------------------------
+# --- learning rates, and a division of the images for each seed -------------------------------------------------------
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
     """Replaces a cell's work by a run that is as accurate as its learning rate says. The list holds what was run."""
-    accuracies = {0.003: 0.5, 0.01: 0.25, 0.02: 0.75, 0.006: 0.25}
+    accuracies = {0.001: 0.5, 0.003: 0.5, 0.01: 0.25, 0.02: 0.75}
     ran: list[tuple[str, int, float]] = []
 
     def work(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer) -> float:
@@ -147,10 +149,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
         tracker = start_run(store, config.run_name(), "pretrain", config.flat(), tags, parent=study.id)
         for file in ("config.toml", "environment.json"):
             tracker.artifact(file, lambda path: path.touch())
+        labels = prepared.data.labels[prepared.data.parts["val"]]
+        right = np.where(np.arange(len(labels)) < accuracy * len(labels), labels, -1)
         for metric, protocol in runner._protocols(cell, prepared.data, prepared.device).items():
-            right = np.arange(8) < 8 * accuracy
             name = f"{metric.replace('/', '-')}-predictions.npz"
-            tracker.artifact(name, lambda path, right=right: np.savez(path, predicted=right, labels=np.ones(8)))  # type: ignore[misc]
+            tracker.artifact(name, lambda path: np.savez(path, predicted=right, labels=labels))
             tracker.log({f"eval/{metric}": accuracy})
             tracker.tag_protocols({metric: protocol})
         tracker.finish("FINISHED")
@@ -164,27 +167,43 @@ def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
     store: Store, tmp_path: Path, trained: list[tuple[str, int, float]]
 ) -> None:
     axis = tmp_path / "mine.toml"
-    axis.write_text('[mine]\nrates = [0.3, 1, 3]\ncells = [{set = {"optim.weight_decay" = 0.5, "optim.lr" = 0.02}}]')
+    axis.write_text('[mine]\nrates = [0.3, 1]\ncells = [{set = {"optim.weight_decay" = 0.5, "optim.lr" = 0.02}}]')
     plan = plan_study(tiny(optim={"lr": 0.01}), axis=str(axis)).judged_on("test")
     (other,) = plan.cells[1:]
-    assert (plan.cells[0].rates, other.rates) == ((0.003, 0.01, 0.03), (0.006, 0.02, 0.06))
-    outcome = execute("tuned", plan, store, [0, 1], "simclr ablate")
-    outcome.check()  # 0.03 and 0.06 diverge, which is no failure of this study
-    assert {(cell, rate) for cell, seed, rate in trained if seed == 1000} == {
-        (f"{cell.name}, lr={rate:g}", rate) for cell in plan.cells for rate in cell.rates
-    }
-    assert [each for each in trained if each[1] != 1000] == [
-        (cell, seed, rate) for seed in (0, 1) for cell, rate in ((BASELINE, 0.003), (other.name, 0.02))
-    ]
+    assert (plan.cells[0].rates, other.rates) == ((0.003, 0.01), (0.006, 0.02))
+    outcome = execute("tuned", plan, store, [0], "simclr ablate")
+    outcome.check()  # 0.006 diverges, which is no failure of this study
+    grid = [(f"{cell.name}, lr={rate:g}", 1000, rate) for cell in plan.cells for rate in cell.rates]
+    assert trained == [*grid, (BASELINE, 0, 0.003), (other.name, 0, 0.02)]
     rates = next(record for record in store.records(kind="study") if record.name == "tuned-rates")
     assert StudyDocument.read(rates).on == "val"
     text = " ".join(outcome.report.split())
-    assert "were tuned alike: for each cell the best of 3 on validation" in text
-    assert f"baseline 0.003 of 0.003, 0.01, 0.03; {other.name} 0.02 of 0.006, 0.02, 0.06." in text
+    assert "were tuned alike: for each cell the best of 2 on validation" in text
+    assert f"baseline 0.003 of 0.003, 0.01; {other.name} 0.02 of 0.006, 0.02." in text
 
     trained.clear()
-    execute("tuned", plan, store, [2], "simclr ablate").check()  # what was chosen before is kept
-    assert trained == [(BASELINE, 2, 0.003), (other.name, 2, 0.02)]
+    execute("tuned", plan, store, [1], "simclr ablate").check()  # what was chosen before is kept
+    assert trained == [(BASELINE, 1, 0.003), (other.name, 1, 0.02)]
+
+
+def test_each_seed_divides_the_images_and_its_cells_share_that(
+    store: Store, trained: list[tuple[str, int, float]]
+) -> None:
+    config = tiny(optim={"lr": 0.02})
+    plan = plan_study(config, drop=["flip"], resplit=True).judged_on("val")
+    execute("divided", plan, store, [0, 1], "simclr ablate --resplit").check()
+    outcome = execute("divided", plan, store, [1], "simclr ablate --resplit")
+    assert "Each seed divides the images anew" in " ".join(outcome.report.split())
+    results = read_results(outcome.study, store)
+    assert results.table["val/linear_top1"].tolist() == [0.75] * 4
+    assert {(seed, run.params["data.split_seed"]) for (_, seed), run in results.runs.items()} == {(0, "0"), (1, "1")}
+    truth = {job: tuple(predictions(run, "val/linear_top1")[1]) for job, run in results.runs.items()}
+    assert truth[BASELINE, 0] == truth["no flip", 0] != truth[BASELINE, 1] == truth["no flip", 1]
+    assert len(list((store.folder / "cache").glob("digits-*"))) == 1  # nothing was decoded twice
+    plain = plan_study(config, drop=["flip"]).judged_on("val")
+    assert plain.name != plan.name
+    with pytest.raises(UserError, match="study 'divided' exists with another plan"):
+        check_study_name("divided", plain, store)
 
 
 def test_a_cell_of_which_no_rate_works_ends_the_study(

@@ -15,7 +15,6 @@ from filelock import FileLock
 from PIL import Image
 
 from experiments.runs import train
-from experiments.runs.evaluate import predictions
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE
@@ -32,7 +31,7 @@ from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted
-from tests.experiments.studies.helpers import previous_plan
+from tests.experiments.studies.helpers import leave_out_figures, previous_plan
 from tests.helpers import tiny
 
 QUICK: dict[str, Any] = {"train": {"epochs": 1}}
@@ -142,6 +141,7 @@ def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(
     study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "pretrain", kill)
+    leave_out_figures(monkeypatch)
     assert part_to_judge_on("new", None, shared_store) == "val"
     judged = plan.judged_on("val")
     exploring = open_study("explores", judged, shared_store, "simclr ablate")
@@ -231,32 +231,6 @@ def test_a_study_of_the_previous_version_is_resumed(
 # --- a division of the images for each seed ---------------------------------------------------------------------------
 
 
-def test_each_seed_divides_the_images_and_its_cells_share_that(shared_store: Store, study: Tracker) -> None:
-    stores = set((shared_store.folder / "cache").glob("digits-*"))
-    resplit = plan_study(tiny(**QUICK), drop=["color_jitter"], resplit=True).judged_on("val")
-    with pytest.raises(UserError, match="study 'first' exists with another plan"):
-        check_study_name("first", resplit, shared_store)
-    divided = open_study("divided", resplit, shared_store, "simclr ablate --resplit", [0, 1])
-    assert run_study(divided, resplit, shared_store, [0, 1]) == []
-    results = read_results(divided.record(), shared_store)
-    assert results.table["val/linear_top1"].notna().all()
-    runs = results.runs
-    assert {(seed, run.params["data.split_seed"]) for (_, seed), run in runs.items()} == {(0, "0"), (1, "1")}
-    assert runs[BASELINE, 0].id == children(study)[BASELINE].id  # the division of seed 0 is that of every study
-    truth = {job: tuple(predictions(run, "val/linear_top1")[1]) for job, run in runs.items()}
-    assert truth[BASELINE, 0] == truth["no color_jitter", 0]
-    assert truth[BASELINE, 0] != truth[BASELINE, 1] == truth["no color_jitter", 1]
-    assert set((shared_store.folder / "cache").glob("digits-*")) == stores  # nothing was decoded again
-
-    again = open_study("divided", resplit, shared_store, "simclr ablate --resplit", [1])
-    assert read_results(again.record(), shared_store).table.equals(results.table)
-    assert "Each seed divides the images anew" in " ".join(report(again.record(), shared_store)[0].split())
-    (cell,) = (each for each in forecast(resplit, shared_store, [0, 1]) if each.cell.name == BASELINE)
-    assert cell.done == [0, 1]
-    with pytest.raises(UserError, match="use two or more --seeds"):
-        forecast(resplit, shared_store, [0])
-
-
 @pytest.mark.parametrize("splits", [("train",), ("train", "val", "test")])
 def test_only_images_without_splits_of_their_own_are_divided(
     splits: tuple[str, ...], store: Store, tmp_path: Path
@@ -275,6 +249,8 @@ def test_only_images_without_splits_of_their_own_are_divided(
         with pytest.raises(UserError, match="--resplit has nothing to divide"):
             forecast(divided, store, [0, 1])
         return
+    with pytest.raises(UserError, match="use two or more --seeds"):
+        forecast(divided, store, [0])
     first, second = (open_dataset(divided.cells[0].of_seed(seed).data, store.folder) for seed in (0, 1))
     assert first.digest == second.digest
     assert not np.array_equal(first.parts["test"], second.parts["test"])
