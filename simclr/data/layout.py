@@ -96,8 +96,9 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     images = image_names(names, notes)
     if not images:
         ignored = f" ({notes[0]})" if notes else ""
-        ignored += ". Unpack the archives first" if any(suffix_of(name) in ARCHIVES for name in names) else ""
-        raise UserError(f"no images in {where}{ignored}: expected image files, or one folder of them for each class")
+        remedy = ". Unpack the archives first" if any(suffix_of(name) in ARCHIVES for name in names) else ""
+        expected = "expected image files, or one folder of them for each class"
+        raise UserError(f"no images in {where}{ignored}: {expected}{remedy}")
     notes += doubtful_names(images)
     roots = _split_roots(_enter(_tree(images), notes), where, notes, unlabelled)
     if len(roots) == 1:

@@ -147,7 +147,11 @@ LAYOUTS = {
         "warning: meta/test.txt and meta/train.txt are not read, and may say which images are for testing",
     ),
     "folders in folders": ("a/b/c/cat*6 a/b/c/dog*6", {}, "went into a/b/c/, which holds everything\nof 12 images"),
-    "an archive in a folder": ("photos.zip labels.csv", {}, "! 1 .csv, 1 .zip). Unpack the archives first: expected"),
+    "an archive in a folder": (
+        "photos.zip labels.csv",
+        {},
+        "! 1 .csv, 1 .zip): expected image files, or one folder of them for each class. Unpack the archives first",
+    ),
     "splits in one word": ("trainset/cat*4 trainset/dog*4 testset/cat*2", {}, "testset/ is test, trainset/ is train"),
     "another folder beside Spanish splits": ("entrenamiento/cat*4 prueba/cat*2 otros*3", {}, "! has folders otros"),
     "a class with a word of Spanish splits": ("prueba*6 perro*6", {}, "2 classes from folder names: perro, prueba"),
