@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
     "compare": ("evaluate:compare", "Compare evaluated runs, or the cells of a study."),
+    "measures": ("measures:measures", "Show which figures without labels order your encoders best."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
     "explore": ("explore:explore", "Write a page to explore images in the browser."),
     "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),

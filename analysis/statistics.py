@@ -22,7 +22,7 @@ def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
         )
 
 
-def accuracy_interval(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(correct: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's interval (1934, doi 10.1093/biomet/26.4.404), in [0, 1], of an accuracy on n images.
 
     It contains the accuracy on all images of the kind with a probability of at least `level`, however few are tested,
@@ -37,6 +37,24 @@ def accuracy_interval(correct: float, n: int, level: float = 0.95) -> tuple[floa
     low = scipy.stats.beta.ppf(tail, correct, wrong + 1) if correct else 0.0
     high = scipy.stats.beta.ppf(1 - tail, correct + 1, wrong) if wrong else 1.0
     return float(low), float(high)
+
+
+def balanced_interval(
+    value: float, correct: NDArray[np.bool_], labels: NDArray[np.integer], level: float = 0.95
+) -> tuple[float, float]:
+    """An interval, in [0, 1], of a balanced accuracy: the mean over classes of the accuracy on their images.
+
+    `correct` and `labels` are those of the N images. It is `accuracy_interval` with the number of images whose plain
+    accuracy would be as uncertain (Korn and Graubard 1998). That is Kish's number, C^2 / sum(1 / images of a class), or
+    fewer if the classes that are rare are the uncertain ones.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = np.array([correct[labels == label].mean() for label in np.unique(labels)])
+    effective = len(counts) ** 2 / (1 / counts).sum()
+    variance = (shares * (1 - shares) / counts).sum() / len(counts) ** 2
+    if variance > 0:
+        effective = min(effective, value * (1 - value) / variance)
+    return accuracy_interval(value * effective, effective, level)
 
 
 class McNemar(NamedTuple):

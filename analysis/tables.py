@@ -23,6 +23,7 @@ MISSING = "—"
 FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
 # Names of runs, cells and classes are shown literally: no cell of a Markdown table holds HTML, a link or an image.
 MARKDOWN = {"\n": " "} | {character: f"\\{character}" for character in "\\|<>[]*`"}
+OTHER_SHARES = ("contrastive", "few_shot", "robustness")  # of matched views; over draws of images and corruptions
 LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 
 
@@ -32,13 +33,13 @@ def is_accuracy(metric: str) -> bool:
 
 
 def is_classification(metric: str) -> bool:
-    """Whether a metric is the share of images whose class was predicted. Matching views is something else."""
-    return metric.endswith("_top1") and "contrastive" not in metric
+    """Whether a metric is the share of images whose class was predicted, once for each image."""
+    return metric.endswith("_top1") and not any(name in metric for name in OTHER_SHARES)
 
 
 def in_percent(metric: str) -> bool:
-    """Whether tables and JSON show a metric in percent: an accuracy, or the standard deviation of one."""
-    return is_accuracy(metric) or metric.endswith("_std")
+    """Whether tables and JSON show a metric in percent: an accuracy or precision, or the deviation of one."""
+    return is_accuracy(metric) or metric.endswith(("_std", "_balanced", "_map"))
 
 
 def as_shown(metric: str, value: float) -> float:

@@ -31,7 +31,7 @@ from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
-from simclr.evaluate.linear import Linear, choose_l2, preprocess
+from simclr.evaluate.linear import Linear, choose_l2, preprocessing
 from simclr.files import written_whole
 from simclr.train.budget import memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
@@ -113,7 +113,7 @@ def evaluation(options: Options) -> list[Row]:
         knn_predict(x[:train], y[:train], x[train:], classes, [200], 0.1)
 
     def linear() -> None:
-        features, others = preprocess(settings, x[:train], x[train:])
+        features, others = map(preprocessing(settings, x[:train]), (x[:train], x[train:]))
         choose_l2(features, y[:train], others, y[train:], classes, settings)
 
     return [

@@ -17,7 +17,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from simclr.evaluate.base import accuracy
-from simclr.evaluate.linear import Linear, choose_l2, fit_logistic, logits, preprocess, standardise
+from simclr.evaluate.linear import Linear, choose_l2, fit_logistic, logits, preprocessing
+from simclr.evaluate.scaling import standardising
 
 CLASSES = 10
 
@@ -41,14 +42,14 @@ def main() -> None:
     grid = settings.grid()
 
     clock = time.perf_counter()
-    train, test = preprocess(settings, x[:n], x[n:])
+    train, test = map(preprocessing(settings, x[:n]), (x[:n], x[n:]))
     _, best, weights = choose_l2(train, train_y, test, test_y, CLASSES, settings)
     weights = fit_logistic(train, train_y, weights, best)
     ours = accuracy(logits(test, weights), test_y)
     seconds = time.perf_counter() - clock
     print(f"this suite, {len(grid)} values and a last fit: {seconds:.1f} s", flush=True)
 
-    x_train, x_test = (part.numpy() for part in standardise(x[:n], x[n:]))
+    x_train, x_test = (standardising(x[:n])(part).numpy() for part in (x[:n], x[n:]))
     warnings.simplefilter("ignore", ConvergenceWarning)
     clock = time.perf_counter()
     theirs = {}

@@ -71,6 +71,11 @@ class TrainConfig(Section):
     # statistics of batch norm are averaged with them.
     ema: float | None = later(None, ge=0, lt=1)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
+    keep_every: int = Field(0, ge=0, le=MOST_EPOCHS)  # epochs between snapshots for `eval --snapshots` (0: none)
+
+    def snapshots(self) -> int:
+        """How many snapshots of the encoder a run keeps, besides its weights at the end."""
+        return (self.epochs - 1) // self.keep_every if self.keep_every else 0
 
     def micro_batches(self) -> list[int]:
         """The valid sizes of a micro-batch: divisors of the batch that are multiples of `norm_images`."""
@@ -82,7 +87,7 @@ class TrainConfig(Section):
         return max(d for d in divisors(self.batch_size) if d <= self.norm_batch)
 
     def effective_settings(self) -> dict[str, Any]:
-        exclude = {"knn_every", "checkpoint_minutes", "micro_batch"}
+        exclude = {"knn_every", "checkpoint_minutes", "keep_every", "micro_batch"}
         return self.model_dump(mode="json", exclude=exclude) | {"norm_batch": self.norm_images()}
 
 

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from experiments.runs.compare import Comparison
+    from experiments.runs.encoders import FoundEncoder
+    from experiments.tracking.store import Store
     from simclr.data.dataset import Dataset
+    from simclr.evaluate.subject import Subject
 
 
 def evaluate(  # over 60 lines, because of its signature
@@ -56,12 +59,31 @@ def evaluate(  # over 60 lines, because of its signature
             help="Keep the network that --finetune trains with its first seed, for --method distill.",
         ),
     ] = False,
+    few_shot: Annotated[
+        bool, typer.Option("--few-shot", help="Classify by 1, 5 and 10 labelled images of each class, drawn 100 times.")
+    ] = False,
+    retrieval: Annotated[
+        bool, typer.Option("--retrieval", help="Search for images of the same class: mean average precision.")
+    ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Classify images with noise, blur and other corruptions.")
+    ] = False,
     no_labels: Annotated[
         bool,
         typer.Option(
             "--no-labels",
             help="Measure contrastive accuracy, alignment, uniformity and effective rank, which need no labels.",
         ),
+    ] = False,
+    spectrum: Annotated[
+        bool,
+        typer.Option("--spectrum", help="Measure effective rank and alpha-ReQ of whole images, without labels."),
+    ] = False,
+    lidar: Annotated[
+        bool, typer.Option("--lidar", help="Measure LiDAR from 50 views of each of 1,000 images, without labels.")
+    ] = False,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Evaluate each snapshot that the run kept (train.keep_every).")
     ] = False,
     on: On = "test",
     stock: Annotated[
@@ -108,7 +130,9 @@ def evaluate(  # over 60 lines, because of its signature
     from simclr.evaluate.protocol import make_protocol
     from simclr.methods import METHODS
 
-    asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "no-labels": no_labels}
+    asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "few-shot": few_shot}
+    asked |= {"retrieval": retrieval, "robustness": robustness}
+    asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar}
     names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
     fractions = []
     if finetune is not None:
@@ -116,6 +140,8 @@ def evaluate(  # over 60 lines, because of its signature
         fractions = [f"finetune.fractions=[{finetune}]"]
     if keep and (finetune is None or "," in finetune):
         raise UserError("--keep keeps one fine-tuned network: add --finetune with one fraction, such as --finetune 0.1")
+    if snapshots and (keep or stock is not None):
+        raise UserError("--snapshots keeps no network, and compares with no other: leave --keep and --stock out")
     own = [text for text in settings if not text.startswith("data.")]
     protocol = make_protocol([*fractions, *own], layer=layer, on=on)
     store = Store(home())
@@ -133,8 +159,14 @@ def evaluate(  # over 60 lines, because of its signature
             device=device,
             observer=terminal,
         )
-        beside = None if stock is None else stock_encoder(stock, subject)
-        report = evaluate_encoder(found, subject, store, names, transfer, beside, keep=keep)
+        if snapshots:
+            result = _snapshots(found, subject, store, names, transfer)
+        else:
+            beside = None if stock is None else stock_encoder(stock, subject)
+            report = evaluate_encoder(found, subject, store, names, transfer, beside, keep=keep)
+    if snapshots:
+        show(result, _describe_snapshots, as_json=as_json)
+        return
     result = {
         "run": None if report.run_id is None else store.get(report.run_id).name,
         "id": report.run_id,
@@ -142,6 +174,7 @@ def evaluate(  # over 60 lines, because of its signature
         "data": _images(subject.data, protocol.on),
         "layer": protocol.layer,
         "on": protocol.on,
+        "features": protocol.features,
         "protocol": protocol.version,
         "figures": _figures(report.table),
         "warnings": report.warnings,
@@ -149,6 +182,42 @@ def evaluate(  # over 60 lines, because of its signature
     show(result, _describe, as_json=as_json)
     for warning in report.warnings:
         typer.echo(paragraph(f"warning: {warning}"), err=True)
+
+
+def _snapshots(
+    found: FoundEncoder, subject: Subject, store: Store, names: list[str], transfer: str | None
+) -> dict[str, Any]:
+    """The figures of each snapshot of a run, accuracies in percent, and the files that are kept with the run."""
+    from analysis.tables import as_shown
+    from experiments.runs.snapshots import FILE, evaluate_snapshots
+
+    if found.run_id is None:
+        raise UserError(f"--snapshots evaluates those that a run kept, and {found.path} is a file: name a run")
+    record = store.get(found.run_id)
+    table = evaluate_snapshots(record, subject, store, names, transfer)
+    for column in ("value", "low", "high", "chance"):
+        table[column] = [as_shown(metric, value) for metric, value in zip(table["metric"], table[column], strict=True)]
+    files = [record.find_artifact(f"{FILE}{suffix}") for suffix in (".png", ".csv")]
+    about = {"run": record.name, "id": record.id, "on": subject.protocol.on}
+    return {**about, "snapshots": table, "files": [file for file in files if file]}
+
+
+def _describe_snapshots(result: dict[str, Any]) -> str:
+    """A table with a row for each epoch and a column for each metric."""
+    from analysis.tables import in_percent
+    from analysis.text import paragraph, text_table
+
+    table = result["snapshots"].pivot(index="epoch", columns="metric", values="value")
+    table = table[list(dict.fromkeys(result["snapshots"]["metric"]))]
+    rows = [
+        [f"{epoch} (untrained)" if epoch == 0 else str(epoch)]
+        + [_format(value, in_percent(metric)) for metric, value in row.items()]
+        for epoch, row in table.iterrows()
+    ]
+    images = "validation" if result["on"] == "val" else "test"
+    title = f"snapshots of run {result['run']} ({result['id'][:8]}), on {images} images"
+    files = [f"kept: {file}" for file in result["files"]]
+    return "\n".join([paragraph(title), text_table(["epoch", *table.columns], rows), *files])
 
 
 def _check_fractions(text: str) -> None:
@@ -194,9 +263,10 @@ def _describe(result: dict[str, Any]) -> str:
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
     what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
     what += ", trained on labels," * result["reads_labels"]
+    scaled = "" if result["features"] == "raw" else f"{result['features']} features, "
     title = (
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
-        f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, protocol {result['protocol']}"
+        f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, {scaled}protocol {result['protocol']}"
     )
     header = ["", "trained", "95% interval", *columns, "protocol"]
     return f"{paragraph(title)}\n{text_table(header, rows)}"
@@ -205,8 +275,11 @@ def _describe(result: dict[str, Any]) -> str:
 def _format_number(row: dict[str, Any], column: str) -> str:
     from analysis.tables import in_percent
 
-    value: float = row[column]
-    return "" if isnan(value) else f"{value:.2f}%" if in_percent(row["metric"]) else f"{value:.4g}"
+    return _format(row[column], in_percent(row["metric"]))
+
+
+def _format(value: float, percent: bool) -> str:
+    return "" if isnan(value) else f"{value:.2f}%" if percent else f"{value:.4g}"
 
 
 def compare(

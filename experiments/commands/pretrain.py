@@ -257,6 +257,8 @@ def _estimated(found: Estimate) -> dict[str, Any]:
         "micro_batch": found.micro_batch,
         "seconds": found.seconds,
         "seconds_per_step": found.seconds_per_step,
+        "snapshots": prepared.config.train.snapshots(),
+        "snapshot_bytes": found.snapshot_bytes,
     }
 
 
@@ -276,5 +278,7 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
         "memory": f"{format_bytes(found['memory_bytes'])}, {how} (predicted)",
         "time": f"{describe_duration(found['seconds'])} ({found['seconds_per_step']:.3f} s per step, measured)",
     }
+    if found["snapshots"]:
+        rows["snapshots"] = f"{found['snapshots']}, {format_bytes(found['snapshot_bytes'])} on the disk"
     settings = LIST.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", to_toml(config))
     return "\n".join([settings, *(f"{name:11} {value}" for name, value in rows.items())])

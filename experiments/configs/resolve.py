@@ -56,7 +56,7 @@ FLAGS = {
 }
 FILES = ("init", "distill.teacher")  # settings that may be the path of a file
 # Settings that a run's name doesn't mention.
-UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory")
+UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory", "train.keep_every")
 
 
 class Choice(Section):

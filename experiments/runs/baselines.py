@@ -10,6 +10,7 @@ from math import nan
 
 from experiments.tracking.store import Store
 from simclr.config import RESULT_VERSION
+from simclr.evaluate.base import are_unequal
 from simclr.evaluate.evaluations import evaluate, get_evaluation
 from simclr.evaluate.knn import Knn
 from simclr.evaluate.protocol import identity
@@ -32,8 +33,11 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
     reads += [digest_of(start.weights)] if start else []
-    settings = [get_evaluation(protocol, name).model_dump()]
+    evaluation = get_evaluation(protocol, name)
+    settings = [evaluation.model_dump()]
     protocol_id = identity(name, protocol, config, subject.data, subject.device)
+    if evaluation.needs_labels and are_unequal(subject.labels("test")):
+        reads.append("balanced")  # accuracy, which earlier versions didn't compute
     key = json.dumps([reads, settings, name, protocol_id], sort_keys=True)
     path = store.folder / "cache" / "baselines" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json"
     try:
@@ -69,7 +73,6 @@ def pixel_accuracy(subject: Subject, store: Store) -> float:
     host = replace(
         subject,
         model=copy.deepcopy(subject.model).cpu(),
-        protocol=protocol.model_copy(update={"layer": PIXELS, "knn": knn}),
+        protocol=protocol.model_copy(update={"layer": PIXELS, "knn": knn, "features": "raw"}),
     )
-    (accuracy,) = untrained_metrics(host, "knn", store).values()
-    return accuracy
+    return next(iter(untrained_metrics(host, "knn", store).values()))

@@ -51,6 +51,6 @@ def _protocol(record: Record, metric: str) -> dict[str, Any]:
         path = record.find_artifact("-".join([*places, f"{name}-protocol.json"]))
         if path is not None:
             table = json.loads(path.read_text(encoding="utf-8"))
-            read = ("version", "layer", "data", EVALUATIONS[name].section_name)
+            read = ("version", "layer", "features", "data", EVALUATIONS[name].section_name, *EVALUATIONS[name].reads)
             return {key: value for key, value in flatten(table).items() if key.partition(".")[0] in read}
     return {}

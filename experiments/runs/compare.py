@@ -13,7 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.tables import comparison, is_accuracy, is_classification, is_on_validation, mcnemar_table, write_csv
+from analysis.tables import (
+    comparison,
+    is_accuracy,
+    is_classification,
+    is_on_validation,
+    mcnemar_table,
+    metric_label,
+    write_csv,
+)
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.store import ENCODERS, Record, Store
@@ -32,7 +40,7 @@ SHORT_NAMES = {  # what `simclr plot` accepts for a metric
 }
 
 
-CURVES = ("train/", "val/", "perf/")  # how the names of metrics start that are logged during training
+CURVES = ("train/", "val/", "perf/", "snapshots/")  # how the names of metrics start that have a value at many steps
 
 
 class Comparison(NamedTuple):
@@ -131,6 +139,9 @@ def curve_label(metric: str, record: Record) -> str:
     """A metric in words, for the axis of a figure."""
     if metric == "train/loss" and (method := METHODS.get(_method(record))) is not None:
         return method.loss_label
+    if metric.startswith("snapshots/"):
+        label = metric_label(metric.removeprefix("snapshots/"))
+        return label if is_on_validation(metric) else f"test {label}"
     return f"{knn_label(metric)} accuracy on validation" if knn_metric([metric]) else metric
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from experiments.runs.prepare import Prepared
+from experiments.runs.snapshots import snapshot_bytes
 from experiments.runs.train import memory_remedy
 from simclr import device as devices
 from simclr.build import build_model
@@ -23,6 +24,7 @@ class Estimate(NamedTuple):
     memory: int  # predicted bytes at the peak
     parameters: int
     seconds_per_step: float  # measured
+    snapshot_bytes: int  # of the snapshots that are kept
 
     @property
     def seconds(self) -> float:
@@ -43,4 +45,5 @@ def estimate(prepared: Prepared) -> Estimate:
             config, prepared.data, prepared.device, images_on_device=plan is not None and plan.images_on_device
         )
     model = build_model(config, prepared.data, prepared.device)
-    return Estimate(prepared, budget.micro_batches(config)[-1], peak, parameter_count(model), seconds)
+    kept = snapshot_bytes(config, model)
+    return Estimate(prepared, budget.micro_batches(config)[-1], peak, parameter_count(model), seconds, kept)

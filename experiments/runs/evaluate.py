@@ -15,8 +15,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from analysis import plots
-from analysis.statistics import accuracy_interval
-from analysis.tables import is_accuracy, write_csv
+from analysis.statistics import accuracy_interval, balanced_interval, mean_interval
+from analysis.tables import is_accuracy, is_classification, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
 from experiments.runs.looks import LOOK
@@ -75,15 +75,9 @@ def evaluate_encoder(
     with devices.memory_errors("evaluate with --device cpu"):
         check_collapse(subject)
         raw = pixel_accuracy(subject, store) if any(EVALUATIONS[name].needs_labels for name in names) else nan
-        start = _start(subject)
-        for name in names:
-            outcomes[name] = evaluate(subject, name)
-            others = {"untrained": untrained_metrics(subject, name, store)}
-            if start is not None:
-                others["start"] = untrained_metrics(subject, name, store, start)
-            if stock is not None:
-                others["stock"] = untrained_metrics(stock.subject, name, store, stock.start)
-            rows += _rows(subject, name, outcomes[name], others, raw)
+        for name, outcome, figures in figures_of(subject, names, store, raw, stock):
+            outcomes[name] = outcome
+            rows += figures
     table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
     warnings, run_id = _warnings(table), found.run_id
     if store.writable:
@@ -91,6 +85,21 @@ def evaluate_encoder(
     else:
         warnings.append(f"these figures were not recorded, because {store.folder} can't be written")
     return Report(run_id, table, describe(subject.protocol, subject.data), warnings)
+
+
+def figures_of(
+    subject: Subject, names: Sequence[str], store: Store, pixels: float = nan, stock: Stock | None = None
+) -> Iterator[tuple[str, Outcome, list[dict[str, Any]]]]:
+    """The name, the outcome and the `_rows` of each of some EVALUATIONS. `pixels` is the accuracy of kNN on those."""
+    start = _start(subject)
+    for name in names:
+        outcome = evaluate(subject, name)
+        others = {"untrained": untrained_metrics(subject, name, store)}
+        if start is not None:
+            others["start"] = untrained_metrics(subject, name, store, start)
+        if stock is not None:
+            others["stock"] = untrained_metrics(stock.subject, name, store, stock.start)
+        yield name, outcome, list(_rows(subject, name, outcome, others, pixels))
 
 
 def _start(subject: Subject) -> Start | None:
@@ -105,17 +114,27 @@ def _start(subject: Subject) -> Start | None:
 def _rows(
     subject: Subject, name: str, outcome: Outcome, others: Mapping[str, Mapping[str, float]], pixels: float
 ) -> Iterator[dict[str, Any]]:
-    """One row per metric of an evaluation. Accuracies have an interval, chance and the accuracy of raw pixels."""
+    """One row per metric of an evaluation. Accuracies have an interval, chance and the accuracy of raw pixels.
+
+    Intervals are over the test images, or over what the metric is the mean of instead (`Outcome.samples`).
+    """
     evaluation = get_evaluation(subject.protocol, name)
     protocol = identity(name, subject.protocol, subject.config, subject.data, subject.device)
     chance, count = evaluation.chance(subject)
     for metric, value in outcome.metrics.items():
         row = {"metric": metric, "trained": value, "protocol": protocol}
-        row |= {other: figures[metric] for other, figures in others.items()}
-        if is_accuracy(metric):
+        row |= {other: figures.get(metric, nan) for other, figures in others.items()}  # some have no head, so no z
+        if metric in outcome.samples:
+            mean = mean_interval(outcome.samples[metric])
+            row["low"], row["high"] = max(0.0, mean.low), min(1.0, mean.high)
+        elif is_accuracy(metric):
             row["low"], row["high"] = accuracy_interval(value * count, count)
-            row["chance"] = chance[metric[-4:]]
-            row["pixels"] = pixels if metric.endswith("top1") and evaluation.needs_labels else nan
+        elif metric.endswith("_balanced"):
+            truth = subject.labels("test").cpu().numpy()
+            predicted = outcome.predictions[metric.replace("_balanced", "_top1")].cpu().numpy()
+            row["low"], row["high"] = balanced_interval(value, predicted == truth, truth)
+        row["chance"] = chance.get(metric.rpartition("_")[2], nan)
+        row["pixels"] = pixels if is_classification(metric) else nan
         yield row
 
 
@@ -129,13 +148,22 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     return [f"no clear gain: the 95 % interval does not lie above the untrained network for {listed}"] if listed else []
 
 
-def prefix(layer: str, elsewhere: str | None = None, on: str = "test") -> str:
+def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features: str = "raw") -> str:
     """The part of a metric's name between `eval/` and the metric.
 
-    It has another data set's name, a layer other than h, and what is judged on if that is not test.
+    It has another data set's name, a layer other than h, how features are scaled, and what is judged on if that is not
+    test.
     """
-    parts = ([elsewhere] if elsewhere else []) + ([layer] if layer != "h" else []) + ([on] if on != "test" else [])
+    scaled = features if features != "raw" else ""
+    parts = filter(None, [elsewhere, layer if layer != "h" else "", scaled, on if on != "test" else ""])
     return "".join(f"{part}/" for part in parts)
+
+
+def place_of(subject: Subject, transfer: str | None) -> str:
+    """The `prefix` of the metrics of a subject."""
+    data, protocol = subject.data, subject.protocol
+    elsewhere = f"folder-{data.digest[:8]}" if data.name == "folder" else data.name
+    return prefix(protocol.layer, elsewhere if transfer else None, protocol.on, protocol.features)
 
 
 def references(record: Record) -> dict[str, dict[str, float]]:
@@ -206,12 +234,11 @@ def _log(
         config = found.config
         tags = {"config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
         tracker = start_run(store, f"{config.run_name()}-eval", "eval", config.flat(), tags)
-    elsewhere = f"folder-{subject.data.digest[:8]}" if subject.data.name == "folder" else subject.data.name
-    before = prefix(subject.protocol.layer, elsewhere if transfer else None, subject.protocol.on)
+    protocol, before = subject.protocol, place_of(subject, transfer)
     table = table.assign(metric=before + table["metric"])
     metrics = {f"eval/{name}": value for name, value in zip(table["metric"], table["trained"], strict=True)}
     label = before.replace("/", "-")
-    description = json.dumps(describe(subject.protocol, subject.data), indent=2)
+    description = json.dumps(describe(protocol, subject.data), indent=2)
     for name, outcome in outcomes.items():
         tracker.artifact(f"{label}{name}-protocol.json", lambda path: path.write_text(description))
         for metric, predicted in outcome.predictions.items():
@@ -222,7 +249,7 @@ def _log(
     _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
-    tracker.tag({"protocol": subject.protocol.version, **_looks(subject, outcomes)})
+    tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes)})
     protocols = dict(zip(table["metric"], table["protocol"], strict=True))
     tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
@@ -231,7 +258,7 @@ def _log(
     return tracker.run_id
 
 
-def _looks(subject: Subject, names: Iterable[str]) -> dict[str, str]:
+def looks_of(subject: Subject, names: Iterable[str]) -> dict[str, str]:
     """The tags that count how often a test set was used, of those evaluations that use it."""
     protocol, data = subject.protocol, subject.data
     used = [name for name in names if protocol.on == "test" and EVALUATIONS[name].needs_labels]

@@ -137,7 +137,8 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
 
 def _curves(run: Record, folder: Path) -> list[Section]:
     drawn = []
-    for metric in filter(None, ("train/loss", knn_metric(run.metrics))):
+    kept = [f"snapshots/{metric}" for metric in ("linear_top1", "knn_top1") if f"snapshots/{metric}" in run.metrics]
+    for metric in filter(None, ("train/loss", knn_metric(run.metrics), *kept)):
         points = curve(run, metric)
         if len(points) > 1:
             chances = {run.name: chance_level(metric, run)}

@@ -17,6 +17,7 @@ import torch
 from analysis import plots
 from experiments.runs.load import Load
 from experiments.runs.prepare import Prepared
+from experiments.runs.snapshots import check_space
 from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
 from experiments.tracking.store import Record, Store
@@ -30,7 +31,7 @@ from simclr.progress import SILENT, Forwarding, Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted, pretrain
 from simclr.train.memory import MIB
-from simclr.weights.checkpoint import checkpoints, save_weights
+from simclr.weights.checkpoint import checkpoints, save_weights, snapshots
 from simclr.weights.start import start_of
 
 
@@ -57,12 +58,15 @@ def train(
         if not again and (finished := next((record for record in earlier if record.finished), None)):
             _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
             observer.reused(finished.id)
+            if config.train.snapshots() and not snapshots(finished.folder):
+                observer.note(f"run {finished.short_id} kept no snapshots: add --again to train one that does")
             return finished
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
             raise _nothing_to_resume(config, identity, store)
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
+        check_space(config, prepared.data, store.folder)
         if unfinished is not None:
             tracker = Tracker(store, unfinished.id)
         else:

@@ -13,13 +13,20 @@ from simclr.data.dataset import Dataset
 from simclr.evaluate.subject import Subject
 from simclr.settings import Section
 
+UNEQUAL = 2  # times as many test images of the most common class as of the rarest, from which accuracy misleads
+
 
 class Outcome(NamedTuple):
-    """What an evaluation found. Names of accuracies, which lie in [0, 1], end in _top1 or _top5."""
+    """What an evaluation found.
+
+    Names of accuracies, which lie in [0, 1], end in _top1 or _top5. Those of balanced accuracies end in _balanced, and
+    those of mean average precisions in _map.
+    """
 
     metrics: dict[str, float]
     predictions: dict[str, Tensor] = {}  # noqa: RUF012  predicted class of each test image, by accuracy
     network: nn.Module | None = None  # the last one that was fine-tuned, of the first seed
+    samples: dict[str, list[float]] = {}  # noqa: RUF012  the values that a metric is the mean of, if not images
 
 
 class Evaluation(Section):
@@ -31,6 +38,9 @@ class Evaluation(Section):
     section_name: ClassVar[str]  # the table of its settings in the protocol
     needs_labels: ClassVar[bool] = True
     takes_crops: ClassVar[bool] = False  # whether it reads features only, which may be averages over crops
+    scales_features: ClassVar[bool] = False  # whether it uses features as the protocol's `features` scales them
+    whole_network: ClassVar[bool] = False  # whether it gives figures of h and of z, whatever the protocol's layer
+    reads: ClassVar[tuple[str, ...]] = ()  # other tables of the protocol that its figures depend on
     fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 
@@ -46,13 +56,14 @@ class Evaluation(Section):
         return ""
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
-        """Top-1 and top-5 accuracy of guessing, and the number of images that accuracies are measured on.
+        """The figures of guessing, by how names of metrics end, and the number of images that they are measured on.
 
-        The best guess is the most common classes of the test set.
+        The best guess is the most common classes of the test set. Balanced accuracy is the same for every guess.
         """
         counts = subject.labels("test").bincount().sort(descending=True).values
         total = int(counts.sum())
-        return {f"top{k}": int(counts[:k].sum()) / total for k in (1, 5)}, total
+        guessed = {f"top{k}": int(counts[:k].sum()) / total for k in (1, 5)}
+        return guessed | {"balanced": 1 / int((counts > 0).sum())}, total
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """Everything that the figures depend on besides the encoder, the layer, these settings and the labelled images.
@@ -68,9 +79,27 @@ def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
     return (highest == y.unsqueeze(1)).any(1).float().mean().item()
 
 
+def are_unequal(y: Tensor) -> bool:
+    """Whether the most common of some classes (N) has over UNEQUAL times as many images as the rarest."""
+    counts = y.unique(return_counts=True)[1]
+    return bool(counts.max() > UNEQUAL * counts.min())
+
+
+def balanced_accuracy(predicted: Tensor, y: Tensor) -> float:
+    """The mean over the classes of the share of their images that are predicted right. Both are N classes."""
+    right = predicted == y
+    return torch.stack([right[y == label].float().mean() for label in y.unique()]).mean().item()
+
+
+def balanced(predicted: Tensor, y: Tensor, name: str) -> dict[str, float]:
+    """The metric of `balanced_accuracy` if classes `are_unequal`, and otherwise none: it is then the accuracy."""
+    return {f"{name}_balanced": balanced_accuracy(predicted, y)} if are_unequal(y) else {}
+
+
 def accuracies(scores: Tensor, y: Tensor, name: str) -> Outcome:
-    """Top-1 accuracy with its predictions, and top-5 accuracy if there are more than five classes."""
-    metrics = {f"{name}_top1": accuracy(scores, y)}
+    """Top-1 accuracy with its predictions, `balanced` accuracy, and top-5 accuracy if there are over five classes."""
+    predicted = scores.argmax(1)
+    metrics = {f"{name}_top1": accuracy(scores, y)} | balanced(predicted, y, name)
     if scores.shape[1] > 5:
         metrics[f"{name}_top5"] = accuracy(scores, y, 5)
-    return Outcome(metrics, {f"{name}_top1": scores.argmax(1)})
+    return Outcome(metrics, {f"{name}_top1": predicted})

@@ -5,10 +5,15 @@ from __future__ import annotations
 from simclr.data.dataset import Dataset
 from simclr.errors import RunFailed, UserError, unknown
 from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.few_shot import FewShot
 from simclr.evaluate.finetune import Finetune, LinearSgd
 from simclr.evaluate.knn import Knn
 from simclr.evaluate.label_free import LabelFree
+from simclr.evaluate.lidar import Lidar
 from simclr.evaluate.linear import Linear
+from simclr.evaluate.retrieval import Retrieval
+from simclr.evaluate.robustness import Robustness
+from simclr.evaluate.spectrum import Spectrum
 from simclr.evaluate.subject import BaseProtocol, Subject, fingerprint, layer_names
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
@@ -16,7 +21,12 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "linear": Linear,
     "linear-sgd": LinearSgd,
     "finetune": Finetune,
+    "few-shot": FewShot,
+    "retrieval": Retrieval,
+    "robustness": Robustness,
     "no-labels": LabelFree,
+    "spectrum": Spectrum,
+    "lidar": Lidar,
 }
 
 
@@ -37,9 +47,7 @@ def check(subject: Subject, names: list[str]) -> None:
     if layer not in layer_names(subject.model):
         raise unknown("layer", layer, layer_names(subject.model))
     for name in names:
-        if subject.protocol.crops and not EVALUATIONS[name].takes_crops:
-            able = " or ".join(f"--{each}" for each, kind in EVALUATIONS.items() if kind.takes_crops)
-            raise UserError(f"--{name} can't average over crops: use {able}, or leave the settings of crops out")
+        _check_choices(subject.protocol, name)
         sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
         images = ", ".join(f"{size} {part}" for part, size in sizes.items())
         if EVALUATIONS[name].needs_labels and not has_test_labels(data):
@@ -56,6 +64,21 @@ def check(subject: Subject, names: list[str]) -> None:
                 f"--{name} chooses {choice} on validation images, but there are none: {images}. Use --knn, or train "
                 f"with data.val_fraction above 0"
             )
+
+
+def _check_choices(protocol: BaseProtocol, name: str) -> None:
+    """Raise UserError if an evaluation doesn't use what the protocol chooses: images, layer or scaled features."""
+    kind = EVALUATIONS[name]
+    if not kind.needs_labels and protocol.on != "test":
+        raise UserError(f"--{name} never uses the test images: leave --on {protocol.on} out")
+    if protocol.crops and not kind.takes_crops:
+        able = " or ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.takes_crops)
+        raise UserError(f"--{name} can't average over crops: use {able}, or leave the settings of crops out")
+    if kind.whole_network and protocol.layer != "h":
+        raise UserError(f"--{name} always evaluates h and z: leave --layer {protocol.layer} out")
+    if not kind.scales_features and protocol.features != "raw":
+        using = ", ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.scales_features)
+        raise UserError(f"features = {protocol.features} has no effect on --{name}, only on {using}: leave it out")
 
 
 def evaluate(subject: Subject, name: str) -> Outcome:

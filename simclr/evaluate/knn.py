@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from simclr.data.dataset import Dataset
-from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.base import Evaluation, Outcome, balanced
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
 from simclr.settings import Count, Values
@@ -85,6 +85,7 @@ class Knn(Evaluation):
     takes_crops = True
     fixed: ClassVar[Mapping[str, str]] = {"distance": "cosine"}
     in_metric_names = frozenset({"k"})
+    scales_features = True
 
     k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote, one figure for each
     # A vote has the weight exp(similarity / temperature). Similarities differ by 2 at most, which bounds it below.
@@ -101,7 +102,10 @@ class Knn(Evaluation):
         (train, train_y), (val, val_y), (test, test_y) = subject.train, subject.val, subject.test
         bank, bank_y = torch.cat([train, val]), torch.cat([train_y, val_y])
         predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), names, self.temperature)
-        metrics = {name: (predicted[k] == test_y).float().mean().item() for k, name in names.items()}
+        metrics: dict[str, float] = {}
+        for k, name in names.items():
+            metrics[name] = (predicted[k] == test_y).float().mean().item()
+            metrics |= balanced(predicted[k], test_y, name.removesuffix("_top1"))
         return Outcome(metrics, {name: predicted[k] for k, name in names.items()})
 
 

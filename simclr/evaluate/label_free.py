@@ -52,8 +52,31 @@ def effective_rank(x: Tensor) -> float:
     RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1).
     """
     values = torch.linalg.svdvals(x.cpu().double())
-    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the paper's epsilon; all zeros give the minimum of 1
+    return entropy_rank(values)
+
+
+def entropy_rank(values: Tensor) -> float:
+    """How many of some numbers (all at least 0) matter: the exponential of the entropy of their shares."""
+    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # RankMe's epsilon; all zeros give the minimum of 1
     return math.exp(-(shares * shares.log()).sum().item())
+
+
+def chosen_rows(subject: Subject, most: int, seed: int) -> Array:
+    """Validation images, or those pre-trained on if there is no validation set: up to `most`, in a random order.
+
+    Raises UserError if there are fewer than two.
+    """
+    parts = subject.data.parts
+    rows = parts["val"] if len(parts["val"]) else parts["pretrain"]
+    rows = rows.take(permutation(len(rows), seed, "geometry").numpy()[:most])
+    if len(rows) < 2:
+        raise UserError(f"figures without labels need at least two images, but there are {len(rows)}: add images")
+    return rows
+
+
+def pretrained_on(data: Dataset) -> dict[str, str]:
+    """What an identity has to say of the images pre-trained on: their hash, if `chosen_rows` chooses among them."""
+    return {} if len(data.parts["val"]) else {"pretrain": hash_rows(data.parts["pretrain"])}
 
 
 class LabelFree(Evaluation):
@@ -66,16 +89,10 @@ class LabelFree(Evaluation):
 
     section_name = "views"
     needs_labels = False
+    whole_network = True
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used
     seed: Seed = 0  # of the choice of images and of their views
-
-    def check(self, subject: Subject) -> None:
-        """Raise UserError if the protocol selects a layer, or validation."""
-        if subject.protocol.on != "test":
-            raise UserError("--no-labels never uses the test images: leave --on val out")
-        if (layer := subject.protocol.layer) != "h":
-            raise UserError(f"--no-labels always evaluates h and z: leave --layer {layer} out")
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
         """Contrastive accuracy of guessing among the 2N - 1 candidates, and the number of images compared."""
@@ -89,11 +106,7 @@ class LabelFree(Evaluation):
 
     def _rows(self, subject: Subject) -> tuple[Array, int]:
         """Rows of the images to compare, in whole batches, and the batch size."""
-        parts = subject.data.parts
-        rows = parts["val"] if len(parts["val"]) else parts["pretrain"]
-        rows = rows[permutation(len(rows), self.seed, "geometry").numpy()[: self.images]]
-        if len(rows) < 2:
-            raise UserError(f"figures without labels need at least two images, but there are {len(rows)}: add images")
+        rows = chosen_rows(subject, self.images, self.seed)
         batch = min(subject.config.train.batch_size, len(rows))
         return rows[: len(rows) // batch * batch], batch
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
+from simclr.evaluate.scaling import Transform, standardising, unchanged
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 from simclr.settings import MOST_VALUES
@@ -29,6 +30,7 @@ class Linear(Evaluation):
 
     section_name = "linear"
     takes_crops = True
+    scales_features = True
 
     standardise: bool = True  # whether each feature is scaled to mean 0 and deviation 1 over the training images
     l2_max: Penalty = 1e5  # strongest penalty that is tried
@@ -53,7 +55,8 @@ class Linear(Evaluation):
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy, and the L2 value that was chosen."""
         train, val, test = subject.train, subject.val, subject.test
-        x, held_out, queries = preprocess(self, train[0], val[0], test[0])
+        prepare = preprocessing(self, train[0])
+        x, held_out, queries = prepare(train[0]), prepare(val[0]), prepare(test[0])
         classes = len(subject.data.classes)
         weights, l2 = fit_linear(x, train[1], held_out, val[1], classes, self, subject.observer)
         outcome = accuracies(logits(queries, weights), test[1], "linear")
@@ -62,25 +65,20 @@ class Linear(Evaluation):
     def validation_accuracy(self, subject: Subject) -> float:
         """Accuracy on validation of the classifier fitted on train, at the best L2 value. Searches may look at it."""
         train, val = subject.train, subject.val
-        x, held_out = preprocess(self, train[0], val[0])
+        prepare = preprocessing(self, train[0])
+        x, held_out = prepare(train[0]), prepare(val[0])
         return choose_l2(x, train[1], held_out, val[1], len(subject.data.classes), self, subject.observer)[0]
 
 
-def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Shift and scale every tensor by the mean and standard deviation of each column of the first."""
-    mean, std = train.mean(0), train.std(0, correction=0)
-    std = torch.where(std > 1e-6 * std.max(), std, 1.0)  # a constant column carries no information
-    return [(x - mean) / std for x in (train, *others)]
-
-
-def preprocess(settings: Linear, train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Standardise the features if the settings ask for it, and rotate them to the principal axes of the first tensor.
+def preprocessing(settings: Linear, train: Tensor) -> Transform:
+    """Standardises features if the settings ask for it, and rotates them to the principal axes of some (N x D).
 
     Fits converge faster there. The rotation changes no accuracy, because the L2 penalty is invariant to it.
     """
-    scaled = standardise(train, *others) if settings.standardise else [train, *others]
-    axes = torch.linalg.eigh(scaled[0].T @ scaled[0])[1]
-    return [x @ axes for x in scaled]
+    scale = standardising(train) if settings.standardise else unchanged(train)
+    scaled = scale(train)
+    axes = torch.linalg.eigh(scaled.T @ scaled)[1]
+    return lambda x: scale(x) @ axes
 
 
 def logits(x: Tensor, weights: Tensor) -> Tensor:

@@ -104,9 +104,12 @@ def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, d
     more, side = evaluation.depends_on(config, data, device), config.view_size() or data.side
     if side != data.side:
         more["side"] = side
+    if protocol.features != "raw":  # the only one of earlier versions
+        more["features"] = protocol.features
     settings = evaluation.model_dump(mode="json", exclude=set(evaluation.in_metric_names))
     more |= {"crops": whole["crops"]} if protocol.crops else {}
-    read = {key: whole[key] for key in ("version", "layer", "data")} | {"more": more, evaluation.section_name: settings}
+    read = {key: whole[key] for key in ("version", "layer", "data", *evaluation.reads)}
+    read |= {"more": more, evaluation.section_name: settings}
     if protocol.on != "test":
         read["on"] = protocol.on
     digest = hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=3).hexdigest()

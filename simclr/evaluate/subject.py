@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import autocast, resolve_precision, whole_float32
+from simclr.evaluate.scaling import SCALINGS, Transform
 from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
 from simclr.randomness import uniforms
-from simclr.settings import MOST_VALUES, Section
+from simclr.settings import MOST_VALUES, Section, one_of
 
 CALIBRATION_IMAGES = 4096  # images (up to twice as many) that set the batch norms of an untrained network
 COLLAPSE_IMAGES = 16  # images (or up to twice as many) whose features are compared to notice a collapse
@@ -48,6 +49,9 @@ class BaseProtocol(Section):
     # The images that figures are about. val: validation images, and the training images alone are learned from.
     on: Literal["test", "val"] = "test"
     crops: Crops | None = None  # for kNN and the linear classifier: average over random crops (default: whole images)
+    # What is done to features before they are classified: nothing (raw), or standardised or whitened by the statistics
+    # of the training images.
+    features: Annotated[str, one_of("scaling of features", lambda: SCALINGS)] = "raw"
 
 
 def represent(model: Network, images: Tensor, layer: str) -> Tensor:
@@ -135,19 +139,33 @@ class Subject:
         """Class of each image of a part, on the device."""
         return torch.from_numpy(self.data.labels[self.data.parts[part]]).to(self.device)
 
-    def _part(self, part: str) -> tuple[Tensor, Tensor]:
-        rows = self.data.parts[part]
-        if not len(rows):
-            return self.train[0][:0], self.train[1][:0]
-        layer, crops, images = self.protocol.layer, self.protocol.crops, self.data.images
+    def _features(self, part: str) -> Tensor:
+        layer, crops, rows = self.protocol.layer, self.protocol.crops, self.data.parts[part]
         if crops is None:
-            return features(self.model, images, rows, torch.float32, layer), self.labels(part)
-        return crop_features(self.model, images, rows, crops, layer), self.labels(part)
+            return features(self.model, self.data.images, rows, torch.float32, layer)
+        return crop_features(self.model, self.data.images, rows, crops, layer)
+
+    def _part(self, part: str) -> tuple[Tensor, Tensor]:
+        if not len(self.data.parts[part]):
+            return self.train[0][:0], self.train[1][:0]
+        return self.scale(self._features(part)), self.labels(part)
+
+    @cached_property
+    def _fitted(self) -> tuple[Transform, Tensor]:
+        """What scales features as the protocol says, and the scaled features of the training images."""
+        x = self._features("train")
+        scale = SCALINGS[self.protocol.features](x)
+        return scale, scale(x)
+
+    @property
+    def scale(self) -> Transform:
+        """Scales features (N x D) as the protocol says, by the statistics of those of the training images."""
+        return self._fitted[0]
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
         """Features and labels of the training images."""
-        return self._part("train")
+        return self._fitted[1], self.labels("train")
 
     @cached_property
     def val(self) -> tuple[Tensor, Tensor]:

@@ -100,8 +100,9 @@ def pretrain(
     """Train the network of a config. Checkpoints go to `folder`, metrics to the observer.
 
     With `resume`, training continues from the newest readable checkpoint in `folder`. On the CPU it ends in the same
-    bits as a run that was never stopped. Raises Interrupted, after saving a checkpoint, when the observer asks to stop,
-    and RunFailed when the loss is not finite or a checkpoint can't be written.
+    bits as a run that was never stopped, and so do its snapshots, which are in `folder` too. Raises Interrupted, after
+    saving a checkpoint, when the observer asks to stop, and RunFailed when the loss is not finite or a file can't be
+    written.
     """
     steps = count_steps(config, data)
     training = start_training(config, data, device, resume=resume)
@@ -126,6 +127,9 @@ def pretrain(
             knn_every = config.train.knn_every
             if knn_every and (epoch % knn_every == 0 or done == steps.total) and data.has_labels:
                 observer.metrics(knn_accuracy(training.evaluated, data, training.dtype), done)
+                meter.restart()
+            if config.train.keep_every and epoch % config.train.keep_every == 0 and done < steps.total:
+                checkpoint.save_snapshot(folder, epoch, training.model, config, data.identity)
                 meter.restart()
         stopping = observer.stop()
         if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from simclr.config import Config, make
+from simclr.config import Config, make, to_toml
 from simclr.data.dataset import stored_side
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.files import PREFIX, written_whole
@@ -142,6 +142,20 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None
     """
     with written_whole(path, "Free some space and run the command again") as scratch:
         scratch.write_bytes(weights_bytes(model, metadata))
+
+
+def save_snapshot(folder: Path, epoch: int, model: nn.Module, config: Config, digest: str) -> None:
+    """Write the weights after an epoch, which stay in the folder of the run. Raises RunFailed if they can't be written.
+
+    `digest` is that of the data.
+    """
+    metadata = {"config": to_toml(config), "digest": digest}
+    save_weights(folder / f"epoch-{epoch:08d}.safetensors", model, metadata)
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots in a folder by their epoch, in ascending order."""
+    return {int(path.stem.removeprefix("epoch-")): path for path in sorted(folder.glob("epoch-*.safetensors"))}
 
 
 def weights_bytes(model: nn.Module, metadata: dict[str, str]) -> bytes:

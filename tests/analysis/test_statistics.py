@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import accuracy_interval, holm, mcnemar, mean_interval, paired_difference
+from analysis.statistics import accuracy_interval, balanced_interval, holm, mcnemar, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 50), (1873, 2000), (9999, 10_000)])
@@ -108,3 +108,20 @@ def test_holm_multiplies_by_the_remaining_tests_and_skips_nan() -> None:
     assert holm([0.04, math.nan, 0.01, 0.03]) == pytest.approx([0.06, math.nan, 0.03, 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+def test_a_balanced_accuracy_has_an_interval_that_holds_it_and_that_rare_classes_widen() -> None:
+    draw, times = np.random.default_rng(0), 400
+    for sizes, shares in (((200, 200), (0.7, 0.7)), ((300, 20), (0.9, 0.6)), ((300, 30, 15), (0.95, 0.8, 0.5))):
+        labels, held = np.repeat(np.arange(len(sizes)), sizes), 0
+        for _ in range(times):
+            correct = draw.random(len(labels)) < np.repeat(shares, sizes)
+            value = np.mean([correct[labels == label].mean() for label in range(len(sizes))])
+            low, high = balanced_interval(value, correct, labels)
+            held += low <= np.mean(shares) <= high
+        assert 0.92 < held / times < 0.99
+    even = balanced_interval(0.75, np.arange(100) % 4 > 0, np.repeat([0, 1], 50))
+    assert even == pytest.approx(accuracy_interval(75, 100), abs=0.01)
+    low, high = balanced_interval(1.0, np.ones(103, bool), np.repeat([0, 1], [100, 3]))
+    assert low < 0.8
+    assert high == 1

@@ -99,6 +99,7 @@ SETTINGS: dict[str, list[Any]] = {
     "train.knn_every": NOT_COUNT,
     "train.ema": [*NOT_NUMBER, 1, -0.1, 2],
     "train.checkpoint_minutes": [*NOT_NUMBER, 0, -1, 1e20],
+    "train.keep_every": NOT_COUNT,
     **{f"augment.{name}.p": NOT_PROBABILITY for name in AUGMENTATIONS},
     "augment.views": [*NOT_COUNT, 0, 1, 65],
     "augment.local.count": [*NOT_COUNT, 0, 65],
@@ -133,6 +134,7 @@ PROTOCOL: dict[str, list[Any]] = {
     "on": NOT_CHOICE,
     "crops.count": [*NOT_COUNT, 0, 101],
     "crops.scale": [*NOT_PAIR, [0, 1], [0.5, 1.5]],
+    "features": NOT_CHOICE,
     "knn.k": [*NOT_LIST, [0], [-1], [1.0], [True], ["1"], [20, 20], [10**18], list(range(1, 102))],
     "knn.temperature": [*NOT_NUMBER, 0, -1, 1e-300, 1e9],
     "linear.standardise": NOT_SWITCH,
@@ -154,8 +156,19 @@ PROTOCOL: dict[str, list[Any]] = {
     "finetune.few_epochs": [*NOT_COUNT, 0],
     "finetune.seeds": [*NOT_COUNT, 0, 10**6],
     "finetune.fractions": [*NOT_LIST, [0], [1.5], [0.1, 0.1], ["0.1"], [True]],
-    "views.images": [*NOT_COUNT, 0, 1],
-    "views.seed": [*NOT_WHOLE, -1],
+    "few_shot.shots": [*NOT_LIST, [0], [-1], [1.0], [True], ["1"], [5, 5], [10**18]],
+    "few_shot.draws": [*NOT_COUNT, 0, 2],
+    "retrieval.queries": [*NOT_COUNT, 0],
+    "robustness.classifier": NOT_CHOICE,
+    "robustness.images": [*NOT_COUNT, 0],
+    "spectrum.ranks": [*NOT_PAIR, [0, 10], [5, 5], [100, 6], [1.0, 10.0]],
+    "lidar.views": [*NOT_COUNT, 0, 1],
+    "lidar.delta": [*NOT_NUMBER, 0, -1, 2],
+    **{f"{section}.images": [*NOT_COUNT, 0, 1] for section in ("views", "spectrum", "lidar")},
+    **{
+        f"{section}.seed": [*NOT_WHOLE, -1]
+        for section in ("few_shot", "retrieval", "robustness", "views", "spectrum", "lidar")
+    },
 }
 
 DIGITS = "1" * 5000

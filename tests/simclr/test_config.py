@@ -326,6 +326,7 @@ IGNORED = {
     "train.knn_every": 0,
     "train.micro_batch": 256,
     "train.checkpoint_minutes": 1.0,
+    "train.keep_every": 5,
 }
 
 # Settings that must equal another setting, which matters.

@@ -33,6 +33,10 @@ RUN = [page for page in PAGES if page.name == "README.md" or page.parent.name in
 PARSED_ONLY = {  # by what occurs in the command
     "simclr ui": "serves until it is stopped; tests/system/test_ui.py runs it",
     "simclr search": "trains dozens of times; tests/experiments/search runs it",
+    "--snapshots": "needs several epochs; tests/experiments/runs/test_snapshots.py runs it",
+    "snapshots/": "needs several epochs too",
+    "simclr measures": "needs five encoders; tests/experiments/runs/test_measures.py runs it",
+    "--lidar": "takes 50 views of each image; tests/simclr/evaluate/test_spectrum.py runs it",
     "hf:": "downloads",
     "--transfer leak": "shows what is printed about copies",
     "--dataset cifar10": "downloads",

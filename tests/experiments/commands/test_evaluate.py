@@ -207,6 +207,13 @@ WRONG = {
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
     "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "'digits' is"),
     "bad images": (["eval", "tiny-s0", "--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or"),
+    "scaled for SGD": (
+        ["eval", "tiny-s0", "--linear-sgd", "--set", "features=whitened"],
+        "has no effect on --linear-sgd",
+    ),
+    "scaling": (["eval", "tiny-s0", "--set", "features=white"], "did you mean 'whitened'"),
+    "no snapshots": (["eval", "tiny-s0", "--snapshots"], "kept no snapshots: to keep some, train it with --set"),
+    "no run to measure": (["measures", "nothing"], "no run has the name 'nothing'"),
     "not evaluated": (["compare", "fresh-s1"], "has not been evaluated"),
     "table format": (["compare", "tiny-s0", "--format", "html"], "unknown format 'html'"),
 }
@@ -269,3 +276,40 @@ def test_a_network_that_was_fine_tuned_from_the_first_layer_of_the_head_can_teac
     record = trained.find("student-s0")
     assert re.fullmatch(r".*/fine-tuned\.safetensors@[0-9a-f]{16}", record.params["distill.teacher"])
     assert record.metrics["train/agreement"] > 0
+
+
+def test_means_over_draws_and_queries_have_intervals_and_chance_of_their_own(run: Run, trained: Store) -> None:
+    settings = ["--set", "few_shot.draws=5", "--set", "features=standardised"]
+    done = run("eval", "tiny-s0", "--few-shot", "--retrieval", *settings, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["features"] == "standardised"
+    rows = {row["metric"]: row for row in result["figures"]}
+    for metric in ("few_shot_5_top1", "retrieval_map"):
+        row = rows[metric]
+        assert row["chance"] < row["low"] < row["trained"] < row["high"] < 100
+        assert row["pixels"] is None  # of kNN with all labels, which says nothing here
+    kept = references(trained.find("tiny-s0"))["standardised/few_shot_5_top1"]
+    assert 100 * kept["low"] == pytest.approx(rows["few_shot_5_top1"]["low"])
+    assert "standardised features" in run("eval", "tiny-s0", "--knn", "--set", "features=standardised").stdout
+
+
+def test_snapshots_are_shown_by_epoch_and_drawn(run: Run, tmp_path: Path) -> None:
+    done = run("pretrain", "--config", "tiny.toml", "--set", "train.keep_every=1", "--name", "kept", "--seed", "3")
+    assert done.exit_code == 0, done.output
+    done = run("eval", "kept-s3", "--snapshots", "--knn")
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.stdout.splitlines()[3:6]] == ["0", "1", "2"]
+    assert "snapshots.png" in "".join(done.stdout.split())
+    assert run("plot", "snapshots/knn_top1", "kept-s3", "--out", "s.png").exit_code == 0
+    points = pd.read_csv(tmp_path / "s.csv")
+    assert points["epoch"].tolist() == [1, 2]
+    rows = json.loads(run("eval", "kept-s3", "--snapshots", "--knn", "--json").stdout)["snapshots"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[1]["value"] == pytest.approx(100 * points["value"][0], abs=1e-3)
+    assert rows[2]["low"] < rows[2]["value"] < rows[2]["high"]
+
+
+def test_measures_say_what_they_need(run: Run) -> None:
+    assert run("eval", "tiny-s0", "--linear", "--spectrum", "--set", "linear.l2_values=2").exit_code == 0
+    assert_one_line(run("measures"), 2, "at most 1 encoders have linear top-1 and a figure without labels")

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 from simclr.data.dataset import Dataset
-from simclr.evaluate.base import accuracies, accuracy
+from simclr.evaluate.base import accuracies, accuracy, are_unequal, balanced_accuracy
 from simclr.evaluate.knn import Knn
 from tests.helpers import subject_of
 
@@ -35,3 +36,13 @@ def test_chance_is_the_share_of_the_most_common_classes(digits: Dataset) -> None
     assert images == len(rows)
     assert chance["top1"] == pytest.approx((len(rows) - 90) / len(rows))
     assert chance["top5"] == pytest.approx((len(rows) - 50) / len(rows))
+
+
+def test_balanced_accuracy_is_scikit_learns_and_is_given_for_unequal_classes() -> None:
+    y = torch.tensor([0] * 12 + [1] * 5 + [3] * 3)  # no image of class 2
+    predicted = torch.tensor([0, 1, 3])[torch.randint(3, (20,), generator=torch.Generator().manual_seed(0))]
+    assert balanced_accuracy(predicted, y) == pytest.approx(balanced_accuracy_score(y, predicted))
+    scores = torch.eye(4)[predicted]
+    assert accuracies(scores, y, "x").metrics["x_balanced"] == pytest.approx(balanced_accuracy_score(y, predicted))
+    assert not are_unequal(torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert are_unequal(torch.tensor([0, 0, 0, 0, 0, 1, 1]))

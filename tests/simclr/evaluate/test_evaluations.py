@@ -18,7 +18,8 @@ from tests.helpers import subject_of
 
 QUICK = [
     *("linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1"),
-    *("finetune.seeds=1", "finetune.lr=[0.1]", "finetune.fractions=[0.1]"),
+    *("finetune.seeds=1", "finetune.lr=[0.1]", "finetune.fractions=[0.1]", "few_shot.draws=3", "lidar.views=2"),
+    *("robustness.images=50", "lidar.images=50"),
 ]
 
 
@@ -61,17 +62,22 @@ def test_an_evaluation_that_changes_the_encoder_fails(digits: Dataset, monkeypat
 def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
     bare = replace(digits, classes=(), parts=digits.parts | {"train": digits.parts["train"][:0]})
     check(subject_of(bare), ["no-labels"])
-    for name in ("knn", "linear", "linear-sgd", "finetune"):
+    for name in (each for each, row in EVALUATIONS.items() if row.needs_labels):
         with pytest.raises(UserError, match=f"--{name} needs labels.*or use --no-labels"):
             check(subject_of(bare), ["no-labels", name])
     with pytest.raises(UserError, match=r"unknown layer 'head\.9'"):
         check(subject_of(digits, layer="head.9"), ["knn"])
     check(subject_of(digits, ["crops.count=2"]), ["knn", "linear"])
-    for name in ("linear-sgd", "finetune", "no-labels"):
+    for name in ("linear-sgd", "finetune", "robustness", "no-labels"):
         with pytest.raises(UserError, match=f"--{name} can't average over crops: use --knn or --linear"):
             check(subject_of(digits, ["crops.count=2"]), ["knn", name])
-    with pytest.raises(UserError, match="leave --layer z out"):
-        check(subject_of(digits, layer="z"), ["no-labels"])
+    for name in ("no-labels", "spectrum", "lidar"):
+        with pytest.raises(UserError, match=f"--{name} always evaluates h and z: leave --layer z out"):
+            check(subject_of(digits, layer="z"), [name])
+    check(subject_of(digits, ["features=whitened"]), ["knn", "linear", "few-shot", "retrieval", "robustness"])
+    for name in ("linear-sgd", "finetune", "no-labels", "spectrum", "lidar"):
+        with pytest.raises(UserError, match=f"features = whitened has no effect on --{name}, only on --knn"):
+            check(subject_of(digits, ["features=whitened"]), [name])
 
 
 def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset) -> None:

@@ -63,8 +63,8 @@ def test_identities_are_those_of_earlier_releases(
 def test_description_has_every_setting_and_the_images(stored: Dataset) -> None:
     described = describe(make_protocol(["knn.k=[1]"]), stored)
     assert list(described) == [
-        *("version", "layer", "on", "knn", "linear", "linear_sgd", "finetune", "views"),
-        *("data", "images"),
+        *("version", "layer", "on", "features", "knn", "linear", "linear_sgd", "finetune", "few_shot", "retrieval"),
+        *("robustness", "views", "spectrum", "lidar", "data", "images"),
     ]
     assert described["knn"] == {"k": [1], "temperature": 0.1, "distance": "cosine"}
     assert [name for name, table in described.items() if "distance" in str(table)] == ["knn"]
@@ -118,11 +118,16 @@ def test_identities_are_equal_exactly_if_figures_can_be_compared(digits: Dataset
         subject_of(digits, layer="z"),
         subject_of(digits, ["crops.count=10"]),
         subject_of(digits, ["crops.count=10", "crops.scale=[0.1,1.0]"]),
+        subject_of(digits, ["features=whitened"]),
         subject_of(other_split),
         subject_of(replace(digits, digest="another")),
     ]
     assert {identity_of(subject) for subject in same} == {base}
-    assert len({identity_of(subject) for subject in different} | {base}) == 7
+    assert len({identity_of(subject) for subject in different} | {base}) == 8
+    robust = identity_of(subject_of(digits), "robustness")
+    assert identity_of(subject_of(digits, ["robustness.classifier=linear"]), "robustness") == robust  # in the name
+    for setting in ("knn.k=[20]", "linear.l2_values=3", "robustness.seed=1"):  # it reads their tables
+        assert identity_of(subject_of(digits, [setting]), "robustness") != robust
     small, large = (subject_of(digits, train={"batch_size": size}) for size in (8, 128))
     assert identity_of(small, "no-labels") != identity_of(large, "no-labels")
 

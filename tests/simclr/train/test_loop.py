@@ -110,7 +110,7 @@ def test_timing_steps_may_take_longer_than_the_run(few: Dataset) -> None:
 
 
 RESUMABLE = {
-    "adamw": short(),
+    "adamw": short(train={"keep_every": 1}),
     "lars": short(optim={"name": "lars", "lr": 0.3, "warmup_epochs": 1}),
     "plateau": short(optim={"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5, "lr": 1e-8}),
     "micro-batches": short(train={"micro_batch": 32, "norm_batch": 16}),
@@ -140,6 +140,13 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
             pretrain(config, few, CPU, tmp_path / "parts", Watch(steps), resume=resume)
     assert stopped.value.step == second
     assert same_weights(whole, pretrain(config, few, CPU, tmp_path / "parts", resume=True))
+    kept, same = (checkpoint.snapshots(tmp_path / folder) for folder in ("whole", "parts"))
+    assert list(kept) == list(same) == ([1] if config.train.keep_every else [])
+    for epoch, path in kept.items():
+        (stated, weights, digest), (_, others, _) = map(checkpoint.load_weights, (path, same[epoch]))
+        assert (stated, digest) == (config, few.identity)
+        assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
+        assert not all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
 def test_all_metrics_are_reported_before_the_checkpoint_is_announced_and_saved(few: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""`simclr measures`: how well figures that need no labels order encoders by their accuracy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from experiments.commands import complete
+from experiments.commands.output import Json, show
+
+
+def measures(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names of runs or studies (default: all evaluated encoders).",
+            show_default=False,
+            autocompletion=complete.comparable,
+        ),
+    ] = None,
+    accuracy: Annotated[
+        str, typer.Option(metavar="METRIC", help="Accuracy to order the encoders by, as `simclr eval` names it.")
+    ] = "linear_top1",
+    as_json: Json = False,
+) -> None:
+    """Show which figures without labels order your encoders best.
+
+    Compares the order of your encoders by each figure of --no-labels, --spectrum and --lidar with their order by an
+    accuracy. Only encoders that were evaluated under the same protocol, on the same images, are ordered together.
+
+    Example: simclr measures --accuracy knn_top1
+    """
+    from experiments.runs.measures import rank_measures
+    from experiments.tracking.store import Store, home
+
+    ranking = rank_measures(Store(home()), accuracy, runs or [])
+    show(ranking._asdict(), _text, as_json=as_json)
+
+
+def _text(ranking: dict[str, Any]) -> str:
+    from analysis.tables import metric_label
+    from analysis.text import paragraph, text_table
+
+    cells = []
+    for row in ranking["rows"]:
+        interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
+        cells.append([row["measure"], f"{row['tau']:+.2f}", interval, str(row["n"]), row["protocol"]])
+    title = f"Agreement with {metric_label(ranking['rows'][0]['accuracy'])}:"
+    header = ["measure", "tau", "95% interval", "encoders", "protocol"]
+    return "\n".join([title, text_table(header, cells), *map(paragraph, ranking["notes"])])

@@ -1,0 +1,47 @@
+"""Which runs are ordered together, and by what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy
+
+from experiments.runs.measures import rank_measures
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
+from simclr.errors import UserError
+
+
+def add(store: Store, name: str, figures: dict[str, tuple[float, str]], **what: str) -> None:
+    """A finished run with figures under protocols."""
+    tracker = start_run(store, name, what.get("kind", "pretrain"), {}, parent=what.get("parent"))
+    tracker.log({f"eval/{metric}": value for metric, (value, _) in figures.items()})
+    tracker.tag_protocols({metric: protocol for metric, (_, protocol) in figures.items()})
+    tracker.finish("FINISHED")
+
+
+def test_encoders_are_ordered_together_under_the_same_protocols_only(store: Store) -> None:
+    with pytest.raises(UserError, match="no encoder has both linear_top1 and a figure without labels"):
+        rank_measures(store, "linear_top1")
+    draw = np.random.default_rng(0)
+    accuracy = draw.random(8)
+    rank, uniform = accuracy + 0.3 * draw.random(8), -accuracy
+    study = start_run(store, "study", "study", {})
+    for number in range(8):
+        figures = {"linear_top1": (accuracy[number], "3-l"), "uniformity_h": (uniform[number], "3-u")}
+        figures["spectrum_rank_h"] = (rank[number], "3-s" if number < 6 else "3-other")
+        add(store, f"r{number}", figures, **({"parent": study.run_id} if number < 5 else {}))
+    add(store, "elsewhere", {"linear_top1": (0.0, "3-other"), "uniformity_h": (0.0, "3-u")})
+    add(store, "copy", {"linear_top1": (0.0, "3-l"), "uniformity_h": (0.0, "3-u")}, kind="cell")
+    ranking = rank_measures(store, "linear_top1")
+    rows = {row["measure"]: row for row in ranking.rows}
+    assert list(rows) == ["uniformity_h", "spectrum_rank_h"]  # the best first, whatever its sign
+    assert (rows["uniformity_h"]["tau"], rows["uniformity_h"]["n"]) == (pytest.approx(-1), 8)
+    peer = scipy.stats.kendalltau(rank[:6], accuracy[:6]).statistic
+    assert (rows["spectrum_rank_h"]["tau"], rows["spectrum_rank_h"]["n"]) == (pytest.approx(peer), 6)
+    assert "2 groups of 1 to 2 encoders" in ranking.notes[-1]
+    assert [row["n"] for row in rank_measures(store, "linear_top1", ["study"]).rows] == [5, 5]
+    with pytest.raises(UserError, match="at most 2 encoders have linear top-1"):
+        rank_measures(store, "linear_top1", ["r6", "r7"])
+    with pytest.raises(UserError, match="no run has the name 'nothing'"):
+        rank_measures(store, "linear_top1", ["nothing"])
