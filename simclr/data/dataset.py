@@ -27,6 +27,7 @@ from simclr.data.layout import FOLDER_NAMES
 from simclr.data.parts import (
     describe_copies,
     describe_groups,
+    describe_unlearned,
     divide,
     group_numbers,
     hash_parts,
@@ -325,7 +326,7 @@ def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Obs
                     f"no {part} image is of class '{printable(store.classes[label])}', because its images are in one "
                     f"group or copies of each other, and so stay in one part"
                 )
-    for sentence in sentences:
+    for sentence in (*sentences, *describe_unlearned(labels, store.classes, parts)):
         observer.note(f"warning: {sentence}")
     by_folder = config.dataset != "folder" or source.origin == FOLDER_NAMES or len(store.classes) < 2
     follow = (by_folder or told_by_labels(splits, labels)) and groups is None and not changed

@@ -156,6 +156,19 @@ def describe_copies(hashes: Array, labels: Array, parts: Mapping[str, Array]) ->
     return found
 
 
+def describe_unlearned(labels: Array, classes: Sequence[str], parts: Mapping[str, Array]) -> list[str]:
+    """A sentence about classes that validation or test images have and no training image has."""
+    held = labels[np.concatenate([parts["val"], parts["test"]])]
+    lost = np.setdiff1d(held[held != UNLABELLED], labels[parts["train"]])
+    if not len(lost):
+        return []
+    what = f"{len(lost):,} classes have" if len(lost) > 1 else "a class has"
+    return [
+        f"{what} validation or test images but no training images, such as '{printable(classes[lost[0]])}', so no "
+        f"classifier can know {'them' if len(lost) > 1 else 'it'}: add images, or raise data.limit if it is set"
+    ]
+
+
 def describe_groups(groups: Array, parts: Mapping[str, Array]) -> list[str]:
     """A sentence about groups in several parts, which only splits that the source comes with can have."""
     return [f"{what} belong to groups that {where} has too" for what, where in _shared(groups, parts)]

@@ -145,6 +145,23 @@ def test_a_class_that_copies_keep_out_of_a_part_is_reported(home, tmp_path):
     assert texts == [f"warning: no {part} image is of class 'empty', {why}" for part in ("val", "test")]
 
 
+def test_classes_without_training_images_are_counted(home, tmp_path):
+    for i in range(30):  # a folder of its own for each image
+        write(tmp_path / "photos" / f"{i:02}" / "0.png", plain(8 * i))
+    data = open_data(home, dir=tmp_path / "photos")
+    lost = np.setdiff1d(
+        data.labels[np.concatenate([data.parts["val"], data.parts["test"]])], data.labels[data.parts["train"]]
+    )
+    assert len(lost) > 1
+    (text,) = [text for text in notes(home, dir=tmp_path / "photos") if "no training images" in text]
+    assert (
+        f"warning: {len(lost)} classes have validation or test images but no training images, such as '{lost[0]:02}'"
+        in text
+    )
+    write_class_folder(tmp_path / "more", each=20)
+    assert not [text for text in notes(home, dir=tmp_path / "more") if "no training images" in text]
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
