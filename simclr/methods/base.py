@@ -34,13 +34,13 @@ class Method(nn.Module):
     mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
 
     network: Network
-    average: Network | None  # of the network over the steps, if `train.ema` asks for it
+    ema: Network | None  # the average of the network over the steps, if `train.ema` asks for it
 
     def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
         """`settings` is an instance of `section`. `fused` sends all views through the network in one forward pass."""
         super().__init__()
         self.settings, self.network, self.fused = settings, network, fused
-        self.average = None
+        self.ema = None
 
     def embed(self, views: Tensor) -> Tensor:
         """Embeddings (k x n x D) of all views (V x n x 3 x S x S) of a group of images that share batch norm.

@@ -57,7 +57,7 @@ class Training:
     @property
     def evaluated(self) -> Network:
         """The network that is evaluated: the average of the one that is trained, if there is one."""
-        return self.method.average or self.method.network
+        return self.method.ema or self.method.network
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds."""
@@ -133,7 +133,7 @@ def build_method(config: Config, network: Network) -> Method:
         teacher, classes, _ = load_teacher(method.settings.teacher)
         method.set_teacher(teacher, classes)
     if config.train.ema is not None:
-        method.average = frozen_copy(network)
+        method.ema = frozen_copy(network)
     return method.to(network.mean.device)
 
 
@@ -150,8 +150,8 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     training.scaler.update()
     training.optimizer.zero_grad()
     training.method.after_step()
-    if training.method.average is not None:
-        follow(training.method.average, training.model, training.config.train.ema or 0.0, statistics=True)
+    if training.method.ema is not None:
+        follow(training.method.ema, training.model, training.config.train.ema or 0.0, statistics=True)
     training.step += 1
     return report
 

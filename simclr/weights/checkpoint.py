@@ -25,7 +25,7 @@ from simclr.model import Network
 from simclr.settings import parse_toml
 
 KEEP = 2  # checkpoints that a run keeps
-AVERAGE = "average."  # how the names of averaged weights start (`train.ema`)
+AVERAGE = "ema."  # how the names of averaged weights start (`train.ema`)
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:

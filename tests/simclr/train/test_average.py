@@ -36,7 +36,7 @@ def test_the_average_is_that_of_the_networks_after_each_step(few: Dataset) -> No
             counts = name.endswith("num_batches_tracked")
             expected[name] = tensor.double() if counts else 0.9 * expected[name] + 0.1 * tensor.double()
     average = training.evaluated
-    assert average is training.method.average
+    assert average is training.method.ema
     assert not same_weights(average, training.model)
     for name, tensor in average.state_dict().items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-7)
