@@ -34,7 +34,7 @@ def check_size(config: Config) -> None:
 def check_images(config: Config) -> None:
     """Raise UserError if the network of a config can't process views of their size. Allocates no weights."""
     sides = [side for _, side in config.view_sides()]
-    for side, setting in zip(sides, ("data.side", "augment.local.size"), strict=False):
+    for side, remedy in zip(sides, ("set data.side", "raise augment.local.size or leave it out"), strict=False):
         try:
             with torch.no_grad(), torch.device("meta"):
                 network = Network(config.model, sides[0], config.seed, (0.5,) * 3, (0.5,) * 3).eval()
@@ -42,6 +42,6 @@ def check_images(config: Config) -> None:
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): set {setting}, or "
-                f"choose another --backbone"
+                f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): {remedy}, or choose "
+                f"another --backbone"
             ) from None

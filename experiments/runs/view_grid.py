@@ -44,8 +44,10 @@ def _originals(data: Dataset, images: int) -> Tensor:
 
 def _views(config: Config, originals: Tensor) -> dict[str, Tensor]:
     """Originals, and all of their views."""
-    pipelines = enumerate(config.pipelines() + config.local_pipelines())
-    views = {f"view {number + 1}": _view(originals, each, config, number) for number, each in pipelines}
+    whole, local = config.pipelines(), config.local_pipelines()
+    names = [f"view {n}" for n in range(1, len(whole) + 1)] + [f"local crop {n}" for n in range(1, len(local) + 1)]
+    made = zip(names, whole + local, strict=True)
+    views = {name: _view(originals, each, config, number) for number, (name, each) in enumerate(made)}
     return {"original": originals.float() / 255, **views}
 
 

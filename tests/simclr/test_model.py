@@ -8,6 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import StochasticDepth
 from torchvision.transforms.v2.functional import normalize
 
+from simclr.build import check_images
+from simclr.config import make
 from simclr.errors import UserError
 from simclr.model import (
     HEADS,
@@ -122,6 +124,13 @@ def test_small_vision_transformers_have_the_size_of_their_source():
     assert parameter_count(model.encoder) == pytest.approx(5.4e6, rel=0.01)
     with pytest.raises(UserError, match=r"can't process 36 px images: expected a multiple of 8, such as"):
         build_meta(36, backbone="vit_mini_8", stem="imagenet")
+
+
+def test_vision_transformers_refuse_local_crops_of_another_size():
+    vit = {"backbone": "vit_mini_8", "stem": "imagenet"}
+    config = make({"data": {"dataset": "shapes"}, "model": vit, "augment": {"local": {"size": 16}}})
+    with pytest.raises(UserError, match=r"can't process 16 px images .*: raise augment\.local\.size or leave it out"):
+        check_images(config)
 
 
 @pytest.mark.parametrize("width", [0.25, 2.0])
