@@ -129,7 +129,7 @@ def pretrain(
                 observer.metrics(knn_accuracy(training.evaluated, data, training.dtype), done)
                 meter.restart()
             if config.train.keep_every and epoch % config.train.keep_every == 0 and done < steps.total:
-                checkpoint.save_snapshot(folder, epoch, training.model, config, data.identity)
+                checkpoint.save_snapshot(folder, epoch, training.evaluated, config, data.identity)
                 meter.restart()
         stopping = observer.stop()
         if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:

@@ -17,7 +17,9 @@ from tests.simclr.train.helpers import Watch, assert_predicted, same_weights
 
 CPU = torch.device("cpu")
 AVERAGED = tiny(
-    model={"backbone": "resnet10"}, data={"limit": 128}, train={"batch_size": 64, "ema": 0.9, "knn_every": 1}
+    model={"backbone": "resnet10"},
+    data={"limit": 128},
+    train={"batch_size": 64, "ema": 0.9, "knn_every": 1, "keep_every": 1},
 )
 
 
@@ -51,7 +53,10 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_its_checkpoint_is_evaluated_
     config = AVERAGED.model_copy(update={"method": method})
     whole = pretrain(config, few, CPU, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        pretrain(config, few, CPU, tmp_path / "parts", Watch(stop_after=3))
+        pretrain(config, few, CPU, tmp_path / "parts", Watch(stop_after=2))
+    (first,) = checkpoint.checkpoints(tmp_path / "parts")  # at the end of the first epoch, as the snapshot
+    kept = checkpoint.load_weights(checkpoint.snapshots(tmp_path / "parts")[1])[1]
+    assert all(torch.equal(kept[name], tensor) for name, tensor in checkpoint.load_weights(first)[1].items())
     assert same_weights(whole, pretrain(config, few, CPU, tmp_path / "parts", resume=True))
     last = checkpoint.checkpoints(tmp_path / "whole")[-1]
     _, weights, _ = checkpoint.load_weights(last)
