@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,35 +19,40 @@ NODES = 80  # of each quadrature, which is then exact to five digits
 
 
 class Pooled(NamedTuple):
-    """What the pooled error says of each cell's difference to the first cell (C, the first one nan)."""
+    """What one error for all cells says of each cell's difference to the first cell."""
 
-    low: NDArray[np.float64]  # 95 % interval of each difference by itself
-    high: NDArray[np.float64]
-    p_dunnett: NDArray[np.float64]  # of no difference, corrected for the number of cells
-    p_equal: float  # Bartlett's test of equal variances; the rest holds only if they are
+    p_dunnett: NDArray[np.float64]  # of no difference (C, the first nan), corrected for the number of cells
+    p_equal: float  # Bartlett's test of equal variances
+    excess: float  # of the variance of the paired differences, over the one that the common error leads to expect
+
+    def holds(self) -> bool:
+        """Whether neither speaks against one error for all cells. The excess is above 1 if the first cell varies more,
+        which makes all comparisons wrong at once."""
+        return self.p_equal >= UNEQUAL and self.excess <= 1
 
 
-def pooled_differences(values: ArrayLike, level: float = 0.95) -> Pooled:
+def pooled_differences(values: ArrayLike, first: int | None = None) -> Pooled:
     """Compare cells with the first one, in a randomised block design (values: C cells x S seeds, all known).
 
-    The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. All is nan
-    if the cells differ by the same in all seeds. Raises ValueError for fewer than two cells or FEWEST seeds.
+    The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. Only the
+    `first` seeds measure it if their spread decided how many follow. All is nan if the cells differ by the same in
+    these. Raises ValueError for fewer than two cells or FEWEST seeds.
     """
     x = np.asarray(values, np.float64)
-    cells, seeds = x.shape
+    measured = x[:, :first]
+    cells, seeds = measured.shape
     if cells < 2 or seeds < FEWEST:
         raise ValueError(f"got {cells} cells and {seeds} seeds: expected at least 2 and {FEWEST}")
-    residuals = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    residuals = measured - measured.mean(1, keepdims=True) - measured.mean(0) + measured.mean()
     freedom = (cells - 1) * (seeds - 1)
     if np.ptp(residuals) < 1e-12:
-        unknown = np.full(cells, np.nan)
-        return Pooled(unknown, unknown, unknown, np.nan)
-    error = np.sqrt(2 * (residuals**2).sum() / freedom / seeds)
+        return Pooled(np.full(cells, np.nan), np.nan, np.nan)
+    variance = 2 * (residuals**2).sum() / freedom  # of a difference
     difference = x.mean(1) - x[0].mean()
     difference[0] = np.nan
-    half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)
-    p = dunnett_p(difference / error, cells - 1, freedom)
-    return Pooled(difference - half, difference + half, p, float(scipy.stats.bartlett(*residuals).pvalue))
+    p = dunnett_p(difference / np.sqrt(variance / x.shape[1]), cells - 1, freedom)
+    excess = (measured[1:] - measured[0]).var(1, ddof=1).mean() / variance
+    return Pooled(p, float(scipy.stats.bartlett(*residuals).pvalue), float(excess))
 
 
 def dunnett_p(t: ArrayLike, comparisons: int, freedom: int) -> NDArray[np.float64]:
@@ -55,12 +61,17 @@ def dunnett_p(t: ArrayLike, comparisons: int, freedom: int) -> NDArray[np.float6
     The t are those of `comparisons` equally large groups with one control, so any two correlate by one half. scipy's
     `dunnett` has the same distribution, but only the degrees of freedom of independent groups.
     """
-    (control, control_weights), (u, u_weights) = hermegauss(NODES), leggauss(NODES)
+    (control, control_weights), (u, u_weights) = _quadratures()
     deviation = np.sqrt(scipy.special.chdtri(freedom, (1 - u) / 2) / freedom)  # of the error from the true one
     reach = np.sqrt(2) * np.abs(np.asarray(t, np.float64))[..., None, None] * deviation[:, None]
     within = scipy.special.ndtr(control + reach) - scipy.special.ndtr(control - reach)
     inside = within**comparisons @ (control_weights / control_weights.sum()) @ (u_weights / 2)
     return np.clip(1 - inside, 0, 1)  # type: ignore[no-any-return]
+
+
+@cache
+def _quadratures() -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    return [hermegauss(NODES), leggauss(NODES)]
 
 
 def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.statistics import FEWEST
-from analysis.summary import SIGNIFICANT
+from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -20,7 +20,8 @@ def of_study(table: pd.DataFrame, metric: str) -> list[str]:
     """The finding of a study, given a table from `analysis.summary.summary` whose first row is the baseline.
 
     The first sentence is about the cell with the largest clear difference to the baseline, or says that there is none.
-    A difference is clear if its p value, corrected for all comparisons, is below 0.05.
+    A difference is clear if its p value, corrected for all comparisons, is below 0.05. Cells that are the same as the
+    baseline within a margin are named apart from those that can't be told from it.
     """
     cells = table.iloc[1:].to_dict("records")
     compared = [cell for cell in cells if not isnan(cell["difference"])]
@@ -42,10 +43,21 @@ def of_study(table: pd.DataFrame, metric: str) -> list[str]:
         if also:
             named = [f"{_lower(cell['cell'])} ({signed(cell['difference'], '.1f')})" for cell in also]
             sentences.append(f"Also {word}: {_listed(named)}.")
-    unclear = [_lower(cell["cell"]) for cell in others if cell not in clear]
+    unclear = [_lower(cell["cell"]) for cell in others if cell not in clear and not _is_same(cell)]
     if unclear:
         sentences.append(f"No clear difference: {_listed(unclear)}.")
+    sentences += _same(others)
     return [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else sentences
+
+
+def _is_same(cell: Mapping[Any, Any]) -> bool:
+    return str(cell["finding"]).startswith(SAME)
+
+
+def _same(cells: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Which cells are the same as the baseline within the margin, if any are."""
+    same = [cell for cell in cells if _is_same(cell)]
+    return [f"{same[0]['finding'].capitalize()}: {_listed([_lower(cell['cell']) for cell in same])}."] if same else []
 
 
 def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric: str) -> list[str]:
@@ -65,8 +77,13 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     return [
         f"No cell differs clearly from the baseline in {_words(metric)} ({_value(baseline, metric)}), over "
         f"{_seeds(largest['pairs'])}.",
-        f"No p, corrected for all comparisons, is below 0.05. The largest difference is {size} ({low} to {high}), "
-        f"{_lower(largest['cell'])}.",
+        " ".join(
+            [
+                "No p, corrected for all comparisons, is below 0.05. The largest difference is "
+                f"{size} ({low} to {high}), {_lower(largest['cell'])}.",
+                *_same(ranked),
+            ]
+        ),
     ]
 
 
@@ -93,7 +110,7 @@ def _paper(cell: Mapping[Any, Any]) -> list[str]:
         return [f"The paper reports the opposite direction{where}."]
     if verdict.startswith("not comparable"):
         return [f"The paper's result is {verdict}."]
-    return [f"The paper's comparison: {verdict}."] if verdict.startswith(("agrees (", "differs (")) else []
+    return [f"The paper's comparison: {verdict}."] if verdict.startswith(("agrees (", "differs (", SAME)) else []
 
 
 def describe_cell(cell: str) -> str:

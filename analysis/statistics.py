@@ -89,28 +89,47 @@ class Mean(NamedTuple):
     n: int
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95) -> Mean:
+def mean_interval(values: ArrayLike, level: float = 0.95, first: int | None = None) -> Mean:
     """The mean of some values, one per seed, with Student's t interval and test.
 
-    Interval and p are nan if there are fewer than FEWEST values or all are equal, as they do not show the spread.
+    If the spread of the `first` values decided how many follow, only these measure it, and both stay exact (Stein 1945,
+    doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST values measure the spread, or none of them
+    differ.
     """
-    x = np.asarray(values, np.float64)
-    mean = float(x.mean()) if x.size else math.nan
-    if x.size < FEWEST or np.ptp(x) < 1e-12:
-        return Mean(mean, math.nan, math.nan, math.nan, x.size)
-    test = scipy.stats.ttest_1samp(x, 0.0)
-    low, high = test.confidence_interval(level)
-    return Mean(mean, float(low), float(high), float(test.pvalue), x.size)
+    mean, error, freedom = _student(values, first)
+    half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)
+    p = 2 * scipy.special.stdtr(freedom, -abs(mean) / error)
+    return Mean(mean, float(mean - half), float(mean + half), float(p), np.size(values))
 
 
-def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = 0.95) -> Mean:
+def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = 0.95, first: int | None = None) -> Mean:
     """The mean of values - baseline over the same seeds in the same order, with the paired t interval and test.
 
-    Interval and p are nan as in `mean_interval`. Raises ValueError if the sizes differ.
+    `first`, interval and p are as in `mean_interval`. Raises ValueError if the sizes differ.
     """
-    first, second = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
-    check_same_shape(first, second)
-    return mean_interval(first - second, level)
+    one, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    check_same_shape(one, other)
+    return mean_interval(one - other, level, first)
+
+
+def equivalence_p(differences: ArrayLike, margin: float, first: int | None = None) -> float:
+    """The p value of a mean difference of `margin` or more in either direction.
+
+    It is the larger one of two one-sided t tests (Schuirmann 1987, doi 10.1007/BF01068419). If it is below 0.05, the
+    90 % interval lies within the margin. `first` is as in `mean_interval`, and so is nan.
+    """
+    mean, error, freedom = _student(differences, first)
+    return float(scipy.special.stdtr(freedom, (abs(mean) - margin) / error))
+
+
+def _student(values: ArrayLike, first: int | None) -> tuple[float, float, int]:
+    """The mean of some values, its standard error from the `first` of them (nan if unknown), and its freedom."""
+    x = np.asarray(values, np.float64)
+    measured = x[:first]
+    mean = float(x.mean()) if x.size else math.nan
+    if measured.size < FEWEST or np.ptp(measured) < 1e-12:
+        return mean, math.nan, 0
+    return mean, float(measured.std(ddof=1)) / math.sqrt(x.size), measured.size - 1
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,8 +21,7 @@ def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     (metric, first), *others = summaries.items()
     columns: dict[str, Sequence[object]] = {"Cell": first["cell"].tolist(), _title(metric): _means(first, metric)}
     columns[f"Difference{' (points)' if is_accuracy(metric) else ''}"] = [
-        _interval(row, ("difference", "difference_low", "difference_high"), _style(metric), sign=True)
-        for row in first.to_dict("records")
+        _difference(row, _style(metric)) for row in first.to_dict("records")
     ]
     columns |= {_title(name): _means(table, name) for name, table in others}
     if (first["verdict"] != "").any():
@@ -34,12 +33,21 @@ def _means(table: pd.DataFrame, metric: str) -> list[str | None]:
     return [_interval(row, ("mean", "low", "high"), _style(metric)) for row in table.to_dict("records")]
 
 
-def _interval(row: Mapping[Any, Any], columns: Sequence[str], style: str, *, sign: bool = False) -> str | None:
+def _difference(row: Mapping[Any, Any], style: str) -> str | None:
+    """The difference to the baseline with its interval, and what it shows on a third line."""
+    columns = ("difference", "difference_low", "difference_high")
+    if row["difference"] != row["difference"]:
+        return "" if row["n"] else None  # the baseline has no difference to itself
+    return f"{_interval(row, columns, style, signed)}\n{row['finding']}"
+
+
+def _interval(
+    row: Mapping[Any, Any], columns: Sequence[str], style: str, show: Callable[[float, str], str] = format
+) -> str | None:
     """A value, and its interval on the next line if it has one."""
-    show = signed if sign else format
     middle, low, high = (row[column] for column in columns)
     if middle != middle:
-        return "" if row["n"] and columns[0] == "difference" else None  # the baseline has no difference to itself
+        return None
     return show(middle, style) + (f"\n{show(low, style)}\u00a0to {show(high, style)}" if low == low else "")
 
 

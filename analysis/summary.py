@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.blocks import UNEQUAL, pooled_differences, sign_flip_p
-from analysis.statistics import FEWEST, holm, mcnemar, mean_interval, paired_difference
+from analysis.statistics import FEWEST, equivalence_p, holm, mcnemar, mean_interval, paired_difference
 from analysis.tables import format_p, is_accuracy, metric_label
 
 SIDES = {"lower": -1.0, "higher": 1.0}
 CANT_TELL = "can't tell"
+SAME = "the same"  # how a finding begins that says so
 SIGNIFICANT = 0.05  # a p value, corrected for all comparisons of the table, below which there is a verdict
+MARGIN = 1.0  # points; a smaller difference is called the same, unless a study says otherwise
 
 
 def summary(  # over 60 lines, because a row is filled column by column
@@ -23,6 +25,8 @@ def summary(  # over 60 lines, because a row is filled column by column
     cells: Sequence[Mapping[str, Any]],
     metric: str,
     correct: Mapping[tuple[str, int], NDArray[np.bool_]],
+    margin: float = MARGIN,
+    first: Sequence[int] = (),
 ) -> pd.DataFrame:
     """One row per cell in the given order, the baseline first. Accuracies are in percent, differences in points.
 
@@ -30,15 +34,18 @@ def summary(  # over 60 lines, because a row is filled column by column
     metrics (accuracies in [0, 1]). Runs that are not FINISHED or lack the metric are left out. A cell is {"cell": name,
     "paper": the expected difference in points or None, "direction": a key of SIDES or None, "against": the name of the
     cell to which these refer, "caveat": why nothing can be expected or None, "source"}. `correct` says which test
-    images were classified correctly, by cell and seed, as far as that is known.
+    images were classified correctly, by cell and seed, as far as that is known. Accuracies that differ by less than
+    `margin` points are called the same. `first` are the lowest seeds, if their spread decided how many follow (see
+    `mean_interval`); empty, if the number of seeds was fixed.
 
     The columns are n, mean, std (standard deviation over seeds), low, high (Student's 95 % interval over seeds); pairs
     (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
-    (paired t test); p_holm (corrected for all comparisons); p_sign_flip; pooled_low, pooled_high and p_dunnett (see
-    `_pooled`); mcnemar (p by seed); seconds and images_per_second (means); expected (points or a side, if that is the
-    difference to the baseline), source and verdict, which is that of p_holm. Unknown values are nan or None.
-    `attrs["pooled"]` says whether the pooled columns hold. Raises ValueError for an unknown metric, and if a cell and
-    seed occur twice.
+    (paired t test); p_holm (corrected for all comparisons); p_same (of a difference of the margin or more, corrected
+    likewise); p_sign_flip (if the number of seeds was fixed); p_dunnett (see `_pooled`); mcnemar (p by seed); seconds
+    and images_per_second (means); finding (what p_holm and p_same say); expected (points or a side, if that is the
+    difference to the baseline), source and verdict, which is that of p_holm and p_same on what was expected. Unknown
+    values are nan or None. `attrs["pooled"]` says whether p_dunnett holds. Raises ValueError for an unknown metric, and
+    if a cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -46,17 +53,23 @@ def summary(  # over 60 lines, because a row is filled column by column
     speed = done.groupby("cell")[["seconds", "images_per_second"]].mean().reindex(names)
     baseline = names[0]
     pairs = {name: values[values[[name, baseline]].notna().all(axis=1) & (name != baseline)] for name in values}
-    differences = [paired_difference(pair[name], pair[baseline]) for name, pair in pairs.items()]
     others = {cell["cell"]: cell["against"] for cell in cells if cell["against"] != baseline and not cell["caveat"]}
-    both = {name: values[[name, other]].dropna() for name, other in others.items()}
-    against = {name: paired_difference(pair[name], pair[others[name]]) for name, pair in both.items()}
-    corrected = holm([each.p for each in (*differences, *against.values())])
-    p_against = dict(zip(against, corrected[len(names) :], strict=True))
-    pooled, note = _pooled(values, baseline)
+    both = [(pair, name, baseline) for name, pair in pairs.items()]
+    both += [(values[[name, other]].dropna(), name, other) for name, other in others.items()]
+
+    def stage(pair: pd.DataFrame) -> int | None:
+        return int(pair.index.isin(first).sum()) if first else None
+
+    differences = [paired_difference(pair[a], pair[b], first=stage(pair)) for pair, a, b in both]
+    margin = margin if is_accuracy(metric) else np.nan
+    corrected = holm([each.p for each in differences])
+    same = holm([equivalence_p(pair[a] - pair[b], margin, stage(pair)) for pair, a, b in both])
+    against = dict(zip(others, list(zip(differences, corrected, same, strict=True))[len(names) :], strict=True))
+    pooled, note = _pooled(values, baseline, stage)
     rows: list[dict[str, Any]] = []
-    for cell, difference, p_holm in zip(cells, differences, corrected, strict=False):
-        name = cell["cell"]
-        mean = mean_interval(values[name].dropna())
+    for cell, difference, p_holm, p_same in zip(cells, differences, corrected, same, strict=False):
+        name, own = cell["cell"], values[[cell["cell"]]].dropna()
+        mean = mean_interval(own[name], first=stage(own))
         tests = [
             mcnemar(correct[name, seed], correct[baseline, seed]).p
             for seed in pairs[name].index
@@ -66,51 +79,55 @@ def summary(  # over 60 lines, because a row is filled column by column
         row |= {"low": mean.low, "high": mean.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
-        row |= {"p_holm": p_holm, "p_sign_flip": sign_flip_p(pairs[name][name] - pairs[name][baseline])}
-        row |= {**pooled.loc[name], "mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
+        row |= {"p_holm": p_holm, "p_same": p_same}
+        signs = np.nan if first else sign_flip_p(pairs[name][name] - pairs[name][baseline])
+        row |= {"p_sign_flip": signs, "p_dunnett": pooled[name]}
+        row |= {"mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
+        row |= {"finding": _finding(difference.mean, p_holm, p_same, margin)}
         row |= {"expected": None, "source": cell["source"]}
         expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
         if cell["caveat"]:
             row["verdict"] = f"not comparable: {cell['caveat']}"
         elif name in against:
-            found, size = against[name].mean, expected if isinstance(expected, str) else f"{expected:+.2f}"
-            row["verdict"] = _verdict(found, p_against[name], expected)
-            row["verdict"] += f" (against {others[name]}: {found:+.2f}, expected {size})"
+            other, p, p_other = against[name]
+            size = expected if isinstance(expected, str) else f"{expected:+.2f}"
+            row["verdict"] = _verdict(other.mean, p, _finding(other.mean, p, p_other, margin), expected)
+            row["verdict"] += f" (against {others[name]}: {other.mean:+.2f}, expected {size})"
         else:
-            row |= {"expected": expected, "verdict": _verdict(difference.mean, p_holm, expected)}
-            if row["verdict"] == CANT_TELL and (p := row["p_dunnett"]) < SIGNIFICANT:
-                row["verdict"] += f" (pooled: {_verdict(difference.mean, p, expected)})"
+            row |= {"expected": expected, "verdict": _verdict(difference.mean, p_holm, row["finding"], expected)}
+            if row["verdict"] == CANT_TELL and row["p_dunnett"] < SIGNIFICANT:
+                row["verdict"] += f" (pooled: {_agreement(difference.mean, expected)})"
         rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["pooled"] = note
     return table
 
 
-def _pooled(values: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, str]:
-    """What the pooled error says of each cell of `values` (seeds x cells), and a sentence about whether it holds.
+def _pooled(
+    values: pd.DataFrame, baseline: str, stage: Callable[[pd.DataFrame], int | None]
+) -> tuple[pd.Series[float], str]:
+    """Dunnett's p of each cell of `values` (seeds x cells), and a sentence about whether its error holds.
 
-    It is made of the seeds that all cells have. The columns are pooled_low, pooled_high and p_dunnett, nan if the cells
-    vary unequally or are too few.
+    It is made of the seeds that all cells have, and nan if the cells vary unequally or are too few.
     """
-    columns = ["pooled_low", "pooled_high", "p_dunnett"]
-    unknown = pd.DataFrame(np.nan, index=values.columns, columns=columns)
+    unknown = pd.Series(np.nan, index=values.columns)
     whole = values.dropna(axis=1, how="all").dropna()
-    seeds, cells = whole.shape
+    first = stage(whole)
+    cells, seeds = whole.shape[1], len(whole) if first is None else first
     if seeds < FEWEST or cells < 3 or baseline not in whole:
         return unknown, f"Not pooled: that takes {FEWEST} seeds of a baseline and two or more cells."
-    found = pooled_differences(whole.to_numpy().T)
+    found = pooled_differences(whole.to_numpy().T, first)
     if np.isnan(found.p_equal):
         return unknown, "Not pooled: each difference is the same in all seeds."
-    if found.p_equal < UNEQUAL:
-        return unknown, (
-            f"Not pooled: the cells vary unequally (Bartlett's test: p = {found.p_equal:.2g}), so only paired tests "
-            f"hold."
-        )
-    table = pd.DataFrame(dict(zip(columns, found[:3], strict=True)), index=whole.columns)
-    return table.reindex(values.columns), (
-        f"Pooled: one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom instead of {seeds - 1}. "
-        f"p (Dunnett) is corrected for the number of cells. This holds only if all cells vary alike, and few seeds "
-        f"can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
+    if not found.holds():
+        why = f"Bartlett's test: p = {found.p_equal:.2g}"
+        if found.p_equal >= UNEQUAL:
+            why = f"differences to the baseline have {found.excess:.2g} times the variance that a common error gives"
+        return unknown, f"Not pooled: the cells vary unequally ({why}), so only paired tests hold."
+    return pd.Series(found.p_dunnett, index=whole.columns).reindex(values.columns), (
+        f"p (Dunnett) is pooled: it has one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom "
+        f"instead of {seeds - 1}, and is corrected for the number of cells. This holds only if all cells vary alike, "
+        f"and few seeds can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
     )
 
 
@@ -125,13 +142,25 @@ def _finished(records: pd.DataFrame, metric: str) -> pd.DataFrame:
     return records[(records["status"] == "FINISHED") & records[metric].notna()]
 
 
-def _verdict(difference: float, p: float, expected: float | str | None) -> str:
-    """Whether a difference is significantly on the expected side of 0, or on the other."""
+def _finding(difference: float, p: float, p_same: float, margin: float) -> str:
+    """What the tests say of a difference: its side of 0, that it is smaller than the margin, or neither."""
+    if np.isnan(difference):
+        return ""
+    size = f"{margin:g} point{'' if margin == 1 else 's'}"
+    if p < SIGNIFICANT:
+        return ("lower" if difference < 0 else "higher") + (f", by less than {size}" if p_same < SIGNIFICANT else "")
+    return f"{SAME} within {size}" if p_same < SIGNIFICANT else CANT_TELL
+
+
+def _verdict(difference: float, p: float, finding: str, expected: float | str | None) -> str:
+    """Whether a difference is significantly on the expected side of 0, or on the other; else its finding."""
     if expected is None:
         return ""
-    if not p < SIGNIFICANT:  # nan, too
-        return CANT_TELL
-    side = SIDES[expected] if isinstance(expected, str) else np.sign(expected)
+    return _agreement(difference, expected) if p < SIGNIFICANT else finding or CANT_TELL
+
+
+def _agreement(difference: float, expected: float | str | None) -> str:
+    side = SIDES[expected] if isinstance(expected, str) else np.sign(expected or 0.0)
     return "agrees" if np.sign(difference) == side else "differs"
 
 
@@ -147,9 +176,6 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
         rows = zip(*(texts(column, style) for column in columns), strict=True)
         return [f"{middle} ({low} to {high})" if low else middle for middle, low, high in rows]
 
-    def ranges(low: str, high: str, style: str) -> list[str | None]:
-        return [a and f"{a} to {b}" for a, b in zip(texts(low, style), texts(high, style), strict=True)]
-
     counts = zip(summary["n"], summary["pairs"], strict=True)
     return pd.DataFrame(
         {
@@ -159,9 +185,10 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "difference" + points: intervals(["difference", "difference_low", "difference_high"], f"+{digits}"),
             "p": texts("p", ".2g"),
             "p (Holm)": texts("p_holm", ".2g"),
+            "p (same)": texts("p_same", ".2g"),
             "p (sign flip)": texts("p_sign_flip", ".2g"),
-            "pooled interval": ranges("pooled_low", "pooled_high", f"+{digits}"),
             "p (Dunnett)": texts("p_dunnett", ".2g"),
+            "finding": summary["finding"],
             "expected": texts("expected", f"+{digits}"),
             "verdict": summary["verdict"],
             "p (McNemar, by seed)": summary["mcnemar"],

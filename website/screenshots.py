@@ -58,7 +58,19 @@ def main() -> None:
     os.environ["SIMCLR_HOME"] = str(Path(os.environ.get("SIMCLR_HOME", "simclr-runs")).absolute())
     os.environ["PYTHONPATH"] = str(FIGURES.parent.parent)
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright, chdir(scratch):
-        simclr("ablate", *SMALLER, "--drop", "color_jitter", "--drop", "grayscale", "--together", "--name", STUDY)
+        simclr(
+            "ablate",
+            *SMALLER,
+            "--drop",
+            "color_jitter",
+            "--drop",
+            "grayscale",
+            "--together",
+            "--seeds",
+            "3",
+            "--name",
+            STUDY,
+        )
         simclr("views", "--preset", "shapes", "--out", str(FIGURES / "views.png"))
         simclr("report", STUDY, "--out", "report")
         simclr("explore", RUN, "--images", "1000")

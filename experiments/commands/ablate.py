@@ -28,17 +28,22 @@ from experiments.commands.options import (
     Settings,
     StudyOn,
     check_new_name,
+    check_number,
     choice,
 )
 from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
+from simclr.errors import UserError
 from simclr.settings import read_toml
 
 if TYPE_CHECKING:
+    from experiments.studies.design import Design
     from experiments.studies.run import Forecast
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
 LONG = 3600  # seconds of training above which `ablate` asks before it starts
+MOST_SEEDS = 20  # that --until takes, unless the user says otherwise
+SMALLEST = 0.01  # points of accuracy that make sense
 
 
 def ablate(  # over 60 lines, because of its signature
@@ -93,9 +98,37 @@ def ablate(  # over 60 lines, because of its signature
             metavar="N",
             min=1,
             max=100,
-            help="Number of seeds that each cell is trained with, counting up from the config's seed.",
+            help="Number of seeds that each cell is trained with, counting up from the config's seed. Three are enough "
+            "for a quick look.",
         ),
-    ] = 3,
+    ] = 5,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            min=SMALLEST,
+            max=100,
+            callback=check_number,
+            help="Add seeds until the 95 % interval of each difference reaches at most this many points to each side.",
+            show_default=False,
+        ),
+    ] = None,
+    max_seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=3, max=100, help="Most seeds that --until may take.", show_default=str(MOST_SEEDS)
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            min=SMALLEST,
+            max=100,
+            callback=check_number,
+            help="Difference that would matter to you. Cells are called the same if a larger one can be ruled out.",
+        ),
+    ] = 1.0,
     on: StudyOn = None,
     resplit: Annotated[
         bool,
@@ -135,7 +168,8 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the cells with their memory and time, and stop. Downloads the images and times a few steps.",
+            help="Show the cells with their memory and time, and what the study can show, and stop. Downloads the "
+            "images and times a few steps.",
         ),
     ] = False,
     yes: Annotated[
@@ -154,6 +188,7 @@ def ablate(  # over 60 lines, because of its signature
     from experiments.studies.equal import at_equal_cost
     from experiments.studies.execute import execute, rates_plan, rates_seed
     from experiments.studies.plan import plan_study
+    from experiments.studies.power import outlook
     from experiments.studies.run import (
         check_study_name,
         forecast,
@@ -181,24 +216,29 @@ def ablate(  # over 60 lines, because of its signature
     )
     name = name or plan.name
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
+    plan = plan._replace(design=_design(numbers, until, max_seeds, margin))
+    most = range(baseline.seed, baseline.seed + max(seeds, plan.design.most))
     plan = plan.judged_on(part_to_judge_on(name, on, store))
-    largest = rates_seed(numbers[0]) if plan.must_choose_rates() else numbers[-1]
+    largest = rates_seed(most[0]) if plan.must_choose_rates() else most[-1]
     changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:
         plan = with_recorded_choices(name, plan, store)
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         if plan.equal is not None and not plan.asked:
             plan = at_equal_cost(plan, store, terminal)
-        cells = forecast(plan, store, numbers, terminal)
+        cells = forecast(plan, store, most, terminal)
+        power = outlook(plan, store, seeds)
     tries = rates_plan(name, plan).cells if plan.must_choose_rates() else []
-    total = sum(cell.seconds * (seeds - len(cell.done) + bool(tries) * len(cell.cell.rates)) for cell in cells)
+    total = sum(cell.seconds * (len(most) - len(cell.done) + bool(tries) * len(cell.cell.rates)) for cell in cells)
     planned = {
         "study": name,
         "seeds": list(numbers),
+        "most_seeds": len(most),
         "on": plan.cells[0].on,
         "seconds": total,
         "cells": [_planned(each) for each in cells],
         "rates": [cell.name for cell in tries],
+        "power": power,
     }
     if dry_run:
         show(planned, _describe_plan, as_json=as_json)
@@ -212,6 +252,23 @@ def ablate(  # over 60 lines, because of its signature
     if outcome.report:
         typer.echo(outcome.report)
     outcome.check()
+
+
+def _design(seeds: range, until: float | None, max_seeds: int | None, margin: float) -> Design:
+    """What the options say of the number of seeds and of differences. Raises UserError if they don't fit together."""
+    from analysis.statistics import FEWEST
+    from experiments.studies.design import Design
+
+    if until is None:
+        if max_seeds is not None:
+            raise UserError("--max-seeds limits --until: add --until 1 (in points), or set the number with --seeds")
+        return Design(margin=margin)
+    if len(seeds) < FEWEST:
+        raise UserError(f"--until needs the spread of {FEWEST} seeds or more: use --seeds {FEWEST}")
+    most = max(MOST_SEEDS, len(seeds)) if max_seeds is None else max_seeds
+    if most < len(seeds):
+        raise UserError(f"--max-seeds {most} is less than --seeds {len(seeds)}, which are trained first: raise it")
+    return Design(margin=margin, until=until, first=tuple(seeds), most=most)
 
 
 def _planned(forecast: Forecast) -> dict[str, Any]:
@@ -232,12 +289,14 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     from analysis.text import paragraph, text_table
     from simclr.train.memory import format_bytes
 
-    cells, seeds = planned["cells"], planned["seeds"]
+    cells, seeds, most = planned["cells"], planned["seeds"], planned["most_seeds"]
     number = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"1 seed ({seeds[0]})"
+    if most > len(seeds):
+        number += f" or up to {most}"
     rows = [
         [
             each["cell"],
-            f"{len(each['seeds_done'])} of {len(seeds)}",
+            f"{len(each['seeds_done'])} of {most}",
             str(each["epochs"]) if each["cost"] is not None else "",
             f"{each['cost']:.0%}" if each["cost"] is not None else "",
             describe_duration(each["seconds_per_seed"]),
@@ -248,9 +307,31 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     header = ["cell", "seeds done", "epochs", "cost", "time per seed", "memory"]
     summary = (
         f"study {planned['study']}: {len(cells)} cells x {number}, "
-        f"{describe_duration(planned['seconds'])} of training left, plus the evaluations on "
-        f"{'validation' if planned['on'] == 'val' else planned['on']} images"
+        f"{describe_duration(planned['seconds'])} of training left{' at most' * (most > len(seeds))}, plus the "
+        f"evaluations on {'validation' if planned['on'] == 'val' else planned['on']} images"
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
-    return f"{paragraph(summary)}\n{text_table(header, rows)}"
+    shown = _describe_power(planned["power"], len(seeds))
+    return f"{paragraph(summary)}\n{text_table(header, rows)}\n\n{shown}"
+
+
+def _describe_power(power: dict[str, Any], seeds: int) -> str:
+    """What so many seeds can show, and where that is known from."""
+    from analysis.findings import count
+    from analysis.text import paragraph, text_table
+
+    chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
+    shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
+    if points == points:
+        shows = f"{seeds} seeds show a difference of {points:.1f} points with a probability of {chance}."
+    between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
+    source = (
+        f"This is by the paired t test, with p corrected for {count(power['comparisons'], 'comparison')}, if "
+        f"differences vary between seeds with a standard deviation of {power['deviation']:.2g} points{between}. That "
+        f"is {power['source']}."
+    )
+    needed = [[f"{each['points']:g}", str(each["seeds"] or "over 100")] for each in power["needed"]]
+    table = text_table(["difference (points)", f"seeds that show it ({chance})"], needed)
+    expected = f"--until is expected to take {power['expected_seeds']} seeds." if "expected_seeds" in power else ""
+    return "\n".join([paragraph(shows), table, paragraph(source), *filter(None, [expected])])

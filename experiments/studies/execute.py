@@ -14,6 +14,7 @@ from experiments.studies.results import read_results
 from experiments.studies.run import open_study, run_study, with_recorded_choices
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr.errors import RunFailed, first_few
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
@@ -45,10 +46,10 @@ def execute(
 ) -> StudyOutcome:
     """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
 
-    If its cells have learning rates to try, a study of these comes first: see `tuned`. `command` is the command line
-    that runs it, for the report, whose tables are returned in the format `form`. Raises UserError if the name belongs
-    to another plan, and Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another
-    process is running it.
+    If its cells have learning rates to try, a study of these comes first: see `tuned`. The plan's design may add seeds,
+    by the spread of the given ones. `command` is the command line that runs it, for the report, whose tables are
+    returned in the format `form`. Raises UserError if the name belongs to another plan, and Interrupted if the observer
+    asks to stop; run it again to resume. Raises Busy if another process is running it.
     """
     failed: RunFailed | None = None
     with claim_name(store, "study", name):
@@ -61,6 +62,10 @@ def execute(
                 failures = run_study(tracker, plan, store, seeds, observer)
                 text = ""
                 if len(failures) < len(plan.cells) * len(seeds):
+                    if more := _more_seeds(tracker, plan, store):
+                        observer.say(f"{len(more)} more seeds, for intervals as narrow as --until asks")
+                        open_study(name, plan, store, command, more)
+                        failures += run_study(tracker, plan, store, more, observer)
                     tables, others = report(tracker.record(), store, form)
                     text = "\n".join([tables, *others])
                 if failures:  # raised inside, so that the study never looks finished
@@ -70,6 +75,15 @@ def execute(
             if error is not failed:
                 raise
     return StudyOutcome(tracker.record(), text, failures)
+
+
+def _more_seeds(study: Tracker, plan: StudyPlan, store: Store) -> range:
+    """The seeds that follow the first ones of a plan's design. The same each time, so that the study can be resumed."""
+    design = plan.design
+    if design.until is None:
+        return range(0)
+    wanted, start = read_results(study.record(), store).seeds_wanted(), design.first[0]
+    return range(start + len(design.first), start + min(wanted, design.most))
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from experiments.configs.resolve import (
 )
 from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
 from experiments.studies.cell import BASELINE, Cell, is_number
+from experiments.studies.design import Design
 from experiments.studies.expect import with_expectations
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
@@ -45,9 +46,10 @@ class StudyPlan(NamedTuple):
     name: str = ""  # of the study, unless the user chooses another
     equal: str | None = None  # what all cells cost alike: one of COSTS
     asked: Sequence[Cell] = ()  # the cells as they were before settings were chosen for them, if any were
+    design: Design = Design()
 
     def digest(self, data: str, auto: str | None = None) -> str:
-        """A hash of the plan and of the digest of its data. Seeds after the first don't change it.
+        """A hash of the plan and of the digest of its data. The design and seeds after the first don't change it.
 
         Settings that the study chooses don't change it either. `auto` is what the precision "auto" stands for (default:
         what it does on this machine).

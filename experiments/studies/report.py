@@ -34,7 +34,7 @@ from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = [  # columns that are left out on a terminal
-    *("p", "p (sign flip)", "pooled interval", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
+    *("p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
 ]
 IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
@@ -73,11 +73,13 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
 def _summaries(study: Record, results: Results) -> dict[str, pd.DataFrame]:
     """The summary of each metric that at least one run has. Raises UserError if there is none."""
     summaries = {}
+    design = results.document.design
     for metric in results.document.metrics():
         if results.table.get(metric, pd.Series(dtype=float)).notna().any():
             baseline, *_ = results.document.cells
             cells = [_expectation(cell, metric, baseline.cell) for cell in results.document.cells]
-            summaries[metric] = summary(results.table, cells, metric, results.correct[metric])
+            correct = results.correct[metric]
+            summaries[metric] = summary(results.table, cells, metric, correct, design.margin, design.first)
     if not summaries:
         raise UserError(
             f"no cell of study '{study.name}' has finished: run `simclr ablate` again with the same options"
@@ -103,7 +105,7 @@ def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, An
 
 def _notes(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     """How to read the tables."""
-    cells, run = results.document.cells, _baseline_run(results)
+    cells, run, design = results.document.cells, _baseline_run(results), results.document.design
     seeds = sorted({seed for _, seed in results.runs})
     images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
     measured = [cell.protocols_of(seed).values() for cell in cells for seed in seeds]
@@ -141,11 +143,24 @@ def _notes(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame
         "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
         "comes from a paired t test, and is then corrected for the number of comparisons by Holm's method. The verdict "
         f"needs a corrected p below 0.05. McNemar's test is exact, on the {judged}, for each seed.",
+        f"A cell is called the same as the baseline if a difference of {design.margin:g} or more points can be ruled "
+        f"out: p (same), of two one-sided t tests and corrected likewise, is below 0.05. Where neither p is, the study "
+        f"can't tell.",
+        *_seeds_note(results, summaries),
         "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
         "verdict is about the direction. Seconds are the training time, computed from images per second.",
         *(f"{metric_label(metric)}. {table.attrs['pooled']}" for metric, table in summaries.items()),
         f"Made by: {results.document.command}",
     ]
+
+
+def _seeds_note(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """How many seeds the study's rule asked for, unless their number was fixed or its metric is missing."""
+    document = results.document
+    metric = document.metrics()[0]
+    if document.design.until is None or metric not in summaries:
+        return []
+    return [document.design.note(summaries[metric], metric, results.seeds_wanted())]
 
 
 def _baseline_run(results: Results) -> Record:
@@ -301,6 +316,8 @@ def _page(
         f"seeds {_listed(seeds)}" if len(seeds) > 1 else f"seed {_listed(seeds)}",
         count(int(run.params["train.epochs"]), "epoch"),
     ]
+    if (until := results.document.design.until) is not None:
+        facts.append(f"seeds added for intervals of ±{until:g} points (Stein's rule)")
     figures = _figures(table, metric, results.document, folder) + _curves(results, folder)
     sections = [Section("", "table", page_table(summaries)), *_headed("Figures", figures)]
     if chosen := _chosen(results.document):

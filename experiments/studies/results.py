@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from experiments.runs.evaluate import predictions, prefix
+from experiments.studies.design import Design
 from experiments.tracking.store import Record, Store
 
 PLAN_FILE = "plan.json"
@@ -50,6 +51,7 @@ class StudyDocument(BaseModel):
     equal: str | None = None  # what all cells cost alike: time or flops
     command: str  # that runs the study
     cells: list[CellDocument]
+    design: Design = Design()
 
     def metrics(self) -> list[str]:
         """The metrics that the study reports."""
@@ -80,6 +82,11 @@ class Results(NamedTuple):
     table: pd.DataFrame  # one row per cell and seed: status, error, images_per_second, seconds and the metrics
     correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which images were classified correctly
     runs: dict[Job, Record]  # the runs that trained; for a copy, the original
+
+    def seeds_wanted(self) -> int:
+        """How many seeds the study's design asks for, by its first metric."""
+        document = self.document
+        return document.design.seeds_wanted(self.table, document.metrics()[0], document.cells[0].cell)
 
 
 def read_results(study: Record, store: Store) -> Results:

@@ -150,6 +150,8 @@ def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Recor
             f"study '{name}' was trained in {theirs}, and auto stands for {own} here: add --set "
             f"train.precision={theirs}, or choose another --name"
         )
+    if study.find_artifact(PLAN_FILE) is not None:
+        plan.design.check_continues(StudyDocument.read(study).design, name)
     return study
 
 
@@ -200,8 +202,8 @@ def _document(plan: StudyPlan, data: Dataset, divided: Mapping[int, Dataset], co
             rates=cell.rates,
             chosen=cell.chosen,
             cost=cell.cost,
-            protocols=_protocols(cell, data, device),
-            by_seed={seed: _protocols(cell, own, device) for seed, own in divided.items()},
+            protocols=protocols_of(cell, data, device),
+            by_seed={seed: protocols_of(cell, own, device) for seed, own in divided.items()},
         )
         for cell in plan.cells
     ]
@@ -212,11 +214,18 @@ def _document(plan: StudyPlan, data: Dataset, divided: Mapping[int, Dataset], co
         )
     on = plan.cells[0].on
     return StudyDocument(
-        x=plan.x, log=plan.log, on=on, lines=plan.lines, equal=plan.equal, command=command, cells=cells
+        x=plan.x,
+        log=plan.log,
+        on=on,
+        lines=plan.lines,
+        equal=plan.equal,
+        command=command,
+        cells=cells,
+        design=plan.design,
     )
 
 
-def _protocols(cell: Cell, data: Dataset, device: torch.device) -> dict[str, str]:
+def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, str]:
     """The metric that each of STUDY_EVALUATIONS gives a cell, and the identity of the protocol that it needs.
 
     The metric of kNN is named after k if there are few images.
@@ -293,7 +302,7 @@ def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observ
         copies = [child for child in store.records(parent=study.id, copied_from=run.id) if child.finished]
         if not any(copy.tags["cell"] == cell.name for copy in copies):
             copy_run(store, run, "cell", tags, parent=study.id)
-    metric, *_ = _protocols(cell, prepared.data, prepared.device)
+    metric, *_ = protocols_of(cell, prepared.data, prepared.device)
     return run.metrics[f"eval/{prefix(cell.layer)}{metric}"]
 
 
@@ -303,7 +312,7 @@ def _tags(study: Record, cell: Cell, seed: int) -> dict[str, str]:
 
 def _evaluate(run: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer) -> None:
     """Run STUDY_EVALUATIONS, except for those that the run's record has under the current protocol."""
-    protocols = _protocols(cell, prepared.data, prepared.device)
+    protocols = protocols_of(cell, prepared.data, prepared.device)
     missing = [
         name
         for name, (metric, protocol) in zip(STUDY_EVALUATIONS, protocols.items(), strict=True)

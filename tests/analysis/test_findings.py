@@ -34,8 +34,9 @@ GRAY = ["no grayscale", 3, 96.0, 0.5, 94, 98, 3, -0.33, -2, 1.3, 0.4, None, None
 FLIP = ["no flip", 3, 97.9, 0.5, 97, 99, 3, 1.6, 0.4, 2.8, 0.03, "lower", "Fig. 5", "differs"]
 
 
-def table(*rows: list[object]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=COLUMNS)
+def table(*rows: list[object], finding: str = "can't tell") -> pd.DataFrame:
+    """A study's table, whose rows all have the same finding."""
+    return pd.DataFrame(rows, columns=COLUMNS).assign(finding=finding)
 
 
 def test_the_finding_of_a_study_is_its_largest_clear_difference() -> None:
@@ -63,6 +64,9 @@ def test_a_study_without_a_clear_difference_says_so() -> None:
         "No p, corrected for all comparisons, is below 0.05. The largest difference is -0.3 points (-2.0 to +1.3), "
         "without grayscale.",
     ]
+    assert of_study(table(BASELINE, GRAY, finding="the same within 1 point"), "knn_top1")[1].endswith(
+        "without grayscale. The same within 1 point: without grayscale."
+    )
     once = ["lr=0.1", 1, 90.0, nan, nan, nan, 1, -6.3, nan, nan, nan, None, None, ""]
     first, second = of_study(table(BASELINE, once), "linear_top1")
     assert first == "With lr = 0.1, linear accuracy is 6.3 points below the baseline's 96.3 %, over one seed."
@@ -137,7 +141,7 @@ def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseli
     assert list(rows[0]) == ["Cell", "Linear top-1 (%)", "Difference (points)", "kNN top-1 (%)", "Paper"]
     assert rows[0]["Difference (points)"] == ""
     assert rows[1]["Linear top-1 (%)"] == "67.9\n61.1\u00a0to 74.7"
-    assert rows[1]["Difference (points)"] == "-28.4\n-36.9\u00a0to -19.9"
+    assert rows[1]["Difference (points)"] == "-28.4\n-36.9\u00a0to -19.9\ncan't tell"
     assert rows[1]["Paper"] == "agrees\nexpected lower"
     assert "Paper" not in page_table({"knn_top1": table(BASELINE, GRAY)})
     reasons = [

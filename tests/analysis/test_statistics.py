@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import accuracy_interval, balanced_interval, holm, mcnemar, mean_interval, paired_difference
+from analysis.statistics import (
+    accuracy_interval,
+    balanced_interval,
+    equivalence_p,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 50), (1873, 2000), (9999, 10_000)])
@@ -36,8 +44,9 @@ def test_interval_of_a_mean_over_seeds_contains_the_truth_often_enough(seeds: in
     for truth in (0.3, 0.9, 0.97):
         chances = draw.beta(agreement * truth, agreement * (1 - truth), (2000, n))
         correct = draw.binomial(seeds, chances).sum(1) / seeds
-        found = [low <= truth <= high for low, high in (accuracy_interval(count, n) for count in correct)]
-        assert np.mean(found) >= 0.95
+        counts, occurrences = np.unique(correct, return_counts=True)
+        low, high = np.array([accuracy_interval(count, n) for count in counts]).T
+        assert occurrences[(low <= truth) & (truth <= high)].sum() >= 0.95 * len(correct)
 
 
 def test_accuracy_interval_lies_around_the_accuracy_and_narrows_with_n() -> None:
@@ -125,3 +134,24 @@ def test_a_balanced_accuracy_has_an_interval_that_holds_it_and_that_rare_classes
     low, high = balanced_interval(1.0, np.ones(103, bool), np.repeat([0, 1], [100, 3]))
     assert low < 0.8
     assert high == 1
+
+
+def test_an_interval_whose_first_values_decided_how_many_follow_has_their_spread() -> None:
+    values = [0.91, 0.93, 0.92, 0.95, 0.2, 0.4]
+    half = 3.182446 * np.std(values[:4], ddof=1) / math.sqrt(6)
+    mean, low, high, p, n = mean_interval(values, first=4)
+    assert (low, high, n) == pytest.approx((mean - half, mean + half, 6))
+    assert p == pytest.approx(2 * stats.t.sf(mean / (half / 3.182446), 3))
+    assert math.isnan(mean_interval(values, first=2).low)
+    assert paired_difference(values, np.zeros(6), first=4) == mean_interval(values, first=4)
+
+
+@pytest.mark.parametrize("mean", [-0.4, 0.0, 0.3, 2.0])
+def test_equivalence_is_the_larger_of_two_one_sided_t_tests(mean: float) -> None:
+    x = np.random.default_rng(0).normal(mean, 0.3, 6)
+    one_sided = [stats.ttest_1samp(x, -1, alternative="greater"), stats.ttest_1samp(x, 1, alternative="less")]
+    p = equivalence_p(x, 1.0)
+    assert p == pytest.approx(max(test.pvalue for test in one_sided))
+    _, low, high, _, _ = mean_interval(x, 0.9)
+    assert (p < 0.05) == (low > -1 and high < 1)
+    assert math.isnan(equivalence_p(x[:2], 1.0))

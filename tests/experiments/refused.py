@@ -193,6 +193,8 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ablate": {
         "--seeds": ("101", *COUNTS),
+        "--max-seeds": ("101", "2", "9", *COUNTS),  # without --until
+        **dict.fromkeys(("--until", "--margin"), ("0", "-1", "101", "nan", "inf", "many")),
         "--axis": ("nonsense", "", "absent.toml"),
         "--vary": ("", "seed=1,2", "optim.lr=0.1", "optim.lr=true,false", "optim.lr=0.1,inf", f"optim.lr={DIGITS},1"),
         "--only": ("nonsense", ""),

@@ -24,7 +24,7 @@ from experiments.studies.report import report as report_study
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from tests.experiments.search.conftest import trained  # noqa: F401 (a fixture)
-from tests.experiments.studies.helpers import PREVIOUS_RUNS, write_previous_study
+from tests.experiments.studies.helpers import PREVIOUS_RUNS, like_the_baseline, write_previous_study
 from tests.helpers import tiny
 
 HOSTILE = "<img src=x onerror=alert(1)></style> & \"'$x$ `a` {{ 7 }} " + "long-name-without-spaces" * 4
@@ -50,7 +50,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Record:
     runs["study"]["files"]["plan.json"] = json.dumps(plan)
     for place, cell in enumerate(CELLS):
         for seed in SEEDS:
-            runs[f"{cell} {seed}"] = _like_the_baseline(cell, seed, float(0.7 - 0.03 * place + draw.normal(0, 0.004)))
+            accuracy = float(0.7 - 0.03 * place + draw.normal(0, 0.004))
+            runs[f"{cell} {seed}"] = _with_hostile_classes(like_the_baseline(cell, seed, accuracy))
     store = Store(tmp_path_factory.mktemp("browser") / "home")
     record = write_previous_study(store, runs)
     for run in store.records(parent=record.id):
@@ -59,12 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return record
 
 
-def _like_the_baseline(cell: str, seed: int, accuracy: float) -> dict[str, Any]:
-    """A recorded run as that of another cell and seed."""
-    run = copy.deepcopy(PREVIOUS_RUNS["baseline"])
-    run["name"] = f"{cell}-s{seed}"[:200]
-    run["tags"] |= {"cell": cell, "seed": str(seed)}
-    run["metrics"]["eval/linear_top1"] = [[0, accuracy]]
+def _with_hostile_classes(run: dict[str, Any]) -> dict[str, Any]:
     rows = "\n".join(f'"{HOSTILE.replace(chr(34), chr(34) * 2)} {name}",1,0' for name in range(10))
     run["files"]["linear_top1-classes.csv"] = f"class,images,accuracy\n{rows}\n"
     return run

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
@@ -31,8 +32,9 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer, form: str
     ) -> StudyOutcome:
         observer.note("the images")
+        cells = [cell.name for cell in plan.cells]
         executed.append(
-            {"name": name, "cells": [cell.name for cell in plan.cells], "seeds": list(seeds), "on": plan.cells[0].on}
+            {"name": name, "cells": cells, "seeds": list(seeds), "on": plan.cells[0].on, "design": plan.design}
         )
         return StudyOutcome(store.find("tiny-s0"), f"the tables in {form}", [])
 
@@ -59,17 +61,38 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--only", "crop", "--seeds", 2, "--dry-run")
     assert done.exit_code == 0, done.output
     assert done.stderr == "the images\n"
-    summary, more, header, _, *rows = done.stdout.splitlines()
+    plan, _, power = done.stdout.partition("\n\n")
+    summary, more, header, _, *rows = plan.splitlines()
     assert summary.startswith("study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.7 h of")
     assert more == "training left, plus the evaluations on validation images"
     assert header.split("  ")[0] == "cell"
     assert [re.split("  +", row) for row in rows] == [
         [name, "1 of 2", "about 33 min", "5 MiB"] for name in ("baseline", "no flip", "only crop")
     ]
+    assert power.startswith("2 seeds can't show a difference: that takes three.")
     assert study == []
-    planned = json.loads(run("ablate", "--config", "tiny.toml", "--drop", "flip", "--dry-run", "--json").stdout)
+    options = ["--seeds", 5, "--until", 1, "--max-seeds", 8, "--margin", 0.3, "--dry-run"]
+    done = run("ablate", "--config", "tiny.toml", "--drop", "flip", *options)
+    assert "2 cells x 5 seeds (0 to 4) or up to 8" in done.stdout
+    planned = json.loads(run("ablate", "--config", "tiny.toml", "--drop", "flip", *options, "--json").stdout)
     assert [cell["settings"] for cell in planned["cells"]] == [{}, {"augment.flip.p": 0.0}]
-    assert planned["seconds"] == 8000
+    assert planned["seconds"] == 2 * 7 * 2000
+    power = planned["power"]
+    assert power["detectable"] == pytest.approx(0.73 * 1.6820, abs=1e-3)  # G*Power: 5 pairs find 1.682 deviations
+    assert [each["points"] for each in power["needed"]] == [0.3, 0.5, 1.0, 2.0, 5.0]
+    assert power["expected_seeds"] == 5  # (2.776 x 0.73 / 1)^2 = 4.1
+    shown = " ".join(done.stdout.split())
+    assert "5 seeds show a difference of 1.2 points with a probability of 80 %." in shown
+    assert "assumed, as no finished runs on these images" in shown
+
+
+def test_options_for_the_number_of_seeds_are_the_study_s_design(run: Run, study: list[dict[str, Any]]) -> None:
+    drop = ["ablate", "--config", "tiny.toml", "--drop", "flip"]
+    assert run(*drop, "--set", "seed=3").exit_code == 0
+    assert study[0]["seeds"] == [3, 4, 5, 6, 7]
+    assert study[0]["design"] == Design()
+    assert run(*drop, "--seeds", 3, "--until", 0.5, "--margin", 2).exit_code == 0
+    assert study[1]["design"] == Design(margin=2, until=0.5, first=(0, 1, 2), most=20)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +151,12 @@ WRONG = {
     "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
     "no seeds": (["--drop", "flip", "--seeds", "0"], "--seeds '0': expected at least 1\n"),
     "no such images": (["--drop", "flip", "--on", "validation"], "--on 'validation': expected test or val"),
+    "too few to add to": (["--drop", "flip", "--seeds", "2", "--until", "1"], "--until needs the spread of 3 seeds"),
+    "too few to end at": (
+        ["--drop", "flip", "--until", "1", "--max-seeds", "4"],
+        "--max-seeds 4 is less than --seeds 5",
+    ),
+    "no rule to limit": (["--drop", "flip", "--max-seeds", "9"], "--max-seeds limits --until"),
     "twice": (["--only", "flip", "--only", "flip"], "--only flip is given twice"),
     "nothing": ([], "--drop, --only, --axis or --vary"),
     "too large a batch": (["--vary", "train.batch_size=64,9000"], "1 of 3 cells can't run"),

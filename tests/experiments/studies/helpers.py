@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,18 +53,33 @@ def write_previous_study(store: Store, runs: Mapping[str, dict[str, Any]] = PREV
         if "copied_from" in tags:
             tags["copied_from"] = trackers[tags["copied_from"]].run_id
         parent = trackers[run["parent"]].run_id if run["parent"] else None
-        tracker = trackers[name] = start_run(store, run["name"], run["kind"], run["params"], tags, parent=parent)
-        for metric, points in run["metrics"].items():
-            for step, value in points:
-                tracker.log({metric: value}, step)
-        if run["protocols"]:
-            tracker.tag_protocols(run["protocols"])
-        for file, text in run["files"].items():
-            tracker.artifact(file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        for metric, classes in run["predictions"].items():
-            tracker.artifact(f"{metric}-predictions.npz", lambda path, classes=classes: _write_classes(path, classes))  # type: ignore[misc]
-        tracker.finish(run["status"])
+        trackers[name] = write_run(store, run, tags, parent)
     return trackers["study"].record()
+
+
+def write_run(store: Store, run: Mapping[str, Any], tags: Mapping[str, str], parent: str | None) -> Tracker:
+    """Add a recorded run to a store, with these tags."""
+    tracker = start_run(store, run["name"], run["kind"], run["params"], tags, parent=parent)
+    for metric, points in run["metrics"].items():
+        for step, value in points:
+            tracker.log({metric: value}, step)
+    if run["protocols"]:
+        tracker.tag_protocols(run["protocols"])
+    for file, text in run["files"].items():
+        tracker.artifact(file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+    for metric, classes in run["predictions"].items():
+        tracker.artifact(f"{metric}-predictions.npz", lambda path, classes=classes: _write_classes(path, classes))  # type: ignore[misc]
+    tracker.finish(run["status"])
+    return tracker
+
+
+def like_the_baseline(cell: str, seed: int, accuracy: float) -> dict[str, Any]:
+    """The recorded run of the baseline as that of another cell and seed."""
+    run = copy.deepcopy(PREVIOUS_RUNS["baseline"])
+    run["name"] = f"{cell}-s{seed}"[:200]
+    run["tags"] |= {"cell": cell, "seed": str(seed)}
+    run["metrics"]["eval/linear_top1"] = [[0, accuracy]]
+    return run
 
 
 def _write_classes(path: Path, classes: Mapping[str, str]) -> None:

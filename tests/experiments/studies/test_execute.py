@@ -13,6 +13,7 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import execute as workflow
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE, Cell
+from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import plan_study
 from experiments.studies.results import StudyDocument, read_results
@@ -22,7 +23,7 @@ from experiments.tracking.writing import Tracker, start_run
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
-from tests.experiments.studies.helpers import leave_out_figures, previous_plan
+from tests.experiments.studies.helpers import leave_out_figures, like_the_baseline, previous_plan, write_run
 from tests.helpers import tiny
 
 COMMAND = "simclr ablate --vary optim.lr=1e30,0.01"
@@ -116,6 +117,48 @@ def test_an_interrupted_study_is_marked_and_resumed(
     assert run_previous(store).study.status == "FINISHED"
 
 
+def test_seeds_follow_until_the_intervals_are_narrow_enough_and_the_page_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each cell is trained once, also if the process dies while seeds are being added."""
+    trained: list[tuple[str, int]] = []
+    noise = [0.0, 0.004, -0.004, 0.008, -0.008, 0.0]  # of the cell; 0.4 points of spread in the first three seeds
+
+    def run(study: Record, cell: Any, prepared: Any, store: Store, observer: Observer) -> float:
+        seed = prepared.config.seed
+        if (cell.name, seed) in trained:
+            return 0.5
+        if len(trained) == 8:
+            trained.append(("killed", seed))
+            raise KeyboardInterrupt
+        trained.append((cell.name, seed))
+        accuracy = 0.6 + 0.05 * seed + (noise[seed] if cell.name != BASELINE else 0.0)
+        found = like_the_baseline(cell.name, seed, accuracy)
+        write_run(store, found, found["tags"], study.id)
+        return accuracy
+
+    monkeypatch.setattr(runner, "run_cell", run)
+    design = Design(until=0.8, first=(0, 1, 2), most=8)
+    plan = plan_study(previous_plan().cells[0].config, vary=["optim.lr=0.01,0.1"])._replace(design=design)
+    with pytest.raises(KeyboardInterrupt):
+        execute("added", plan, store, design.first, COMMAND)
+    outcome = execute("added", plan, store, design.first, COMMAND)
+    wanted = 5  # (4.303 x 0.4 / 0.8)^2 = 4.6
+    cells = [(name, seed) for seed in range(wanted) for name in (BASELINE, "lr=0.01")]
+    assert trained == [*cells[:8], ("killed", 4), *cells[8:]]
+    text = " ".join(outcome.report.split())
+    assert "By the spread of the first 3, it takes 5 for the 95 % intervals" in text
+    assert "They do: the widest reaches 0.77." in text
+    page = outcome.study.artifact("report.html").read_text()
+    assert "seeds added for intervals of ±0.8 points (Stein&#39;s rule)" in page
+
+    fixed = plan._replace(design=Design())
+    with pytest.raises(
+        UserError, match=r"'added' decide how many follow: add --seeds 3 --until 0\.8, or choose another"
+    ):
+        execute("added", fixed, store, range(8), COMMAND)
+
+
 @pytest.mark.usefixtures("previous", "ran")
 def test_two_processes_cannot_run_a_study_at_the_same_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     inner: list[str] = []
@@ -151,7 +194,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
             tracker.artifact(file, lambda path: path.touch())
         labels = prepared.data.labels[prepared.data.parts["val"]]
         right = np.where(np.arange(len(labels)) < accuracy * len(labels), labels, -1)
-        for metric, protocol in runner._protocols(cell, prepared.data, prepared.device).items():
+        for metric, protocol in runner.protocols_of(cell, prepared.data, prepared.device).items():
             name = f"{metric.replace('/', '-')}-predictions.npz"
             tracker.artifact(name, lambda path: np.savez(path, predicted=right, labels=labels))
             tracker.log({f"eval/{metric}": accuracy})

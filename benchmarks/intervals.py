@@ -1,0 +1,134 @@
+"""How often the intervals and verdicts of studies are right, in simulated studies whose truth is known.
+
+python -m benchmarks.intervals [--studies 5000] [--cells 4]
+
+Each study has a baseline and some cells. The seed moves all of them alike, three times as much as each varies by itself
+where nothing else is said. The functions are those that make the reports. Prints a table in Markdown, in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import scipy
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from analysis.blocks import pooled_differences
+from analysis.power import pairs_for_width
+from analysis.statistics import Mean, equivalence_p, holm, mean_interval, paired_difference
+from analysis.summary import SIGNIFICANT
+from analysis.tables import markdown
+
+SEEDS = (3, 5, 10)
+SCENARIOS = {  # how much the baseline, the last cell and all other cells vary
+    "all alike": (1, 1, 1),
+    "baseline twice as much": (2, 1, 1),
+    "baseline three times as much": (3, 1, 1),
+    "one cell twice as much": (1, 2, 1),
+    "one cell three times as much": (1, 3, 1),
+}
+SHARED = 3  # what the seed moves all cells by, in the same unit
+MARGIN = 10.0  # so wide that only chance can call cells the same that differ by as much
+HALF = 1.0  # to each side, for Stein's rule
+
+Study = NDArray[np.float64]  # cells x seeds, the baseline first; all true values are 0
+
+
+def draw_study(draw: Generator, deviations: Sequence[float], seeds: int) -> Study:
+    """A study without effects whose cells have these standard deviations."""
+    noise = draw.normal(size=(len(deviations), seeds)) * np.array(deviations)[:, None]
+    return noise + draw.normal(0, SHARED, seeds)
+
+
+def covers(interval: Mean) -> bool:
+    return interval.low <= 0 <= interval.high
+
+
+def any_below(p_values: Iterable[float]) -> bool:
+    return any(p < SIGNIFICANT for p in p_values)
+
+
+def pooled_covers(x: Study) -> list[bool]:
+    """Whether intervals of differences from the common error of all cells cover."""
+    cells, seeds = x.shape
+    residuals = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    freedom = (cells - 1) * (seeds - 1)
+    error = np.sqrt(2 * (residuals**2).sum() / freedom / seeds)
+    return list(np.abs(x[1:].mean(1) - x[0].mean()) <= error * scipy.special.stdtrit(freedom, 0.975))
+
+
+def outcomes(x: Study, first: int | None = None) -> dict[str, list[bool]]:
+    """What the report of a study gets right (intervals) or wrong (all else)."""
+    base, *cells = x
+    found = [paired_difference(cell, base, first=first) for cell in cells]
+    pooled = pooled_differences(x, first)
+    return {
+        "interval of a mean": [covers(mean_interval(values, first=first)) for values in x],
+        "interval of a difference": [covers(each) for each in found],
+        "wrong: lower or higher": [any_below(holm([each.p for each in found]))],
+        "wrong: the same": [any_below(holm([equivalence_p(cell - base + MARGIN, MARGIN, first) for cell in cells]))],
+        "common error": [pooled.holds()],
+        "wrong: p (Dunnett)": [pooled.holds() and any_below(pooled.p_dunnett)],
+    }
+
+
+def until(draw: Generator, deviations: Sequence[float], x: Study) -> dict[str, list[bool]]:
+    """The same of a study that adds seeds to those of x by Stein's rule, and whether intervals are narrow enough."""
+    first = x.shape[1]
+    wanted = max(pairs_for_width(float(np.std(cell - x[0], ddof=1)), first, HALF) for cell in x[1:])
+    whole = np.hstack([x, draw_study(draw, deviations, wanted - first)])
+    intervals = [paired_difference(cell, whole[0], first=first) for cell in whole[1:]]
+    return outcomes(whole, first) | {
+        "narrow enough": [(each.high - each.low) / 2 <= HALF + 1e-9 for each in intervals],
+        "not used: usual interval": [covers(paired_difference(cell, whole[0])) for cell in whole[1:]],
+    }
+
+
+def rates(seeds: int, scenario: str, studies: int, cells: int = 4) -> tuple[dict[str, float], dict[str, float]]:
+    """The share of each outcome among studies with so many seeds, and among studies that add seeds to so many."""
+    draw = np.random.default_rng(seeds)
+    baseline, last, others = SCENARIOS[scenario]
+    deviations = [baseline, *[others] * (cells - 1), last]
+    fixed: dict[str, list[bool]] = defaultdict(list)
+    added: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(studies):
+        x = draw_study(draw, deviations, seeds)
+        once = outcomes(x)
+        once["not used: pooled interval"] = pooled_covers(x) if once["common error"][0] else []
+        for kept, new in ((fixed, once), (added, until(draw, deviations, x))):
+            for name, happened in new.items():
+                kept[name] += happened
+    return _shares(fixed), _shares(added)
+
+
+def _shares(outcomes: dict[str, list[bool]]) -> dict[str, float]:
+    return {name: float(np.mean(happened)) for name, happened in outcomes.items() if happened}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=5000)
+    parser.add_argument("--cells", type=int, default=4)
+    options = parser.parse_args()
+    clock, rows = time.perf_counter(), []
+    kinds = list(product(SCENARIOS, SEEDS))
+    with ProcessPoolExecutor() as pool:
+        jobs = [pool.submit(rates, seeds, scenario, options.studies, options.cells) for scenario, seeds in kinds]
+        for (scenario, seeds), job in zip(kinds, jobs, strict=True):
+            for kind, shares in zip((f"{seeds}", f"{seeds}, then --until"), job.result(), strict=True):
+                percent = {name: f"{100 * share:.1f}" for name, share in shares.items()}
+                rows.append({"cells vary": scenario, "seeds": kind, **percent})
+    note = f"{options.studies} studies of a baseline and {options.cells} cells in each row, in {{:.0f}} s"
+    print(markdown(pd.DataFrame(rows, dtype=object), [note.format(time.perf_counter() - clock)]))
+
+
+if __name__ == "__main__":
+    main()

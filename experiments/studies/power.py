@@ -1,0 +1,69 @@
+"""What a planned study can show, by the spread of finished runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.power import POWER, Spread, detectable, measured_spread, pairs_for_width, pairs_needed
+from analysis.summary import SIGNIFICANT
+from experiments.studies.cell import Cell
+from experiments.studies.plan import StudyPlan
+from experiments.studies.run import protocols_of
+from experiments.tracking.store import Store
+from simclr.data.dataset import open_dataset
+from simclr.device import resolve
+
+WANTED = (0.5, 1.0, 2.0, 5.0)  # points for which the needed seeds are listed, beside the margin
+MOST = 100  # seeds that are tried for that
+# The root mean square over the 18 differences in linear accuracy of four studies of CIFAR-10, each by three seeds.
+ASSUMED = Spread(0.73, 0)
+ASSUMED_SOURCE = (
+    "assumed, as no finished runs on these images with this network and as many epochs show it: so much did "
+    "differences vary in our studies of CIFAR-10 (docs/results/ablations.md)"
+)
+
+
+def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
+    """What `seeds` seeds can show, and how many seeds wanted differences need, by the paired t test.
+
+    The test's level is the one that the largest difference has to meet after Holm's correction. The data of the plan
+    must be in the store.
+    """
+    design, (spread, source) = plan.design, _spread(plan.cells[0], store)
+    comparisons = len(plan.cells) - 1 + sum(cell.against is not None for cell in plan.cells)
+    level = SIGNIFICANT / comparisons
+    found = {
+        "deviation": spread.deviation,
+        "interval": list(spread.interval()) if spread.freedom else None,
+        "source": source,
+        "comparisons": comparisons,
+        "power": POWER,
+        "detectable": spread.deviation * detectable(seeds, level),
+        "needed": [
+            {"points": points, "seeds": pairs_needed(points / spread.deviation, level, MOST)}
+            for points in sorted({*WANTED, design.margin})
+        ],
+    }
+    if design.until is not None:
+        found["expected_seeds"] = pairs_for_width(spread.deviation, seeds, design.until)
+    return found
+
+
+def _spread(baseline: Cell, store: Store) -> tuple[Spread, str]:
+    """The spread of paired differences in the study's first metric, in points, and where it comes from."""
+    config = baseline.config
+    data = open_dataset(config.data, store.folder)
+    metric, protocol = next(iter(protocols_of(baseline, data, resolve(config.device)).items()))
+    alike = {name: str(value) for name, value in config.flat().items() if name.startswith(("model.", "train.epochs"))}
+    values: dict[tuple[str, str], float] = {}  # by settings and seed; a newer run replaces an older one
+    for run in reversed(store.records(kind="pretrain", data_digest=data.identity)):
+        if run.finished and run.protocols.get(metric) == protocol and alike.items() <= run.params.items():
+            settings = sorted(f"{name}={value}" for name, value in run.params.items() if name not in ("name", "seed"))
+            values["\n".join(settings), run.params["seed"]] = 100 * run.metrics[f"eval/{metric}"]
+    cells, seeds = [cell for cell, _ in values], [seed for _, seed in values]
+    if values and (spread := measured_spread(list(values.values()), cells, seeds)) is not None:
+        return spread, (
+            f"measured on {len(values)} finished runs, with {spread.freedom} degrees of freedom: those on these images "
+            f"with this network, as many epochs and this protocol"
+        )
+    return ASSUMED, ASSUMED_SOURCE
