@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from simclr.errors import RunFailed, UserError, printable, unknown
+from simclr.errors import Deserted, RunFailed, UserError, printable, unknown
 
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
     "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
@@ -79,6 +79,8 @@ class Commands(TyperGroup):
             _exit(2, f"error: {_describe_usage(error, ctx.invoked_subcommand)}")
         except UserError as error:
             _exit(2, f"error: {error}")
+        except Deserted:
+            raise typer.Exit(Deserted.exit_code) from None
         except RunFailed as error:
             _exit(1, f"failed: {error}")
         except KeyboardInterrupt as stopped:

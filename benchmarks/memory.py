@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from simclr import device as devices
+from simclr import processes
 from simclr.config import Config, make
 from simclr.data.dataset import stored_side
 from simclr.model import Network
@@ -74,7 +75,7 @@ def measure_peak(config: Config, device: torch.device) -> int:
     for group in training.optimizer.param_groups:
         group["foreach"] = True
     batch, side = config.train.batch_size, stored_side(config.data)
-    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
+    images = torch.randint(256, (batch // processes.count(), 3, side, side), dtype=torch.uint8, device=device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     train_step(training, images, labels)  # creates the optimizer's state
     if device.type != "cpu":

@@ -19,6 +19,12 @@ class BadSettings(RunFailed):
     """A run that failed because of its settings: it diverged or ran out of memory. Trying again would not help."""
 
 
+class Deserted(RunFailed):
+    """The end of a process of several because another one ended, which says why if it can. Nothing is printed."""
+
+    exit_code = 3
+
+
 class UnusableCheckpoint(UserError):  # noqa: N818 (it describes the checkpoint)
     """A checkpoint that can't be resumed here: it is damaged, or belongs to other settings or another precision."""
 

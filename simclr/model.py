@@ -21,6 +21,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import StochasticDepth
 
+from simclr import processes
 from simclr.errors import BadSettings, UserError, unknown
 from simclr.randomness import initial_weights
 from simclr.settings import Section, one_of
@@ -264,6 +265,34 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+@contextmanager
+def statistics_in_order(model: nn.Module) -> Iterator[None]:
+    """A context after which running statistics are those of one process, which would have seen all groups in order.
+
+    Each group moves a statistic r to k r + (1 - k) s, with its own s and k = 1 - momentum. After n groups it is
+    k^n r plus a sum that does not depend on r, so the sums of the processes are added with the right powers of k.
+    """
+    used = batch_norms(model) if processes.count() > 1 else []
+    norms = [norm for norm in used if norm.training and norm.track_running_stats]
+    if not norms:
+        yield
+        return
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    yield
+    every, later = processes.count(), processes.count() - 1 - processes.rank()
+    sums, kept = [], []
+    for norm, (*statistics, groups) in zip(norms, before, strict=True):
+        assert norm.momentum is not None  # it is for plain averages, which are for evaluations
+        *moved, done = norm.buffers()
+        keep = (1 - norm.momentum) ** (done - groups).to(moved[0].dtype)
+        for now, then in zip(moved, statistics, strict=True):
+            sums.append(now.sub_(keep * then).mul_(keep**later))
+            kept.append(keep**every * then)
+        done.sub_(groups).mul_(every).add_(groups)
+    processes.add_up(sums)
+    torch._foreach_add_(sums, kept)
 
 
 def check_finite(x: Tensor) -> Tensor:

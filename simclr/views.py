@@ -83,14 +83,24 @@ def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tenso
 
 
 def batch_views(
-    images: Tensor, pipelines: Sequence[Pipeline], seed: int, step: int, first: int = 0
+    images: Tensor,
+    pipelines: Sequence[Pipeline],
+    seed: int,
+    step: int,
+    first: int = 0,
+    *,
+    start: int = 0,
+    batch: int | None = None,
 ) -> Callable[[slice], Tensor]:
     """A function that makes the views of any rows of a batch (uint8 N x 3 x S x S), with the step's random numbers.
 
     It returns float32 V x n x 3 x S x S. The views of a row do not depend on which other rows are made in the same
-    call. `first` is the number of the first view, which decides its random numbers.
+    call. `first` is the number of the first view, which decides its random numbers. `images` may be a part of a `batch`
+    of so many images, from its row `start` on.
     """
-    draws = [draw(ops, len(images), seed, step, view) for view, ops in enumerate(pipelines, first)]
+    own = slice(start, start + len(images))
+    whole = [draw(ops, batch or len(images), seed, step, view) for view, ops in enumerate(pipelines, first)]
+    draws = [{name: u[own] for name, u in one.items()} for one in whole]
 
     def views(rows: slice) -> Tensor:
         some, drawn = images[rows], [{name: u[rows] for name, u in one.items()} for one in draws]

@@ -23,6 +23,7 @@ ORDER = {
         "errors progress randomness",
         "files",
         "device settings",
+        "processes",
         "augment",
         "views",
         "model optim",

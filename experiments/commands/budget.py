@@ -33,6 +33,9 @@ def budget(  # over 60 lines, because of its signature
     precision: Precision = None,
     micro_batch: MicroBatch = None,
     memory: PlannedMemory = None,
+    processes: Annotated[
+        int, typer.Option(min=1, max=4096, help="Number of processes that share a batch, each on a GPU of its own.")
+    ] = 1,
     images: Annotated[
         int,
         typer.Option(
@@ -55,7 +58,8 @@ def budget(  # over 60 lines, because of its signature
     from experiments.configs.resolve import resolve
     from simclr import device as devices
     from simclr.build import check_images
-    from simclr.train.budget import SPEED, memory_budget, peak_table, plan_memory
+    from simclr.processes import pretended
+    from simclr.train.budget import SPEED, check_share, memory_budget, peak_table, plan_memory
     from simclr.train.memory import flops
 
     chosen = resolve(
@@ -72,14 +76,17 @@ def budget(  # over 60 lines, because of its signature
         device=device,
     )
     check_images(chosen)
-    limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
-    plan = plan_memory(chosen, images, limit)
-    sizes, peaks = peak_table(chosen, limit, plan.micro_batch)
-    work, epochs = flops(chosen, plan.micro_batch), chosen.train.epochs
+    with pretended(processes):
+        check_share(chosen)
+        limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
+        plan = plan_memory(chosen, images, limit)
+        sizes, peaks = peak_table(chosen, limit, plan.micro_batch)
+        work, epochs = flops(chosen, plan.micro_batch), chosen.train.epochs
     result = {
         "config": chosen.name,
         "batch_size": chosen.train.batch_size,
         "micro_batch": plan.micro_batch,
+        "processes": processes,
         "parts": plan.parts,
         "peak": plan.peak,
         "total": limit.total,
@@ -90,7 +97,7 @@ def budget(  # over 60 lines, because of its signature
         "images": images,
         "images_on_device": plan.images_on_device,
         "epochs": epochs,
-        "seconds": work * images * epochs / SPEED,
+        "seconds": work * images * epochs / SPEED / processes,
         "micro_batches": sizes,
         "peaks": peaks,
     }
@@ -106,8 +113,10 @@ def _text(result: dict[str, Any]) -> str:
         return f"  {name:13} {shown:>10}   {note}".rstrip()
 
     batch, micro_batch, images = result["batch_size"], result["micro_batch"], result["images"]
-    how = f"in micro-batches of {micro_batch}" if micro_batch < batch else "no micro-batches"
-    lines = [f"{result['config']}: a batch of {batch}, {how}"]
+    count = result["processes"]
+    how = f"in micro-batches of {micro_batch}" if micro_batch < batch // count else "no micro-batches"
+    among = f" in {count} processes, in each of them" if count > 1 else ","
+    lines = [f"{result['config']}: a batch of {batch}{among} {how}"]
     for part, size in result["parts"].items():
         lines.append(
             row(part, format_bytes(size), "not counted: add --images" if part == "data" and not images else "")
@@ -126,6 +135,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(
             f"time for {epochs} epoch{'s' * (epochs != 1)}: {describe_duration(result['seconds'])}, assuming "
             f"{SPEED / 1e12:g} TFLOP/s (a guess for an RTX 4060)"
+            + (f" in each of {count} processes, and no time to exchange anything" if count > 1 else "")
         )
     return "\n".join([*lines, "", _peaks(result)])
 

@@ -34,10 +34,12 @@ from experiments.commands.options import (
     Unlabelled,
 )
 from experiments.commands.output import Json, show
+from experiments.commands.several import Follower, Processes, starts_processes
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
 from simclr.errors import UserError
 
 if TYPE_CHECKING:
+    from experiments.configs.resolve import TimeBudget
     from experiments.runs.estimate import Estimate
     from experiments.tracking.store import Record
     from simclr.config import Config
@@ -86,6 +88,7 @@ def pretrain(  # over 60 lines, because of its signature
     precision: Precision = None,
     micro_batch: MicroBatch = None,
     memory: Memory = None,
+    processes: Processes = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -117,45 +120,63 @@ def pretrain(  # over 60 lines, because of its signature
     Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run
     """
     from experiments.configs.resolve import resolve_timed
+    from simclr.processes import joined
+
+    if resume and again:
+        raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
+    with joined():
+        asked, time = resolve_timed(
+            preset,
+            config,
+            settings,
+            drop,
+            dataset=dataset,
+            data_dir=data_dir,
+            unlabelled=unlabelled or None,
+            labels=labels,
+            on_bad_image=on_bad_image,
+            init=init,
+            method=method,
+            backbone=backbone,
+            head=head,
+            epochs=epochs,
+            hours=hours,
+            batch_size=batch_size,
+            temperature=temperature,
+            lr=lr,
+            seed=seed,
+            device=device,
+            precision=precision,
+            micro_batch=micro_batch,
+            memory=memory,
+            name=name,
+        )
+        if processes is None or not starts_processes(processes):
+            _pretrain(asked, time, resume=resume, again=again, dry_run=dry_run, as_json=as_json)
+
+
+def _pretrain(
+    asked: Config, time: TimeBudget | None, *, resume: bool, again: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Train a config, or estimate what that takes, and show it."""
     from experiments.configs.time_budget import choose_config
     from experiments.runs.encoders import weights_of
     from experiments.runs.estimate import estimate
     from experiments.runs.prepare import prepare
     from experiments.runs.train import train
     from experiments.tracking.store import Store, home
+    from simclr import processes
     from simclr.evaluate.evaluations import has_test_labels
     from simclr.train.loop import Interrupted
 
-    if resume and again:
-        raise UserError("--resume continues a run and --again starts a new one: leave out one of them")
-    asked, time = resolve_timed(
-        preset,
-        config,
-        settings,
-        drop,
-        dataset=dataset,
-        data_dir=data_dir,
-        unlabelled=unlabelled or None,
-        labels=labels,
-        on_bad_image=on_bad_image,
-        init=init,
-        method=method,
-        backbone=backbone,
-        head=head,
-        epochs=epochs,
-        hours=hours,
-        batch_size=batch_size,
-        temperature=temperature,
-        lr=lr,
-        seed=seed,
-        device=device,
-        precision=precision,
-        micro_batch=micro_batch,
-        memory=memory,
-        name=name,
-    )
+    alone = processes.count() == 1
+    if time is not None and not alone:
+        raise UserError("a time budget (--hours) is measured in one process: choose a preset without one, and --epochs")
+    if not processes.is_first():
+        _follow(asked, dry_run=dry_run)
+        return
     store, tags = Store(home()), {}
-    with Terminal() as terminal:
+    with Terminal(alone=alone) as terminal:
         if time is not None:
             asked, tags["request"] = choose_config(asked, time, store, resume=resume, again=again, observer=terminal)
             terminal.say(_describe_choice(asked))
@@ -167,9 +188,10 @@ def pretrain(  # over 60 lines, because of its signature
         describe = partial(_describe_estimate, config=prepared.fitted)
         show(_estimated(estimated), describe, as_json=as_json)
         return
+    resumes = None if processes.restarts() else resume  # torchrun starts it again with the same options
     try:
-        with TrainingTerminal(asked) as terminal:
-            record = train(prepared, store, resume=resume, again=again, tags=tags, observer=terminal)
+        with TrainingTerminal(asked, alone=alone) as terminal:
+            record = train(prepared, store, resume=resumes, again=again, tags=tags, observer=terminal)
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
     weights_of(record)  # those of a run that was trained before may be gone
@@ -177,13 +199,32 @@ def pretrain(  # over 60 lines, because of its signature
     show(trained, lambda run: _describe_run(run, record.metrics), as_json=as_json)
 
 
+def _follow(asked: Config, *, dry_run: bool) -> None:
+    """What a process does that is not the first: compute its share, and leave the record and the terminal alone."""
+    from experiments.runs.estimate import estimate
+    from experiments.runs.prepare import prepare
+    from experiments.runs.train import follow
+    from experiments.tracking.store import home
+    from simclr.train.loop import Interrupted
+
+    with Follower() as observer:
+        prepared = prepare(asked, home(), observer)
+        if dry_run:
+            estimate(prepared)
+            return
+        try:
+            follow(prepared, observer)
+        except Interrupted:
+            raise typer.Exit(130) from None
+
+
 class TrainingTerminal(Terminal):
     """Shows the progress of one run, with the epochs and the loss of a network that has learned nothing."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, alone: bool = True) -> None:
         from simclr.methods import METHODS
 
-        super().__init__()
+        super().__init__(alone=alone)
         self.config = config
         method = METHODS[config.method]
         chance = method.chance(config.method_settings(), config.train.batch_size, config.view_count())
@@ -243,6 +284,7 @@ def _describe_choice(config: Config) -> str:
 def _estimated(found: Estimate) -> dict[str, Any]:
     """The data of a dry run."""
     from simclr import device as devices
+    from simclr import processes
 
     prepared = found.prepared
     return {
@@ -255,6 +297,7 @@ def _estimated(found: Estimate) -> dict[str, Any]:
         "device": devices.describe(prepared.device),
         "memory_bytes": found.memory,
         "micro_batch": found.micro_batch,
+        "processes": processes.count(),
         "seconds": found.seconds,
         "seconds_per_step": found.seconds_per_step,
         "snapshots": prepared.config.train.snapshots(),
@@ -267,15 +310,17 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
     from simclr.config import to_toml
     from simclr.train.memory import format_bytes
 
-    split = found["micro_batch"] < config.train.batch_size
+    count = found["processes"]
+    split = found["micro_batch"] < config.train.batch_size // count
     how = f"in micro-batches of {found['micro_batch']}" if split else "no micro-batches"
+    each = f" in each of {count} processes" if count > 1 else ""
     rows = {
         "key": found["key"],
         "images": found["images"],
         "steps": f"{found['steps']} ({found['steps_per_epoch']} per epoch)",
         "parameters": f"{found['parameters']:,}",
         "device": found["device"],
-        "memory": f"{format_bytes(found['memory_bytes'])}, {how} (predicted)",
+        "memory": f"{format_bytes(found['memory_bytes'])}{each}, {how} (predicted)",
         "time": f"{describe_duration(found['seconds'])} ({found['seconds_per_step']:.3f} s per step, measured)",
     }
     if found["snapshots"]:

@@ -31,10 +31,11 @@ class Terminal(Observer):
     The first signal asks the work to stop when its state is saved, once a run has begun to train. Before that, and the
     second time, a signal raises KeyboardInterrupt. `resumes` is for work that is in the record from its beginning, such
     as a study: the first signal then always asks. `noted` are notes that were printed before, and are not repeated.
-    Use it as a context manager.
+    If it is not `alone`, others train the run with it, and who started them sends signals when one of them fails: then
+    a signal says nothing, and the second one does no more than the first. Use it as a context manager.
     """
 
-    def __init__(self, *, resumes: bool = False, noted: Iterable[str] = ()) -> None:
+    def __init__(self, *, resumes: bool = False, noted: Iterable[str] = (), alone: bool = True) -> None:
         self._asks = resumes  # whether a signal asks the work to stop
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
@@ -42,6 +43,7 @@ class Terminal(Observer):
         self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
         self.whole = Whole()
         self._stopping = False
+        self._alone = alone
         self.noted = set(noted)
         self._handlers: dict[int, Any] = {}
 
@@ -67,6 +69,8 @@ class Terminal(Observer):
         if not self._asks:
             raise KeyboardInterrupt
         self._stopping = True
+        if not self._alone:
+            return
         self._restore_handlers()
         typer.echo("\nstopping: saving a checkpoint (press Ctrl-C again to stop at once)", err=True)
 

@@ -8,6 +8,7 @@ from experiments.runs.prepare import Prepared
 from experiments.runs.snapshots import snapshot_bytes
 from experiments.runs.train import memory_remedy
 from simclr import device as devices
+from simclr import processes
 from simclr.build import build_model
 from simclr.errors import UserError
 from simclr.model import parameter_count
@@ -17,7 +18,7 @@ from simclr.train.memory import format_bytes
 
 
 class Estimate(NamedTuple):
-    """What a run would take."""
+    """What a run would take. If several processes share it, memory and micro-batch are those of each."""
 
     prepared: Prepared
     micro_batch: int
@@ -35,10 +36,12 @@ class Estimate(NamedTuple):
 def estimate(prepared: Prepared) -> Estimate:
     """Predict memory, and time a few training steps. Raises UserError if the machine doesn't have enough memory."""
     config, plan, peak = prepared.fitted, prepared.plan, prepared.peak
-    if plan is None and peak > (available := devices.system_memory()):
+    here = processes.on_this_machine()
+    if plan is None and here * peak > (available := devices.system_memory()):
         raise UserError(
-            f"{config.name} needs {format_bytes(peak)} of memory and this machine has {format_bytes(int(available))}: "
-            f"add --memory (such as --memory 8GiB) to compute each batch in micro-batches that fit"
+            f"{config.name} needs {format_bytes(here * peak)} of memory and this machine has "
+            f"{format_bytes(int(available))}: add --memory (such as --memory 8GiB) to compute each batch in "
+            f"micro-batches that fit"
         )
     with devices.memory_errors(memory_remedy(config)):
         seconds = timed_steps(

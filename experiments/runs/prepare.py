@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from simclr import device as devices
+from simclr import processes
 from simclr.build import check_images, check_size
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset, with_range
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import has_test_labels
 from simclr.progress import SILENT, Observer
+from simclr.settings import flatten
 from simclr.train import budget
 from simclr.train.budget import MemoryPlan
 from simclr.train.loop import Steps, count_steps
@@ -65,11 +67,18 @@ def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared
     """Open the data of a config and check that it can run. `home` holds decoded images and downloads.
 
     Raises UserError if the device doesn't exist, if the images can't be read or are too few, and if the network can't
-    process images of this size.
+    process images of this size. Of several processes the first decodes the images, on each machine where they are not
+    decoded yet. Raises UserError if the processes have different configs or images, or can't share a batch.
     """
     device = devices.resolve(config.device)
     check_size(config)
-    data = open_dataset(config.data, home, observer)
+    budget.check_share(config)
+    budget.check_devices(config, device)
+    settings = flatten(config.result()) | {"train.knn_every": config.train.knn_every}
+    processes.agree(settings, "Start all of them with the same command and the same version")
+    with processes.first_alone():
+        data = open_dataset(config.data, home, observer)
+    processes.agree({"the digest of the images": data.identity}, "Give all machines the same images")
     steps = count_steps(config, data)
     check_images(config)
     return Prepared(config, data, device, steps)

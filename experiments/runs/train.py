@@ -23,10 +23,12 @@ from experiments.tracking.claims import claim_config
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
+from simclr import processes
 from simclr.config import Config, to_toml
 from simclr.data.dataset import Dataset, short_identity
 from simclr.errors import UnusableCheckpoint, UserError, printable
 from simclr.methods import METHODS
+from simclr.model import Network
 from simclr.progress import SILENT, Forwarding, Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted, pretrain
@@ -60,6 +62,7 @@ def train(
             observer.reused(finished.id)
             if config.train.snapshots() and not snapshots(finished.folder):
                 observer.note(f"run {finished.short_id} kept no snapshots: add --again to train one that does")
+            processes.first_says(lambda: None)
             return finished
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
@@ -162,16 +165,8 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     if plan is not None:
         tracker.log({"perf/predicted_memory_mib": plan.peak / MIB}, 0)
     observer.began(tracker.run_id, prepared.steps.total)
-    with devices.memory_errors(memory_remedy(config)), budget.limit_memory(config.memory, prepared.device):
-        model = pretrain(
-            config,
-            data,
-            prepared.device,
-            tracker.store.run_folder(tracker.run_id),
-            logging,
-            images_on_device=plan is not None and plan.images_on_device,
-            resume=resume,
-        )
+    processes.first_says(lambda: resume)
+    model = _pretrain(prepared, tracker.store.run_folder(tracker.run_id), logging, resume=resume)
     metadata = {"config": to_toml(config), "digest": data.identity}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
     method = METHODS[config.method]
@@ -181,6 +176,27 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     curves = {config.name: [points.assign(images=images, epoch=epoch)]}
     levels = {config.name: chance.get("train/loss", nan)}
     tracker.artifact("loss.png", lambda path: plots.curves(curves, path, method.loss_label, levels))
+
+
+def _pretrain(prepared: Prepared, folder: Path, observer: Observer, *, resume: bool) -> Network:
+    config, plan = prepared.fitted, prepared.plan
+    with devices.memory_errors(memory_remedy(config)), budget.limit_memory(config.memory, prepared.device):
+        return pretrain(
+            config,
+            prepared.data,
+            prepared.device,
+            folder,
+            observer,
+            images_on_device=plan is not None and plan.images_on_device,
+            resume=resume,
+        )
+
+
+def follow(prepared: Prepared, observer: Observer) -> None:
+    """Compute a share of the run that the first process trains, if it trains one. Only the first writes files."""
+    resume = processes.first_says(lambda: None)
+    if resume is not None:
+        _pretrain(prepared, Path(), observer, resume=resume)
 
 
 class _Logging(Forwarding):
@@ -250,6 +266,7 @@ def environment(prepared: Prepared) -> dict[str, str]:
         "platform": platform.platform(),
         "device": devices.describe(prepared.device),
         "precision": prepared.config.dtype_name(),
+        **({"processes": str(processes.count())} if processes.count() > 1 else {}),
         "tf32": "never",  # earlier versions, which lack this, used it for float32 on CUDA
         **{package: version(package) for package in packages},
         **git_state(),

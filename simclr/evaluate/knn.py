@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from simclr import processes
 from simclr.data.dataset import Dataset
+from simclr.data.images import Array
 from simclr.evaluate.base import Evaluation, Outcome, balanced
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
@@ -112,10 +114,19 @@ class Knn(Evaluation):
 def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> dict[str, float]:
     """Accuracy on validation with the training images as the bank, in [0, 1], by its name. It monitors training.
 
-    With fewer training images than DEFAULT_K, all of them vote, and the name says how many, as in `Knn`.
+    With fewer training images than DEFAULT_K, all of them vote, and the name says how many, as in `Knn`. Several
+    processes share both the features and the queries.
     """
-    bank, queries = (features(model, data.images, data.parts[part], dtype) for part in ("train", "val"))
+
+    def encode(rows: Array) -> Tensor:
+        return features(model, data.images, rows, dtype)
+
+    bank = processes.map_rows(encode, data.parts["train"])
     labels, truth = (torch.from_numpy(data.labels[data.parts[part]]).to(bank.device) for part in ("train", "val"))
-    k = min(DEFAULT_K, len(bank))
-    predicted = knn_predict(bank, labels, queries, len(data.classes), [k], Knn().temperature)[k]
+    k, temperature = min(DEFAULT_K, len(bank)), Knn().temperature
+
+    def predict(rows: Array) -> Tensor:
+        return knn_predict(bank, labels, encode(rows), len(data.classes), [k], temperature)[k]
+
+    predicted = processes.map_rows(predict, data.parts["val"])
     return {f"val/{accuracy_name(k)}": (predicted == truth).float().mean().item()}

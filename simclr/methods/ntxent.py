@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from simclr import processes
 from simclr.methods.base import single
 
 BLOCK = 1024  # rows and columns of a block of similarities, which takes 4 MiB in float32
@@ -95,18 +96,18 @@ def contrastive_accuracy(similarity: Tensor, topk: tuple[int, ...] = (1, 5), vie
 
 
 def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and similarities of each block on and above the diagonal of the symmetric matrix."""
-    for top in range(0, len(z), BLOCK):
-        for left in range(top, len(z), BLOCK):
-            rows, columns = slice(top, top + BLOCK), slice(left, left + BLOCK)
-            yield rows, columns, z[rows] @ z[columns].T
+    """Rows, columns and similarities of this process's blocks on and above the diagonal of the symmetric matrix."""
+    starts = range(0, len(z), BLOCK)
+    for top, left in processes.deal([(top, left) for top in starts for left in starts if left >= top]):
+        rows, columns = slice(top, top + BLOCK), slice(left, left + BLOCK)
+        yield rows, columns, z[rows] @ z[columns].T
 
 
 class _Blockwise(torch.autograd.Function):
     """`nt_xent` of z (VN x D), and for each row the number of negatives at least as similar as its best positive.
 
     It holds one block of similarities at a time and the logsumexp of each row, from which backward computes the blocks
-    again. Memory grows with N, not with its square.
+    again. Memory grows with N, not with its square. Several processes share the blocks.
     """
 
     @staticmethod
@@ -128,6 +129,8 @@ class _Blockwise(torch.autograd.Function):
             better[rows] += (similarity >= threshold[rows].unsqueeze(1)).sum(1)
             if not on_diagonal:
                 better[columns] += (similarity >= threshold[columns]).sum(0)
+        total = processes.gather(total.unsqueeze(0)).logsumexp(0)
+        processes.add_up([better])
         ctx.save_for_backward(z, total)
         ctx.temperature, ctx.views, ctx.include_self = temperature, views, include_self
         ctx.mark_non_differentiable(better)
@@ -148,6 +151,7 @@ class _Blockwise(torch.autograd.Function):
                 gradient[rows] += weight @ z[columns]
                 if rows != columns:
                     gradient[columns] += weight.T @ z[rows]
+        processes.add_up([gradient])
         for positive in positives(len(z) // ctx.views, z.device, ctx.views):
             gradient -= 2 / (ctx.views - 1) * z[positive]
         return gradient * (scale / (len(z) * ctx.temperature)), None, None, None

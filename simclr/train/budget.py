@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from simclr import processes
 from simclr.config import Config, divisors
 from simclr.data.dataset import stored_side
 from simclr.device import precision_on, release_memory, shares_memory
@@ -31,6 +32,7 @@ SPEED = 10e12  # FLOP/s of training, well under the card's 16-bit peak
 # Reserves on any accelerator. On an NVIDIA H200 (torch 2.11), the peaks of the 16 steps of benchmarks/memory.py were
 # 65 to 83 MiB above the prediction. What the allocator held at most, its own waste included, was 75 to 324 MiB above
 # it, within both reserves together. Other cards are expected to need about the same, but none has been measured.
+EXCHANGE = 512 * MIB  # NCCL's buffers, if several GPUs share a run: an estimate, because NCCL has not been run
 WORKSPACES = 256 * MIB  # scratch memory of cuDNN's convolutions and cuBLAS
 FRAGMENTATION = 0.05  # the share of the rest that the allocator holds in pieces of the wrong size
 
@@ -49,14 +51,15 @@ class MemoryBudget(NamedTuple):
 
 def memory_budget(memory: str | None, device: torch.device) -> MemoryBudget:
     """The memory of a GPU, limited to `memory` (such as "6GiB") if given. Without a GPU, that of an RTX 4060."""
+    exchange = {"exchange": EXCHANGE} if processes.count() > 1 else {}
     if not shares_memory(device):
         release_memory()
         free, total = torch.accelerator.get_memory_info(device)
         taken = total - free - torch.accelerator.memory_reserved(device)  # by other processes and the context
         total = min(total, memory_bytes(memory)) if memory else total
-        return MemoryBudget(total, {"taken already": taken, "workspaces": WORKSPACES})
+        return MemoryBudget(total, {"taken already": taken, "workspaces": WORKSPACES} | exchange)
     total = memory_bytes(memory) if memory else RTX_4060
-    return MemoryBudget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES})
+    return MemoryBudget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES} | exchange)
 
 
 class MemoryPlan(NamedTuple):
@@ -73,9 +76,44 @@ class MemoryPlan(NamedTuple):
 
 
 def micro_batches(config: Config) -> list[int]:
-    """The micro-batches that a config allows, smallest first."""
+    """The micro-batches that a config allows, smallest first. None is larger than a process's share of the batch."""
     train = config.train
-    return train.micro_batches() if train.micro_batch == "auto" else [train.micro_batch]
+    sizes = train.micro_batches() if train.micro_batch == "auto" else [train.micro_batch]
+    return sorted({min(size, train.batch_size // processes.count()) for size in sizes})
+
+
+def can_share(config: Config) -> bool:
+    """Whether all processes can get the same number of groups of images that share batch norm."""
+    return config.train.batch_size // config.train.norm_images() % processes.count() == 0
+
+
+def check_share(config: Config) -> None:
+    """Raise UserError if not all processes can get the same number of groups of images that share batch norm."""
+    if can_share(config):
+        return
+    count, batch, group = processes.count(), config.train.batch_size, config.train.norm_images()
+    fewer = max(n for n in divisors(batch // group) if n < count)
+    smaller = max((d for d in divisors(group) if d > 1 and batch // d % count == 0), default=None)
+    raise UserError(
+        f"{count} processes can't share a batch of {batch}, which batch norm divides into {batch // group} of {group} "
+        f"images: start {fewer}"
+        + (f", or set train.norm_batch={smaller}, which trains something else" if smaller else "")
+    )
+
+
+def check_devices(config: Config, device: torch.device) -> None:
+    """Raise UserError if the processes on this machine can't have a device each."""
+    if (count := processes.count()) == 1:
+        return
+    if device.index is not None:
+        raise UserError(
+            f"--device {config.device} is one device, but {count} processes need one each: use --device {device.type}"
+        )
+    if device.type == "mps":
+        raise UserError(f"{count} processes can't share Apple's GPU: start one, or add --device cpu")
+    here = processes.on_this_machine()
+    if not shares_memory(device) and here > (gpus := torch.accelerator.device_count()):
+        raise UserError(f"{here} processes need as many GPUs, but this machine has {gpus}: start {gpus}")
 
 
 def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan:
@@ -153,9 +191,9 @@ def peak_table(config: Config, budget: MemoryBudget, chosen: int) -> tuple[list[
     sizes = sorted({*batches, config.train.norm_images(), chosen})
     for b in batches:
         own = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": b})})
-        if own.train.norm_images() == 1 < config.train.norm_images():
-            continue  # batch norm has no group of two or more in this batch
-        possible = [m for m in sizes if m in own.train.micro_batches()]
+        if own.train.norm_images() == 1 < config.train.norm_images() or not can_share(own):
+            continue  # batch norm has no group of two or more in this batch, or not one for each process
+        possible = [m for m in sizes if m in own.train.micro_batches() and m <= b // processes.count()]
         predicted = _predict_until_full(own, possible, budget.usable)
         peaks = {m: sum(parts.values()) for m, parts in predicted.items()}
         table[b] = {m: peaks[m] if peaks.get(m, budget.usable + 1) <= budget.usable else None for m in possible}
@@ -192,7 +230,9 @@ def _remedy(config: Config, budget: MemoryBudget) -> str:
     def fits(change: _Change) -> bool:
         return _peak(change.config, micro_batches(change.config)[0]) <= budget.usable
 
-    for steps in _changes(config):
+    for changes in _changes(config):
+        possible = [[change for change in step if can_share(change.config)] for step in changes]
+        steps = list(filter(None, possible))
         first = bisect_left(steps, True, key=lambda step: any(map(fits, step)))  # each needs less than the one before
         if first < len(steps):
             return f"{next(filter(fits, steps[first])).text} would fit"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr import optim
+from simclr import optim, processes
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.device import send, shares_memory
@@ -77,14 +77,15 @@ def batch_rows(config: Config, data: Dataset, start: int = 0) -> Iterator[Tensor
 def load_batches(
     config: Config, data: Dataset, device: torch.device, images_on_device: bool, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (uint8, N x 3 x S x S) and labels (int64, N) of each step from `start` on, on the device.
+    """This process's share of the images (uint8, n x 3 x S x S) and all labels (int64, N) of each step from `start` on.
 
-    `images_on_device` keeps all stored images there.
+    Both are on the device. `images_on_device` keeps all stored images there.
     """
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     images = images.to(device) if images_on_device else images
     for rows in batch_rows(config, data, start):
-        yield images[send(rows, images.device)].to(device), send(labels[rows], device)
+        own = rows[processes.share(len(rows))]
+        yield images[send(own, images.device)].to(device), send(labels[rows], device)
 
 
 def pretrain(
@@ -99,6 +100,8 @@ def pretrain(
 ) -> Network:
     """Train the network of a config. Checkpoints go to `folder`, metrics to the observer.
 
+    Several processes train it together if all of them call this. Only the first reads and writes checkpoints.
+
     With `resume`, training continues from the newest readable checkpoint in `folder`. On the CPU it ends in the same
     bits as a run that was never stopped, and so do its snapshots, which are in `folder` too. Raises Interrupted, after
     saving a checkpoint, when the observer asks to stop, and RunFailed when the loss is not finite or a file can't be
@@ -107,7 +110,7 @@ def pretrain(
     steps = count_steps(config, data)
     training = start_training(config, data, device, resume=resume)
     if resume:
-        training.load(checkpoint.latest(folder))
+        training.load(processes.first_says(lambda: checkpoint.latest(folder)))
     meter, saved_at = Meter(training, observer), time.perf_counter()
     log_every = max(1, steps.per_epoch // 10)
     batches = load_batches(config, data, device, images_on_device, training.step)
@@ -129,15 +132,17 @@ def pretrain(
                 observer.metrics(knn_accuracy(training.evaluated, data, training.dtype), done)
                 meter.restart()
             if config.train.keep_every and epoch % config.train.keep_every == 0 and done < steps.total:
-                checkpoint.save_snapshot(folder, epoch, training.evaluated, config, data.identity)
+                if processes.is_first():
+                    checkpoint.save_snapshot(folder, epoch, training.evaluated, config, data.identity)
                 meter.restart()
-        stopping = observer.stop()
+        stopping = processes.any_says(observer.stop())
         if stopping or done == steps.total or time.perf_counter() - saved_at > 60 * config.train.checkpoint_minutes:
             meter.flush()
             if not all(p.isfinite().all() for p in training.method.parameters()):
                 raise diverged(training, "a weight that is not finite")
-            observer.saving(done)
-            checkpoint.save(folder, done, training.state())
+            if processes.is_first():
+                observer.saving(done)
+                checkpoint.save(folder, done, training.state())
             saved_at = time.perf_counter()
         if stopping and done < steps.total:
             raise Interrupted(done)

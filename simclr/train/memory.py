@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from simclr import processes
 from simclr.config import Config
 from simclr.data.dataset import stored_side
 from simclr.device import resolve_precision
@@ -84,29 +85,36 @@ class Tally(TorchDispatchMode):
 def predict(config: Config, micro_batch: int) -> dict[str, int]:
     """Bytes of each of PARTS except the data at the peak of a training step. Their sum is the peak.
 
+    If several processes share the batch, these are the bytes of each of them.
+
     The prediction assumes an accelerator: an optimizer that updates all parameters at once, and 16 bits if the
     precision is auto. `optimizer` is the optimizer's state, `activations` includes the gradients of activations, and
     `views` includes the batch that they are made of.
     """
-    batch, train = config.train.batch_size, config.train
+    batch, train, count = config.train.batch_size, config.train, processes.count()
+    share = batch // count
+    whole = micro_batch == share
     network = _only(config, "data", "augment", "augment2", "model", "method", METHODS[config.method].section_name)
     optim = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
     part = Config().train.model_copy(
         update={
-            "batch_size": micro_batch,
+            "batch_size": batch if whole else micro_batch,
             "norm_batch": min(micro_batch, train.norm_images()),
             "views": train.views,
             "precision": train.precision,
         }
     )
     resting, updating = _optimizer_step(network.model_copy(update={"optim": optim}))
-    passing, embeddings = _forward_backward(network.model_copy(update={"train": part}), micro_batch == batch)
+    passing, embeddings = _forward_backward(network.model_copy(update={"train": part}), count if whole else 0)
+    if count > 1:  # the gradients are added up in a copy
+        adding = resting + Counter(gradients=2 * updating["gradients"])
+        updating = max(adding, updating, key=Counter.total)
     peak = max(passing + Counter(optimizer=resting["optimizer"]), updating, key=Counter.total)
     if embeddings is not None:
-        held, at_loss = _loss(network, embeddings, batch)
+        held, at_loss = _loss(network, embeddings, batch, count)
         # `held` stays while the micro-batches go by. At the loss, before them, there are no gradients yet.
         peak = max(peak + held, resting + at_loss, key=Counter.total)
-    peak = peak + Counter(views=batch * 3 * stored_side(config.data) ** 2)
+    peak = peak + Counter(views=share * 3 * stored_side(config.data) ** 2)
     return {name: peak[name] for name in PARTS}
 
 
@@ -143,11 +151,12 @@ class _Embeddings(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embeddings | None]:
-    """The peak of forward and backward, without the optimizer's state. The config's batch is one micro-batch.
+def _forward_backward(config: Config, sharing: int) -> tuple[Counter[str], _Embeddings | None]:
+    """The peak of forward and backward, without the optimizer's state.
 
-    If that is the `whole` batch, it has its own loss. If not, it gives the embeddings that the loss needs, and the
-    gradients of the micro-batches before it are there.
+    If so many processes are `sharing` the config's batch, each share is one micro-batch, and there is the loss of the
+    whole batch. If `sharing` is 0, the config's batch is one of several micro-batches. It gives the embeddings that the
+    loss needs, and the gradients of the micro-batches before it are there.
     """
     batch = config.train.batch_size
     bytes_per_image = _bytes_of_views(_only(config, "data", "augment", "augment2"))
@@ -167,11 +176,13 @@ def _forward_backward(config: Config, whole: bool) -> tuple[Counter[str], _Embed
         for p in _trained(method):
             p.register_post_accumulate_grad_hook(lambda p: tally.count([p.grad], "gradients"))
         method.loss = tally.counting("loss")(method.loss)  # type: ignore[method-assign]
-        if whole:
-            accumulate(training, views, labels)
+        if sharing:
+            with processes.pretended(sharing):
+                accumulate(training, views, labels)
             return tally.peak, None
         _zero_gradients(method, tally)
-        z = embed(training, views, slice(0, batch))
+        with processes.pretended(1):
+            z = embed(training, views, slice(0, batch))
         z.backward(torch.empty_like(z))
         return tally.peak, _Embeddings(len(z), z.shape[2], z.dtype)
 
@@ -180,14 +191,15 @@ LARGE_BATCH = 4096  # images; simulating the loss takes time that grows with the
 
 
 @lru_cache(maxsize=256)
-def _loss(config: Config, z: _Embeddings, batch: int) -> tuple[Counter[str], Counter[str]]:
+def _loss(config: Config, z: _Embeddings, batch: int, sharing: int) -> tuple[Counter[str], Counter[str]]:
     """What a batch's loss holds while its micro-batches go by (embeddings and their gradient), and its peak.
 
-    Both grow with the batch, and for some methods with its square, so those of large batches follow from smaller ones.
+    So many processes are `sharing` the batch. Both grow with it, and for some methods with its square, so those of
+    large batches follow from smaller ones.
     """
     if batch > LARGE_BATCH:
         sizes = LARGE_BATCH // 4, LARGE_BATCH // 2, LARGE_BATCH
-        measured = [_loss(config, z, size) for size in sizes]
+        measured = [_loss(config, z, size, sharing) for size in sizes]
         held, peak = (
             Counter({part: round(_parabola(sizes, [count[part] for count in counts], batch)) for part in counts[-1]})
             for counts in zip(*measured, strict=True)
@@ -196,7 +208,7 @@ def _loss(config: Config, z: _Embeddings, batch: int) -> tuple[Counter[str], Cou
     fake, method = _fake_method(config)
     with fake:
         labels = torch.empty(batch, dtype=torch.int64)
-    with fake, Tally("loss") as tally:
+    with fake, Tally("loss") as tally, processes.pretended(sharing):
         embeddings = torch.empty(z.per_image, batch, z.width, dtype=z.dtype, requires_grad=True)
         method.loss(embeddings, labels)[0].backward()
         return tally.live.copy(), tally.peak
@@ -261,13 +273,14 @@ def flops(config: Config, micro_batch: int) -> int:
     """Floating-point operations of training on one image.
 
     They are those of all views forward, twice that backward (each matrix product has two in backward), and once more
-    forward if the batch goes in micro-batches.
+    forward if a process takes its share of the batch in micro-batches.
     """
     fake, method = _fake_method(config)
     with fake, FlopCounterMode(display=False) as counter:
         for count, side in config.view_sides():
             method.embed(torch.empty(count, 2, 3, side, side))  # two images, because batch norm needs more than one
-    return int(counter.get_total_flops()) // 2 * (4 if micro_batch < config.train.batch_size else 3)
+    passes = 4 if micro_batch < config.train.batch_size // processes.count() else 3
+    return int(counter.get_total_flops()) // 2 * passes
 
 
 def format_bytes(size: float) -> str:

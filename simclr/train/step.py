@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simclr import optim
+from simclr import optim, processes
 from simclr.build import build_model
 from simclr.config import Config, divisors, to_toml
 from simclr.data.dataset import Dataset
@@ -26,7 +26,7 @@ from simclr.methods import METHODS
 from simclr.methods.base import Method
 from simclr.methods.distill import Distill
 from simclr.methods.predictor import follow, frozen_copy
-from simclr.model import Network, batch_norms, mixes_images, statistics_kept
+from simclr.model import Network, batch_norms, mixes_images, statistics_in_order, statistics_kept
 from simclr.randomness import initial_weights, subseed
 from simclr.train.teacher import load_teacher
 from simclr.views import batch_views
@@ -139,13 +139,14 @@ def build_method(config: Config, network: Network) -> Method:
 
 @whole_float32()
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
-    """One step on a batch (uint8 N x 3 x S x S and its int64 labels, both on the model's device).
+    """One step on a batch: the images of this process's share (uint8 n x 3 x S x S), and the labels of all (int64 N).
 
-    Returns the loss and the method's figures as one tensor on the device. Nothing here waits for the device, except
-    that float16's gradient scaler looks for overflow.
+    Both are on the model's device. Returns the loss and the method's figures as one tensor there. Nothing here waits
+    for the device, except that float16's gradient scaler looks for overflow, and what processes exchange.
     """
     views = make_views(training.config, images, training.step)
-    report = accumulate_within_memory(training, views, labels)
+    with statistics_in_order(training.method):
+        report = accumulate_within_memory(training, views, labels)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad()
@@ -160,42 +161,51 @@ Views = Callable[[slice], list[Tensor]]  # makes all views of some rows of a bat
 
 
 def make_views(config: Config, images: Tensor, step: int) -> Views:
-    """A function that makes the views, and in a second tensor the local crops, of any rows of a batch."""
+    """A function that makes the views, and in a second tensor the local crops, of any rows of a share of a batch."""
     whole, local = config.pipelines(), config.local_pipelines()
-    parts = [batch_views(images, whole, config.seed, step)]
+    batch = len(images) * processes.count()
+    share = {"start": processes.share(batch).start, "batch": batch}
+    parts = [batch_views(images, whole, config.seed, step, **share)]
     if local:
-        parts.append(batch_views(images, local, config.seed, step, first=len(whole)))
+        parts.append(batch_views(images, local, config.seed, step, first=len(whole), **share))
     return lambda rows: [part(rows) for part in parts]
 
 
 def accumulate(training: Training, views: Views, labels: Tensor) -> Tensor:
     """Add the gradient of a whole batch's loss to the parameters'. Returns the loss and the method's figures.
 
-    A batch of one micro-batch goes forward and backward once. A batch of several uses gradient caching (Gao et al.
-    2021, arXiv 2101.06983): all micro-batches go forward without a graph, the loss gives the gradient of the
-    embeddings, and each micro-batch goes forward again, with a graph that takes its part of that gradient back to the
-    weights. The sum is the gradient of the whole batch's loss, not of losses within micro-batches.
+    The loss compares the embeddings of all processes, and gives their gradient. Each process takes its share of that
+    back to the weights, and the sum over the processes is the gradient of the whole batch's loss. A share of one
+    micro-batch goes forward and backward once. A share of several uses gradient caching (Gao et al. 2021, arXiv
+    2101.06983): all micro-batches go forward without a graph, and once the gradient of the embeddings is known, each
+    goes forward again, with a graph.
     """
-    parts = split(slice(0, training.config.train.batch_size), training.micro_batch)
+    own = processes.share(training.config.train.batch_size)
+    parts = split(slice(0, own.stop - own.start), training.micro_batch)
     whole = len(parts) == 1
     with torch.set_grad_enabled(whole):
         z = torch.cat([embed(training, views, part) for part in parts], 1)
-    z.requires_grad_()  # as it already does if it has a graph
-    loss, figures = training.method.loss(z, labels)
+    everyones = processes.gather(z.detach(), 1).requires_grad_()
+    loss, figures = training.method.loss(everyones, labels)
     training.scaler.scale(loss).backward()
-    if not whole:
+    gradient: Tensor = everyones.grad[:, own]  # type: ignore[index]
+    if whole:
+        z.backward(gradient)
+    else:
         with statistics_kept(training.method):  # the first pass has updated batch norm's running averages
             for part in parts:
-                embed(training, views, part).backward(z.grad[:, part])  # type: ignore[index]
+                embed(training, views, part).backward(gradient[:, part])
+    processes.add_up([p.grad for p in training.method.parameters() if p.grad is not None])
     return torch.cat([loss.detach().view(1), figures])
 
 
 def embed(training: Training, views: Views, rows: slice) -> Tensor:
-    """The method's embeddings (k x n x D) of some rows of the batch, each group of images by itself."""
+    """The method's embeddings (k x n x D) of some rows of the share, each group of images by itself."""
     config, device, parts = training.config, training.model.mean.device, []
+    first = processes.share(config.train.batch_size).start
     for group in split(rows, training.group):
         # Dropout and stochastic depth must draw the same numbers each time that this group is computed.
-        torch.manual_seed(subseed(config.seed, "network", training.step, group.start))
+        torch.manual_seed(subseed(config.seed, "network", training.step, first + group.start))
         made = views(group)
         with autocast(device, training.dtype):
             parts.append(_join([training.method.embed(each) for each in made], 0))
@@ -232,8 +242,11 @@ def accumulate_within_memory(training: Training, views: Views, labels: Tensor) -
 def smaller_micro_batch(training: Training) -> int | None:
     """The largest micro-batch below the current one that computes the same, or None if there is none.
 
-    It divides the batch and consists of whole groups.
+    It divides the batch and consists of whole groups. With several processes there is none, because the others would
+    wait for an exchange that doesn't come.
     """
+    if processes.count() > 1:
+        return None
     batch, group = training.config.train.batch_size, training.group or 1
     return max((m for m in divisors(batch) if m < training.micro_batch and m % group == 0), default=None)
 

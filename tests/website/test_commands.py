@@ -45,7 +45,7 @@ PARSED_ONLY = {  # by what occurs in the command
     "mlflow.example.org": "is an example of an address",
 }
 STAND_INS = {"PRESET": "shapes", "AXIS": "head", "LIMIT": "2400", "CONFIG": "d", "FOLDER": "photos", "NAME": "shapes"}
-OTHER = {"git", "cd", "source", "wait", "export", "mlflow", "python3", ".venv/bin/optuna-dashboard", "pip"}
+OTHER = {"torchrun", "git", "cd", "source", "wait", "export", "mlflow", "python3", ".venv/bin/optuna-dashboard", "pip"}
 GROUP: Any = typer.main.get_command(cli.app)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
+from simclr import processes
 from simclr.data.dataset import stored_side
 from simclr.device import has_fast_bf16, release_memory
 from simclr.train import budget, memory
@@ -43,6 +44,20 @@ def test_the_predicted_peak_is_that_of_a_real_step(row: tuple[str, str, float, i
     *sizes, precision, optimizer = row
     config = make_config(*sizes, precision if has_fast_bf16(CPU) else "fp32", optimizer)
     assert_predicted(config, row[5])
+
+
+@pytest.mark.parametrize("micro_batch", [64, 16])
+def test_the_peak_of_one_of_two_processes_is_predicted_as_well_as_that_of_one(micro_batch: int) -> None:
+    """The other one is pretended, so that the real step exchanges nothing, but holds what it would."""
+    config = make_config("resnet10", "stride2", 0.25, 32, 128, micro_batch, "fp32", "adamw")
+    config = config.model_copy(update={"train": config.train.model_copy(update={"norm_batch": 16})})
+    peaks, errors = [], []
+    for count in (1, 2):
+        with processes.pretended(count):
+            peaks.append(measure_peak(config, CPU))
+            errors.append(peaks[-1] - sum(predict(config, micro_batch).values()))
+    assert peaks[1] < 0.995 * peaks[0]
+    assert abs(errors[1] - errors[0]) < 0.01 * peaks[1]
 
 
 @pytest.mark.gpu
