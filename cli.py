@@ -16,6 +16,7 @@ from simclr.errors import Deserted, RunFailed, UserError, printable, unknown
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
     "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
     "ablate": ("ablate:ablate", "Run an ablation study and report it."),
+    "paper": ("paper:paper", "Make the tables of the SimCLR paper with your images."),
     "report": ("report:report", "Make the page of a run, a study or a search."),
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),

@@ -38,8 +38,8 @@ def is_classification(metric: str) -> bool:
 
 
 def in_percent(metric: str) -> bool:
-    """Whether tables and JSON show a metric in percent: an accuracy or precision, or the deviation of one."""
-    return is_accuracy(metric) or metric.endswith(("_std", "_balanced", "_map"))
+    """Whether tables and JSON show a metric in percent: an accuracy, a precision, the deviation of one, or a share."""
+    return is_accuracy(metric) or metric.endswith(("_std", "_balanced", "_map")) or metric.startswith("told_")
 
 
 def as_shown(metric: str, value: float) -> float:

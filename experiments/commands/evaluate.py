@@ -82,6 +82,12 @@ def evaluate(  # over 60 lines, because of its signature
     lidar: Annotated[
         bool, typer.Option("--lidar", help="Measure LiDAR from 50 views of each of 1,000 images, without labels.")
     ] = False,
+    told: Annotated[
+        bool,
+        typer.Option(
+            "--told", help="Measure how well the transformation of an image can be told from the features (Table 3)."
+        ),
+    ] = False,
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Evaluate each snapshot that the run kept (train.keep_every).")
     ] = False,
@@ -132,7 +138,7 @@ def evaluate(  # over 60 lines, because of its signature
 
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "few-shot": few_shot}
     asked |= {"retrieval": retrieval, "robustness": robustness}
-    asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar}
+    asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar, "told": told}
     names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
     fractions = []
     if finetune is not None:

@@ -92,7 +92,7 @@ def plan_study(
     drop: Sequence[str] = (),
     alone: Sequence[str] = (),
     together: bool = False,
-    axis: str | None = None,
+    axis: str | Axis | None = None,
     vary: Sequence[str] = (),
     resplit: bool = False,
     equal: str | None = None,
@@ -100,7 +100,7 @@ def plan_study(
     """Plan a study around a baseline.
 
     `drop` names augmentations to leave out, `alone` augmentations to keep as the only ones: each in a cell of its own,
-    or all in one cell with `together`. `axis` is the name of an axis or a TOML file with one. `vary` lists settings
+    or all in one cell with `together`. `axis` is an axis, its name, or a TOML file with one. `vary` lists settings
     with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells. Cells that equal the
     baseline are merged into it. With `resplit`, each seed has its own division of the images. `equal` is what all cells
     must cost alike, one of COSTS (see `at_equal_cost`). Raises UserError for unknown names, invalid values, and a plan
@@ -110,12 +110,12 @@ def plan_study(
         raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
     check_distinct("--drop", drop)
     check_distinct("--only", alone)
-    chosen = find_axis(axis) if axis is not None else Axis()
+    chosen = find_axis(axis) if isinstance(axis, str) else axis or Axis()
     known = axes()["augmentations"]
     cells = [
         *(_dropped(baseline, names, known)._replace(apart=True) for names in _groups(drop, together)),
         *(_only(baseline, names, apart=True) for names in _groups(alone, together)),
-        *_axis_cells(baseline, chosen),
+        *axis_cells(baseline, chosen),
     ]
     x, log = chosen.x, chosen.log
     if vary:
@@ -134,7 +134,7 @@ def plan_study(
         raise UserError("nothing differs from the baseline: use --drop, --only, --axis or --vary")
     parts = [baseline.name, *(["together"] if together else [])]
     parts += [f"no-{name}" for name in drop] + [f"only-{name}" for name in alone]
-    parts += [printable(Path(axis).stem)] if axis else []
+    parts += [printable(Path(axis).stem)] if isinstance(axis, str) else []
     parts += [short_name(text.partition("=")[0].strip()) for text in vary]
     parts += [*["resplit"] * resplit, *[f"equal-{equal}"] * (equal is not None)]
     plan = [cell._replace(resplit=resplit) for cell in plan]
@@ -252,7 +252,8 @@ def _only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **
 # --- axes and varied settings -----------------------------------------------------------------------------------------
 
 
-def _axis_cells(baseline: Config, axis: Axis) -> list[Cell]:
+def axis_cells(baseline: Config, axis: Axis) -> list[Cell]:
+    """The cells of an axis around a baseline, in its order. Some may equal each other, or the baseline."""
     if axis.leave_out:
         return [_dropped(baseline, [name], axis) for name in _present(baseline)]
     pairs = [(group, group) for group in axis.pairs] + list(combinations(axis.pairs, 2))

@@ -15,6 +15,7 @@ from simclr.evaluate.retrieval import Retrieval
 from simclr.evaluate.robustness import Robustness
 from simclr.evaluate.spectrum import Spectrum
 from simclr.evaluate.subject import BaseProtocol, Subject, fingerprint, layer_names
+from simclr.evaluate.told import Told
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "knn": Knn,
@@ -27,6 +28,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "no-labels": LabelFree,
     "spectrum": Spectrum,
     "lidar": Lidar,
+    "told": Told,
 }
 
 

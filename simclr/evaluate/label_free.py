@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -17,7 +18,8 @@ from simclr.device import whole_float32
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, hash_rows, layer_names
-from simclr.methods.ntxent import contrast
+from simclr.methods.ntxent import contrast, contrastive_accuracy, contrastive_entropy, similarities
+from simclr.methods.simclr import LossConfig
 from simclr.model import check_finite
 from simclr.randomness import permutation
 from simclr.settings import MOST_IMAGES, Seed
@@ -82,6 +84,8 @@ def pretrained_on(data: Dataset) -> dict[str, str]:
 class LabelFree(Evaluation):
     """Contrastive top-1 and top-5 accuracy, alignment, uniformity and effective rank, of h and of z if there is a head.
 
+    For SimCLR also contrastive accuracy and entropy by the similarity that its loss has (paper, Table 5).
+
     They compare two views as in pre-training, of validation images, or of the images pre-trained on if there is no
     validation set. The batch size is that of pre-training, because contrastive accuracy depends on the 2N - 1
     candidates.
@@ -137,5 +141,13 @@ class LabelFree(Evaluation):
                 f"alignment_{layer}": alignment(first, second),
                 f"uniformity_{layer}": uniformity(first),
                 f"effective_rank_{layer}": effective_rank(first),
+            }
+        if isinstance(loss := subject.config.method_settings(), LossConfig):
+            batches = pairs.get("z", pairs["h"])
+            matrices = [similarities(torch.stack(pair), normalize=loss.normalize) for pair in batches]
+            entropies = [contrastive_entropy(matrix, loss.temperature) for matrix in matrices]
+            metrics |= {
+                "contrastive_own_top1": float(np.mean([contrastive_accuracy(matrix)[0].item() for matrix in matrices])),
+                "softmax_entropy": float(np.mean(entropies)),
             }
         return Outcome(metrics)

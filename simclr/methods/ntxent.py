@@ -72,6 +72,16 @@ def nt_xent(similarity: Tensor, temperature: float, views: int = 2, *, include_s
     return torch.stack([F.nll_loss(log_likelihood, positive) for positive in own]).mean()
 
 
+@torch.no_grad()
+def contrastive_entropy(similarity: Tensor, temperature: float) -> float:
+    """The mean entropy, in nats, of the softmax over the 2N - 1 candidates of each of the 2N rows (paper, Table 5).
+
+    It is 0 if one candidate has all the weight, and log(2N - 1) if all have the same.
+    """
+    logits = (similarity / temperature).fill_diagonal_(-math.inf)
+    return float(torch.special.entr(logits.softmax(1)).sum(1).mean())
+
+
 def _tie_threshold(positive: Tensor, squares: Tensor) -> Tensor:
     """The similarity from which a candidate counts as at least as similar as each row's `positive`.
 

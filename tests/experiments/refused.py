@@ -169,6 +169,11 @@ PROTOCOL: dict[str, list[Any]] = {
         f"{section}.seed": [*NOT_WHOLE, -1]
         for section in ("few_shot", "retrieval", "robustness", "views", "spectrum", "lidar")
     },
+    "told.images": [*NOT_COUNT, 0, 1],
+    "told.hidden": [*NOT_COUNT, 0],
+    "told.epochs": [*NOT_COUNT, 0],
+    "told.lr": [*NOT_NUMBER, 0, -1, 1e100],
+    "told.seed": [*NOT_WHOLE, -1],
 }
 
 DIGITS = "1" * 5000
@@ -200,6 +205,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--only": ("nonsense", ""),
         "--name": ("", "../x", "a\nb"),
     },
+    "paper": {"--name": ("", "../x", "a\nb")},
     "search": {
         "--trials": ("1000000", *COUNTS),
         "--max-hours": ("-1", "nan", "inf", "1e300", "many"),

@@ -253,6 +253,7 @@ WORK = [
     "experiments.configs.time_budget.choose_config",
     "experiments.runs.prepare.prepare",
     "experiments.studies.run.check_study_name",
+    "experiments.studies.paper.predict",
     "experiments.search.trials._prepare_labelled",
     "experiments.runs.encoders.open_subject",
     "experiments.runs.encoders.find_encoder",

@@ -37,6 +37,7 @@ PARSED_ONLY = {  # by what occurs in the command
     "snapshots/": "needs several epochs too",
     "simclr measures": "needs five encoders; tests/experiments/runs/test_measures.py runs it",
     "--lidar": "takes 50 views of each image; tests/simclr/evaluate/test_spectrum.py runs it",
+    "simclr paper": "trains dozens of times; tests/experiments/studies/test_paper.py runs two small tables",
     "hf:": "downloads",
     "--transfer leak": "shows what is printed about copies",
     "--dataset cifar10": "downloads",
@@ -72,7 +73,7 @@ def test_commands_are_understood(page: Path) -> None:
         flags = {flag: asked.get(flag) for flag in resolve.FLAGS if flag in asked}
         if name == "search":
             del flags["hours"]  # its --max-hours limits the trials, not a config
-        if name in ("pretrain", "ablate", "search", "budget", "views", "doctor"):
+        if name in ("pretrain", "ablate", "paper", "search", "budget", "views", "doctor"):
             settings = [*asked["settings"], *asked.get("proxy", [])]
             timed = name in ("pretrain", "views", "doctor")  # the others refuse presets with a time budget
             resolved = resolve.resolve_timed if timed else resolve.resolve

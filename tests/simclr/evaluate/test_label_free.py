@@ -13,7 +13,7 @@ from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate import label_free
 from simclr.evaluate.label_free import LabelFree, alignment, effective_rank, uniformity
-from simclr.methods.ntxent import contrast
+from simclr.methods.ntxent import contrast, contrastive_entropy
 from tests.helpers import subject_of
 
 
@@ -68,7 +68,7 @@ def test_figures_are_reproducible_and_need_no_labels(digits: Dataset) -> None:
     subject = subject_of(bare)
     metrics = LabelFree().run(subject).metrics
     assert metrics == LabelFree().run(subject).metrics
-    assert {name.rpartition("_")[2] for name in metrics} == {"top1", "top5", "h", "z"}
+    assert {name.rpartition("_")[2] for name in metrics} == {"top1", "top5", "h", "z", "entropy"}
     assert 0 <= metrics["contrastive_z_top1"] <= metrics["contrastive_z_top5"] <= 1
     assert 1 <= metrics["effective_rank_h"] <= subject.model.features
     assert LabelFree(seed=1).run(subject).metrics != metrics
@@ -78,7 +78,7 @@ def test_figures_are_reproducible_and_need_no_labels(digits: Dataset) -> None:
 
 def test_a_network_without_a_head_has_figures_of_h_alone(digits: Dataset) -> None:
     metrics = LabelFree(images=64).run(subject_of(digits, model={"head": "none"})).metrics
-    assert {name.split("_")[-1] for name in metrics if "contrastive" not in name} == {"h"}
+    assert {name.split("_")[-1] for name in metrics if not name.startswith(("contrastive", "softmax"))} == {"h"}
 
 
 def test_contrastive_accuracy_is_measured_in_batches_of_pre_training(digits: Dataset) -> None:
@@ -98,3 +98,25 @@ def test_chance_is_the_contrastive_accuracy_of_random_vectors(digits: Dataset) -
         error = (found[:, column].std() / len(found) ** 0.5).item()
         assert found[:, column].mean().item() == pytest.approx(odds[top], abs=4 * error)
     assert LabelFree().chance(subject_of(digits, train={"batch_size": 2}))[0]["top5"] == 1
+
+
+def test_a_loss_without_normalisation_is_judged_by_its_own_similarity(digits: Dataset) -> None:
+    cosine, product = (
+        LabelFree(images=200).run(subject_of(digits, loss={"normalize": normalize})).metrics
+        for normalize in (True, False)
+    )
+    assert cosine["contrastive_own_top1"] == pytest.approx(cosine["contrastive_z_top1"])
+    assert product["contrastive_own_top1"] != product["contrastive_z_top1"]
+    assert product["contrastive_z_top1"] == cosine["contrastive_z_top1"]
+    assert "contrastive_own_top1" not in LabelFree(images=64).run(subject_of(digits, method="byol")).metrics
+
+
+def test_entropy_is_that_of_the_softmax_over_the_candidates() -> None:
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    similarity, expected = z @ z.T, []
+    for row in range(6):
+        weights = [math.exp(similarity[row, other].item() / 0.5) for other in range(6) if other != row]
+        expected.append(-sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights))
+    assert contrastive_entropy(similarity, 0.5) == pytest.approx(sum(expected) / 6, rel=1e-5)
+    assert contrastive_entropy(torch.zeros(6, 6), 0.1) == pytest.approx(math.log(5))
+    assert contrastive_entropy(1000 * torch.eye(6).roll(3, 1), 0.01) == pytest.approx(0)

@@ -1,0 +1,179 @@
+"""`simclr paper`: the tables and figures of the SimCLR paper."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from experiments.commands.options import (
+    BadImage,
+    BatchSize,
+    ConfigFile,
+    DataDir,
+    DatasetName,
+    Device,
+    Epochs,
+    Labels,
+    Memory,
+    MicroBatch,
+    Preset,
+    Recheck,
+    Settings,
+    check_new_name,
+    check_out,
+)
+from experiments.commands.output import Json, show
+from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
+
+if TYPE_CHECKING:
+    from experiments.studies.paper import Cost
+
+LONG = 3600  # seconds above which `paper` asks before it starts
+
+
+def paper(  # over 60 lines, because of its signature
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Make few of the tables, with one seed: about an hour with a preset that trains for some minutes. One "
+            "seed can't tell whether anything agrees.",
+        ),
+    ] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    labels: Labels = None,
+    on_bad_image: BadImage = None,
+    recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    micro_batch: MicroBatch = None,
+    device: Device = None,
+    memory: Memory = None,
+    settings: Settings = [],  # noqa: B006 (Typer copies it)
+    name: Annotated[
+        str | None,
+        typer.Option(
+            callback=check_new_name,
+            help="What the names of the studies begin with, one for each table.",
+            show_default="paper- and the preset",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, paper.csv and paper.tex.", show_default="the --name"),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the tables with their runs and time, and stop. Downloads the images, times a few steps of each "
+            "config and one evaluation.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start work of more than an hour without asking for confirmation.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the tables of the SimCLR paper with your images.
+
+    Makes Figures 5, 7, 8 and 9 and Tables 1, 3, 4 and 5 with a network of your choice, beside the paper's. Each is a
+    study, and runs that several need are trained once. Verdicts are about directions and orders, not sizes. Run the
+    same command again to resume.
+
+    Example: simclr paper --preset shapes --quick
+    """
+    from analysis.tables import FORMATS
+    from experiments.configs.resolve import changed, resolve
+    from experiments.studies.paper import plan_paper, predict, run_part
+    from experiments.studies.paper_report import numbers, overview, report
+    from experiments.tracking.store import Store, home
+    from simclr.errors import RunFailed, first_few
+
+    base = resolve(
+        preset,
+        config,
+        settings,
+        dataset=dataset,
+        data_dir=data_dir,
+        labels=labels,
+        on_bad_image=on_bad_image,
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        device=device,
+        memory=memory,
+    )
+    name = name or f"paper-{base.name}"
+    page = check_out((out or Path(name)) / "report.html")
+    store, parts = Store(home()), plan_paper(base, name, quick=quick)
+    changed(base, {"seed": max(part.seeds[-1] for part in parts)})  # the largest seed must be valid, too
+    with Terminal() as terminal:
+        costs = predict(parts, store, terminal)
+    total = sum(cost.seconds for cost in costs)
+    planned = {
+        "name": name,
+        "seconds": total,
+        "tables": [_planned(cost) for cost in costs],
+    }
+    if dry_run:
+        show(planned, _describe_plan, as_json=as_json)
+        return
+    typer.echo(_describe_plan(planned), err=True)
+    if total > LONG and not yes and can_ask():
+        typer.confirm("Start?", abort=True, err=True)
+    command, failures = shlex.join(["simclr", *sys.argv[1:]]), []
+    with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
+        for part in sorted(parts, key=lambda part: -len(part.seeds)):
+            terminal.say(f"{part.table.title}: {part.table.about}")
+            failures += run_part(part, store, command, terminal)
+            found = report(parts, store, command, page.parent, quick=quick)
+    result = {"tables": overview(found), "results": numbers(found), "report": page}
+    show(result, lambda _: FORMATS["terminal"](overview(found), [f"report: {page}"]), as_json=as_json)
+    if failures:
+        raise RunFailed(first_few(failures, "; "))
+
+
+def _planned(cost: Cost) -> dict[str, Any]:
+    part = cost.part
+    return {
+        "table": part.table.title,
+        "about": part.table.about,
+        "study": part.study,
+        "rows": [row.name for row in part.rows],
+        "seeds": list(part.seeds),
+        "runs": cost.runs,
+        "runs_done": cost.done,
+        "seconds": cost.seconds,
+    }
+
+
+def _describe_plan(planned: dict[str, Any]) -> str:
+    """What will be trained, and how long that will take."""
+    from analysis.text import paragraph, text_table
+
+    tables = planned["tables"]
+    rows = [
+        [
+            each["table"],
+            str(len(each["rows"])),
+            str(len(each["seeds"])),
+            str(each["runs"]),
+            str(each["runs_done"]),
+            describe_duration(each["seconds"]),
+        ]
+        for each in tables
+    ]
+    runs, done = (sum(each[key] for each in tables) for key in ("runs", "runs_done"))
+    summary = (
+        f"{planned['name']}: {runs} runs, {done} of them done; {describe_duration(planned['seconds'])} of training and "
+        f"evaluation left. A run that several tables need is counted in the first of them."
+    )
+    return f"{paragraph(summary)}\n{text_table(['table', 'rows', 'seeds', 'runs', 'done', 'time left'], rows)}"

@@ -1,0 +1,302 @@
+"""The report of the paper's tables: each result beside the paper's, and whether they agree. One page, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.findings import count
+from analysis.page import Section, page
+from analysis.statistics import FEWEST, mean_interval
+from analysis.summary import CANT_TELL
+from analysis.tables import FORMATS, as_shown, csv, in_percent, signed
+from analysis.verdicts import (
+    RULE,
+    Comparison,
+    Judged,
+    RankCorrelation,
+    interval,
+    judge,
+    rank_correlation,
+    tally,
+)
+from experiments.runs.evaluate import prefix
+from experiments.runs.pages import PAGE
+from experiments.studies.paper import Part
+from experiments.studies.results import Results, read_results
+from experiments.tracking.store import Record, Store
+from simclr.config import Config, to_toml
+from simclr.files import written_whole
+
+SIDES = {"lower": -1.0, "higher": 1.0, "same": 0.0}
+PAIRS = "pairs-linear_top1.svg"  # the figure that a study's report has of pairs of augmentations
+RANKS = (
+    "The order of the rows is compared, where a table has four or more, by Kendall's tau with the paper's figures in "
+    "each seed. Its interval is Student's over the seeds: it is about training again, not about other rows. p is the "
+    "share of all orders of the rows that agree or disagree as much. It is a further test of each column, and not part "
+    "of the correction."
+)
+INTERVALS = f"Intervals are 95 % Student's t intervals over seeds, from {FEWEST} seeds on."
+
+
+class Found(NamedTuple):
+    """What was found of a table."""
+
+    part: Part
+    study: Record | None  # None if it has not begun
+    values: dict[str, pd.DataFrame]  # by metric: a row for each seed, a column for each row, in the paper's units
+    judged: list[tuple[Comparison, Judged]]
+    ranks: dict[tuple[str, str], RankCorrelation]  # by metric, and what they are of
+    images: int  # that were tested
+
+    def verdicts(self) -> list[str]:
+        """The verdicts on its comparisons and orders."""
+        return [judged.verdict for _, judged in self.judged] + [rank.verdict for rank in self.ranks.values()]
+
+
+def find(part: Part, store: Store) -> Found:
+    """Read what a table's study has found by now, and judge it."""
+    study = next((record for record in store.records(kind="study") if record.name == part.study), None)
+    results = None if study is None else read_results(study, store)
+    values = {metric: _values(part, metric, results) for metric in part.table.columns}
+    wanted = list(_comparisons(part))
+    correct = {} if results is None else results.correct
+    images = max((len(right) for by_job in correct.values() for right in by_job.values()), default=0)
+    judged = list(zip(wanted, judge(values, wanted), strict=True))
+    return Found(part, study, values, judged, {} if part.caveat else _ranks(part, values), images)
+
+
+def _ranks(part: Part, values: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], RankCorrelation]:
+    """How well the order of the rows agrees with the paper's, by metric and rows, where it has enough figures."""
+    rows = {row.name: row for row in part.rows}
+    ranks = {}
+    for order in part.table.orders if part.table.orders is not None else [tuple(rows)]:
+        for metric, known in values.items():
+            published = {name: rows[name].paper[metric] for name in order if metric in rows[name].paper}
+            if (rank := rank_correlation(known, published)) is not None:
+                ranks[metric, f"order of the rows from {order[0]} to {order[-1]}"] = rank
+    return ranks
+
+
+def _values(part: Part, metric: str, results: Results | None) -> pd.DataFrame:
+    """A metric of all rows with all seeds, nan where it is unknown."""
+    layers = {cell.name: cell.layer for cell in part.plan.cells}
+    known: dict[tuple[str, int], float] = {}
+    if results is not None and metric in results.table:
+        done = results.table[results.table["status"] == "FINISHED"]
+        known = {(row["cell"], row["seed"]): row[metric] for row in done.to_dict("records")}
+    elif results is not None:
+        names = {cell: prefix(layer) + metric for cell, layer in layers.items()}
+        known = {
+            job: run.metrics[f"eval/{names[job[0]]}"]
+            for job, run in results.runs.items()
+            if names[job[0]] in run.protocols
+        }
+    columns = {
+        row.name: [as_shown(metric, known.get((part.cells[row.name], seed), np.nan)) for seed in part.seeds]
+        for row in part.rows
+    }
+    return pd.DataFrame(columns, index=list(part.seeds), dtype=float)
+
+
+def _comparisons(part: Part) -> Iterator[Comparison]:
+    """What the paper says of the rows of a table."""
+    table, rows = part.table, {row.name: row for row in part.rows}
+    first = next(iter(table.columns))
+    for row in part.rows:
+        against = row.against or table.against
+        if against is None or against == row.name:
+            continue
+        for metric in table.compared or (first,):
+            weights, expected = {row.name: 1.0, against: -1.0}, row.difference
+            direction = row.direction or table.direction
+            if metric in row.paper and metric in rows[against].paper:
+                expected = row.paper[metric] - rows[against].paper[metric]
+            if expected is not None or direction is not None:
+                yield Comparison(weights, metric, expected, _side(expected, direction), part.caveat)
+    for claim in table.claims:
+        metric = claim.metric or first
+        figures = [rows[name].paper.get(metric, np.nan) * weight for name, weight in claim.weights.items()]
+        expected = None if np.isnan(sum(figures)) else sum(figures)
+        side = _side(expected, claim.direction)
+        yield Comparison(claim.weights, metric, expected, side, part.caveat, claim.says)
+
+
+def _side(expected: float | None, direction: str | None) -> float:
+    return SIDES[direction] if expected is None else float(np.sign(expected))  # type: ignore[index]
+
+
+# --- one table of all numbers -----------------------------------------------------------------------------------------
+
+
+def numbers(found: Sequence[Found]) -> pd.DataFrame:
+    """All figures and verdicts as numbers, a line for each: the content of the CSV file."""
+    return pd.DataFrame([line for each in found for line in _lines(each)])
+
+
+def _lines(found: Found) -> Iterator[dict[str, Any]]:
+    by_row = {(next(iter(each.weights)), each.metric): (each, judged) for each, judged in found.judged if not each.says}
+    title = found.part.table.title
+    for row in found.part.rows:
+        for metric, values in found.values.items():
+            mean = mean_interval(values[row.name].dropna())
+            if not mean.n and metric not in row.paper and metric != next(iter(found.values)):
+                continue
+            line = {"table": title, "row": row.name, "metric": metric, "paper": row.paper.get(metric), "n": mean.n}
+            line |= {"here": mean.mean, "low": mean.low, "high": mean.high}
+            if (pair := by_row.get((row.name, metric))) is not None:
+                line |= {"against": list(pair[0].weights)[1]} | _comparison(*pair)
+            yield line
+    for each, judged in found.judged:
+        if each.says:
+            yield {"table": title, "row": each.says, "metric": each.metric} | _comparison(each, judged)
+    for (metric, says), rank in found.ranks.items():
+        tau = {"here": rank.tau.mean, "low": rank.tau.low, "high": rank.tau.high, "n": rank.tau.n}
+        yield {"table": title, "row": says, "metric": metric} | tau | {"p": rank.p, "verdict": rank.verdict}
+
+
+def _comparison(each: Comparison, judged: Judged) -> dict[str, Any]:
+    return {
+        "paper_difference": None if each.expected is None else round(each.expected, 2),
+        "difference": judged.found.mean,
+        "difference_low": judged.found.low,
+        "difference_high": judged.found.high,
+        "seeds": judged.found.n,
+        "p": judged.p,
+        "verdict": judged.verdict,
+        "why": judged.why,
+    }
+
+
+# --- page and files ---------------------------------------------------------------------------------------------------
+
+
+def report(parts: Sequence[Part], store: Store, command: str, out: Path, *, quick: bool = False) -> list[Found]:
+    """Write report.html, paper.csv and paper.tex into a folder, of what has been found by now."""
+    found = [find(part, store) for part in parts]
+    files = {
+        PAGE: _page(found, command, quick=quick),
+        "paper.csv": csv(numbers(found)) + "\n",
+        "paper.tex": "\n\n".join(_latex(each) for each in found) + "\n",
+    }
+    for name, text in files.items():
+        with written_whole(out / name) as path:
+            path.write_text(text, encoding="utf-8")
+    return found
+
+
+def overview(found: Sequence[Found]) -> pd.DataFrame:
+    """How many comparisons of each table have each verdict."""
+    rows = [{"table": each.part.table.title} | tally(each.verdicts()) for each in found]
+    return pd.DataFrame(rows)
+
+
+def rows_table(found: Found) -> pd.DataFrame:
+    """The rows of a table, the paper's figures beside those found here, and the verdicts."""
+    columns: dict[str, list[object]] = {found.part.table.title: [row.name for row in found.part.rows]}
+    for metric, heading in found.part.table.columns.items():
+        paper = [row.paper.get(metric) for row in found.part.rows]
+        if any(figure is not None for figure in paper):
+            columns[f"{heading}: paper"] = [None if figure is None else f"{figure:.1f}" for figure in paper]
+        means = [mean_interval(found.values[metric][row.name].dropna()) for row in found.part.rows]
+        columns[f"{heading}: here"] = [interval(mean, _style(metric)) for mean in means]
+    pairs = {next(iter(each.weights)): (each, judged) for each, judged in found.judged if not each.says}
+    if pairs:
+        shown = [_shown(*pairs[row.name]) if row.name in pairs else ("", "", "") for row in found.part.rows]
+        for position, heading in enumerate(("difference: paper", "difference: here", "verdict")):
+            columns[heading] = [texts[position] for texts in shown]
+    return pd.DataFrame(columns, dtype=object)
+
+
+def claims_table(found: Found) -> pd.DataFrame:
+    """What else the paper says of a table, and the order of its rows."""
+    lines = [(each.says, *_shown(each, judged)) for each, judged in found.judged if each.says]
+    for (metric, says), rank in found.ranks.items():
+        heading = found.part.table.columns[metric].removesuffix(" (%)")
+        lines.append(
+            (
+                f"{says[0].upper()}{says[1:]}, by {heading}\nKendall's tau",
+                "1",
+                interval(rank.tau, ".2f") or "",
+                f"{rank.verdict}\np = {rank.p:.2g}",
+            )
+        )
+    return pd.DataFrame(lines, columns=["The paper says", "paper", "here", "verdict"], dtype=object)
+
+
+def _shown(each: Comparison, judged: Judged) -> tuple[str, str, str]:
+    """The paper's difference, that found here, and the verdict, as texts for the page."""
+    if each.expected is not None:
+        paper = signed(each.expected, ".1f")
+    else:
+        paper = next(name for name, side in SIDES.items() if side == each.side)
+    rows = list(each.weights)
+    paper += f"\nagainst {rows[1]}" if not each.says else ""
+    here = interval(judged.found, _style(each.metric), sign=True) or ""
+    return paper, here, f"{judged.verdict}\n{judged.why}"
+
+
+def _style(metric: str) -> str:
+    return ".1f" if in_percent(metric) else ".2f"
+
+
+def _latex(found: Found) -> str:
+    def flat(value: object) -> object:
+        first, *rest = str(value).split("\n")
+        return f"{first} ({', '.join(rest)})" if rest else value
+
+    table = found.part.table
+    return FORMATS["latex"](rows_table(found).map(flat), [f"{table.title} of arXiv 2002.05709: {table.about}."])
+
+
+def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
+    config = found[0].part.plan.cells[0].config
+    counts = tally([verdict for each in found for verdict in each.verdicts()])
+    total = sum(counts.values())
+    finding = [
+        f"Of {total} statements of the paper, {counts['agrees']} agree with what was found here, {counts['differs']} "
+        f"differ, {counts[CANT_TELL]} can't be told, and {counts['not comparable']} are not comparable."
+    ]
+    if quick:
+        finding.append(
+            "This is a quick look: few of the tables, with one seed, which can't tell a difference from chance. Run "
+            "the command without --quick for verdicts."
+        )
+    if waiting := [each.part.table.title for each in found if each.study is None]:
+        finding.append(f"Not begun yet: {', '.join(waiting)}.")
+    here = _described(config)
+    facts = [here, f"{max(each.images for each in found):,} test images", count(len(found), "table")]
+    sections = [Section("", "table", overview(found)), *(section for each in found for section in _sections(each))]
+    theirs = "The paper: ImageNet at 224 pixels, ResNet-50, LARS, batches of 4,096 images, 100 epochs."
+    sections += [
+        Section("How to read the tables", "text", "\n\n".join([RULE, RANKS, INTERVALS, f"{theirs} Here: {here}."])),
+        Section("Config of the preset", "code", to_toml(config), folded=True),
+        Section("To repeat", "code", command, folded=True),
+    ]
+    return page("The SimCLR paper, made again with", config.name, finding, facts, sections)
+
+
+def _described(config: Config) -> str:
+    side = config.view_size() or config.data.side
+    width = "" if config.model.width == 1 else f" of width {config.model.width:g}"
+    return (
+        f"{config.data.dataset}{f' at {side} pixels' if side else ''}, {config.model.backbone}{width}, "
+        f"{config.optim.name}, batches of {config.train.batch_size:,} images, {count(config.train.epochs, 'epoch')}"
+    )
+
+
+def _sections(found: Found) -> list[Section]:
+    """The part of the page about one table."""
+    table = found.part.table
+    made = f"{count(len(found.part.seeds), 'seed')}, as the study {found.part.study}."
+    text = "\n\n".join(filter(None, [table.passage, table.note, made]))
+    sections = [Section(f"{table.title}: {table.about}", "text", text), Section("", "table", rows_table(found))]
+    if len(claims := claims_table(found)):
+        sections.append(Section("", "table", claims))
+    if found.study is not None and (figure := found.study.find_artifact(PAIRS)) is not None:
+        sections.append(Section("", "figure", (figure, "Linear top-1 with one augmentation (diagonal) or two")))
+    return sections

@@ -1,0 +1,109 @@
+"""Verdicts on published results, against scipy, all orders, and simulations."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy
+
+from analysis.summary import CANT_TELL
+from analysis.verdicts import Comparison, judge, rank_correlation, tally
+
+COLUMNS = ["a", "b", "c", "d", "e"]
+
+
+def table(*rows: list[float], columns: list[str] = COLUMNS) -> pd.DataFrame:
+    """Values with a line for each seed."""
+    return pd.DataFrame(rows, columns=columns[: len(rows[0])])
+
+
+def compare(row: str, side: float, **more: object) -> Comparison:
+    return Comparison({row: 1.0, "a": -1.0}, "m", side * 3.0, side, **more)  # type: ignore[arg-type]
+
+
+def test_verdicts_need_the_sign_and_a_corrected_p() -> None:
+    draw = np.random.default_rng(0)
+    a = 50 + draw.normal(0, 0.3, 5)
+    values = pd.DataFrame({"a": a, "b": a - 4, "c": a + 4, "d": a, "e": a + 0.1}) + draw.normal(0, 0.2, (5, 5))
+    wanted = [compare("b", -1.0), compare("c", -1.0), compare("d", -1.0), compare("e", 0.0)]
+    found = judge({"m": values}, [*wanted, compare("b", 1.0, caveat="another loss")])
+    assert [each.verdict for each in found] == ["agrees", "differs", CANT_TELL, "agrees", "not comparable"]
+    assert found[-1].why == "another loss"
+    raw = [scipy.stats.ttest_rel(values[row], values["a"]).pvalue for row in "bcd"]
+    gap = values["e"] - values["a"]
+    raw.append(max(scipy.stats.ttest_1samp(gap, b, alternative=s).pvalue for b, s in ((-1, "greater"), (1, "less"))))
+    order = np.argsort(raw)
+    holm = np.maximum.accumulate(np.array(raw)[order] * [4, 3, 2, 1]).clip(max=1)
+    assert [found[place].p for place in order] == pytest.approx(holm)  # four: the caveat takes no part
+
+
+def test_weights_make_differences_of_differences() -> None:
+    values = table([1, 5, 2, 9], [1, 5, 3, 9], [2, 6, 2, 9.5])
+    weights = {"d": 1.0, "c": -1.0, "b": -1.0, "a": 1.0}
+    (found,) = judge({"m": values}, [Comparison(weights, "m", None, 1.0, says="it grows")])
+    assert found.found.mean == pytest.approx(np.mean([9 - 2 - 4, 9 - 3 - 4, 9.5 - 2 - 4]))
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_fewer_than_three_seeds_tell_nothing(seeds: int) -> None:
+    values = table(*([50.0, 10.0, 20.0, 30.0, 40.0] for _ in range(3)))[:seeds]
+    (found,) = judge({"m": values}, [compare("b", -1.0)])
+    assert found.verdict == CANT_TELL
+    assert f"{seeds} seed" in found.why
+    if seeds:
+        rank = rank_correlation(values, dict.fromkeys(COLUMNS, 0.0) | {"a": 1.0})
+        assert rank is not None
+        assert rank.verdict == CANT_TELL
+
+
+def test_seeds_that_lack_a_row_are_left_out() -> None:
+    values = table([50, 40], [51, 41.5], [52, 41.8], [53, np.nan])
+    (found,) = judge({"m": values}, [compare("b", -1.0)])
+    assert found.found.n == 3
+    assert found.found.mean == pytest.approx(-9.9)
+
+
+def test_what_is_neither_the_same_nor_different_cannot_be_told() -> None:
+    spread, apart = table([50, 50], [50, 53], [50, 48], [50, 51]), table([50, 53], [50, 53.1], [50, 52.9], [50, 53])
+    for values, verdict in ((spread, CANT_TELL), (apart, "differs")):
+        (found,) = judge({"m": values}, [compare("b", 0.0)])
+        assert found.verdict == verdict
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_error_of_a_table_is_at_most_5_percent(seeds: int) -> None:
+    """Of tables in which nothing differs, with rows that vary unequally, as many have a verdict."""
+    draw, wrong, tables = np.random.default_rng(seeds), 0, 120
+    wanted = [compare(row, 1.0) for row in "bcde"]
+    for _ in range(tables):
+        values = pd.DataFrame(draw.normal(50, [0.2, 0.5, 1, 2, 4], (seeds, 5)), columns=COLUMNS)
+        wrong += any(each.verdict != CANT_TELL for each in judge({"m": values}, wanted))
+    assert wrong <= scipy.stats.binom.ppf(0.999, tables, 0.05)
+
+
+def test_rank_correlation_is_kendalls_with_the_p_of_all_orders() -> None:
+    published = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}
+    values = table([10, 20, 30, 40, 50], [10, 30, 20, 40, 50], [20, 10, 30, 50, 40])
+    found = rank_correlation(values, published)
+    assert found is not None
+    taus = [scipy.stats.kendalltau(list(published.values()), row).statistic for row in values.to_numpy()]
+    assert found.tau.mean == pytest.approx(np.mean(taus))
+    assert -1 <= found.tau.low <= found.tau.mean <= found.tau.high <= 1
+    numbers = np.array([1.0, 2, 3, 4, 5])
+    scores = [
+        np.mean([scipy.stats.kendalltau(numbers[list(order)], row).statistic for row in values.to_numpy()])
+        for order in permutations(range(5))
+    ]
+    assert found.p == pytest.approx(np.mean(np.abs(scores) >= np.mean(taus) - 1e-9))
+    assert found.verdict == "agrees"
+    backwards = rank_correlation(-values, published)
+    assert backwards is not None
+    assert (backwards.verdict, backwards.p) == ("differs", found.p)
+    assert rank_correlation(values, {"a": 1.0, "b": 2.0, "c": 3.0}) is None
+
+
+def test_a_tally_has_every_verdict() -> None:
+    assert list(tally(["agrees", "agrees", CANT_TELL]).values()) == [2, 0, 1, 0]

@@ -1,0 +1,58 @@
+"""experiments/commands/paper.py. The studies are replaced; tests/experiments/studies/test_paper.py runs real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments.studies.paper import Cost, Part
+from experiments.tracking.store import Store
+from simclr.progress import Observer
+from tests.experiments.commands.helpers import Run, assert_one_line
+
+WIDE = ("--config", "tiny.toml", "--set", "model.width=0.25")  # a network of which one of half the width can be made
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces the prediction (half an hour for each table) and the studies. The list holds those that were run."""
+    done: list[str] = []
+
+    def predict(parts: Sequence[Part], store: Store, observer: Observer) -> list[Cost]:
+        return [Cost(part, 10, 4, 1800.0) for part in parts]
+
+    def run_part(part: Part, store: Store, command: str, observer: Observer) -> list[str]:
+        done.append(part.study)
+        return ["Table 4: 'margin', seed 0: no luck"] if part.study.endswith("table4") else []
+
+    monkeypatch.setattr("experiments.studies.paper.predict", predict)
+    monkeypatch.setattr("experiments.studies.paper.run_part", run_part)
+    return done
+
+
+def test_a_dry_run_lists_tables_runs_and_time(run: Run, ran: list[str]) -> None:
+    planned = json.loads(run("paper", *WIDE, "--dry-run", "--json").stdout)
+    titles = ["Figure 5", "Table 1", "Figure 7", "Figure 8", "Table 3", "Table 4", "Table 5", "Figure 9"]
+    assert [table["table"] for table in planned["tables"]] == titles
+    assert planned["seconds"] == 8 * 1800
+    shown = run("paper", *WIDE, "--dry-run").stdout
+    assert "80 runs, 32 of them done; about 4.0 h" in " ".join(shown.split())
+    assert ran == []
+
+
+def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ran: list[str], tmp_path: Path) -> None:
+    done = run("paper", *WIDE, "--name", "mine", "--yes")
+    assert_one_line(done, 1, "Table 4: 'margin', seed 0: no luck")
+    keys = ["table1", "fig8", "table4", "table5", "fig5", "fig7", "table3", "fig9"]
+    assert ran == [f"mine-{key}" for key in keys]
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"report.html", "paper.csv", "paper.tex"}
+    assert "report: mine/report.html" in done.stdout
+
+
+def test_quick_takes_few_tables_and_one_seed(run: Run, ran: list[str]) -> None:
+    done = run("paper", *WIDE, "--quick", "--dry-run", "--json")
+    planned = json.loads(done.stdout)["tables"]
+    assert [(table["table"], len(table["seeds"])) for table in planned] == [("Table 1", 1), ("Table 4", 1)]
