@@ -24,6 +24,8 @@ ORDER = {
         "files",
         "device settings",
         "processes",
+        "augmentation",
+        "auto_augment",
         "augment",
         "views",
         "model optim",
