@@ -46,6 +46,10 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
+def _settings_of(view: Pipeline) -> dict[str, Any]:
+    return {name: augmentation.effective_settings() for name, augmentation in view.items()}
+
+
 def _nearest(numbers: list[int], wanted: int) -> int:
     return min(numbers, key=lambda n: abs(n - wanted))
 
@@ -71,7 +75,7 @@ class TrainConfig(Section):
     # statistics of batch norm are averaged with them.
     ema: float | None = later(None, ge=0, lt=1)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
-    keep_every: int = Field(0, ge=0, le=MOST_EPOCHS)  # epochs between snapshots for `eval --snapshots` (0: none)
+    keep_every: int = later(0, ge=0, le=MOST_EPOCHS)  # epochs between snapshots for `eval --snapshots` (0: none)
 
     def snapshots(self) -> int:
         """How many snapshots of the encoder a run keeps, besides its weights at the end."""
@@ -185,9 +189,9 @@ class Config(MethodSections):
         """The augmentations of each local crop, which differ from those of the views by their crop."""
         if (local := self.augment.local) is None:
             return []
-        crop = self.augment.crop.model_copy(update={"p": 1.0, "size": local.size, "scale": local.scale})
+        size = {"p": 1.0, "size": local.size, "scale": local.scale}
         views = self.augment, self.augment2 or self.augment
-        both = [pipeline(view.model_copy(update={"crop": crop})) for view in views]
+        both = [pipeline(view.model_copy(update={"crop": view.crop.model_copy(update=size)})) for view in views]
         return [both[view % 2] for view in range(local.count)]
 
     def unused_sections(self) -> set[str]:
@@ -225,13 +229,12 @@ class Config(MethodSections):
             version = {"method": self.method, "version": RESULT_VERSION}
         if self.init is not None:
             version["init"] = self.init.rpartition("@")[2]  # the digest, once it is known
+        if local := self.local_pipelines():  # apart from the views, because batch norm sees them apart
+            version["local"] = [_settings_of(view) for view in local]
         return version | {
             "seed": self.seed,
             "data": data | {"side": stored_side(self.data)},
-            "views": [
-                {name: op.effective_settings() for name, op in view.items()}
-                for view in self.pipelines() + self.local_pipelines()
-            ],
+            "views": [_settings_of(view) for view in self.pipelines()],
             "model": self.model.effective_settings(),
             METHODS[self.method].section_name: self.method_settings().effective_settings(),
             "optim": self.optim.effective_settings() | {"peak_rate": peak_rate(self.optim, self.train.batch_size)},

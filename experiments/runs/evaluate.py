@@ -244,7 +244,7 @@ def _log(
         for metric, predicted in outcome.predictions.items():
             _keep_predictions(tracker, subject, f"{before}{metric}", predicted.cpu().numpy())
         if keep and isinstance(network := outcome.network, Classifier):
-            facts = facts_of(network, to_toml(subject.config), subject.data.identity)
+            facts = facts_of(network, to_toml(subject.config), subject.data)
             tracker.artifact(FILE, partial(save_weights, model=network, metadata=facts))
     _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now

@@ -126,6 +126,7 @@ class Dataset:
     division: str = ""  # hash of the parts. Empty where they follow from the config, the images and their labels
     source: Source | None = None  # None for images that were not read, but made up
     skipped: tuple[str, ...] = ()  # files of the source that have no row, each with the reason in brackets
+    units: Array | None = None  # a number for each row, if some stay in one part: copies, and images of a group
 
     @property
     def side(self) -> int:
@@ -236,7 +237,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         observer.note(f"warning: {alike} are different classes: give a class one name if they are the same")
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
-    parts, division = _divide(config, source, store, observer)
+    parts, division, units = _divide(config, source, store, observer)
     if config.dataset == "folder":
         observer.note(_describe(source, store, parts))
     pretrain = parts["pretrain"]
@@ -256,6 +257,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         division,
         source,
         store.skipped,
+        units,
     )
 
 
@@ -296,8 +298,10 @@ def _choose_splits(store: ImageStore, config: DataConfig, observer: Observer) ->
     return {"test" if split == "val" else split: rows for split, rows in splits.items()}
 
 
-def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Observer) -> tuple[dict[str, Array], str]:
-    """The rows of each part, and a hash of them, or "" where they follow from the config, the images and the labels.
+def _divide(
+    config: DataConfig, source: Source, store: ImageStore, observer: Observer
+) -> tuple[dict[str, Array], str, Array | None]:
+    """The rows of each part, a hash of them, or "" where they follow from the config and the images, and the units.
 
     Copies of an image stay in one part, and so do images of one `data.group`. Where they changed the parts, these are
     hashed: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
@@ -330,7 +334,7 @@ def _divide(config: DataConfig, source: Source, store: ImageStore, observer: Obs
         observer.note(f"warning: {sentence}")
     by_folder = config.dataset != "folder" or source.origin == FOLDER_NAMES or len(store.classes) < 2
     follow = (by_folder or told_by_labels(splits, labels)) and groups is None and not changed
-    return parts, "" if follow else hash_parts(parts)
+    return parts, "" if follow else hash_parts(parts), units
 
 
 def _groups(pattern: str, source: Source, store: ImageStore) -> Array:

@@ -342,12 +342,21 @@ def _may_be_label(column: str) -> bool:
 
 
 def _one_for_each_class(table: pd.DataFrame, used: set[str | None]) -> pd.DataFrame | None:
-    """The columns for the classes, with a single 1 in each row and else 0. None if a table has no such columns."""
+    """The columns for the classes, with a single 1 in each row and else 0. None if a table has no such columns.
+
+    They are not taken for classes beside a column of texts, which may hold the classes, nor if they are called as
+    splits are.
+    """
     others = [column for column in table.columns if column not in used]
     if any(column.lower() in LABEL_NAMES for column in others):
         return None
-    values = {column: table[column].str.lower().map(MARKS) for column in others if _may_be_label(column)}
+    others = [column for column in others if _may_be_label(column) and not column.startswith(NAMELESS)]
+    values = {column: table[column].str.lower().map(MARKS) for column in others}
     marks = pd.DataFrame({column: own for column, own in values.items() if own.notna().all()})
+    rest = (table[column] for column in others if column not in marks)
+    texts = any((pd.to_numeric(column, errors="coerce").isna() & (column != "")).any() for column in rest)
+    if texts or splits_named(marks.columns):
+        return None
     return marks if marks.shape[1] > 1 and (marks.sum(axis=1) == 1).all() else None
 
 

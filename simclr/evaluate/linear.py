@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.scaling import Transform, standardising, unchanged
 from simclr.evaluate.subject import Subject
@@ -47,6 +48,14 @@ class Linear(Evaluation):
         """Factors of the L2 penalty on the sum of the cross-entropies, strongest first."""
         grid: list[float] = np.geomspace(self.l2_max, self.l2_min, self.l2_values).tolist()
         return grid
+
+    def check(self, subject: Subject) -> None:
+        """Raise UserError if features would be standardised twice, which changes nothing."""
+        if self.standardise and subject.protocol.features == "standardised":
+            raise UserError(
+                "features = standardised has no effect on the linear classifier, which standardises by itself: leave "
+                "it out, or choose evaluations without that classifier, such as --knn"
+            )
 
     def chooses(self) -> str:
         fixed = "which --set linear.l2_values=1 --set linear.l2_max=1 fixes"

@@ -19,6 +19,7 @@ from pydantic import ValidationError, create_model
 
 from simclr.config import Config
 from simclr.data.dataset import Dataset
+from simclr.data.parts import held_out_whole
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS, get_evaluation
 from simclr.evaluate.finetune import held_out
@@ -63,8 +64,8 @@ def judged_on(data: Dataset, on: str) -> Dataset:
     """The data set whose part `test` holds the images to judge on, "test" or "val".
 
     On validation, a fifth of the training images takes the place of the validation images: choices are made on them.
-    So the images that a figure is about are used once here too, and the test images not at all. Raises UserError if
-    there are no validation images.
+    So the images that a figure is about are used once here too, and the test images not at all. Copies, and images of
+    one `data.group`, stay together. Raises UserError if there are no validation images.
     """
     if on == "test":
         return data
@@ -74,8 +75,16 @@ def judged_on(data: Dataset, on: str) -> Dataset:
             "there are no validation images to judge on: train with data.val_fraction above 0, or judge on the test "
             "images with --on test"
         )
-    held = np.sort(held_out(data.labels, train))
-    return replace(data, parts=data.parts | {"train": np.setdiff1d(train, held), "val": held, "test": val})
+    held = held_out(data.labels, train)
+    if data.units is not None and len(train):
+        held = held_out_whole(train, data.labels, data.units)
+    rest = np.setdiff1d(train, held)
+    if len(train) and not len(rest):
+        raise UserError(
+            "there are no training images to choose on besides those to train on, because all stay together (by "
+            "data.group, or as copies): judge on the test images with --on test"
+        )
+    return replace(data, parts=data.parts | {"train": rest, "val": np.sort(held), "test": val})
 
 
 def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:

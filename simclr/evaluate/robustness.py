@@ -54,6 +54,11 @@ class Robustness(Evaluation):
     images: Count = 5000  # most test images that are corrupted, drawn at random
     seed: Seed = 0  # of the draw and of the noise
 
+    def check(self, subject: Subject) -> None:
+        """Raise UserError as the linear classifier does, if it is fitted."""
+        if self.classifier == "linear":
+            subject.protocol.linear.check(subject)  # type: ignore[attr-defined]
+
     def chooses(self) -> str:
         return "the L2 penalty of the linear classifier" if self.classifier == "linear" else ""
 

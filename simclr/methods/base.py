@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -70,8 +70,11 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def check_labels(self, labels: Tensor) -> None:
-        """Raise UserError if the method can't train on images with these labels (int64, -1 where unknown)."""
+    def check_labels(self, labels: Tensor, classes: Sequence[str]) -> None:  # noqa: ARG002 (for subclasses)
+        """Raise UserError if the method can't train on images with these labels: numbers of classes, -1 where unknown.
+
+        `classes` are their names, empty for images that are made up.
+        """
         if self.reads_labels and (unknown := int((labels < 0).sum())):
             raise UserError(
                 f"the method trains on labels, but {unknown} of the {len(labels)} training images have none: label "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -40,15 +41,16 @@ class Distill(Method):
     takes_local = False
     settings: DistillConfig
     teacher: nn.Module
+    classes: tuple[str, ...]  # that the teacher knows
 
-    def set_teacher(self, teacher: nn.Module, classes: int) -> None:
+    def set_teacher(self, teacher: nn.Module, classes: Sequence[str]) -> None:
         """Give it the network (images -> N x classes) that it learns from, which is never trained."""
-        if classes != self.network.z_width:
+        if (count := len(classes)) != self.network.z_width:
             raise UserError(
-                f"the teacher knows {classes} classes, but the network has {self.network.z_width} outputs: set "
-                f"model.out_dim to {classes}, and model.head to linear, mlp or mlp3"
+                f"the teacher knows {count} classes, but the network has {self.network.z_width} outputs: set "
+                f"model.out_dim to {count}, and model.head to linear, mlp or mlp3"
             )
-        self.teacher = teacher.requires_grad_(False)
+        self.teacher, self.classes = teacher.requires_grad_(False), tuple(classes)
 
     def train(self, mode: bool = True) -> Self:
         """As for any module, but the teacher is always evaluated."""
@@ -75,10 +77,17 @@ class Distill(Method):
         agreement = (student.detach().argmax(1) == teacher.argmax(1)).to(student.dtype).mean()
         return loss, agreement.view(1)
 
-    def check_labels(self, labels: Tensor) -> None:
-        """It needs no labels of its own. Raise UserError if it would train on classes that the teacher doesn't know."""
-        if self.settings.weight < 1 and int(labels.max()) >= self.network.z_width:
+    def check_labels(self, labels: Tensor, classes: Sequence[str]) -> None:
+        """Raise UserError if it would train on labels, and there are none, or their classes are not the teacher's."""
+        if (weight := self.settings.weight) == 1:
+            return
+        if int(labels.max()) < 0:
             raise UserError(
-                f"the images have {int(labels.max()) + 1} classes, but the teacher knows {self.network.z_width}: set "
-                f"distill.weight to 1, so that their labels are not used"
+                f"distill.weight = {weight:g} also learns from labels, but no training image has one: set it to 1"
+            )
+        if classes and tuple(classes) != self.classes:
+            theirs, own = (", ".join(map(repr, names[:5])) for names in (self.classes, tuple(classes)))
+            raise UserError(
+                f"distill.weight = {weight:g} also learns from labels, but the teacher knows other classes than the "
+                f"images have ({len(self.classes)}: {theirs}; {len(classes)}: {own}): set it to 1"
             )

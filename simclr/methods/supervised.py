@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -33,11 +35,11 @@ class Supervised(Method):
         correct = (logits.detach().argmax(1) == targets).to(logits.dtype).mean()
         return F.cross_entropy(logits, targets, label_smoothing=self.settings.smoothing), correct.view(1)
 
-    def check_labels(self, labels: Tensor) -> None:
+    def check_labels(self, labels: Tensor, classes: Sequence[str]) -> None:
         """Raise UserError if an image has no label, or if z has fewer numbers than there are classes."""
-        super().check_labels(labels)
-        if (classes := int(labels.max()) + 1) > (outputs := self.network.z_width):
+        super().check_labels(labels, classes)
+        if (count := int(labels.max()) + 1) > (outputs := self.network.z_width):
             raise UserError(
-                f"the images have {classes} classes, but the network has only {outputs} outputs: set model.out_dim to "
-                f"{classes} or more, and model.head to linear, mlp or mlp3"
+                f"the images have {count} classes, but the network has only {outputs} outputs: set model.out_dim to "
+                f"{count} or more, and model.head to linear, mlp or mlp3"
             )

@@ -99,23 +99,26 @@ def start_training(config: Config, data: Dataset, device: torch.device, *, resum
     if not resume:
         load_start(model.encoder, config)
     method = build_method(config, model)
-    method.check_labels(torch.from_numpy(data.labels[data.parts["pretrain"]]))
+    method.check_labels(torch.from_numpy(data.labels[data.parts["pretrain"]]), data.classes)
     return make_training(config, method, dtype, data.identity)
 
 
 def make_training(config: Config, method: Method, dtype: torch.dtype, digest: str) -> Training:
-    """The training of a method and its network at step 0. Raises UserError if batch norm would see single images."""
-    train = config.train
-    if batch_norms(method) and train.norm_images() == 1:
+    """The training of a method and its network at step 0.
+
+    Raises UserError if batch norm would see single images, or a method that mixes images.
+    """
+    train, normed = config.train, any(norm.training for norm in batch_norms(method.train()))  # a teacher's is not
+    if (normed or method.mixes) and train.norm_images() == 1:
         raise UserError(
-            f"batch norm needs 2 or more images, and train.norm_batch = {train.norm_batch} splits a batch of "
-            f"{train.batch_size} into groups of 1: raise train.norm_batch"
+            f"{'batch norm' if normed else 'mixing'} needs 2 or more images, and train.norm_batch = {train.norm_batch} "
+            f"splits a batch of {train.batch_size} into groups of 1: raise train.norm_batch"
         )
     return Training(
         config=config,
         digest=digest,
         dtype=dtype,
-        method=method.train(),
+        method=method,
         optimizer=optim.build(method, config.optim),
         scaler=torch.amp.GradScaler(method.network.mean.device.type, enabled=dtype == torch.float16),
         plateau=optim.Plateau(config.optim),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simclr.config import make
+from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.finetune import Classifier
 from simclr.model import Network
@@ -20,14 +22,14 @@ FILE = "fine-tuned.safetensors"  # of a run
 HOW = "keep one with `simclr eval RUN --finetune 0.1 --keep`"
 
 
-def facts_of(classifier: Classifier, config: str, digest: str) -> dict[str, str]:
-    """What a file must hold besides the weights: the encoder's config and data, its layer, and the side of images."""
-    side = str(classifier.model.side)
-    return {"config": config, "digest": digest, "layer": classifier.layer, "side": side}
+def facts_of(classifier: Classifier, config: str, data: Dataset) -> dict[str, str]:
+    """What a file must hold besides the weights: the encoder's config and layer, its data, and the side of images."""
+    facts = {"config": config, "layer": classifier.layer, "side": str(classifier.model.side)}
+    return facts | {"digest": data.identity, "classes": json.dumps(data.classes)}
 
 
-def load_teacher(teacher: str | None) -> tuple[Classifier, int, str]:
-    """The network in a file, which may be followed by @ and its digest; how many classes it knows; and its digest.
+def load_teacher(teacher: str | None) -> tuple[Classifier, list[str], str]:
+    """The network in a file, which may be followed by @ and its digest; the classes that it knows; and its digest.
 
     Raises UserError if there is none, or another one than before.
     """
@@ -42,13 +44,14 @@ def load_teacher(teacher: str | None) -> tuple[Classifier, int, str]:
     heads = [tensor for name, tensor in tensors.items() if name.startswith("head.") and tensor.ndim == 2]
     try:
         config, side = make(parse_toml(facts["config"], "its config")), int(facts["side"])
+        classes: list[str] = json.loads(facts["classes"])
         network = Network(config.model, side, 0, (0.0,) * 3, (1.0,) * 3)
-        classifier = Classifier(network, facts["layer"], heads[0].shape[1], len(heads[-1]), len(heads) - 1)
+        classifier = Classifier(network, facts["layer"], heads[0].shape[1], len(classes), len(heads) - 1)
         fill(classifier, tensors)
-    except (UserError, ValueError, RuntimeError, IndexError) as error:
+    except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(f"{path} can't be used as a teacher: {error}") from None
     classifier.to(memory_format=torch.channels_last)
-    return classifier.eval(), len(heads[-1]), found
+    return classifier.eval(), classes, found
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -58,7 +61,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"there is no fine-tuned network in {path} ({error}): {HOW}") from None
-    if not {"config", "layer", "side"} <= facts.keys():
+    if not {"config", "layer", "side", "classes"} <= facts.keys():
         raise UserError(f"{path} holds no fine-tuned network: {HOW}")
     check_tensors(path, tensors)
     return facts, tensors

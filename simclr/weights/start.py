@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr.config import Config
+from simclr.data.dataset import stored_side
 from simclr.errors import UserError
 from simclr.model import RESNETS
 from simclr.weights.checkpoint import fill, load_weights
@@ -30,6 +31,7 @@ class Start(NamedTuple):
     model: dict[str, Any]  # its ARCHITECTURE
     other_stems: list[str]  # that its weights could belong to as well
     weights: dict[str, Tensor]  # with the names of `build_encoder`
+    side: int | None = None  # of the images in pixels, if the weights require one (vision transformers)
 
 
 def read_start(path: Path, backbone: str) -> Start:
@@ -47,9 +49,16 @@ def read_start(path: Path, backbone: str) -> Start:
                 f"can't start from {path}: {error}. If `simclr import` can read it with options, start from the run "
                 f"that it makes"
             ) from None
-        return Start(path.name, {key: found.model[key] for key in ARCHITECTURE}, found.other_stems, found.weights)
+        model = {key: found.model[key] for key in ARCHITECTURE}
+        return Start(path.name, model, found.other_stems, found.weights, found.side)
     own = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
-    return Start(config.run_name(), {key: getattr(config.model, key) for key in ARCHITECTURE}, [], own)
+    model = {key: getattr(config.model, key) for key in ARCHITECTURE}
+    side = _side(config) if config.model.backbone.startswith("vit_") else None
+    return Start(config.run_name(), model, [], own, side)
+
+
+def _side(config: Config) -> int:
+    return config.view_size() or stored_side(config.data)
 
 
 def split_digest(text: str) -> tuple[Path, str | None]:
@@ -86,8 +95,11 @@ def start_of(config: Config) -> Start | None:
     own = {key: getattr(config.model, key) for key in ARCHITECTURE}
     if own["stem"] in start.other_stems:  # the weights don't show which one it is
         start.model["stem"] = own["stem"]
-    if own != start.model:
-        theirs = " ".join(f"--set model.{key}={value}" for key, value in start.model.items() if value != own[key])
+    differing = [f"model.{key}={value}" for key, value in start.model.items() if value != own[key]]
+    if start.side not in (None, _side(config)):
+        differing.append(f"augment.crop.size={start.side}")
+    if differing:
+        theirs = " ".join(f"--set {setting}" for setting in differing)
         raise UserError(
             f"init = '{path}' holds another network than the config has: to train the network that it holds, add "
             f"{theirs}"

@@ -176,12 +176,20 @@ def test_more_views_take_turns_and_two_are_the_default():
     assert "'augment2.views'" in error_message({"augment2.views": 3})
 
 
+def test_local_crops_are_not_taken_for_views_by_the_key():
+    scale = [0.2, 1.0]
+    views = {"augment.crop.size": 16, "augment.crop.scale": scale}
+    local = {"augment.local.count": 2, "augment.local.size": 16, "augment.local.scale": scale}
+    assert configured(views | local).key() != configured(views | {"augment.views": 4}).key()
+
+
 def test_flat_has_only_the_probability_of_absent_augmentations():
     flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
     assert flat["augment.solarize.threshold"] == 0.5
     assert {name: flat[name] for name in flat if name.startswith("augment.blur")} == {"augment.blur.p": 0.0}
     assert set(flat) <= set(setting_names(Config))
-    later = {"method", "data.background", "data.range", "data.check"}  # older records should not seem to differ
+    # Older records should not seem to differ.
+    later = {"method", "data.background", "data.range", "data.check", "train.keep_every"}
     assert later.isdisjoint(flat)
 
 

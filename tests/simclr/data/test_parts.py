@@ -189,6 +189,7 @@ def test_groups_of_a_folder_stay_in_one_part(home, tmp_path):
     owned = [{value // 4 for value in values(data, part)} for part in ("train", "val", "test")]
     assert disjoint(owned)
     assert [len(patients) for patients in owned] == [9, 3, 3]
+    assert len({*zip(data.units, [int(image.mean()) // 4 for image in data.images], strict=True)}) == 15
     assert "data.group needs images in files" in error_message(home, "digits", group="x")
     message = error_message(home, dir=tmp_path / "scans", side=8, group="ill|well", on_bad_image="skip")
     assert "can't be divided into train, val, test" in message

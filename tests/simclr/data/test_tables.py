@@ -120,6 +120,23 @@ def test_a_table_may_have_a_column_for_each_class(photos, home, tmp_path):
     assert "may have the labels in age or MEL or NV or BCC" in error_message(home, dir=photos, labels=path)
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "named"),
+    [
+        ("file,species,male,female", lambda i: (("fox", "owl")[i % 3 > 0], i % 2, 1 - i % 2), "species"),
+        ("file,dx,train_fold,test_fold", lambda i: ("ab"[i % 3 > 0], i % 2, 1 - i % 2), "dx"),
+        ("file,train,test", lambda i: (i % 2, 1 - i % 2), "train or test"),
+    ],
+)
+def test_columns_of_ones_and_zeros_about_something_else_are_not_taken_for_classes(
+    header, row, named, photos, home, tmp_path
+):
+    path = table(tmp_path / "labels.csv", header, [(f"{i:03}", *map(str, row(i))) for i in range(20)])
+    message = error_message(home, dir=photos, labels=path)
+    assert f"may have the labels in {named}" in message
+    assert "--set data.label_column=NAME" in message
+
+
 def test_a_column_without_a_name_numbers_the_rows(photos, home, tmp_path):
     path = table(tmp_path / "labels.csv", ",file,species", [(str(i), *row[:2]) for i, row in enumerate(ROWS)])
     assert open_data(home, dir=photos, labels=path, side=8).classes == ("bright", "dark")

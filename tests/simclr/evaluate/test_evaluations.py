@@ -78,6 +78,12 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
     for name in ("linear-sgd", "finetune", "no-labels", "spectrum", "lidar"):
         with pytest.raises(UserError, match=f"features = whitened has no effect on --{name}, only on --knn"):
             check(subject_of(digits, ["features=whitened"]), [name])
+    twice = ["features=standardised", "robustness.classifier=linear"]
+    check(subject_of(digits, twice), ["knn"])
+    check(subject_of(digits, [*twice, "linear.standardise=false"]), ["linear", "robustness"])
+    for name in ("linear", "robustness"):
+        with pytest.raises(UserError, match="has no effect on the linear classifier, which standardises by itself"):
+            check(subject_of(digits, twice), [name])
 
 
 def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset) -> None:

@@ -92,6 +92,16 @@ def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
         judged_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
 
 
+def test_on_validation_images_that_stay_together_are_held_out_together(stored: Dataset) -> None:
+    units = np.arange(60) // 4
+    parts = judged_on(replace(stored, units=units), "val").parts
+    assert len(parts["val"]) == 8  # a fifth of 40
+    assert not np.intersect1d(units[parts["train"]], units[parts["val"]]).size
+    assert np.array_equal(np.union1d(parts["train"], parts["val"]), stored.parts["train"])
+    with pytest.raises(UserError, match="because all stay together"):
+        judged_on(replace(stored, units=np.zeros(60)), "val")
+
+
 def test_a_description_says_that_crops_are_averaged(stored: Dataset) -> None:
     described = describe(make_protocol(["crops.count=4"]), stored)
     assert described["crops"] == {"count": 4, "scale": [0.2, 1.0]}

@@ -49,7 +49,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> None:
     """A fine-tuned network that knows as many classes as the network has outputs."""
     subject, path = subject_of(digits), tmp_path_factory.mktemp("teacher") / FILE
     classifier = new_classifier(subject, subject.config.model.out_dim, "linear", 0)
-    save_weights(path, classifier, facts_of(classifier, to_toml(subject.config), ""))
+    classes = tuple(map(str, range(subject.config.model.out_dim)))
+    save_weights(path, classifier, facts_of(classifier, to_toml(subject.config), replace(digits, classes=classes)))
     SMALL["distill"]["teacher"] = str(path)
 
 

@@ -180,6 +180,13 @@ def test_batch_norm_over_one_image_is_an_error(digits: Dataset) -> None:
         start_training(tiny(train={"batch_size": 32, "norm_batch": 1}), digits, CPU)
 
 
+def test_mixing_needs_other_images_whatever_the_network(digits: Dataset) -> None:
+    vit = {"backbone": "vit_tiny_4", "head": "linear", "width": 1.0, "stem": "imagenet"}
+    start_training(tiny(model=vit, train={"norm_batch": 1}), digits, CPU)
+    with pytest.raises(UserError, match=r"mixing needs 2 or more images, and train\.norm_batch = 1"):
+        start_training(tiny(method="imix", model=vit, train={"norm_batch": 1}), digits, CPU)
+
+
 def test_a_checkpoint_of_a_different_config_or_precision_is_rejected(digits: Dataset) -> None:
     state = start_training(tiny(), digits, CPU).state()
     with pytest.raises(UnusableCheckpoint, match=r"belongs to a different config or different data \(config [0-9a-f]+"):
@@ -222,7 +229,8 @@ def test_a_checkpoint_of_an_earlier_version_is_continued_in_the_same_precision(d
 
 def test_local_crops_are_smaller_views_with_numbers_of_their_own(digits: Dataset) -> None:
     config = tiny(
-        augment={"views": 3, "local": {"count": 2, "size": 12, "scale": [0.3, 0.5]}}, augment2={"blur": {"p": 1.0}}
+        augment={"views": 3, "local": {"count": 2, "size": 12, "scale": [0.3, 0.5]}},
+        augment2={"blur": {"p": 1.0}, "crop": {"ratio": [0.5, 2.0]}},
     )
     images = torch.from_numpy(digits.images[:6])
     whole, local = make_views(config, images, 5)(slice(0, 6))
@@ -234,6 +242,7 @@ def test_local_crops_are_smaller_views_with_numbers_of_their_own(digits: Dataset
     for number, pipeline in enumerate(config.local_pipelines()):
         assert ("blur" in pipeline) == (number == 1)
         assert pipeline["crop"].scale == (0.3, 0.5)  # type: ignore[attr-defined]
+        assert pipeline["crop"].ratio == ((3 / 4, 4 / 3), (0.5, 2.0))[number]  # type: ignore[attr-defined]
         drawn = draw(pipeline, 6, config.seed, 5, 3 + number)
         assert torch.equal(local[number], apply(images, pipeline, drawn))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from simclr.config import to_toml
+from simclr.config import Config, to_toml
 from simclr.data.dataset import Dataset
+from simclr.data.source import UNLABELLED
 from simclr.evaluate.finetune import Classifier, new_classifier
 from simclr.model import check_finite
 from simclr.train.step import start_training, train_step
@@ -24,12 +27,14 @@ CPU = torch.device("cpu")
 def keep(path: Path, data: Dataset, classes: int = 10, kind: str = "linear", layer: str = "head.1") -> Classifier:
     subject = subject_of(data, layer=layer)
     classifier = new_classifier(subject, classes, kind, 0).eval()
-    save_weights(path, classifier, facts_of(classifier, to_toml(subject.config), data.identity))
+    facts = facts_of(classifier, to_toml(subject.config), replace(data, classes=data.classes[:classes]))
+    save_weights(path, classifier, facts)
     return classifier
 
 
-def distilling(path: Path, **model: Any) -> Any:
-    return tiny(method="distill", distill={"teacher": str(path)}, model={"out_dim": 10} | model)
+def distilling(path: Path, weight: float = 1.0, **model: Any) -> Config:
+    settings = {"teacher": str(path), "weight": weight}
+    return tiny(method="distill", distill=settings, model={"out_dim": 10} | model)
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("linear", "head.1"), ("mlp", "h")])
@@ -37,7 +42,7 @@ def test_a_kept_network_gives_the_same_scores(kind: str, layer: str, digits: Dat
     classifier = keep(tmp_path / "kept.safetensors", digits, kind=kind, layer=layer)
     teacher, classes, _ = load_teacher(str(tmp_path / "kept.safetensors"))
     images = torch.from_numpy(digits.images[:8]).float() / 255
-    assert classes == 10
+    assert tuple(classes) == digits.classes
     torch.testing.assert_close(teacher(images), classifier(images))
 
 
@@ -70,3 +75,27 @@ def test_a_teacher_that_can_not_be_used_is_refused(digits: Dataset, tmp_path: Pa
     subject = subject_of(digits)
     save_weights(path, subject.model, {"config": to_toml(subject.config), "digest": ""})
     assert "holds no fine-tuned network" in error_of(load_teacher, str(path))
+
+
+def test_labels_are_only_learned_if_they_are_there_and_mean_what_the_teacher_says(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    keep(path, digits)
+    bare = replace(digits, labels=np.full_like(digits.labels, UNLABELLED), classes=())
+    others = replace(digits, classes=tuple(reversed(digits.classes)))
+    start_training(distilling(path, 0.5), digits, CPU)
+    for data, message in ((bare, "no training image has one"), (others, "the teacher knows other classes")):
+        start_training(distilling(path), data, CPU)
+        error = error_of(start_training, distilling(path, 0.5), data, CPU)
+        assert message in error
+        assert error.startswith("distill.weight = 0.5 also learns from labels")
+        assert error.endswith("set it to 1")
+
+
+def test_a_student_without_batch_norm_may_learn_from_a_resnet_in_groups_of_one(digits: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    keep(path, digits)
+    vit = {"backbone": "vit_tiny_4", "head": "linear", "width": 1.0, "stem": "imagenet", "out_dim": 10}
+    config = tiny(method="distill", distill={"teacher": str(path)}, model=vit, train={"norm_batch": 1})
+    assert start_training(config, digits, CPU).step == 0

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from simclr.config import make, to_toml
 from simclr.data.dataset import Dataset
-from simclr.model import build_encoder
+from simclr.model import Network, build_encoder
 from simclr.train.step import start_training
+from simclr.weights.checkpoint import save_weights
 from simclr.weights.start import resolved
 from tests.helpers import tiny
 from tests.simclr.weights.helpers import error_of
@@ -78,6 +79,16 @@ def test_another_network_is_refused_with_the_settings_of_the_one_in_the_file(dig
     assert "can't start from" in error_of(resolved, tiny(model={"backbone": "vgg11"}), path)
     wider = config.model_copy(update={"model": config.model.model_copy(update={"width": 0.25})})
     assert "add --set model.width=0.125" in error_of(start_training, wider, digits, CPU)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bool, tmp_path: Path) -> None:
+    path, vit = tmp_path / "vit.safetensors", {"backbone": "vit_tiny_4", "stem": "imagenet", "width": 1.0}
+    config = tiny(model=vit, augment={"crop": {"size": 24}})
+    network = Network(config.model, 24, 0, (0.5,) * 3, (0.5,) * 3)
+    save_weights(path, network if own else network.encoder, {"config": to_toml(config), "digest": ""} if own else {})
+    assert resolved(config, path).init
+    assert error_of(resolved, tiny(model=vit), path).endswith("it holds, add --set augment.crop.size=24")
 
 
 @pytest.mark.parametrize("text", ["weights.pth@0123456789abcdef", "weights.pth"])
