@@ -122,6 +122,15 @@ def equivalence_p(differences: ArrayLike, margin: float, first: int | None = Non
     return float(scipy.special.stdtr(freedom, (abs(mean) - margin) / error))
 
 
+def apart_p(differences: ArrayLike, margin: float) -> float:
+    """The p value of a mean difference of at most `margin` in either direction, by Student's two-sided t test.
+
+    If it is below 0.05, the 95 % interval lies outside the margin. It is nan where that of `mean_interval` is.
+    """
+    mean, error, freedom = _student(differences, None)
+    return float(np.minimum(1.0, 2 * scipy.special.stdtr(freedom, (margin - abs(mean)) / error)))
+
+
 def _student(values: ArrayLike, first: int | None) -> tuple[float, float, int]:
     """The mean of some values, its standard error from the `first` of them (nan if unknown), and its freedom."""
     x = np.asarray(values, np.float64)

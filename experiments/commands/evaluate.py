@@ -216,7 +216,7 @@ def _describe_snapshots(result: dict[str, Any]) -> str:
     table = result["snapshots"].pivot(index="epoch", columns="metric", values="value")
     table = table[list(dict.fromkeys(result["snapshots"]["metric"]))]
     rows = [
-        [f"{epoch} (untrained)" if epoch == 0 else str(epoch)]
+        [f"{epoch} (before training)" if epoch == 0 else str(epoch)]
         + [_format(value, in_percent(metric)) for metric, value in row.items()]
         for epoch, row in table.iterrows()
     ]

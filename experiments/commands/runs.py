@@ -60,7 +60,8 @@ def runs(
     The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
     A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
     are copies of reused runs, or failed attempts.
-    The loss and val kNN are of training, kNN and linear are accuracies on the test images (`simclr eval`).
+    The loss and val kNN are of training. kNN and linear are accuracies on the test images (`simclr eval`), or on those
+    of validation if there is nothing else, as in a study. Then the table says val.
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
@@ -94,12 +95,22 @@ def _row(record: Record) -> dict[str, Any]:
     row |= {"started": record.started, "parent": record.parent}
     row |= {"loss": record.metrics.get("train/loss", nan), "val_knn_protocol": knn_metric(record.metrics)}
     row["val_knn"] = 100 * record.metrics.get(row["val_knn_protocol"], nan)
-    capped = sorted(metric for metric in record.protocols if metric.startswith("knn_k"))  # there are few images
-    for key, metrics in {"knn": ["knn_top1", *capped], "linear": ["linear_top1"]}.items():
-        metric = next((metric for metric in metrics if metric in record.protocols), metrics[0])
+    for key in ("knn", "linear"):
+        metric = _measured(record, key)
         row[key] = 100 * record.metrics.get(f"eval/{metric}", nan)
-        row[f"{key}_protocol"] = record.protocols.get(metric)
+        row[f"{key}_on"] = None if metric is None else "val" if metric.startswith("val/") else "test"
+        row[f"{key}_protocol"] = record.protocols.get(str(metric))
     return row
+
+
+def _measured(record: Record, key: str) -> str | None:
+    """The accuracy by a classifier that a run has, on test rather than on validation."""
+    for place in ("", "val/"):
+        capped = sorted(metric for metric in record.protocols if metric.startswith(f"{place}{key}_k"))  # few images
+        for metric in (f"{place}{key}_top1", *capped):
+            if metric in record.protocols:
+                return metric
+    return None
 
 
 def _rank(value: Any, column: str) -> Any:
@@ -122,7 +133,12 @@ def _text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         name = row["name"] if shared[row["name"]] == 1 else f"{row['name']} ({row['id'][:8]})"
         figures = [_figure(row["loss"], "")]
-        figures += [_figure(row[key], "%") + marks[key].get(row[f"{key}_protocol"], "") for key in marks]
+        figures += [
+            _figure(row[key], "%")
+            + " val" * (row.get(f"{key}_on") == "val")
+            + marks[key].get(row[f"{key}_protocol"], "")
+            for key in marks
+        ]
         status = "" if row["status"] == "FINISHED" else row["status"].lower()
         cells.append([name, row["kind"], status, _moment(row["started"]), *figures])
     lines = [text_table(list(COLUMNS.values()), cells)]

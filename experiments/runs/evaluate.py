@@ -258,11 +258,15 @@ def _log(
     return tracker.run_id
 
 
-def looks_of(subject: Subject, names: Iterable[str]) -> dict[str, str]:
-    """The tags that count how often a test set was used, of those evaluations that use it."""
+def looks_of(subject: Subject, names: Iterable[str], of: str = "") -> dict[str, str]:
+    """The tags that count how often a test set was used, of those evaluations that use it.
+
+    `of` is what was evaluated of the run, if that is not its encoder.
+    """
     protocol, data = subject.protocol, subject.data
-    used = [name for name in names if protocol.on == "test" and EVALUATIONS[name].needs_labels]
-    return {f"{LOOK}{identity(name, protocol, subject.config, data, subject.device)}": data.digest for name in used}
+    used = [name for name in names if protocol.on == "test" and EVALUATIONS[name].uses_test and len(data.parts["test"])]
+    keys = (identity(name, protocol, subject.config, data, subject.device) for name in used)
+    return {f"{LOOK}{key}{of}": data.digest for key in keys}
 
 
 def _keep_predictions(tracker: Tracker, subject: Subject, metric: str, predicted: NDArray[np.int64]) -> None:

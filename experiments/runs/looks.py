@@ -13,8 +13,8 @@ LOOK = "test/"  # the tag of an evaluation on test is this and its protocol, and
 def test_use(store: Store, digest: str) -> str:
     """A sentence that counts the evaluations of recorded runs on the test set of the images with this digest.
 
-    An evaluation counts once for each run and protocol. Figures on validation, and those that need no labels, don't
-    count. Runs that were deleted are not on record.
+    An evaluation counts once for each run and protocol, and one of snapshots for each of them. Figures on validation,
+    and those that test no images, don't count. Runs that were deleted are not on record.
     """
     looks = {(run.id, protocol) for run in store.records() for protocol in _looks(run, digest)}
     if not looks:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from analysis.agreement import FEWEST, kendall
-from analysis.tables import metric_label
+from analysis.findings import count
+from analysis.tables import is_on_validation, metric_label
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.errors import UserError
 
 # How the names of figures without labels start: those of --no-labels, --spectrum and --lidar.
-LABEL_FREE = ("contrastive_", "alignment_", "uniformity_", "effective_rank_", "spectrum_", "lidar_")
+LABEL_FREE = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_", "spectrum_", "lidar_")
 
 
 KINDS = (*ENCODERS, "eval")  # of runs with figures of an encoder
@@ -30,9 +31,10 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     Only encoders with equal protocols of the measure, and of the accuracy, are ordered together, which implies the same
     images. Raises UserError if a name is unknown, or if nothing can be ordered.
     """
-    records = [each for each in store.records() if each.kind in KINDS and each.finished]
+    everything = store.records()
+    records = [each for each in everything if each.kind in KINDS and each.finished]
     if names:
-        records = _named(names, records, store)
+        records = _named(names, records, everything, store)
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         for measure, protocol in record.protocols.items():
@@ -40,8 +42,7 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
                 groups.setdefault((measure, protocol, record.protocols[accuracy]), []).append(record)
     if not groups:
         raise UserError(
-            f"no encoder has both {accuracy} and a figure without labels: evaluate some with `simclr eval RUN --linear "
-            f"--knn --no-labels --spectrum --lidar`"
+            f"no encoder has both {accuracy} and a figure without labels: evaluate some with {_commands(accuracy)}"
         )
     rows = []
     for (measure, protocol, _), members in groups.items():
@@ -58,12 +59,21 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
 
 
-def _named(names: Sequence[str], records: Sequence[Record], store: Store) -> list[Record]:
-    """The encoders of these runs and studies."""
+def _commands(accuracy: str) -> str:
+    """What measures an accuracy and the figures without labels, which are the same on whatever accuracy is judged."""
+    if is_on_validation(accuracy):
+        return "`simclr eval RUN --linear --knn --on val` and `simclr eval RUN --no-labels --spectrum --lidar`"
+    return "`simclr eval RUN --linear --knn --no-labels --spectrum --lidar`"
+
+
+def _named(names: Sequence[str], records: Sequence[Record], everything: Sequence[Record], store: Store) -> list[Record]:
+    """The encoders of these runs and studies, also those that a study or search took over from another."""
     found: dict[str, Record] = {}
     for name in names:
-        groups = {each.id for each in store.records() if each.kind in ("study", "search") and each.is_called(name)}
-        chosen = [each for each in records if each.is_called(name) or each.parent in groups]
+        groups = {each.id for each in everything if each.kind in ("study", "search") and each.is_called(name)}
+        members = [each for each in everything if each.parent in groups]
+        encoders = {each.tags.get("copied_from", each.id) for each in members}
+        chosen = [each for each in records if each.is_called(name) or each.id in encoders]
         found |= {each.id: each for each in chosen or [store.find(name, KINDS)]}
     return list(found.values())
 
@@ -77,8 +87,9 @@ def _notes(rows: Sequence[dict[str, Any]], enough: Sequence[dict[str, Any]]) -> 
     ]
     sizes = [row["n"] for row in rows if row not in enough]
     if sizes:
+        span = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
         notes.append(
-            f"Left out: {len(sizes)} groups of {min(sizes)} to {max(sizes)} encoders that were measured under other "
-            f"protocols (images, views or settings), because they are fewer than {FEWEST} or all equal."
+            f"Left out: {count(len(sizes), 'group')} of encoders ({span} in each) that share a protocol, because fewer "
+            f"than {FEWEST} can't be ordered, or because all of their figures are equal."
         )
     return notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import nan
@@ -46,7 +46,8 @@ def check_space(config: Config, data: Dataset, folder: Path) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
             f"train.keep_every = {config.train.keep_every} keeps {config.train.snapshots()} snapshots of the encoder, "
-            f"{format_bytes(needed)} in all, but {folder} has {format_bytes(free)} free: raise it, or free some space"
+            f"{format_bytes(needed)} in all, but {folder} has {format_bytes(free)} free: raise "
+            f"train.keep_every, or free some space"
         )
 
 
@@ -55,9 +56,9 @@ def evaluate_snapshots(
 ) -> pd.DataFrame:
     """Evaluate the snapshots of a run, and its encoder at the end, each like the `subject`, which holds that encoder.
 
-    Returns a row for each epoch and metric: epoch, step, metric, value, low, high, chance, protocol. Epoch 0 is the
-    untrained network. They are logged as curves of the run, with a figure and a table. Raises UserError if the run
-    kept no snapshots.
+    Returns a row for each epoch and metric: epoch, step, metric, value, low, high, chance, protocol. Epoch 0 is
+    before training. They are logged as curves of the run, with a figure and a table. Raises UserError if the run kept
+    no snapshots.
     """
     found, config = snapshots(record.folder), subject.config
     if not found:
@@ -69,21 +70,28 @@ def evaluate_snapshots(
     per_epoch = int(record.tags["steps_per_epoch"])
     rows: list[dict[str, Any]] = []
     loads: dict[int, Callable[[], Subject]] = {epoch: partial(_load, path, subject) for epoch, path in found.items()}
-    loads[config.train.epochs] = lambda: subject
+    loads[last := config.train.epochs] = lambda: subject
     with devices.memory_errors("evaluate with --device cpu"):
         for done, (epoch, load) in enumerate(loads.items(), 1):
+            if store.writable:  # before, so that an evaluation that was stopped counts
+                looks = looks_of(subject, names, "" if epoch == last else f"/{epoch}")
+                Tracker(store, record.id).tag(looks)
             for _, _, figures in figures_of(load(), names, store):
                 if done == 1:
-                    untrained = {"epoch": 0, "step": 0, "low": nan, "high": nan}
-                    rows += [row | untrained | {"value": row["untrained"]} for row in figures]
+                    before = {"epoch": 0, "step": 0, "low": nan, "high": nan}
+                    rows += [row | before | {"value": _before_training(row, config)} for row in figures]
                 rows += [row | {"epoch": epoch, "step": epoch * per_epoch, "value": row["trained"]} for row in figures]
             subject.observer.progress("snapshots", done, len(loads))
     columns = ["epoch", "step", "metric", "value", "low", "high", "chance", "protocol"]
     table = pd.DataFrame(rows).reindex(columns=columns).sort_values("epoch", kind="stable", ignore_index=True)
     if store.writable:
-        Tracker(store, record.id).tag(looks_of(subject, names))
         _log(table, record, store, CURVE + place_of(subject, transfer))
     return table
+
+
+def _before_training(row: Mapping[str, Any], config: Config) -> float:
+    """The figure before training: untrained, or of the weights that it started from, nan if they are gone."""
+    return float(row["untrained"] if config.init is None else row.get("start", nan))
 
 
 def _load(path: Path, subject: Subject) -> Subject:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -13,13 +13,13 @@ from pydantic import Field
 from experiments.configs.resolve import changed
 from experiments.runs.encoders import encoder_of, load_subject
 from experiments.runs.evaluate import evaluate_encoder, prefix
-from experiments.runs.prepare import prepare
+from experiments.runs.prepare import Prepared, prepare
 from experiments.studies.axes import Axis, AxisCell
 from experiments.studies.cell import Cell
 from experiments.studies.execute import execute
 from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan, axis_cells, plan_study
-from experiments.studies.results import read_results
-from experiments.studies.run import check_study_name, forecast
+from experiments.studies.results import Job, read_results
+from experiments.studies.run import check_study_name, forecast, with_seed
 from experiments.tracking.store import Store
 from simclr.build import build_model
 from simclr.config import Config
@@ -203,17 +203,34 @@ def run_part(part: Part, store: Store, command: str, observer: Observer = SILENT
 def _evaluate(part: Part, name: str, store: Store, observer: Observer) -> None:
     """Run an evaluation on the runs of a table that lack it."""
     study = next(record for record in store.records(kind="study") if record.name == part.study)
-    cells = {cell.name: cell for cell in part.plan.cells}
     wanted = {part.cells[row.name] for row in part.rows}
-    for (cell, seed), run in read_results(study, store).runs.items():
-        if cell not in wanted or not run.finished:
+    runs, metrics = read_results(study, store).runs, [metric for metric in part.table.columns if metric != LINEAR]
+    for cell, prepared in _jobs(part, store, observer):
+        run = runs.get((cell.name, prepared.config.seed))
+        if cell.name not in wanted or run is None or not run.finished:
             continue
-        prepared = prepare(cells[cell].of_seed(seed), store.folder, observer)
-        protocol = cells[cell].protocol()
-        own = identity(name, protocol, prepared.config, prepared.data, prepared.device)
-        metrics = [metric for metric in part.table.columns if metric != LINEAR]
+        protocol, own = cell.protocol(), _identity(name, cell, prepared)
         if any(run.protocols.get(prefix(protocol.layer) + metric) != own for metric in metrics):
             encoder = encoder_of(run)
             subject = load_subject(encoder, prepared.data, protocol, prepared.device, observer)
             check(subject, [name])
             evaluate_encoder(encoder, subject, store, [name])
+
+
+def _jobs(part: Part, store: Store, observer: Observer) -> Iterator[tuple[Cell, Prepared]]:
+    """The cells of a table's study with each seed."""
+    first = prepare(part.plan.cells[0].of_seed(part.seeds[0]), store.folder, observer)
+    for cell, seed in part.plan.jobs(part.seeds):
+        yield cell, with_seed(first, cell, seed, store, observer)
+
+
+def _identity(name: str, cell: Cell, prepared: Prepared) -> str:
+    return identity(name, cell.protocol(), prepared.config, prepared.data, prepared.device)
+
+
+def own_protocols(part: Part, store: Store) -> dict[Job, str]:
+    """The identity of the protocol of a table's own evaluation for each cell and seed, if it has one."""
+    name = part.table.evaluate
+    if name is None:
+        return {}
+    return {(cell.name, each.config.seed): _identity(name, cell, each) for cell, each in _jobs(part, store, SILENT)}

@@ -25,11 +25,13 @@ from analysis.verdicts import (
     tally,
 )
 from experiments.runs.evaluate import prefix
+from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE
-from experiments.studies.paper import Part
-from experiments.studies.results import Results, read_results
+from experiments.studies.paper import Part, own_protocols
+from experiments.studies.results import Job, Results, read_results
 from experiments.tracking.store import Record, Store
 from simclr.config import Config, to_toml
+from simclr.data.dataset import digest_of
 from simclr.files import written_whole
 
 SIDES = {"lower": -1.0, "higher": 1.0, "same": 0.0}
@@ -54,15 +56,16 @@ class Found(NamedTuple):
     images: int  # that were tested
 
     def verdicts(self) -> list[str]:
-        """The verdicts on its comparisons and orders."""
-        return [judged.verdict for _, judged in self.judged] + [rank.verdict for rank in self.ranks.values()]
+        """The verdicts on its comparisons, none before it is begun. Orders of rows are about the same figures again."""
+        return [] if self.study is None else [judged.verdict for _, judged in self.judged]
 
 
 def find(part: Part, store: Store) -> Found:
     """Read what a table's study has found by now, and judge it."""
     study = next((record for record in store.records(kind="study") if record.name == part.study), None)
     results = None if study is None else read_results(study, store)
-    values = {metric: _values(part, metric, results) for metric in part.table.columns}
+    own = {} if results is None else own_protocols(part, store)
+    values = {metric: _values(part, metric, results, own) for metric in part.table.columns}
     wanted = list(_comparisons(part))
     correct = {} if results is None else results.correct
     images = max((len(right) for by_job in correct.values() for right in by_job.values()), default=0)
@@ -82,8 +85,8 @@ def _ranks(part: Part, values: Mapping[str, pd.DataFrame]) -> dict[tuple[str, st
     return ranks
 
 
-def _values(part: Part, metric: str, results: Results | None) -> pd.DataFrame:
-    """A metric of all rows with all seeds, nan where it is unknown."""
+def _values(part: Part, metric: str, results: Results | None, own: Mapping[Job, str]) -> pd.DataFrame:
+    """A metric of all rows with all seeds, nan where it is unknown, or known under another protocol than its `own`."""
     layers = {cell.name: cell.layer for cell in part.plan.cells}
     known: dict[tuple[str, int], float] = {}
     if results is not None and metric in results.table:
@@ -94,7 +97,7 @@ def _values(part: Part, metric: str, results: Results | None) -> pd.DataFrame:
         known = {
             job: run.metrics[f"eval/{names[job[0]]}"]
             for job, run in results.runs.items()
-            if names[job[0]] in run.protocols
+            if job in own and run.protocols.get(names[job[0]]) == own[job]
         }
     columns = {
         row.name: [as_shown(metric, known.get((part.cells[row.name], seed), np.nan)) for seed in part.seeds]
@@ -268,6 +271,8 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
         )
     if waiting := [each.part.table.title for each in found if each.study is None]:
         finding.append(f"Not begun yet: {', '.join(waiting)}.")
+    for study in [each.study for each in found if each.study is not None][:1]:  # all have the same images
+        finding.append(test_use(study.store, digest_of(study.tags["data_digest"])))
     here = _described(config)
     facts = [here, f"{max(each.images for each in found):,} test images", count(len(found), "table")]
     sections = [Section("", "table", overview(found)), *(section for each in found for section in _sections(each))]

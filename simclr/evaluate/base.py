@@ -37,6 +37,7 @@ class Evaluation(Section):
 
     section_name: ClassVar[str]  # the table of its settings in the protocol
     needs_labels: ClassVar[bool] = True
+    uses_test: ClassVar[bool] = True  # whether its figures are of the images to judge on, which count as used
     takes_crops: ClassVar[bool] = False  # whether it reads features only, which may be averages over crops
     scales_features: ClassVar[bool] = False  # whether it uses features as the protocol's `features` scales them
     whole_network: ClassVar[bool] = False  # whether it gives figures of h and of z, whatever the protocol's layer

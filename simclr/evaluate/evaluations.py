@@ -71,7 +71,7 @@ def check(subject: Subject, names: list[str]) -> None:
 def _check_choices(protocol: BaseProtocol, name: str) -> None:
     """Raise UserError if an evaluation doesn't use what the protocol chooses: images, layer or scaled features."""
     kind = EVALUATIONS[name]
-    if not kind.needs_labels and protocol.on != "test":
+    if not kind.uses_test and protocol.on != "test":
         raise UserError(f"--{name} never uses the test images: leave --on {protocol.on} out")
     if protocol.crops and not kind.takes_crops:
         able = " or ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.takes_crops)

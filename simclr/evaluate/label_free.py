@@ -93,6 +93,7 @@ class LabelFree(Evaluation):
 
     section_name = "views"
     needs_labels = False
+    uses_test = False
     whole_network = True
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used

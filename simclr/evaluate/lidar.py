@@ -39,6 +39,7 @@ class Lidar(Evaluation):
 
     section_name = "lidar"
     needs_labels = False
+    uses_test = False
     whole_network = True
 
     images: int = Field(1000, ge=2, le=MOST_IMAGES)  # most images that are used

@@ -55,6 +55,7 @@ class Spectrum(Evaluation):
 
     section_name = "spectrum"
     needs_labels = False
+    uses_test = False
     whole_network = True
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used

@@ -41,7 +41,7 @@ class Told(Evaluation):
     """
 
     section_name = "told"
-    needs_labels = False
+    needs_labels = False  # but it tests on the test images
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images to learn from, and most to test on
     hidden: Count = 512  # width of the hidden layer
@@ -57,7 +57,8 @@ class Told(Evaluation):
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if there are no images to test on."""
-        if not len(self._rows(subject.data)[1]):
+        on_val = subject.protocol.on == "val"  # then nothing takes the place of missing images
+        if not len(subject.data.parts["test"] if on_val else self._rows(subject.data)[1]):
             raise UserError(
                 "--told needs test or validation images, but there are none: train with data.val_fraction above 0"
             )

@@ -36,8 +36,8 @@ def test_verdicts_need_the_sign_and_a_corrected_p() -> None:
     gap = values["e"] - values["a"]
     raw.append(max(scipy.stats.ttest_1samp(gap, b, alternative=s).pvalue for b, s in ((-1, "greater"), (1, "less"))))
     order = np.argsort(raw)
-    holm = np.maximum.accumulate(np.array(raw)[order] * [4, 3, 2, 1]).clip(max=1)
-    assert [found[place].p for place in order] == pytest.approx(holm)  # four: the caveat takes no part
+    holm = np.maximum.accumulate(np.array(raw)[order] * [5, 4, 3, 2]).clip(max=1)
+    assert [found[place].p for place in order] == pytest.approx(holm)  # two tests of e, and the caveat takes no part
 
 
 def test_weights_make_differences_of_differences() -> None:
@@ -71,6 +71,18 @@ def test_what_is_neither_the_same_nor_different_cannot_be_told() -> None:
     for values, verdict in ((spread, CANT_TELL), (apart, "differs")):
         (found,) = judge({"m": values}, [compare("b", 0.0)])
         assert found.verdict == verdict
+
+
+def test_that_rows_are_not_the_same_needs_a_corrected_p() -> None:
+    gaps = np.array([1.4, 1.8, 2.0, 2.4])
+    raw = 2 * scipy.stats.ttest_1samp(gaps, 1.0, alternative="greater").pvalue  # 1 is the margin
+    assert 0.0125 < raw < 0.025
+    values = pd.DataFrame({"a": 50.0, "b": 50 + gaps, "c": 50 - gaps})
+    found = judge({"m": values}, [compare("b", 0.0), compare("c", 0.0)])
+    assert [each.verdict for each in found] == [CANT_TELL, CANT_TELL]
+    assert found[0].p == pytest.approx(4 * raw)  # two rows, two tests of each
+    (alone,) = judge({"m": values}, [compare("b", 0.0)])
+    assert alone.verdict == "differs"
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

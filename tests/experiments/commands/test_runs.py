@@ -55,6 +55,24 @@ def test_the_table_fits_80_columns_and_marks_figures_that_cannot_be_compared() -
     assert "can't be compared" in text
 
 
+def test_what_was_measured_on_validation_only_is_shown_and_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    tracker = start_run(store, "judged", "pretrain", {})
+    tracker.log({"eval/val/linear_top1": 0.7, "eval/val/knn_k9_top1": 0.5})
+    tracker.tag_protocols({"val/linear_top1": "3-eeeeee", "val/knn_k9_top1": "3-ffffff"})
+    tracker.finish("FINISHED")
+    assert re.search(r"\njudged +pretrain .* 50\.0% val +70\.0% val\n", invoke("runs").stdout)
+    (row,) = json.loads(invoke("runs", "--json").stdout)
+    assert (row["linear"], row["linear_on"]) == (70.0, "val")
+    tracker.log({"eval/linear_top1": 0.6})
+    tracker.tag_protocols({"linear_top1": "3-gggggg"})
+    tracker.flush()
+    (row,) = json.loads(invoke("runs", "--json").stdout)
+    assert (row["linear"], row["linear_on"], row["knn_on"]) == (60.0, "test", "val")
+
+
 def test_a_name_that_several_runs_have_comes_with_the_id(recorded: Store) -> None:
     ids = {record.short_id for record in recorded.records() if record.name == "one"}
     shown = invoke("runs").stdout

@@ -8,7 +8,7 @@ import scipy
 
 from experiments.runs.measures import rank_measures
 from experiments.tracking.store import Store
-from experiments.tracking.writing import start_run
+from experiments.tracking.writing import copy_run, start_run
 from simclr.errors import UserError
 
 
@@ -39,8 +39,13 @@ def test_encoders_are_ordered_together_under_the_same_protocols_only(store: Stor
     assert (rows["uniformity_h"]["tau"], rows["uniformity_h"]["n"]) == (pytest.approx(-1), 8)
     peer = scipy.stats.kendalltau(rank[:6], accuracy[:6]).statistic
     assert (rows["spectrum_rank_h"]["tau"], rows["spectrum_rank_h"]["n"]) == (pytest.approx(peer), 6)
-    assert "2 groups of 1 to 2 encoders" in ranking.notes[-1]
+    assert "2 groups of encoders (1 to 2 in each) that share a protocol" in ranking.notes[-1]
     assert [row["n"] for row in rank_measures(store, "linear_top1", ["study"]).rows] == [5, 5]
+    for number in range(5, 8):  # runs that the study reused
+        copy_run(store, store.find(f"r{number}"), "cell", {"cell": f"c{number}"}, parent=study.run_id)
+    assert [row["n"] for row in rank_measures(store, "linear_top1", ["study"]).rows] == [8, 6]
+    with pytest.raises(UserError, match=r"`simclr eval RUN --linear --knn --on val` and `simclr eval RUN --no-labels"):
+        rank_measures(store, "val/linear_top1")
     with pytest.raises(UserError, match="at most 2 encoders have linear top-1"):
         rank_measures(store, "linear_top1", ["r6", "r7"])
     with pytest.raises(UserError, match="no run has the name 'nothing'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from experiments.runs import snapshots as module
 from experiments.runs.encoders import encoder_of, load_subject
 from experiments.runs.evaluate import FIGURES_FILE, evaluate_encoder
+from experiments.runs.looks import LOOK
 from experiments.runs.prepare import prepare
 from experiments.runs.snapshots import check_space, evaluate_snapshots
 from experiments.runs.train import train
@@ -57,9 +59,12 @@ def test_each_snapshot_is_evaluated_like_the_encoder_at_the_end(kept: Store, hom
     found = encoder_of(record)
     subject = load_subject(found, data, protocol, prepare(keeping(), home).device)
     table = evaluate_snapshots(record, subject, kept, ["knn", "spectrum"])
+    looks = {key for key in kept.find("keeping-s0").tags if key.startswith(LOOK)}
+    assert len(looks) == 3  # at the test images, one for each snapshot; spectrum needs none
     figures = table[table["metric"] == "knn_k5_top1"].set_index("epoch")
     assert list(figures.index) == [0, 2, 4, 5]
     report = evaluate_encoder(found, subject, kept, ["knn"]).table.set_index("metric").loc["knn_k5_top1"]
+    assert {key for key in kept.find("keeping-s0").tags if key.startswith(LOOK)} == looks  # the last one was the same
     assert figures.loc[5, "value"] == report["trained"]
     assert figures.loc[0, "value"] == report["untrained"]
     assert (figures.loc[5, "low"], figures.loc[5, "protocol"]) == (report["low"], report["protocol"])
@@ -73,6 +78,13 @@ def test_each_snapshot_is_evaluated_like_the_encoder_at_the_end(kept: Store, hom
     assert "snapshots" not in record.artifact(FIGURES_FILE).read_text()  # they are not figures of the encoder
 
 
+def test_a_run_that_started_from_weights_has_their_figure_before_training() -> None:
+    started = keeping().model_copy(update={"init": "weights.pt@0123456789abcdef"})
+    assert module._before_training({"untrained": 0.1, "start": 0.6}, started) == 0.6
+    assert isnan(module._before_training({"untrained": 0.1}, started))  # the weights are gone
+    assert module._before_training({"untrained": 0.1}, keeping()) == 0.1
+
+
 def test_snapshots_that_do_not_fit_on_the_disk_are_refused_before_training(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,5 +92,7 @@ def test_snapshots_that_do_not_fit_on_the_disk_are_refused_before_training(
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     check_space(keeping(keep_every=0), digits, tmp_path)
-    with pytest.raises(UserError, match=r"train.keep_every = 2 keeps 2 snapshots of the encoder, .* raise it"):
+    with pytest.raises(
+        UserError, match=r"train.keep_every = 2 keeps 2 snapshots of the encoder, .* raise train.keep_every, or"
+    ):
         check_space(keeping(), digits, tmp_path)

@@ -20,6 +20,7 @@ from experiments.studies.paper_report import SIDES, find, numbers, overview, rep
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast, _seeds_done
 from experiments.tracking.store import Store
+from experiments.tracking.writing import Tracker
 from simclr.config import Config
 from simclr.errors import UserError
 from simclr.progress import Observer
@@ -180,7 +181,11 @@ def test_a_paper_that_was_stopped_is_resumed_and_nothing_is_trained_twice(
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("Table 1: temperatures") < page.index("Table 2: entropy")
     assert "quick look" in page
+    assert "The test set of this data has been used for" in page
     assert "64.4" in page
+    Tracker(shared_store, run.id).tag_protocols({ENTROPY: "3-other"})  # measured again, with other settings
+    assert find(small[1], shared_store).values[ENTROPY]["0.1"].isna().all()
+    assert overview([find(part, _Empty()) for part in small])[CANT_TELL].tolist() == [0, 0]  # type: ignore[arg-type]
     assert r"\begin{table}" in (tmp_path / "out" / "paper.tex").read_text()
 
 
@@ -195,5 +200,5 @@ def test_what_the_paper_says_becomes_a_sign() -> None:
     (part,) = [paper._part("s", table, tiny(), 3)]
     found = find(part, _Empty())  # type: ignore[arg-type]
     assert [(each.expected, each.side) for each, _ in found.judged] == [(-2.0, -1.0), (2.0, 1.0), (None, SIDES["same"])]
-    assert set(found.verdicts()) <= set(VERDICTS)
+    assert {judged.verdict for _, judged in found.judged} <= set(VERDICTS)
     assert set(numbers([found])["verdict"].dropna()) == {CANT_TELL}

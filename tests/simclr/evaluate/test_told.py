@@ -11,6 +11,7 @@ from simclr.augment import Noise
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import check
+from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.told import TASKS, Told, transformed
 from tests.helpers import subject_of
 
@@ -46,3 +47,6 @@ def test_images_to_test_on_are_needed(digits: Dataset) -> None:
     bare = replace(digits, parts=digits.parts | {part: digits.parts[part][:0] for part in ("val", "test")})
     with pytest.raises(UserError, match="--told needs test or validation images"):
         check(subject_of(bare), ["told"])
+    held = replace(digits, parts=digits.parts | {"test": digits.parts["test"][:0]})  # as on validation without any
+    with pytest.raises(UserError, match="--told needs test or validation images"):
+        check(replace(subject_of(held), protocol=Protocol(on="val")), ["told"])
