@@ -70,6 +70,9 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:  # parsing is resilient when a shell completes a word
             raise unknown("command", args[0], COMMANDS)
+        launched = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+        if launched and args[0] != "pretrain":  # each process would do all of the work, into the same store
+            raise UserError(f"simclr {args[0]} works in one process: start it without torchrun, which is for pretrain")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

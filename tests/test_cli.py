@@ -88,6 +88,15 @@ def test_help_lists_the_names_that_the_tables_hold() -> None:
         assert name in shown
 
 
+def test_only_pretrain_works_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(cli.app, ["runs"])
+    assert done.exit_code == 2
+    assert done.stderr == "error: simclr runs works in one process: start it without torchrun, which is for pretrain\n"
+    assert CliRunner().invoke(cli.app, ["pretrain", "--help"]).exit_code == 0
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simclr {version('simclr-suite')}\n"
 

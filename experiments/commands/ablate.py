@@ -134,15 +134,16 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--resplit",
-            help="Divide the images anew for each seed, in the same way for all cells. Validation and test images that "
-            "the images come with stay.",
+            help="Divide the images anew for each seed, in the same way for all cells. Validation and test sets that "
+            "your images already have are kept.",
         ),
     ] = False,
     equal: Annotated[
         str | None,
         typer.Option(
             metavar="COST",
-            help="Give each cell as many epochs as cost what the baseline's cost: time (measured here), or flops.",
+            help="Choose the epochs of each cell so that its training costs as much as the baseline's, in time "
+            "(measured on this machine) or flops.",
             show_default=False,
             **choice("--equal", "time", "flops"),
         ),
@@ -312,12 +313,12 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
-    shown = _describe_power(planned["power"], len(seeds))
+    shown = _describe_power(planned["power"], len(seeds), most)
     return f"{paragraph(summary)}\n{text_table(header, rows)}\n\n{shown}"
 
 
-def _describe_power(power: dict[str, Any], seeds: int) -> str:
-    """What so many seeds can show, and where that is known from."""
+def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
+    """What so many seeds can show, and where that is known from. `most` is the number that --until may take."""
     from analysis.findings import count
     from analysis.text import paragraph, text_table
 
@@ -333,5 +334,8 @@ def _describe_power(power: dict[str, Any], seeds: int) -> str:
     )
     needed = [[f"{each['points']:g}", str(each["seeds"] or "over 100")] for each in power["needed"]]
     table = text_table(["difference (points)", f"seeds that show it ({chance})"], needed)
-    expected = f"--until is expected to take {power['expected_seeds']} seeds." if "expected_seeds" in power else ""
-    return "\n".join([paragraph(shows), table, paragraph(source), *filter(None, [expected])])
+    expected = []
+    if (needed_seeds := power.get("expected_seeds")) is not None:
+        wider = f", more than --max-seeds {most}: the intervals will then be wider than asked" * (needed_seeds > most)
+        expected = [paragraph(f"--until is expected to need {needed_seeds} seeds{wider}.")]
+    return "\n".join([paragraph(shows), table, paragraph(source), *expected])

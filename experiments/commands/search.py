@@ -201,6 +201,6 @@ def _text(found: SearchOutcome) -> str:
 
 def _data(found: SearchOutcome) -> dict[str, Any]:
     study = found.study
-    failures = study.failures if study else []
+    failures = [str(failure) for failure in study.failures] if study else []
     report = json.loads(study.report) if study and study.report.startswith("{") else None
     return {**found._asdict(), "study": report, "failures": failures}

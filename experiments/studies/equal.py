@@ -35,8 +35,8 @@ def at_equal_cost(plan: StudyPlan, store: Store, observer: Observer = SILENT) ->
         epochs = max(1, round(whole / each))
         if abs(epochs * each / whole - 1) > CLOSE:
             raise UserError(
-                f"'{cell.name}' can't cost what the baseline does: {epochs} of its epochs take "
-                f"{epochs * each / whole:.0%} of the baseline's {COSTS[plan.equal]}. Give the baseline more --epochs"
+                f"'{cell.name}' can't be trained at the baseline's cost: epochs are whole, and the nearest number, "
+                f"{epochs}, takes {epochs * each / whole:.0%} of its {COSTS[plan.equal]}. Add more --epochs"
             )
         cells.append(cell.with_chosen({"train.epochs": epochs}, epochs * each / whole))
     return plan.with_cells(cells)

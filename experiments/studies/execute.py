@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import isnan, nan
 from typing import NamedTuple
 
+from analysis.findings import count
 from experiments.configs.resolve import changed
 from experiments.studies.cell import Cell
 from experiments.studies.plan import RATE, StudyPlan
@@ -15,7 +16,7 @@ from experiments.studies.run import open_study, run_study, with_recorded_choices
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
-from simclr.errors import RunFailed, first_few
+from simclr.errors import BadSettings, RunFailed, first_few
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
 
@@ -27,12 +28,12 @@ class StudyOutcome(NamedTuple):
 
     study: Record
     report: str  # its tables; empty if every cell failed
-    failures: list[str]  # a sentence for each cell that failed
+    failures: list[RunFailed]  # one for each run that failed
 
     def check(self) -> None:
         """Raise RunFailed if a cell failed."""
         if self.failures:
-            raise RunFailed(first_few(self.failures, "; "))
+            raise RunFailed(_sentence(self.failures))
 
 
 def execute(
@@ -54,27 +55,35 @@ def execute(
     failed: RunFailed | None = None
     with claim_name(store, "study", name):
         plan = with_recorded_choices(name, plan, store)
-        if plan.must_choose_rates():
-            plan = tuned(name, plan, store, seeds[0], command, observer)
-        tracker = open_study(name, plan, store, command, seeds)
+        tracker = open_study(name, plan, store, command, seeds)  # before anything is trained with epochs it has chosen
         try:
             with tracker.finishing(Interrupted):
+                if plan.must_choose_rates():
+                    plan = tuned(name, plan, store, seeds[0], command, observer)
+                    open_study(name, plan, store, command, seeds)
                 failures = run_study(tracker, plan, store, seeds, observer)
                 text = ""
                 if len(failures) < len(plan.cells) * len(seeds):
                     if more := _more_seeds(tracker, plan, store):
-                        observer.say(f"{len(more)} more seeds, for intervals as narrow as --until asks")
+                        observer.say(
+                            f"{count(len(more), 'more seed')} {'is' if len(more) == 1 else 'are'} trained so that the "
+                            f"intervals get as narrow as --until asks"
+                        )
                         open_study(name, plan, store, command, more)
                         failures += run_study(tracker, plan, store, more, observer)
                     tables, others = report(tracker.record(), store, form)
                     text = "\n".join([tables, *others])
                 if failures:  # raised inside, so that the study never looks finished
-                    failed = RunFailed(first_few(failures, "; "))
+                    failed = RunFailed(_sentence(failures))
                     raise failed
         except RunFailed as error:
             if error is not failed:
                 raise
     return StudyOutcome(tracker.record(), text, failures)
+
+
+def _sentence(failures: Sequence[RunFailed]) -> str:
+    return first_few([str(failure) for failure in failures], "; ")
 
 
 def _more_seeds(study: Tracker, plan: StudyPlan, store: Store) -> range:
@@ -117,11 +126,17 @@ def tuned(name: str, plan: StudyPlan, store: Store, first: int, command: str, ob
     """The plan in which each cell has the learning rate that is best for it on validation, by one run each.
 
     These runs are a study of its own, with a report, and are resumed and reused as others are. Of equally good rates it
-    is the first. Raises RunFailed if no rate of a cell ran to the end.
+    is the first. A rate that makes training diverge isn't chosen. Raises RunFailed if no rate of a cell ran to the end,
+    or if a run failed for another reason, which says nothing about its rate.
     """
     grid = rates_plan(name, plan)
-    study = execute(grid.name, grid, store, [rates_seed(first)], command, observer).study
-    results = read_results(study, store)
+    outcome = execute(grid.name, grid, store, [rates_seed(first)], command, observer)
+    if unknown := [failure for failure in outcome.failures if not isinstance(failure, BadSettings)]:
+        raise RunFailed(
+            f"learning rates can't be compared, because a run failed for another reason: {_sentence(unknown)}. Remove "
+            f"the cause, and run the same command again"
+        )
+    results = read_results(outcome.study, store)
     accuracy = results.table.set_index("cell")[results.document.metrics()[0]]
     cells = []
     for cell in plan.cells:

@@ -37,6 +37,10 @@ DETAILS = [  # columns that are left out on a terminal
     *("p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
 ]
 IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
+RESPLIT = (
+    "Each seed divides the images anew, in the same way for all cells. Divisions share most of their training images, "
+    "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
+)
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
 VIEWS = "Six images, and below each the views that training makes of it in the first step."
 
@@ -50,11 +54,12 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     """
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    notes = _notes(study, results, summaries)
+    use = _test_use(study, results.document)
+    notes = _notes(results, summaries, use)
     with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
             _write_tables(table, metric, notes, folder)
-        (folder / PAGE).write_text(_page(study, results, summaries, notes, folder), encoding="utf-8")
+        (folder / PAGE).write_text(_page(study, results, summaries, notes, use, folder), encoding="utf-8")
     if store.writable:
         show_results(Tracker(store, study.id), summaries)
     return _printed(study.name, summaries, form, notes, [where(study, store)])
@@ -64,7 +69,8 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     """The tables of a study in a format, and lines that are not part of them. Writes nothing."""
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    return _printed(study.name, summaries, form, _notes(study, results, summaries), [])
+    notes = _notes(results, summaries, _test_use(study, results.document))
+    return _printed(study.name, summaries, form, notes, [])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -103,11 +109,10 @@ def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, An
     }
 
 
-def _notes(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
-    """How to read the tables."""
+def _notes(results: Results, summaries: Mapping[str, pd.DataFrame], use: str) -> list[str]:
+    """How to read the tables. `use` says how often the test images were used."""
     cells, run, design = results.document.cells, _baseline_run(results), results.document.design
-    seeds = sorted({seed for _, seed in results.runs})
-    images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
+    seeds = results.seeds()
     measured = [cell.protocols_of(seed).values() for cell in cells for seed in seeds]
     protocols = {protocol for identities in measured for protocol in identities}
     others = [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]
@@ -127,15 +132,17 @@ def _notes(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame
             f"on another machine. Differences may come from that."
         )
     judged = IMAGES[results.document.on]
+    unused = "" if results.document.test_by_seed else "The test images are not used. "
     held_out = [
-        "Judged on validation: what each classifier needs is chosen on a fifth of the training images, which it then "
-        "learns from too, and the test images are not used. `simclr ablate ... --on test` judges the same runs on them."
+        f"Judged on validation. {unused}Each classifier's own settings, such as its L2 penalty, are chosen on a fifth "
+        f"of the training images, and it then learns from all of them. `simclr ablate ... --on test` judges the same "
+        f"runs on test images."
     ]
     return [
-        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(images)} {judged}. "
-        f"Seeds: {_listed(seeds)}.",
-        _test_use(study),
-        *["Each seed divides the images anew, in the same way for all cells."] * bool(cells[0].by_seed),
+        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(results.images())} "
+        f"{judged}. Seeds: {_listed(seeds)}.",
+        use,
+        *[RESPLIT] * bool(cells[0].by_seed),
         *_chosen(results.document),
         *held_out * (results.document.on == "val"),
         f"Protocols: {_listed(sorted(protocols))}.",
@@ -174,7 +181,8 @@ def _chosen(document: StudyDocument) -> list[str]:
     found = []
     if document.equal is not None:
         costs = [f"{cell.cell} {cell.chosen['train.epochs']} ({cell.cost:.0%})" for cell in document.cells]
-        found.append(f"Equal {COSTS[document.equal]} of training, by the number of epochs: {_listed(costs)}.")
+        how = ", as predicted from a few steps on the machine that planned the study" * (document.equal == "time")
+        found.append(f"Equal {COSTS[document.equal]} of training{how}, by the number of epochs: {_listed(costs)}.")
     if document.cells[0].rates:
         rates = [f"{cell.cell} {cell.chosen[RATE]:g} of {_listed(cell.rates)}" for cell in document.cells]
         found.append(
@@ -185,7 +193,13 @@ def _chosen(document: StudyDocument) -> list[str]:
     return found
 
 
-def _test_use(study: Record) -> str:
+def _test_use(study: Record, document: StudyDocument) -> str:
+    """How often the test images were used, where all seeds have the same ones."""
+    if document.test_by_seed:
+        return (
+            "Each seed holds out other test images, so no image is unused by all seeds: keep a test set of your own "
+            "for a final figure."
+        )
     return test_use(study.store, digest_of(study.tags["data_digest"]))
 
 
@@ -305,13 +319,12 @@ def _curves(results: Results, folder: Path) -> list[Section]:
 
 
 def _page(
-    study: Record, results: Results, summaries: Mapping[str, pd.DataFrame], notes: Sequence[str], folder: Path
+    study: Record, results: Results, summaries: Mapping[str, pd.DataFrame], notes: Sequence[str], use: str, folder: Path
 ) -> str:
     metric, table = next(iter(summaries.items()))
-    images = sorted({len(right) for by_job in results.correct.values() for right in by_job.values()})
-    run, seeds = _baseline_run(results), sorted({seed for _, seed in results.runs})
+    run, seeds = _baseline_run(results), results.seeds()
     facts = [
-        f"{run.params['data.dataset']}, {_listed(images)} {IMAGES[results.document.on]}",
+        f"{run.params['data.dataset']}, {_listed(results.images())} {IMAGES[results.document.on]}",
         count(len(results.document.cells), "cell"),
         f"seeds {_listed(seeds)}" if len(seeds) > 1 else f"seed {_listed(seeds)}",
         count(int(run.params["train.epochs"]), "epoch"),
@@ -330,11 +343,11 @@ def _page(
     ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
     if len(failed):
-        sections.append(Section("Runs that did not finish", "table", failed))
+        sections.append(Section("Runs without figures", "table", failed))
     for name, each in summaries.items():
         own = _figures(each, name, results.document, folder) if name != metric else []
         sections += [Section(f"All figures of {metric_label(name)}", "table", shown(each, name), folded=True), *own]
-    finding = [*of_study(table, metric), _test_use(study)]
+    finding = [*of_study(table, metric), use]
     return page("Study", study.name, finding, facts, [*sections, *_appendix(study, results, notes)])
 
 

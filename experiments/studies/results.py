@@ -52,6 +52,7 @@ class StudyDocument(BaseModel):
     command: str  # that runs the study
     cells: list[CellDocument]
     design: Design = Design()
+    test_by_seed: bool = False  # whether seeds hold out different test images
 
     def metrics(self) -> list[str]:
         """The metrics that the study reports."""
@@ -82,6 +83,15 @@ class Results(NamedTuple):
     table: pd.DataFrame  # one row per cell and seed: status, error, images_per_second, seconds and the metrics
     correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which images were classified correctly
     runs: dict[Job, Record]  # the runs that trained; for a copy, the original
+
+    def seeds(self) -> list[int]:
+        """The seeds that have figures."""
+        judged = self.table[self.document.metrics()].notna().any(axis=1)
+        return sorted(set(self.table["seed"][judged].tolist()))
+
+    def images(self) -> list[int]:
+        """How many images the runs were judged on: one number, unless it differs between seeds."""
+        return sorted({len(right) for by_job in self.correct.values() for right in by_job.values()})
 
     def seeds_wanted(self) -> int:
         """How many seeds the study's design asks for, by its first metric."""

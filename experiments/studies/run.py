@@ -24,7 +24,7 @@ from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset, short_identity
 from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
-from simclr.errors import RunFailed, UserError, first_few
+from simclr.errors import BadSettings, RunFailed, UserError, first_few
 from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import identity, judged_on
 from simclr.evaluate.subject import Subject
@@ -43,16 +43,18 @@ class Forecast(NamedTuple):
 def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT) -> list[Forecast]:
     """Predict the time and memory of each cell. Raises UserError, naming all of them, if cells can't run."""
     baseline = plan.cells[0]
-    data = judged_on(open_dataset(baseline.config.data, store.folder, observer), baseline.on)
-    check_labels(baseline.config, data, "ablate")
+    data = open_dataset(baseline.config.data, store.folder, observer)
+    check_labels(baseline.config, judged_on(data, baseline.on), "ablate")
+    divided = dict.fromkeys(seeds, data)
     if baseline.resplit:
-        _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
+        divided = {seed: open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds}
+        _check_resplit(list(divided.values())[:2])
     found: list[Forecast] = []
     broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):
         try:
             prepared = prepare(cell.of_seed(seeds[0]), store.folder, observer)
-            memory, done = prepared.peak, _seeds_done(cell, prepared, store, seeds)
+            memory, done = prepared.peak, _seeds_done(cell, divided, store)
             model = build_model(cell.config, prepared.data, torch.device("cpu"))
             check(Subject(model, cell.config, judged_on(prepared.data, cell.on), cell.protocol()), STUDY_EVALUATIONS)
             trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
@@ -80,13 +82,12 @@ def _check_resplit(divisions: Sequence[Dataset]) -> None:
         )
 
 
-def _seeds_done(cell: Cell, first: Prepared, store: Store, seeds: Sequence[int]) -> list[int]:
-    """The seeds whose training has finished. `first` is one of them, ready to train."""
+def _seeds_done(cell: Cell, divided: Mapping[int, Dataset], store: Store) -> list[int]:
+    """The seeds whose training has finished. `divided` has the images as each seed divides them."""
     return [
         seed
-        for seed in seeds
-        for prepared in [with_seed(first, cell, seed, store)]
-        if any(run.finished for run in store.of_config(prepared.config, prepared.data.identity))
+        for seed, data in divided.items()
+        if any(run.finished for run in store.of_config(cell.of_seed(seed), data.identity))
     ]
 
 
@@ -222,6 +223,7 @@ def _document(plan: StudyPlan, data: Dataset, divided: Mapping[int, Dataset], co
         command=command,
         cells=cells,
         design=plan.design,
+        test_by_seed=any(not np.array_equal(own.parts["test"], data.parts["test"]) for own in divided.values()),
     )
 
 
@@ -240,14 +242,17 @@ def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, s
 
 def run_study(
     study: Tracker, plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT
-) -> list[str]:
-    """Run what is missing of a study. Returns a sentence for each cell that failed; its record has it too.
+) -> list[RunFailed]:
+    """Run what is missing of a study. Returns a sentence for each run that failed; its record has it too.
+
+    It is a BadSettings if the settings of the cell are to blame.
 
     A cell that another process is training comes last. If the process is killed, calling this again resumes the study.
     Raises Interrupted if the observer asks to stop, and KeyboardInterrupt if it does while this waits for another
     process.
     """
-    parent, failures = study.record(), []
+    parent = study.record()
+    failures: list[RunFailed] = []
     opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds that share it
     jobs = list(plan.jobs(seeds))
     done, total, best = 0, len(jobs), (-1.0, "")
@@ -271,7 +276,8 @@ def run_study(
                 continue
             except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
                 text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
-                failures.append(f"'{cell.name}', seed {seed}: {text}")
+                kind = BadSettings if isinstance(error, BadSettings) else RunFailed
+                failures.append(kind(f"'{cell.name}', seed {seed}: {text}"))
                 config, tags = cell.of_seed(seed), _tags(parent, cell, seed) | {"error": text}
                 failed = start_run(store, config.run_name(), "cell", config.flat(), tags, parent=parent.id)
                 failed.finish("FAILED")

@@ -14,6 +14,7 @@ from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
 from experiments.tracking.store import Store
+from simclr.errors import RunFailed
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line
@@ -83,7 +84,12 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     assert power["expected_seeds"] == 5  # (2.776 x 0.73 / 1)^2 = 4.1
     shown = " ".join(done.stdout.split())
     assert "5 seeds show a difference of 1.2 points with a probability of 80 %." in shown
-    assert "assumed, as no finished runs on these images" in shown
+    assert "assumed, as too few finished runs on these images" in shown
+    assert "--until is expected to need 5 seeds." in shown
+    shown = " ".join(
+        run("ablate", "--config", "tiny.toml", "--drop", "flip", "--until", 0.1, "--dry-run").stdout.split()
+    )
+    assert "need 411 seeds, more than --max-seeds 20: the intervals will then be wider than asked." in shown
 
 
 def test_options_for_the_number_of_seeds_are_the_study_s_design(run: Run, study: list[dict[str, Any]]) -> None:
@@ -125,7 +131,9 @@ def test_a_study_of_more_than_an_hour_asks_before_it_starts(
 def test_cells_that_failed_are_reported_after_the_tables(
     run: Run, study: list[dict[str, Any]], trained: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = StudyOutcome(trained.find("tiny-s0"), "the tables", ["'no crop', seed 0: it diverged", "another"])
+    outcome = StudyOutcome(
+        trained.find("tiny-s0"), "the tables", [RunFailed("'no crop', seed 0: it diverged"), RunFailed("another")]
+    )
     monkeypatch.setattr("experiments.studies.execute.execute", lambda *arguments: outcome)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop")
     assert_one_line(done, 1, "failed: 'no crop', seed 0: it diverged; another")

@@ -14,6 +14,7 @@ import pytest
 from experiments.search.confirm import SearchOutcome
 from experiments.studies.execute import StudyOutcome
 from experiments.tracking.store import Store, home
+from simclr.errors import RunFailed
 from simclr.train.loop import Interrupted
 from tests.experiments.commands.helpers import Run, assert_one_line
 
@@ -69,12 +70,12 @@ def test_search_runs_trials_and_confirms_the_best(
 
 
 def test_a_search_is_printed_as_json_and_its_failed_runs_end_it(run: Run, searched: dict[str, Any]) -> None:
-    searched["failures"] = ["trial 3, seed 1: it diverged"]
+    searched["failures"] = [RunFailed("trial 3, seed 1: it diverged")]
     done = run("search", "--config", "tiny.toml", "--json")
     found = json.loads(done.stdout)
     assert found["best"] == {"trial": 3, "accuracy": 71.25}
     assert found["selection"] == [{"cell": "baseline", "in the search": 71.25, "fresh seeds": 70.5, "n": 3}]
-    assert (found["study"], found["failures"]) == ({"rows": []}, searched["failures"])
+    assert (found["study"], found["failures"]) == ({"rows": []}, ["trial 3, seed 1: it diverged"])
     assert_one_line(done, 1, "trial 3, seed 1: it diverged")
 
 

@@ -69,7 +69,7 @@ def test_a_failed_study_is_in_what_a_search_found(
 ) -> None:
     with open_search("s", BRIEF, [RATE], store) as search:
         run_trials(search, 2)
-        study = StudyOutcome(search.tracker.record(), report, ["out of memory", "no space"])
+        study = StudyOutcome(search.tracker.record(), report, [RunFailed("out of memory"), RunFailed("no space")])
         monkeypatch.setattr(confirming, "execute", lambda *_: study)
         found = confirm(search, 0.5, top=1, seeds=2, command="")
     assert found.study == study

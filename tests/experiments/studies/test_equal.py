@@ -72,7 +72,9 @@ def test_each_cell_has_the_epochs_that_cost_what_the_baselines_do(
     heads = at_equal_cost(plan_study(BASELINE, axis="head", equal="flops"), store)
     assert heads.cells[-1].layer == "z"
     assert heads.cells[-1].config.key() == heads.cells[0].config.key()  # trained once, judged at two layers
-    with pytest.raises(UserError, match=r"'width=1\.0' can't cost what the baseline does: 2 of its epochs take 80%"):
+    with pytest.raises(
+        UserError, match=r"'width=1\.0' can't be trained at the baseline's cost: .* number, 2, takes 80% of its time"
+    ):
         at_equal_cost(plan_study(BASELINE, vary=["model.width=0.25,1.0"], equal="time"), store)
     with pytest.raises(UserError, match=r"'baseline' and 'epochs=10' differ only in train\.epochs"):
         at_equal_cost(plan_study(BASELINE, vary=["train.epochs=10,20"], equal="time"), store)
@@ -90,7 +92,8 @@ def test_a_resumed_study_keeps_its_epochs_whatever_the_machine_does_now(
     assert document is not None
     assert with_recorded_choices("equal", plan, store) == settled
     assert _chosen(document) == [
-        "Equal time of training, by the number of epochs: baseline 20 (100%), width=0.25 10 (100%)."
+        "Equal time of training, as predicted from a few steps on the machine that planned the study, by the number of "
+        "epochs: baseline 20 (100%), width=0.25 10 (100%)."
     ]
     monkeypatch.setattr(equal, "_step_cost", lambda prepared, by: 1.0)
     check_study_name("equal", at_equal_cost(plan, store), store)  # what was chosen is no part of what was asked for

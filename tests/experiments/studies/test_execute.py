@@ -17,10 +17,10 @@ from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import plan_study
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name
+from experiments.studies.run import check_study_name, with_recorded_choices
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
-from simclr.errors import RunFailed, UserError
+from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.studies.helpers import leave_out_figures, like_the_baseline, previous_plan, write_run
@@ -86,7 +86,7 @@ def test_a_failed_cell_is_in_the_outcome_and_the_record(
     monkeypatch.setattr(Tracker, "finish", watched)
     outcome = run_previous(store)
     assert statuses == ["FAILED"]  # it never looks finished
-    assert outcome.failures == ["'lr=1e+30', seed 0: training diverged"]
+    assert [str(failure) for failure in outcome.failures] == ["'lr=1e+30', seed 0: training diverged"]
     assert "72.14" in outcome.report
     assert outcome.study.status == "FAILED"
     assert outcome.study.tags["error"] == "RunFailed: 'lr=1e+30', seed 0: training diverged"
@@ -187,7 +187,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
         config, accuracy = prepared.config, accuracies.get(prepared.config.optim.lr)
         ran.append((cell.name, config.seed, config.optim.lr))
         if accuracy is None:
-            raise RunFailed("training diverged")
+            raise BadSettings("training diverged")
         tags = {"cell": cell.name, "seed": str(config.seed), "data_digest": prepared.data.identity}
         tracker = start_run(store, config.run_name(), "pretrain", config.flat(), tags, parent=study.id)
         for file in ("config.toml", "environment.json"):
@@ -236,7 +236,10 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     plan = plan_study(config, drop=["flip"], resplit=True).judged_on("val")
     execute("divided", plan, store, [0, 1], "simclr ablate --resplit").check()
     outcome = execute("divided", plan, store, [1], "simclr ablate --resplit")
-    assert "Each seed divides the images anew" in " ".join(outcome.report.split())
+    text = " ".join(outcome.report.split())
+    assert "Each seed divides the images anew" in text
+    assert "Seeds: 0, 1. The test set of this data" in text  # they come with a test set, which all seeds share
+    assert "The test images are not used." in text
     results = read_results(outcome.study, store)
     assert results.table["val/linear_top1"].tolist() == [0.75] * 4
     assert {(seed, run.params["data.split_seed"]) for (_, seed), run in results.runs.items()} == {(0, "0"), (1, "1")}
@@ -247,6 +250,33 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     assert plain.name != plan.name
     with pytest.raises(UserError, match="study 'divided' exists with another plan"):
         check_study_name("divided", plain, store)
+
+
+def test_epochs_of_equal_cost_are_kept_before_rates_are_tried_with_them_and_a_rate_is_not_blamed_for_a_full_disk(
+    store: Store, tmp_path: Path, trained: list[tuple[str, int, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axis = tmp_path / "mine.toml"
+    axis.write_text('[mine]\nrates = [0.3, 1]\ncells = [{set = {"optim.weight_decay" = 0.5}}]')
+    asked = plan_study(tiny(optim={"lr": 0.01}, train={"epochs": 20}), axis=str(axis), equal="time")
+    measured = asked.with_cells([cell.with_chosen({"train.epochs": 20 + n}, 1.0) for n, cell in enumerate(asked.cells)])
+    work, broken = runner.run_cell, [RunFailed("the disk is full"), KeyboardInterrupt()]
+
+    def break_once(study: Record, cell: Cell, *arguments: Any) -> float:
+        if broken and cell.name == "baseline, lr=0.01":
+            raise broken.pop(0)
+        return work(study, cell, *arguments)
+
+    monkeypatch.setattr(runner, "run_cell", break_once)
+    with pytest.raises(
+        RunFailed, match=r"because a run failed for another reason: 'baseline, lr=0\.01', seed 1000: the"
+    ):
+        execute("equal", measured, store, [0], "simclr ablate")
+    with pytest.raises(KeyboardInterrupt):
+        execute("equal", measured, store, [0], "simclr ablate")
+    resumed = with_recorded_choices("equal", asked, store)
+    assert resumed.cells == measured.cells
+    execute("equal", resumed, store, [0], "simclr ablate").check()
+    assert [name for name, seed, _ in trained if seed == 0] == [cell.name for cell in asked.cells]
 
 
 def test_a_cell_of_which_no_rate_works_ends_the_study(

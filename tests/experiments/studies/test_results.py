@@ -105,7 +105,10 @@ def test_a_metric_counts_only_under_the_protocol_of_the_study(study: Record, sto
 
 def test_a_finished_run_without_metrics_is_not_judged(study: Record, store: Store) -> None:
     add_run(study, BASELINE, {})
-    assert read_results(study, store).table["status"].tolist() == ["NOT JUDGED"]
+    add_run(study, BASELINE, {"knn_top1": 0.5}, seed="7")
+    results = read_results(study, store)
+    assert results.table["status"].tolist() == ["NOT JUDGED", "FINISHED"]
+    assert results.seeds() == [7]  # what a report names
 
 
 def test_the_newest_run_with_results_replaces_older_ones(study: Record, store: Store) -> None:

@@ -19,6 +19,7 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import StudyPlan, plan_study
+from experiments.studies.power import ASSUMED, _spread
 from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import check_study_name, find_study, forecast, open_study, part_to_judge_on, run_study
@@ -27,7 +28,7 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
-from simclr.errors import RunFailed, UserError
+from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget
 from simclr.train.loop import Interrupted
@@ -211,7 +212,7 @@ def test_a_study_of_the_previous_version_is_resumed(
 
     def without_diverging(prepared: Prepared, *arguments: Any, **options: Any) -> Record:
         if prepared.config.optim.lr > 1:
-            raise RunFailed("training diverged")
+            raise BadSettings("training diverged")
         return train_or_resume(prepared, *arguments, **options)
 
     monkeypatch.setattr(runner, "train_or_resume", without_diverging)
@@ -223,7 +224,8 @@ def test_a_study_of_the_previous_version_is_resumed(
     study = open_study("old", plan, store, "another command")
     assert study.run_id == previous.id
     assert StudyDocument.read(previous) == document.model_copy(update={"command": "another command"})
-    assert run_study(study, plan, store, [0]) == ["'lr=1e+30', seed 0: training diverged"]
+    (failure,) = run_study(study, plan, store, [0])
+    assert (type(failure), str(failure)) == (BadSettings, "'lr=1e+30', seed 0: training diverged")
     (new,) = [record for record in store.records() if record.id not in before]
     assert (new.kind, new.status, new.tags["cell"]) == ("cell", "FAILED", "lr=1e+30")
 
@@ -255,6 +257,13 @@ def test_only_images_without_splits_of_their_own_are_divided(
     assert first.digest == second.digest
     assert not np.array_equal(first.parts["test"], second.parts["test"])
     assert len(list((store.folder / "cache").glob("folder-*"))) == 1
+    judged = divided.judged_on("val")
+    document = StudyDocument.read(open_study("divided", judged, store, "", [0, 1]).record())
+    assert document.test_by_seed
+    assert not StudyDocument.read(open_study("one", judged, store, "", [0]).record()).test_by_seed
+    spread, why = _spread(judged.cells[0], store)
+    assert spread == ASSUMED
+    assert "runs of one division of the images" in why
 
 
 # --- names and plans --------------------------------------------------------------------------------------------------
@@ -350,7 +359,8 @@ def test_a_cell_that_fails_is_recorded_and_the_others_run(
 
     monkeypatch.setattr(runner, "run_cell", fail_baseline)
     study, watch = open_study("fails", plan, store, ""), Overall()
-    assert run_study(study, plan, store, [0, 1], watch) == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
+    failures = run_study(study, plan, store, [0, 1], watch)
+    assert [str(failure) for failure in failures] == [f"'baseline', seed {seed}: {text}" for seed in (0, 1)]
     best = "linear 50.0% (no color_jitter, seed 0)"
     assert watch.reports == [("run", 0, 4, ""), ("run", 1, 4, ""), *(("run", done, 4, best) for done in (2, 3, 4))]
     assert finished == ["no color_jitter"] * 2
