@@ -29,6 +29,10 @@ class UnusableCheckpoint(UserError):  # noqa: N818 (it describes the checkpoint)
     """A checkpoint that can't be resumed here: it is damaged, or belongs to other settings or another precision."""
 
 
+class UnusableWeights(UserError):  # noqa: N818 (it describes the weights)
+    """Weights of this suite that can't be used: they are damaged, or belong to another version or network."""
+
+
 def printable(text: str) -> str:
     """The text with control characters, line ends and what is not valid Unicode replaced by escapes such as \\x1b.
 

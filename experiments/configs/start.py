@@ -7,28 +7,30 @@ from pathlib import Path
 
 from simclr.config import Config
 from simclr.errors import UserError
+from simclr.methods import METHODS
 
 GONE = "To resume a run whose weights to start from are gone, give its config.toml as --config"
 
 
 def with_weights(config: Config) -> Config:
-    """The config with the files that `init` and `distill.teacher` name, and the digests of their tensors.
+    """The config with the files that `init` and the method's `teacher` name, and the digests of their tensors.
 
     Those that have both stay as they are. Raises UserError if one names neither a file nor a finished run that has what
     it needs, and if `init` holds another network.
     """
-    if config.init is None and config.method != "distill":
+    kind, settings = METHODS[config.method], config.method_settings()
+    teacher: str | None = settings.teacher if kind.takes_teacher else None  # type: ignore[attr-defined]
+    if config.init is None and teacher is None:
         return config
     from simclr.train.teacher import FILE, HOW, load_teacher  # importing torch's networks takes a second
     from simclr.weights.start import resolved, split_digest
 
     if config.init is not None and split_digest(config.init)[1] is None:
         config = resolved(config, _find("init", config.init, "model.safetensors", GONE))
-    teacher = config.distill.teacher if config.method == "distill" else None  # type: ignore[attr-defined]
     if teacher is not None and split_digest(teacher)[1] is None:
-        path = str(_find("distill.teacher", teacher, FILE, f"K{HOW[1:]}"))
+        path = str(_find(f"{kind.section_name}.teacher", teacher, FILE, f"K{HOW[1:]}"))
         named = {"teacher": f"{path}@{load_teacher(path)[2]}"}
-        config = config.model_copy(update={"distill": config.distill.model_copy(update=named)})  # type: ignore[attr-defined]
+        config = config.model_copy(update={kind.section_name: settings.model_copy(update=named)})
     return config
 
 

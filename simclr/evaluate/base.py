@@ -13,7 +13,7 @@ from simclr.data.dataset import Dataset
 from simclr.evaluate.subject import Subject
 from simclr.settings import Section
 
-UNEQUAL = 2  # times as many test images of the most common class as of the rarest, from which accuracy misleads
+UNEQUAL = 2  # times as many test images of the most common class as of the rarest, above which accuracy misleads
 
 
 class Outcome(NamedTuple):

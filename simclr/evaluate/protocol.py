@@ -93,14 +93,13 @@ def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
     settings = {name: table.model_dump(mode="json") | table.fixed for name, table in tables.items()}
     rows = {role: data.parts[part] for part, role in ROLES[protocol.on].items()}
     about = {"name": data.name, "digest": data.digest, "side": data.side, "split": hash_rows(*rows.values())}
-    # No default is None, except for `crops`, which earlier versions didn't have.
     seen = "random crops, resized to" if protocol.crops else "whole, of"
     averaged = "averaged over the crops" if protocol.crops else "in float32"
     applied = {
         "data": about | {part: len(r) for part, r in rows.items()},
         "images": f"{seen} the side of the views, normalised as in pre-training, not augmented; features {averaged}",
     }
-    return protocol.model_dump(mode="json", exclude_none=True) | settings | applied
+    return protocol.model_dump(mode="json") | settings | applied
 
 
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:

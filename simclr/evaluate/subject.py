@@ -24,7 +24,7 @@ from simclr.evaluate.scaling import SCALINGS, Transform
 from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
 from simclr.randomness import uniforms
-from simclr.settings import MOST_VALUES, Section, one_of
+from simclr.settings import MOST_VALUES, Section, later, one_of
 
 CALIBRATION_IMAGES = 4096  # images (up to twice as many) that set the batch norms of an untrained network
 COLLAPSE_IMAGES = 16  # images (or up to twice as many) whose features are compared to notice a collapse
@@ -48,7 +48,8 @@ class BaseProtocol(Section):
     layer: str = "h"  # h, z, or head.N: the output of module N of the head
     # The images that figures are about. val: validation images, and the training images alone are learned from.
     on: Literal["test", "val"] = "test"
-    crops: Crops | None = None  # for kNN and the linear classifier: average over random crops (default: whole images)
+    # Average features over random crops, for evaluations that only read features (default: whole images).
+    crops: Crops | None = later(None)
     # What is done to features before they are classified: nothing (raw), or standardised or whitened by the statistics
     # of the training images.
     features: Annotated[str, one_of("scaling of features", lambda: SCALINGS)] = "raw"

@@ -31,6 +31,7 @@ class Method(nn.Module):
     reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
     takes_local: ClassVar[bool] = True  # whether local crops are embedded and compared like views
+    takes_teacher: ClassVar[bool] = False  # whether it learns from the fine-tuned network that its `teacher` names
     mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
 
     network: Network
@@ -41,6 +42,10 @@ class Method(nn.Module):
         super().__init__()
         self.settings, self.network, self.fused = settings, network, fused
         self.ema = None
+
+    def set_teacher(self, teacher: nn.Module, classes: Sequence[str]) -> None:
+        """Give it the network (images -> N x classes) that it learns from, if it `takes_teacher`."""
+        raise NotImplementedError
 
     def embed(self, views: Tensor) -> Tensor:
         """Embeddings (k x n x D) of all views (V x n x 3 x S x S) of a group of images that share batch norm.

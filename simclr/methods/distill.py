@@ -39,6 +39,7 @@ class Distill(Method):
     figures = ("agreement",)
     reads_labels = True
     takes_local = False
+    takes_teacher = True
     settings: DistillConfig
     teacher: nn.Module
     classes: tuple[str, ...]  # that the teacher knows
@@ -57,6 +58,14 @@ class Distill(Method):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def own_state(self) -> dict[str, Any]:
+        """As for any method, without the teacher, which its file has and which never changes."""
+        return {name: value for name, value in super().own_state().items() if not name.startswith("teacher.")}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restore what `own_state` returned."""
+        super().load_own_state(self.teacher.state_dict(prefix="teacher.") | state)
 
     def embed(self, views: Tensor) -> Tensor:
         """Logits of the student for all views, and of the teacher for the same views (2V x n x classes)."""

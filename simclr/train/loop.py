@@ -187,7 +187,11 @@ class Meter:
 
 
 def count_flops(config: Config, data: Dataset, device: torch.device) -> int:
-    """Floating-point operations of a training step: of all its matrix products and convolutions."""
+    """Floating-point operations of a training step: of all its matrix products and convolutions.
+
+    They are counted in a real step, with the loss and the optimizer, so that configs of any method can be trained at
+    equal cost. `memory.flops` only predicts those of the network, without data and in a moment.
+    """
     training = start_training(config, data, device)
     with FlopCounterMode(display=False) as counter:
         train_step(training, *next(load_batches(config, data, device, images_on_device=False)))

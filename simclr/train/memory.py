@@ -270,7 +270,7 @@ def _zero_gradients(method: Method, tally: Tally) -> None:
 
 
 def flops(config: Config, micro_batch: int) -> int:
-    """Floating-point operations of training on one image.
+    """Floating-point operations of training on one image, without the loss and the optimizer (see `count_flops`).
 
     They are those of all views forward, twice that backward (each matrix product has two in backward), and once more
     forward if a process takes its share of the batch in micro-batches.

@@ -24,7 +24,6 @@ from simclr.device import (
 from simclr.errors import BadSettings, UnusableCheckpoint, UserError
 from simclr.methods import METHODS
 from simclr.methods.base import Method
-from simclr.methods.distill import Distill
 from simclr.methods.predictor import follow, frozen_copy
 from simclr.model import Network, batch_norms, mixes_images, statistics_in_order, statistics_kept
 from simclr.randomness import initial_weights, subseed
@@ -132,7 +131,7 @@ def build_method(config: Config, network: Network) -> Method:
     kind = METHODS[config.method]
     with initial_weights(config.seed, "method"):  # for layers of the method's own
         method = kind(config.method_settings(), network, fused=config.train.views == "fused")
-    if isinstance(method, Distill):
+    if method.takes_teacher:
         teacher, classes, _ = load_teacher(method.settings.teacher)
         method.set_teacher(teacher, classes)
     if config.train.ema is not None:

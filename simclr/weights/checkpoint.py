@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simclr.config import Config, make, to_toml
 from simclr.data.dataset import stored_side
-from simclr.errors import UnusableCheckpoint, UserError
+from simclr.errors import UnusableCheckpoint, UnusableWeights, UserError
 from simclr.files import PREFIX, written_whole
 from simclr.model import Network
 from simclr.settings import parse_toml
@@ -166,8 +166,9 @@ def weights_bytes(model: nn.Module, metadata: dict[str, str]) -> bytes:
 def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
     """Read the config, the weights and the data digest from a run's model.safetensors or from one of its checkpoints.
 
-    Raises UserError for any other file, for weights that `check_tensors` refuses, and if they are not those of the
-    config's network. That is found out before memory for the network is taken.
+    Raises UserError for any other file, and UnusableWeights for a config of another version, for weights that
+    `check_tensors` refuses, and if they are not those of the config's network. That is found out before memory for the
+    network is taken.
     """
     if path.suffix == ".safetensors":
         try:
@@ -185,6 +186,13 @@ def load_weights(path: Path) -> tuple[Config, dict[str, Tensor], str]:
             f"{path} was not written by this suite: expected a run's model.safetensors or checkpoint. Import weights "
             f"of other programs first, with `simclr import`"
         )
+    try:
+        return _understood(path, state)
+    except UserError as error:
+        raise UnusableWeights(str(error)) from None
+
+
+def _understood(path: Path, state: dict[str, Any]) -> tuple[Config, dict[str, Tensor], str]:
     try:
         config = make(parse_toml(str(state["config"]), "its config"))
     except (UserError, tomllib.TOMLDecodeError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from simclr.config import Config
 from simclr.data.dataset import stored_side
-from simclr.errors import UserError
+from simclr.errors import UnusableWeights, UserError
 from simclr.model import RESNETS
 from simclr.weights.checkpoint import fill, load_weights
 from simclr.weights.foreign import import_encoder
@@ -41,10 +41,12 @@ def read_start(path: Path, backbone: str) -> Start:
     """
     try:
         config, weights, _ = load_weights(path)
-    except UserError:  # it is another program's
+    except UserError as first:  # it is another program's, or can perhaps be read like one
         try:
             found = import_encoder(path, backbone=None if backbone in RESNETS else backbone)
         except UserError as error:
+            if isinstance(first, UnusableWeights):
+                raise UserError(f"can't start from {path}: {first}") from None
             raise UserError(
                 f"can't start from {path}: {error}. If `simclr import` can read it with options, start from the run "
                 f"that it makes"

@@ -83,6 +83,8 @@ def test_finetune_gives_mean_and_deviation_over_seeds_for_each_fraction(few: Dat
     outcome = settings.run(subject)
     metrics, predictions = outcome.metrics, outcome.predictions
     assert isinstance(outcome.network, Classifier)
+    kept = class_scores(outcome.network, subject, few.parts["test"]).argmax(1)
+    assert torch.equal(kept, predictions["finetune_100pct_top1"])  # it is that of the first seed
     kinds = ("top1", "top5", "balanced", "lr", "std")  # of 60 test images, the classes are unequal
     assert set(metrics) == {f"finetune_{f}_{k}" for f in ("10pct", "100pct") for k in kinds}
     assert set(predictions) == {"finetune_10pct_top1", "finetune_100pct_top1"}

@@ -99,3 +99,16 @@ def test_a_student_without_batch_norm_may_learn_from_a_resnet_in_groups_of_one(d
     vit = {"backbone": "vit_tiny_4", "head": "linear", "width": 1.0, "stem": "imagenet", "out_dim": 10}
     config = tiny(method="distill", distill={"teacher": str(path)}, model=vit, train={"norm_batch": 1})
     assert start_training(config, digits, CPU).step == 0
+
+
+def test_a_checkpoint_leaves_the_teacher_to_its_file(digits: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    keep(path, digits)
+    training = start_training(distilling(path), digits, CPU)
+    state = training.state()
+    assert "method" not in state
+    method: Any = training.method
+    earlier = {f"teacher.{name}": 2 * tensor for name, tensor in method.teacher.state_dict().items()}
+    for own in ({}, earlier):  # earlier versions kept it
+        training.load(state | {"method": own})
+    assert all(torch.equal(earlier[f"teacher.{name}"], t) for name, t in method.teacher.state_dict().items())

@@ -497,6 +497,23 @@ def test_unknown_content_is_rejected_with_the_reason(kind, tmp_path, monkeypatch
         import_encoder(tmp_path / "foreign.pt", layout)
 
 
+def test_only_networks_that_may_be_in_the_file_are_built(tmp_path, monkeypatch):
+    path, built = tmp_path / "foreign.pt", []
+
+    def build(model, *arguments):
+        built.append(model.backbone)
+        return build_encoder(model, *arguments)
+
+    monkeypatch.setattr("simclr.weights.foreign.build_encoder", build)
+    torch.save({"a.weight": torch.ones(2)}, path)
+    assert error_of(import_encoder, path).endswith("no other network that this suite knows has its tensors")
+    assert not built
+    torch.save(resnet().state_dict(), path)
+    message = error_of(lambda: import_encoder(path, backbone="vgg11"))
+    assert message.endswith("it is a resnet10, so add --backbone resnet10")
+    assert set(built) <= {"vgg11", *RESNETS}
+
+
 @pytest.mark.parametrize("kind", ["text", "cut", "missing", "safetensors", "torchscript"])
 def test_a_file_that_cannot_be_read_is_named(kind, tmp_path):
     path = tmp_path / ("foreign.safetensors" if kind == "safetensors" else "foreign.pt")

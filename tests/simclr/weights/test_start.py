@@ -81,6 +81,15 @@ def test_another_network_is_refused_with_the_settings_of_the_one_in_the_file(dig
     assert "add --set model.width=0.125" in error_of(start_training, wider, digits, CPU)
 
 
+def test_a_file_of_another_version_of_this_suite_is_not_taken_for_another_programs(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    network = Network(tiny().model, 16, 0, (0.5,) * 3, (0.5,) * 3)
+    torch.nn.init.constant_(network.encoder.get_parameter("conv1.weight"), torch.nan)
+    save_weights(path, network, {"config": "future = 1", "digest": ""})
+    message = error_of(resolved, tiny(), path)
+    assert message.startswith(f"can't start from {path}: {path} holds a config of a different version of this suite")
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bool, tmp_path: Path) -> None:
     path, vit = tmp_path / "vit.safetensors", {"backbone": "vit_tiny_4", "stem": "imagenet", "width": 1.0}
