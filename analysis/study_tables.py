@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.latex import escape, latex_table
-from analysis.tables import is_accuracy, metric_label, signed
+from analysis.tables import is_accuracy, metric_label, signed, with_interval
 
 
 def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -30,25 +30,15 @@ def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _means(table: pd.DataFrame, metric: str) -> list[str | None]:
-    return [_interval(row, ("mean", "low", "high"), _style(metric)) for row in table.to_dict("records")]
+    return [with_interval(row["mean"], row["low"], row["high"], _style(metric)) for row in table.to_dict("records")]
 
 
 def _difference(row: Mapping[Any, Any], style: str) -> str | None:
     """The difference to the baseline with its interval, and what it shows on a third line."""
-    columns = ("difference", "difference_low", "difference_high")
     if row["difference"] != row["difference"]:
         return "" if row["n"] else None  # the baseline has no difference to itself
-    return f"{_interval(row, columns, style, signed)}\n{row['finding']}"
-
-
-def _interval(
-    row: Mapping[Any, Any], columns: Sequence[str], style: str, show: Callable[[float, str], str] = format
-) -> str | None:
-    """A value, and its interval on the next line if it has one."""
-    middle, low, high = (row[column] for column in columns)
-    if middle != middle:
-        return None
-    return show(middle, style) + (f"\n{show(low, style)}\u00a0to {show(high, style)}" if low == low else "")
+    ends = row["difference_low"], row["difference_high"]
+    return f"{with_interval(row['difference'], *ends, style, signed)}\n{row['finding']}"
 
 
 def _paper(row: Mapping[Any, Any]) -> str:

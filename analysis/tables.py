@@ -207,6 +207,15 @@ def signed(value: float, style: str) -> str:
     return text if float(text) else text[1:]
 
 
+def with_interval(
+    value: float, low: float, high: float, style: str, show: Callable[[float, str], str] = format
+) -> str | None:
+    """A value as text, with its interval on a second line if it has one; None if it is unknown."""
+    if value != value:
+        return None
+    return show(value, style) + (f"\n{show(low, style)}\u00a0to {show(high, style)}" if low == low else "")
+
+
 def format_value(value: object) -> str:
     """A value as a table shows it. None and nan are shown as —."""
     if value is None or value != value:

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.statistics import FEWEST, Mean, apart_p, equivalence_p, holm, mean_interval
 from analysis.summary import CANT_TELL, MARGIN, SIGNIFICANT
-from analysis.tables import signed
 
 MOST_ORDERS = 5040  # of the rows, 7! of them, that a rank correlation is compared with
 VERDICTS = ("agrees", "differs", CANT_TELL, "not comparable")
@@ -143,12 +142,3 @@ def _orders(count: int) -> list[NDArray[np.int64]]:
 def tally(verdicts: Sequence[str]) -> dict[str, int]:
     """How many there are of each of VERDICTS."""
     return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-
-
-def interval(found: Mean, style: str = ".1f", *, sign: bool = False) -> str | None:
-    """A mean as text, with its interval on a second line if it has one; None if it is unknown."""
-    if found.mean != found.mean:
-        return None
-    show = signed if sign else format
-    ends = f"\n{show(found.low, style)}\u00a0to {show(found.high, style)}" if found.low == found.low else ""
-    return show(found.mean, style) + ends

@@ -32,7 +32,7 @@ from experiments.commands.options import (
     choice,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
+from experiments.commands.terminal import Terminal, confirm_long, describe_duration, resumable
 from simclr.errors import UserError
 from simclr.settings import read_toml
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from experiments.studies.run import Forecast
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
-LONG = 3600  # seconds of training above which `ablate` asks before it starts
 MOST_SEEDS = 20  # that --until takes, unless the user says otherwise
 SMALLEST = 0.01  # points of accuracy that make sense
 
@@ -245,8 +244,7 @@ def ablate(  # over 60 lines, because of its signature
         show(planned, _describe_plan, as_json=as_json)
         return
     typer.echo(_describe_plan(planned), err=True)
-    if total > LONG and not yes and can_ask():
-        typer.confirm("Start the study?", abort=True, err=True)
+    confirm_long(total, yes=yes)
     with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
         command = shlex.join(["simclr", *sys.argv[1:]])
         outcome = execute(name, plan, store, numbers, command, terminal, "json" if as_json else "terminal")

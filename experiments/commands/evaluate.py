@@ -80,7 +80,12 @@ def evaluate(  # over 60 lines, because of its signature
         typer.Option("--spectrum", help="Measure effective rank and alpha-ReQ of whole images, without labels."),
     ] = False,
     lidar: Annotated[
-        bool, typer.Option("--lidar", help="Measure LiDAR from 50 views of each of 1,000 images, without labels.")
+        bool,
+        typer.Option(
+            "--lidar",
+            help="Measure LiDAR (the effective rank of what tells images apart) from 50 views of each of 1,000 images, "
+            "without labels.",
+        ),
     ] = False,
     told: Annotated[
         bool,

@@ -27,12 +27,10 @@ from experiments.commands.options import (
     check_out,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, can_ask, describe_duration, resumable
+from experiments.commands.terminal import Terminal, confirm_long, describe_duration, resumable
 
 if TYPE_CHECKING:
     from experiments.studies.paper import Cost
-
-LONG = 3600  # seconds above which `paper` asks before it starts
 
 
 def paper(  # over 60 lines, because of its signature
@@ -93,7 +91,7 @@ def paper(  # over 60 lines, because of its signature
     from analysis.tables import FORMATS
     from experiments.configs.resolve import changed, resolve
     from experiments.studies.paper import plan_paper, predict, run_part
-    from experiments.studies.paper_report import numbers, overview, report
+    from experiments.studies.paper_report import FILES, numbers, overview, report
     from experiments.tracking.store import Store, home
     from simclr.errors import RunFailed, first_few
 
@@ -127,15 +125,14 @@ def paper(  # over 60 lines, because of its signature
         show(planned, _describe_plan, as_json=as_json)
         return
     typer.echo(_describe_plan(planned), err=True)
-    if total > LONG and not yes and can_ask():
-        typer.confirm("Start?", abort=True, err=True)
+    confirm_long(total, yes=yes)
     command, failures = shlex.join(["simclr", *sys.argv[1:]]), []
     with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
         for part in sorted(parts, key=lambda part: -len(part.seeds)):
             terminal.say(f"{part.table.title}: {part.table.about}")
             failures += run_part(part, store, command, terminal)
             found = report(parts, store, command, page.parent, quick=quick)
-    result = {"tables": overview(found), "results": numbers(found), "report": page}
+    result = {"tables": overview(found), "results": numbers(found), "files": [page.with_name(name) for name in FILES]}
     show(result, lambda _: FORMATS["terminal"](overview(found), [f"report: {page}"]), as_json=as_json)
     if failures:
         raise RunFailed(first_few(failures, "; "))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from experiments.tracking.store import Store
     from simclr.data.dataset import Dataset
 
+LONG = 3600  # seconds of work above which a command asks before it starts
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -187,6 +188,12 @@ def describe_duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     shown = f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
     return f"about {shown}"
+
+
+def confirm_long(seconds: float, *, yes: bool) -> None:
+    """Ask before work of more than LONG seconds starts, unless the user said `yes` or nobody is there to answer."""
+    if seconds > LONG and not yes and can_ask():
+        typer.confirm("Start?", abort=True, err=True)
 
 
 def can_ask() -> bool:

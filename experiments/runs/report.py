@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.findings import count, of_run
 from analysis.page import Section, page
-from analysis.tables import FORMATS, in_percent, is_accuracy, is_on_validation, metric_label
+from analysis.tables import FORMATS, in_percent, is_accuracy, is_classification, is_on_validation, metric_label
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, predictions, references
@@ -137,7 +137,7 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
 
 def _curves(run: Record, folder: Path) -> list[Section]:
     drawn = []
-    kept = [f"snapshots/{metric}" for metric in ("linear_top1", "knn_top1") if f"snapshots/{metric}" in run.metrics]
+    kept = sorted(metric for metric in run.metrics if metric.startswith("snapshots/") and is_classification(metric))
     for metric in filter(None, ("train/loss", knn_metric(run.metrics), *kept)):
         points = curve(run, metric)
         if len(points) > 1:

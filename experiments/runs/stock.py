@@ -57,7 +57,7 @@ def stock_encoder(name: str, subject: Subject) -> Stock:
 def _cached(name: str) -> Path:
     """The weights of one of torchvision's networks in torch's cache, the recommended ones if there are several."""
     if name not in list_models() or name not in backbones():
-        raise unknown("file or network of torchvision", name, [each for each in backbones() if each != "resnet10"])
+        raise unknown("file or network of torchvision", name, [each for each in backbones() if each in list_models()])
     kinds = get_model_weights(name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     files = [folder / Path(each.url).name for each in (kinds.DEFAULT, *kinds)]

@@ -13,16 +13,17 @@ from pydantic import Field
 from experiments.configs.resolve import changed
 from experiments.runs.encoders import encoder_of, load_subject
 from experiments.runs.evaluate import evaluate_encoder, prefix
-from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.studies.axes import Axis, AxisCell
 from experiments.studies.cell import Cell
 from experiments.studies.execute import execute
 from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan, axis_cells, plan_study
 from experiments.studies.results import Job, read_results
-from experiments.studies.run import check_study_name, forecast, with_seed
+from experiments.studies.run import check_study_name, forecast, study_named, with_seed
 from experiments.tracking.store import Store
 from simclr.build import build_model
 from simclr.config import Config
+from simclr.data.dataset import open_dataset
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import check, evaluate
 from simclr.evaluate.protocol import Protocol, identity
@@ -152,6 +153,8 @@ class Cost(NamedTuple):
 
 def predict(parts: Sequence[Part], store: Store, observer: Observer = SILENT) -> list[Cost]:
     """Predict the time of each table. Raises UserError if a study has another plan, or a cell can't run."""
+    config = parts[0].plan.cells[0].config
+    check_labels(config, open_dataset(config.data, store.folder, observer), "paper")
     cells: dict[tuple[str, str], Cell] = {}
     for part in parts:
         check_study_name(part.study, part.plan, store, observer)
@@ -202,7 +205,8 @@ def run_part(part: Part, store: Store, command: str, observer: Observer = SILENT
 
 def _evaluate(part: Part, name: str, store: Store, observer: Observer) -> None:
     """Run an evaluation on the runs of a table that lack it."""
-    study = next(record for record in store.records(kind="study") if record.name == part.study)
+    study = study_named(part.study, store)
+    assert study is not None  # it has a report
     wanted = {part.cells[row.name] for row in part.rows}
     runs, metrics = read_results(study, store).runs, [metric for metric in part.table.columns if metric != LINEAR]
     for cell, prepared in _jobs(part, store, observer):

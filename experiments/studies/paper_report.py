@@ -13,13 +13,13 @@ from analysis.findings import count
 from analysis.page import Section, page
 from analysis.statistics import FEWEST, mean_interval
 from analysis.summary import CANT_TELL
-from analysis.tables import FORMATS, as_shown, csv, in_percent, signed
+from analysis.summary import SIDES as DIRECTIONS
+from analysis.tables import FORMATS, as_shown, csv, in_percent, signed, with_interval
 from analysis.verdicts import (
     RULE,
     Comparison,
     Judged,
     RankCorrelation,
-    interval,
     judge,
     rank_correlation,
     tally,
@@ -29,12 +29,14 @@ from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE
 from experiments.studies.paper import Part, own_protocols
 from experiments.studies.results import Job, Results, read_results
+from experiments.studies.run import study_named
 from experiments.tracking.store import Record, Store
 from simclr.config import Config, to_toml
 from simclr.data.dataset import digest_of
 from simclr.files import written_whole
 
-SIDES = {"lower": -1.0, "higher": 1.0, "same": 0.0}
+FILES = (PAGE, "paper.csv", "paper.tex")
+SIDES = DIRECTIONS | {"same": 0.0}
 PAIRS = "pairs-linear_top1.svg"  # the figure that a study's report has of pairs of augmentations
 RANKS = (
     "The order of the rows is compared, where a table has four or more, by Kendall's tau with the paper's figures in "
@@ -62,7 +64,7 @@ class Found(NamedTuple):
 
 def find(part: Part, store: Store) -> Found:
     """Read what a table's study has found by now, and judge it."""
-    study = next((record for record in store.records(kind="study") if record.name == part.study), None)
+    study = study_named(part.study, store)
     results = None if study is None else read_results(study, store)
     own = {} if results is None else own_protocols(part, store)
     values = {metric: _values(part, metric, results, own) for metric in part.table.columns}
@@ -138,7 +140,10 @@ def _side(expected: float | None, direction: str | None) -> float:
 
 def numbers(found: Sequence[Found]) -> pd.DataFrame:
     """All figures and verdicts as numbers, a line for each: the content of the CSV file."""
-    return pd.DataFrame([line for each in found for line in _lines(each)])
+    table = pd.DataFrame([line for each in found for line in _lines(each)])
+    for name in {"n", "seeds"} & set(table):  # where some are missing, they became floats
+        table[name] = pd.Series([None if each != each else int(each) for each in table[name]], dtype=object)
+    return table
 
 
 def _lines(found: Found) -> Iterator[dict[str, Any]]:
@@ -179,14 +184,14 @@ def _comparison(each: Comparison, judged: Judged) -> dict[str, Any]:
 
 
 def report(parts: Sequence[Part], store: Store, command: str, out: Path, *, quick: bool = False) -> list[Found]:
-    """Write report.html, paper.csv and paper.tex into a folder, of what has been found by now."""
+    """Write FILES into a folder, of what has been found by now."""
     found = [find(part, store) for part in parts]
-    files = {
-        PAGE: _page(found, command, quick=quick),
-        "paper.csv": csv(numbers(found)) + "\n",
-        "paper.tex": "\n\n".join(_latex(each) for each in found) + "\n",
-    }
-    for name, text in files.items():
+    texts = (
+        _page(found, command, quick=quick),
+        csv(numbers(found)) + "\n",
+        "\n\n".join(_latex(each) for each in found) + "\n",
+    )
+    for name, text in zip(FILES, texts, strict=True):
         with written_whole(out / name) as path:
             path.write_text(text, encoding="utf-8")
     return found
@@ -206,7 +211,7 @@ def rows_table(found: Found) -> pd.DataFrame:
         if any(figure is not None for figure in paper):
             columns[f"{heading}: paper"] = [None if figure is None else f"{figure:.1f}" for figure in paper]
         means = [mean_interval(found.values[metric][row.name].dropna()) for row in found.part.rows]
-        columns[f"{heading}: here"] = [interval(mean, _style(metric)) for mean in means]
+        columns[f"{heading}: here"] = [with_interval(*mean[:3], _style(metric)) for mean in means]
     pairs = {next(iter(each.weights)): (each, judged) for each, judged in found.judged if not each.says}
     if pairs:
         shown = [_shown(*pairs[row.name]) if row.name in pairs else ("", "", "") for row in found.part.rows]
@@ -224,7 +229,7 @@ def claims_table(found: Found) -> pd.DataFrame:
             (
                 f"{says[0].upper()}{says[1:]}, by {heading}\nKendall's tau",
                 "1",
-                interval(rank.tau, ".2f") or "",
+                with_interval(*rank.tau[:3], ".2f") or "",
                 f"{rank.verdict}\np = {rank.p:.2g}",
             )
         )
@@ -239,7 +244,7 @@ def _shown(each: Comparison, judged: Judged) -> tuple[str, str, str]:
         paper = next(name for name, side in SIDES.items() if side == each.side)
     rows = list(each.weights)
     paper += f"\nagainst {rows[1]}" if not each.says else ""
-    here = interval(judged.found, _style(each.metric), sign=True) or ""
+    here = with_interval(*judged.found[:3], _style(each.metric), signed) or ""
     return paper, here, f"{judged.verdict}\n{judged.why}"
 
 

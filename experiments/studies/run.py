@@ -112,7 +112,7 @@ def part_to_judge_on(name: str, on: str | None, store: Store) -> str:
 
 def document_of(name: str, store: Store) -> StudyDocument | None:
     """What the study with this name was, if there is one."""
-    study = _named(name, store)
+    study = study_named(name, store)
     return None if study is None or study.find_artifact(PLAN_FILE) is None else StudyDocument.read(study)
 
 
@@ -126,13 +126,14 @@ def with_recorded_choices(name: str, plan: StudyPlan, store: Store) -> StudyPlan
     return plan.with_cells(cells)
 
 
-def _named(name: str, store: Store) -> Record | None:
+def study_named(name: str, store: Store) -> Record | None:
+    """The newest study with this name, if there is one."""
     return next((record for record in store.records(kind="study") if record.name == name), None)
 
 
 def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Record | None:
     """The study with this name, or None. `data` is the baseline's. Raises UserError if the study has another plan."""
-    if (study := _named(name, store)) is None:
+    if (study := study_named(name, store)) is None:
         return None
     digest, images = study.tags["plan"], study.tags["data_digest"]
     own = plan.cells[0].config.in_precision("auto").precision()

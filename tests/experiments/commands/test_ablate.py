@@ -121,11 +121,11 @@ def test_a_study_of_more_than_an_hour_asks_before_it_starts(
     study: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("experiments.commands.ablate.can_ask", lambda: asks)
+    monkeypatch.setattr("experiments.commands.terminal.can_ask", lambda: asks)
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop", *options, input=answer)
     assert done.exit_code == code
     assert len(study) == runs
-    assert ("Start the study?" in done.stderr) == (answer is not None)
+    assert ("Start?" in done.stderr) == (answer is not None)
 
 
 def test_cells_that_failed_are_reported_after_the_tables(

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from experiments.runs.evaluate import references
+from experiments.runs.stock import _cached
 from experiments.tracking import local
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
+from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS
 from simclr.model import RESNETS, WideResNet
 from tests.experiments.commands.helpers import Run, assert_one_line
@@ -90,6 +92,12 @@ def test_a_stock_encoder_is_judged_by_the_same_protocol(
     }
     for options, message in refused.items():
         assert_one_line(run("eval", "tiny-s0", "--knn", "--stock", *options), 2, message)
+
+
+def test_only_networks_of_torchvision_are_suggested_as_stock_encoders() -> None:
+    with pytest.raises(UserError, match="unknown file or network of torchvision 'vit_tiny_4'") as caught:
+        _cached("vit_tiny_4")
+    assert "vit_tiny_8" not in str(caught.value)
 
 
 def test_every_evaluation_has_an_option(run: Run) -> None:

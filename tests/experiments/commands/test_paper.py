@@ -50,6 +50,8 @@ def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ra
     assert ran == [f"mine-{key}" for key in keys]
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"report.html", "paper.csv", "paper.tex"}
     assert "report: mine/report.html" in done.stdout
+    result = json.loads(run("paper", *WIDE, "--quick", "--yes", "--json").stdout)
+    assert {Path(file).name for file in result["files"]} == {"report.html", "paper.csv", "paper.tex"}
 
 
 def test_quick_takes_few_tables_and_one_seed(run: Run, ran: list[str]) -> None:

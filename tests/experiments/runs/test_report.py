@@ -31,7 +31,11 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     Tracker(store, run.id).artifact(
         "linear_top1-classes.csv", lambda path: path.write_text("class\n" + "\n".join(f"c{i}" for i in range(10)))
     )
-    report(run, store, out=tmp_path)
+    for step in (1, 2):  # snapshots that were evaluated on validation, with few images
+        Tracker(store, run.id).log({"snapshots/val/knn_k9_top1": 0.3 * step}, step)
+    Tracker(store, run.id).flush()
+    report(store.get(run.id), store, out=tmp_path)
+    assert "<svg" in (tmp_path / "snapshots-val-knn_k9_top1.svg").read_text()
     page = (tmp_path / "report.html").read_text()
     assert "of 359 test images correctly" in page
     assert "Most often confused" in page

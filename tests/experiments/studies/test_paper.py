@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from experiments.studies.run import Forecast, _seeds_done
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker
 from simclr.config import Config
+from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
@@ -171,6 +173,8 @@ def test_a_paper_that_was_stopped_is_resumed_and_nothing_is_trained_twice(
     found = report(small, shared_store, "simclr paper", tmp_path / "out", quick=True)
     table = pd.read_csv(tmp_path / "out" / "paper.csv", dtype={"row": str}).set_index(["table", "row", "metric"])
     line = table.loc[("Table 2", "0.2", ENTROPY)]
+    assert ",1," in (tmp_path / "out" / "paper.csv").read_text().splitlines()[1]  # a whole number of seeds
+    assert isinstance(numbers(found)["n"][0], int)
     assert line["paper_difference"] == pytest.approx(6.2 - 4.5)
     assert line["difference"] == pytest.approx(line["here"] - table.loc[("Table 2", "0.1", ENTROPY), "here"])
     run = shared_store.records(kind="pretrain", cell="0.1")[0]
@@ -187,6 +191,14 @@ def test_a_paper_that_was_stopped_is_resumed_and_nothing_is_trained_twice(
     assert find(small[1], shared_store).values[ENTROPY]["0.1"].isna().all()
     assert overview([find(part, _Empty()) for part in small])[CANT_TELL].tolist() == [0, 0]  # type: ignore[arg-type]
     assert r"\begin{table}" in (tmp_path / "out" / "paper.tex").read_text()
+
+
+def test_images_without_labels_are_refused(
+    small: list[Part], store: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper, "open_dataset", lambda *_: replace(digits, classes=("one",)))
+    with pytest.raises(UserError, match="paper compares accuracies, so it needs labels"):
+        predict(small, store)
 
 
 def test_what_the_paper_says_becomes_a_sign() -> None:
