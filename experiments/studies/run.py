@@ -45,16 +45,14 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     baseline = plan.cells[0]
     data = open_dataset(baseline.config.data, store.folder, observer)
     check_labels(baseline.config, judged_on(data, baseline.on), "ablate")
-    divided = dict.fromkeys(seeds, data)
     if baseline.resplit:
-        divided = {seed: open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds}
-        _check_resplit(list(divided.values())[:2])
+        _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
     found: list[Forecast] = []
     broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):
         try:
             prepared = prepare(cell.of_seed(seeds[0]), store.folder, observer)
-            memory, done = prepared.peak, _seeds_done(cell, divided, store)
+            memory, done = prepared.peak, _seeds_done(cell, prepared, store, seeds)
             model = build_model(cell.config, prepared.data, torch.device("cpu"))
             check(Subject(model, cell.config, judged_on(prepared.data, cell.on), cell.protocol()), STUDY_EVALUATIONS)
             trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
@@ -82,12 +80,13 @@ def _check_resplit(divisions: Sequence[Dataset]) -> None:
         )
 
 
-def _seeds_done(cell: Cell, divided: Mapping[int, Dataset], store: Store) -> list[int]:
-    """The seeds whose training has finished. `divided` has the images as each seed divides them."""
+def _seeds_done(cell: Cell, first: Prepared, store: Store, seeds: Sequence[int]) -> list[int]:
+    """The seeds whose training has finished. `first` is one of them, ready to train."""
     return [
         seed
-        for seed, data in divided.items()
-        if any(run.finished for run in store.of_config(cell.of_seed(seed), data.identity))
+        for seed in seeds
+        for prepared in [with_seed(first, cell, seed, store)]
+        if any(run.finished for run in store.of_config(prepared.config, prepared.data.identity))
     ]
 
 

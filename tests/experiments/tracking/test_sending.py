@@ -280,13 +280,15 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(tmp_path: Path) -> None:
     blocked = Blocked()
     sender, client = open_sender(tmp_path, blocked)
     sender.put("run", metrics=[point(1.0)])
-    main = threading.get_ident()
+    main, ended = threading.get_ident(), threading.Event()
 
     def interrupt() -> None:
         assert blocked.reached.wait(60)
         while sender._waiting == 0:
             pass
         signal.pthread_kill(main, signal.SIGINT)
+        while not ended.wait(5):  # Python notices a signal only later if it comes just before a lock is waited for
+            signal.pthread_kill(main, signal.SIGINT)
 
     helper = threading.Thread(target=interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores the signal
@@ -294,6 +296,7 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(tmp_path: Path) -> None:
         helper.start()
         with pytest.raises(KeyboardInterrupt):
             sender.flush("run")
+        ended.set()
     finally:
         signal.signal(signal.SIGINT, before)
     helper.join()
