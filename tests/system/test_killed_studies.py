@@ -84,7 +84,7 @@ def exit_code(context: Any, home: Path, what: str = "nothing", count: int = 1) -
     return int(process.exitcode)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/experiments/studies/test_run.py has a short version
 def test_a_study_that_is_killed_resumes_to_the_same_results(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.studies.execute"])  # importing takes longer than the study

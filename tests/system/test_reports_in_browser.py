@@ -111,6 +111,7 @@ def test_the_page_of_a_run(browser: Browser, study: Record, tmp_path: Path) -> N
     check(browser, tmp_path / "report.html")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("trained")
 def test_the_page_of_a_search(browser: Browser, tmp_path: Path) -> None:
     space = [

@@ -137,7 +137,7 @@ def test_commands_run(page: Path, desk: None) -> None:
             del arguments[(hours := arguments.index("--hours")) : hours + 2]
         if page.parent.name == "guides" and arguments[0] == "ablate" and "--dry-run" not in arguments:
             arguments.append("--dry-run")
-        if arguments[0] == "ablate" and not {"--seeds", "--dry-run"} & set(arguments):
-            arguments += ["--seeds", "2"]
+        if arguments[0] == "ablate" and "--dry-run" not in arguments:
+            arguments += ["--seeds", "2"]  # the last one counts
         done = invoke(*arguments)
         assert done.exit_code == 0, f"{line}\n{done.output}"
