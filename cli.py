@@ -76,7 +76,7 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # which name no file
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # they don't say which file they are about
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from importlib.resources import files
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,7 @@ from experiments.commands.options import (
     choice,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, confirm_long, describe_duration, resumable
+from experiments.commands.terminal import Terminal, command_line, confirm_long, describe_duration, resumable
 from simclr.errors import UserError
 from simclr.settings import read_toml
 
@@ -246,7 +245,7 @@ def ablate(  # over 60 lines, because of its signature
     typer.echo(_describe_plan(planned), err=True)
     confirm_long(total, yes=yes)
     with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
-        command = shlex.join(["simclr", *sys.argv[1:]])
+        command = command_line()
         outcome = execute(name, plan, store, numbers, command, terminal, "json" if as_json else "terminal")
     if outcome.report:
         typer.echo(outcome.report)
@@ -321,8 +320,9 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     from analysis.text import paragraph, text_table
 
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
-    shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
-    if points == points:
+    if isnan(points):
+        shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
+    else:
         shows = f"{seeds} seeds show a difference of {points:.1f} points with a probability of {chance}."
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +25,7 @@ from experiments.commands.options import (
     check_out,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, confirm_long, describe_duration, resumable
+from experiments.commands.terminal import Terminal, command_line, confirm_long, describe_duration, resumable
 
 if TYPE_CHECKING:
     from experiments.studies.paper import Cost
@@ -126,7 +124,7 @@ def paper(  # over 60 lines, because of its signature
         return
     typer.echo(_describe_plan(planned), err=True)
     confirm_long(total, yes=yes)
-    command, failures = shlex.join(["simclr", *sys.argv[1:]]), []
+    command, failures = command_line(), []
     with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
         for part in sorted(parts, key=lambda part: -len(part.seeds)):
             terminal.say(f"{part.table.title}: {part.table.about}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +28,7 @@ from experiments.commands.options import (
     check_number,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, resumable
+from experiments.commands.terminal import Terminal, command_line, resumable
 
 if TYPE_CHECKING:
     from experiments.search.confirm import SearchOutcome
@@ -174,7 +172,7 @@ def search(  # over 60 lines, because of its signature
     ):
         start = reference_accuracy(current, terminal)
         run_trials(current, trials, hours=hours, observer=terminal)
-        command = shlex.join(["simclr", *sys.argv[1:]])
+        command = command_line()
         found = confirm(
             current,
             start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,6 +189,11 @@ def describe_duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     shown = f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
     return f"about {shown}"
+
+
+def command_line() -> str:
+    """The command line of this process, for reports that say how to repeat it."""
+    return shlex.join(["simclr", *sys.argv[1:]])
 
 
 def confirm_long(seconds: float, *, yes: bool) -> None:

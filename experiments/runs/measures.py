@@ -13,8 +13,6 @@ from simclr.errors import UserError
 
 # How the names of figures without labels start: those of --no-labels, --spectrum and --lidar.
 LABEL_FREE = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_", "spectrum_", "lidar_")
-
-
 KINDS = (*ENCODERS, "eval")  # of runs with figures of an encoder
 
 

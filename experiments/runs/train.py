@@ -62,7 +62,7 @@ def train(
             observer.reused(finished.id)
             if config.train.snapshots() and not snapshots(finished.folder):
                 observer.note(f"run {finished.short_id} kept no snapshots: add --again to train one that does")
-            processes.first_says(lambda: None)
+            processes.first_says(lambda: None)  # to `follow`: there is nothing to train
             return finished
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
@@ -165,7 +165,7 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     if plan is not None:
         tracker.log({"perf/predicted_memory_mib": plan.peak / MIB}, 0)
     observer.began(tracker.run_id, prepared.steps.total)
-    processes.first_says(lambda: resume)
+    processes.first_says(lambda: resume)  # to `follow`
     model = _pretrain(prepared, tracker.store.run_folder(tracker.run_id), logging, resume=resume)
     metadata = {"config": to_toml(config), "digest": data.identity}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import pandas as pd
 from pydantic import BaseModel
 
@@ -49,7 +51,7 @@ class Design(BaseModel, frozen=True):
         half, first = self.until or 0.0, len(self.first)
         widest = float((table["difference_high"] - table["difference_low"]).max()) / 2
         ended = f"They do: the widest reaches {widest:.2g}."
-        if widest != widest:
+        if isnan(widest):
             ended = "There are no intervals yet."
         elif widest > half + 1e-9:
             why = f"--max-seeds allowed {self.most}" if wanted > self.most else "runs are missing"

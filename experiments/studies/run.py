@@ -243,13 +243,11 @@ def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, s
 def run_study(
     study: Tracker, plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT
 ) -> list[RunFailed]:
-    """Run what is missing of a study. Returns a sentence for each run that failed; its record has it too.
+    """Run what is missing of a study. Returns the error of each run that failed, which its record has too.
 
-    It is a BadSettings if the settings of the cell are to blame.
-
-    A cell that another process is training comes last. If the process is killed, calling this again resumes the study.
-    Raises Interrupted if the observer asks to stop, and KeyboardInterrupt if it does while this waits for another
-    process.
+    An error is a BadSettings if the settings of the cell are to blame. A cell that another process is training comes
+    last. If the process is killed, calling this again resumes the study. Raises Interrupted if the observer asks to
+    stop, and KeyboardInterrupt if it does while this waits for another process.
     """
     parent = study.record()
     failures: list[RunFailed] = []

@@ -9,7 +9,7 @@ from simclr.errors import printable
 
 
 def doubtful_names(images: Iterable[str]) -> list[str]:
-    """A warning about images that have one name but for the suffix. None if there are none."""
+    """A warning about images that have one name but for the suffix, or an empty list."""
     pairs = [(name.rpartition(".")[0], name) for name in images if suffix_of(name) in IMAGE_SUFFIXES]
     last = dict(pairs)
     if not (count := len(pairs) - len(last)):
@@ -23,7 +23,7 @@ def doubtful_names(images: Iterable[str]) -> list[str]:
 
 
 def doubtful_classes(inner: Mapping[str, Collection[str]]) -> list[str]:
-    """A warning if all classes have the same folders, as splits have that are called otherwise. None if not.
+    """A warning if all classes have the same folders, as splits with other names have, or an empty list.
 
     `inner` are the folders in that of each class.
     """

@@ -328,7 +328,7 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
 
 
 def _lists_of_splits(names: Iterable[str]) -> list[str]:
-    """A warning about files such as train.txt and test.txt, where there are no other splits. None if there are none."""
+    """A warning about files such as train.txt and test.txt, where there are no other splits, or an empty list."""
     found: dict[str, str] = {}
     for name in (name for name in names if suffix_of(name) in LISTS and not HIDDEN.search(name)):
         words = (word.lower() for word in WORD.findall(name.rpartition("/")[2]))
