@@ -20,11 +20,11 @@ VERDICTS = ("agrees", "differs", CANT_TELL, "not comparable")
 RULE = (
     f"How a verdict is reached. A comparison is a difference of rows, or a weighted sum of several, in each seed. It "
     f"agrees if it has the sign that the paper's figures have, and p < {SIGNIFICANT:g}; it differs if it has the other "
-    f"sign, and p < {SIGNIFICANT:g}; otherwise nothing can be told. p is that of a paired t test over the seeds, after "
-    f"Holm's correction for the comparisons of its table. Rows that should be the same agree if their difference "
-    f"lies within {MARGIN:g} point by two one-sided tests, and differ if it lies outside by a t test, where both tests "
-    f"count as comparisons. Sizes are not compared, because the paper's are those of a ResNet-50 on ImageNet. Fewer "
-    f"than {FEWEST} seeds can't tell anything."
+    f"sign, and p < {SIGNIFICANT:g}; otherwise the verdict is {CANT_TELL}. p is that of a paired t test over the "
+    f"seeds, after Holm's correction for the comparisons of its table. Rows that should be the same agree if two "
+    f"one-sided tests show that they differ by less than {MARGIN:g} point, and differ if a t test shows that it is "
+    f"more. Both tests count as comparisons. Sizes are not compared, because the paper's are those of a ResNet-50 on "
+    f"ImageNet. With fewer than {FEWEST} seeds, the verdict is always {CANT_TELL}."
 )
 
 
@@ -83,7 +83,7 @@ def _verdict(each: Comparison, found: Mean, p: float) -> tuple[str, str]:
     if each.caveat:
         return "not comparable", each.caveat
     if found.n < FEWEST:
-        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'} of the {FEWEST} that it takes"
+        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'} of the {FEWEST} that it needs"
     if np.isnan(found.p):
         return CANT_TELL, "the same in all seeds, so there is no spread to judge by"
     if each.side == 0:

@@ -71,8 +71,8 @@ class TrainConfig(Section):
     # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
-    # Evaluate an average of the weights over the steps, of which this share, such as 0.99, stays at each step. Running
-    # statistics of batch norm are averaged with them.
+    # Evaluate an average of the weights over the steps, which keeps this share of itself (such as 0.99) at each step.
+    # Running statistics of batch norm are averaged with them.
     ema: float | None = later(None, ge=0, lt=1)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
     keep_every: int = later(0, ge=0, le=MOST_EPOCHS)  # epochs between snapshots for `eval --snapshots` (0: none)

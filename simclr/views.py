@@ -43,7 +43,7 @@ class LocalConfig(Section):
 class AugmentConfig(ViewConfig):
     """The views of an image: their number, and a table for each augmentation. The defaults are the paper's."""
 
-    views: int | None = Field(None, ge=2, le=MOST_VIEWS)  # of each image, all of them positives (default: 2)
+    views: int | None = Field(None, ge=2, le=MOST_VIEWS)  # number for each image; all are positives (default: 2)
     local: LocalConfig | None = None  # smaller crops as further positives (default: none)
 
 

@@ -124,7 +124,7 @@ def ablate(  # over 60 lines, because of its signature
             min=SMALLEST,
             max=100,
             callback=check_number,
-            help="Difference that would matter to you. Cells are called the same if a larger one can be ruled out.",
+            help="Smallest difference that matters to you. Cells are called the same if it can be ruled out.",
         ),
     ] = 1.0,
     on: StudyOn = None,
@@ -132,7 +132,7 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--resplit",
-            help="Divide the images anew for each seed, in the same way for all cells. Validation and test sets that "
+            help="Split the images anew for each seed, in the same way for all cells. Validation and test sets that "
             "your images already have are kept.",
         ),
     ] = False,
@@ -323,7 +323,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     if isnan(points):
         shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
     else:
-        shows = f"{seeds} seeds show a difference of {points:.1f} points with a probability of {chance}."
+        shows = f"{seeds} seeds detect a difference of {points:.1f} points with a probability of {chance}."
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (
         f"This is by the paired t test, with p corrected for {count(power['comparisons'], 'comparison')}, if "
@@ -331,7 +331,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         f"is {power['source']}."
     )
     needed = [[f"{each['points']:g}", str(each["seeds"] or "over 100")] for each in power["needed"]]
-    table = text_table(["difference (points)", f"seeds that show it ({chance})"], needed)
+    table = text_table(["difference (points)", f"seeds needed ({chance})"], needed)
     expected = []
     if (needed_seeds := power.get("expected_seeds")) is not None:
         wider = f", more than --max-seeds {most}: the intervals will then be wider than asked" * (needed_seeds > most)

@@ -83,14 +83,14 @@ def evaluate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--lidar",
-            help="Measure LiDAR (the effective rank of what tells images apart) from 50 views of each of 1,000 images, "
-            "without labels.",
+            help="Measure LiDAR (the effective rank of the differences between images) from 50 views of each of 1,000 "
+            "images, without labels.",
         ),
     ] = False,
     told: Annotated[
         bool,
         typer.Option(
-            "--told", help="Measure how well the transformation of an image can be told from the features (Table 3)."
+            "--told", help="Measure how well features predict the transformation of an image (the paper's Table 3)."
         ),
     ] = False,
     snapshots: Annotated[
@@ -128,7 +128,7 @@ def evaluate(  # over 60 lines, because of its signature
     """Evaluate an encoder next to its baselines.
 
     The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels, the
-    untrained network, the weights that training started from, if it did, and with --stock another encoder.
+    untrained network, the weights of `pretrain --init` if training started from some, and another encoder with --stock.
     Without options, evaluates by --knn and --linear.
 
     Example: simclr eval shapes-s0 --knn --linear

@@ -1,4 +1,4 @@
-"""`simclr measures`: how well figures that need no labels order encoders by their accuracy."""
+"""`simclr measures`: how well metrics that need no labels rank encoders by their accuracy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def measures(
         ),
     ] = None,
     accuracy: Annotated[
-        str, typer.Option(metavar="METRIC", help="Accuracy to order the encoders by, as `simclr eval` names it.")
+        str, typer.Option(metavar="METRIC", help="Accuracy to compare with, as `simclr eval` names it.")
     ] = "linear_top1",
     as_json: Json = False,
 ) -> None:
-    """Show which figures without labels order your encoders best.
+    """Show which label-free metrics rank your encoders best.
 
-    Compares the order of your encoders by each figure of --no-labels, --spectrum and --lidar with their order by an
-    accuracy. Only encoders that were evaluated under the same protocol, on the same images, are ordered together.
+    Compares the order of your encoders by each metric of --no-labels, --spectrum and --lidar with their order by
+    accuracy. Only encoders that were evaluated under the same protocol, on the same images, are compared.
 
     Example: simclr measures --accuracy knn_top1
     """

@@ -248,7 +248,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         help=f"Pre-training method: {', '.join(METHODS)}. supcon and supervised train on labels, and distill on "
-        "what a fine-tuned network says.",
+        "the predictions of a fine-tuned network.",
         show_default=FROM_PRESET,
     ),
 ]

@@ -36,8 +36,7 @@ def paper(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--quick",
-            help="Make few of the tables, with one seed: about an hour with a preset that trains for some minutes. One "
-            "seed can't tell whether anything agrees.",
+            help="Make two of the tables with one seed, which is too few for verdicts, as a quick look.",
         ),
     ] = False,
     preset: Preset = None,
@@ -57,7 +56,7 @@ def paper(  # over 60 lines, because of its signature
         str | None,
         typer.Option(
             callback=check_new_name,
-            help="What the names of the studies begin with, one for each table.",
+            help="First part of the names of the studies, of which each table is one.",
             show_default="paper- and the preset",
         ),
     ] = None,
@@ -78,11 +77,11 @@ def paper(  # over 60 lines, because of its signature
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the tables of the SimCLR paper with your images.
+    """Reproduce tables of the SimCLR paper with your images.
 
-    Makes Figures 5, 7, 8 and 9 and Tables 1, 3, 4 and 5 with a network of your choice, beside the paper's. Each is a
-    study, and runs that several need are trained once. Verdicts are about directions and orders, not sizes. Run the
-    same command again to resume.
+    Reproduces Figures 5, 7, 8 and 9 and Tables 1, 3, 4 and 5 with a network of your choice, and compares directions and
+    orders, not sizes, with the paper's. Each is a study, and runs that several need are trained once. Run the same
+    command again to resume.
 
     Example: simclr paper --preset shapes --quick
     """

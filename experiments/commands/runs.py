@@ -60,8 +60,8 @@ def runs(
     The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
     A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
     are copies of reused runs, or failed attempts.
-    The loss and val kNN are of training. kNN and linear are accuracies on the test images (`simclr eval`), or on those
-    of validation if there is nothing else, as in a study. Then the table says val.
+    The loss and val kNN are those of training. kNN and linear are accuracies on the test images (`simclr eval`). If a
+    run has none, as in a study, they are those on the validation images, marked val.
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """

@@ -199,7 +199,7 @@ def command_line() -> str:
 def confirm_long(seconds: float, *, yes: bool) -> None:
     """Ask before work of more than LONG seconds starts, unless the user said `yes` or nobody is there to answer."""
     if seconds > LONG and not yes and can_ask():
-        typer.confirm("Start?", abort=True, err=True)
+        typer.confirm("Do you want to start?", abort=True, err=True)
 
 
 def can_ask() -> bool:

@@ -1,4 +1,4 @@
-"""How often the test set of a data set was used: every look at it makes the next choice a little less honest."""
+"""How often the test set of a data set was used: each use makes later choices depend on it a little more."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ SIDES = DIRECTIONS | {"same": 0.0}
 PAIRS = "pairs-linear_top1.svg"  # the figure that a study's report has of pairs of augmentations
 RANKS = (
     "The order of the rows is compared, where a table has four or more, by Kendall's tau with the paper's figures in "
-    "each seed. Its interval is Student's over the seeds: it is about training again, not about other rows. p is the "
-    "share of all orders of the rows that agree or disagree as much. It is a further test of each column, and not part "
-    "of the correction."
+    "each seed. Its interval is Student's over the seeds, so it describes new runs of these rows, not other rows. p is "
+    "the share of all orders of the rows that agree or disagree as much. This is a further test of each column, not "
+    "part of the correction."
 )
 INTERVALS = f"Intervals are 95 % Student's t intervals over seeds, from {FEWEST} seeds on."
 
@@ -267,15 +267,15 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
     total = sum(counts.values())
     finding = [
         f"Of {total} statements of the paper, {counts['agrees']} agree with what was found here, {counts['differs']} "
-        f"differ, {counts[CANT_TELL]} can't be told, and {counts['not comparable']} are not comparable."
+        f"differ, {counts[CANT_TELL]} are undecided, and {counts['not comparable']} are not comparable."
     ]
     if quick:
         finding.append(
-            "This is a quick look: few of the tables, with one seed, which can't tell a difference from chance. Run "
+            "This is a quick look at two tables with one seed, which can't tell a difference from chance. Run "
             "the command without --quick for verdicts."
         )
     if waiting := [each.part.table.title for each in found if each.study is None]:
-        finding.append(f"Not begun yet: {', '.join(waiting)}.")
+        finding.append(f"Not started yet: {', '.join(waiting)}.")
     for study in [each.study for each in found if each.study is not None][:1]:  # all have the same images
         finding.append(test_use(study.store, digest_of(study.tags["data_digest"])))
     here = _described(config)
@@ -287,7 +287,7 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
         Section("Config of the preset", "code", to_toml(config), folded=True),
         Section("To repeat", "code", command, folded=True),
     ]
-    return page("The SimCLR paper, made again with", config.name, finding, facts, sections)
+    return page("The SimCLR paper, reproduced with", config.name, finding, facts, sections)
 
 
 def _described(config: Config) -> str:

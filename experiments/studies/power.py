@@ -17,11 +17,9 @@ WANTED = (0.5, 1.0, 2.0, 5.0)  # points for which the needed seeds are listed, b
 MOST = 100  # seeds that are tried for that
 # The root mean square over the 18 differences in linear accuracy of four studies of CIFAR-10, each by three seeds.
 ASSUMED = Spread(0.73, 0)
-ASSUMED_SOURCE = "assumed, as {}: so much did differences vary in our studies of CIFAR-10 (docs/results/ablations.md)"
-TOO_FEW = (
-    "too few finished runs on these images with this network and as many epochs were judged under the study's protocol"
-)
-OTHER_DIVISION = "runs of one division of the images don't show how much differences vary between divisions"
+ASSUMED_SOURCE = "assumed from our studies of CIFAR-10 (docs/results/ablations.md), because {}"
+TOO_FEW = "too few finished runs on these images, with this network and number of epochs, have this study's protocol"
+OTHER_DIVISION = "runs on one split of the images don't show how much differences vary between splits"
 
 
 def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:

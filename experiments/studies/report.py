@@ -38,7 +38,7 @@ DETAILS = [  # columns that are left out on a terminal
 ]
 IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
 RESPLIT = (
-    "Each seed divides the images anew, in the same way for all cells. Divisions share most of their training images, "
+    "Each seed splits the images anew, in the same way for all cells. The splits share most of their training images, "
     "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
 )
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
@@ -134,9 +134,9 @@ def _notes(results: Results, summaries: Mapping[str, pd.DataFrame], use: str) ->
     judged = IMAGES[results.document.on]
     unused = "" if results.document.test_by_seed else "The test images are not used. "
     held_out = [
-        f"Judged on validation. {unused}Each classifier's own settings, such as its L2 penalty, are chosen on a fifth "
-        f"of the training images, and it then learns from all of them. `simclr ablate ... --on test` judges the same "
-        f"runs on test images."
+        f"Evaluated on validation images. {unused}Each classifier's own settings, such as its L2 penalty, are chosen "
+        f"on a fifth of the training images, and it is then fitted on all of them. `simclr ablate ... --on test` "
+        f"evaluates the same runs on the test images."
     ]
     return [
         f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(results.images())} "
@@ -186,9 +186,9 @@ def _chosen(document: StudyDocument) -> list[str]:
     if document.cells[0].rates:
         rates = [f"{cell.cell} {cell.chosen[RATE]:g} of {_listed(cell.rates)}" for cell in document.cells]
         found.append(
-            f"Learning rates, the baseline's too, were tuned alike: for each cell the best of "
-            f"{len(document.cells[0].rates)} on validation, by a run of each with a seed that this study doesn't have. "
-            f"{'; '.join(rates)}. A study whose name ends in -rates has these runs."
+            f"Learning rates were tuned in the same way for all cells, the baseline too: each has the best of "
+            f"{len(document.cells[0].rates)} on validation, by one run with each rate and a seed that this study "
+            f"doesn't have. {'; '.join(rates)}. These runs are in the study whose name ends in -rates."
         )
     return found
 

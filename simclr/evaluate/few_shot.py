@@ -41,8 +41,8 @@ def nearest_mean(shots: Tensor, queries: Tensor) -> Tensor:
 class FewShot(Evaluation):
     """Each test image gets the class whose few training images have the nearest mean direction.
 
-    Nothing is chosen on validation, because whoever has few labels has none to spare. The figures are means over draws
-    of the images, and so are their intervals: how much one draw differs from the next is their standard deviation.
+    Nothing is chosen on validation, because that would need more labels. Accuracies are means over draws of the images,
+    and their intervals are those of the means. The standard deviation says how much single draws differ.
     """
 
     section_name = "few_shot"
@@ -50,8 +50,8 @@ class FewShot(Evaluation):
     takes_crops = True
     scales_features = True
 
-    shots: Values[Count] = (1, 5, 10)  # labelled images of each class, one figure for each
-    draws: int = Field(100, ge=3, le=100_000)  # of the images, which figures and intervals are over
+    shots: Values[Count] = (1, 5, 10)  # labelled images of each class, one accuracy for each
+    draws: int = Field(100, ge=3, le=100_000)  # number of draws of the images
     seed: Seed = 0  # of the draws
 
     def check(self, subject: Subject) -> None:

@@ -42,7 +42,7 @@ class Lidar(Evaluation):
     uses_test = False
     whole_network = True
 
-    images: int = Field(1000, ge=2, le=MOST_IMAGES)  # most images that are used
+    images: int = Field(1000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
     views: int = Field(50, ge=2, le=10_000)  # of each image
     delta: float = Field(1e-4, gt=0, le=1)  # added to the variance of views in each direction
     seed: Seed = 0  # of the choice of images and of their views

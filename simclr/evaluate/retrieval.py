@@ -54,7 +54,7 @@ class Retrieval(Evaluation):
     takes_crops = True
     scales_features = True
 
-    queries: Count = 10_000  # most test images that are queries, drawn at random
+    queries: Count = 10_000  # largest number of test images that are queries, drawn at random
     seed: Seed = 0  # of the draw
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:

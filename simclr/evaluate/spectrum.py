@@ -58,7 +58,7 @@ class Spectrum(Evaluation):
     uses_test = False
     whole_network = True
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
     ranks: Ranks = (6, 100)  # of the eigenvalues that the decay is fitted to, the first and the last
     seed: Seed = 0  # of the choice of images
 

@@ -34,7 +34,7 @@ PIXELS_PER_BATCH = 2**20  # 1,024 images of 32 px or 20 of 224 px, which take a 
 class Crops(Section):
     """Random crops of each image, whose features are averaged (EMP-SSL, arXiv 2304.03977), instead of the whole image.
 
-    Figures under such a protocol never share a column with those of whole images.
+    Tables never mix results under such a protocol with those of whole images.
     """
 
     count: int = Field(10, ge=1, le=MOST_VALUES)  # of each image
@@ -46,12 +46,12 @@ class BaseProtocol(Section):
 
     version: Literal[3] = 3  # raise it when the meaning of any figure changes
     layer: str = "h"  # h, z, or head.N: the output of module N of the head
-    # The images that figures are about. val: validation images, and the training images alone are learned from.
+    # Images that accuracies are measured on. With val, classifiers are fitted on the training images alone.
     on: Literal["test", "val"] = "test"
     # Average features over random crops, for evaluations that only read features (default: whole images).
     crops: Crops | None = later(None)
-    # What is done to features before they are classified: nothing (raw), or standardised or whitened by the statistics
-    # of the training images.
+    # Scaling of features before they are classified: none (raw), standardised or whitened, by the statistics of the
+    # training images.
     features: Annotated[str, one_of("scaling of features", lambda: SCALINGS)] = "raw"
 
 

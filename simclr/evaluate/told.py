@@ -1,4 +1,4 @@
-"""What features tell of the transformation that an image has had (paper, Table 3)."""
+"""How well features predict the transformation that was applied to an image (paper, Table 3)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BATCH = 256
 
 
 class Told(Evaluation):
-    """The share of images whose transformation a classifier of one hidden layer tells from frozen features.
+    """The share of images whose transformation a classifier with one hidden layer predicts from frozen features.
 
     The tasks are: grey or not, rotated by 0 to 3 quarter turns, noisy or not, and filtered by Sobel or not. The
     classifier learns from images that were pre-trained on, and is tested on test images, or on those of validation if

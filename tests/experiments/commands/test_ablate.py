@@ -83,8 +83,8 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     assert [each["points"] for each in power["needed"]] == [0.3, 0.5, 1.0, 2.0, 5.0]
     assert power["expected_seeds"] == 5  # (2.776 x 0.73 / 1)^2 = 4.1
     shown = " ".join(done.stdout.split())
-    assert "5 seeds show a difference of 1.2 points with a probability of 80 %." in shown
-    assert "assumed, as too few finished runs on these images" in shown
+    assert "5 seeds detect a difference of 1.2 points with a probability of 80 %." in shown
+    assert "because too few finished runs on these images" in shown
     assert "--until is expected to need 5 seeds." in shown
     shown = " ".join(
         run("ablate", "--config", "tiny.toml", "--drop", "flip", "--until", 0.1, "--dry-run").stdout.split()
@@ -125,7 +125,7 @@ def test_a_study_of_more_than_an_hour_asks_before_it_starts(
     done = run("ablate", "--config", "tiny.toml", "--drop", "crop", *options, input=answer)
     assert done.exit_code == code
     assert len(study) == runs
-    assert ("Start?" in done.stderr) == (answer is not None)
+    assert ("Do you want to start?" in done.stderr) == (answer is not None)
 
 
 def test_cells_that_failed_are_reported_after_the_tables(

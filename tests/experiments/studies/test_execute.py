@@ -221,7 +221,7 @@ def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
     rates = next(record for record in store.records(kind="study") if record.name == "tuned-rates")
     assert StudyDocument.read(rates).on == "val"
     text = " ".join(outcome.report.split())
-    assert "were tuned alike: for each cell the best of 2 on validation" in text
+    assert "were tuned in the same way for all cells, the baseline too: each has the best of 2 on validation" in text
     assert f"baseline 0.003 of 0.003, 0.01; {other.name} 0.02 of 0.006, 0.02." in text
 
     trained.clear()
@@ -237,7 +237,7 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     execute("divided", plan, store, [0, 1], "simclr ablate --resplit").check()
     outcome = execute("divided", plan, store, [1], "simclr ablate --resplit")
     text = " ".join(outcome.report.split())
-    assert "Each seed divides the images anew" in text
+    assert "Each seed splits the images anew" in text
     assert "Seeds: 0, 1. The test set of this data" in text  # they come with a test set, which all seeds share
     assert "The test images are not used." in text
     results = read_results(outcome.study, store)

@@ -263,7 +263,7 @@ def test_only_images_without_splits_of_their_own_are_divided(
     assert not StudyDocument.read(open_study("one", judged, store, "", [0]).record()).test_by_seed
     spread, why = _spread(judged.cells[0], store)
     assert spread == ASSUMED
-    assert "runs of one division of the images" in why
+    assert "runs on one split of the images" in why
 
 
 # --- names and plans --------------------------------------------------------------------------------------------------
