@@ -30,13 +30,6 @@ from simclr.evaluate.subject import fingerprint
 from tests.helpers import subject_of, tiny
 
 
-@pytest.fixture(scope="module")
-def few(digits: Dataset) -> Dataset:
-    """Fewer images, so that training takes a moment."""
-    sizes = {"train": 256, "val": 60, "test": 60}
-    return replace(digits, parts=digits.parts | {part: digits.parts[part][:size] for part, size in sizes.items()})
-
-
 def test_label_subsets_are_balanced_and_depend_on_the_seed(digits: Dataset) -> None:
     rows = digits.parts["train"]
     for fraction in (0.01, 0.1):

@@ -21,13 +21,6 @@ from simclr.randomness import uniforms
 from tests.helpers import subject_of
 
 
-@pytest.fixture(scope="module")
-def few(digits: Dataset) -> Dataset:
-    """Fewer images, so that all corruptions take a moment."""
-    sizes = {"train": 300, "val": 60, "test": 60}
-    return replace(digits, parts=digits.parts | {part: digits.parts[part][:size] for part, size in sizes.items()})
-
-
 @pytest.mark.parametrize(("classifier", "scaled"), [("knn", "raw"), ("linear", "raw"), ("knn", "whitened")])
 def test_the_clean_accuracy_is_that_of_the_classifier(classifier: str, scaled: str, few: Dataset) -> None:
     subject = subject_of(few, ["linear.l2_values=3", f"features={scaled}"])

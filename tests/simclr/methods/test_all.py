@@ -11,20 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from simclr.config import Config, make, to_toml
+from simclr.config import Config, make
 from simclr.data.dataset import Dataset, open_dataset
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError
-from simclr.evaluate.finetune import new_classifier
 from simclr.methods import METHODS
 from simclr.settings import merge
 from simclr.train.loop import Interrupted, batch_rows, pretrain
 from simclr.train.step import start_training, train_step
-from simclr.train.teacher import FILE, facts_of
+from simclr.train.teacher import FILE
 from simclr.weights import checkpoint
-from simclr.weights.checkpoint import save_weights
-from tests.helpers import subject_of, tiny
-from tests.simclr.train.helpers import Watch, assert_predicted, same_weights
+from tests.helpers import tiny
+from tests.simclr.train.helpers import Watch, assert_predicted, keep_teacher, same_weights
 
 CPU = torch.device("cpu")
 LIMIT = 128
@@ -47,10 +45,8 @@ SMALL: dict[str, dict[str, object]] = {
 @pytest.fixture(scope="module", autouse=True)
 def teacher(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> None:
     """A fine-tuned network that knows as many classes as the network has outputs."""
-    subject, path = subject_of(digits), tmp_path_factory.mktemp("teacher") / FILE
-    classifier = new_classifier(subject, subject.config.model.out_dim, "linear", 0)
-    classes = tuple(map(str, range(subject.config.model.out_dim)))
-    save_weights(path, classifier, facts_of(classifier, to_toml(subject.config), replace(digits, classes=classes)))
+    path = tmp_path_factory.mktemp("teacher") / FILE
+    keep_teacher(path, digits, classes=tiny().model.out_dim, layer="h")
     SMALL["distill"]["teacher"] = str(path)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from benchmarks.memory import measure_peak, training_without_data
-from simclr.config import Config
+from simclr.config import Config, to_toml
+from simclr.data.dataset import Dataset
+from simclr.evaluate.finetune import Classifier, new_classifier
 from simclr.progress import Observer
 from simclr.train.memory import predict
+from simclr.train.teacher import facts_of
+from simclr.weights.checkpoint import save_weights
+from tests.helpers import subject_of
 
 
 class Watch(Observer):
@@ -35,6 +42,17 @@ class Watch(Observer):
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     """Whether all parameters and buffers are equal to the last bit."""
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def keep_teacher(
+    path: Path, data: Dataset, classes: int = 10, kind: str = "linear", layer: str = "head.1"
+) -> Classifier:
+    """Save an untrained classifier of that many classes, which are numbers, as a fine-tuned network is kept."""
+    subject = subject_of(data, layer=layer)
+    classifier = new_classifier(subject, classes, kind, 0).eval()
+    facts = facts_of(classifier, to_toml(subject.config), replace(data, classes=tuple(map(str, range(classes)))))
+    save_weights(path, classifier, facts)
+    return classifier
 
 
 def assert_predicted(config: Config, micro_batch: int) -> None:

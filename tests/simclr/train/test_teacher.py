@@ -13,23 +13,15 @@ import torch
 from simclr.config import Config, to_toml
 from simclr.data.dataset import Dataset
 from simclr.data.source import UNLABELLED
-from simclr.evaluate.finetune import Classifier, new_classifier
 from simclr.model import check_finite
 from simclr.train.step import start_training, train_step
-from simclr.train.teacher import facts_of, load_teacher
+from simclr.train.teacher import load_teacher
 from simclr.weights.checkpoint import save_weights
 from tests.helpers import subject_of, tiny
+from tests.simclr.train.helpers import keep_teacher
 from tests.simclr.weights.helpers import error_of
 
 CPU = torch.device("cpu")
-
-
-def keep(path: Path, data: Dataset, classes: int = 10, kind: str = "linear", layer: str = "head.1") -> Classifier:
-    subject = subject_of(data, layer=layer)
-    classifier = new_classifier(subject, classes, kind, 0).eval()
-    facts = facts_of(classifier, to_toml(subject.config), replace(data, classes=data.classes[:classes]))
-    save_weights(path, classifier, facts)
-    return classifier
 
 
 def distilling(path: Path, weight: float = 1.0, **model: Any) -> Config:
@@ -39,7 +31,7 @@ def distilling(path: Path, weight: float = 1.0, **model: Any) -> Config:
 
 @pytest.mark.parametrize(("kind", "layer"), [("linear", "head.1"), ("mlp", "h")])
 def test_a_kept_network_gives_the_same_scores(kind: str, layer: str, digits: Dataset, tmp_path: Path) -> None:
-    classifier = keep(tmp_path / "kept.safetensors", digits, kind=kind, layer=layer)
+    classifier = keep_teacher(tmp_path / "kept.safetensors", digits, kind=kind, layer=layer)
     teacher, classes, _ = load_teacher(str(tmp_path / "kept.safetensors"))
     images = torch.from_numpy(digits.images[:8]).float() / 255
     assert tuple(classes) == digits.classes
@@ -47,7 +39,7 @@ def test_a_kept_network_gives_the_same_scores(kind: str, layer: str, digits: Dat
 
 
 def test_the_teacher_is_not_trained_and_ignores_the_batch(digits: Dataset, tmp_path: Path) -> None:
-    keep(tmp_path / "kept.safetensors", digits)
+    keep_teacher(tmp_path / "kept.safetensors", digits)
     config = distilling(tmp_path / "kept.safetensors")
     training = start_training(config, digits, CPU)
     method: Any = training.method
@@ -66,11 +58,11 @@ def test_a_teacher_that_can_not_be_used_is_refused(digits: Dataset, tmp_path: Pa
     message = f"there is no fine-tuned network in {path}"
     assert message in error_of(start_training, distilling(path), digits, CPU)
     assert "set distill.teacher to its run" in error_of(start_training, tiny(method="distill"), digits, CPU)
-    keep(path, digits, classes=7)
+    keep_teacher(path, digits, classes=7)
     message = "the teacher knows 7 classes, but the network has 10 outputs: set model.out_dim to 7"
     assert message in error_of(start_training, distilling(path), digits, CPU)
     digest = load_teacher(str(path))[2]
-    keep(path, digits)
+    keep_teacher(path, digits)
     assert "has changed" in error_of(load_teacher, f"{path}@{digest}")
     subject = subject_of(digits)
     save_weights(path, subject.model, {"config": to_toml(subject.config), "digest": ""})
@@ -81,7 +73,7 @@ def test_labels_are_only_learned_if_they_are_there_and_mean_what_the_teacher_say
     digits: Dataset, tmp_path: Path
 ) -> None:
     path = tmp_path / "kept.safetensors"
-    keep(path, digits)
+    keep_teacher(path, digits)
     bare = replace(digits, labels=np.full_like(digits.labels, UNLABELLED), classes=())
     others = replace(digits, classes=tuple(reversed(digits.classes)))
     start_training(distilling(path, 0.5), digits, CPU)
@@ -95,7 +87,7 @@ def test_labels_are_only_learned_if_they_are_there_and_mean_what_the_teacher_say
 
 def test_a_student_without_batch_norm_may_learn_from_a_resnet_in_groups_of_one(digits: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    keep(path, digits)
+    keep_teacher(path, digits)
     vit = {"backbone": "vit_tiny_4", "head": "linear", "width": 1.0, "stem": "imagenet", "out_dim": 10}
     config = tiny(method="distill", distill={"teacher": str(path)}, model=vit, train={"norm_batch": 1})
     assert start_training(config, digits, CPU).step == 0
@@ -103,7 +95,7 @@ def test_a_student_without_batch_norm_may_learn_from_a_resnet_in_groups_of_one(d
 
 def test_a_checkpoint_leaves_the_teacher_to_its_file(digits: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    keep(path, digits)
+    keep_teacher(path, digits)
     training = start_training(distilling(path), digits, CPU)
     state = training.state()
     assert "method" not in state
