@@ -1,12 +1,22 @@
-"""A tracking store of a test's own."""
+"""A tracking store of a test's own, and runs without pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from experiments.tracking.store import Store
+from tests.experiments.studies.helpers import leave_out_pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Leaves out the pictures of runs. The tests that look at them, in `runs`, have another fixture of this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
 
 
 @pytest.fixture

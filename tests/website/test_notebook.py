@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 
 from tests.helpers import ROOT
 
-LENGTH, SHORT = "--epochs 9 --set data.limit=1800", "--epochs 1 --set data.limit=600"  # the test is of the commands
+LENGTH = "--epochs 9 --set data.limit=1800"
+SHORT = "--epochs 1 --set data.limit=256 --set model.width=0.125"  # the test is of the commands
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typer.testing import Result
 from experiments.tracking.store import Store
 from simclr.config import to_toml
 from tests.experiments.commands.helpers import Run, invoke
+from tests.experiments.studies.helpers import leave_out_pictures
 from tests.helpers import tiny
 
 
@@ -21,6 +22,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Result]:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.toml").write_text(to_toml(tiny(train={"knn_every": 1})))
     with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
         patch.setenv("SIMCLR_HOME", str(folder))
         done = invoke("pretrain", "--config", folder / "tiny.toml")
     assert done.exit_code == 0, done.output

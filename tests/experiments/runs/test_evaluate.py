@@ -27,9 +27,15 @@ from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import random_encoder
 from simclr.model import Network
 from simclr.progress import Observer
+from tests.experiments.studies.helpers import leave_out_pictures
 from tests.helpers import subject_of
 
 QUICK = ["linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1", "finetune.seeds=1"]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pictures(monkeypatch)
 
 
 def report_of(
@@ -162,7 +168,10 @@ def test_a_damaged_baseline_is_computed_again(damage: str, store: Store, digits:
     assert f"{path} is damaged" in said[0]
 
 
-def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(trained: Store) -> None:
+def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(
+    trained: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # this evaluation has its picture
     report = report_of(trained, "t0.2-s0", ["linear"], [])
     value = report.table.set_index("metric").loc["linear_top1", "trained"]
     record = trained.get(report.run_id)

@@ -22,6 +22,7 @@ from simclr.train import loop
 from simclr.train.loop import Interrupted
 from simclr.weights.checkpoint import checkpoints, load_weights
 from simclr.weights.start import resolved
+from tests.experiments.studies.helpers import leave_out_pictures
 from tests.helpers import tiny
 
 
@@ -43,12 +44,20 @@ class Watch(Observer):
         return self.stop_after is not None and self.asked >= self.stop_after
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_pictures(monkeypatch)
+
+
 @pytest.fixture
 def prepared(home: Path) -> Prepared:
     return prepare(tiny(train={"epochs": 1}), home)
 
 
-def test_a_run_keeps_its_config_environment_views_weights_and_curve(prepared: Prepared, store: Store) -> None:
+def test_a_run_keeps_its_config_environment_views_weights_and_curve(
+    prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # this run has its pictures
     record = train(prepared, store, tags={"request": "r"})
     assert (record.name, record.kind, record.status) == ("tiny-s0", "pretrain", "FINISHED")
     assert record.tags["config_key"] == prepared.config.key()

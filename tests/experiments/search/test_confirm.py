@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from analysis.trials import pictures
 from experiments.configs.resolve import resolve
 from experiments.search import confirm as confirming
 from experiments.search.confirm import confirm, confirmation_plan, record_trials, selection_notes
@@ -18,6 +19,7 @@ from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
+from tests.experiments.studies.helpers import leave_out_figures
 from tests.helpers import tiny
 
 RATE = Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True)
@@ -33,6 +35,12 @@ class Messages(Observer):
 
     def say(self, text: str) -> None:
         self.text += f"{text}\n"
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_figures(monkeypatch)
+    monkeypatch.setattr("experiments.search.report.pictures", lambda *_: {})
 
 
 def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store, trained: list[Config]) -> None:
@@ -87,7 +95,10 @@ def test_without_seeds_a_search_is_only_reported(
     assert found.study is None
 
 
-def test_the_trials_their_pictures_and_the_best_config_are_kept(store: Store, trained: list[Config]) -> None:
+def test_the_trials_their_pictures_and_the_best_config_are_kept(
+    store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.search.report.pictures", pictures)
     with open_search("s", BRIEF, SPACE, store, objectives="accuracy,time") as search:
         run_trials(search, 4)
         text = record_trials(search, 0.5)

@@ -1,21 +1,13 @@
-"""Runs without pictures, and a study that the previous version recorded."""
+"""A study that the previous version recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from experiments.tracking.store import Record, Store
-from tests.experiments.studies.helpers import leave_out_pictures, write_previous_study
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_pictures(patch)
-        yield
+from tests.experiments.studies.helpers import write_previous_study
 
 
 @pytest.fixture

@@ -80,8 +80,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
 
 
 def test_the_tables_are_consistent() -> None:
-    for table in tables().values():
-        part = plan_paper(wide(), "p")[list(tables().values()).index(table)]
+    for table, part in zip(tables().values(), plan_paper(wide(), "p"), strict=True):
         names = [row.name for row in part.rows]
         assert len(set(names)) == len(names) > 1
         assert set(part.cells) == set(names)

@@ -101,8 +101,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(method: str, few: Dataset, tmp_p
     ("method", "augment"), [*((method, {}) for method in METHODS), ("simclr", FOUR), ("simclr", MULTI_CROP)]
 )
 def test_its_memory_is_predicted(method: str, augment: Mapping[str, Any]) -> None:
-    sizes = dict.fromkeys(("batch_size", "micro_batch", "norm_batch"), 128)
-    assert_predicted(config_of(method, stem="cifar", augment=augment, **sizes), 128)
+    sizes = dict.fromkeys(("batch_size", "micro_batch", "norm_batch"), 64)
+    assert_predicted(config_of(method, stem="cifar", augment=augment, **sizes), 64)
 
 
 def test_a_run_with_more_views_and_local_crops_resumes_to_the_same_bits(few: Dataset, tmp_path: Path) -> None:
