@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -74,40 +74,42 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch passes it)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient, decay = parameter.grad, group["weight_decay"]
-                update = gradient + decay * parameter if decay else gradient
-                if group["adapt"]:
-                    measured, apart = (update, 0.0) if self.decay_in_norm else (gradient, decay)
-                    weight_norm, norm = parameter.norm(), measured.norm()
-                    local = group["trust"] * weight_norm / (norm + apart * weight_norm)
-                    update = torch.where((weight_norm > 0) & (norm > 0), local, 1.0) * update
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
-                parameter.sub_(state["momentum"])
+        for group, parameters, gradients in _groups(self):
+            (momenta,), decay = _kept(self, parameters, "momentum"), group["weight_decay"]
+            updates: list[Tensor] | tuple[Tensor, ...] = gradients
+            if decay:
+                updates = torch._foreach_mul(parameters, decay)
+                torch._foreach_add_(updates, gradients)
+            if group["adapt"]:
+                apart = 0.0 if self.decay_in_norm else decay
+                weights = torch.stack(torch._foreach_norm(parameters))
+                norms = torch.stack(torch._foreach_norm(updates if self.decay_in_norm else gradients))
+                local = group["trust"] * weights / (norms + apart * weights)
+                local = torch.where((weights > 0) & (norms > 0), local, 1.0)
+                updates = torch._foreach_mul(updates, local.unbind())
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates, alpha=group["lr"])
+            torch._foreach_sub_(parameters, momenta)
 
 
 VECTOR_RATE = 0.15  # Adam's rate for biases and norms as a fraction of Muon's: 3e-3 at 0.02, which works well here
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Approximately the nearest semi-orthogonal matrix: its singular values become about 1.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Approximately the nearest semi-orthogonal matrix to each of some (k x rows x columns).
 
-    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (Muon). They run in bfloat16, as there, if
-    the hardware multiplies it natively. A CPU that emulates it would need four times as long as the rest of the step.
+    Their singular values become about 1. Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024
+    (Muon). They run in bfloat16, as there, if the hardware multiplies it natively. A CPU that emulates it would need
+    four times as long as the rest of the step.
     """
-    x = matrix.bfloat16() if has_fast_bf16(matrix.device) else matrix
-    x = x if matrix.shape[0] <= matrix.shape[1] else x.T
-    x = x / x.norm().clamp(min=1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16() if has_fast_bf16(matrices.device) else matrices
+    x = x.mT if tall else x
+    x = x / torch.stack(torch._foreach_norm(x.unbind())).clamp(min=1e-7).view(-1, 1, 1)
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(Optimizer):
@@ -131,27 +133,64 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch passes it)
-        for group in self.param_groups:
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                state, gradient = self.state[parameter], parameter.grad
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                    if not group["orthogonal"]:
-                        state |= {"square": torch.zeros_like(parameter), "step": 0}
-                if group["orthogonal"]:
-                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                    update = orthogonalize(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
-                    update *= math.sqrt(max(1, update.shape[0] / update.shape[1]))
-                    rate = group["lr"]
-                else:
-                    (one, two), rate = group["betas"], VECTOR_RATE * group["lr"]
-                    state["step"] += 1
-                    state["momentum"].lerp_(gradient, 1 - one)
-                    state["square"].lerp_(gradient.square(), 1 - two)
-                    deviation = (state["square"] / (1 - two ** state["step"])).sqrt_().add_(1e-8)
-                    update = state["momentum"] / (1 - one ** state["step"]) / deviation
-                parameter.mul_(1 - rate * group["weight_decay"])
-                parameter.sub_(update.view_as(parameter), alpha=rate)
+        for group, parameters, gradients in _groups(self):
+            if group["orthogonal"]:
+                rate, updates = group["lr"], self._orthogonal(group, parameters, gradients)
+            else:
+                rate, updates = VECTOR_RATE * group["lr"], self._adaptive(group, parameters, gradients)
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_sub_(parameters, updates, alpha=rate)
+
+    def _orthogonal(self, group: Any, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The updates of matrices. Those of equal shape are orthogonalised together."""
+        (momenta,) = _kept(self, parameters, "momentum")
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        shapes: dict[torch.Size, list[int]] = {}
+        for place, parameter in enumerate(parameters):
+            shapes.setdefault(parameter.shape, []).append(place)
+        updates = dict[int, Tensor]()
+        for shape, places in shapes.items():
+            found = orthogonalize(torch.stack([ahead[place] for place in places]).flatten(2))
+            found *= math.sqrt(max(1, found.shape[1] / found.shape[2]))
+            updates |= {place: update.view(shape) for place, update in zip(places, found.unbind(), strict=True)}
+        return [updates[place] for place in range(len(parameters))]
+
+    def _adaptive(self, group: Any, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The updates of biases and norms, by Adam."""
+        (one, two), (momenta, squares) = group["betas"], _kept(self, parameters, "momentum", "square")
+        done = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            done.append(state["step"])
+        torch._foreach_lerp_(momenta, gradients, 1 - one)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - two)
+        deviations = torch._foreach_div(squares, [1 - two**steps for steps in done])
+        torch._foreach_sqrt_(deviations)
+        torch._foreach_add_(deviations, 1e-8)
+        updates = torch._foreach_div(momenta, [1 - one**steps for steps in done])
+        torch._foreach_div_(updates, deviations)
+        return list(updates)
+
+
+def _groups(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+    """Each parameter group that has gradients, with the parameters that have one, and these gradients.
+
+    Both optimizers work on lists, because on a GPU an operation on a list takes one or two kernels, however long it is.
+    """
+    for group in optimizer.param_groups:
+        if parameters := [p for p in group["params"] if p.grad is not None]:
+            yield group, parameters, [p.grad for p in parameters]
+
+
+def _kept(optimizer: Optimizer, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
+    """What an optimizer keeps of each parameter under some names, zeros at first."""
+    for parameter in parameters:
+        for name in names:
+            if name not in (state := optimizer.state[parameter]):
+                state[name] = torch.zeros_like(parameter)
+    return [[optimizer.state[parameter][name] for parameter in parameters] for name in names]
 
 
 def _muon(groups: Any, config: OptimConfig) -> Optimizer:
@@ -165,11 +204,16 @@ def _lars(groups: Any, config: OptimConfig) -> Optimizer:
 
 
 def _sgd(groups: Any, config: OptimConfig) -> Optimizer:
-    return torch.optim.SGD(groups, config.lr, momentum=config.momentum)
+    return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=_fused(groups))
 
 
 def _adamw(groups: Any, config: OptimConfig) -> Optimizer:
-    return torch.optim.AdamW(groups, config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, config.lr, betas=config.betas, fused=_fused(groups))
+
+
+def _fused(groups: Any) -> bool | None:
+    """Whether torch's optimizers update all parameters in one kernel: on CUDA. None leaves the choice to torch."""
+    return groups[0]["params"][0].device.type == "cuda" or None
 
 
 class OptimizerRow(NamedTuple):

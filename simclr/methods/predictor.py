@@ -33,12 +33,12 @@ def follow(target: nn.Module, source: nn.Module, momentum: float, *, statistics:
     With `statistics`, its buffers too, as for a target that sees no images. Whole numbers are copied.
     """
     targets, sources = list[Tensor](target.parameters()), list[Tensor](source.parameters())
-    for own, other in zip(target.buffers(), source.buffers(), strict=True) if statistics else ():
-        if own.is_floating_point():
-            targets.append(own)
-            sources.append(other)
-        else:
-            own.copy_(other)
+    if statistics:
+        pairs = list(zip(target.buffers(), source.buffers(), strict=True))
+        targets += [own for own, _ in pairs if own.is_floating_point()]
+        sources += [other for own, other in pairs if own.is_floating_point()]
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_([own for own, _ in counts], [other for _, other in counts])
     torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 

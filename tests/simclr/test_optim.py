@@ -8,6 +8,7 @@ import pytest
 import timm.optim
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.configs.resolve import resolve
 from simclr import optim
@@ -173,7 +174,7 @@ def test_orthogonalize_keeps_directions_and_equalizes_singular_values(shape, fas
     torch.manual_seed(0)
     matrix = torch.randn(shape).flatten(1)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = optim.orthogonalize(1000 * matrix)
+    (found,) = optim.orthogonalize(1000 * matrix.unsqueeze(0))
     projected = left.T @ found @ right.T
     well = torch.linalg.svdvals(matrix) > 0.1 * torch.linalg.matrix_norm(matrix, 2)
     assert projected.diagonal()[well].min() > 0.5  # the coefficients favour speed over an exact 1
@@ -229,6 +230,46 @@ class Toy(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 4).double()
         self.norm = nn.BatchNorm1d(4).double()
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, without those that only look at a tensor differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def several(count: int, name: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """As many matrices and vectors, which have equal shapes, and their optimizer."""
+    parameters = [nn.Parameter(random(*shape, seed=i)) for i in range(count) for shape in ((6, 4), (6,))]
+    model = nn.ParameterList(parameters)
+    return parameters, optim.build(model, OptimConfig(name=name, lr=0.1, weight_decay=0.01))
+
+
+@pytest.mark.parametrize("name", ["lars", "muon"])
+def test_tensors_of_equal_shape_are_updated_together_and_exactly_as_one_by_one(name):
+    counts, (alone, _) = [], several(3, name)
+    optimizers = [optim.build(nn.ParameterList([p]), OptimConfig(name=name, lr=0.1, weight_decay=0.01)) for p in alone]
+    for number in (3, 10):
+        parameters, together = several(number, name)
+        for step in range(3):
+            for i, p in enumerate(parameters):
+                p.grad = random(*p.shape, seed=100 * step + i)
+            with Operations() as operations:
+                together.step()
+        counts.append(operations.count)
+        if number == 3:
+            for step in range(3):
+                for i, (p, optimizer) in enumerate(zip(alone, optimizers, strict=True)):
+                    p.grad = random(*p.shape, seed=100 * step + i)
+                    optimizer.step()
+            assert all(torch.equal(p, q) for p, q in zip(parameters, alone, strict=True))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("name", ["lars", "muon"])
