@@ -103,6 +103,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def can_compute(precision: str, device: torch.device) -> bool:
+    """Whether a device computes in a precision as `auto` would choose it: fp32, or what the hardware is fast at."""
+    return precision in ("fp32", precision_on("auto", device)) or (precision == "fp16" and device.type == "cuda")
+
+
 def precision_on(name: str, device: torch.device) -> str:
     """The precision to use on a device. `auto` is bf16 if that is fast, else fp16 on CUDA, else fp32."""
     if name != "auto":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from typing import NamedTuple
 
 KNN = re.compile(r"val/knn_(?:k(\d+)_)?top1")  # the accuracy that training is monitored with, named after a smaller k
 
@@ -18,6 +19,16 @@ def knn_label(name: str) -> str:
     """How such a metric is called in texts: kNN, or kNN (k = 54)."""
     k = re.sub(KNN, r"\1", name)
     return f"kNN (k = {k})" if k else "kNN"
+
+
+class Elsewhere(NamedTuple):
+    """A run of a study or a search in another process, as far as the record knows about it."""
+
+    name: str
+    host: str = ""  # where it trains. Empty if it does not train yet, or no more
+    step: int = 0  # steps that are done
+    steps: int = 0  # and in all
+    metrics: Mapping[str, float] = {}  # the latest value of each
 
 
 class Observer:
@@ -34,6 +45,9 @@ class Observer:
 
         `best` is the best result so far in words, or empty. No new one starts after so many `seconds`.
         """
+
+    def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
+        """What other processes are doing for a study or a search, which is all that they do at this moment."""
 
     def began(self, run_id: str, steps: int) -> None:
         """A run of so many steps is about to train."""
@@ -69,6 +83,9 @@ class Forwarding(Observer):
 
     def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
         self.observer.overall(what, done, total, best, seconds)
+
+    def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
+        self.observer.elsewhere(runs)
 
     def began(self, run_id: str, steps: int) -> None:
         self.observer.began(run_id, steps)

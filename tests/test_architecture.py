@@ -36,7 +36,7 @@ ORDER = {
         "evaluate weights",
         "train",
     ],
-    "experiments": ["tracking", "configs runs", "studies", "search", "commands"],
+    "experiments": ["tracking", "workers", "configs runs", "studies", "search", "commands"],
 }
 APART = {
     ("simclr", "analysis"),

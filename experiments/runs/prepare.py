@@ -63,8 +63,10 @@ class Prepared:
         return Prepared(config, self.data, self.device, self.steps)
 
 
-def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared:
+def prepare(config: Config, home: Path, observer: Observer = SILENT, opened: Dataset | None = None) -> Prepared:
     """Open the data of a config and check that it can run. `home` holds decoded images and downloads.
+
+    `opened` is the data if that is open already.
 
     Raises UserError if the device doesn't exist, if the images can't be read or are too few, and if the network can't
     process images of this size. Of several processes the first decodes the images, on each machine where they are not
@@ -77,7 +79,7 @@ def prepare(config: Config, home: Path, observer: Observer = SILENT) -> Prepared
     settings = flatten(config.result()) | {"train.knn_every": config.train.knn_every}
     processes.agree(settings, "Start all of them with the same command and the same version")
     with processes.first_alone():
-        data = open_dataset(config.data, home, observer)
+        data = open_dataset(config.data, home, observer) if opened is None else opened
     processes.agree({"the digest of the images": data.identity}, "Give all machines the same images")
     steps = count_steps(config, data)
     check_images(config)

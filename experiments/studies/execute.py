@@ -16,6 +16,7 @@ from experiments.studies.run import open_study, run_study, with_recorded_choices
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
+from experiments.workers.pool import HERE, Pool
 from simclr.errors import BadSettings, RunFailed, first_few
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
@@ -44,13 +45,14 @@ def execute(
     command: str,
     observer: Observer = SILENT,
     form: str = "terminal",
+    pool: Pool = HERE,
 ) -> StudyOutcome:
     """Run a study, or what is missing of it, and report it. Its status is FAILED if a cell failed.
 
     If its cells have learning rates to try, a study of these comes first: see `tuned`. The plan's design may add seeds,
     by the spread of the given ones. `command` is the command line that runs it, for the report, whose tables are
-    returned in the format `form`. Raises UserError if the name belongs to another plan, and Interrupted if the observer
-    asks to stop; run it again to resume. Raises Busy if another process is running it.
+    returned in the format `form`. `pool` does the runs. Raises UserError if the name belongs to another plan, and
+    Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another process is running it.
     """
     failed: RunFailed | None = None
     with claim_name(store, "study", name):
@@ -59,9 +61,9 @@ def execute(
         try:
             with tracker.finishing(Interrupted):
                 if plan.must_choose_rates():
-                    plan = tuned(name, plan, store, seeds[0], command, observer)
+                    plan = tuned(name, plan, store, seeds[0], command, observer, pool)
                     open_study(name, plan, store, command, seeds)
-                failures = run_study(tracker, plan, store, seeds, observer)
+                failures = run_study(tracker, plan, store, seeds, observer, pool)
                 text = ""
                 if len(failures) < len(plan.cells) * len(seeds):
                     if more := _more_seeds(tracker, plan, store):
@@ -70,7 +72,7 @@ def execute(
                             f"intervals get as narrow as --until asks"
                         )
                         open_study(name, plan, store, command, more)
-                        failures += run_study(tracker, plan, store, more, observer)
+                        failures += run_study(tracker, plan, store, more, observer, pool)
                     tables, others = report(tracker.record(), store, form)
                     text = "\n".join([tables, *others])
                 if failures:  # raised inside, so that the study never looks finished
@@ -122,7 +124,15 @@ def rates_seed(first: int) -> int:
     return first + RATES_SEED
 
 
-def tuned(name: str, plan: StudyPlan, store: Store, first: int, command: str, observer: Observer = SILENT) -> StudyPlan:
+def tuned(
+    name: str,
+    plan: StudyPlan,
+    store: Store,
+    first: int,
+    command: str,
+    observer: Observer = SILENT,
+    pool: Pool = HERE,
+) -> StudyPlan:
     """The plan in which each cell has the learning rate that is best for it on validation, by one run each.
 
     These runs are a study of its own, with a report, and are resumed and reused as others are. Of equally good rates it
@@ -130,7 +140,7 @@ def tuned(name: str, plan: StudyPlan, store: Store, first: int, command: str, ob
     or if a run failed for another reason, which says nothing about its rate.
     """
     grid = rates_plan(name, plan)
-    outcome = execute(grid.name, grid, store, [rates_seed(first)], command, observer)
+    outcome = execute(grid.name, grid, store, [rates_seed(first)], command, observer, pool=pool)
     if unknown := [failure for failure in outcome.failures if not isinstance(failure, BadSettings)]:
         raise RunFailed(
             f"learning rates can't be compared, because a run failed for another reason: {_sentence(unknown)}. Remove "

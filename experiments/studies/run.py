@@ -1,9 +1,9 @@
-"""Run the cells of a study one after another. No run is repeated, and a cell that fails doesn't stop the others."""
+"""Run the cells of a study. No run is repeated, and a cell that fails doesn't stop the others."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
 from experiments.runs.estimate import estimate
 from experiments.runs.evaluate import evaluate_encoder, prefix
+from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import record_images, train_or_resume
 from experiments.studies.cell import Cell
@@ -20,6 +21,8 @@ from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
 from experiments.tracking.claims import Busy, claim_config
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
+from experiments.workers.pool import HERE, Job, Pool
+from experiments.workers.task import Unfit
 from simclr.build import build_model
 from simclr.data.dataset import Dataset, open_dataset, short_identity
 from simclr.device import PRECISIONS
@@ -241,7 +244,12 @@ def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, s
 
 
 def run_study(
-    study: Tracker, plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT
+    study: Tracker,
+    plan: StudyPlan,
+    store: Store,
+    seeds: Sequence[int],
+    observer: Observer = SILENT,
+    pool: Pool = HERE,
 ) -> list[RunFailed]:
     """Run what is missing of a study. Returns the error of each run that failed, which its record has too.
 
@@ -251,27 +259,24 @@ def run_study(
     """
     parent = study.record()
     failures: list[RunFailed] = []
-    opened: dict[str, Prepared] = {}  # by cell, so that the data is opened once for all seeds that share it
-    jobs = list(plan.jobs(seeds))
-    done, total, best = 0, len(jobs), (-1.0, "")
+    missing = list(plan.jobs(seeds))
+    done, total, best = 0, len(missing), (-1.0, "")
     observer.overall("run", done, total, "")
     for wait in (False, True):
-        busy: list[tuple[Cell, int]] = []
-        for cell, seed in jobs:
-            observer.say(f"{cell.name}, seed {seed}")
+        jobs, missing = _cell_jobs(parent, plan, missing, observer, wait), []
+        for ended in pool.run(jobs, store, observer):
+            cell, seed = ended.job.arguments[:2]
             try:
-                if cell.name not in opened:
-                    opened[cell.name] = prepare(cell.of_seed(seed), store.folder, observer)
-                prepared = opened[cell.name] = with_seed(opened[cell.name], cell, seed, store, observer)
-                with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
-                    accuracy = run_cell(parent, cell, prepared, store, observer)
+                accuracy = ended.result()
                 if accuracy > best[0]:
                     where = " on validation" * (cell.on == "val")
                     best = accuracy, f"linear {accuracy:.1%}{where} ({cell.name}, seed {seed})"
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")
-                busy.append((cell, seed))
+                missing.append((cell, seed))
                 continue
+            except Unfit:
+                raise
             except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
                 text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
                 kind = BadSettings if isinstance(error, BadSettings) else RunFailed
@@ -281,8 +286,31 @@ def run_study(
                 failed.finish("FAILED")
             done += 1
             observer.overall("run", done, total, best[1])
-        jobs = busy
     return failures
+
+
+def _cell_jobs(
+    study: Record, plan: StudyPlan, cells: Sequence[tuple[Cell, int]], observer: Observer, wait: bool
+) -> Iterator[Job]:
+    """The jobs of cells, each with a seed."""
+    expected = Expected.of(plan.cells[0].config, study.tags["data_digest"])
+    for cell, seed in cells:
+        name, key = f"{cell.name}, seed {seed}", cell.of_seed(seed).key()
+        observer.say(name)
+        yield Job(name, key, train_cell, (cell, seed, study.id, expected, wait), observer)
+
+
+def train_cell(
+    store: Store, observer: Observer, cell: Cell, seed: int, study: str, expected: Expected, wait: bool
+) -> float:
+    """Run one cell with one seed, as a job. Returns its accuracy, as `run_cell` does.
+
+    Raises Unfit if this machine has other images than the study (given by its id) or can't compute as it does, and,
+    without `wait`, Busy if another process is training the same config.
+    """
+    prepared = expected.prepare(cell.of_seed(seed), store.folder, observer)
+    with claim_config(store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
+        return run_cell(store.get(study), cell, prepared, store, observer)
 
 
 def run_cell(study: Record, cell: Cell, prepared: Prepared, store: Store, observer: Observer = SILENT) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections import Counter
 from math import inf
@@ -14,7 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from experiments.runs import train
+from experiments.runs import expected, train
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE
@@ -27,7 +28,7 @@ from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
-from simclr.data.dataset import open_dataset
+from simclr.data.dataset import DataConfig, Dataset, open_dataset
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train import budget
@@ -182,26 +183,35 @@ def test_metrics_of_another_protocol_are_measured_again(study: Tracker, plan: St
 
 
 @pytest.mark.usefixtures("no_work")
-def test_data_is_opened_once_for_all_seeds_of_a_cell(
+def test_data_is_opened_once_for_all_cells(
     study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[str] = []
+    opened: list[DataConfig] = []
     seeds: list[tuple[int, str]] = []
-    prepare = runner.prepare
 
-    def count(config: Any, *arguments: Any) -> Prepared:
-        opened.append(config.name)
-        return prepare(config, *arguments)
+    def count(config: DataConfig, *arguments: Any) -> Dataset:
+        opened.append(config)
+        return open_dataset(config, *arguments)
 
-    def skip(study: Record, cell: object, prepared: Prepared, *arguments: object) -> None:
+    def skip(study: Record, cell: object, prepared: Prepared, *arguments: object) -> float:
         seeds.append((prepared.config.seed, prepared.config.name))
         return 0.5
 
-    monkeypatch.setattr(runner, "prepare", count)
+    monkeypatch.setattr(expected, "open_dataset", count)
     monkeypatch.setattr(runner, "run_cell", skip)
     assert run_study(study, plan, shared_store, [3, 4]) == []
-    assert len(opened) == len(plan.cells)
+    assert len(opened) == 1
     assert seeds == [(seed, name) for seed in (3, 4) for name in ("tiny", "no-color_jitter@tiny")]
+
+
+def test_a_study_ends_where_the_images_are_others(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:
+    other = plan._replace(cells=[cell._replace(config=tiny(**QUICK, data={"side": 12})) for cell in plan.cells])
+    before = len(shared_store.records())
+    with pytest.raises(
+        UserError, match=rf"the images on {platform.node()} are not those that the command started with"
+    ):
+        run_study(study, other, shared_store, [0])
+    assert len(shared_store.records()) == before
 
 
 @pytest.mark.usefixtures("no_work")

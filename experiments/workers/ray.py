@@ -1,0 +1,143 @@
+"""Ray as an engine: tasks are Ray tasks, on the cluster of RAY_ADDRESS or on one that lives as long as the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+from math import floor
+from types import TracebackType
+from typing import Any, Self
+
+from experiments.workers.task import Lost, Outcome, Task
+from simclr.errors import RunFailed, UserError
+
+CONNECT_SECONDS = 10.0  # how long a cluster may take to answer
+OBJECT_BYTES = 100 * 2**20  # memory for what Ray passes between processes, which is little: tasks and their outcomes
+
+
+class Ray:
+    """An Engine. Each task gets one core, and so computes with one thread, and a share of a GPU if there are any."""
+
+    name = "ray"
+
+    def __init__(self, gpus_per_run: float | None = None) -> None:
+        """`gpus_per_run` may be a fraction, so that several runs share a GPU. None: 1, or 0 if no machine has a GPU."""
+        self.gpus_per_run = gpus_per_run
+        self._tokens: dict[Any, str] = {}  # by Ray's handle of the task
+
+    def __enter__(self) -> Self:
+        self.ray = _connect()
+        most = max((node.get("GPU", 0.0) for node in self._machines()), default=0.0)
+        gpus = float(most > 0) if self.gpus_per_run is None else self.gpus_per_run
+        if gpus > most:
+            self.ray.shutdown()
+            raise UserError(
+                f"--gpus-per-run {gpus:g} is more than any machine of the Ray cluster has, which is {most:g}: lower "
+                f"it, or add a machine"
+            )
+        self.needs = {"CPU": 1.0, "GPU": gpus}
+        # The pool starts lost tasks again, and says so.
+        self._call = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ray.shutdown()  # ends the tasks of this process, and the cluster if this process started it
+
+    def _machines(self) -> list[dict[str, float]]:
+        """The resources of each machine that is alive."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    @property
+    def slots(self) -> int:
+        """How many runs all machines together have room for."""
+        needs = {name: amount for name, amount in self.needs.items() if amount}
+        rooms = (
+            min(floor(node.get(name, 0.0) / amount) for name, amount in needs.items()) for node in self._machines()
+        )
+        return max(1, sum(rooms))
+
+    def start(self, task: Task) -> None:
+        self._tokens[self._call.options(name=task.name).remote(task)] = task.token
+
+    def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
+        ready, _ = self.ray.wait(list(self._tokens), num_returns=1, timeout=seconds)
+        return [(self._tokens.pop(handle), self._outcome(handle)) for handle in ready]
+
+    def _outcome(self, handle: Any) -> Outcome | Lost:
+        errors = self.ray.exceptions
+        try:
+            outcome: Outcome = self.ray.get(handle)
+        except errors.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else RunFailed(str(error)) from None
+        except (errors.TaskCancelledError, errors.WorkerCrashedError):
+            return Lost("its process is gone")
+        except errors.NodeDiedError:
+            return Lost("its machine is gone")
+        except errors.OutOfMemoryError:
+            return Lost("its process was ended because its machine ran out of memory")
+        except errors.RayError as error:
+            return Lost(str(error).splitlines()[0].rstrip("."))
+        return outcome
+
+    def cancel(self, token: str) -> None:
+        for handle, own in self._tokens.items():
+            if own == token:
+                self.ray.cancel(handle)
+
+
+def _call(task: Task) -> Outcome:
+    return task()
+
+
+def _connect() -> Any:
+    """Ray, connected to a cluster. Raises UserError if that can't be."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to its makers
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--cluster ray needs Ray: pip install 'simclr-suite[cluster]'") from None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        local: dict[str, Any] = {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+        ray.init("local", **local, **quiet)
+        return ray
+    none = (
+        f"no Ray cluster answers at RAY_ADDRESS = {address}: start one with `ray start --head`, or unset RAY_ADDRESS "
+        f"to use this machine alone"
+    )
+    if address != "auto" and not _answers(address):
+        raise UserError(none)
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError:
+        raise UserError(none) from None
+    except RuntimeError as error:
+        if "version mismatch" not in str(error).lower():
+            raise
+        own = f"Ray {ray.__version__} and Python {platform.python_version()}"
+        raise UserError(
+            f"the Ray cluster at {address} has other versions than {own}, which this process has: "
+            f"{' '.join(str(error).split())}. Install the same versions on all machines"
+        ) from None
+    return ray
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody answers at an address such as 10.0.0.1:6379. Raises UserError if it is none."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"RAY_ADDRESS is '{address}': expected HOST:PORT, or auto for the cluster on this machine")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Do jobs on a cluster, through an engine: start them, watch their runs in the record, and start lost ones again."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from experiments.tracking.signals import Running, ask_to_stop, end_lost, running
+from experiments.tracking.store import Store
+from experiments.workers.pool import Ended, Job
+from experiments.workers.task import Lost, Origin, Outcome, Task, Unfit
+from simclr.errors import RunFailed
+from simclr.progress import Elsewhere, Observer, knn_metric
+from simclr.train.loop import Interrupted
+
+LOOK_SECONDS = 2.0  # how often the record is asked how far the runs are
+RETRIES = 3  # how often a job is started again because its machine or process died
+
+
+class Engine(AbstractContextManager["Engine"], Protocol):
+    """A cluster that runs tasks, each in a process of its own on some machine. Leaving its context ends all of them."""
+
+    name: str  # "ray"
+
+    @property
+    def slots(self) -> int:
+        """How many tasks can run at the same time now, at least 1. It is asked before each start."""
+
+    def start(self, task: Task) -> None:
+        """Send a task, which is picklable, to a machine that has room, and call it there; return at once.
+
+        Raises UserError if no machine can ever run it.
+        """
+
+    def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
+        """The tokens of tasks that have ended since the last call, and how. Waits up to so many seconds for one.
+
+        Lost: the machine or the process died, so that starting the job again makes sense. Raises whatever a task raised
+        (a bug), and UserError or RunFailed if the cluster is gone.
+        """
+
+    def cancel(self, token: str) -> None:
+        """End a task that waits or that has not begun to train. It may be Lost then."""
+
+
+class Flight(NamedTuple):
+    """A task that was started and has not ended."""
+
+    job: Job
+    task: Task
+    losses: int  # how often the job was lost before
+
+
+class Remote:
+    """Does jobs on a cluster, as many at the same time as there is room for."""
+
+    several = True
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.driver = uuid.uuid4().hex
+        self._flying: dict[str, Flight] = {}  # by the token of the task
+        self._relayed: dict[str, int] = {}  # by run: the last step whose accuracy the watch was told
+
+    def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
+        """See Pool. Raises Unfit if a machine can't do the work, and Interrupted if the observer asked to stop."""
+        waiting, held = iter(jobs), list[Job]()
+        origin, stopped = Origin.of(store, self.driver), 0
+        while True:
+            while len(self._flying) < self.engine.slots and not observer.stop():
+                if (job := self._next(waiting, held)) is None:
+                    break
+                self._start(job, origin, 0)
+            if not self._flying:
+                if observer.stop():
+                    raise Interrupted(stopped)
+                return
+            for token, outcome in self.engine.ended(LOOK_SECONDS):
+                flight = self._flying.pop(token)
+                if isinstance(outcome, Lost):
+                    if observer.stop():
+                        continue
+                    if (failed := self._again(flight, outcome, origin, store, observer)) is not None:
+                        yield failed
+                    continue
+                for text in outcome.said:
+                    observer.say(f"{flight.job.name}, on {outcome.host}: {text}")
+                if isinstance(outcome.error, Unfit):
+                    raise outcome.error
+                if outcome.stopped is not None and not observer.stop():
+                    yield Ended(flight.job, error=Interrupted(outcome.stopped))
+                elif outcome.stopped is None:
+                    yield Ended(flight.job, outcome.answer, outcome.error)
+            self._look(store, observer)
+
+    def _next(self, waiting: Iterator[Job], held: list[Job]) -> Job | None:
+        """The next job whose run no other job is about. Those of `held` come first; others are added to it."""
+        busy = {flight.job.key for flight in self._flying.values()}
+        for job in held:
+            if job.key not in busy:
+                held.remove(job)
+                return job
+        for job in waiting:
+            if job.key not in busy:
+                return job
+            held.append(job)
+        return None
+
+    def _start(self, job: Job, origin: Origin, losses: int) -> None:
+        task = Task(origin, uuid.uuid4().hex, job.name, job.call, job.arguments)
+        self._flying[task.token] = Flight(job, task, losses)
+        self.engine.start(task)
+
+    def _again(self, flight: Flight, lost: Lost, origin: Origin, store: Store, observer: Observer) -> Ended | None:
+        """Start a lost job again, or return it as failed."""
+        end_lost(store, self.driver, flight.task.token)
+        if flight.losses == RETRIES:
+            return Ended(flight.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
+        observer.say(f"{flight.job.name}: {lost.reason}, so it is started again")
+        self._start(flight.job, origin, flight.losses + 1)
+        return None
+
+    def _look(self, store: Store, observer: Observer) -> None:
+        """Tell the watch of each job, and the observer, how far its run is, and pass on the wish to stop."""
+        found: dict[str, Running] = {run.token: run for run in running(store, self.driver)}
+        for token, flight in self._flying.items():
+            run, watch = found.get(token), flight.job.watch
+            if run is not None and (name := knn_metric(run.metrics)):
+                for point in store.points(run.id, name):
+                    if point.step > self._relayed.get(run.id, 0):
+                        self._relayed[run.id] = point.step
+                        watch.metrics({name: point.value}, point.step)
+            if watch.stop():
+                if run is not None:
+                    ask_to_stop(store, run)
+                elif observer.stop():
+                    self.engine.cancel(token)
+        observer.elsewhere(
+            [
+                Elsewhere(flight.job.name, run.host, run.step, run.steps, run.metrics)
+                if run
+                else Elsewhere(flight.job.name)
+                for token, flight in self._flying.items()
+                for run in [found.get(token)]
+            ]
+        )
