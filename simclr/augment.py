@@ -164,7 +164,7 @@ class Rotation(Augmentation):
     """Rotation about the centre by up to `degrees` in either direction. Pixels from outside the image are black."""
 
     draws = 1
-    degrees: float = Field(10.0, ge=0, le=180)  # largest angle
+    degrees: float = Field(10.0, ge=0, le=180)  # largest angle, in degrees
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return rotate(images, send(self.degrees * (2 * u[:, 0] - 1), images.device))
@@ -236,7 +236,7 @@ class ColorJitter(Augmentation):
 
     draws = 8
     p: Probability = 0.8
-    strength: Factor = 1.0  # multiplies the other four
+    strength: Factor = 1.0  # factor on the other four settings
     brightness: Factor = 0.8  # largest relative change
     contrast: Factor = 0.8  # largest relative change
     saturation: Factor = 0.8  # largest relative change
@@ -275,7 +275,7 @@ class Grayscale(Augmentation):
 class Solarize(Augmentation):
     """Invert pixels at or above a threshold."""
 
-    threshold: Probability = 0.5  # of pixels in [0, 1]
+    threshold: Probability = 0.5  # threshold, for pixels in [0, 1]
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return torch.where(images >= self.threshold, 1 - images, images)
@@ -306,8 +306,8 @@ class Blur(Augmentation):
     """Gaussian blur with a random sigma."""
 
     draws = 1
-    kernel: Fraction = 0.1  # size as a fraction of the side: see `blur_kernel`
-    sigma: SigmaRange = (0.1, 2.0)  # in pixels
+    kernel: Fraction = 0.1  # size of the kernel as a fraction of the side, rounded to an odd number of pixels
+    sigma: SigmaRange = (0.1, 2.0)  # range of the standard deviation, in pixels
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         low, high = self.sigma

@@ -61,21 +61,26 @@ MOST_MINUTES = 1e6  # two years, longer than any run
 class TrainConfig(Section):
     """Settings of the training loop."""
 
-    epochs: Epochs = 100  # passes over the images
-    batch_size: BatchSize = 256  # images; each has two views or more
-    micro_batch: Group | Literal["auto"] = "auto"  # images whose activations are in memory at once (auto: what fits)
-    # Most images that share the statistics of batch norm (see `norm_images`). The default is what a device usually
-    # holds of a large batch. The paper's statistics are over the whole batch on all devices.
+    epochs: Epochs = 100  # number of passes over the images
+    batch_size: BatchSize = 256  # number of images in a batch, each of which has two views or more
+    # Number of images whose activations are in memory at once (auto: as many as fit).
+    micro_batch: Group | Literal["auto"] = "auto"
+    # Largest number of images that share the statistics of batch norm. The default is what one GPU usually holds of a
+    # large batch; in the paper, the whole batch on all devices shares them. If it doesn't divide the batch, the largest
+    # number below it that does is used.
     norm_batch: Group = 256
-    views: Literal["fused", "split"] = "fused"  # one forward pass over all views or one each, which batch norm notices
+    # One forward pass over all views, or one for each view, which changes the statistics of batch norm.
+    views: Literal["fused", "split"] = "fused"
     # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)  # epochs between kNN accuracies on validation images (0: never)
+    # Number of epochs between kNN accuracies on validation images (0: never).
+    knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)
     # Evaluate an average of the weights over the steps, which keeps this share of itself (such as 0.99) at each step.
     # Running statistics of batch norm are averaged with them.
     ema: float | None = later(None, ge=0, lt=1)
-    checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # between two checkpoints
-    keep_every: int = later(0, ge=0, le=MOST_EPOCHS)  # epochs between snapshots for `eval --snapshots` (0: none)
+    checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # minutes between two checkpoints
+    # Number of epochs between snapshots for `eval --snapshots` (0: none).
+    keep_every: int = later(0, ge=0, le=MOST_EPOCHS)
 
     def snapshots(self) -> int:
         """How many snapshots of the encoder a run keeps, besides its weights at the end."""
@@ -111,13 +116,13 @@ RESULT_VERSION = 3
 class Config(MethodSections):
     """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
 
-    name: Name = "simclr"  # of the run, to which the seed is added
-    method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # how the encoder is trained
-    seed: Seed = 0  # of the initial weights, the order of the images and the augmentations
+    name: Name = "simclr"  # first part of the run's name, to which the seed is added
+    method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # method that trains the encoder
+    seed: Seed = 0  # seed of the initial weights, the order of the images and the augmentations
     # Weights that the encoder starts from: a run, or a file of torchvision, timm or another program, as for `simclr
     # import` (default: random ones). The digest of its tensors after an @, which the suite adds, is checked.
     init: Annotated[str, Field(min_length=1)] | None = later(None)
-    device: str = "auto"  # to compute on: cpu, cuda, cuda:1, mps; auto: the accelerator if any
+    device: str = "auto"  # device to compute on: cpu, cuda, cuda:1, mps or auto (the accelerator if there is one)
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

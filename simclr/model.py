@@ -30,18 +30,21 @@ from simclr.settings import Section, one_of
 Width = Annotated[int, Field(ge=1, le=2**15)]
 
 
+# With fewer than 8 channels, oneDNN 3.12 (torch 2.14) on a CPU without AVX-512 writes out of bounds in the weight
+# gradient of 1x1 convolutions with stride 2.
+LEAST_WIDTH = 8 / 64
+
+
 class ModelConfig(Section):
     """Settings of the encoder and the projection head."""
 
-    backbone: Annotated[str, one_of("backbone", backbones)] = "resnet18"  # network of the encoder, without classifier
+    # Network of the encoder, without its classifier.
+    backbone: Annotated[str, one_of("backbone", backbones)] = "resnet18"
     stem: Annotated[str, one_of("stem", lambda: STEMS)] = "cifar"  # first convolution and pooling of a ResNet
-    # Factor on the channels of a ResNet. Below 0.125, the first layers have fewer than 8 channels, and oneDNN 3.12
-    # (torch 2.14) on a CPU without AVX-512 then writes out of bounds in the weight gradient of 1x1 convolutions with
-    # stride 2.
-    width: float = Field(1.0, ge=0.125, le=8)
+    width: float = Field(1.0, ge=LEAST_WIDTH, le=8)  # factor on the number of channels in each layer of a ResNet
     head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"  # projection head; the paper's has one hidden layer
     hidden_dim: Width | None = None  # width of the head's hidden layers (default: that of h)
-    out_dim: Width = 128  # width of z
+    out_dim: Width = 128  # width of z, the head's output
     head_batch_norm: bool = False  # batch norm after each linear layer of the head, as in the paper's code
 
     def effective_settings(self) -> dict[str, Any]:

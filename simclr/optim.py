@@ -20,20 +20,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimConfig(Section):
     """Settings of the optimizer and its learning rate."""
 
-    name: Annotated[str, one_of("optimizer", lambda: OPTIMIZERS)] = "lars"  # the paper's is lars
+    name: Annotated[str, one_of("optimizer", lambda: OPTIMIZERS)] = "lars"  # optimizer (lars in the paper)
     lr: Rate = 0.3  # learning rate before it is scaled with the batch size
     # Factor on the rate for a batch of N: linear N / 256, sqrt the square root of N over 16, none 1 (paper, B.1).
     lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
-    weight_decay: float = Field(1e-6, ge=0, le=LARGEST)  # of weights; decoupled with adamw and muon
+    weight_decay: float = Field(1e-6, ge=0, le=LARGEST)  # weight decay, which is decoupled with adamw and muon
     decay_bias_and_norm: bool = False  # whether biases and norms decay too, and lars adapts their rate
-    momentum: float = Field(0.9, ge=0, lt=1)  # of lars, sgd and muon (0.95 is usual for muon)
-    trust: Rate = 1e-3  # of lars: the rate relative to the norm of the weights
-    decay_in_norm: bool = False  # of lars: divide by |g + decay w| (the paper's code), not by |g| + decay |w| (lars's)
-    betas: Pair[Beta] = (0.9, 0.999)  # of adamw, and of muon for biases and norms
-    schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"  # course of the rate after the warm-up
+    momentum: float = Field(0.9, ge=0, lt=1)  # momentum of lars, sgd and muon (0.95 is usual for muon)
+    trust: Rate = 1e-3  # only for lars: the rate relative to the norm of the weights
+    # Only for lars: divide by |g + decay w| (SimCLR's code) instead of |g| + decay |w| (the LARS paper).
+    decay_in_norm: bool = False
+    betas: Pair[Beta] = (0.9, 0.999)  # betas of adamw, and of muon for biases and norms
+    schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"  # how the rate changes after the warm-up
     warmup_epochs: float = Field(10.0, ge=0, le=MOST_EPOCHS)  # epochs in which the rate rises from zero
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # of the schedule plateau: what the rate is multiplied by
-    plateau_patience: int = Field(10, ge=0, le=MOST_EPOCHS)  # of the schedule plateau: epochs without a lower loss
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # only for plateau: what the rate is multiplied by
+    # Only for plateau: epochs without a lower loss before the rate falls.
+    plateau_patience: int = Field(10, ge=0, le=MOST_EPOCHS)
 
     def effective_settings(self) -> dict[str, Any]:
         """The settings that are used, but neither `lr` nor its scaling, which act only through `peak_rate`."""

@@ -35,15 +35,16 @@ MOST_VIEWS = 64
 class LocalConfig(Section):
     """Smaller crops of each image beside its views: multi-crop (SwAV, arXiv 2006.09882), with its scale."""
 
-    count: int = Field(4, ge=1, le=MOST_VIEWS)  # of each image
-    size: int = Field(16, ge=4, le=1024)  # side in pixels
+    count: int = Field(4, ge=1, le=MOST_VIEWS)  # number for each image
+    size: int = Field(16, ge=4, le=1024)  # side of a crop in pixels
     scale: FractionRange = (0.05, 0.14)  # area as a fraction of the image
 
 
 class AugmentConfig(ViewConfig):
     """The views of an image: their number, and a table for each augmentation. The defaults are the paper's."""
 
-    views: int | None = Field(None, ge=2, le=MOST_VIEWS)  # number for each image; all are positives (default: 2)
+    # Number of views of each image, which are all positives (default: 2).
+    views: int | None = Field(None, ge=2, le=MOST_VIEWS)
     local: LocalConfig | None = None  # smaller crops as further positives (default: none)
 
 

@@ -62,7 +62,7 @@ UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "me
 class Choice(Section):
     """Settings that are worth training if the time is enough for this many epochs."""
 
-    epochs: Epochs = 1  # how many must fit into the time
+    epochs: Epochs = 1  # number of epochs that must fit into the time
     set: dict[str, Any] = Field(default_factory=dict)  # settings by their dotted names, with their values
 
     def without(self, paths: Container[str]) -> Choice:
@@ -73,7 +73,7 @@ class Choice(Section):
 class TimeBudget(Section):
     """The table [time]: how long to train, and what to choose from, best first (see time_budget.choose_config)."""
 
-    hours: Annotated[float, Field(gt=0, le=8760)]  # time for the whole command, at most a year
+    hours: Annotated[float, Field(gt=0, le=8760)]  # hours for the whole command, at most a year
     # Tables with `epochs` and `set`. The first whose epochs fit into the time is trained, or else the last.
     choices: Annotated[Many[Choice], Field(min_length=1, max_length=MOST_VALUES)] = (Choice(),)
 

@@ -82,7 +82,8 @@ def most_skipped(on_bad_image: str | float) -> float:
 class DataConfig(Section):
     """Which images to use, and how to split them."""
 
-    dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"  # folder: your own images, in any form
+    # Data set to train on; folder stands for your own images, in any form.
+    dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
     dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
     # Share of the training images that is held out for validation, and for testing, where there is no such split.
@@ -104,9 +105,9 @@ class DataConfig(Section):
     on_bad_image: Annotated[Literal["error", "skip"] | float, BeforeValidator(_check_bad_image)] = "error"
     # The colour behind transparent images.
     background: Annotated[str, AfterValidator(_check_colour)] = later("white")
-    # Values that become 0 and 255 in images of more than 8 bits. auto: PERCENTILES (in wide.py) of the training images.
+    # Values that become 0 and 255 in images of more than 8 bits. auto: percentiles 0.1 and 99.9 of the training images.
     range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = later("auto")
-    check: Literal["error", "report"] = later("error")  # if images look wrongly decoded
+    check: Literal["error", "report"] = later("error")  # what to do if images look wrongly decoded
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Decoding(NamedTuple):
     """How image files are turned into pixels."""
 
     side: int  # of the square images, in pixels
-    background: str = "white"  # the colour behind transparent images
+    background: str = "white"  # colour behind transparent images
     range: Range | None = None  # the values of images of more than 8 bits that become 0 and 255; None: unknown
 
 

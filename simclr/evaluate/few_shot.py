@@ -50,9 +50,9 @@ class FewShot(Evaluation):
     takes_crops = True
     scales_features = True
 
-    shots: Values[Count] = (1, 5, 10)  # labelled images of each class, one accuracy for each
+    shots: Values[Count] = (1, 5, 10)  # numbers of labelled images of each class, with one accuracy for each
     draws: int = Field(100, ge=3, le=100_000)  # number of draws of the images
-    seed: Seed = 0  # of the draws
+    seed: Seed = 0  # seed of the draws
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if a class has fewer training images than are drawn."""

@@ -32,12 +32,13 @@ FEW = 0.01  # the fraction of the labels for which the paper trains longer
 class Sgd(Evaluation):
     """Settings of SGD with Nesterov momentum 0.9, no weight decay, cosine decay, random crops and flips."""
 
-    lr: Values[Rate] = (0.1,)  # for a batch of 256, scaled linearly; of several, the best on validation is used
-    epochs: Epochs = 90  # passes over the labelled images (paper, B.6)
-    min_steps: Count = 1  # with few images, there are more epochs, until there are as many steps
-    batch_size: BatchSize = 256  # images
+    lr: Values[Rate] = (0.1,)  # rate for a batch of 256, scaled linearly; of several, the best on validation is used
+    epochs: Epochs = 90  # number of passes over the labelled images (paper, B.6)
+    min_steps: Count = 1  # smallest number of steps: with few images, epochs are added
+    batch_size: BatchSize = 256  # number of images in a batch
     crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
-    head: Literal["linear", "mlp"] = "linear"  # classifier; mlp: features -> features -> classes, with a ReLU
+    # Classifier: linear, or mlp, which is features -> features -> classes with a ReLU.
+    head: Literal["linear", "mlp"] = "linear"
 
     def chooses(self) -> str:
         return "its learning rate"
@@ -72,12 +73,15 @@ class Finetune(Sgd):
     section_name = "finetune"
     in_metric_names = frozenset({"fractions"})
 
-    lr: Values[Rate] = (0.05, 0.01, 0.2)  # of several, the best on a fifth of the labels; of equal ones, the first
-    epochs: Epochs = 30  # of more than 1 % of the labels (paper, B.5)
-    few_epochs: Epochs = 60  # of up to 1 % of the labels (paper, B.5)
+    # Learning rates, of which the best on a fifth of the labels is used, and of equal ones the first.
+    lr: Values[Rate] = (0.05, 0.01, 0.2)
+    epochs: Epochs = 30  # number of epochs with more than 1 % of the labels (paper, B.5)
+    few_epochs: Epochs = 60  # number of epochs with up to 1 % of the labels (paper, B.5)
     min_steps: Count = 200
-    seeds: int = Field(3, ge=1, le=MOST_VALUES)  # number of; each has its own labels, classifier, order and crops
-    fractions: Values[Fraction] = (0.01, 0.1, 1.0)  # of the labels, one figure for each; --finetune names them
+    # Number of seeds, each with its own labels, classifier, order and crops.
+    seeds: int = Field(3, ge=1, le=MOST_VALUES)
+    # Shares of the labels, with one accuracy for each; --finetune sets them.
+    fractions: Values[Fraction] = (0.01, 0.1, 1.0)
 
     def chooses(self) -> str:
         return ""  # nothing for which it needs validation images

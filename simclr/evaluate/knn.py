@@ -89,7 +89,7 @@ class Knn(Evaluation):
     in_metric_names = frozenset({"k"})
     scales_features = True
 
-    k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote, one figure for each
+    k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote, with one accuracy for each
     # A vote has the weight exp(similarity / temperature). Similarities differ by 2 at most, which bounds it below.
     temperature: float = Field(0.1, ge=0.001, le=1000)
 

@@ -96,8 +96,8 @@ class LabelFree(Evaluation):
     uses_test = False
     whole_network = True
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images that are used
-    seed: Seed = 0  # of the choice of images and of their views
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
+    seed: Seed = 0  # seed of the choice of images and of their views
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
         """Contrastive accuracy of guessing among the 2N - 1 candidates, and the number of images compared."""

@@ -43,9 +43,9 @@ class Lidar(Evaluation):
     whole_network = True
 
     images: int = Field(1000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
-    views: int = Field(50, ge=2, le=10_000)  # of each image
-    delta: float = Field(1e-4, gt=0, le=1)  # added to the variance of views in each direction
-    seed: Seed = 0  # of the choice of images and of their views
+    views: int = Field(50, ge=2, le=10_000)  # number for each image
+    delta: float = Field(1e-4, gt=0, le=1)  # number that is added to the variance of views in each direction
+    seed: Seed = 0  # seed of the choice of images and of their views
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """The encoder's own two kinds of views, and the images pre-trained on, where they are used."""

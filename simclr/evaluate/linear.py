@@ -34,9 +34,10 @@ class Linear(Evaluation):
     scales_features = True
 
     standardise: bool = True  # whether each feature is scaled to mean 0 and deviation 1 over the training images
-    l2_max: Penalty = 1e5  # strongest penalty that is tried
-    l2_min: Penalty = 1e-6  # weakest penalty that is tried
-    l2_values: int = Field(45, ge=1, le=MOST_VALUES)  # penalties that are tried, the best on validation is used
+    l2_max: Penalty = 1e5  # largest penalty that is tried
+    l2_min: Penalty = 1e-6  # smallest penalty that is tried
+    # Number of penalties that are tried; the best on validation is used.
+    l2_values: int = Field(45, ge=1, le=MOST_VALUES)
 
     @model_validator(mode="after")
     def _check_range(self) -> Linear:

@@ -55,7 +55,7 @@ class Retrieval(Evaluation):
     scales_features = True
 
     queries: Count = 10_000  # largest number of test images that are queries, drawn at random
-    seed: Seed = 0  # of the draw
+    seed: Seed = 0  # seed of the draw
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
         """What a random ranking is expected to have, and the number of queries."""

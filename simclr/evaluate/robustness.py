@@ -51,8 +51,8 @@ class Robustness(Evaluation):
     scales_features = True
 
     classifier: Literal["knn", "linear"] = "knn"  # which classifier is fitted on the clean images
-    images: Count = 5000  # most test images that are corrupted, drawn at random
-    seed: Seed = 0  # of the draw and of the noise
+    images: Count = 5000  # largest number of test images that are corrupted, drawn at random
+    seed: Seed = 0  # seed of the draw and of the noise
 
     def check(self, subject: Subject) -> None:
         """Raise UserError as the linear classifier does, if it is fitted."""

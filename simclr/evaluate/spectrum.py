@@ -59,8 +59,8 @@ class Spectrum(Evaluation):
     whole_network = True
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
-    ranks: Ranks = (6, 100)  # of the eigenvalues that the decay is fitted to, the first and the last
-    seed: Seed = 0  # of the choice of images
+    ranks: Ranks = (6, 100)  # the first and the last of the eigenvalues that the decay is fitted to
+    seed: Seed = 0  # seed of the choice of images
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """The images pre-trained on, where they are used."""

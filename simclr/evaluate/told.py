@@ -43,11 +43,11 @@ class Told(Evaluation):
     section_name = "told"
     needs_labels = False  # but it tests on the test images
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # most images to learn from, and most to test on
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to learn from, and to test on
     hidden: Count = 512  # width of the hidden layer
-    epochs: Epochs = 20  # over the images to learn from
-    lr: Rate = 1e-3  # of Adam
-    seed: Seed = 0  # of the choice of images, of their transformations, and of the classifier
+    epochs: Epochs = 20  # number of passes over the images to learn from
+    lr: Rate = 1e-3  # learning rate of Adam
+    seed: Seed = 0  # seed of the choice of images, of their transformations, and of the classifier
 
     def _rows(self, data: Dataset) -> tuple[Array, Array]:
         """Rows of the images to learn from and to test on."""

@@ -16,7 +16,8 @@ from simclr.settings import Section
 class BarlowConfig(Section):
     """Settings of Barlow Twins."""
 
-    redundancy: float = Field(0.005, ge=0, le=1e3)  # weight of the correlations between features: lambda there
+    # Weight of the correlations between features (lambda in the Barlow Twins paper).
+    redundancy: float = Field(0.005, ge=0, le=1e3)
 
 
 class Barlow(Method):

@@ -17,8 +17,9 @@ from simclr.settings import Section
 class BYOLConfig(Section):
     """Settings of BYOL."""
 
-    hidden_dim: Width = 1024  # of the predictor; 4,096 there, for ResNet-50
-    momentum: float = Field(0.99, ge=0, lt=1)  # of the target network; constant, there it rises from 0.996 to 1
+    hidden_dim: Width = 1024  # width of the predictor's hidden layer (4,096 in the BYOL paper, for ResNet-50)
+    # Share of itself that the target network keeps at each step (in the BYOL paper it rises from 0.996 to 1).
+    momentum: float = Field(0.99, ge=0, lt=1)
 
 
 class BYOL(Method):

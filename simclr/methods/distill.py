@@ -21,7 +21,7 @@ class DistillConfig(Section):
     # A run whose fine-tuned network `simclr eval --finetune 0.1 --keep` kept, or the file of that network. The digest
     # of its tensors after an @, which the suite adds, is checked.
     teacher: str | None = Field(None, min_length=1)
-    temperature: float = Field(1.0, ge=0.01, le=1000)  # of the softmax of both networks
+    temperature: float = Field(1.0, ge=0.01, le=1000)  # temperature of the softmax of both networks
     # Weight of the teacher. The rest is the cross-entropy of the images that have labels (Eq. 3 in the paper).
     weight: float = Field(1.0, ge=0, le=1)
 

@@ -18,8 +18,9 @@ from simclr.settings import Section
 class IMixConfig(Section):
     """Settings of i-Mix. The share of the first image is uniform from a half to 1 (alpha = 1 in the paper)."""
 
-    temperature: float = Field(0.2, ge=0.01, le=1000)  # of the softmax (0.2 in the paper)
-    kind: Literal["mixup", "cutmix"] = "mixup"  # pixels are averaged, or a box is replaced
+    temperature: float = Field(0.2, ge=0.01, le=1000)  # temperature of the softmax (0.2 in the i-Mix paper)
+    # How two images are mixed: mixup averages their pixels, cutmix replaces a box.
+    kind: Literal["mixup", "cutmix"] = "mixup"
 
 
 def mixup(images: Tensor, others: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from simclr.settings import Section
 class MarginConfig(Section):
     """Settings of the margin triplet loss."""
 
-    margin: float = Field(0.5, gt=0, le=2)  # of cosine similarities, which differ by 2 at most
-    semi_hard: bool = False  # only the most similar negative that is less similar than the positive, instead of all
+    margin: float = Field(0.5, gt=0, le=2)  # margin between cosine similarities, which differ by 2 at most
+    semi_hard: bool = False  # use only the most similar negative that is less similar than the positive, instead of all
 
 
 class Margin(Method):

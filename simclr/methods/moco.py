@@ -18,9 +18,11 @@ from simclr.settings import LARGEST_BATCH, Section
 class MoCoConfig(Section):
     """Settings of MoCo."""
 
-    temperature: float = Field(0.2, ge=0.01, le=1000)  # MoCo v2, arXiv 2003.04297
-    momentum: float = Field(0.99, ge=0, lt=1)  # of the key encoder; 0.999 there, for longer runs
-    queue: int = Field(4096, ge=1, le=LARGEST_BATCH)  # keys; 65,536 there, for ImageNet
+    temperature: float = Field(0.2, ge=0.01, le=1000)  # temperature of the softmax (0.2 in MoCo v2, arXiv 2003.04297)
+    # Share of itself that the key encoder keeps at each step (0.999 in the MoCo paper, for longer runs).
+    momentum: float = Field(0.99, ge=0, lt=1)
+    # Number of keys in the queue (65,536 in the MoCo paper, for ImageNet).
+    queue: int = Field(4096, ge=1, le=LARGEST_BATCH)
 
 
 class MoCo(Method):

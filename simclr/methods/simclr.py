@@ -13,9 +13,10 @@ from simclr.settings import Section
 class LossConfig(Section):
     """Settings of the NT-Xent loss."""
 
-    temperature: float = Field(0.5, ge=0.01, le=1000)  # small: the hardest negatives count most
-    normalize: bool = True  # cosine similarity; without it a plain dot product (paper, Table 5)
-    include_self: bool = False  # keep each row's similarity to itself in the denominator: a known mistake, reproducible
+    temperature: float = Field(0.5, ge=0.01, le=1000)  # the smaller it is, the more the hardest negatives count
+    normalize: bool = True  # compare embeddings by cosine similarity, or by the plain dot product (paper, Table 5)
+    # Keep each row's similarity to itself in the denominator: a known mistake, to reproduce it.
+    include_self: bool = False
 
 
 class SimCLR(Method):

@@ -16,7 +16,7 @@ from simclr.settings import Section
 class SimSiamConfig(Section):
     """Settings of SimSiam."""
 
-    hidden_dim: Width = 512  # of the predictor: 512 there, a quarter of the output
+    hidden_dim: Width = 512  # width of the predictor's hidden layer (512 in the SimSiam paper, a quarter of the output)
 
 
 class SimSiam(Method):

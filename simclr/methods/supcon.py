@@ -16,7 +16,8 @@ from simclr.settings import Section
 class SupConConfig(Section):
     """Settings of the supervised contrastive loss."""
 
-    temperature: float = Field(0.1, ge=0.01, le=1000)  # 0.1 there, Section 4.4
+    # Temperature of the softmax (0.1 in Section 4.4 of the SupCon paper).
+    temperature: float = Field(0.1, ge=0.01, le=1000)
 
 
 class SupCon(Method):

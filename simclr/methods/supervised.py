@@ -16,7 +16,8 @@ from simclr.settings import Section
 class SupervisedConfig(Section):
     """Settings of the supervised loss."""
 
-    smoothing: float = Field(0.0, ge=0, lt=1)  # the share of the target that all classes have in common
+    # Label smoothing: the share of the target that is spread over all classes.
+    smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class Supervised(Method):

@@ -16,7 +16,7 @@ EPSILON = 1e-4  # added to variances (there, Algorithm 1)
 
 
 class VICRegConfig(Section):
-    """Settings of VICReg: the weights of its three terms, 25, 25 and 1 there."""
+    """Settings of VICReg: the weights of its three terms, which are 25, 25 and 1 in its paper."""
 
     invariance: float = Field(25.0, ge=0, le=1e6)  # weight of the distance between the views
     variance: float = Field(25.0, ge=0, le=1e6)  # weight of how far deviations are below 1
