@@ -68,6 +68,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def restartable() -> bool:
+    """Whether torchrun starts all processes again if one of them ends. Not all of them may know that it already did."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """A context in which this process works together with the others that torchrun started, if it did.

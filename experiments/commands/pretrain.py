@@ -188,7 +188,8 @@ def _pretrain(
         describe = partial(_describe_estimate, config=prepared.fitted)
         show(_estimated(estimated), describe, as_json=as_json)
         return
-    resumes = None if processes.restarts() else resume  # torchrun starts it again with the same options
+    # torchrun starts it again with the same options
+    resumes = None if processes.restarts() or (processes.restartable() and not again) else resume
     try:
         with TrainingTerminal(asked, alone=alone) as terminal:
             record = train(prepared, store, resume=resumes, again=again, tags=tags, observer=terminal)

@@ -88,6 +88,27 @@ def test_signals_ask_processes_of_a_run_to_stop_and_no_more(capsys: pytest.Captu
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("restarts", "most", "options", "resume"),
+    [(0, 0, [], False), (0, 3, [], None), (1, 3, ["--again"], None), (0, 3, ["--again"], False)],
+)
+def test_what_torchrun_may_start_again_is_resumed(
+    restarts: int, most: int, options: list[str], resume: bool | None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two machines, only that of the process that ended counts the restart."""
+    asked: list[bool | None] = []
+
+    def train(*_: object, resume: bool | None, **__: object) -> None:
+        asked.append(resume)
+        raise UserError("enough")
+
+    monkeypatch.setattr("experiments.runs.train.train", train)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(most))
+    assert_one_line(run("pretrain", "--config", "tiny.toml", *options), 2, "enough")
+    assert asked == [resume]
+
+
 def test_a_time_budget_is_for_one_process(run: Run) -> None:
     with processes.pretended(2):
         done = run("pretrain", "--preset", "half-hour")
