@@ -1,19 +1,26 @@
-"""Claim work before it is done, so that two processes with the same home never do the same work at the same time."""
+"""Claim work before it is done, so that two processes with the same record never do the same work at the same time.
+
+Within a home this takes a lock on a file. If the record is shared by several homes, it takes a lease there as well.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.tracking.leases import LEASE_SECONDS, Lease
 from experiments.tracking.store import Store
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer
 
 POLL_SECONDS = 0.5  # how often a process that waits looks whether it should stop
+LOOK_SECONDS = 2.0  # how often it asks the record for leases
 
 
 class Busy(UserError):  # noqa: N818 (it describes the work)
@@ -29,8 +36,8 @@ def claim_config(
     If another process is training it, wait until that ends, and say so; without `wait`, raise Busy. Raises
     KeyboardInterrupt if the observer asks to stop meanwhile. Claims of the same process may be nested.
     """
-    lock = FileLock(claim_file(store, key, digest), is_singleton=True)
-    if not _acquired(lock, 0):
+    claim = Claim(store, key, digest, nested=True)
+    if not claim.acquired():
         running = [record for record in store.of_key(key, digest) if record.status == "RUNNING"]
         what = "another process is about to train this config"
         if running:
@@ -38,31 +45,74 @@ def claim_config(
         if not wait:
             raise Busy(what)
         observer.say(f"{what}: waiting")
-        while not _acquired(lock, POLL_SECONDS):
+        while not claim.acquired(wait=True):
             if observer.stop():
                 raise KeyboardInterrupt
-    with _held(lock, store):
+    with claim.held():
         yield
 
 
 @contextmanager
 def claim_name(store: Store, kind: str, name: str) -> Iterator[None]:
-    """Be the only process that runs the study or search with this name. Raises Busy if there is another."""
-    lock = FileLock(claim_file(store, kind, name))
-    if not _acquired(lock, 0):
+    """Be the only process that runs the study or search with this name. Raises Busy if there is another.
+
+    If a process on another machine has claimed it, wait until that renews its lease, or until the lease ends.
+    """
+    claim = Claim(store, kind, name)
+    if not claim.acquired() and not claim.is_held_elsewhere:
+        logging.getLogger(__name__).warning(
+            "a process on another machine has claimed the %s '%s': waiting for up to %.0f s to see whether it still "
+            "runs",
+            kind,
+            name,
+            LEASE_SECONDS,
+        )
+        while not claim.is_held_elsewhere and not claim.acquired(wait=True):
+            pass
+    if claim.is_held_elsewhere:
         raise Busy(f"another process is running the {kind} '{name}': wait until it ends, or choose another --name")
-    with _held(lock, store):
+    with claim.held():
         yield
 
 
-@contextmanager
-def _held(lock: FileLock, store: Store) -> Iterator[None]:
-    """Send what an earlier process left of the same work, and release the lock at the end."""
-    try:
-        store.sender.adopt()
-        yield
-    finally:
-        lock.release()
+class Claim:
+    """Some work that only one process at a time may do."""
+
+    def __init__(self, store: Store, *work: str, nested: bool = False) -> None:
+        """If `nested`, this process may hold the same work already."""
+        path = claim_file(store, *work)
+        self.store, self.lock = store, FileLock(path, is_singleton=nested)
+        self.lease = Lease(store, path.stem) if store.shared and not self.lock.is_locked else None
+        self.is_held_elsewhere = False  # whether a process that lives holds it
+
+    def acquired(self, *, wait: bool = False) -> bool:
+        """Whether the work could be claimed, at once or within a moment."""
+        if not _acquired(self.lock, POLL_SECONDS if wait else 0):
+            self.is_held_elsewhere = True
+            return False
+        try:
+            free = self.lease is None or self.lease.acquired()
+        except BaseException:
+            self.lock.release()
+            raise
+        if not free:
+            self.lock.release()
+            self.is_held_elsewhere = self.lease is not None and self.lease.rival
+            time.sleep(LOOK_SECONDS if wait else 0)
+        return free
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Send what an earlier process left of the same work, and give the work back at the end."""
+        try:
+            self.store.sender.adopt()
+            yield
+        finally:
+            try:
+                if self.lease is not None:
+                    self.lease.release()
+            finally:
+                self.lock.release()
 
 
 def claim_file(store: Store, *work: str) -> Path:

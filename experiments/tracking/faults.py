@@ -37,6 +37,9 @@ def first_line(error: Exception) -> str:
     error = getattr(error.__cause__ or error, "orig", None) or error
     text = (str(error).splitlines() or [type(error).__name__])[0]
     unreachable = re.search(r"Max retries exceeded.*\[Errno -?\d+\] ([^\"')]+)", text)
+    broken = re.search(r"Max retries exceeded.*too many (5\d\d) error responses", text)
+    if broken:
+        return f"the server answers with an error {broken[1]}, perhaps because its database does not respond"
     return unreachable[1] if unreachable else text
 
 

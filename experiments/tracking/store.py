@@ -172,6 +172,11 @@ class Store:
             return os.environ["MLFLOW_TRACKING_URI"]
         return local.address(self.database) if self.writable else local.read_only_address(self.database)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other homes may use the same record. It stays this home's own when the home moves."""
+        return self.database is None or self.database.parent != self.folder
+
     def _open(self) -> None:
         if self.database is not None:
             if not self.database.exists() or (self.writable and local.is_unfinished(self.database)):
@@ -181,21 +186,24 @@ class Store:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = None if self.artifacts is None else self.artifacts.as_uri()
-            self.experiment = str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
-        elif experiment.lifecycle_stage != "active":
+            try:
+                self.client.create_experiment(EXPERIMENT, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine has created it just now
+                    raise
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the experiment '{EXPERIMENT}', which holds all runs, was deleted in MLflow. To get it back, run "
                 f"MLFLOW_TRACKING_URI='{self.uri}' mlflow experiments restore --experiment-id "
                 f"{experiment.experiment_id}. To start anew, set SIMCLR_HOME to another folder"
             )
-        else:
-            self.experiment = experiment.experiment_id
+        self.experiment = str(experiment.experiment_id)
 
     def _unsent(self) -> Path:
         """Where the home keeps what this store has not been sent. Another store must not get it."""
-        own = self.database is not None and self.database.parent == self.folder  # it stays so when the home moves
         folder = self.folder / "unsent"
-        return folder if own else folder / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
+        return folder if not self.shared else folder / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
 
     def _end_killed_runs(self) -> None:
         """Give the runs whose process was killed the status KILLED. A living process holds the lock in its folder."""
@@ -204,7 +212,7 @@ class Store:
         running = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=1000)
         for run_id in (run.info.run_id for run in running):
             path = self.run_folder(run_id) / "lock"
-            if not path.exists() and (self.database is None or self.database.parent != self.folder):
+            if not path.exists() and self.shared:
                 continue  # it may belong to another home
             with suppress(Timeout, OSError, MlflowException):
                 path.parent.mkdir(parents=True, exist_ok=True)
