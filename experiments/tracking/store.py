@@ -142,10 +142,11 @@ class Store:
     `writable` is False for a record on a disk that can't be written, which can be read all the same.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, server: str | None = None) -> None:
+        """`server` is the address of an MLflow server, and stands for what MLFLOW_TRACKING_URI names."""
+        self.folder, self._server = folder, server
         self.artifacts: Path | None = None  # the folder of the files of all runs; None if a server keeps them
-        self.database = database = local.database_of(folder)
+        self.database = database = None if server else local.database_of(folder)
         try:
             self.writable = True
             if database is not None and database.exists():
@@ -169,7 +170,7 @@ class Store:
     def uri(self) -> str:
         """The address of the store for MLflow."""
         if self.database is None:
-            return os.environ["MLFLOW_TRACKING_URI"]
+            return self._server or os.environ["MLFLOW_TRACKING_URI"]
         return local.address(self.database) if self.writable else local.read_only_address(self.database)
 
     @property
@@ -187,18 +188,19 @@ class Store:
         if experiment is None:
             location = None if self.artifacts is None else self.artifacts.as_uri()
             try:
-                self.client.create_experiment(EXPERIMENT, artifact_location=location)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine has created it just now
+                self.experiment = str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+                return
+            except MlflowException:
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:  # otherwise another machine has created it just now
                     raise
-            experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the experiment '{EXPERIMENT}', which holds all runs, was deleted in MLflow. To get it back, run "
                 f"MLFLOW_TRACKING_URI='{self.uri}' mlflow experiments restore --experiment-id "
                 f"{experiment.experiment_id}. To start anew, set SIMCLR_HOME to another folder"
             )
-        self.experiment = str(experiment.experiment_id)
+        self.experiment = experiment.experiment_id
 
     def _unsent(self) -> Path:
         """Where the home keeps what this store has not been sent. Another store must not get it."""
@@ -245,17 +247,19 @@ class Store:
         wanted = tags | ({PARENT: parent} if parent else {})
         # MLflow's filters can't hold every text. Values that they can't hold are compared below.
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value.isalnum())
-        found: list[Run] = []
-        token: str | None = None
+        return [self._record(run) for run in self.runs(condition) if wanted.items() <= run.data.tags.items()]
+
+    def runs(self, condition: str = "") -> Iterator[Run]:
+        """MLflow's own runs that meet a condition in its language, newest first."""
+        token, order = None, ["attributes.start_time DESC"]
         while True:
-            order = ["attributes.start_time DESC"]
             page = self.sender.call(
                 self.client.search_runs, [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, order, token
             )
-            found += page
+            yield from page
             token = page.token
             if not token:
-                return [self._record(run) for run in found if wanted.items() <= run.data.tags.items()]
+                return
 
     def of_key(self, key: str, digest: str | None = None) -> list[Record]:
         """Pre-training runs with a config's key, newest first: all of them, or those on data with this digest."""
@@ -344,10 +348,10 @@ class Store:
         """See Record.artifact."""
         try:
             if self.artifacts is None:
-                path = Path(self.sender.call(_patiently()(self.client.download_artifacts), run_id, name))
+                path = Path(self.sender.call(patiently()(self.client.download_artifacts), run_id, name))
             else:
                 self.sender.call(lambda: None)  # it may be about to be copied there
-                path = self._artifact_folder(self.artifacts, run_id) / name
+                path = self.artifact_folder(self.artifacts, run_id) / name
         except (OSError, Refused):
             path = Path("missing")
         if not path.exists():
@@ -357,21 +361,22 @@ class Store:
     def _keep(self, run_id: str, path: Path) -> None:
         """Copy a file to the files of a run. In a local store it appears at once and whole, also after a power cut."""
         if self.artifacts is None:
-            _patiently()(self.client.log_artifact)(run_id, str(path))
+            patiently()(self.client.log_artifact)(run_id, str(path))
             return
         try:
-            with written_whole(self._artifact_folder(self.artifacts, run_id) / path.name) as scratch:
+            with written_whole(self.artifact_folder(self.artifacts, run_id) / path.name) as scratch:
                 shutil.copyfile(path, scratch)
         except RunFailed as error:
             raise (error.__cause__ or error) from None  # the sender decides what it means
 
     @staticmethod
-    def _artifact_folder(artifacts: Path, run_id: str) -> Path:
+    def artifact_folder(artifacts: Path, run_id: str) -> Path:
+        """Where a folder of the files of all runs has those of one."""
         return artifacts / run_id / "artifacts"
 
 
 @contextmanager
-def _patiently() -> Iterator[None]:
+def patiently() -> Iterator[None]:
     """Let requests to a server take TRANSFER_SECONDS meanwhile. MLflow reads the limit when it makes one."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     usual = os.environ[name]

@@ -35,9 +35,9 @@ def write_config(folder: Path) -> None:
     (folder / "space.toml").write_text(SPACE)
 
 
-def _work(home: Path, command: str, output: Path) -> None:
+def _work(home: Path, command: str, output: Path, variables: dict[str, str]) -> None:
     home.mkdir(exist_ok=True)
-    os.environ["SIMCLR_HOME"] = str(home)
+    os.environ.update(variables, SIMCLR_HOME=str(home))
     os.chdir(home.parent)
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = output.open("w", buffering=1)
@@ -48,11 +48,11 @@ def _work(home: Path, command: str, output: Path) -> None:
         app(command.split())
 
 
-def start(home: Path, command: str, output: str = "output.txt") -> Any:
-    """Start a process that runs a command in a home. Its output goes to a file next to the home."""
+def start(home: Path, command: str, output: str = "output.txt", **variables: str) -> Any:
+    """Start a process that runs a command in a home, with these variables. Its output goes to a file next to that."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)  # importing takes longer than the work
-    process = context.Process(target=_work, args=(home, command, home.parent / output))
+    process = context.Process(target=_work, args=(home, command, home.parent / output, variables))
     process.start()
     return process
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
@@ -31,6 +29,7 @@ from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from simclr.weights.checkpoint import checkpoints
 from tests.helpers import ROOT, tiny
+from tests.system.servers import Server
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")]
 OUTAGE_SECONDS = float(os.environ.get("SIMCLR_TEST_OUTAGE_SECONDS", "3"))
@@ -38,45 +37,12 @@ ROUNDS = max(2, round(24 / OUTAGE_SECONDS))  # of a stretch with the store and o
 CONFIG = tiny(train={"epochs": 2, "batch_size": 128}, data={"limit": 600})
 
 
-class Server:
-    """An `mlflow server` on a free port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.uri, self.log = f"http://127.0.0.1:{port}", (folder / "server.log").open("ab")
-        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        self.command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        self.command += ["--artifacts-destination", str(folder / "kept")]
-
-    def start(self) -> None:
-        quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.process = subprocess.Popen(
-            self.command, stdout=self.log, stderr=self.log, env=quiet, start_new_session=True
-        )
-        while True:
-            assert self.process.poll() is None
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=10):
-                return
-            time.sleep(0.2)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the server and its workers."""
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     server.start()
     yield server
-    with suppress(ProcessLookupError):
-        server.kill()
-    server.log.close()
+    server.close()
 
 
 @contextmanager

@@ -1,0 +1,74 @@
+"""How fast training is with an MLflow server, relative to a local record: `python -m benchmarks.record URL`.
+
+One process trains one network, and logs each step to the server and to a local record in turn, for some seconds each.
+Prints the ratio of the median times of a step for each pair of turns, and the median of these ratios.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+from experiments.configs.resolve import resolve
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
+from simclr import device as devices
+from simclr.data.dataset import open_dataset
+from simclr.progress import Observer
+from simclr.train.loop import Meter, load_batches
+from simclr.train.step import start_training, train_step
+
+PAIRS, SECONDS = 10, 8.0  # of turns, and of each turn
+
+
+class Logging(Observer):
+    """Logs to one of two runs."""
+
+    def __init__(self, stores: Mapping[str, Store]) -> None:
+        self.runs = {name: start_run(store, "speed", "benchmark", {}) for name, store in stores.items()}
+        self.to = next(iter(self.runs))
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.runs[self.to].log(metrics, step)
+
+
+def main(url: str) -> None:
+    settings = ["data.dataset=shapes", "data.side=32", "train.batch_size=64", "train.norm_batch=64"]
+    config = resolve("cifar10-cpu", None, settings)
+    device = devices.resolve(config.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = open_dataset(config.data, Path(scratch))
+        logging = Logging({"server": Store(Path(scratch), server=url), "local": Store(Path(scratch))})
+        batches = load_batches(config, data, device, images_on_device=device.type != "cpu")
+        training = start_training(config, data, device)
+        meter = Meter(training, logging)
+
+        def turn(name: str, seconds: float) -> list[float]:
+            """Train for a while. What is left to send at the end is sent before the next turn."""
+            logging.to, times, end = name, [], time.perf_counter() + seconds
+            while (clock := time.perf_counter()) < end:
+                meter.add(train_step(training, *next(batches)))
+                meter.flush()
+                times.append(time.perf_counter() - clock)
+            logging.runs[name].flush()
+            return times
+
+        turn("local", 2.0)
+        ratios, steps = [], 0
+        for pair in range(PAIRS):
+            order = ("server", "local") if pair % 2 else ("local", "server")
+            times = {name: turn(name, SECONDS) for name in order}
+            ratios.append(median(times["local"]) / median(times["server"]))
+            steps += sum(map(len, times.values()))
+        for run in logging.runs.values():
+            run.finish("FINISHED")
+    print(" ".join(f"{ratio:.1%}" for ratio in sorted(ratios)))
+    print(f"training with the server has {median(ratios):.1%} of its speed without ({PAIRS} pairs, {steps} steps)")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
