@@ -63,13 +63,14 @@ def crop_boxes(u: Tensor, scale: Range, ratio: Range, height: int, width: int) -
 
 def resize_weights(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
     """N x size_out x size_in weights that resample [start, start + length) to size_out pixels, antialiased bilinear."""
-    pixel = torch.arange(size_in, device=start.device) + 0.5
-    scale = (length / size_out).view(-1, 1, 1)
-    centre = (torch.arange(size_out, device=start.device) + 0.5).view(1, -1, 1) * scale
-    offset = (pixel - start.unsqueeze(1)).unsqueeze(1)  # from the start of the box to each source pixel's centre
-    weights = (1 - (offset - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((offset > 0) & (offset < length.view(-1, 1, 1)))
-    return weights / weights.sum(2, keepdim=True)
+    scale = (length / size_out).unsqueeze(1)
+    reach = scale.clamp(min=1)  # of a pixel's weights to either side, in which both lists of places are measured
+    offset = torch.arange(size_in, device=start.device) + 0.5 - start.unsqueeze(1)
+    outside = (offset <= 0) | (offset >= length.unsqueeze(1))
+    source = (offset / reach).masked_fill_(outside, math.inf)  # so far away that its weight is 0
+    centre = (torch.arange(size_out, device=start.device) + 0.5) * (scale / reach)
+    weights = (centre.unsqueeze(2) - source.unsqueeze(1)).abs_().neg_().add_(1).clamp_(min=0)
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -192,20 +193,28 @@ def gray(images: Tensor) -> Tensor:
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each image by its own `shift`, in turns of the colour circle (-0.5 to 0.5)."""
-    r, g, b = images.unbind(1)
-    top, bottom = images.amax(1), images.amin(1)
+    red, green, blue = images.unbind(1)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    bottom = torch.minimum(torch.minimum(red, green), blue)
     chroma = top - bottom
-    # The hue in sixths of the circle. If channels tie for the largest, red wins over green and green over blue, as in
-    # torchvision. All three formulas give finite numbers, and `where` picks one: no branches and few passes.
-    scale = chroma.clamp(min=1e-12).reciprocal_()
-    hue = torch.where(top == r, g - b, torch.where(top == g, (b - r).add_(2 * chroma), (r - g).add_(4 * chroma)))
-    hue.mul_(scale).add_(6 * shift.view(-1, 1, 1))
-    hue.sub_(hue.div(6).floor_().mul_(6))
-    # Each channel is a trapezoid over the circle: red is low around 3, green is high around 2, and blue around 4.
-    for channel, (centre, sign) in enumerate(((3, -1), (2, 1), (4, 1))):
-        wave = (hue - centre).abs_().mul_(-sign).add_(1.5 * sign + 0.5).clamp_(0, 1)
-        torch.addcmul(bottom, wave, chroma, out=images[:, channel])
+    # The hue in sixths of the circle, from cyan: cyan is 0, red is 3 or -3, green -1 and blue 1. The distance from cyan
+    # is one linear formula everywhere, and the larger of green and blue tells the side: no cases, and few passes.
+    hue = (red - green).add_(bottom).sub_(blue).div_(chroma.clamp(min=1e-12)).add_(2)
+    hue.copysign_(blue - green).add_(6 * shift.view(-1, 1, 1))
+    hue.sub_(hue.div(6).round_(), alpha=6)
+    # Each channel is a trapezoid over the circle: red is low around cyan, green and blue are high around themselves.
+    for channel, centre, base, sign in ((red, 0, bottom, 1), (green, -1, top, -1), (blue, 1, top, -1)):
+        wave = (hue - centre).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(base, wave, chroma, value=sign, out=channel)
     return images
+
+
+def blend(images: Tensor, weights: Tensor) -> None:
+    """Add each image, its mean grey and its greys with its own weights (N x 3), and clamp the sum to [0, 1]."""
+    of_image, of_mean, of_luma = weights.view(-1, 3, 1, 1, 1).unbind(1)
+    luma = gray(images)
+    mean = luma.mean((1, 2, 3), keepdim=True)
+    torch.addcmul(luma.mul_(of_luma).add_(mean.mul_(of_mean)), images, of_image, out=images).clamp_(0, 1)
 
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -213,22 +222,23 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     `order` (N x 4) lists which of the four comes first, second, ... for each image. Both tensors are on the CPU, so
     that selecting rows does not wait for an accelerator. Brightness, contrast and saturation each blend the image with
-    a reference (black, its mean grey, its greys) and clamp, so one formula serves all three. Images with hue in this
-    place get a factor of 1, which leaves them unchanged.
+    a reference (black, its mean grey, its greys), so one formula serves all three. Images are sorted by the place of
+    hue. So those that still need a blend before it, or after it, are neighbours, and hue is shifted once for all.
     """
-    for place in range(4):
-        which = order[:, place : place + 1]
-        factor = factors.gather(1, which).masked_fill_(which == 3, 1.0)
-        # Weights of the image, of its mean grey (contrast) and of its greys (saturation).
-        columns = torch.cat([factor, (1 - factor) * (which == 1), (1 - factor) * (which == 2)], 1)
-        factor, of_mean, of_luma = send(columns, images.device).view(-1, 3, 1, 1, 1).unbind(1)
-        luma = gray(images)
-        mean = luma.mean((1, 2, 3), keepdim=True)
-        images.mul_(factor).add_(luma.mul_(of_luma).add_(mean.mul_(of_mean))).clamp_(0, 1)
-        chosen = (which == 3).squeeze(1).nonzero().squeeze(1)
-        hue = send(chosen, images.device)
-        images[hue] = shift_hue(images[hue], send(factors[chosen, 3], images.device))
-    return images
+    place, three = (order == 3).to(torch.uint8).argmax(1), torch.arange(3)
+    blends = order.gather(1, three + (three >= place.unsqueeze(1)))  # without hue
+    factor = factors.gather(1, blends)
+    weights = torch.stack([factor, (1 - factor) * (blends == 1), (1 - factor) * (blends == 2)], 2)
+    rank = place.argsort()
+    weights, shift = send(weights[rank], images.device), send(factors[rank, 3], images.device)
+    rank, ends = send(rank, images.device), [len((place <= i).nonzero()) for i in range(3)]
+    sorted_ = images.index_select(0, rank)
+    for i, end in enumerate(ends):
+        blend(sorted_[end:], weights[end:, i])
+    shift_hue(sorted_, shift)
+    for i, end in enumerate(ends):
+        blend(sorted_[:end], weights[:end, i])
+    return images.index_copy_(0, rank, sorted_)
 
 
 class ColorJitter(Augmentation):

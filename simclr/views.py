@@ -79,7 +79,7 @@ def apply(images: Tensor, pipeline: Pipeline, draws: dict[str, Tensor]) -> Tenso
             out = augmentation(out, u[:, 1:])
         elif len(chosen):
             rows = send(chosen, out.device)
-            out[rows] = augmentation(out[rows], u[chosen, 1:])
+            out.index_copy_(0, rows, augmentation(out.index_select(0, rows), u[chosen, 1:]))
     return out
 
 
