@@ -69,12 +69,17 @@ def picture(seed: int, size: tuple[int, int], detail: int) -> Image.Image:
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
-def write_files(folder: Path) -> None:
-    """Write all files that are decoded."""
-    for i in range(SMALL):
-        path = folder / "small" / f"{i % 10}" / f"{i:05d}.jpg"
+def write_small(folder: Path, count: int) -> None:
+    """Write small JPEG files of ten classes."""
+    for i in range(count):
+        path = folder / f"{i % 10}" / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, (32, 32), 12).save(path, quality=90)
+
+
+def write_files(folder: Path) -> None:
+    """Write all files that are decoded."""
+    write_small(folder / "small", SMALL)
     (folder / "photos").mkdir()
     for i in range(PHOTOS):
         path = folder / "photos" / f"{i:03d}.jpg"

@@ -10,14 +10,13 @@ error, and the others still run. `--quick` shrinks every size, to check the scri
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from functools import partial, update_wrapper
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -25,14 +24,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import sections
 from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
+from benchmarks.sections import Page, Row
 from benchmarks.timing import bare_step, count_kernels, parts_of_a_step, seconds, synchronize, times_in_turn
 from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import Linear, choose_l2, preprocessing
-from simclr.files import written_whole
 from simclr.train.budget import memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
 from simclr.train.step import Training, train_step
@@ -42,7 +42,6 @@ ROOT = Path(__file__).parent.parent
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
 VARIED = ("cifar10-cpu", "cifar10")  # presets of the variants, of which compiling takes up to a minute each
 VARIANTS = ("as it is", "cudnn.benchmark", "fused optimizer", "compiled network")
-Row = dict[str, Any]
 
 
 class Options(NamedTuple):
@@ -287,44 +286,9 @@ def prepare(preset: str, options: Options) -> tuple[Training, Tensor, Tensor]:
 
 def measure(options: Options, names: Sequence[str], out: Path) -> dict[str, Any]:
     """Run sections, and write gpu.json and gpu.md after each."""
-    out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
-    for name in names:
-        clock = time.perf_counter()
-        try:
-            results[name] = {"rows": SECTIONS[name](options)}
-        except Exception as error:  # the other sections still run
-            results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            print(results[name]["traceback"], file=sys.stderr)
-        results[name]["seconds"] = time.perf_counter() - clock
-        for file, text in (("gpu.json", json.dumps(results, indent=1)), ("gpu.md", markdown(results))):
-            with written_whole(out / file) as scratch:
-                scratch.write_text(text, encoding="utf-8")
-        print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
-    return results
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The page: a table for each section, and what commands printed below it."""
-    lines = ["# Measured on a GPU", ""]
-    lines += ["Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run.", ""]
-    for name, section in results.items():
-        lines += [f"## {name} ({section['seconds']:.0f} s)", ""]
-        if "error" in section:
-            lines += [f"Failed: {section['error']}", ""]
-            continue
-        texts = ("output", "failures")
-        columns = list(dict.fromkeys(key for row in section["rows"] for key in row if key not in texts))
-        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(_cell(row.get(key, "")) for key in columns) + " |" for row in section["rows"]]
-        for text in (row[key] for row in section["rows"] for key in texts if row.get(key)):
-            lines += ["", "```", (text if isinstance(text, str) else "\n".join(text)).strip(), "```"]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    intro = "Made by `python -m benchmarks.gpu`. Ratios compare figures of this one run."
+    chosen = {name: update_wrapper(partial(SECTIONS[name], options), SECTIONS[name]) for name in names}
+    return sections.measure(chosen, Page(out / "gpu", "Measured on a GPU", intro))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """How close training is to a bare step: `python -m benchmarks.loop [PRESET] [--set ...]`.
 
 Times, in turn, a bare step (the same network, precision and batch, on views that are ready) and a step of training
-(order, images, views, step, meter, tracking). Prints the ratio of the medians, the time of views alone, and the share
-of a step that tracking takes.
+(order, images, views, step, meter, tracking). Prints the ratio of both, the parts of a step, and the share that
+tracking takes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
-from benchmarks.timing import bare_step, times_in_turn
+import torch
+
+from benchmarks.timing import bare_step, parts_of_a_step, times_in_turn
 from experiments.configs.resolve import resolve
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, start_run
@@ -22,7 +25,7 @@ from simclr import device as devices
 from simclr.data.dataset import open_dataset
 from simclr.progress import Observer
 from simclr.train.loop import Meter, count_steps, load_batches
-from simclr.train.step import start_training, train_step
+from simclr.train.step import Training, start_training, train_step
 from simclr.views import batch_views
 
 ROUNDS = 15
@@ -40,7 +43,22 @@ class Tracking(Observer):
         self.seconds += time.perf_counter() - clock
 
 
-def main(preset: str, settings: list[str]) -> None:
+class Loop(NamedTuple):
+    """The seconds of each round, and what they are of."""
+
+    training: Training
+    device: torch.device
+    times: dict[str, list[float]]
+    tracking: float  # share of a step that tracking takes
+
+    def ratios(self) -> list[float]:
+        """Speed of training relative to that of a bare step, in each round."""
+        pairs = zip(self.times["bare step"], self.times["training step"], strict=True)
+        return [bare / full for bare, full in pairs]
+
+
+def measure(preset: str, settings: Sequence[str] = (), rounds: int = ROUNDS) -> Loop:
+    """Time the steps of a preset on `shapes` in turn, and the parts of a step."""
     config = resolve(preset, None, ["data.dataset=shapes", "data.side=32", *settings])
     device = devices.resolve(config.device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -57,22 +75,19 @@ def main(preset: str, settings: list[str]) -> None:
             if training.step % log_every == 0:
                 meter.flush()
 
-        def views_alone() -> None:
-            batch_views(images, config.pipelines(), config.seed, training.step)(slice(None))
+        functions = {"bare step": lambda: bare_step(bare, both, labels), "training step": full_step}
+        times = times_in_turn(functions | parts_of_a_step(bare, images, labels), rounds)
+    return Loop(training, device, times, tracking.seconds / ((rounds + 2) * median(times["training step"])))
 
-        functions = {
-            "bare step": lambda: bare_step(bare, both, labels),
-            "training step": full_step,
-            "two views": views_alone,
-        }
-        times = times_in_turn(functions, ROUNDS)
-    size, dtype = config.train.batch_size, str(training.dtype).removeprefix("torch.")
-    print(f"{preset}: batch {size}, {devices.describe(device)}, {dtype}, {ROUNDS} rounds")
-    for name, row in times.items():
+
+def main(preset: str, settings: list[str]) -> None:
+    found = measure(preset, settings)
+    size, dtype = found.training.config.train.batch_size, str(found.training.dtype).removeprefix("torch.")
+    print(f"{preset}: batch {size}, {devices.describe(found.device)}, {dtype}, {ROUNDS} rounds")
+    for name, row in found.times.items():
         print(f"{name:14} {median(row) * 1e3:8.1f} ms  {size / median(row):8.0f} images/s")
-    pairs = zip(times["bare step"], times["training step"], strict=True)
-    print(f"training / bare speed  {median(bare / full for bare, full in pairs):.3f} (median of pairs)")
-    print(f"tracking               {tracking.seconds / ((ROUNDS + 2) * median(times['training step'])):.2%} of a step")
+    print(f"training / bare speed  {median(found.ratios()):.3f} (median of pairs)")
+    print(f"tracking               {found.tracking:.2%} of a step")
 
 
 if __name__ == "__main__":

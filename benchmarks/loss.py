@@ -97,8 +97,17 @@ def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, 
         results.put(str(error))
 
 
-def main(out: Path | None) -> None:
+def measure(form: str, size: int) -> tuple[float, int, float] | str | None:
+    """What `case` finds, in a process of its own. None if that was killed, too."""
     spawn = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[tuple[float, int, float] | str | None] = spawn.Queue()
+    process = spawn.Process(target=case, args=(form, size, results))
+    process.start()
+    process.join()
+    return results.get() if not results.empty() else None
+
+
+def main(out: Path | None) -> None:
     print(f"CPU, {torch.get_num_threads()} threads, width {WIDTH}, float32, median of {ROUNDS}, one process per case")
     print(f"| 2N | {' | '.join(FORMS)} |")
     print("| ---: |" + " ---: |" * len(FORMS))
@@ -110,11 +119,7 @@ def main(out: Path | None) -> None:
             if previous and previous[-1] not in found[form]:
                 cells.append("-")
                 continue
-            results: multiprocessing.Queue[tuple[float, int, float] | str | None] = spawn.Queue()
-            process = spawn.Process(target=case, args=(form, size, results))
-            process.start()
-            process.join()
-            measured = results.get() if not results.empty() else None
+            measured = measure(form, size)
             if measured is None or isinstance(measured, str):
                 cells.append(measured or "-")
                 continue

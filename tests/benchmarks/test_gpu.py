@@ -10,13 +10,14 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import Options, measure
+from benchmarks.sections import Page, Row, markdown
 from tests.helpers import tiny
 
 QUICK = Options(torch.device("cpu"), quick=True)
 
 
 def test_sections_and_their_errors_are_written_to_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Options) -> list[gpu.Row]:
+    def fail(_: Options) -> list[Row]:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setitem(gpu.SECTIONS, "tests", fail)
@@ -49,6 +50,6 @@ def test_steps_are_timed_part_by_part_and_by_variant(monkeypatch: pytest.MonkeyP
 
 def test_output_of_commands_is_below_their_table() -> None:
     rows = [{"command": "eval", "exit": 2, "output": "error: no run\n"}, {"command": "x", "failures": ["a", "b"]}]
-    page = gpu.markdown({"training": {"rows": rows, "seconds": 2.0}})
+    page = markdown({"training": {"rows": rows, "seconds": 2.0}}, Page(Path("gpu"), "title", "intro"))
     assert "| command | exit |\n| --- | --- |\n| eval | 2 |\n| x |  |\n" in page
     assert "\n```\nerror: no run\n```\n\n```\na\nb\n```\n" in page

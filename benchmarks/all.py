@@ -1,0 +1,191 @@
+"""Everything about speed on a CPU, next to other programs: `python -m benchmarks.all [--only SECTION ...]`.
+
+Writes performance.json and performance.md to `--out` (docs/results by default) after each section. A section that is
+already in the file is not measured again unless `--only` names it, so a run that was stopped goes on where it was.
+All sections take about 40 minutes of two cores. Programs that are compared with come from `pip install '.[peers]'`; one
+that is not installed is left out, with a line that says so. `--quick` shrinks all sizes, to check the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, update_wrapper
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks import growth, linear, loop, loss, peers
+from benchmarks.sections import Page, Row, measure
+from benchmarks.timing import times_in_turn
+from experiments.configs.resolve import resolve
+from simclr import device as devices
+from simclr.data.dataset import open_dataset
+from simclr.train.loop import step_timer
+from simclr.views import batch_views
+
+ROOT = Path(__file__).parent.parent
+BATCH = 256
+# Networks whose steps are timed: the preset, settings, and rounds.
+STEPS: dict[str, tuple[str, Sequence[str], int]] = {
+    "shapes": ("shapes", (), 40),
+    "cifar10-cpu": ("cifar10-cpu", (), 15),
+    "ResNet-18, stock stem": ("cifar10-cpu", ("model.backbone=resnet18", "model.width=1", "model.stem=imagenet"), 8),
+    "ResNet-18, CIFAR stem": ("cifar10-cpu", ("model.backbone=resnet18", "model.width=1", "model.stem=cifar"), 3),
+}
+VIEWS = {"torchvision": peers.torchvision_views, "kornia": peers.kornia_views}
+RECIPES = {"lightly as published": False, "lightly at its best (bf16, channels-last)": True}
+INTRO = (
+    "Made by `python -m benchmarks.all`, which says at its top how to make it again. Each table is from one run, in "
+    "which this suite and the others took turns. A ratio is the median over the rounds, with the smallest and the "
+    "largest in brackets."
+)
+
+
+def machine(quick: bool) -> list[Row]:
+    """What measured, and how busy it was with other work at the start (cores in use, on average over a minute)."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    row: Row = {"CPU": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}
+    return [row | {"precision": devices.precision_on("auto", torch.device("cpu")), "quick": quick}]
+
+
+def step(quick: bool) -> list[Row]:
+    """A step of training (order, images, views, step, meter, tracking), a bare step of the same network on views that
+    are ready, and the parts of a step, at batch 256 and 32 px. Milliseconds are medians."""
+    rows = []
+    for name, (preset, settings, rounds) in list(STEPS.items())[: 1 if quick else None]:
+        found = loop.measure(preset, settings, 2 if quick else rounds)
+        row: Row = {"network": name, "speed relative to a bare step": _spread(found.ratios())}
+        row["images/s"] = found.training.config.train.batch_size / median(found.times["training step"])
+        rows.append(row | {f"{part}, ms": 1e3 * median(times) for part, times in found.times.items()})
+    return rows
+
+
+def views(quick: bool) -> list[Row]:
+    """Both views of 256 images of 32 px (crop, flip, colour jitter, grayscale), with one thread and with all."""
+    images = torch.randint(256, (8 if quick else BATCH, 3, peers.SIDE, peers.SIDE), dtype=torch.uint8)
+    config, rows = resolve("cifar10-cpu"), list[Row]()
+    ours = partial(batch_views, images, config.pipelines(), 0)
+    functions: dict[str, Callable[[], Any]] = {"this suite": lambda: ours(step=0)(slice(None))}
+    functions |= _installed(VIEWS, rows, "views", images)
+    for threads in sorted({1, torch.get_num_threads()}):
+        with devices.threads(threads):
+            times = times_in_turn(functions, 2 if quick else 30)
+        rows += [{"threads": threads} | row for row in _compared(times, "views")]
+    return rows
+
+
+def recipe(quick: bool) -> list[Row]:
+    """Training at batch 256 and 32 px, next to lightly's SimCLR loop with the same encoder, ResNet-18."""
+    batch, rows = 16 if quick else BATCH, list[Row]()
+    images = torch.randint(256, (3 * batch, 3, peers.SIDE, peers.SIDE), dtype=torch.uint8)
+    for stem in ("cifar",) if quick else ("imagenet", "cifar"):
+        others = _installed(
+            {name: partial(peers.lightly_recipe, stem=stem, best=best) for name, best in RECIPES.items()},
+            rows,
+            "network",
+            images,
+            batch,
+        )
+        network = ["model.backbone=resnet18", "model.width=1", f"model.stem={stem}", f"train.batch_size={batch}"]
+        config = resolve("cifar10-cpu", None, ["data.dataset=shapes", *network])
+        speeds: dict[str, list[float]] = {"this suite": []} | {name: [] for name in others}
+        with TemporaryDirectory() as scratch:
+            timed = step_timer(config, open_dataset(config.data, Path(scratch)), torch.device("cpu"))
+            timed()
+            for _ in range(1 if quick else 3):
+                speeds["this suite"].append(batch / median(timed() for _ in range(3)))
+                for name, run in others.items():
+                    speeds[name].append(run())
+        for name, row in speeds.items():
+            ratios = [ours / theirs for ours, theirs in zip(speeds["this suite"], row, strict=True)]
+            found = {"network": f"{stem} stem", "program": name, "images/s": median(row)}
+            rows.append(found | {"this suite is faster by": _spread(ratios)})
+    return rows
+
+
+def nt_xent(quick: bool) -> list[Row]:
+    """NT-Xent of 2N embeddings of width 128, forward and backward, in a process of its own for each."""
+    rows = []
+    for size in (512,) if quick else (512, 2048, 8192):
+        row: Row = {"2N": size}
+        for form in loss.FORMS:
+            found = loss.measure(form, size)
+            row[form] = f"{1e3 * found[0]:.1f} ms, {found[1] / 2**20:.0f} MiB" if isinstance(found, tuple) else found
+        rows.append(row)
+    return rows
+
+
+def classifier(quick: bool) -> list[Row]:
+    """The linear classifier at 45 L2 values on 50,000 x 512 made-up features, next to scikit-learn's by default."""
+    return [linear.compare(500, 16, 3) if quick else linear.compare(50_000, 512, 45)]
+
+
+def growth_of(name: str, quick: bool) -> list[Row]:
+    """Time, and memory above what the process held before, at three sizes (features have 512 dimensions)."""
+    return growth.measure(name, 50 if quick else 1)
+
+
+SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
+    "machine": machine,
+    "step": step,
+    "views": views,
+    "recipe": recipe,
+    "loss": nt_xent,
+    "classifier": classifier,
+    **{name: update_wrapper(partial(growth_of, name), growth_of) for name in growth.CASES},
+}
+
+
+def _installed(makers: Mapping[str, Callable[..., Any]], rows: list[Row], key: str, *arguments: Any) -> dict[str, Any]:
+    """What each maker makes. For one whose program is not installed, `rows` gets a line."""
+    made = {}
+    for name, maker in makers.items():
+        try:
+            made[name] = maker(*arguments)
+        except ImportError as error:
+            rows.append({key: name, "left out": str(error)})
+    return made
+
+
+def _compared(times: Mapping[str, Sequence[float]], key: str) -> list[Row]:
+    """A row for each program: its median, and how many times as long as the first one it takes in each round."""
+    first = next(iter(times.values()))
+    return [
+        {key: name, "ms": 1e3 * median(row), "times as long": _spread([b / a for a, b in zip(first, row, strict=True)])}
+        for name, row in times.items()
+    ]
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of both files")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure (default: those that lack)")
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, to check the script itself")
+    given = parser.parse_args(arguments)
+    file = given.out / "performance.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    names = given.only or [name for name in SECTIONS if "rows" not in earlier.get(name, {})]
+    chosen = {name: update_wrapper(partial(SECTIONS[name], given.quick), SECTIONS[name]) for name in names}
+    measure(chosen, Page(given.out / "performance", "Speed on a CPU", INTRO), earlier=earlier)
+
+
+if __name__ == "__main__":
+    main()
