@@ -145,6 +145,17 @@ def whole_float32() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """A context in which torch computes with so many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe(device: torch.device) -> str:
     """A short description of a device for messages."""
     if device.type == "cuda":

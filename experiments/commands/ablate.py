@@ -26,6 +26,7 @@ from experiments.commands.options import (
     Recheck,
     Settings,
     StudyOn,
+    Threads,
     check_new_name,
     check_number,
     choice,
@@ -158,6 +159,7 @@ def ablate(  # over 60 lines, because of its signature
     micro_batch: MicroBatch = None,
     device: Device = None,
     memory: Memory = None,
+    threads: Threads = None,
     settings: Settings = [],  # noqa: B006
     name: Annotated[
         str | None,
@@ -209,6 +211,7 @@ def ablate(  # over 60 lines, because of its signature
         micro_batch=micro_batch,
         device=device,
         memory=memory,
+        threads=threads,
     )
     plan = plan_study(
         baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary, resplit=resplit, equal=equal

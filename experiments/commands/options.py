@@ -58,8 +58,8 @@ def _recheck(wanted: bool) -> bool:
     return wanted
 
 
-def _auto_or_number(text: str | None) -> Any:
-    return None if text is None else settings.parse_value(text, "--micro-batch")
+def _auto_or_number(parameter: typer.CallbackParam, text: str | None) -> Any:
+    return None if text is None else settings.parse_value(text, parameter.opts[0])
 
 
 def absolute(path: Path | None) -> Path | None:
@@ -277,6 +277,16 @@ MicroBatch = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(help="Memory that the run may use, such as 8GiB.", show_default="that of the GPU; no limit on a CPU"),
+]
+Threads = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        callback=_auto_or_number,
+        help="Number of CPU threads to train with, or auto: the fastest number, measured on a few steps. A run that is "
+        "resumed keeps its number, unless you give another one.",
+        show_default="OMP_NUM_THREADS, or one for each core",
+    ),
 ]
 PlannedMemory = Annotated[
     str | None,

@@ -21,6 +21,7 @@ from experiments.commands.options import (
     Preset,
     Recheck,
     Settings,
+    Threads,
     check_new_name,
     check_out,
 )
@@ -51,6 +52,7 @@ def paper(  # over 60 lines, because of its signature
     micro_batch: MicroBatch = None,
     device: Device = None,
     memory: Memory = None,
+    threads: Threads = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)
     name: Annotated[
         str | None,
@@ -105,6 +107,7 @@ def paper(  # over 60 lines, because of its signature
         micro_batch=micro_batch,
         device=device,
         memory=memory,
+        threads=threads,
     )
     name = name or f"paper-{base.name}"
     page = check_out((out or Path(name)) / "report.html")

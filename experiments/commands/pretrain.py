@@ -31,6 +31,7 @@ from experiments.commands.options import (
     Recheck,
     Seed,
     Settings,
+    Threads,
     Unlabelled,
 )
 from experiments.commands.output import Json, show
@@ -88,6 +89,7 @@ def pretrain(  # over 60 lines, because of its signature
     precision: Precision = None,
     micro_batch: MicroBatch = None,
     memory: Memory = None,
+    threads: Threads = None,
     processes: Processes = None,
     name: Annotated[
         str | None,
@@ -149,6 +151,7 @@ def pretrain(  # over 60 lines, because of its signature
             precision=precision,
             micro_batch=micro_batch,
             memory=memory,
+            threads=threads,
             name=name,
         )
         if processes is None or not starts_processes(processes):
@@ -183,7 +186,7 @@ def _pretrain(
         prepared = prepare(asked, store.folder, terminal)
         offer_unlabelled(prepared.data, terminal)
         if dry_run:
-            estimated = estimate(prepared)
+            estimated = estimate(prepared, in_fp32=True)
     if dry_run:
         describe = partial(_describe_estimate, config=prepared.fitted)
         show(_estimated(estimated), describe, as_json=as_json)
@@ -211,7 +214,7 @@ def _follow(asked: Config, *, dry_run: bool) -> None:
     with Follower() as observer:
         prepared = prepare(asked, home(), observer)
         if dry_run:
-            estimate(prepared)
+            estimate(prepared, in_fp32=True)
             return
         try:
             follow(prepared, observer)
@@ -284,7 +287,6 @@ def _describe_choice(config: Config) -> str:
 
 def _estimated(found: Estimate) -> dict[str, Any]:
     """The data of a dry run."""
-    from simclr import device as devices
     from simclr import processes
 
     prepared = found.prepared
@@ -295,12 +297,13 @@ def _estimated(found: Estimate) -> dict[str, Any]:
         "steps": prepared.steps.total,
         "steps_per_epoch": prepared.steps.per_epoch,
         "parameters": found.parameters,
-        "device": devices.describe(prepared.device),
+        "device": found.device,
         "memory_bytes": found.memory,
         "micro_batch": found.micro_batch,
         "processes": processes.count(),
         "seconds": found.seconds,
         "seconds_per_step": found.seconds_per_step,
+        "seconds_per_step_in_fp32": found.seconds_in_fp32,
         "snapshots": prepared.config.train.snapshots(),
         "snapshot_bytes": found.snapshot_bytes,
     }
@@ -324,6 +327,9 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
         "memory": f"{format_bytes(found['memory_bytes'])}{each}, {how} (predicted)",
         "time": f"{describe_duration(found['seconds'])} ({found['seconds_per_step']:.3f} s per step, measured)",
     }
+    bf16, fp32 = found["seconds_per_step"], found["seconds_per_step_in_fp32"]
+    if fp32 is not None and bf16 >= fp32:
+        rows["precision"] = f"bf16 is no faster than fp32 on this CPU now ({bf16:.3f} and {fp32:.3f} s per step)"
     if found["snapshots"]:
         rows["snapshots"] = f"{found['snapshots']}, {format_bytes(found['snapshot_bytes'])} on the disk"
     settings = LIST.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", to_toml(config))

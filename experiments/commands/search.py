@@ -24,6 +24,7 @@ from experiments.commands.options import (
     Preset,
     Recheck,
     Settings,
+    Threads,
     check_new_name,
     check_number,
 )
@@ -66,6 +67,7 @@ def search(  # over 60 lines, because of its signature
     micro_batch: MicroBatch = None,
     device: Device = None,
     memory: PlannedMemory = None,
+    threads: Threads = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)
     proxy: Annotated[
         list[str],
@@ -154,6 +156,7 @@ def search(  # over 60 lines, because of its signature
         micro_batch=micro_batch,
         device=device,
         memory=memory,
+        threads=threads,
     )
     changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
     with (

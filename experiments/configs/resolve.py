@@ -50,13 +50,14 @@ FLAGS = {
     "precision": "train.precision",
     "micro_batch": "train.micro_batch",
     "memory": "memory",
+    "threads": "threads",
     "seed": "seed",
     "device": "device",
     "name": "name",
 }
 FILES = ("init", "distill.teacher")  # settings that may be the path of a file
 # Settings that a run's name doesn't mention.
-UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory", "train.keep_every")
+UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory", "threads", "train.keep_every")
 
 
 class Choice(Section):
@@ -136,7 +137,9 @@ def _on_preset(table: dict[str, Any]) -> dict[str, Any]:
 
 def shared(path: str) -> bool:
     """Whether runs that are compared must have the same value: images, seed and machine; the name doesn't matter."""
-    return path in ("seed", "name", "device", "memory") or (path.split(".")[0] == "data" and path != "data.normalize")
+    return path in ("seed", "name", "device", "memory", "threads") or (
+        path.split(".")[0] == "data" and path != "data.normalize"
+    )
 
 
 def preset_on(name: str, config: Config) -> Config:

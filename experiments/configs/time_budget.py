@@ -6,6 +6,7 @@ import time
 from hashlib import blake2b
 
 import numpy as np
+import torch
 
 from experiments.configs.resolve import Choice, TimeBudget, changed
 from experiments.tracking.store import Store
@@ -139,5 +140,6 @@ def seconds_per_image(config: Config) -> float:
     )
     check_images(config)
     config, _ = budget.fit_to_device(config, 0, device)
-    with devices.memory_errors("use a smaller batch or network"):
+    threads = config.threads if isinstance(config.threads, int) else torch.get_num_threads()
+    with devices.memory_errors("use a smaller batch or network"), devices.threads(threads):
         return timed_steps(config, blank, device) / batch

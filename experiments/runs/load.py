@@ -1,14 +1,17 @@
-"""How busy the machine is while a run trains, for the system metrics on the run's page."""
+"""How busy the machine is while a run trains, for the system metrics on the run's page, and what to do about it."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
 
+COLLAPSE = 3.0  # times as slow as at the start
+STRETCHES = 5  # whose median is the speed at the start, and which must all be so slow
 SECONDS = 10.0  # between two measurements, so that they cost nothing however short the steps are
 
 
@@ -35,3 +38,27 @@ class Load:
             free, total = torch.cuda.mem_get_info(self.device)
             metrics[f"system/gpu_{self.device.index or 0}_memory_usage_megabytes"] = (total - free) / 1e6
         return metrics
+
+
+class Pace:
+    """Notices, once, that training has become several times slower than it was at the start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.speeds, self.told = device, list[float](), False
+
+    def notice(self, images_per_second: float | None) -> str:
+        """What to tell the user after another stretch of steps: mostly nothing."""
+        if images_per_second is None or self.told:
+            return ""
+        self.speeds.append(images_per_second)
+        start, now = median(self.speeds[:STRETCHES]), max(self.speeds[-STRETCHES:])
+        if len(self.speeds) < 2 * STRETCHES or now > start / COLLAPSE:
+            return ""
+        self.told = True
+        remedy = "close them, or wait"
+        if self.device.type == "cpu" and torch.get_num_threads() > 1:
+            remedy += ", or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"
+        return (
+            f"training has become {start / now:.0f} times slower than at the start (from {start:.0f} to {now:.0f} "
+            f"images/s), probably because other programs keep this machine busy: {remedy}"
+        )

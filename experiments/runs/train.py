@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 
 from analysis import plots
-from experiments.runs.load import Load
+from experiments.runs.load import Load, Pace
 from experiments.runs.prepare import Prepared
 from experiments.runs.snapshots import check_space
+from experiments.runs.threads import choose_threads
 from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
 from experiments.tracking.store import Record, Store
@@ -70,6 +71,7 @@ def train(
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
         check_space(config, prepared.data, store.folder)
+        threads = choose_threads(prepared, unfinished, observer)
         if unfinished is not None:
             tracker = Tracker(store, unfinished.id)
         else:
@@ -77,7 +79,7 @@ def train(
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
             tracker = start_run(store, config.run_name(), "pretrain", config.flat(), {**own, **tags}, parent=parent)
-        with tracker.finishing(Interrupted):
+        with tracker.finishing(Interrupted), devices.threads(threads):
             _train(prepared, tracker, unfinished is not None, observer)
         record = tracker.record()
         _remove_checkpoints(record)
@@ -165,7 +167,7 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
     if plan is not None:
         tracker.log({"perf/predicted_memory_mib": plan.peak / MIB}, 0)
     observer.began(tracker.run_id, prepared.steps.total)
-    processes.first_says(lambda: resume)  # to `follow`
+    processes.first_says(lambda: (resume, torch.get_num_threads()))  # to `follow`
     model = _pretrain(prepared, tracker.store.run_folder(tracker.run_id), logging, resume=resume)
     metadata = {"config": to_toml(config), "digest": data.identity}
     tracker.artifact("model.safetensors", lambda path: save_weights(path, model, metadata))
@@ -194,9 +196,11 @@ def _pretrain(prepared: Prepared, folder: Path, observer: Observer, *, resume: b
 
 def follow(prepared: Prepared, observer: Observer) -> None:
     """Compute a share of the run that the first process trains, if it trains one. Only the first writes files."""
-    resume = processes.first_says(lambda: None)
-    if resume is not None:
-        _pretrain(prepared, Path(), observer, resume=resume)
+    started = processes.first_says(lambda: None)
+    if started is not None:
+        resume, threads = started
+        with devices.threads(threads):
+            _pretrain(prepared, Path(), observer, resume=resume)
 
 
 class _Logging(Forwarding):
@@ -206,7 +210,7 @@ class _Logging(Forwarding):
         super().__init__(observer)
         self.tracker = tracker
         self.losses: dict[int, float] = {}  # by step
-        self.load = Load(device, tracker.store.folder)
+        self.load, self.pace = Load(device, tracker.store.folder), Pace(device)
 
     def read_losses(self) -> None:
         """Read what was logged before the run was resumed."""
@@ -222,6 +226,8 @@ class _Logging(Forwarding):
         if "train/loss" in metrics:
             self.losses[step] = metrics["train/loss"]
         super().metrics(metrics, step)
+        if slower := self.pace.notice(metrics.get("perf/images_per_second")):
+            self.say(slower)
 
     def saving(self, step: int) -> None:
         self.tracker.sync()
@@ -265,6 +271,7 @@ def environment(prepared: Prepared) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": devices.describe(prepared.device),
+        "threads": str(torch.get_num_threads()),
         "precision": prepared.config.dtype_name(),
         **({"processes": str(processes.count())} if processes.count() > 1 else {}),
         "tf32": "never",  # earlier versions, which lack this, used it for float32 on CUDA

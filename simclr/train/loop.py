@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -202,10 +203,20 @@ def timed_steps(
     config: Config, data: Dataset, device: torch.device, *, images_on_device: bool = False, steps: int = 3
 ) -> float:
     """Seconds of a training step: the median of `steps`, after one to warm up. Saves and logs nothing."""
+    timed = step_timer(config, data, device, images_on_device=images_on_device)
+    return median([timed() for _ in range(steps + 1)][1:])
+
+
+def step_timer(
+    config: Config, data: Dataset, device: torch.device, *, images_on_device: bool = False
+) -> Callable[[], float]:
+    """A function that does the next step of a training of its own, and returns the seconds that this took."""
     training = start_training(config, data, device)
-    batches, times = load_batches(config, data, device, images_on_device), []
-    for _ in range(steps + 1):
+    batches = load_batches(config, data, device, images_on_device)
+
+    def timed() -> float:
         clock = time.perf_counter()
         train_step(training, *next(batches)).tolist()
-        times.append(time.perf_counter() - clock)
-    return sorted(times[1:])[steps // 2]
+        return time.perf_counter() - clock
+
+    return timed

@@ -342,7 +342,7 @@ VALID = {
     "--head": "mlp", "--lr": "0.1", "--temperature": "0.2", "--hours": "1", "--micro-batch": "auto", "--name": "a",
     "--precision": "fp32", "--images": "10", "--perplexity": "30", "--trials": "3", "--top": "1", "--side": "32",
     "--smooth": "2", "--count": "3", "--data-dir": ".", "--on-bad-image": "skip", "--max-hours": "1",
-    "--proxy": "seed=1", "--until": "1", "--max-seeds": "9", "--margin": "1",
+    "--proxy": "seed=1", "--until": "1", "--max-seeds": "9", "--margin": "1", "--threads": "1",
 }  # fmt: skip
 
 

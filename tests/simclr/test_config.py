@@ -325,6 +325,7 @@ IGNORED = {
     "name": "another",
     "device": "cpu",
     "memory": "4GiB",
+    "threads": 2,
     "data.dir": "/somewhere/else",
     "data.labels": "/somewhere/else.csv",
     "data.on_bad_image": "skip",

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from experiments.commands.pretrain import TrainingTerminal
+from experiments.runs import estimate as estimating
 from experiments.runs.prepare import Prepared
 from experiments.tracking.store import Record, Store
 from simclr.config import Config
@@ -84,6 +85,14 @@ def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) ->
     assert rows["memory"].endswith(" MiB, no micro-batches (predicted)")
     assert rows["time"].endswith(" s per step, measured)")
     assert len(trained.records()) == before
+
+
+def test_a_dry_run_says_where_bfloat16_is_no_faster(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"bf16": 2.0, "fp32": 1.5}
+    monkeypatch.setattr(estimating, "timed_steps", lambda config, *_, **options: seconds[config.train.precision])
+    done = run("pretrain", "--config", "tiny.toml", "--dry-run", "--precision", "bf16")
+    last = done.stdout.splitlines()[-1]
+    assert last == "precision   bf16 is no faster than fp32 on this CPU now (2.000 and 1.500 s per step)"
 
 
 def test_a_stopped_run_says_how_to_resume_it(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:

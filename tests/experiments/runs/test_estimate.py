@@ -39,3 +39,12 @@ def test_out_of_memory_while_timing_is_an_error_of_one_line(home: Path, monkeypa
     monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(RunFailed, match=r"out of memory: lower train\.micro_batch"):
         estimate(prepare(tiny(), home))
+
+
+def test_float32_is_timed_beside_bfloat16_on_request(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"bf16": 2.0, "fp32": 1.5}
+    monkeypatch.setattr(estimating, "timed_steps", lambda config, *_, **options: seconds[config.train.precision])
+    prepared = prepare(tiny(train={"precision": "bf16"}), home)
+    assert estimate(prepared).seconds_in_fp32 is None
+    found = estimate(prepared, in_fp32=True)
+    assert (found.seconds_per_step, found.seconds_in_fp32) == (2.0, 1.5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.runs import load as module
-from experiments.runs.load import Load
+from experiments.runs.load import STRETCHES, Load, Pace
 
 
 def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +31,21 @@ def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypa
 def test_the_memory_of_a_gpu_is_what_all_its_processes_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6_000_000_000, 8_000_000_000))
     assert Load(torch.device("cuda"), tmp_path).measure()["system/gpu_0_memory_usage_megabytes"] == 2000
+
+
+def test_a_collapse_of_the_speed_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pace = Pace(torch.device("cpu"))
+    speeds = [900.0] * STRETCHES + [100.0, 500.0] * STRETCHES + [200.0] * 2 * STRETCHES
+    said = [text for speed in speeds if (text := pace.notice(speed))]
+    assert said == [
+        "training has become 4 times slower than at the start (from 900 to 200 images/s), probably because other "
+        "programs keep this machine busy: close them, or wait, or press Ctrl-C and resume with --threads 1: threads "
+        "wait for each other on a busy machine"
+    ]
+
+
+@pytest.mark.parametrize("speeds", [[900.0] * 30, [900.0] * 10 + [350.0] * 30, [100.0] * 5 + [900.0] * 20])
+def test_a_speed_that_holds_is_no_collapse(speeds: list[float]) -> None:
+    pace = Pace(torch.device("cpu"))
+    assert not any(map(pace.notice, speeds))
