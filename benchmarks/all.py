@@ -89,7 +89,7 @@ def recipe(quick: bool) -> list[Row]:
         others = _installed(
             {name: partial(peers.lightly_recipe, stem=stem, best=best) for name, best in RECIPES.items()},
             rows,
-            "network",
+            "program",
             images,
             batch,
         )
