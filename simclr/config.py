@@ -125,9 +125,9 @@ class Config(MethodSections):
     init: Annotated[str, Field(min_length=1)] | None = later(None)
     device: str = "auto"  # device to compute on: cpu, cuda, cuda:1, mps or auto (the accelerator if there is one)
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
-    # Number of CPU threads that train (auto: the fastest, measured on a few steps). It changes results by rounding only.
-    # A run that is resumed keeps its number unless another one is given (default: OMP_NUM_THREADS, or one for each
-    # core).
+    # Number of CPU threads that train (auto: the fastest, measured on a few steps). It changes results by rounding
+    # only. A run that is resumed keeps its number unless another one is given (default: OMP_NUM_THREADS, or one for
+    # each core).
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"] | None = later(None)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
