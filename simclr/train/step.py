@@ -227,7 +227,8 @@ def split(rows: slice, size: int | None) -> list[slice]:
 def accumulate_within_memory(training: Training, views: Views, labels: Tensor) -> Tensor:
     """`accumulate`. If it runs out of memory, it starts over with the next smaller micro-batch: same gradient."""
     while (smaller := smaller_micro_batch(training)) is not None:
-        buffers = [buffer.clone() for buffer in training.method.buffers()]
+        buffers = list(training.method.buffers())
+        copied = copies(buffers)
         try:
             return accumulate(training, views, labels)
         except RuntimeError as error:
@@ -235,10 +236,19 @@ def accumulate_within_memory(training: Training, views: Views, labels: Tensor) -
                 raise
         training.micro_batch = smaller
         training.optimizer.zero_grad()
-        for buffer, before in zip(training.method.buffers(), buffers, strict=True):
+        for buffer, before in zip(buffers, copied, strict=True):
             buffer.copy_(before)
         release_memory()
     return accumulate(training, views, labels)
+
+
+def copies(tensors: list[Tensor]) -> list[Tensor]:
+    """A copy of each tensor, by one operation for all of a dtype, because a step starts with this."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor.flatten())
+    rows = {dtype: iter(torch.cat(same).split([len(one) for one in same])) for dtype, same in by_dtype.items()}
+    return [next(rows[tensor.dtype]).view(tensor.shape) for tensor in tensors]
 
 
 def smaller_micro_batch(training: Training) -> int | None:

@@ -8,12 +8,12 @@ import pytest
 import timm.optim
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.configs.resolve import resolve
 from simclr import optim
 from simclr.model import ModelConfig, Network
 from simclr.optim import OptimConfig
+from tests.simclr.train.helpers import Operations
 
 RATES = [0.1, 0.5, 0.3, 0.02, 0.7]
 EXACT = {"atol": 1e-14, "rtol": 1e-12}  # for float64, with sums in another order
@@ -230,18 +230,6 @@ class Toy(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 4).double()
         self.norm = nn.BatchNorm1d(4).double()
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations, without those that only look at a tensor differently."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def several(count: int, name: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import measure_peak, training_without_data
 from simclr.config import Config, to_toml
@@ -37,6 +39,18 @@ class Watch(Observer):
     @property
     def losses(self) -> list[float]:
         return [metrics["train/loss"] for _, metrics in self.history if "train/loss" in metrics]
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, without those that only look at a tensor differently."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:

@@ -17,6 +17,7 @@ from simclr.train.step import (
     Training,
     accumulate,
     build_method,
+    copies,
     make_training,
     make_views,
     start_training,
@@ -24,6 +25,7 @@ from simclr.train.step import (
 )
 from simclr.views import apply, batch_views, draw
 from tests.helpers import tiny
+from tests.simclr.train.helpers import Operations
 
 CPU = torch.device("cpu")
 SMALL = {"backbone": "resnet10"}
@@ -163,6 +165,15 @@ def test_out_of_memory_lowers_the_micro_batch_with_the_same_result(
     limited = three_steps(exact(digits, **settings), digits)
     assert limited.micro_batch == 4
     assert equal(limited, whole)
+
+
+def test_all_buffers_are_copied_in_one_operation_for_each_dtype(digits: Dataset) -> None:
+    buffers = list(start_training(tiny(model=SMALL), digits, CPU).method.buffers())
+    with Operations() as operations:
+        copied = copies(buffers)
+    assert operations.count == 2  # floating-point numbers and counts
+    assert all(torch.equal(x, y) for x, y in zip(buffers, copied, strict=True))
+    assert not {x.untyped_storage()._cdata for x in buffers} & {x.untyped_storage()._cdata for x in copied}
 
 
 @pytest.mark.parametrize("norm_batch", [16, 8])
