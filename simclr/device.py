@@ -6,9 +6,10 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,10 +78,60 @@ def shares_memory(device: torch.device) -> bool:
 
 
 def system_memory() -> float:
-    """The machine's memory in bytes, or infinity where the system doesn't report it (Windows)."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """The bytes of memory that this process may use: all of the machine's, or less where a container limits it.
+
+    It is infinity where the system doesn't report it (Windows).
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    return min([machine, *container_limits()])
+
+
+def container_limits(root: Path = Path("/")) -> list[int]:
+    """The limits in bytes of this process's control groups (see there), as far as they are set."""
+    files = (folder / name for folder in control_groups(root) for name in ("memory.max", "memory.limit_in_bytes"))
+    return [int(text) for file in files if file.is_file() and (text := file.read_text().strip()).isdigit()]
+
+
+def control_groups(root: Path = Path("/")) -> Iterator[Path]:
+    """The folders of this process's control groups and of those around them, by which Linux limits its memory.
+
+    Containers are such groups, of version 1 or 2. `root` holds proc and sys.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:  # such as "0::/user.slice/session.scope" or "9:memory:/docker/1f2e"
+        _, controllers, path = group.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / "sys/fs/cgroup" / controllers
+            folder = top / path.lstrip("/")
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
+
+
+T = TypeVar("T")
+
+
+def within_memory(work: Callable[[int], T], size: int) -> T:
+    """What `work(size)` returns. If it runs out of memory, it starts over with half the size, as often as needed.
+
+    Raises the error of the device if the memory is too small for a size of 1.
+    """
+    while True:
+        try:
+            return work(size)
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        size //= 2
+        release_memory()
+
+
+def place(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device if it takes at most a quarter of what is free there, otherwise as it is."""
+    if shares_memory(device) or tensor.nbytes > torch.accelerator.get_memory_info(device)[0] / 4:
+        return tensor
+    return tensor.to(device)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
+from simclr.device import control_groups
 from simclr.errors import RunFailed
 
 T = TypeVar("T")
@@ -42,17 +43,10 @@ def available_memory(root: Path = Path("/")) -> int | None:
     try:
         lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
         left = [int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"]
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
-    for group in groups:  # such as "0::/user.slice/session.scope" or "9:memory:/docker/1f2e"
-        _, controllers, path = group.split(":", 2)
-        if controllers in ("", "memory"):
-            top = root / "sys/fs/cgroup" / controllers
-            folder = top / path.lstrip("/")
-            for each in (folder, *folder.parents):  # the limits of all groups around it hold too
-                if each.is_relative_to(top):
-                    left += _left_in_group(each)
+    for folder in control_groups(root):
+        left += _left_in_group(folder)
     return min(left, default=None)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from simclr import processes
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
+from simclr.device import within_memory
 from simclr.evaluate.base import Evaluation, Outcome, balanced
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
@@ -20,26 +21,31 @@ from simclr.settings import Count, Values
 
 DEFAULT_K = 200  # its accuracy is named knn_top1, and those of others after their k
 QUERY_BLOCK, BANK_BLOCK = 1024, 65536  # a block of similarities takes 256 MiB, however many images there are
+KEPT = 2**28  # bytes of features that stay on an accelerator during training; with more, the bank stays on the host
 
 
 @torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k rows of `bank` (M x D) nearest to each query (Q x D) by cosine similarity.
 
-    Returns the similarities and the row numbers, nearest first, both Q x min(k, M). Working in blocks of QUERY_BLOCK x
-    BANK_BLOCK bounds the memory, so a million queries against a bank of a million work.
+    Returns the similarities and the row numbers, nearest first, both Q x min(k, M), on the device of the queries. The
+    bank may be on the host. Working in blocks of QUERY_BLOCK x BANK_BLOCK, or smaller ones where these don't fit,
+    bounds the memory, so a million queries against a bank of a million work.
     """
-    found = []
-    for block in queries.split(QUERY_BLOCK):
-        block = F.normalize(block, dim=1)
-        best, index = block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long, device=bank.device)
-        for start in range(0, len(bank), BANK_BLOCK):
-            similarity = block @ F.normalize(bank[start : start + BANK_BLOCK], dim=1).T
-            values, rows = similarity.topk(min(k, similarity.shape[1]), dim=1)
-            best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]), dim=1)
-            index = torch.cat([index, rows + start], 1).gather(1, order)
-        found.append((best, index))
-    return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
+    device, blocks = queries.device, queries.split(QUERY_BLOCK)
+
+    def in_blocks(size: int) -> tuple[Tensor, Tensor]:
+        found = [(queries.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long)) for block in blocks]
+        for start in range(0, len(bank), size):
+            part = F.normalize(bank[start : start + size].to(device), dim=1).T
+            for place, (block, (best, index)) in enumerate(zip(blocks, found, strict=True)):
+                similarity = F.normalize(block, dim=1) @ part
+                values, rows = similarity.topk(min(k, similarity.shape[1]), dim=1)
+                best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]), dim=1)
+                found[place] = best, torch.cat([index.to(device), rows + start], 1).gather(1, order)
+        return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
+
+    return within_memory(in_blocks, BANK_BLOCK)
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
@@ -63,7 +69,7 @@ def knn_predict(
     """
     ks = list(ks)
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for block in queries.split(QUERY_BLOCK):
+    for block in queries.split(QUERY_BLOCK if bank.device == queries.device else 16 * QUERY_BLOCK):
         similarity, index = nearest(bank, block, max(ks))
         votes = labels[index]
         for k in ks:
@@ -115,18 +121,22 @@ def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> dict[str,
     """Accuracy on validation with the training images as the bank, in [0, 1], by its name. It monitors training.
 
     With fewer training images than DEFAULT_K, all of them vote, and the name says how many, as in `Knn`. Several
-    processes share both the features and the queries.
+    processes share both the features and the queries, and keep the bank on their devices, where they exchange it.
     """
+    device, most = model.mean.device, max(1, KEPT // (4 * model.features))
+    fits = len(data.parts["train"]) <= most or processes.count() > 1
 
     def encode(rows: Array) -> Tensor:
-        return features(model, data.images, rows, dtype)
+        return features(model, data.images, rows, dtype, keep=device if fits else torch.device("cpu"))
 
     bank = processes.map_rows(encode, data.parts["train"])
-    labels, truth = (torch.from_numpy(data.labels[data.parts[part]]).to(bank.device) for part in ("train", "val"))
+    labels, truth = (torch.from_numpy(data.labels[data.parts[part]]).to(device) for part in ("train", "val"))
     k, temperature = min(DEFAULT_K, len(bank)), Knn().temperature
 
     def predict(rows: Array) -> Tensor:
-        return knn_predict(bank, labels, encode(rows), len(data.classes), [k], temperature)[k]
+        parts = [rows[start : start + most] for start in range(0, len(rows), most)]
+        queries = (features(model, data.images, part, dtype) for part in parts)
+        return torch.cat([knn_predict(bank, labels, x, len(data.classes), [k], temperature)[k] for x in queries])
 
     predicted = processes.map_rows(predict, data.parts["val"])
     return {f"val/{accuracy_name(k)}": (predicted == truth).float().mean().item()}

@@ -19,7 +19,7 @@ from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import autocast, resolve_precision, whole_float32
+from simclr.device import autocast, resolve_precision, whole_float32, within_memory
 from simclr.evaluate.scaling import SCALINGS, Transform
 from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
@@ -71,9 +71,14 @@ def layer_names(model: Network) -> list[str]:
     return ["h", *(f"head.{n}" for n in range(len(model.head) - 1)), *(["z"] if len(model.head) else [])]
 
 
-def whole_images(images: Array, rows: Array, model: Network) -> Iterator[Tensor]:
-    """The images in `rows` (float n x 3 x S x S, in [0, 1]), in batches that fit into a forward pass."""
-    size = max(1, PIXELS_PER_BATCH // model.side**2)
+def batch_of(model: Network, pixels: int = PIXELS_PER_BATCH) -> int:
+    """How many images of a network have so many pixels, at least one."""
+    return max(1, pixels // model.side**2)
+
+
+def whole_images(images: Array, rows: Array, model: Network, size: int | None = None) -> Iterator[Tensor]:
+    """The images in `rows` (float n x 3 x S x S, in [0, 1]), in batches that fit into a forward pass, or of a size."""
+    size = size or batch_of(model)
     for start in range(0, len(rows), size):
         yield torch.from_numpy(images[rows[start : start + size]]).to(model.mean.device).float().div_(255)
 
@@ -86,21 +91,28 @@ def features(
     dtype: torch.dtype,
     layer: str = "h",
     change: Callable[[Tensor, slice], Tensor] = lambda batch, place: batch,
+    keep: torch.device | None = None,
 ) -> Tensor:
     """Output of a layer for the whole images in `rows`, without augmentation: float32 N x D on the model's device.
 
-    `change` makes other images of a batch, given its place in `rows`. Raises BadSettings if a feature is not finite.
+    `change` makes other images of a batch, given its place in `rows`, and `keep` is another device for the result. If
+    a batch doesn't fit into memory, half of it goes through at a time. Raises BadSettings if a feature is not finite.
     """
     device, training = model.mean.device, model.training
-    out, done = torch.empty(0, 0), 0
+
+    def in_batches(size: int) -> Tensor:
+        out, done = torch.empty(0, 0), 0
+        for batch in whole_images(images, rows, model, size):
+            with autocast(device, dtype), whole_float32():
+                x = represent(model, change(batch, slice(done, done + len(batch))), layer)
+            if not done:
+                out = torch.empty(len(rows), x.shape[1], device=keep or device)
+            out[done : done + len(x)] = x
+            done += len(x)
+        return out
+
     model.eval()
-    for batch in whole_images(images, rows, model):
-        with autocast(device, dtype), whole_float32():
-            x = represent(model, change(batch, slice(done, done + len(batch))), layer)
-        if not done:
-            out = torch.empty(len(rows), x.shape[1], device=device)
-        out[done : done + len(x)] = x
-        done += len(x)
+    out = within_memory(in_batches, batch_of(model))
     model.train(training)
     return check_finite(out)
 

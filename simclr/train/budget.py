@@ -20,7 +20,7 @@ from simclr.device import precision_on, release_memory, shares_memory
 from simclr.errors import UserError
 from simclr.model import RESNETS
 from simclr.settings import memory_bytes
-from simclr.train.memory import MIB, format_bytes, predict
+from simclr.train.memory import MIB, format_bytes, predict, predict_knn
 
 # The card to plan for when no GPU is present, and what of it a run can't use. This code has not run on that card, so
 # these are estimates.
@@ -56,7 +56,8 @@ def memory_budget(memory: str | None, device: torch.device) -> MemoryBudget:
         release_memory()
         free, total = torch.accelerator.get_memory_info(device)
         taken = total - free - torch.accelerator.memory_reserved(device)  # by other processes and the context
-        total = min(total, memory_bytes(memory)) if memory else total
+        if memory and (limit := memory_bytes(memory)) < total - taken:  # others use the rest of the card
+            return MemoryBudget(limit, {"workspaces": WORKSPACES} | exchange)
         return MemoryBudget(total, {"taken already": taken, "workspaces": WORKSPACES} | exchange)
     total = memory_bytes(memory) if memory else RTX_4060
     return MemoryBudget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES} | exchange)
@@ -119,7 +120,7 @@ def check_devices(config: Config, device: torch.device) -> None:
 def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan:
     """The largest micro-batch that fits. The stored images (that many) stay on the device if they fit beside it.
 
-    Raises UserError if none fits, with the nearest change that would.
+    kNN during training must fit too. Raises UserError if none fits, with the nearest change that would.
     """
     if budget.usable <= 0:
         reserved = ", ".join(f"{what} {format_bytes(size)}" for what, size in budget.reserved.items())
@@ -130,11 +131,19 @@ def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan
         )
     stored = images * 3 * stored_side(config.data) ** 2
     predicted = _predict_until_full(config, micro_batches(config), budget.usable)
-    for micro_batch, parts in reversed(predicted.items()):
+    knn = predict_knn(config, images) if config.train.knn_every else {}
+    for micro_batch, training in reversed(predicted.items()):
+        parts = max(training, knn, key=lambda parts: sum(parts.values()))
         peak = sum(parts.values())
         for on_device in (True, False):
             if peak + stored * on_device <= budget.usable:
                 return MemoryPlan(micro_batch, on_device, parts | {"data": stored * on_device})
+    if parts is knn and sum(training.values()) <= budget.usable:
+        raise UserError(
+            f"{config.name} needs {format_bytes(peak)} for kNN accuracies during training, but a run may use "
+            f"{format_bytes(budget.usable)} of {format_bytes(budget.total)}: --set train.knn_every=0 leaves them out"
+        )
+    peak = sum(training.values())
     raise UserError(
         f"{config.name} needs {format_bytes(peak)} in micro-batches of {micro_batch}, but a run may use "
         f"{format_bytes(budget.usable)} of {format_bytes(budget.total)}: {_remedy(config, budget)}"

@@ -24,12 +24,15 @@ from simclr import processes
 from simclr.config import Config
 from simclr.data.dataset import stored_side
 from simclr.device import resolve_precision
+from simclr.evaluate.knn import KEPT
+from simclr.evaluate.subject import batch_of
 from simclr.methods import METHODS
 from simclr.methods.base import Method
 from simclr.model import Network
 from simclr.train.step import Training, accumulate, build_method, embed, make_training, make_views
 
 MIB = 2**20
+FEW_PIXELS = 2**14  # of the images of a forward pass that evaluations during training have room for at least
 SAMPLE = 16  # images used to measure the memory of making views
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "views", "data")
 
@@ -94,9 +97,8 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
     batch, train, count = config.train.batch_size, config.train, processes.count()
     share = batch // count
     whole = micro_batch == share
-    network = _only(config, "data", "augment", "augment2", "model", "method", METHODS[config.method].section_name)
-    optim = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
-    part = Config().train.model_copy(
+    network = _trained_network(config)
+    part = network.train.model_copy(
         update={
             "batch_size": batch if whole else micro_batch,
             "norm_batch": min(micro_batch, train.norm_images()),
@@ -104,7 +106,7 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
             "precision": train.precision,
         }
     )
-    resting, updating = _optimizer_step(network.model_copy(update={"optim": optim}))
+    resting, updating = _optimizer_step(_with_optimizer(config))
     passing, embeddings = _forward_backward(network.model_copy(update={"train": part}), count if whole else 0)
     if count > 1:  # the gradients are added up in a copy
         adding = resting + Counter(gradients=2 * updating["gradients"])
@@ -116,6 +118,40 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
         peak = max(peak + held, resting + at_loss, key=Counter.total)
     peak = peak + Counter(views=share * 3 * stored_side(config.data) ** 2)
     return {name: peak[name] for name in PARTS}
+
+
+def predict_knn(config: Config, images: int) -> dict[str, int]:
+    """Bytes of each of PARTS at the peak of a kNN evaluation of so many images during training.
+
+    The features, as far as they stay on the device, are part of `activations`. So is a forward pass of few images,
+    because a batch that doesn't fit is halved.
+    """
+    resting, _ = _optimizer_step(_with_optimizer(config))
+    passing, width = _evaluation_pass(_trained_network(config))
+    peak = resting + passing + Counter(activations=min(4 * images * width, 2 * KEPT))
+    return {name: peak[name] for name in PARTS}
+
+
+def _trained_network(config: Config) -> Config:
+    """The settings of a config that decide its network and method, and their copies."""
+    network = _only(config, "data", "augment", "augment2", "model", "method", METHODS[config.method].section_name)
+    return network.model_copy(update={"train": network.train.model_copy(update={"ema": config.train.ema})})
+
+
+def _with_optimizer(config: Config) -> Config:
+    """The settings of a config that decide the memory of its optimizer."""
+    optim = config.optim.model_copy(update={"lr": 1.0, "warmup_epochs": 0.0})
+    return _trained_network(config).model_copy(update={"optim": optim})
+
+
+@lru_cache(maxsize=256)
+def _evaluation_pass(config: Config) -> tuple[Counter[str], int]:
+    """The peak of evaluating few images, without the weights, and the width of their features."""
+    fake, method = _fake_method(config)
+    side, network = stored_side(config.data), method.network.eval()
+    with fake, Tally("activations") as tally, torch.no_grad():
+        network.encode(torch.empty(batch_of(network, FEW_PIXELS), 3, side, side))
+    return tally.peak, network.features
 
 
 def _only(config: Config, *sections: str) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +96,52 @@ def test_freed_memory_is_kept_for_later_tensors(how: str, outside: int) -> None:
     took, returned = map(int, done.stdout.split())
     assert outside <= took <= outside + 2**16
     assert returned == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "limits"),
+    [
+        ("0::/", {"memory.max": "4294967296"}, [2**32]),
+        ("0::/a/b", {"a/memory.max": "4096", "a/b/memory.max": "max"}, [4096]),
+        ("9:memory:/docker/1f2e\n8:cpu:/", {"memory/memory.limit_in_bytes": "8192"}, [8192]),
+        ("0::/", {}, []),
+    ],
+    ids=["a container", "a group inside another", "version 1", "no limit"],
+)
+def test_the_memory_of_the_system_is_at_most_what_its_control_groups_allow(
+    group: str, files: dict[str, str], limits: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in ({"proc/self/cgroup": group} | {f"sys/fs/cgroup/{name}": t for name, t in files.items()}).items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert devices.container_limits(tmp_path) == limits
+    monkeypatch.setattr(devices, "container_limits", lambda: [])
+    machine = devices.system_memory()
+    monkeypatch.setattr(devices, "container_limits", lambda: limits)
+    assert devices.system_memory() == min([machine, *limits])
+
+
+def test_work_that_does_not_fit_is_done_in_halves() -> None:
+    sizes = []
+
+    def work(size: int) -> int:
+        sizes.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return size
+
+    assert devices.within_memory(work, 13) == 3
+    assert sizes == [13, 6, 3]
+    with pytest.raises(torch.OutOfMemoryError):
+        devices.within_memory(lambda size: work(size + 3), 5)
+
+
+@pytest.mark.parametrize(("free", "there"), [(4000, True), (3999, False)])
+def test_images_are_placed_on_an_accelerator_if_they_take_a_quarter_of_what_is_free(
+    free: int, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (free, 2**30))
+    images = torch.zeros(1000, dtype=torch.uint8)
+    assert devices.place(images, torch.device("meta")).device.type == ("meta" if there else "cpu")
+    assert devices.place(images, CPU) is images

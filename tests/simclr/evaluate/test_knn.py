@@ -55,6 +55,21 @@ def test_nearest_come_first_and_are_those_of_all_similarities(
     torch.testing.assert_close(similarity, every.gather(1, rows))
 
 
+def test_blocks_are_halved_where_memory_runs_out(clusters: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels, queries, _ = clusters
+    before, normalize = knn.knn_predict(bank, labels, queries, 5, [20], 0.1)[20], knn.F.normalize
+
+    def within(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        if len(x) > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return normalize(x, **options)
+
+    monkeypatch.setattr(knn, "BANK_BLOCK", 128)
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(knn.F, "normalize", within)
+    assert torch.equal(knn.knn_predict(bank, labels, queries, 5, [20], 0.1)[20], before)
+
+
 def test_the_bank_holds_train_and_validation_images(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(digits)
     predict, banks = knn.knn_predict, []

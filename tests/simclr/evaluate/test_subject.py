@@ -28,6 +28,24 @@ def test_features_do_not_depend_on_the_other_images_in_a_batch(digits: Dataset) 
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_that_does_not_fit_goes_through_in_halves(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes, whole = build_model(tiny(), digits, CPU), [], represent
+    rows = digits.parts["test"][:20]
+    together = features(model, digits.images, rows, torch.float32)
+
+    def within(model: torch.nn.Module, images: torch.Tensor, layer: str) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, images, layer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "represent", within)
+    monkeypatch.setattr(module, "batch_of", lambda _: 20)
+    halved = features(model, digits.images, rows, torch.float32)
+    assert sizes == [20, 10, 5, 5, 5, 5]
+    torch.testing.assert_close(halved, together, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_features_that_are_not_finite_are_refused(number: float, digits: Dataset) -> None:
     model = build_model(tiny(), digits, CPU)

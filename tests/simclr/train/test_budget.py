@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.memory import training_without_data
 from simclr.config import Config
 from simclr.data.dataset import stored_side
 from simclr.errors import UserError
+from simclr.evaluate.knn import KEPT
 from simclr.train import budget
 from simclr.train.budget import MemoryBudget, MemoryPlan, memory_budget, plan_memory
-from simclr.train.memory import MIB, predict
+from simclr.train.memory import MIB, predict, predict_knn
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
@@ -114,6 +116,28 @@ def test_only_resnets_are_made_narrower(monkeypatch: pytest.MonkeyPatch) -> None
         plan_memory(vit, 0, budget_of(1000))
 
 
+def test_knn_during_training_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up predictions."""
+    monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": 100})
+    monkeypatch.setattr(budget, "predict_knn", lambda config, images: {"weights": 100 + images})
+    rarely, never = (small(train={"knn_every": every}) for every in (5, 0))
+    assert plan_memory(rarely, 50, budget_of(150)).parts == {"weights": 150, "data": 0}
+    with pytest.raises(UserError, match=r"^tiny needs 0 MiB for kNN .*: --set train\.knn_every=0 leaves them out$"):
+        plan_memory(rarely, 60, budget_of(150))
+    assert plan_memory(never, 60, budget_of(150)).peak == 100
+
+
+def test_the_memory_of_knn_is_that_of_weights_a_few_images_and_bounded_features() -> None:
+    config = small(optim={"name": "sgd"})
+    few, more, many = (predict_knn(config, images) for images in (0, 1000, 10**9))
+    assert few["weights"] == predict(config, 32)["weights"]
+    width = training_without_data(config, CPU).model.features
+    assert more["activations"] - few["activations"] == 4 * 1000 * width
+    assert many["activations"] - few["activations"] == 2 * KEPT
+    averaged = predict_knn(small(optim={"name": "sgd"}, train={"ema": 0.9}), 0)
+    assert averaged["weights"] == pytest.approx(2 * few["weights"], rel=0.01)
+
+
 def test_a_budget_without_room_is_an_error() -> None:
     with pytest.raises(
         UserError, match=r"^1.00 GiB of memory is too little: .* \(desktop 600 MiB, .*\). Set --memory above"
@@ -156,7 +180,8 @@ def test_the_memory_of_a_gpu_is_measured_and_its_allocator_is_limited(monkeypatc
     monkeypatch.setattr(torch.accelerator, "memory_reserved", lambda _: 2 * gib)
     limit = memory_budget(None, CUDA)
     assert (limit.total, limit.reserved) == (8 * gib, {"taken already": gib, "workspaces": budget.WORKSPACES})
-    assert memory_budget("6GiB", CUDA).total == 6 * gib
+    assert memory_budget("6GiB", CUDA) == (6 * gib, {"workspaces": budget.WORKSPACES})  # others keep their 1 GiB
+    assert memory_budget("7.5GiB", CUDA) == limit
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8 * gib))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
 
@@ -166,7 +191,7 @@ def test_the_memory_of_a_gpu_is_measured_and_its_allocator_is_limited(monkeypatc
 
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
     with budget.limit_memory("6GiB", CUDA):
-        assert shares == [pytest.approx(5 / 8)]
+        assert shares == [pytest.approx(6 / 8)]
     assert shares[1:] == [1.0]
 
 
