@@ -37,7 +37,7 @@ def upload(
 
     target = open_server(home(), url)
     source = Store(home())
-    with claim_name(source, "upload to", target.uri), Terminal() as terminal, resumable():
+    with claim_name(source, "upload to", target.uri, "wait until it ends"), Terminal() as terminal, resumable():
         work = Upload(source, target)
         result = {
             "server": target.uri,

@@ -53,8 +53,10 @@ def claim_config(
 
 
 @contextmanager
-def claim_name(store: Store, kind: str, name: str) -> Iterator[None]:
-    """Be the only process that runs the study or search with this name. Raises Busy if there is another.
+def claim_name(
+    store: Store, kind: str, name: str, remedy: str = "wait until it ends, or choose another --name"
+) -> Iterator[None]:
+    """Be the only process that runs the study or search with this name. Raises Busy, with a remedy, for another one.
 
     If a process on another machine has claimed it, wait until that renews its lease, or until the lease ends.
     """
@@ -70,7 +72,7 @@ def claim_name(store: Store, kind: str, name: str) -> Iterator[None]:
         while not claim.is_held_elsewhere and not claim.acquired(wait=True):
             pass
     if claim.is_held_elsewhere:
-        raise Busy(f"another process is running the {kind} '{name}': wait until it ends, or choose another --name")
+        raise Busy(f"another process is running the {kind} '{name}': {remedy}")
     with claim.held():
         yield
 

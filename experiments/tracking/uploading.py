@@ -39,8 +39,7 @@ def open_server(folder: Path, url: str) -> Store:
     """The record on an MLflow server. Raises UserError if there is none, or one that can't be used."""
     if local.database_of(folder) is None:
         raise UserError("MLFLOW_TRACKING_URI names a server, and only a record on this disk can be copied: unset it")
-    place = urlparse(url)
-    if place.scheme not in ("http", "https") or not place.hostname:
+    if not _is_address(url):
         raise UserError(f"'{url}' is not the address of an MLflow server: expected http://HOST:PORT or https://HOST")
     url = url.rstrip("/")
     check = f"check the address, and whether `curl {url}/version` prints the version of MLflow"
@@ -56,6 +55,14 @@ def open_server(folder: Path, url: str) -> Store:
     if theirs.split(".")[0] != VERSION.split(".")[0]:
         raise UserError(f"{url} runs MLflow {theirs}, and this is MLflow {VERSION}: install the same major version")
     return Store(folder, server=url)
+
+
+def _is_address(url: str) -> bool:
+    """Whether a text names a host that speaks HTTP."""
+    try:
+        return urlparse(url).scheme in ("http", "https") and bool(urlparse(url).hostname)
+    except ValueError:  # such as a bracket without its partner
+        return False
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,11 @@ class Upload:
     """
 
     def __init__(self, source: Store, target: Store) -> None:
-        """Raises UserError if a run has not ended, or if the server has another study or search of the same name."""
+        """Raises UserError if there is no run, or one that has not ended, or if the server has a study of its name."""
         self.source, self.target = source, target
         self.runs = {run.info.run_id: Content(source, run) for run in source.runs()}
+        if not self.runs:
+            raise UserError(f"there is no run in {source.folder}: set SIMCLR_HOME to a folder that has some")
         others = [run for run in target.runs() if run.data.tags.get(SOURCE) not in self.runs]
         copies = [run for run in target.runs(f"tags.`{SOURCE}` != ''") if run.data.tags[SOURCE] in self.runs]
         self.ids = {run.data.tags[SOURCE]: run.info.run_id for run in copies}  # of the copies, by those of originals

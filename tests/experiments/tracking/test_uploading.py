@@ -148,7 +148,11 @@ def test_what_arrives_differently_is_an_error_and_is_sent_again(
     assert target.find("alone").artifact("note.txt").read_text() == "kept"
 
 
-def test_runs_that_have_not_ended_and_names_that_are_taken_are_errors(source: Store, target: Store) -> None:
+def test_runs_that_have_not_ended_and_names_that_are_taken_are_errors(
+    source: Store, target: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="there is no run in"):
+        Upload(target, source)
     theirs = start_run(target, "study", "study", {}, {"plan": "another"})
     with pytest.raises(UserError, match=r"has another study 'study': rename one of them"):
         Upload(source, target)
@@ -194,7 +198,9 @@ def test_another_server_is_an_error_of_one_line(tmp_path: Path, web: ThreadingHT
             open_server(tmp_path, url)
 
 
-@pytest.mark.parametrize("url", ["mlflow.example.org:5000", "sqlite:///there.db", "http://", "", "ftp://host"])
+@pytest.mark.parametrize(
+    "url", ["mlflow.example.org:5000", "sqlite:///there.db", "http://", "", "ftp://host", "http://["]
+)
 def test_a_wrong_address_is_an_error(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the address of an MLflow server: expected http://HOST:PORT"):
         open_server(tmp_path, url)
