@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.commands import complete
+from experiments.commands.clusters import Cluster, GpusPerRun
 from experiments.commands.options import (
     AUGMENTATIONS,
     BadImage,
@@ -161,6 +162,8 @@ def ablate(  # over 60 lines, because of its signature
     memory: Memory = None,
     threads: Threads = None,
     settings: Settings = [],  # noqa: B006
+    cluster: Cluster = None,
+    gpus_per_run: GpusPerRun = None,
     name: Annotated[
         str | None,
         typer.Option(callback=check_new_name, help="Name of the study.", show_default="the preset and what is varied"),
@@ -197,6 +200,7 @@ def ablate(  # over 60 lines, because of its signature
         with_recorded_choices,
     )
     from experiments.tracking.store import Store, home
+    from experiments.workers.engines import open_pool
 
     baseline = resolve(
         preset,
@@ -247,9 +251,13 @@ def ablate(  # over 60 lines, because of its signature
         return
     typer.echo(_describe_plan(planned), err=True)
     confirm_long(total, yes=yes)
-    with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
-        command = command_line()
-        outcome = execute(name, plan, store, numbers, command, terminal, "json" if as_json else "terminal")
+    with (
+        resumable(),
+        Terminal(resumes=True, noted=terminal.noted) as terminal,
+        open_pool(cluster, gpus_per_run) as pool,
+    ):
+        command, form = command_line(), "json" if as_json else "terminal"
+        outcome = execute(name, plan, store, numbers, command, terminal, form, pool)
     if outcome.report:
         typer.echo(outcome.report)
     outcome.check()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.commands import complete
+from experiments.commands.clusters import Cluster, GpusPerRun
 from experiments.commands.names import names_in
 from experiments.commands.options import (
     BadImage,
@@ -124,6 +125,8 @@ def search(  # over 60 lines, because of its signature
             help="Number of fresh seeds to train the best trials and the starting config with. 0: none.",
         ),
     ] = 3,
+    cluster: Cluster = None,
+    gpus_per_run: GpusPerRun = None,
     name: Annotated[
         str | None,
         typer.Option(callback=check_new_name, help="Name of the search.", show_default="search- and the preset"),
@@ -142,6 +145,7 @@ def search(  # over 60 lines, because of its signature
     from experiments.search.space import load_space
     from experiments.search.trials import open_search, reference_accuracy, run_trials
     from experiments.tracking.store import Store, home
+    from experiments.workers.engines import open_pool
 
     full = resolve(
         preset,
@@ -162,6 +166,7 @@ def search(  # over 60 lines, because of its signature
     with (
         resumable(),
         Terminal(resumes=True) as terminal,
+        open_pool(cluster, gpus_per_run) as pool,
         open_search(
             name or f"search-{full.name}",
             full,
@@ -170,11 +175,12 @@ def search(  # over 60 lines, because of its signature
             proxy=proxy,
             objectives=objectives,
             pruner=pruner,
+            parallel=pool.several,
             observer=terminal,
         ) as current,
     ):
         start = reference_accuracy(current, terminal)
-        run_trials(current, trials, hours=hours, observer=terminal)
+        run_trials(current, trials, hours=hours, observer=terminal, pool=pool)
         command = command_line()
         found = confirm(
             current,
@@ -184,6 +190,7 @@ def search(  # over 60 lines, because of its signature
             command=command,
             observer=terminal,
             form="json" if as_json else "terminal",
+            pool=pool,
         )
         show(_data(found), lambda _: _text(found), as_json=as_json)
         if found.study is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from time import monotonic
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from simclr.errors import printable
-from simclr.progress import Observer, knn_label, knn_metric
+from simclr.progress import Elsewhere, Observer, knn_label, knn_metric
 
 if TYPE_CHECKING:
     from experiments.runs.encoders import FoundEncoder
@@ -44,6 +44,7 @@ class Terminal(Observer):
         self._tasks: dict[str, TaskID] = {}
         self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
         self.whole = Whole()
+        self._elsewhere: set[str] = set()  # the names of runs that train elsewhere, with their places
         self._stopping = False
         self._alone = alone
         self.noted = set(noted)
@@ -105,7 +106,23 @@ class Terminal(Observer):
         if self.bars is not None and "training" in self._tasks:  # of a run that was pruned or that failed
             self.bars.remove_task(self._tasks.pop("training"))
 
+    def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
+        training = {f"{run.name} on {run.host}": run for run in runs if run.host}
+        for name in training.keys() - self._elsewhere:
+            self.whole.begun += 1
+            if self.bars is None:
+                self.say(f"{name}: training")
+        for name in self._elsewhere - training.keys():
+            self._move_bar(name, 1, 1, "")
+        self._elsewhere = set(training)
+        share = sum(run.step / run.steps for run in training.values())
+        self._move_bar(self.whole.what, self.whole.done, self.whole.total, self.whole.status(share, len(training)))
+        for name, run in training.items():
+            self._move_bar(name, run.step, run.steps, f"{name}: {describe_metrics(run.metrics)}")
+
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if not self.steps:  # of a run elsewhere
+            return
         self.step = step
         self.latest.update(metrics)
         if self.whole.total:
@@ -137,11 +154,17 @@ class Whole:
         self.best = ""
         self.end = inf  # when no new one starts
 
-    def status(self, share: float = 0.0) -> str:
-        """The state in one line. `share` of the run that trains is done (0: none trains)."""
+    def status(self, share: float = 0.0, elsewhere: int | None = None) -> str:
+        """The state in one line. `share` of the run that trains is done (0: none trains).
+
+        If runs train `elsewhere`, so many at the same time, it is the sum of their shares.
+        """
         done = f"{self.done} of {self.total} {self.what}s"
-        parts = [f"{self.what} {self.done + 1} of {self.total}" if share else done]
-        trained = self.begun - 1 + share if share else self.begun
+        if elsewhere is None:
+            parts = [f"{self.what} {self.done + 1} of {self.total}" if share else done]
+        else:
+            parts = [done, f"{elsewhere} training"]
+        trained = self.begun - (bool(share) if elsewhere is None else elsewhere) + share
         if trained > 0 and self.done < self.total:
             now = monotonic()
             left = min((now - self.start) / trained * (self.total - self.done - share), self.end - now)

@@ -29,9 +29,11 @@ class Expected:
         return Expected, (self.images, self.identity, self.precision)
 
     @classmethod
-    def of(cls, baseline: Config, identity: str) -> Expected:
-        """What follows from the baseline, on the machine that asks."""
-        return cls(baseline.data, identity, baseline.in_precision("auto").precision())
+    def of(cls, baseline: Config, identity: str, opened: Dataset | None = None) -> Expected:
+        """What follows from the baseline, on the machine that asks. `opened` are its images if they are open."""
+        images = baseline.data
+        known = {images.model_dump_json(): opened} if opened is not None else {}
+        return cls(images, identity, baseline.in_precision("auto").precision(), known)
 
     def prepare(self, config: Config, home: Path, observer: Observer = SILENT) -> Prepared:
         """A config that is ready to train here (see `prepare`).

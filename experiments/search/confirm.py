@@ -13,11 +13,13 @@ from scipy.stats import spearmanr
 from analysis.tables import write_csv
 from experiments.configs.resolve import changed
 from experiments.search.report import START, report
+from experiments.search.trial_jobs import validation_accuracy
 from experiments.search.trial_table import outcome, ranked
-from experiments.search.trials import SETTINGS, Search, validation_accuracy
+from experiments.search.trials import SETTINGS, Search
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import StudyPlan
+from experiments.workers.pool import HERE, Pool
 from simclr.config import to_toml
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
@@ -44,6 +46,7 @@ def confirm(
     command: str,
     observer: Observer = SILENT,
     form: str = "terminal",
+    pool: Pool = HERE,
 ) -> SearchOutcome:
     """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
@@ -63,7 +66,7 @@ def confirm(
     plan, first = confirmation_plan(search, top), search.full.config.seed + 1
     fresh = range(first, first + seeds)
     name = "-".join([search.name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
-    study = execute(name, plan, search.store, fresh, command, observer, form)
+    study = execute(name, plan, search.store, fresh, command, observer, form, pool)
     found = found._replace(study=study)
     if not study.report:
         return found

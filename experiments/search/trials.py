@@ -22,23 +22,21 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.configs.resolve import changed
-from experiments.runs.encoders import WeightsMissing, encoder_of, load_subject
+from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
-from experiments.runs.train import train_or_resume
 from experiments.search.space import Parameter, check_space, fitting, starting_point, suggest_settings, used
+from experiments.search.trial_jobs import Measured, train_trial, trained_accuracy
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
-from experiments.tracking.claims import Busy, claim_config, claim_file, claim_name
-from experiments.tracking.store import Record, Store
+from experiments.tracking.claims import Busy, claim_file, claim_name
+from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
-from simclr import device as devices
+from experiments.workers.pool import HERE, Ended, Job, Pool
 from simclr.build import build_model, check_images
 from simclr.config import Config
-from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError, unknown
 from simclr.evaluate.evaluations import check
-from simclr.evaluate.linear import Linear
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Forwarding, Observer, knn_metric
@@ -48,8 +46,6 @@ from simclr.train import budget, memory
 from simclr.train.loop import Interrupted, count_steps
 
 STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
-VALIDATION = "val/linear_top1"  # the metric that a search maximizes, logged to the run of each trial
-PROBE = Linear(l2_values=9)  # the paper has 45 L2 values; a comparison of encoders doesn't need all of them
 STARTUP = 10  # trials before TPE replaces random sampling, and before the median can prune a trial
 
 # Names in Optuna's database. They are a file format: keep them, so that searches begun by earlier versions resume.
@@ -83,6 +79,7 @@ class Search(NamedTuple):
     full: Prepared  # without them
     parameters: list[Parameter]
     objectives: str
+    expected: Expected  # what every machine that trains for it must have
 
     @property
     def store(self) -> Store:
@@ -103,12 +100,15 @@ def open_search(
     proxy: Sequence[str] = (),
     objectives: str = "accuracy",
     pruner: str = "median",
+    parallel: bool = False,
     observer: Observer = SILENT,
 ) -> Iterator[Search]:
     """Start the search with this name, or resume it. Only one process at a time can have it open.
 
-    `proxy` settings (section.key=value) apply to the trials only. Raises UserError if the name belongs to a different
-    search, if the images have no labels, if the full config doesn't fit into memory, and for unknown choices.
+    `proxy` settings (section.key=value) apply to the trials only. If trials run in `parallel`, those that have not
+    ended count as bad ones when the next is chosen, so that it isn't like them. Raises UserError if the name belongs to
+    a different search, if the images have no labels, if the full config doesn't fit into memory, and for unknown
+    choices.
     """
     if objectives not in OBJECTIVES:
         raise unknown("objectives", objectives, OBJECTIVES)
@@ -129,7 +129,7 @@ def open_search(
         configs += [{each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}]
     identities = [{"configs": keys, "space": space, "objectives": objectives} for space in spaces for keys in configs]
     with claim_name(store, "search", name), _optuna_errors(store.folder / STATE):
-        study = _open_study(name, store, objectives, pruner, identities, full.seed)
+        study = _open_study(name, store, objectives, pruner, identities, full.seed, parallel)
         parameters = spaces[study.user_attrs[IDENTITY]["space"]]
         if not study.trials and (start := starting_point(parameters, cheap)):
             study.enqueue_trial(start)
@@ -141,7 +141,8 @@ def open_search(
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
-            yield Search(name, study, tracker, baseline, whole, parameters, objectives)
+            expected = Expected.of(baseline.config, baseline.data.identity, baseline.data)
+            yield Search(name, study, tracker, baseline, whole, parameters, objectives, expected)
 
 
 def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
@@ -154,7 +155,13 @@ def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepa
 
 
 def _open_study(
-    name: str, store: Store, objectives: str, pruner: str, identities: Sequence[Mapping[str, object]], seed: int
+    name: str,
+    store: Store,
+    objectives: str,
+    pruner: str,
+    identities: Sequence[Mapping[str, object]],
+    seed: int,
+    parallel: bool,
 ) -> optuna.Study:
     """Optuna's study with this name, new or loaded. It then has the configs of the first of `identities`.
 
@@ -171,7 +178,7 @@ def _open_study(
         )
     # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
     seed = subseed(seed, "search", len(study.trials)) % 2**32
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=parallel)
     identity = study.user_attrs.get(IDENTITY, identities[0])
     if identity not in identities:
         raise UserError(
@@ -213,28 +220,13 @@ def _optuna_errors(path: Path) -> Iterator[None]:
 
 def reference_accuracy(search: Search, observer: Observer = SILENT) -> float:
     """Train the config that the search starts from, and return its accuracy on validation."""
-    return _trained_accuracy(search, search.baseline, BASELINE, observer, observer)[1]
+    tags, parent = search.tags(BASELINE), search.tracker.run_id
+    return trained_accuracy(search.store, search.baseline, tags, parent, observer)[1]
 
 
-def _trained_accuracy(
-    search: Search, prepared: Prepared, trial: int | str, watcher: Observer, observer: Observer
-) -> tuple[Record, float]:
-    """Train a config of a search and measure it. A run whose weights are needed and were deleted is trained again."""
-
-    def train(again: bool) -> Record:
-        tags, parent = search.tags(trial), search.tracker.run_id
-        return train_or_resume(prepared, search.store, again=again, tags=tags, parent=parent, observer=watcher)
-
-    record = train(again=False)
-    try:
-        return record, validation_accuracy(record, prepared.data, prepared.device, observer)
-    except WeightsMissing as error:
-        observer.say(f"{error.fact}. It is trained again")
-    record = train(again=True)
-    return record, validation_accuracy(record, prepared.data, prepared.device, observer)
-
-
-def run_trials(search: Search, count: int, *, hours: float | None = None, observer: Observer = SILENT) -> None:
+def run_trials(
+    search: Search, count: int, *, hours: float | None = None, observer: Observer = SILENT, pool: Pool = HERE
+) -> None:
     """Run trials until the search has `count` of them, or until the hours are over. Rejected trials count.
 
     A trial whose config another process is training comes last. Raises Interrupted when the observer asks to stop. An
@@ -256,16 +248,36 @@ def run_trials(search: Search, count: int, *, hours: float | None = None, observ
         observer.overall("trial", len(trials), count, text, seconds)
         return len(trials)
 
-    busy: list[tuple[Trial, Prepared]] = []
-    while ended() + len(busy) < count and not is_over():
-        trial, prepared = _ask(search, observer)
-        if prepared is not None and not _run_if_free(search, trial, prepared, observer, wait=False):
-            busy.append((trial, prepared))
-    for trial, prepared in busy:
-        if not is_over():
-            observer.say(f"trial {trial.number}:")
-            _run_if_free(search, trial, prepared, observer, wait=True)
-            ended()
+    running: dict[str, _Watcher] = {}  # by job, those of trials that have begun and not ended
+
+    def new() -> Iterator[Job]:
+        while ended() + len(running) < count and not is_over():
+            trial, prepared = _ask(search, observer)
+            if prepared is not None:
+                watcher = _Watcher(trial, prepared, observer, prune=len(search.study.directions) == 1)
+                job = _job(search, prepared, watcher)
+                running[job.name] = watcher
+                yield job
+
+    def again() -> Iterator[Job]:
+        for job in busy:
+            if not is_over():
+                observer.say(f"{job.name}:")
+                yield job._replace(arguments=(*job.arguments[:-1], True))
+
+    busy: list[Job] = []
+    for jobs in (new, again):
+        for each in pool.run(jobs(), search.store, observer):
+            name = each.job.name
+            where = f"{name}: " if pool.several else "  "
+            try:
+                observer.say(f"{where}{_conclude(search, running[name], each)}")
+                del running[name]
+            except Busy as error:
+                observer.say(f"{where}{error}: other trials come first")
+                busy.append(each.job)
+    if busy:
+        ended()
 
 
 def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
@@ -288,17 +300,6 @@ def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
         settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
         observer.say(f"trial {trial.number}: {settings}")
     return trial, prepared
-
-
-def _run_if_free(search: Search, trial: Trial, prepared: Prepared, observer: Observer, *, wait: bool) -> bool:
-    """Run a trial, and return whether it ran. Without `wait`, it doesn't while another process trains its config."""
-    try:
-        with claim_config(search.store, prepared.config.key(), prepared.data.identity, wait=wait, observer=observer):
-            observer.say(f"  {run_trial(search, trial, prepared, observer)}")
-    except Busy as error:
-        observer.say(f"  {error}: other trials come first")
-        return False
-    return True
 
 
 def _format(value: object) -> str:
@@ -329,18 +330,24 @@ def smallest_peak(config: Config) -> int:
     return sum(memory.predict(config, budget.micro_batches(config)[0]).values())
 
 
-def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observer = SILENT) -> str:
-    """Train and evaluate a trial, and report to Optuna how it ended. Returns the same in a few words."""
-    watcher = _Watcher(trial, prepared, observer, prune=len(search.study.directions) == 1)
-    start = time.perf_counter()
+def _job(search: Search, prepared: Prepared, watcher: _Watcher) -> Job:
+    """The job of a trial, which raises Busy if another process is training its config."""
+    number = watcher.trial.number
+    arguments = prepared.config, search.expected, search.tags(number), search.tracker.run_id, False
+    return Job(f"trial {number}", prepared.config.key(), train_trial, arguments, watcher)
+
+
+def _conclude(search: Search, watcher: _Watcher, ended: Ended) -> str:
+    """Report to Optuna how a trial ended. Returns the same in a few words. Raises what did not come from the trial."""
+    trial = watcher.trial
 
     def tell(values: list[float] | None) -> None:
-        trial.set_user_attr(WALL, time.perf_counter() - start)
+        trial.set_user_attr(WALL, time.perf_counter() - watcher.start)
         search.study.tell(trial, values, state=None if values else TrialState.PRUNED)
 
     tags, parent = search.tags(trial.number), search.tracker.run_id
     try:
-        record, accuracy = _trained_accuracy(search, prepared, trial.number, watcher, observer)
+        measured: Measured = ended.result()
     except Interrupted:
         if not watcher.pruned:
             raise
@@ -350,15 +357,15 @@ def run_trial(search: Search, trial: Trial, prepared: Prepared, observer: Observ
         trial.set_user_attr(ERROR, str(error))
         tell(None)
         return f"failed: {error}"
-    seconds = training_seconds(record, prepared.config.train.batch_size)
+    record = search.store.get(measured.run)
     own = {str(trial.number), str(trial.user_attrs.get(RESUMES))}
     if record.parent != parent or record.tags.get("trial") not in own:  # trained outside this search, or twice in it
-        copy_run(search.store, search.store.get(record.id), "trial", tags, parent=parent)
+        copy_run(search.store, record, "trial", tags, parent=parent)
     trial.set_user_attr(RUN, record.id)
-    trial.set_user_attr(SECONDS, seconds)
-    measured = {"accuracy": accuracy, "time": seconds}
-    tell([measured[objective] for objective in search.objectives.split(",")])
-    return f"{accuracy:.2%} on validation after {seconds:.0f} s of training"
+    trial.set_user_attr(SECONDS, measured.seconds)
+    values = {"accuracy": measured.accuracy, "time": measured.seconds}
+    tell([values[objective] for objective in search.objectives.split(",")])
+    return f"{measured.accuracy:.2%} on validation after {measured.seconds:.0f} s of training"
 
 
 class _Watcher(Forwarding):
@@ -368,6 +375,7 @@ class _Watcher(Forwarding):
         super().__init__(observer)
         self.trial, self.steps, self.prune = trial, prepared.steps, prune
         self.accuracy, self.pruned = 0.0, False
+        self.start = time.perf_counter()
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         super().metrics(metrics, step)
@@ -378,23 +386,3 @@ class _Watcher(Forwarding):
 
     def stop(self) -> bool:
         return self.pruned or super().stop()
-
-
-def training_seconds(record: Record, batch_size: int) -> float:
-    """How long the training steps of a run took, by the speeds that it logged."""
-    rates = record.history("perf/images_per_second")
-    steps = rates["step"].diff().fillna(rates["step"])
-    return float((steps * batch_size / rates["value"]).sum())
-
-
-def validation_accuracy(record: Record, data: Dataset, device: torch.device, observer: Observer = SILENT) -> float:
-    """Accuracy on validation of a linear classifier on the encoder, at the best L2 value. It is logged to the run."""
-    if VALIDATION in record.metrics:
-        return record.metrics[VALIDATION]
-    subject = load_subject(encoder_of(record), data, Protocol(), device, observer)
-    with devices.memory_errors("trials are evaluated on the device that trains them: use --device cpu"):
-        accuracy = PROBE.validation_accuracy(subject)
-    tracker = Tracker(record.store, record.id)
-    tracker.log({VALIDATION: accuracy})
-    tracker.flush()
-    return accuracy

@@ -341,8 +341,8 @@ class Store:
         return list(self.sender.call(self.client.get_metric_history, run_id, metric))
 
     def run_folder(self, run_id: str) -> Path:
-        """Where a run keeps its checkpoints."""
-        return self.folder / "runs" / run_id
+        """Where a run keeps its checkpoints: in the home, or in SIMCLR_CHECKPOINTS, which machines may share."""
+        return Path(os.environ.get("SIMCLR_CHECKPOINTS") or self.folder / "runs") / run_id
 
     def artifact(self, run_id: str, name: str) -> Path:
         """See Record.artifact."""

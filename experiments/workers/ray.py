@@ -107,6 +107,7 @@ def _connect() -> Any:
             "include_dashboard": False,
             "object_store_memory": OBJECT_BYTES,
             "_node_ip_address": "127.0.0.1",
+            "_system_config": {"worker_niceness": 0},  # otherwise runs yield to everything else on this machine
         }
         ray.init("local", **local, **quiet)
         return ray

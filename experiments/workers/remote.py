@@ -118,7 +118,8 @@ class Remote:
         end_lost(store, self.driver, flight.task.token)
         if flight.losses == RETRIES:
             return Ended(flight.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
-        observer.say(f"{flight.job.name}: {lost.reason}, so it is started again")
+        where = "from its last checkpoint if the next machine has that"
+        observer.say(f"{flight.job.name}: {lost.reason}, so it is started again, {where}")
         self._start(flight.job, origin, flight.losses + 1)
         return None
 

@@ -49,12 +49,13 @@ class Origin:
     host: str
     home: Path
     database: Path | None  # the file that is the record. None if that is a server
-    variables: Mapping[str, str]  # of the environment: where the record is, and how to log in
+    variables: Mapping[str, str]  # of the environment: where the record and checkpoints are, and how to log in
 
     @classmethod
     def of(cls, store: Store, driver: str) -> Origin:
         """That of this process."""
-        variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_TRACKING_")}
+        shared = ("MLFLOW_TRACKING_", "SIMCLR_CHECKPOINTS")
+        variables = {name: value for name, value in os.environ.items() if name.startswith(shared)}
         return cls(driver, platform.node(), store.folder, store.database, variables)
 
     def store(self) -> Store:

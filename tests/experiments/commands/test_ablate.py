@@ -14,6 +14,7 @@ from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
 from experiments.tracking.store import Store
+from experiments.workers.pool import HERE, Pool
 from simclr.errors import RunFailed
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
@@ -30,8 +31,16 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return [Forecast(cell, 2000.0, 5 * 2**20, [seeds[0]]) for cell in plan.cells]
 
     def execute(
-        name: str, plan: StudyPlan, store: Store, seeds: Sequence[int], command: str, observer: Observer, form: str
+        name: str,
+        plan: StudyPlan,
+        store: Store,
+        seeds: Sequence[int],
+        command: str,
+        observer: Observer,
+        form: str,
+        pool: Pool,
     ) -> StudyOutcome:
+        assert pool is HERE
         observer.note("the images")
         cells = [cell.name for cell in plan.cells]
         executed.append(

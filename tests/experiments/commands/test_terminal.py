@@ -11,6 +11,7 @@ import pytest
 
 from experiments.commands import terminal as terminal_module
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, resumable
+from simclr.progress import Elsewhere
 from simclr.train.loop import Interrupted
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -163,3 +164,21 @@ def test_durations_have_a_readable_unit() -> None:
         "about 3 min",
         "about 1.9 h",
     ]
+
+
+def test_runs_elsewhere_are_shown_with_their_places_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(terminal_module, "monotonic", lambda: clock[0])
+    shown = Terminal()
+    shown.overall("run", 0, 4, "")
+    shown.elsewhere(
+        [Elsewhere("a, seed 0", "n1", 50, 100), Elsewhere("b, seed 0", "n2", 50, 100), Elsewhere("c, seed 0")]
+    )
+    assert capsys.readouterr().err.splitlines()[1:] in (
+        ["a, seed 0 on n1: training", "b, seed 0 on n2: training"],
+        ["b, seed 0 on n2: training", "a, seed 0 on n1: training"],
+    )
+    clock[0] = 100.0  # two halves in 100 s, and three runs are left
+    assert shown.whole.status(1.0, 2) == "0 of 4 runs, 2 training, about 5 min left"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from experiments.runs.prepare import Prepared
-from experiments.search import trials
+from experiments.search import trial_jobs
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from simclr.config import Config
@@ -47,8 +47,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
                 if observer.stop() and step < steps.total:
                     raise Interrupted(step)
             accuracy = 0.9 - 0.1 * abs(math.log10(config.optim.lr) + 3)
-            tracker.log({"perf/images_per_second": 100.0, trials.VALIDATION: accuracy}, steps.total)
+            tracker.log({"perf/images_per_second": 100.0, trial_jobs.VALIDATION: accuracy}, steps.total)
         return tracker.record()
 
-    monkeypatch.setattr(trials, "train_or_resume", train_or_resume)
+    monkeypatch.setattr(trial_jobs, "train_or_resume", train_or_resume)
     return configs

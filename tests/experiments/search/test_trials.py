@@ -17,10 +17,11 @@ from optuna.trial import Trial, TrialState
 from PIL import Image
 
 from experiments.runs.prepare import prepare
-from experiments.search import trials
+from experiments.search import trial_jobs, trials
 from experiments.search.space import Parameter
+from experiments.search.trial_jobs import VALIDATION
 from experiments.search.trial_table import outcome, ranked
-from experiments.search.trials import PRUNERS, STATE, VALIDATION, open_search, reference_accuracy, run_trials
+from experiments.search.trials import PRUNERS, STATE, open_search, reference_accuracy, run_trials
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -77,13 +78,13 @@ def test_a_trial_is_trained_and_evaluated_without_the_test_images(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Subject, "test", property(lambda _: pytest.fail("the test images were used")))
-    devices, load = [], trials.load_subject
+    devices, load = [], trial_jobs.load_subject
 
     def spy(found, data, protocol, device, observer):  # type: ignore[no-untyped-def]
         devices.append(device)
         return load(found, data, protocol, device, observer)
 
-    monkeypatch.setattr(trials, "load_subject", spy)
+    monkeypatch.setattr(trial_jobs, "load_subject", spy)
     said = Messages()
     with open_search("s", BRIEF, SPACE, store) as search:
         accuracy = reference_accuracy(search)
@@ -288,13 +289,13 @@ def test_a_config_that_was_trained_elsewhere_is_copied_to_the_search(store: Stor
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """The next training raises an error."""
-    train = trials.train_or_resume
+    train = trial_jobs.train_or_resume
 
     def failing(*_: object, **__: object) -> None:
-        monkeypatch.setattr(trials, "train_or_resume", train)
+        monkeypatch.setattr(trial_jobs, "train_or_resume", train)
         raise error
 
-    monkeypatch.setattr(trials, "train_or_resume", failing)
+    monkeypatch.setattr(trial_jobs, "train_or_resume", failing)
 
 
 def test_a_trial_whose_settings_fail_is_recorded_and_the_search_continues(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from experiments.runs.expected import Expected
 from experiments.tracking import signals
 from experiments.tracking.claims import Busy
 from experiments.tracking.store import Store
@@ -14,11 +16,14 @@ from experiments.tracking.writing import start_run
 from experiments.workers import remote
 from experiments.workers.pool import HERE, Job
 from experiments.workers.remote import RETRIES, Remote
-from experiments.workers.task import Task, Unfit
+from experiments.workers.task import Origin, Task, Unfit
+from simclr import device as devices
+from simclr.data.dataset import open_dataset
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.progress import SILENT, Elsewhere, Observer
 from simclr.train.loop import Interrupted
 from tests.experiments.workers.helpers import Threads
+from tests.helpers import tiny
 
 
 def answer(store: Store, observer: Observer, value: object) -> object:
@@ -130,7 +135,7 @@ def test_a_lost_job_is_started_again(store: Store) -> None:
         ended = list(Remote(engine).run(jobs("a", "b"), store, watch))
     assert sorted(each.result() for each in ended) == ["a", "b"]
     assert [task.name for task in engine.started].count("job 1") == 2
-    assert "job 1: the machine is gone, so it is started again" in watch.said
+    assert any(text.startswith("job 1: the machine is gone, so it is started again") for text in watch.said)
 
 
 def test_a_job_that_is_lost_again_and_again_has_failed(store: Store) -> None:
@@ -162,3 +167,26 @@ def test_a_request_to_stop_reaches_all(store: Store) -> None:
         list(Remote(engine).run(endless, store, watch))
     assert len(engine.started) == 2
     assert [each.status for each in store.records()] == ["KILLED"] * 2
+
+
+def test_another_machine_needs_a_server_and_finds_shared_checkpoints(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SIMCLR_CHECKPOINTS", str(tmp_path / "shared"))
+    origin = Origin.of(store, "d")
+    monkeypatch.delenv("SIMCLR_CHECKPOINTS")
+    assert origin.store().run_folder("r") == tmp_path / "shared" / "r"  # in another process, this comes with the task
+    monkeypatch.setattr("platform.node", lambda: "n7")
+    with pytest.raises(Unfit, match=r"the record is the file .*, and n7 can't use it.*set MLFLOW_TRACKING_URI"):
+        origin.store()
+
+
+def test_a_machine_that_cannot_compute_alike_is_unfit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(train={"precision": "auto"})
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: True)
+    expected = Expected.of(config, open_dataset(config.data, store.folder).identity)
+    assert expected.precision == "bf16"
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: False)
+    with pytest.raises(Unfit, match="can't compute fast in bf16, which auto stands for where the command was started"):
+        expected.prepare(config, store.folder)
+    assert expected.prepare(tiny(), store.folder).config.train.precision == "fp32"

@@ -1,0 +1,31 @@
+"""The options of commands whose runs can be trained on a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from experiments.commands.names import names_in
+from experiments.commands.options import check_number, choice
+
+CLUSTERS = names_in("experiments.workers.engines.ENGINES")
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help=f"Train several runs at the same time on a cluster: {', '.join(CLUSTERS)} (docs/guides/cluster-ray.md).",
+        show_default="on this machine, one after another",
+        **choice("--cluster", *CLUSTERS),
+    ),
+]
+GpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        callback=check_number,
+        help="GPUs that each run of --cluster takes. With 0.5, two runs share one.",
+        show_default="1, or 0 where there are none",
+    ),
+]

@@ -1,0 +1,47 @@
+"""What is wrong with a Ray cluster is said in one line."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+from experiments.workers.ray import Ray
+from simclr.errors import UserError
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as error, Ray():
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert refused(monkeypatch, "") == "--cluster ray needs Ray: pip install 'simclr-suite[cluster]'"
+
+
+def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        message = refused(monkeypatch, address)
+    assert message.startswith(f"no Ray cluster answers at RAY_ADDRESS = {address}: start one with `ray start --head`")
+    assert refused(monkeypatch, "somewhere") == (
+        "RAY_ADDRESS is 'somewhere': expected HOST:PORT, or auto for the cluster on this machine"
+    )
+
+
+def test_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.12.1")
+
+    monkeypatch.setattr(ray, "init", init)
+    message = refused(monkeypatch, "auto")
+    assert "The cluster was started with: Ray: 2.50.0 Python: 3.12.1. Install the same versions" in message
