@@ -234,7 +234,7 @@ class Network(nn.Module):
 
         Without `resize`, they go through as they are, as local crops do in training.
         """
-        if resize and images.shape[-1] != self.side:
+        if resize and tuple(images.shape[-2:]) != (self.side, self.side):
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         return self.encoder(self.normalize(images))  # type: ignore[no-any-return]
 

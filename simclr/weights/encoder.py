@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, load_weights
 from simclr.weights.features import Batches
 
+LOWEST, HIGHEST = -0.5, 1.5  # of images in [0, 1], some of which an augmentation of the user's own may leave
+
 
 class Encoder(nn.Module):
-    """A trained encoder: images (float N x 3 x S x S, in [0, 1]) -> h (N x features).
+    """A trained encoder: images (N x 3 x H x W, floats in [0, 1] or uint8) -> h (N x features).
 
-    It normalises the images, and resizes them to `side`, the side that it was trained on. It starts in eval mode, and
-    its parameters can be trained. Raises UserError if the weights don't belong to the config's network.
+    It divides uint8 by 255, normalises the images, and resizes them to `side`, the side that it was trained on. Images
+    of one channel are grey. It starts in eval mode, and its parameters can be trained. Raises UserError if the weights
+    don't belong to the config's network, and for images of another shape, type or range.
     """
 
     def __init__(self, config: Config, weights: dict[str, Tensor]) -> None:
@@ -37,8 +41,19 @@ class Encoder(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        h: Tensor = self.model(images)[0]
+        h: Tensor = self.model(self._prepared(images))[0]
         return h
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """The images as floats in [0, 1]. An exported file doesn't check them, as its operations can't depend on them.
+
+        On a GPU the check of floats waits for them. Training and evaluations use the network itself, without checks.
+        """
+        if torch.compiler.is_exporting():
+            return images
+        _check_images(images)
+        floats = images.to(self.model.mean.dtype)
+        return floats / 255 if images.dtype == torch.uint8 else floats
 
     def transform(self, image: Image.Image) -> Tensor:
         """Convert an image of any mode and size as in training: to float 3 x S x S, in [0, 1].
@@ -48,6 +63,32 @@ class Encoder(nn.Module):
         image of more than 8 bits if the encoder was trained on images of 8 bits.
         """
         return torch.tensor(pixels(image, self.decoding)).float().div_(255)
+
+
+def _check_images(images: Tensor) -> None:
+    """Raise UserError, with the remedy, for images that `Encoder` doesn't take."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"the images are a {type(images).__name__}: expected a tensor, as torch.from_numpy makes")
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        remedy = ""
+        if shape[-1:] in ((1,), (3,)) and len(shape) in (3, 4):
+            remedy = ": move the channels with images.permute" + (
+                "(0, 3, 1, 2)" if len(shape) == 4 else "(2, 0, 1)[None]"
+            )
+        elif len(shape) == 3 and shape[0] in (1, 3):
+            remedy = ": add a dimension with images[None]"
+        raise UserError(f"the images have the shape {shape}, expected N x 3 x H x W, or N x 1 x H x W{remedy}")
+    if images.dtype == torch.uint8 or not images.numel():
+        return
+    if not images.is_floating_point():
+        raise UserError(f"the images are {images.dtype}, expected uint8, or floats in [0, 1]: divide by 255")
+    low, high = (float(end) for end in images.detach().aminmax())
+    if not LOWEST <= low <= high <= HIGHEST:  # nan is neither
+        remedy = "divide by 255" if low >= LOWEST and high <= 255 else "the encoder normalises them by itself"
+        if not isfinite(low + high):
+            remedy = "some are not finite"
+        raise UserError(f"the images lie between {low:g} and {high:g}, expected floats in [0, 1]: {remedy}")
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -88,7 +129,7 @@ def embed_files(
             skipped += reasons
         kept = [row for row in range(len(names)) if row not in bad]
         if kept:
-            tensor = torch.from_numpy(images[kept]).to(device).float().div_(255)
+            tensor = torch.from_numpy(images[kept]).to(device)
             printable = [names[row].encode(errors="backslashreplace").decode() for row in kept]  # may not be UTF-8
             features = check_finite(encoder(tensor)).cpu()
             first = first or (images[kept[:1]], features[:1])

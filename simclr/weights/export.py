@@ -196,7 +196,7 @@ def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity
 # {encoder.config.name.translate(MARKDOWN)}: a {model.backbone} encoder
 
 {listed}- width {model.width:g}, stem {model.stem}, without the projection head
-- `images`: float N x 3 x {encoder.side} x {encoder.side}, RGB in [0, 1]
+- `images`: float N x 3 x {encoder.side} x {encoder.side}, RGB in [0, 1] (divide bytes by 255), not yet normalised
 - `features`: N x {encoder.features}
 - The features differ from the original's by {parity.difference:.1e} of the largest one (at most {parity.tolerance:g}).
 

@@ -89,6 +89,38 @@ def test_files_of_release_0_1_can_be_loaded(tmp_path):
 LAYOUT = "8b39254e5f4252ea"  # hash of the names and shapes of all tensors in release 0.1
 
 
+def test_bytes_grey_images_and_doubles_have_the_features_of_their_floats(encoder):
+    pixels = torch.from_numpy(noise(20, 16, 3)).permute(2, 0, 1)[None]  # another height than the encoder's side
+    floats = pixels.float() / 255
+    assert torch.equal(encoder(pixels), encoder(floats))
+    assert torch.equal(encoder(floats.double()), encoder(floats))
+    assert torch.equal(encoder(pixels[:, :1]), encoder(floats[:, :1].expand(-1, 3, -1, -1)))
+    square = torch.nn.functional.interpolate(floats, size=(16, 16), mode="bilinear", antialias=True)
+    assert torch.equal(encoder(floats), encoder(square))
+
+
+WRONG = {
+    "0 to 255": (
+        torch.full((2, 3, 16, 16), 255.0),
+        r"between 255 and 255, expected floats in \[0, 1\]: divide by 255$",
+    ),
+    "normalised": (torch.full((1, 3, 4, 4), -2.0), "the encoder normalises them by itself$"),
+    "not finite": (torch.full((1, 3, 4, 4), torch.nan), "some are not finite$"),
+    "int64": (torch.zeros(2, 3, 16, 16, dtype=torch.int64), r"are torch\.int64, expected uint8, .*: divide by 255$"),
+    "NHWC": (torch.zeros(2, 16, 16, 3), r"shape \(2, 16, 16, 3\), .* with images\.permute\(0, 3, 1, 2\)$"),
+    "HWC": (torch.zeros(16, 16, 3), r"with images\.permute\(2, 0, 1\)\[None\]$"),
+    "one image": (torch.zeros(3, 16, 16), r"add a dimension with images\[None\]$"),
+    "an array": (np.zeros((2, 3, 16, 16)), r"a ndarray: expected a tensor, as torch\.from_numpy makes$"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_images_are_refused_with_a_remedy(kind, encoder):
+    images, message = WRONG[kind]
+    with pytest.raises(UserError, match=message):
+        encoder(images)
+
+
 def test_it_can_be_fine_tuned(path):
     encoder = load_encoder(path)
     encoder(torch.rand(4, 3, 16, 16)).sum().backward()
