@@ -166,6 +166,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
                 "arrowstyle": "-",
                 "color": shade,
                 "linewidth": 0.8,
+                "linestyle": (0, (1, 3)),  # so that it doesn't look like a part of the line
                 "relpos": (0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 2,

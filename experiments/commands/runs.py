@@ -70,12 +70,19 @@ def runs(
     for what, name, names in (("kind", kind, KINDS), ("column", sort, COLUMNS)):
         if name is not None and name not in names:
             raise unknown(what, name, names)
-    records = Store(home()).records()
+    store = Store(home())
+    records = store.records()
     if study is not None:
         records = _of_study(study, records)
     rows = [_row(record) for record in records if kind in (None, record.kind)]
     rows.sort(key=lambda row: _rank(row[sort], sort))
-    show(rows[:limit], _text if rows or not records else lambda _: f"no run of the kind {kind}", as_json=as_json)
+    none = (
+        f"no run of the kind {kind}"
+        if records
+        else f"no runs in {store.folder}: start one with `simclr pretrain --preset shapes`, or set SIMCLR_HOME to the "
+        f"folder of your runs"
+    )
+    show(rows[:limit], _text if rows else lambda _: none, as_json=as_json)
 
 
 def _of_study(name: str, records: Sequence[Record]) -> list[Record]:
@@ -125,8 +132,6 @@ def _rank(value: Any, column: str) -> Any:
 def _text(rows: list[dict[str, Any]]) -> str:
     from analysis.text import paragraph, text_table
 
-    if not rows:
-        return "no runs yet: start one with simclr pretrain --preset shapes"
     shared = Counter(row["name"] for row in rows)
     marks = {key: _marks(rows, key) for key in ("val_knn", "knn", "linear")}
     cells = []

@@ -123,7 +123,7 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message
 
 def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
-    assert invoke("runs").stdout == "no runs yet: start one with simclr pretrain --preset shapes\n"
+    assert f"no runs in {tmp_path}: start one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
     assert json.loads(invoke("runs", "--json").stdout) == []
     assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
 
