@@ -17,7 +17,7 @@ from simclr.augmentation import Fraction, FractionRange
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import autocast, resolve_precision, whole_float32
+from simclr.device import autocast, place, resolve_precision, send, whole_float32
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import Subject, features, represent, whole_images
@@ -185,13 +185,16 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
     scaler = torch.amp.GradScaler(device.type, enabled=subject.dtype == torch.float16)
     views: Pipeline = {"crop": Crop(scale=settings.crop, size=subject.model.side), "flip": Flip()}
     classifier.train(not frozen)
+    stored, classes = place(torch.from_numpy(data.images), device), torch.from_numpy(data.labels)
     for step in range(steps):
         epoch, position = divmod(step, len(rows) // batch)
         if position == 0:
             order = rows[permutation(len(rows), seed, "classifier", epoch).numpy()]
         picked = order[position * batch : (position + 1) * batch]
-        images = apply(torch.from_numpy(data.images[picked]).to(device), views, draw(views, batch, seed, step, 0))
-        labels = torch.from_numpy(data.labels[picked]).to(device)
+        chosen = torch.from_numpy(picked)
+        images = stored[send(chosen, stored.device)].to(device)
+        images = apply(images, views, draw(views, batch, seed, step, 0))
+        labels = send(classes[chosen], device)
         torch.manual_seed(subseed(seed, "classifier network", step))  # for dropout and stochastic depth
         with autocast(device, subject.dtype):
             scores = classifier(images, frozen)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Interrupted(Exception):  # noqa: N818 (it describes what happened)
         super().__init__(f"stopped after step {step}")
         self.step = step
 
+
+T = TypeVar("T")
 
 MOST_STEPS = 10**9 - 1  # in the names of checkpoints, steps have nine digits
 
@@ -80,13 +83,40 @@ def load_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of the images (uint8, n x 3 x S x S) and all labels (int64, N) of each step from `start` on.
 
-    Both are on the device. `images_on_device` keeps all stored images there.
+    Both are on the device. `images_on_device` keeps all stored images there. Otherwise, on CUDA, a thread collects the
+    next batch in pinned memory during a step, so that neither the step nor the copy waits for the other.
     """
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    if device.type == "cuda" and not images_on_device:
+        for batch, classes in one_ahead(host_batches(images, labels, batch_rows(config, data, start), pin=True)):
+            yield batch.to(device, non_blocking=True), classes.to(device, non_blocking=True)
     images = images.to(device) if images_on_device else images
     for rows in batch_rows(config, data, start):
         own = rows[processes.share(len(rows))]
         yield images[send(own, images.device)].to(device), send(labels[rows], device)
+
+
+def host_batches(
+    images: Tensor, labels: Tensor, batches: Iterator[Tensor], *, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the images of each batch of rows, and all its labels, on the host, pinned if wanted."""
+    for rows in batches:
+        own = rows[processes.share(len(rows))]
+        batch, classes = (
+            torch.empty(len(some), *of.shape[1:], dtype=of.dtype, pin_memory=pin)
+            for some, of in ((own, images), (rows, labels))
+        )
+        yield torch.index_select(images, 0, own, out=batch), torch.index_select(labels, 0, rows, out=classes)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items of an endless iterator. A thread makes the next one while one is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = thread.submit(next, items)
+            yield item
 
 
 def pretrain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -19,7 +20,17 @@ from simclr.errors import RunFailed, UserError
 from simclr.methods.ntxent import chance_loss
 from simclr.settings import merge
 from simclr.train import step
-from simclr.train.loop import Interrupted, batch_rows, count_steps, load_batches, pretrain, timed_steps
+from simclr.train.loop import (
+    Interrupted,
+    batch_rows,
+    count_steps,
+    host_batches,
+    load_batches,
+    one_ahead,
+    pretrain,
+    timed_steps,
+)
+from simclr.train.step import start_training, train_step
 from simclr.weights import checkpoint
 from tests.helpers import tiny
 from tests.simclr.train.helpers import Watch, same_weights
@@ -180,6 +191,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     state = checkpoint.latest(tmp_path)
     assert state["step"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_batches_that_a_thread_collects_on_the_host_are_those_of_the_rows(few: Dataset) -> None:
+    config = short()
+    made = one_ahead(
+        host_batches(torch.from_numpy(few.images), torch.from_numpy(few.labels), batch_rows(config, few, 3), pin=False)
+    )
+    for (images, labels), expected in zip(made, islice(load_batches(config, few, CPU, False, 3), 9), strict=False):
+        assert torch.equal(images, expected[0])
+        assert torch.equal(labels, expected[1])
+
+
+def test_an_error_in_the_thread_that_collects_batches_ends_the_loop() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    made = one_ahead(items())
+    assert next(made) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(made)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("images_on_device", [True, False])
+def test_no_step_waits_for_the_gpu(images_on_device: bool, few: Dataset) -> None:
+    device = torch.device("cuda")
+    training = start_training(short(train={"precision": "fp32"}), few, device)
+    batches = load_batches(training.config, few, device, images_on_device)
+    train_step(training, *next(batches))  # which creates the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for images, labels in islice(batches, 3):
+            train_step(training, images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
