@@ -189,7 +189,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--seed": TEXTS,
         "--micro-batch": COUNTS,
         "--memory": TEXTS,
-        "--threads": COUNTS,
+        "--threads": COUNTS[:-1],  # its last one is a number of TOML
         "--hours": ("0", "-1", "nan", "inf", "1e300", "many"),
         "--temperature": ("0", "-1", "nan", "inf", "1e300", "many"),
         "--lr": ("0", "-1", "nan", "inf", "1e300", "many"),
