@@ -1,8 +1,8 @@
 """How fast training is with an MLflow server, relative to a local record: `python -m benchmarks.record URL`.
 
 One process trains one network, and logs each step to the server and to a local record in turn, for some seconds each.
-Prints, for each pair of turns, the ratio of the times of a step: by the clock, and by the processor time of the process
-with all that it sends, which other programs on the machine hardly change.
+Prints the ratio of the median times of a step for pairs of turns, and that of the shares of its processor time that the
+process spends on training rather than sending. Other programs on the machine change the first more than the second.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def main(url: str) -> None:
         meter = Meter(training, logging)
 
         def turn(name: str, seconds: float) -> tuple[float, float]:
-            """Train for a while: the median time of a step, and its processor time with all that is sent."""
+            """Train for a while: steps per second, and the share of processor time that training has."""
             logging.to, times, end = name, [], time.perf_counter() + seconds
-            processor = time.process_time()
+            process, training_thread = time.process_time(), time.thread_time()
             while (clock := time.perf_counter()) < end:
                 meter.add(train_step(training, *next(batches)))
                 meter.flush()
                 times.append(time.perf_counter() - clock)
             logging.runs[name].flush()
-            return median(times), (time.process_time() - processor) / len(times)
+            return 1 / median(times), (time.thread_time() - training_thread) / (time.process_time() - process)
 
         turn("local", 2.0)
         pairs = []
         for pair in range(PAIRS):
             order = ("server", "local") if pair % 2 else ("local", "server")
             found = {name: turn(name, SECONDS) for name in order}
-            pairs.append([local / server for local, server in zip(found["local"], found["server"], strict=True)])
+            pairs.append([server / local for local, server in zip(found["local"], found["server"], strict=True)])
         for run in logging.runs.values():
             run.finish("FINISHED")
     for what, ratios in zip(("clock", "processor time"), zip(*pairs, strict=True), strict=True):
