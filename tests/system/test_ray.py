@@ -17,6 +17,7 @@ from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
 from experiments.studies.run import open_study, run_study
 from experiments.tracking.store import Store
+from experiments.workers import remote
 from experiments.workers.engines import open_pool
 from simclr.progress import Elsewhere, Observer
 from tests.helpers import ROOT, tiny
@@ -29,7 +30,7 @@ SPACE = [Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True)]
 
 
 class Machines(Observer):
-    """Kills the second machine as soon as a run trains on it."""
+    """Kills the second machine as soon as a run trains on each."""
 
     def __init__(self, cluster: Any, second: Any) -> None:
         self.cluster, self.second = cluster, second
@@ -40,7 +41,7 @@ class Machines(Observer):
         self.said.append(text)
 
     def elsewhere(self, runs: list[Elsewhere]) -> None:
-        if self.second is not None and sum(run.step > 0 for run in runs) == 2:
+        if self.second is not None and sum(bool(run.host) for run in runs) == 2:
             self.cluster.remove_node(self.second, allow_graceful=False)
             self.second = None
 
@@ -52,6 +53,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.2)  # so that it sees short runs
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     settings = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
