@@ -111,6 +111,8 @@ def _describe_usage(error: Any, command: str) -> str:
         wanted = "a number" if str(details["input"]).strip().lower() == "nan" else expected(details)
         return f"{error.param.opts[-1]} '{details['input']}': expected {wanted}"
     message = error.format_message().rstrip(".").replace("argument(s)", "argument")
+    if "unexpected extra argument" in message:
+        message += " (put a path with spaces in quotes)"
     return f"{message[0].lower()}{message[1:]}: see simclr {command} --help"
 
 

@@ -2,7 +2,9 @@
 "use strict";
 
 const SMALLEST = 44, LARGEST = 104, REACH = 16; // CSS pixels: of pictures on the map, and how far a pointer may be off
-const RANKED = 600, AT_ONCE = 60; // entries of a ranking, and how many the list shows at a time
+const RANKED = 600, AT_ONCE = 60; // most entries of a ranking, and how many the list shows at a time
+const ODD = .05; // share of the images that are listed as outliers
+const ALIKE = .999, LEVELS = 3; // copies have features of this similarity, and pixels that differ less, of 255
 const $ = id => document.getElementById(id);
 const data = JSON.parse($("data").textContent), {names, perImage, side, across, palette} = data, count = names.length;
 const [xs, ys, near, distances] = [data.x, data.y, data.neighbours, data.distances].map(numbers);
@@ -61,8 +63,8 @@ function facts(i) {
 }
 
 function entry(i, note) {
-  const texts = [note, names[i].split("/").at(-1)].filter(Boolean);
-  const button = make("button", {className: "image", title: names[i], onclick: () => select(i)}, picture(i), ...texts.map(text => make("span", {textContent: text})));
+  const name = make("bdi", {textContent: names[i].split("/").slice(-2).join("/")});
+  const button = make("button", {className: "image", title: names[i], onclick: () => select(i)}, picture(i), ...note ? [make("span", {textContent: note})] : [], make("span", {className: "name"}, name));
   button.firstChild.style.borderBottom = `3px solid ${colourOf(column.codes[i])}`;
   button.onpointerenter = button.onfocus = () => { hovered = i; paintMarks(); };
   button.onpointerleave = button.onblur = () => { hovered = -1; paintMarks(); };
@@ -290,7 +292,7 @@ function list(heading, text, groups, about = -1) {
   $("heading").textContent = heading;
   $("text").textContent = text;
   $("about").replaceChildren(...about < 0 ? [] : [picture(about), make("div", {}, make("b", {textContent: short[about]}), facts(about))]);
-  $("list").className = groups[0]?.images.length > 1 ? "pairs" : "";
+  $("list").className = groups.some(group => group.images.length > 1) ? "pairs" : "";
   $("list").replaceChildren();
   $("save").hidden = !groups.length;
   more();
@@ -301,7 +303,7 @@ function list(heading, text, groups, about = -1) {
 
 function more() {
   const next = listed.slice(drawn, drawn += AT_ONCE);
-  $("list").append(...next.map(({images, note}) => make("li", {}, ...images.map((i, n) => entry(i, n ? "\u00a0" : note)))));
+  $("list").append(...next.map(({images, note}) => make("li", images.length ? {} : {className: "limit", textContent: note}, ...images.map((i, n) => entry(i, n ? "\u00a0" : note)))));
   $("more").hidden = drawn >= listed.length;
 }
 
@@ -310,7 +312,7 @@ const listImages = (heading, rows) => list(`${heading}: ${images(rows.length)}`,
 
 function select(i) {
   const groups = [...neighbours(i)].map((j, n) => ({images: [j], note: similarity(i, n).toFixed(3)}));
-  list("Nearest images", `The ${perImage} that are most similar to this one, with the cosine similarity of their features.`, groups, i);
+  list("Nearest images", `The ${perImage} that are most similar to this one, with the cosine similarity of their features. Only its order counts: how large it is differs from encoder to encoder.`, groups, i);
 }
 
 function tiny(i, c) { // 8 x 8 pixels of a picture, RGBA
@@ -328,22 +330,26 @@ function duplicates() { // an encoder finds different planes in a blue sky alike
   pairs.sort((a, b) => b.alike - a.alike).length = Math.min(pairs.length, 5 * RANKED);
   for (const pair of pairs) {
     const [a, b] = pair.images.map(i => tiny(i, c));
-    pair.apart = (1 - pair.alike) * a.reduce((sum, each, n) => sum + Math.abs(each - b[n]), 0);
+    const levels = a.reduce((sum, each, n) => sum + Math.abs(each - b[n]), 0) / 192; // 8 x 8 pixels of 3 colours
+    pair.apart = (1 - pair.alike) * levels;
+    pair.copies = pair.alike >= ALIKE && levels < LEVELS;
   }
-  pairs.sort((a, b) => a.apart - b.apart);
-  const groups = pairs.slice(0, RANKED).map(({images, alike}) => ({images, note: alike.toFixed(4)}));
-  list("Possible duplicates", "Pairs of the images shown that differ least, in their features and in their pixels. The number is the similarity of the features; copies have 1.0000.", groups);
+  pairs.sort((a, b) => b.copies - a.copies || a.apart - b.apart);
+  const copies = pairs.filter(pair => pair.copies).length, limit = {images: [], note: copies ? "The pairs below are similar, but no copies." : "There are no copies. These pairs are the most similar ones."};
+  const groups = pairs.slice(0, RANKED).map(({images, apart}) => ({images, note: apart.toFixed(4)}));
+  if (copies < groups.length) groups.splice(copies, 0, limit);
+  list("Possible duplicates", "Pairs of the images shown, copies first. The number tells how much they differ: 1 minus the similarity of their features, times the mean difference of their pixels (0 to 255).", groups);
 }
 
 function outliers() {
   const scores = visible().map(i => [neighbours(i).reduce((sum, _, n) => sum + similarity(i, n), 0) / perImage, i]);
   scores.sort((a, b) => a[0] - b[0]);
-  const groups = scores.slice(0, RANKED).map(([value, i]) => ({images: [i], note: value.toFixed(3)}));
-  list("Outliers", `The ${images(groups.length)} that are least like any other, with the mean similarity to their ${perImage} nearest.`, groups);
+  const groups = scores.slice(0, Math.min(RANKED, Math.ceil(ODD * scores.length))).map(([value, i]) => ({images: [i], note: value.toFixed(3)}));
+  list("Outliers", `Of ${images(scores.length)}, the ${groups.length} that are least like any other, with the mean similarity to their ${perImage} nearest.`, groups);
 }
 
 function save() {
-  const lines = listed.map(group => group.images.map(i => names[i]).join("\t") + "\n");
+  const lines = listed.filter(group => group.images.length).map(group => group.images.map(i => names[i]).join("\t") + "\n");
   make("a", {href: URL.createObjectURL(new Blob(lines, {type: "text/plain"})), download: "images.txt"}).click();
 }
 

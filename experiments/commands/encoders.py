@@ -20,6 +20,7 @@ from experiments.commands.options import (
     Labels,
     NewestEncoder,
     Recheck,
+    absolute,
     check_new_name,
     check_out,
 )
@@ -78,7 +79,7 @@ def embed(  # over 60 lines, because of its signature
     skipped: list[str] | None = [] if most else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):
-        files, notes = list_images(folder, home(), terminal, **options)
+        files, notes = list_images(absolute(folder) or folder, home(), terminal, **options)
         for note in notes:
             terminal.note(note)
         features = embed_files(encoder, files, batch_size, terminal, skipped, most)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from experiments.tracking.store import Store
     from simclr.data.dataset import Dataset
     from simclr.evaluate.subject import Subject
+    from simclr.model import Network
 
 
 def evaluate(  # over 60 lines, because of its signature
@@ -187,6 +188,7 @@ def evaluate(  # over 60 lines, because of its signature
         "on": protocol.on,
         "features": protocol.features,
         "protocol": protocol.version,
+        "dimensions": _dimensions(subject.model),
         "figures": _figures(report.table),
         "warnings": report.warnings,
     }
@@ -246,6 +248,11 @@ def _images(data: Dataset, on: str) -> dict[str, Any]:
     return {"name": data.name, "digest": data.digest, "images": counts or {"pretrain": len(data.parts["pretrain"])}}
 
 
+def _dimensions(model: Network) -> dict[str, int]:
+    """The dimensions of h, and of z if there is a head."""
+    return {"h": model.features, **({"z": model.z_width} if len(model.head) else {})}
+
+
 def _figures(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table of figures, with accuracies in percent."""
     from analysis.tables import as_shown
@@ -280,7 +287,22 @@ def _describe(result: dict[str, Any]) -> str:
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, {scaled}protocol {result['protocol']}"
     )
     header = ["", "trained", "95% interval", *columns, "protocol"]
-    return f"{paragraph(title)}\n{text_table(header, rows)}"
+    return "\n".join([*map(paragraph, [*_explained(result), title]), text_table(header, rows)])
+
+
+def _explained(result: dict[str, Any]) -> list[str]:
+    """What the figures without labels mean, if there are some."""
+    row = next((row for row in result["figures"] if row["metric"] == "contrastive_h_top1"), None)
+    if row is None:
+        return []
+    found, chance, untrained = (f"{row[key]:.2g}" for key in ("trained", "chance", "untrained"))
+    most = " and ".join(f"{count} for {layer}" for layer, count in result["dimensions"].items())
+    return [
+        f"For {found} in 100 images, the encoder finds the other view of the same image (chance {chance}, untrained "
+        f"{untrained}). These figures need no labels. Rows that end in h are about the encoder's output, those in z "
+        f"about the head's, which only training uses. Higher is better, but lower for alignment, uniformity and "
+        f"entropy. An effective rank is at most {most}.",
+    ]
 
 
 def _format_number(row: dict[str, Any], column: str) -> str:

@@ -9,9 +9,9 @@ import typer
 
 from experiments.commands.options import (
     Device,
-    EncoderName,
     ImageSettings,
     Layer,
+    NewestEncoder,
     PageFile,
     Recheck,
     RunBadImage,
@@ -19,11 +19,11 @@ from experiments.commands.options import (
     RunLabels,
 )
 from experiments.commands.output import Json, describe_files, show
-from experiments.commands.terminal import Terminal
+from experiments.commands.terminal import Terminal, find_encoder_or_newest
 
 
 def explore(  # over 60 lines, because of its signature
-    run: EncoderName,
+    run: NewestEncoder = None,
     folder: Annotated[
         str | None,
         typer.Argument(
@@ -61,14 +61,14 @@ def explore(  # over 60 lines, because of its signature
 
     Example: simclr explore shapes-s0 photos --out photos.html
     """
-    from experiments.runs.encoders import find_encoder, open_subject
+    from experiments.runs.encoders import open_subject
     from experiments.runs.explore import explore as write_explorer
     from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
 
     store = Store(home())
-    found = find_encoder(run, store)
+    found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
         subject = open_subject(
             found,

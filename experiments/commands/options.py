@@ -230,8 +230,8 @@ Device = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Weights that the encoder starts from: a run, or a file of torchvision, timm or another program that "
-        "`simclr import` reads.",
+        help="Weights that the encoder starts from: a run, a file of torchvision, timm or another program that "
+        "`simclr import` reads, or a network of torchvision, such as resnet18, whose weights are in torch's cache.",
         show_default="random weights",
         autocompletion=complete.encoders,
     ),

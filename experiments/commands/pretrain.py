@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 
 LOG_LINES = 20  # about a run, where there are no progress bars
+LATE = 0.2  # share of the time left by which a run may exceed its time budget without a word
 LIST = re.compile(r"\[\n(.*?)\]", re.DOTALL)  # a list that TOML has over several lines
 
 
@@ -179,6 +182,7 @@ def _pretrain(
         _follow(asked, dry_run=dry_run)
         return
     store, tags = Store(home()), {}
+    ends = monotonic() + time.hours * 3600 if time is not None else inf
     with Terminal(alone=alone) as terminal:
         if time is not None:
             asked, tags["request"] = choose_config(asked, time, store, resume=resume, again=again, observer=terminal)
@@ -194,13 +198,13 @@ def _pretrain(
     # torchrun starts it again with the same options
     resumes = None if processes.restarts() or (processes.restartable() and not again) else resume
     try:
-        with TrainingTerminal(asked, alone=alone) as terminal:
+        with TrainingTerminal(asked, alone=alone, ends=ends) as terminal:
             record = train(prepared, store, resume=resumes, again=again, tags=tags, observer=terminal)
     except Interrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
     weights_of(record)  # those of a run that was trained before may be gone
-    trained = _trained(record, has_test_labels(prepared.data))
-    show(trained, lambda run: _describe_run(run, record.metrics), as_json=as_json)
+    trained, chance = _trained(record, has_test_labels(prepared.data)), _chance(prepared.config)
+    show(trained, lambda run: _describe_run(run, record.metrics, chance), as_json=as_json)
 
 
 def _follow(asked: Config, *, dry_run: bool) -> None:
@@ -223,17 +227,18 @@ def _follow(asked: Config, *, dry_run: bool) -> None:
 
 
 class TrainingTerminal(Terminal):
-    """Shows the progress of one run, with the epochs and the loss of a network that has learned nothing."""
+    """Shows the progress of one run, with the epochs and the loss of a network that has learned nothing.
 
-    def __init__(self, config: Config, *, alone: bool = True) -> None:
+    `ends` is when its time budget is over. A run that will take longer says so once.
+    """
+
+    def __init__(self, config: Config, *, alone: bool = True, ends: float = inf) -> None:
         from simclr.methods import METHODS
 
         super().__init__(alone=alone)
-        self.config = config
-        method = METHODS[config.method]
-        chance = method.chance(config.method_settings(), config.train.batch_size, config.view_count())
-        self.chance = chance.get("train/loss")
-        self.labels = ", trained on labels" if method.reads_labels else ""
+        self.config, self.ends = config, ends
+        self.chance = _chance(config).get("train/loss")
+        self.labels = ", trained on labels" if METHODS[config.method].reads_labels else ""
 
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
@@ -247,12 +252,27 @@ class TrainingTerminal(Terminal):
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step
         super().metrics(metrics, step)
-        if self.bars is None and LOG_LINES * before // self.steps < LOG_LINES * step // self.steps:
-            self.say(self.status())
+        left = (self.steps - step) * self.config.train.batch_size / self.latest.get("perf/images_per_second", inf)
+        due = LOG_LINES * before // self.steps < LOG_LINES * step // self.steps
+        if self.bars is None and (due or before == 0):
+            self.say(self.status() + (f", {describe_duration(left)} left" if left else ""))
+        if due and before and (late := monotonic() + left - self.ends) > LATE * left:
+            self.ends = inf
+            self.say(
+                f"this machine is slower than when it was measured: training takes {describe_duration(left)} more, "
+                f"which ends {describe_duration(late)} after the time budget"
+            )
 
     def status(self) -> str:
         epochs = self.config.train.epochs
         return f"epoch {self.step / self.steps * epochs:.1f}/{epochs} {describe_metrics(self.latest)}"
+
+
+def _chance(config: Config) -> dict[str, float]:
+    """What a network that has learned nothing reaches while it trains, where that is known."""
+    from simclr.methods import METHODS
+
+    return METHODS[config.method].chance(config.method_settings(), config.train.batch_size, config.view_count())
 
 
 def _trained(record: Record, labelled: bool) -> dict[str, Any]:
@@ -263,14 +283,15 @@ def _trained(record: Record, labelled: bool) -> dict[str, Any]:
     following = (
         [f"simclr eval {run}", "simclr ui"]
         if labelled
-        else [f"simclr eval {run} --no-labels", f"simclr tsne {run} --part pretrain --thumbnails"]
+        else [f"simclr eval {run} --no-labels", f"simclr explore {run}", f"simclr neighbours {run} PHOTO"]
     )
     metrics = {metric: as_shown(metric, value) for metric, value in record.metrics.items()}
     return {"run": record.name, "id": record.id, "metrics": metrics, "next": following}
 
 
-def _describe_run(run: dict[str, Any], metrics: Mapping[str, float]) -> str:
-    return f"done: {run['run']}: {describe_metrics(metrics)}\nnext: {'   or   '.join(run['next'])}"
+def _describe_run(run: dict[str, Any], metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
+    figures = describe_metrics(metrics, chance.get("train/contrastive_top1"))
+    return f"done: {run['run']}: {figures}\nnext: {'   or   '.join(run['next'])}"
 
 
 def _describe_choice(config: Config) -> str:

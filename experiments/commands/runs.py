@@ -154,6 +154,8 @@ def _text(rows: list[dict[str, Any]]) -> str:
                 "their images differ (--json names the protocols)."
             )
         )
+    if any(row["status"] == "KILLED" and row["kind"] == "pretrain" for row in rows):
+        lines.append("To resume a run that was killed, run its command again with --resume.")
     return "\n".join(lines)
 
 

@@ -55,7 +55,6 @@ class Terminal(Observer):
             # The description comes last, because a narrow terminal cuts off the end.
             columns = (BarColumn(bar_width=6), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
             self.bars = Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
-            self.bars.start()
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -139,9 +138,12 @@ class Terminal(Observer):
             return
         if name not in self._tasks:
             self._tasks[name] = self.bars.add_task(text, completed=done, total=total)
+            self.bars.start()
         self.bars.update(self._tasks[name], completed=done, total=total, description=text)
         if done >= total:
             self.bars.remove_task(self._tasks.pop(name))
+            if not self._tasks:
+                self.bars.stop()  # otherwise it draws nothing, ten times a second
 
 
 class Whole:
@@ -183,15 +185,19 @@ def resumable() -> Iterator[None]:
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}: run the same command to resume") from None
 
 
-def describe_metrics(latest: Mapping[str, float]) -> str:
-    """The newest metrics of a run in a few words, the most important first: a narrow terminal cuts off the end."""
+def describe_metrics(latest: Mapping[str, float], chance: float | None = None) -> str:
+    """The newest metrics of a run in a few words, the most important first: a narrow terminal cuts off the end.
+
+    `chance` is the contrastive accuracy of guessing, to be shown beside it.
+    """
     parts = []
     if "train/loss" in latest:
         parts.append(f"loss {latest['train/loss']:.2f}")
     if name := knn_metric(latest):
         parts.append(f"val {knn_label(name)} {latest[name]:.1%}")
     if "train/contrastive_top1" in latest:
-        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}")
+        beside = f" (chance {chance:.1%})" if chance is not None else ""
+        parts.append(f"contrastive top-1 {latest['train/contrastive_top1']:.1%}{beside}")
     if "perf/images_per_second" in latest:
         parts.append(f"{latest['perf/images_per_second']:.0f} img/s")
     return " ".join(parts)

@@ -212,6 +212,7 @@ def resolve_timed(
             raise UserError(
                 f"{budget} sets a time budget, which determines the epochs: leave out --epochs (train.epochs)"
                 + (", or leave out --hours" if "time.hours" in changes else "")
+                + (", or start from --preset cifar10-cpu --dataset folder" if preset == "half-hour" else "")
             )
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})

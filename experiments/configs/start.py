@@ -35,7 +35,10 @@ def with_weights(config: Config) -> Config:
 
 
 def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
-    """The file with this name, or the file `kept` of the run that is called so. Raises UserError with the remedy."""
+    """The file with this name, or the file `kept` of the run that is called so, or else a network of torchvision.
+
+    Raises UserError with the remedy.
+    """
     if os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return Path(name).resolve()
     from experiments.tracking.store import Store, home
@@ -43,4 +46,10 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
     try:
         return Store(home()).find(name).artifact(kept)
     except UserError as error:
+        from torchvision.models import list_models
+
+        from simclr.weights.start import cached_weights
+
+        if setting == "init" and name in list_models():
+            return cached_weights(name)
         raise UserError(f"{setting} = '{name}' is no file, and no finished run with one: {error}. {remedy}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from hashlib import blake2b
 
@@ -23,7 +24,10 @@ from simclr.train.loop import count_steps, timed_steps
 from simclr.weights.checkpoint import checkpoints
 
 TRAINING_SHARE = 0.9  # share of the time for training steps. The rest: kNN, checkpoints, variation of the speed
-MAX_SPEEDUP = 30  # a GPU may reach this many times as many FLOP/s on a large network as on a small one
+MEASURING_SHARE = 0.1  # share of the time for measuring the speed. Choices that it doesn't suffice for are skipped
+MEASURED_IMAGES = 32  # in a measured step on a CPU, where the time per image hardly depends on the batch
+MEASURING = "measuring the speed"
+MAX_SPEEDUP = {"cpu": 8, "cuda": 30}  # a large network may reach so many times as many FLOP/s as a small one
 
 
 def choose_config(
@@ -39,16 +43,13 @@ def choose_config(
 
     Takes the first choice whose epochs fit into the time that is left after its images are decoded, or else the last
     choice, and trains it for as many epochs as fit. Skips choices with images larger than the files, with a batch
-    larger than the data set, and those that don't fit into memory.
+    larger than the data set, those that don't fit into memory, and those that there is no time to measure.
 
-    A run of the same request that has finished or has a checkpoint keeps its config. With `resume` only one with a
-    checkpoint counts, with `again` none does. Raises UserError if not even one epoch fits.
+    A run of the same request that has finished or has a checkpoint keeps its config. With `resume` only unfinished ones
+    count, the newest with a checkpoint or else the newest, with `again` none does. Raises UserError if not even one
+    epoch fits, and with `resume` if no run is unfinished.
     """
-    start, seconds = time.monotonic(), asked.hours * 3600 * TRAINING_SHARE
-
-    def seconds_left() -> float:
-        return seconds - (time.monotonic() - start)
-
+    start = time.monotonic()
     source = source_of(config.data, store.folder, observer)
     machine = devices.describe(devices.resolve(config.device)), config.memory
     stated = config.key(config.train.precision)  # as in earlier versions, whose runs are thus found
@@ -56,35 +57,64 @@ def choose_config(
     request = blake2b(text.encode(), digest_size=8).hexdigest()
     if (earlier := _earlier_choice(config, asked, store, request, resume=resume, again=again)) is not None:
         return earlier, request
+    if resume:
+        raise UserError("no run of the same options, images and machine is unfinished: leave out --resume to start one")
+
+    observer.say(f"measuring how fast this machine trains, to choose what fits into {asked.hours:g} hours")
+    try:
+        return _choose(config, asked, store, _largest_side(config, asked, source), start, observer), request
+    finally:
+        observer.progress(MEASURING, 1, 1)
+
+
+def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start: float, observer: Observer) -> Config:
+    """The choice to train, with images of up to `largest` px. Its time began at `start`."""
+    seconds, measured = asked.hours * 3600 * TRAINING_SHARE, 0.0
+
+    def seconds_left() -> float:
+        return seconds - (time.monotonic() - start)
+
+    def measure(config: Config) -> float:
+        nonlocal measured
+        before = time.monotonic()
+        try:
+            return seconds_per_image(config, seconds * MEASURING_SHARE - measured)
+        finally:
+            measured += time.monotonic() - before
 
     *preferred, last = asked.choices
     fallback = _apply(config, last)
     images = len(open_dataset(fallback.data, store.folder, observer).parts["pretrain"])
-    largest = _largest_side(config, asked, source)
-    fallback_speed = seconds_per_image(fallback)
+    observer.progress(MEASURING, 0, len(asked.choices))
+    fallback_speed = measure(fallback)
     flop_per_second = memory.flops(fallback, 0) / fallback_speed
-    for choice in preferred:
+    speedup = MAX_SPEEDUP.get(devices.resolve(config.device).type, max(MAX_SPEEDUP.values()))
+    for number, choice in enumerate(preferred, 1):
+        observer.progress(MEASURING, number, len(asked.choices))
         candidate, left = _apply(config, choice), seconds_left()
+        if measured >= seconds * MEASURING_SHARE:
+            break
         if stored_side(candidate.data) > largest or candidate.train.batch_size > images:
             continue
-        if memory.flops(candidate, 0) / (MAX_SPEEDUP * flop_per_second) * images * choice.epochs > left:
+        if memory.flops(candidate, 0) / (speedup * flop_per_second) * images * choice.epochs > left:
             continue  # too slow even at the highest speed, so it isn't measured
         try:
-            speed = seconds_per_image(candidate)
+            speed = measure(candidate)
         except (UserError, BadSettings):  # it doesn't fit into memory
             continue
         if speed * images * choice.epochs > left:
             continue
         epoch = _epoch_seconds(candidate, speed, store, observer)
         if (epochs := int(seconds_left() / epoch)) >= choice.epochs:
-            return _apply(config, choice, epochs), request
+            return _apply(config, choice, epochs)
     epoch = _epoch_seconds(fallback, fallback_speed, store, observer)
     if (epochs := int(seconds_left() / epoch)) >= 1:
-        return _apply(config, last, epochs), request
+        return _apply(config, last, epochs)
+    spent = time.monotonic() - start
+    least = math.ceil((spent + 2 * epoch) / TRAINING_SHARE / 36) / 100
     raise UserError(
         f"{asked.hours:g} hours are too short for {config.name}: an epoch takes {epoch:.0f} s here, and decoding and "
-        f"measuring took {time.monotonic() - start:.0f} s. Allow more time (--hours) or use fewer images "
-        f"(--set data.limit=...)"
+        f"measuring took {spent:.0f} s. Allow --hours {least:g} or more, or use fewer images (--set data.limit=...)"
     )
 
 
@@ -98,8 +128,12 @@ def _earlier_choice(
     """The config of the newest run of the same request that the user wants to keep or to resume."""
     if again and not resume:
         return None
-    for record in store.records(kind="pretrain", request=request):
-        if resume if record.finished else not checkpoints(record.folder):
+    records = store.records(kind="pretrain", request=request)
+    if resume:
+        unfinished = [record for record in records if not record.finished]
+        records = sorted(unfinished, key=lambda record: not checkpoints(record.folder))
+    for record in records:
+        if not resume and not record.finished and not checkpoints(record.folder):
             continue
         for choice in asked.choices:
             chosen = _apply(config, choice, int(record.params["train.epochs"]))
@@ -121,13 +155,20 @@ def _epoch_seconds(config: Config, speed: float, store: Store, observer: Observe
     return speed * steps.per_epoch * config.train.batch_size
 
 
-def seconds_per_image(config: Config) -> float:
-    """How long training takes per image, measured on a few steps with blank images.
+def seconds_per_image(config: Config, seconds: float = math.inf) -> float:
+    """How long training takes per image, measured on a few steps with blank images, up to the end of one that takes
+    more than `seconds` with those before it.
 
     Raises UserError if the network can't process the images or is predicted not to fit into memory, and BadSettings if
     it runs out of memory.
     """
-    device, batch, side = devices.resolve(config.device), config.train.batch_size, stored_side(config.data)
+    device = devices.resolve(config.device)
+    check_images(config)
+    config, _ = budget.fit_to_device(config, 0, device)
+    if device.type == "cpu":
+        most = min(config.train.batch_size, MEASURED_IMAGES)
+        config = changed(config, {"train.batch_size": most, "train.micro_batch": "auto"})
+    batch, side = config.train.batch_size, stored_side(config.data)
     blank = Dataset(
         name="blank",
         images=np.zeros((batch, 3, side, side), np.uint8),
@@ -138,8 +179,6 @@ def seconds_per_image(config: Config) -> float:
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
-    check_images(config)
-    config, _ = budget.fit_to_device(config, 0, device)
     threads = config.threads if isinstance(config.threads, int) else torch.get_num_threads()
     with devices.memory_errors("use a smaller batch or network"), devices.threads(threads):
-        return timed_steps(config, blank, device) / batch
+        return timed_steps(config, blank, device, seconds=seconds) / batch

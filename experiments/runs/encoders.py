@@ -124,8 +124,9 @@ def open_subject(
     `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
     with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
     the images of `transfer`, such as data.label_column=species. Raises UserError if the images differ from those
-    that the encoder was trained on, and if those of `transfer` are the ones that it was trained on, unless it may have
-    `seen` them, since nothing is measured on them.
+    that the encoder was trained on and have labels (without labels, nothing is measured on test images), and if those
+    of `transfer` are the ones that it was trained on, unless it may have `seen` them, since nothing is measured on
+    them.
     """
     if changes and transfer is None:
         raise UserError(f"{changes[0]} is for other images than the run's own, which keep their settings: leave it out")
@@ -144,9 +145,16 @@ def open_subject(
     places = {"data.dir": data_dir, "data.labels": labels}
     given = {name: str(path) for name, path in places.items() if path is not None} | dict(map(parse_setting, changes))
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
+    if transfer is None and settings.dataset == "folder" and settings.dir is not None and not _is_there(settings.dir):
+        raise UserError(f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW")
     data = open_dataset(settings, store.folder, observer)
     if transfer is None and found.digest not in (data.identity, UNKNOWN_DATA):
-        raise _other_data(data, found.digest)
+        if data.classes:
+            raise _other_data(data, found.digest)
+        observer.note(
+            f"the images of '{data.name}' have changed since this encoder was trained on them: what follows is about "
+            f"those of today"
+        )
     own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
     if transfer is not None and not seen and (own or data.digest == digest_of(found.digest)):
         raise UserError(
@@ -169,6 +177,11 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
         f"the images of '{data.name}' differ from those that this encoder was trained on {digests}, so it may have "
         f"seen some of the test images: restore the folder to what it was"
     )
+
+
+def _is_there(place: Path) -> bool:
+    """Whether images are still at a place: a path, a name on a hub, or shards like a-{000..009}.tar."""
+    return str(place).startswith("hf:") or "{" in str(place) or place.exists()
 
 
 def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:

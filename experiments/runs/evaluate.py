@@ -40,6 +40,7 @@ FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPO
 # The interval and the baselines of a figure. `start` is the network before training, if it started from weights.
 REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
 LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
+FEW = 50  # test images below which a figure that has no interval over them is in doubt
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
 
@@ -80,6 +81,11 @@ def evaluate_encoder(
             rows += figures
     table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
     warnings, run_id = _warnings(table), found.run_id
+    if "few-shot" in names and (count := len(subject.labels("test"))) < FEW:
+        warnings.append(
+            f"the intervals of few-shot accuracies are over draws of the labelled images. With only {count} test "
+            f"images, the accuracy on other images may differ by much more"
+        )
     if store.writable:
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
@@ -142,10 +148,9 @@ def _warnings(table: pd.DataFrame) -> list[str]:
     """A warning about accuracies that the images can't tell from the untrained network's."""
     accuracies = table[table["chance"].notna()]
     doubtful = accuracies[accuracies["low"] <= accuracies["untrained"]]
-    listed = ", ".join(
-        f"{row.metric} ({row.trained:.2%}, untrained {row.untrained:.2%})" for row in doubtful.itertuples()
-    )
-    return [f"no clear gain: the 95 % interval does not lie above the untrained network for {listed}"] if listed else []
+    if not (listed := ", ".join(doubtful["metric"])):
+        return []
+    return [f"no clear gain over the untrained network in {listed}: train for longer, or on more images"]
 
 
 def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features: str = "raw") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from simclr.randomness import permutation
 
 NEIGHBOURS = 20  # images that are listed as the nearest of each, and that vote on its class
 AT_ONCE = 2048  # images that are embedded between two reports of progress
+MOST_FOLDERS = 200  # that can be a colour
 CLUSTERS = 10  # where there are no classes
 SLOW = 5000  # images from which on the map takes more than some seconds
 PERPLEXITY = 30  # of the map, and less where there are fewer than 90 images
@@ -80,6 +82,8 @@ def explore(
         *(_recorded(found, subject, store, layout.rows) if own else ()),
         Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
     ]
+    if not data.classes:
+        columns.insert(0, columns.pop())  # what the page shows first
     run = found.config.run_name()
     place = Path(transfer or found.config.data.dir or data.name).resolve().name
     notes = [
@@ -145,7 +149,10 @@ def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
     labels, count = data.labels[layout.rows], layout.near.shape[1]
     if data.classes:
         yield Column("class", data.classes, labels)
-    if own:
+    else:
+        names = data.files().names
+        yield from _folders([names[row] for row in layout.rows.tolist()])
+    if own and any(len(data.parts[part]) for part in ("train", "val", "test")):
         splits = np.full(len(data.labels), -1)
         for code, part in enumerate(SPLITS):
             splits[data.parts[part]] = code
@@ -155,6 +162,15 @@ def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
         yield from _errors(
             f"{count} nearest", data, labels, _vote(data, labels[layout.near], layout.similarities), about
         )
+
+
+def _folders(names: list[str]) -> Iterator[Column]:
+    """The folders of images, if there are several, below the one that all are in."""
+    folders = [str(Path(name).parent) for name in names]
+    kinds = sorted(set(folders))
+    if 1 < len(kinds) <= MOST_FOLDERS:
+        root = os.path.commonpath(kinds)
+        yield Column("folder", [os.path.relpath(kind, root) for kind in kinds], np.searchsorted(kinds, folders))
 
 
 def _vote(data: Dataset, labels: Array, similarities: NDArray[np.float32]) -> Array:

@@ -113,7 +113,7 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
         if not others:
             raise UserError(f"there is no image to compare {query} with: search more images, with --among")
         similar = [Similar(bank.files.names[row], value, bank.classes[row]) for row, value in others[:count]]
-        found.append(Found(str(query), similar))
+        found.append(Found(str(query.absolute()), similar))
     return found
 
 

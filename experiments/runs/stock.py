@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torchvision.models import get_model_weights, list_models
-
 from simclr.build import build_model
 from simclr.config import make
-from simclr.errors import UserError, printable, unknown
+from simclr.errors import UserError, printable
 from simclr.evaluate.subject import Subject
-from simclr.model import RESNETS, backbones
+from simclr.model import RESNETS
 from simclr.settings import merge
 from simclr.weights.checkpoint import is_own
 from simclr.weights.foreign import import_encoder
-from simclr.weights.start import ARCHITECTURE, Start
+from simclr.weights.start import ARCHITECTURE, Start, cached_weights
 
 
 class Stock(NamedTuple):
@@ -38,7 +35,7 @@ def stock_encoder(name: str, subject: Subject) -> Stock:
     path = Path(name)
     backbone = None
     if not path.is_file():
-        path, backbone = _cached(name), None if name in RESNETS else name
+        path, backbone = cached_weights(name), None if name in RESNETS else name
     if is_own(path):
         raise UserError(f"{path} was written by this suite: evaluate it by itself with `simclr eval {path}`")
     try:
@@ -52,19 +49,3 @@ def stock_encoder(name: str, subject: Subject) -> Stock:
     start = Start(printable(path.name), {key: found.model[key] for key in ARCHITECTURE}, [], found.weights)
     network = build_model(config, subject.data, subject.device)
     return Stock(start, replace(subject, config=config, model=network))
-
-
-def _cached(name: str) -> Path:
-    """The weights of one of torchvision's networks in torch's cache, the recommended ones if there are several."""
-    if name not in list_models() or name not in backbones():
-        raise unknown("file or network of torchvision", name, [each for each in backbones() if each in list_models()])
-    kinds = get_model_weights(name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    files = [folder / Path(each.url).name for each in (kinds.DEFAULT, *kinds)]
-    for path in files:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"the weights of {name} are not in {folder}, and nothing is downloaded without asking: download "
-        f"{kinds.DEFAULT.url} into that folder, or give --stock a file"
-    )

@@ -51,9 +51,9 @@ def train(
     """Pre-train a config and record the run.
 
     A finished run of the same config and data is returned as it is, unless `again` is set. `resume` continues the
-    newest unfinished run that has a checkpoint (None: if there is one). A new run gets `tags` and belongs to `parent`.
-    While another process trains the config, this waits. Raises UserError if a run could be resumed and neither `resume`
-    nor `again` is set.
+    newest unfinished run that has a checkpoint, and starts over if none has (None: if there is one). A new run gets
+    `tags` and belongs to `parent`. While another process trains the config, this waits. Raises UserError if a run could
+    be resumed and neither `resume` nor `again` is set, and with `resume` if none is unfinished.
     """
     config, identity = prepared.config, prepared.data.identity
     with claim_config(store, config.key(), identity, observer=observer):
@@ -67,7 +67,9 @@ def train(
             return finished
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
-            raise _nothing_to_resume(config, identity, store)
+            if not (started := [record for record in earlier if not record.finished]):
+                raise _nothing_to_resume(config, identity, store)
+            observer.say(f"run {started[0].name} ({started[0].short_id}) has no checkpoint yet: it starts over")
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
         check_space(config, prepared.data, store.folder)

@@ -69,7 +69,7 @@ def describe(found: Measured) -> str:
     parts = {
         "of one colour": found.one_colour,
         f"with at most {LEVELS} of 256 values": found.few_levels,
-        "identical to another one": found.repeated,
+        "identical to another one (`simclr explore` shows them)": found.repeated,
     }
     counted = [f"{count:,} {what}" for what, count in parts.items() if count]
     return f"of {found.images:,} images, {', '.join(counted)}" if counted else ""

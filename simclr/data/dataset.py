@@ -364,8 +364,10 @@ def _describe(source: Source, store: ImageStore, parts: dict[str, Array]) -> str
     used = ", ".join(f"{len(parts[part]):,} {name}" for part, name in sizes.items() if len(parts[part]))
     more = len(parts["pretrain"]) - len(parts["train"])
     unlabelled = f"{more:,} to pre-train on" if not names else f"{more:,} without labels" if more else ""
-    count = f"{len(store.labels):,} image{'s' * (len(store.labels) != 1)}"
-    return f"{count}, {classes}; {', '.join(filter(None, [used, unlabelled]))}"
+    count = f"{len(store.labels):,} image{'s' * (len(store.labels) != 1)}, {classes}"
+    if not names and more == len(store.labels):
+        return count
+    return f"{count}; {', '.join(filter(None, [used, unlabelled]))}"
 
 
 # The (mean, std) of each channel that images in [0, 1] are shifted and scaled by.

@@ -114,8 +114,8 @@ def format_of(path: Path) -> str:
     if "{" in path.name and suffix in TARS and not path.exists():
         return "archive"
     if not path.is_file():
-        what = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise UserError(f"there is no folder {path}: it {what}. Expected images in --data-dir (data.dir)")
+        what = f"{path} is neither a file nor a folder" if path.exists() else f"there is no folder {path}"
+        raise UserError(f"{what}: expected images in --data-dir (data.dir)")
     with path.open("rb") as file:
         about = describe(file.read(1000))
     may_hold_images = about in OF_DATA_SETS
@@ -124,8 +124,8 @@ def format_of(path: Path) -> str:
     if may_hold_images and not _suffix(path, OTHERS) and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
         return "archive"  # a download may have any name
     if _is_image(path):
-        about = "is a single image: give the folder that it is in"
-    elif may_hold_images:
+        raise UserError(f"{path} is a single image: give the folder that it is in")
+    if may_hold_images:
         about = OTHERS.get(_suffix(path, OTHERS), "is a file of an unknown kind: give a folder of images")
     forms = ", ".join(each.about for each in FORMATS.values())
     raise UserError(f"{path} is a file, not a folder: it {about}. Or give one of: {forms}")

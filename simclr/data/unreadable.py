@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ class Kind(NamedTuple):
 
 
 _HEIC = "a HEIC photo: pip install 'simclr-suite[heic]', or save it as JPEG"
+_DAMAGED_HEIC = "a HEIC photo that can't be read: it may be damaged"
 _VIDEO = "a video: save its frames as images first (ffmpeg -i VIDEO FOLDER/%06d.png)"
 _RAW = "a camera's raw file: develop it to JPEG or 16-bit TIFF first"
 _ARCHIVE = "an archive: unpack it, or give it as the data set by itself"
@@ -108,7 +110,7 @@ def describe(data: bytes) -> str:
         return "is empty"
     for kind in KINDS:
         if data.startswith(kind.signature, kind.offset):
-            return f"is {kind.about}"
+            return f"is {_DAMAGED_HEIC if kind.about == _HEIC and find_spec('pillow_heif') else kind.about}"
     head = data[:1000].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if head.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:5000].lower():
         return "is an SVG drawing: save it as PNG first (rsvg-convert -w 512 FILE)"

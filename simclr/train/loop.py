@@ -142,6 +142,7 @@ def pretrain(
     training = start_training(config, data, device, resume=resume)
     if resume:
         training.load(processes.first_says(lambda: checkpoint.latest(folder)))
+        observer.say(f"resuming {config.run_name()} from step {training.step} of {steps.total}")
     meter, saved_at = Meter(training, observer), time.perf_counter()
     log_every = max(1, steps.per_epoch // 10)
     batches = load_batches(config, data, device, images_on_device, training.step)
@@ -230,11 +231,23 @@ def count_flops(config: Config, data: Dataset, device: torch.device) -> int:
 
 
 def timed_steps(
-    config: Config, data: Dataset, device: torch.device, *, images_on_device: bool = False, steps: int = 3
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    *,
+    images_on_device: bool = False,
+    steps: int = 3,
+    seconds: float = math.inf,
 ) -> float:
-    """Seconds of a training step: the median of `steps`, after one to warm up. Saves and logs nothing."""
+    """Seconds of a training step: the median of `steps`, after one to warm up. Saves and logs nothing.
+
+    Ends after the step by which more than `seconds` are over, which may be the one to warm up.
+    """
     timed = step_timer(config, data, device, images_on_device=images_on_device)
-    return median([timed() for _ in range(steps + 1)][1:])
+    times = [timed()]
+    while len(times) <= steps and sum(times) <= seconds:
+        times.append(timed())
+    return median(times[1:] or times)
 
 
 def step_timer(

@@ -1,7 +1,8 @@
-"""Write features of image files to a Parquet or npz file, and read them from Parquet."""
+"""Write features of image files to a Parquet, npz or CSV file, and read them from Parquet."""
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -62,12 +63,28 @@ def _write_npz(path: Path, batches: Batches, encoder: str) -> None:
             np.savez(file, files=np.array(names), features=rows, encoder=np.array(encoder))
 
 
+def _write_csv(path: Path, batches: Batches, encoder: str) -> None:  # noqa: ARG001 (it has no place for it)
+    """Columns `file`, `0`, `1`, ..., one for each feature."""
+    first = next(batches, None)
+    if first is None:
+        raise _no_images()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", *range(first[1].shape[1])])
+        for files, features in chain([first], batches):
+            writer.writerows([name, *row] for name, row in zip(files, features.astype(str).tolist(), strict=True))
+
+
 def _no_images() -> UserError:
     return UserError("none of the files can be read as an image: give at least one that can")
 
 
 # By suffix of the file.
-WRITERS: dict[str, Callable[[Path, Batches, str], None]] = {".parquet": _write_parquet, ".npz": _write_npz}
+WRITERS: dict[str, Callable[[Path, Batches, str], None]] = {
+    ".parquet": _write_parquet,
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+}
 
 
 def write_features(path: Path, batches: Batches, encoder: str) -> None:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights, list_models
 
 from simclr.config import Config
 from simclr.data.dataset import stored_side
-from simclr.errors import UnusableWeights, UserError
-from simclr.model import RESNETS
+from simclr.errors import UnusableWeights, UserError, unknown
+from simclr.model import RESNETS, backbones
 from simclr.weights.checkpoint import fill, load_weights
 from simclr.weights.foreign import import_encoder
 
@@ -121,3 +122,19 @@ def load_start(encoder: nn.Module, config: Config) -> None:
             fill(encoder, start.weights)
         except UserError as error:
             raise UserError(f"can't start from init = '{config.init}': {error}") from None
+
+
+def cached_weights(name: str) -> Path:
+    """The weights of one of torchvision's networks in torch's cache, the recommended ones if there are several."""
+    if name not in list_models() or name not in backbones():
+        raise unknown("file or network of torchvision", name, [each for each in backbones() if each in list_models()])
+    kinds = get_model_weights(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    files = [folder / Path(each.url).name for each in (kinds.DEFAULT, *kinds)]
+    for path in files:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"the weights of {name} are not in {folder}, and nothing is downloaded without asking: download "
+        f"{kinds.DEFAULT.url} into that folder, or name a file"
+    )

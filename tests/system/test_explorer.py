@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -206,7 +207,7 @@ def test_duplicates_and_outliers_are_ranked(page: Page) -> None:
     page.click("#duplicates")
     pairs = [sorted(NAMES.index(name) for name in pair.split("\t")) for pair in saved(page)]
     assert pairs[0] == [7, 100]
-    expect(page.locator("#list .image span").first).to_have_text("1.0000")
+    expect(page.locator("#list .image span").first).to_have_text("0.0000")
     listed = {tuple(sorted((row, int(other)))) for row in range(COUNT) for other in NEAR[row]}
     assert {tuple(pair) for pair in pairs} <= listed
     assert len({tuple(pair) for pair in pairs}) == len(pairs) == 600
@@ -216,7 +217,7 @@ def test_duplicates_and_outliers_are_ranked(page: Page) -> None:
     page.click("#outliers")
     score = np.take_along_axis(COSINE, NEAR, 1).mean(1)
     found = [score[NAMES.index(name)] for name in saved(page)]
-    np.testing.assert_allclose(found, np.sort(score), atol=1e-4)
+    np.testing.assert_allclose(found, np.sort(score)[: ceil(COUNT / 20)], atol=1e-4)
 
 
 def test_the_map_is_used_with_the_keys_alone(page: Page) -> None:

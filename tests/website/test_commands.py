@@ -119,7 +119,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(folder / name)
     Image.open(folder / "photos/cat/0.jpg").save(folder / "one.jpg")
-    torch.save(torchvision.models.resnet18().state_dict(), folder / "theirs.ckpt")
+    for name in ("theirs.ckpt", "resnet18-f37072fd.pth"):
+        torch.save(torchvision.models.resnet18().state_dict(), folder / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMCLR_HOME", str(folder / "home"))
         patch.chdir(folder)

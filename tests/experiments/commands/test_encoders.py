@@ -114,11 +114,14 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "no folder": (["embed", "tiny-s0", "nowhere"], "there is no folder nowhere"),
+    "no folder": (["embed", "tiny-s0", "nowhere"], "there is no folder "),
     "a folder in a file": (["embed", "tiny-s0", ".", "--out", "tiny.toml/f.npz"], "tiny.toml is a file, not a folder"),
     "an export in a file": (["export", "tiny-s0", "--out", "tiny.toml/e"], "tiny.toml is a file, not a folder"),
     "import format": (["import", "nothing.pth", "--format", "tf"], "unknown format 'tf': choose from auto, "),
-    "suffix": (["embed", "tiny-s0", "IMAGES/two", "--out", "f.csv"], "expected a name ending in .parquet or .npz"),
+    "suffix": (
+        ["embed", "tiny-s0", "IMAGES/two", "--out", "f.txt"],
+        "expected a name ending in .parquet or .npz or .csv",
+    ),
     "export format": (["export", "tiny-s0", "--format", "tf"], "unknown export format 'tf'"),
     "cannot hold it": (["export", "tiny-s0", "--format", "torchvision"], "choose from"),
     "no file": (["import", "nothing.pth"], "nothing.pth"),

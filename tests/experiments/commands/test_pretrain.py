@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from typer.testing import Result
@@ -143,8 +144,9 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8]
     done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "flat", *small, "--name", "unlabelled")
     assert done.exit_code == 0, done.output
-    first, second = ("simclr eval unlabelled-s0 --no-labels", "simclr tsne unlabelled-s0 --part pretrain --thumbnails")
-    assert done.stdout.splitlines()[-1] == f"next: {first}   or   {second}"
+    following = ("eval unlabelled-s0 --no-labels", "explore unlabelled-s0", "neighbours unlabelled-s0 PHOTO")
+    assert done.stdout.splitlines()[-1] == "next: " + "   or   ".join(f"simclr {each}" for each in following)
+    assert " (chance 6.7%)" in done.stdout
     done = run("eval", "--no-labels")
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("the newest run: unlabelled-s0 (")
@@ -161,6 +163,19 @@ def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert 10 < len(lines) < 20
     assert lines[-1] == "epoch 100.0/100 loss 3.00 val kNN 50.0%"
+
+
+def test_a_run_that_will_exceed_its_time_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = TrainingTerminal(tiny(train={"epochs": 10, "batch_size": 10}), ends=monotonic() + 100)
+    terminal.began("a-run", 1000)
+    for step in range(0, 1000, 10):  # 1 s per step
+        terminal.metrics({"train/loss": 3.0, "perf/images_per_second": 10.0}, step + 10)
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert lines[0] == "epoch 0.1/10 loss 3.00 10 img/s, about 16 min left"
+    assert [line for line in lines if "slower" in line] == [
+        "this machine is slower than when it was measured: training takes about 16 min more, which ends about 14 min "
+        "after the time budget"
+    ]
 
 
 def test_a_bar_fits_a_terminal_of_80_columns_except_for_the_speed() -> None:

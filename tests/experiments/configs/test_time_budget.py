@@ -55,7 +55,7 @@ def speed(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Sets the measured speed, by default that in SPEED."""
 
     def patch(seconds_per_image: Callable[[Config], float]) -> None:
-        monkeypatch.setattr(time_budget, "seconds_per_image", seconds_per_image)
+        monkeypatch.setattr(time_budget, "seconds_per_image", lambda config, seconds: seconds_per_image(config))
 
     patch(lambda config: SPEED[config.model.width])
     return patch
@@ -78,17 +78,17 @@ def test_the_first_choice_whose_epochs_fit_is_taken(store: Store, seconds: float
 def test_time_for_decoding_and_measuring_is_subtracted(
     store: Store, clock: SimpleNamespace, speed: Callable[[Callable[[Config], float]], None]
 ) -> None:
-    """31 s are enough for ten epochs of the middle choice (25 s), but not after two measurements of 10 s each."""
+    """26 s are enough for ten epochs of the middle choice (25 s), but not after two measurements of 1 s each."""
 
     def measure(config: Config) -> float:
-        clock.now += 10
+        clock.now += 1
         return SPEED[config.model.width]
 
     speed(measure)
-    chosen, _ = choose_config(tiny(), budget_of(31.0), store)
+    chosen, _ = choose_config(tiny(), budget_of(26.0), store)
     assert chosen.model.width == 0.125
     images = prepare(chosen, store.folder).steps.per_epoch * chosen.train.batch_size
-    assert chosen.train.epochs == int(11 / (images * 1e-3))
+    assert chosen.train.epochs == int(24 / (images * 1e-3))
 
 
 @pytest.mark.usefixtures("speed")
@@ -102,8 +102,26 @@ def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
 
 @pytest.mark.usefixtures("speed")
 def test_a_budget_too_short_for_one_epoch_is_refused(store: Store) -> None:
-    with pytest.raises(UserError, match=r"too short for tiny: an epoch takes 1 s here, .* Allow more time .--hours"):
+    with pytest.raises(UserError, match=r"too short for tiny: an epoch takes 1 s here, .* Allow --hours 0.01 or more"):
         choose_config(tiny(), budget_of(0.9), store)
+    choose_config(tiny(), TimeBudget(hours=0.01, choices=budget_of(1, SMALL).choices), store)
+
+
+def test_measuring_takes_a_tenth_of_the_time(
+    store: Store, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each choice may be measured for as long as is left. When nothing is left, the last choice is trained."""
+    allowed: list[float] = []
+
+    def measure(config: Config, seconds: float) -> float:
+        allowed.append(seconds)
+        clock.now += 6
+        return SPEED[config.model.width]
+
+    monkeypatch.setattr(time_budget, "seconds_per_image", measure)
+    chosen, _ = choose_config(tiny(), budget_of(100.0, MIDDLE | {"epochs": 40}, MIDDLE, SMALL), store)
+    assert allowed == pytest.approx([10, 4])
+    assert chosen.model.width == 0.125
 
 
 @pytest.mark.parametrize("error", [UserError, BadSettings], ids=["predicted", "out of memory"])
@@ -171,9 +189,11 @@ def test_a_run_of_the_same_request_keeps_its_config(
     expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=unrelated)})
     if status == "FINISHED":
         assert choose() == expected
-        assert choose(resume=True).model.width == 0.125
+        with pytest.raises(UserError, match="is unfinished: leave out --resume to start one"):
+            choose(resume=True)
     else:
-        assert choose().model.width == choose(resume=True).model.width == 0.125  # it has no checkpoint
+        assert choose().model.width == 0.125  # it has no checkpoint
+        assert choose(resume=True) == expected  # and starts over
         folder = store.run_folder(tracker.run_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "step-00000001.pt").touch()

@@ -142,8 +142,7 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     data = open_dataset(config.data, home)
     subject = Subject(build_model(config, data, torch.device("cpu")), config, data, make_protocol([], layer="h"))
     assert write(subject, store, tmp_path / "e.html", transfer=str(photos)) == "23 images"
-    assert list(page.columns) == ["split", "cluster"]  # the folder is the encoder's own
-    assert set(page.values("split")) == {"no label"}
+    assert list(page.columns) == ["cluster"]  # no image is in a split or in a folder of its own
     assert sorted(page.names) == sorted(str(path).replace("\n", "\\n") for path in photos.iterdir())
     assert page.thumbnails.shape == (23, 96, 96, 3)
     for name, picture in zip(page.names, page.thumbnails, strict=True):
@@ -156,6 +155,12 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     other = subject.__class__(**(vars(subject) | {"data": data.__class__(**(vars(data) | {"digest": "other"}))}))
     explore(found_of(subject), other, store, tmp_path / "e.html", transfer="x", images=99, clusters=2, seed=0)
     assert list(page.columns) == ["cluster"]
+
+
+def test_subfolders_of_images_without_classes_are_a_colour() -> None:
+    (column,) = module._folders(["/p/2024/a.jpg", "/p/2023/c.jpg", "/p/2023/sea/b.jpg", "/p/2024/d.jpg"])
+    assert [column.categories[code] for code in column.codes] == ["2024", "2023", "2023/sea", "2024"]
+    assert list(module._folders(["/p/a.jpg", "/p/b.jpg"])) == []
 
 
 def test_too_few_images_and_collapsed_encoders_have_no_map(digits: Dataset, store: Store, tmp_path: Path) -> None:

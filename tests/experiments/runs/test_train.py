@@ -31,6 +31,7 @@ class Watch(Observer):
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.told: list[tuple[str, str]] = []
+        self.said: list[str] = []
         self.stop_after, self.asked = stop_after, 0
 
     def began(self, run_id: str, steps: int) -> None:
@@ -38,6 +39,9 @@ class Watch(Observer):
 
     def reused(self, run_id: str) -> None:
         self.told.append(("reused", run_id))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def stop(self) -> bool:
         self.asked += 1
@@ -114,6 +118,17 @@ def test_again_leaves_an_unfinished_run_as_it_is(prepared: Prepared, store: Stor
 def test_resume_without_an_unfinished_run_is_an_error(prepared: Prepared, store: Store) -> None:
     with pytest.raises(UserError, match="no unfinished run of this config has a checkpoint: leave out --resume"):
         train(prepared, store, resume=True)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(prepared: Prepared, store: Store) -> None:
+    with pytest.raises(Interrupted):
+        train(prepared, store, observer=Watch(stop_after=1))
+    (stopped,) = store.records()
+    for checkpoint in checkpoints(stopped.folder):
+        checkpoint.unlink()
+    watch = Watch()
+    assert train(prepared, store, resume=True, observer=watch).id != stopped.id
+    assert watch.said == [f"run {stopped.name} ({stopped.short_id}) has no checkpoint yet: it starts over"]
 
 
 def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, store: Store) -> None:

@@ -18,7 +18,7 @@ LABELLED = "12 images, 2 classes from folder names: cat, dog; 10 train, 1 valida
 # Name: what is in the folder (see `make`), settings of [data], and what is said.
 LAYOUTS = {
     "one folder for each class": (TWO, {}, LABELLED),
-    "images alone": ("*12", {}, "12 images, without labels; 12 to pre-train on"),
+    "images alone": ("*12", {}, "12 images, without labels"),
     "one folder of images": ("all*12", {}, "12 images, 1 class from folder names: all; 12 train"),
     "train and test": ("train/cat*4 train/dog*4 test/cat*2 test/dog*2", {}, "7 train, 1 validation, 4 test"),
     "Train, Valid, Test": (
@@ -55,7 +55,7 @@ LAYOUTS = {
     "texts beside images": (f"{TWO} cat/README.txt cat/0.xml labels.json", {}, "1 .json, 1 .txt, 1 .xml"),
     "sidecar files": (f"{TWO} cat/0.png.json cat/1.xmp dog/2.aae", {}, "1 .aae, 1 .json, 1 .xmp"),
     "names without a suffix": ("cat*5 cat/picture= dog*6", {}, LABELLED),
-    "images and masks": ("images*6 masks*6", {}, "6 images, without labels; 6 to pre-train on"),
+    "images and masks": ("images*6 masks*6", {}, "6 images, without labels"),
     "images and masks of each split": (
         "train/images*6 train/masks*6 val/images*2 val/masks*2",
         {},
@@ -90,7 +90,7 @@ LAYOUTS = {
         {},
         "16 images, 2 classes from folder names: bolt, nut; 11 train, 1 validation, 4 test",
     ),
-    "an album called train": ("train*6 2025*6", {"unlabelled": True}, "12 images, without labels; 12 to pre-train on"),
+    "an album called train": ("train*6 2025*6", {"unlabelled": True}, "12 images, without labels"),
     "an album called test": ("test*6 2025*6", {"unlabelled": True}, "! has folders 2025 beside 'test'"),
     "YOLO": (
         "images/train*6 images/val*2 labels/train/0.txt labels/val/0.txt data.yaml",
@@ -100,7 +100,7 @@ LAYOUTS = {
     "Pascal VOC": (
         "VOC/JPEGImages*6 VOC/Annotations/0.xml VOC/ImageSets/a.txt VOC/SegmentationClass*2",
         {},
-        "6 images, without labels; 6 to pre-train on",
+        "6 images, without labels",
     ),
     "an unlabelled split": ("train/cat*4 train/dog*4 unlabeled*5", {}, "6 train, 1 validation, 1 test, 5 without lab"),
     "splits of one word more": ("seg_train/cat*6 seg_train/dog*6 seg_test/cat*2 seg_test/dog*2", {}, "11 train, 1 val"),
@@ -173,7 +173,7 @@ LAYOUTS = {
         {},
         "! some names look the same, but are written with other Unicode characters",
     ),
-    "albums": ("2024*6 2025*6", {"unlabelled": True}, "12 images, without labels; 12 to pre-train on"),
+    "albums": ("2024*6 2025*6", {"unlabelled": True}, "12 images, without labels"),
     "test images without labels": ("train/cat*6 train/dog*6 test*3", {}, "left out test/: its images have no label"),
     "a link back": (f"{TWO} cat/up->..", {}, "left out cat/up: links to folders that are read already"),
     "a link out of the folder": ("cat*6 dog/up->../..  dog*6", {}, LABELLED),

@@ -1,6 +1,7 @@
 """Features are written completely or not at all, in every format."""
 
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 
@@ -20,6 +21,9 @@ def read_independently(path):
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return arrays["files"].tolist(), arrays["features"]
+    if path.suffix == ".csv":
+        frame = pandas.read_csv(path, index_col="file", dtype={str(i): np.float32 for i in range(5)})
+        return frame.index.tolist(), frame.to_numpy()
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == ["file", "features"]
     assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[5]"
@@ -91,8 +95,8 @@ def test_an_error_keeps_the_file_that_was_there_before(suffix, tmp_path):
 
 
 def test_another_suffix_is_rejected(tmp_path):
-    with pytest.raises(UserError, match=r"can't write 'f.csv': expected a name ending in .parquet or .npz"):
-        write_features(tmp_path / "f.csv", batches(), "an encoder")
+    with pytest.raises(UserError, match=r"can't write 'f.txt': expected a name ending in .parquet or .npz or .csv"):
+        write_features(tmp_path / "f.txt", batches(), "an encoder")
     assert list(tmp_path.iterdir()) == []
 
 
