@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from PIL import Image
 from typer.testing import Result
 
 from experiments.commands.pretrain import TrainingTerminal
@@ -151,7 +152,14 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("the newest run: unlabelled-s0 (")
     assert "; images: 40 without labels), layer h, protocol " in done.stdout.replace("\n", " ")
+    assert "finds the other view of the same image (chance 6.7, untrained" in done.stdout.replace("\n", " ")
+    assert "An effective rank is at most 64 for h and " in done.stdout.replace("\n", " ")
     assert "alignment_h" in done.stdout
+    Image.new("RGB", (20, 20)).save(images / "flat" / "new.png")
+    done = run("eval", "--no-labels")
+    (images / "flat" / "new.png").unlink()
+    assert done.exit_code == 0, done.output
+    assert "have changed since this encoder was trained" in done.stderr
     assert_one_line(run("eval", "unlabelled-s0", "--knn"), 2, "--knn needs labels")
 
 

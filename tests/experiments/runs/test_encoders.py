@@ -93,6 +93,14 @@ def test_changed_images_are_refused(trained: Store) -> None:
         open_subject(found, trained, make_protocol([]))
 
 
+def test_images_that_are_gone_have_a_remedy(trained: Store, tmp_path: Path) -> None:
+    found = find_encoder("t0.2-s0", trained)
+    data = found.config.data.model_copy(update={"dataset": "folder", "dir": tmp_path / "gone"})
+    moved = found._replace(config=found.config.model_copy(update={"data": data}))
+    with pytest.raises(UserError, match=r"were in .*gone: if you moved them, add --data-dir NEW"):
+        open_subject(moved, trained, make_protocol([]))
+
+
 def test_images_of_which_others_are_held_out_are_refused(trained: Store, digits: Dataset) -> None:
     found = find_encoder("t0.2-s0", trained)._replace(digest=f"{digits.digest}-0123456789")
     with pytest.raises(
