@@ -56,8 +56,8 @@ def explore(  # over 60 lines, because of its signature
     """Write a page to explore images in the browser.
 
     The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
-    class, split, error or cluster, finds file names, and saves those of the images that you select. It is one file that
-    needs no server.
+    class, folder, split, error or cluster, finds file names, and saves those of the images that you select. It is one
+    file that needs no server.
 
     Example: simclr explore shapes-s0 photos --out photos.html
     """

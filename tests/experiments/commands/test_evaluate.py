@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from experiments.runs.evaluate import references
-from experiments.runs.stock import _cached
 from experiments.tracking import local
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS
 from simclr.model import RESNETS, WideResNet
+from simclr.weights.start import cached_weights
 from tests.experiments.commands.helpers import Run, assert_one_line
 
 
@@ -98,7 +98,7 @@ def test_a_stock_encoder_is_judged_by_the_same_protocol(
 
 def test_only_networks_of_torchvision_are_suggested_as_stock_encoders() -> None:
     with pytest.raises(UserError, match="unknown file or network of torchvision 'vit_tiny_4'") as caught:
-        _cached("vit_tiny_4")
+        cached_weights("vit_tiny_4")
     assert "vit_tiny_8" not in str(caught.value)
 
 
