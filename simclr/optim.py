@@ -245,7 +245,20 @@ def build(model: nn.Module, config: OptimConfig) -> Optimizer:
             "weight_decay": config.weight_decay if config.decay_bias_and_norm else 0.0,
         },
     ]
-    return OPTIMIZERS[config.name].build(groups, config)
+    optimizer = OPTIMIZERS[config.name].build(groups, config)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    return optimizer
+
+
+def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to be loaded, without its choice of kernels: an optimizer's own is right for its device.
+
+    Torch would take `fused` from the state. One that was saved without it, before it was used or on another device,
+    would leave a fused optimizer to which float16's scaler hands gradients that the other kernels refuse, because they
+    are still scaled. Where `fused` is set, torch also moves the counts of steps to the device while it loads.
+    """
+    kernels = {name: optimizer.defaults[name] for name in ("fused", "foreach") if name in optimizer.defaults}
+    return {**state, "param_groups": [group | kernels for group in state["param_groups"]]}
 
 
 # From the batch size to the factor on `lr` (paper, Appendix B.1).

@@ -279,6 +279,34 @@ def test_optimizers_continue_exactly_from_their_state(name):
     assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("fused", [True, None], ids=["saved before", "saved by fused"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_that_other_kernels_saved_is_continued_by_those_of_the_device(name, fused, monkeypatch):
+    """As on CUDA, where torch's optimizers are fused, which float16's scaler leaves the scaled gradients to."""
+
+    def steps(weights, optimizer, numbers):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in numbers:
+            scaler.scale((weights * random(4, 3, seed=step).float()).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+    def build(weights, fused):
+        monkeypatch.setattr(optim, "_fused", lambda _: fused)
+        return optim.build(nn.ParameterList([weights]), OptimConfig(name=name, lr=0.1))
+
+    straight, resumed = (nn.Parameter(random(4, 3, seed=9).float()) for _ in range(2))
+    steps(straight, build(straight, None), range(4))
+    first = build(resumed, None if fused else True)
+    steps(resumed, first, range(2))
+    second = build(resumed, fused)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(resumed, second, range(2, 4))
+    assert [group["fused"] for group in second.param_groups] == [fused, fused]
+    torch.testing.assert_close(resumed, straight)
+
+
 def test_biases_and_norms_with_lars_equal_sgd_at_a_constant_rate():
     """torch multiplies by the rate after the momentum, which is the same while the rate is constant."""
     model = Toy()
