@@ -51,8 +51,8 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             metavar="AUGMENTATION",
-            help="Augmentation to leave out of one cell. Can be repeated, for more cells. Choices: "
-            f"{', '.join(AUGMENTATIONS)}.",
+            help="Augmentation to leave out of one cell. Can be repeated, for more cells. --vary is crossed with it. "
+            f"Choices: {', '.join(AUGMENTATIONS)}.",
             show_default=False,
             autocompletion=complete.of(AUGMENTATIONS),
         ),
@@ -87,7 +87,7 @@ def ablate(  # over 60 lines, because of its signature
         typer.Option(
             metavar="SETTING=VALUE,...",
             help="Setting to vary, such as loss.temperature=0.1,0.5: one cell for each value. Can be repeated, for one "
-            "cell for each combination.",
+            "cell for each combination. All other cells are made with the baseline's value and with each of these.",
             show_default=False,
             autocompletion=complete.settings,
         ),
@@ -183,8 +183,8 @@ def ablate(  # over 60 lines, because of its signature
 ) -> None:
     """Run an ablation study and report it.
 
-    A study trains and evaluates a baseline and cells that each differ from it in one thing, all with the same seeds.
-    Cells that have been trained before are reused. Run the same command again to resume a study.
+    A study trains and evaluates a baseline and variations of it, the cells, all with the same seeds. Cells that have
+    been trained before are reused. Run the same command again to resume a study.
 
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
@@ -334,7 +334,9 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     if isnan(points):
         shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
     else:
-        shows = f"{seeds} seeds detect a difference of {points:.1f} points with a probability of {chance}."
+        ends = power["detectable_interval"]
+        roughly = " (roughly: {:.2g} to {:.2g}, as the spread is not known better)".format(*ends) if ends else ""
+        shows = f"{seeds} seeds detect a difference of {points:.1f} points{roughly} with a probability of {chance}."
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (
         f"This is by the paired t test, with p corrected for {count(power['comparisons'], 'comparison')}, if "
@@ -342,7 +344,8 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         f"is {power['source']}."
     )
     needed = [[f"{each['points']:g}", str(each["seeds"] or "over 100")] for each in power["needed"]]
-    table = text_table(["difference (points)", f"seeds needed ({chance})"], needed)
+    about = ", roughly" * (power["interval"] is not None)
+    table = text_table(["difference (points)", f"seeds needed ({chance}{about})"], needed)
     expected = []
     if (needed_seeds := power.get("expected_seeds")) is not None:
         wider = f", more than --max-seeds {most}: the intervals will then be wider than asked" * (needed_seeds > most)

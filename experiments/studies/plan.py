@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,10 +100,10 @@ def plan_study(
 
     `drop` names augmentations to leave out, `alone` augmentations to keep as the only ones: each in a cell of its own,
     or all in one cell with `together`. `axis` is an axis, its name, or a TOML file with one. `vary` lists settings
-    with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells. Cells that equal the
-    baseline are merged into it. With `resplit`, each seed has its own division of the images. `equal` is what all cells
-    must cost alike, one of COSTS (see `at_equal_cost`). Raises UserError for unknown names, invalid values, and a plan
-    with nothing to compare.
+    with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells, which the study also
+    has with the baseline's own values. Cells that equal the baseline are merged into it. With `resplit`, each seed has
+    its own division of the images. `equal` is what all cells must cost alike, one of COSTS (see `at_equal_cost`).
+    Raises UserError for unknown names, invalid values, and a plan with nothing to compare.
     """
     if together and not drop and not alone:
         raise UserError("--together has nothing to combine: name augmentations with --drop or --only")
@@ -123,7 +122,7 @@ def plan_study(
         if not cells and len(vary) == 1:
             x = vary[0].partition("=")[0].strip()
             log = _spans_decade([value for cell in varied for value in cell.settings.values()])
-        cells = _crossed(cells, varied) if cells else varied
+        cells = _crossed(baseline, cells, varied) if cells else varied
     plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
     lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)
     if chosen.log and lowest <= 0:
@@ -283,6 +282,7 @@ def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
     Values are read as TOML, so lists need brackets. Text that isn't TOML is split at its commas.
     """
     choices: dict[str, list[Any]] = {}
+    own = baseline.model_dump(mode="json")
     for text in texts:
         path, equals, values = text.partition("=")
         path = path.strip()
@@ -291,11 +291,10 @@ def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
         _, parsed = parse_setting(f"{path}=[{values}]")
         if isinstance(parsed, str):  # it isn't TOML
             parsed = [value.strip() for value in values.split(",") if value.strip()]
-        if len({json.dumps(value) for value in parsed}) < 2:
-            raise UserError(
-                f"--vary {text} has {'only one distinct' if parsed else 'no'} value: expected two or more, e.g. "
-                f"loss.temperature=0.05,0.1,0.5"
-            )
+        if not parsed:
+            raise UserError(f"--vary {text} has no value: expected one or more, e.g. loss.temperature=0.05,0.1,0.5")
+        if all(value == get_value(own, path) for value in parsed):
+            raise UserError(f"--vary {text} is the baseline's own value: give another one")
         if path in choices:
             raise UserError(f"--vary {path} is given twice: list all of its values in one --vary")
         choices[path] = parsed
@@ -312,16 +311,21 @@ def _spans_decade(values: Sequence[Any]) -> bool:
     return all(map(is_number, values)) and 0 < DECADE * min(values) <= max(values)
 
 
-def _crossed(cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
-    """The cells in `varied`, and every combination of one of them with one in `cells`."""
-    _check_count((len(cells) + 1) * len(varied))
+def _crossed(baseline: Config, cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
+    """The cells in `varied`, those in `cells`, and every combination of both: with the baseline, a whole table."""
+    columns, first = list(varied), Cell(BASELINE, baseline)
+    if baseline not in (cell.config for cell in varied):
+        columns.insert(0, first)
+    _check_count((len(cells) + 1) * len(columns))
     for cell in cells:
         if twice := sorted(set(cell.settings) & set(varied[0].settings)):
             raise UserError(f"--vary {twice[0]} and '{cell.name}' change the same setting: remove one of them")
     return [
         *varied,
         *(
-            _cell(
+            cell
+            if other is first
+            else _cell(
                 cell.config,
                 other.settings,
                 f"{cell.name}, {other.name}",
@@ -330,7 +334,7 @@ def _crossed(cells: Sequence[Cell], varied: Sequence[Cell]) -> list[Cell]:
                 apart=cell.apart,
             )
             for cell in cells
-            for other in varied
+            for other in columns
         ),
     ]
 

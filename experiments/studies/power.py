@@ -15,7 +15,7 @@ from simclr.device import resolve
 
 WANTED = (0.5, 1.0, 2.0, 5.0)  # points for which the needed seeds are listed, beside the margin
 MOST = 100  # seeds that are tried for that
-# The root mean square over the 18 differences in linear accuracy of four studies of CIFAR-10, each by three seeds.
+# The root mean square over the 18 differences in linear accuracy of the page that the source names, which computes it.
 ASSUMED = Spread(0.73, 0)
 ASSUMED_SOURCE = "assumed from our studies of CIFAR-10 (docs/results/ablations.md), because {}"
 TOO_FEW = "too few finished runs on these images, with this network and number of epochs, have this study's protocol"
@@ -31,13 +31,15 @@ def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
     design, (spread, source) = plan.design, _spread(plan.cells[0], store)
     comparisons = len(plan.cells) - 1 + sum(cell.against is not None for cell in plan.cells)
     level = SIGNIFICANT / comparisons
+    effect, interval = detectable(seeds, level), list(spread.interval()) if spread.freedom else None
     found = {
         "deviation": spread.deviation,
-        "interval": list(spread.interval()) if spread.freedom else None,
+        "interval": interval,
         "source": source,
         "comparisons": comparisons,
         "power": POWER,
-        "detectable": spread.deviation * detectable(seeds, level),
+        "detectable": spread.deviation * effect,
+        "detectable_interval": interval and [end * effect for end in interval],
         "needed": [
             {"points": points, "seeds": pairs_needed(points / spread.deviation, level, MOST)}
             for points in sorted({*WANTED, design.margin})

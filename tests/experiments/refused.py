@@ -203,7 +203,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--max-seeds": ("101", "2", "9", *COUNTS),  # without --until
         **dict.fromkeys(("--until", "--margin"), ("0", "-1", "101", "nan", "inf", "many")),
         "--axis": ("nonsense", "", "absent.toml"),
-        "--vary": ("", "seed=1,2", "optim.lr=0.1", "optim.lr=true,false", "optim.lr=0.1,inf", f"optim.lr={DIGITS},1"),
+        "--vary": ("", "seed=1,2", "optim.lr=", "optim.lr=true,false", "optim.lr=0.1,inf", f"optim.lr={DIGITS},1"),
         "--only": ("nonsense", ""),
         "--name": ("", "../x", "a\nb"),
     },

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.power import Spread
 from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
@@ -101,6 +102,17 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(run: Run, 
     assert "need 411 seeds, more than --max-seeds 20: the intervals will then be wider than asked." in shown
 
 
+def test_a_spread_of_few_runs_makes_the_detectable_difference_a_range(
+    run: Run, study: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.studies.power._spread", lambda *_: (Spread(0.99, 2), "measured"))
+    done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--seeds", 3, "--dry-run")
+    shown = " ".join(done.stdout.split())
+    # G*Power: 3 pairs find 3.26 deviations, and chi-square with 2 degrees of freedom has 0.0506 and 7.378 in its tails
+    assert "3 seeds detect a difference of 3.2 points (roughly: 1.7 to 20, as the spread is not known better)" in shown
+    assert "seeds needed (80 %, roughly)" in shown
+
+
 def test_options_for_the_number_of_seeds_are_the_study_s_design(run: Run, study: list[dict[str, Any]]) -> None:
     drop = ["ablate", "--config", "tiny.toml", "--drop", "flip"]
     assert run(*drop, "--set", "seed=3").exit_code == 0
@@ -164,7 +176,7 @@ def test_a_stopped_study_says_how_to_resume(
 WRONG = {
     "axis": (["--axis", "temprature"], "did you mean 'temperature'"),
     "augmentation": (["--drop", "colour_jitter"], "did you mean 'color_jitter'"),
-    "one value": (["--vary", "loss.temperature=0.1"], "two or more"),
+    "its own value": (["--vary", "loss.temperature=0.2"], "is the baseline's own value"),
     "wrong type": (["--vary", "train.epochs=many,few"], "train.epochs = "),
     "no seeds": (["--drop", "flip", "--seeds", "0"], "--seeds '0': expected at least 1\n"),
     "no such images": (["--drop", "flip", "--on", "validation"], "--on 'validation': expected test or val"),
