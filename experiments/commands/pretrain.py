@@ -238,13 +238,17 @@ class TrainingTerminal(Terminal):
         super().__init__(alone=alone)
         self.config, self.ends = config, ends
         self.chance = _chance(config).get("train/loss")
-        self.labels = ", trained on labels" if METHODS[config.method].reads_labels else ""
+        method = METHODS[config.method]
+        self.labels = ", trained on labels" if method.reads_labels else ""
+        self.remark = method.remark(config.model)
 
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
         facts = f"{steps} step{'s' * (steps != 1)}{self.labels}"
         facts += f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
         self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
+        if self.remark:
+            self.say(self.remark)
 
     def reused(self, run_id: str) -> None:
         self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
@@ -309,6 +313,7 @@ def _describe_choice(config: Config) -> str:
 def _estimated(found: Estimate) -> dict[str, Any]:
     """The data of a dry run."""
     from simclr import processes
+    from simclr.methods import METHODS
 
     prepared = found.prepared
     return {
@@ -327,6 +332,7 @@ def _estimated(found: Estimate) -> dict[str, Any]:
         "seconds_per_step_in_fp32": found.seconds_in_fp32,
         "snapshots": prepared.config.train.snapshots(),
         "snapshot_bytes": found.snapshot_bytes,
+        "remark": METHODS[prepared.config.method].remark(prepared.config.model),
     }
 
 
@@ -353,5 +359,7 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
         rows["precision"] = f"bf16 is no faster than fp32 on this CPU now ({bf16:.3f} and {fp32:.3f} s per step)"
     if found["snapshots"]:
         rows["snapshots"] = f"{found['snapshots']}, {format_bytes(found['snapshot_bytes'])} on the disk"
+    if found["remark"]:
+        rows["remark"] = found["remark"]
     settings = LIST.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", to_toml(config))
     return "\n".join([settings, *(f"{name:11} {value}" for name, value in rows.items())])

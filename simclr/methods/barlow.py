@@ -27,6 +27,7 @@ class Barlow(Method):
     section = BarlowConfig
     loss_label = "Barlow Twins loss"
     figures = ("spread",)
+    head_batch_norm = True
     settings: BarlowConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simclr.errors import UserError
-from simclr.model import Network
+from simclr.model import UNUSED_BY_HEAD, ModelConfig, Network
 from simclr.settings import Section
 
 
@@ -30,6 +30,7 @@ class Method(nn.Module):
     figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
     reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
+    head_batch_norm: ClassVar[bool] = False  # whether it is published with batch norm in the head
     takes_local: ClassVar[bool] = True  # whether local crops are embedded and compared like views
     takes_teacher: ClassVar[bool] = False  # whether it learns from the fine-tuned network that its `teacher` names
     mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
@@ -96,6 +97,13 @@ class Method(nn.Module):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Restore what `own_state` returned."""
         self.load_state_dict(self.network.state_dict(prefix="network.") | state)
+
+    @classmethod
+    def remark(cls, model: ModelConfig) -> str:
+        """What the published method has and a network of its user lacks, with the setting to add. Empty if nothing."""
+        if not cls.head_batch_norm or model.head_batch_norm or "head_batch_norm" in UNUSED_BY_HEAD.get(model.head, ()):
+            return ""
+        return "the method is published with batch norm in the head: add --set model.head_batch_norm=true"
 
     @classmethod
     def chance(cls, settings: Any, batch_size: int, views: int = 2) -> dict[str, float]:  # noqa: ARG003 (for subclasses)

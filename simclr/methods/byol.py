@@ -29,6 +29,7 @@ class BYOL(Method):
     section = BYOLConfig
     loss_label = "BYOL loss"
     figures = ("spread",)
+    head_batch_norm = True
     takes_local = False
     settings: BYOLConfig
 

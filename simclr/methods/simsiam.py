@@ -26,6 +26,7 @@ class SimSiam(Method):
     section = SimSiamConfig
     loss_label = "SimSiam loss"
     figures = ("spread",)
+    head_batch_norm = True
     takes_local = False
     settings: SimSiamConfig
 

@@ -30,6 +30,7 @@ class VICReg(Method):
     section = VICRegConfig
     loss_label = "VICReg loss"
     figures = ("invariance", "variance", "covariance", "spread")
+    head_batch_norm = True
     settings: VICRegConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)

@@ -149,6 +149,14 @@ def test_some_methods_refuse_local_crops() -> None:
             config_of(name, augment=MULTI_CROP)
 
 
+def test_a_network_without_the_batch_norm_of_a_published_head_is_remarked() -> None:
+    remarks = {name: kind.remark(config_of(name).model) for name, kind in METHODS.items()}
+    assert {name for name, text in remarks.items() if text} == {"byol", "simsiam", "barlow", "vicreg"}
+    assert remarks["byol"].endswith("add --set model.head_batch_norm=true")
+    for model in ({"head_batch_norm": True}, {"head": "none"}):  # a setting that has no use can't be added
+        assert not METHODS["byol"].remark(tiny(model=model).model)
+
+
 def test_methods_have_keys_of_their_own() -> None:
     keys = {config_of(method).key() for method in METHODS}
     assert len(keys) == len(METHODS)
