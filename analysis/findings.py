@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.statistics import FEWEST
+from analysis.statistics import FEWEST, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
@@ -190,11 +190,21 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     return [*sentences, " ".join(rest)] if rest else sentences
 
 
-def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None) -> list[str]:
+def of_search(
+    trials: pd.DataFrame, start: float, selection: pd.DataFrame | None, images: int | None = None
+) -> list[str]:
     """The finding of a search, given its trials (trial, accuracy) and the accuracy in [0, 1] of its start (or nan).
 
     `selection` has the accuracies of the baseline and of the best trials in the search, and with n fresh seeds.
+    `images` is the number of validation images, from which the intervals follow, if it is known.
     """
+
+    def interval(accuracy: float) -> str:
+        if images is None:
+            return ""
+        low, high = accuracy_interval(round(accuracy * images), images)
+        return f"{100 * low:.1f} to {100 * high:.1f}"
+
     completed = trials.dropna(subset=["accuracy"])
     if completed.empty:
         return [f"No trial ran to the end, of {len(trials)}."]
@@ -204,12 +214,16 @@ def of_search(trials: pd.DataFrame, start: float, selection: pd.DataFrame | None
     if isnan(start):
         change = ""
     elif gain:
-        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} the start ({100 * start:.1f} %)"
+        own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
+        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} the start ({own})"
+    ends = f" ({interval(best['accuracy'])})" * (images is not None)
     sentences = [
         f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
-        f"validation{change}."
+        f"validation{ends}{change}."
     ]
-    if selection is not None and len(selection) > 1 and selection["fresh seeds"].iloc[:2].notna().all():
+    if selection is None or len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
+        sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
+    else:
         baseline, chosen = selection.iloc[0], selection.iloc[1]
         kept = 100 * (chosen["fresh seeds"] - baseline["fresh seeds"])
         sentences.append(

@@ -26,11 +26,16 @@ def escape(text: str) -> str:
     return re.sub("-(?=-)", "-{}", text.translate(TABLE))  # two hyphens would become a dash
 
 
-def latex_table(columns: str, lines: Sequence[str], caption: str, label: str) -> str:
-    """A table environment. `caption` is LaTeX; of `label` the letters, digits and hyphens are used."""
+def latex_table(columns: str, lines: Sequence[str], caption: str, label: str, comment: str = "") -> str:
+    """A table environment. `caption` is LaTeX; of `label` the letters, digits and hyphens are used.
+
+    It starts with comments: the package that it needs, and the line `comment`.
+    """
     name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
     return "\n".join(
         [
+            r"% needs \usepackage{booktabs}",
+            *[f"% {comment}"] * bool(comment),
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{caption}}}",

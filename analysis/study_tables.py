@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.findings import count
 from analysis.latex import escape, latex_table
+from analysis.summary import SIGNIFICANT
 from analysis.tables import is_accuracy, metric_label, signed, with_interval
 
 
@@ -50,11 +52,12 @@ def _paper(row: Mapping[Any, Any]) -> str:
     return "\n".join(filter(None, [verdict, reason]))
 
 
-def latex_summary(summaries: Mapping[str, pd.DataFrame], caption: str, label: str) -> str:
+def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, comment: str = "") -> str:
     """A table of the cells of a study, given its tables from `analysis.summary.summary` by metric.
 
-    For each metric it has the mean and standard deviation over seeds (the best mean is bold), the difference to the
-    baseline, and p corrected for the number of comparisons.
+    For each metric it has the mean and standard deviation over seeds, the difference to the baseline with its interval,
+    and p corrected for the number of comparisons. A mean is bold if that p shows it to be lower or higher than the
+    baseline's. The caption says so, after the sentences `data` about the data. `comment` is as in `latex_table`.
     """
     first, *middle = (rf"\multicolumn{{3}}{{c}}{{{escape(_title(metric))}}}" for metric in summaries)
     rules = [rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(summaries))]
@@ -62,14 +65,20 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], caption: str, label: st
     lines = [
         " & ".join(["", first, *middle]) + r" \\",
         " ".join(rules),
-        " & ".join(["cell", *names]) + r" \\",
+        " & ".join(["Setting", *names]) + r" \\",
         r"\midrule",
     ]
     cells = list(next(iter(summaries.values()))["cell"])
     rows = zip(*(_cells(summary, metric) for metric, summary in summaries.items()), strict=True)
     for cell, row in zip(cells, rows, strict=True):
         lines.append(" & ".join([escape(cell), *(text for group in row for text in group)]) + r" \\")
-    return latex_table("l" + "rrr" * len(summaries), lines, caption, label)
+    seeds = count(next(iter(summaries.values()))["n"].max(), "seed")
+    caption = (
+        rf"{escape(data)} Accuracy in percent: mean and standard deviation over {seeds}. $\Delta$: difference to the "
+        rf"baseline in points, paired by seed, with its 95\,\% interval by Student's t. $p$: paired t test, after "
+        rf"Holm's correction for all comparisons. Bold: lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
+    )
+    return latex_table("l" + "rrr" * len(summaries), lines, caption, label, comment)
 
 
 def _title(metric: str) -> str:
@@ -82,15 +91,17 @@ def _style(metric: str) -> str:
 
 
 def _cells(summary: pd.DataFrame, metric: str) -> list[list[str]]:
-    """Mean and standard deviation, difference and p of each cell; -- where they are unknown."""
+    """Mean and standard deviation, difference with its interval, and p of each cell; -- where they are unknown."""
     style = _style(metric)
-    best = format(summary["mean"].max(), style)
     rows = []
     for row in summary.to_dict("records"):
         mean = format(row["mean"], style)
-        shown = rf"\mathbf{{{mean}}}" if mean == best else mean
+        shown = rf"\mathbf{{{mean}}}" if row["p_holm"] < SIGNIFICANT else mean
         spread = rf" \pm {row['std']:{style}}" if row["std"] == row["std"] else ""
         difference = f"${signed(row['difference'], style)}$" if row["difference"] == row["difference"] else "--"
+        if row["difference_low"] == row["difference_low"]:
+            ends = (signed(row[f"difference_{end}"], style) for end in ("low", "high"))
+            difference += " (${}$ to ${}$)".format(*ends)
         p = _p(row["p_holm"])
         rows.append([f"${shown}{spread}$" if row["mean"] == row["mean"] else "--", difference, p])
     return rows

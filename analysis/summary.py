@@ -165,7 +165,10 @@ def _agreement(difference: float, expected: float | str | None) -> str:
 
 
 def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A summary as text for readers: intervals behind their means, differences with a sign, None for unknown values."""
+    """A summary as text for readers: intervals behind their means, differences with a sign, None for unknown values.
+
+    It has no column for a pooled p that no cell has, nor for the p of sign flips where no difference could be shown.
+    """
     digits, percent, points = (".2f", " (%)", " (points)") if is_accuracy(metric) else (".4g", "", "")
 
     def texts(column: str, style: str) -> list[str | None]:
@@ -177,6 +180,11 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
         return [f"{middle} ({low} to {high})" if low else middle for middle, low, high in rows]
 
     counts = zip(summary["n"], summary["pairs"], strict=True)
+    few = 2.0 ** (1 - summary["pairs"].max()) >= SIGNIFICANT  # the lowest p that flipped signs can give
+    empty = {
+        "p (sign flip)": few or summary["p_sign_flip"].isna().all(),
+        "p (Dunnett)": summary["p_dunnett"].isna().all(),
+    }
     return pd.DataFrame(
         {
             "cell": summary["cell"],
@@ -196,4 +204,4 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "seconds": texts("seconds", ".0f"),
             "images/s": texts("images_per_second", ".0f"),
         }
-    )
+    ).drop(columns=[name for name, left_out in empty.items() if left_out])

@@ -168,7 +168,10 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an apostrophe before each text, in the header too, that spreadsheets would take for a formula."""
     texts = frame.select_dtypes(exclude="number")
-    return frame.assign(**texts.map(_without_formula)).rename(columns=_without_formula)
+    safe = {  # as objects, so that whole numbers stay whole where others are missing
+        str(name): pd.Series([_without_formula(value) for value in texts[name]], texts.index, object) for name in texts
+    }
+    return frame.assign(**safe).rename(columns=_without_formula)
 
 
 def _without_formula(value: Any) -> Any:

@@ -13,7 +13,6 @@ import pandas as pd
 
 from analysis import plots
 from analysis.findings import count, of_study
-from analysis.latex import escape
 from analysis.page import Section, page
 from analysis.study_tables import latex_summary, page_table
 from analysis.summary import shown, summary
@@ -33,13 +32,16 @@ from simclr.errors import UserError
 from simclr.progress import knn_metric
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
-DETAILS = [  # columns that are left out on a terminal
-    *("p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"),
-]
+# Columns that are left out on a terminal.
+DETAILS = ["p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"]
 IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
 RESPLIT = (
     "Each seed splits the images anew, in the same way for all cells. The splits share most of their training images, "
     "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
+)
+SIGN_FLIP = (
+    "p (sign flip) is the share of all ways to flip the signs of the differences that give a mean at least as far from "
+    "0. It assumes no distribution. It is left out for fewer than six seeds, with which it can't be below 0.05."
 )
 RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
 VIEWS = "Six images, and below each the views that training makes of it in the first step."
@@ -110,7 +112,7 @@ def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, An
 
 
 def _notes(results: Results, summaries: Mapping[str, pd.DataFrame], use: str) -> list[str]:
-    """How to read the tables. `use` says how often the test images were used."""
+    """How to read the tables, after the data and its digest. `use` says how often the test images were used."""
     cells, run, design = results.document.cells, _baseline_run(results), results.document.design
     seeds = results.seeds()
     measured = [cell.protocols_of(seed).values() for cell in cells for seed in seeds]
@@ -139,8 +141,8 @@ def _notes(results: Results, summaries: Mapping[str, pd.DataFrame], use: str) ->
         f"evaluates the same runs on the test images."
     ]
     return [
-        f"Data: {run.params['data.dataset']} (digest {run.tags['data_digest'][:8]}), {_listed(results.images())} "
-        f"{judged}. Seeds: {_listed(seeds)}.",
+        f"Data: {run.params['data.dataset']}, {_listed(results.images())} {judged}. Seeds: {_listed(seeds)}.",
+        f"Digest of the data: {run.tags['data_digest'][:8]}.",
         use,
         *[RESPLIT] * bool(cells[0].by_seed),
         *_chosen(results.document),
@@ -156,6 +158,7 @@ def _notes(results: Results, summaries: Mapping[str, pd.DataFrame], use: str) ->
         *_seeds_note(results, summaries),
         "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
         "verdict is about the direction. Seconds are the training time, computed from images per second.",
+        SIGN_FLIP,
         *(f"{metric_label(metric)}. {table.attrs['pooled']}" for metric, table in summaries.items()),
         f"Made by: {results.document.command}",
     ]
@@ -216,17 +219,12 @@ def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder
 
 def _one_table(table: pd.DataFrame, metric: str, form: str, notes: Sequence[str]) -> str:
     rows = table if form == "csv" else shown(table, metric)
-    return FORMATS[form](rows.drop(columns=DETAILS) if form == "terminal" else rows, notes)
+    return FORMATS[form](rows.drop(columns=DETAILS, errors="ignore") if form == "terminal" else rows, notes)
 
 
 def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[str]) -> str:
-    """A table for a paper, whose caption says what the data is and how the figures were tested."""
-    runs = next(iter(summaries.values()))["n"].max()
-    caption = (
-        f"{notes[0]} Accuracy in percent: mean and standard deviation over {count(runs, 'seed')}. Differences to the "
-        f"baseline in points, paired by seed; p values corrected for the number of comparisons."
-    )
-    return latex_summary(summaries, escape(caption), label)
+    data, digest, *_ = notes
+    return latex_summary(summaries, data, label, digest)
 
 
 def _printed(

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from analysis.findings import describe_cell, of_run, of_search, of_study
-from analysis.latex import escape
 from analysis.study_tables import latex_summary, page_table
 
 COLUMNS = ["cell", "n", "mean", "std", "low", "high", "pairs", "difference", "difference_low", "difference_high"]
@@ -130,8 +129,16 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above the start (55.0 %).",
         "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above the start.",
     ]
-    assert of_search(trials, nan, None) == ["The best of 3 trials, trial 2, reaches 60.0 % on validation."]
-    assert of_search(trials, 0.6, None)[0].endswith("on validation, the same as the start.")
+    unconfirmed = "This is not confirmed with fresh seeds, and the best trial is best partly by luck."
+    assert of_search(trials, nan, None) == [
+        f"The best of 3 trials, trial 2, reaches 60.0 % on validation. {unconfirmed}"
+    ]
+    assert of_search(trials, 0.6, None)[0].endswith(f"on validation, the same as the start. {unconfirmed}")
+    failed = selection.assign(**{"fresh seeds": [0.5, None]})
+    assert of_search(trials, 0.5, failed, 20) == [  # Clopper and Pearson's intervals of 12 and 10 of 20
+        "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above the start "
+        f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
+    ]
     assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]
 
 
@@ -155,12 +162,19 @@ def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseli
     ]
 
 
-def test_a_table_for_a_paper_has_the_best_in_bold() -> None:
-    text = latex_summary({"linear_top1": table(BASELINE, JITTER)}, escape("50 % of_x"), "a study/1")
-    assert r"\caption{50 \% of\_x}" in text
+def test_a_table_for_a_paper_has_in_bold_what_differs_from_the_baseline_and_no_noise() -> None:
+    summaries = {"linear_top1": table(BASELINE, JITTER, GRAY), "knn_top1": table(BASELINE, FLIP, GRAY)}
+    text = latex_summary(summaries, "50 % of_x.", "a study/1", "Digest of the data: 01.")
+    assert text.startswith("% needs \\usepackage{booktabs}\n% Digest of the data: 01.\n\\begin{table}")
+    assert r"\caption{50 \% of\_x. Accuracy in percent: mean and standard deviation over 3 seeds." in text
+    assert r"paired t test, after Holm's correction for all comparisons" in text
     assert r"\label{tab:a-study-1}" in text
-    assert r"baseline & $\mathbf{96.3} \pm 0.8$ & -- & -- \\" in text
-    assert r"no color\_jitter & $67.9 \pm 2.7$ & $-28.4$ & $0.0048$ \\" in text
+    baseline, clear, noise = (line.strip().split(" & ") for line in text.splitlines()[-6:-3])
+    unknown = ["$96.3 \\pm 0.8$", "--", "--"]
+    assert baseline == ["baseline", *unknown, *unknown[:2], r"-- \\"]
+    assert clear[:3] == [r"no color\_jitter", r"$\mathbf{67.9} \pm 2.7$", "$-28.4$ ($-36.9$ to $-19.9$)"]
+    assert clear[3:] == ["$0.0048$", r"$\mathbf{97.9} \pm 0.5$", "$+1.6$ ($+0.4$ to $+2.8$)", r"$0.03$ \\"]
+    assert noise[:4] == ["no grayscale", r"$96.0 \pm 0.5$", "$-0.3$ ($-2.0$ to $+1.3$)", "$0.4$"]
 
 
 def test_crossed_cells_are_described_by_what_was_left_out_and_what_was_set() -> None:

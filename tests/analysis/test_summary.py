@@ -207,7 +207,7 @@ def test_failed_seeds_reduce_n_and_pairs() -> None:
     text = shown(result, "knn_top1")
     assert text["n"].tolist() == ["3", "3 (2 paired)", "0"]
     line = FORMATS["csv"](text, []).splitlines()[-1]
-    assert line == "b,0,,,,,,,,,,,,,,"
+    assert line == "b,0" + 12 * ","
 
 
 @pytest.mark.parametrize("figures", [{"base": [0.5], "a": [0.4]}, {"base": [0.5, NAN], "a": [0.4, 0.3]}])
@@ -266,7 +266,6 @@ def test_shown_has_percent_and_signed_points_in_every_format() -> None:
         "p": "0.001",
         "p (Holm)": "0.0021",
         "p (same)": "1",
-        "p (sign flip)": "0.25",
         "p (Dunnett)": "0.00044",
         "finding": "lower",
         "expected": "-6.40",
@@ -277,6 +276,9 @@ def test_shown_has_percent_and_signed_points_in_every_format() -> None:
         "images/s": "800",
     }
     assert text["expected"].tolist()[2] == "higher"
+    six = {"base": np.linspace(0.6, 0.62, 6), "a": np.linspace(0.5, 0.54, 6)}
+    more = shown(summary(records(six), cells(six), "knn_top1", {}), "knn_top1")
+    assert (more["p (sign flip)"][1], "p (Dunnett)" in more) == ("0.031", False)  # 2 / 2^6, and one cell is not pooled
     for style in FORMATS.values():
         assert "-10.33 (-11.77 to -8.90)" in style(text[["cell", "difference (points)"]], [])
 

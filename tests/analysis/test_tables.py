@@ -59,6 +59,11 @@ HOSTILE = [
 ]
 
 
+def test_whole_numbers_stay_whole_in_csv_where_others_are_missing() -> None:
+    frame = pd.DataFrame({"width": [512, float("nan")], "name": ["a", "=b"]}, dtype=object)
+    assert FORMATS["csv"](frame, []).splitlines() == ["width,name", "512,a", ",'=b"]
+
+
 def test_csv_has_no_formulas(tmp_path: Path) -> None:
     frame = pd.DataFrame({"=name": HOSTILE, "points": "-1.5", "+x": -2.5})
     write_csv(frame, tmp_path / "a.csv")
@@ -103,7 +108,7 @@ def compile_latex(text: str, folder: Path) -> None:
 
 def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     text = FORMATS["latex"](AWKWARD, NOTES)
-    assert text.startswith(r"\begin{table}")
+    assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")
     assert text.endswith(r"\end{table}")
     assert r"\caption{protocol 1: k=200 simclr compare a b}" in text
     assert r"\label{tab:a-b}" in text

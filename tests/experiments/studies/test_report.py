@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "55.15" in rows[BASELINE]  # kNN is the second table
     assert "72.14" in text
     assert "-6.13" in text
-    assert "digits (digest 1e0fa654), 359 test images. Seeds: 0." in text
+    assert "digits, 359 test images. Seeds: 0.\n- Digest of the data: 1e0fa654." in text
     assert "Protocols: 3-07d9ea, 3-69f7a1." in text
     assert notes == [f"report: {previous.artifact('report.html')}"]
 
@@ -96,14 +97,17 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_latex_format_is_one_table_with_the_best_in_bold(previous: Record, store: Store) -> None:
+def test_the_latex_format_is_one_table_with_nothing_in_bold_that_is_not_shown(previous: Record, store: Store) -> None:
     text, notes = report(previous, store, "latex")
     lines = [line.strip() for line in text.splitlines()]
-    assert (lines[0], lines[-1]) == (r"\begin{table}", r"\end{table}")
-    assert sum(line.startswith(r"\caption{Data: digits") for line in lines) == 1
+    assert re.fullmatch(r"% Digest of the data: [0-9a-f]{8}\.", lines[1])
+    assert (lines[2], lines[-1]) == (r"\begin{table}", r"\end{table}")
+    (caption,) = [line for line in lines if line.startswith(r"\caption{Data: digits")]
+    assert "digest" not in caption
+    assert r"paired t test, after Holm's correction" in caption
     assert r"\label{tab:old}" in lines
     (baseline,) = [line for line in lines if line.startswith("baseline")]
-    assert baseline.startswith(r"baseline & $\mathbf{72.1}$ & -- & -- & ")
+    assert baseline.startswith(r"baseline & $72.1$ & -- & -- & ")
     assert r"\toprule" in lines
     assert r"lr=1e+30 & -- & -- & -- & -- & -- & -- \\" in lines
     assert notes[-1].startswith("report: ")
