@@ -156,8 +156,8 @@ def _epoch_seconds(config: Config, speed: float, store: Store, observer: Observe
 
 
 def seconds_per_image(config: Config, seconds: float = math.inf) -> float:
-    """How long training takes per image, measured on a few steps with blank images, up to the end of one that takes
-    more than `seconds` with those before it.
+    """How long training takes per image, measured on a few steps with blank images, or on one if that and the one to
+    warm up take more than `seconds`.
 
     Raises UserError if the network can't process the images or is predicted not to fit into memory, and BadSettings if
     it runs out of memory.

@@ -241,13 +241,13 @@ def timed_steps(
 ) -> float:
     """Seconds of a training step: the median of `steps`, after one to warm up. Saves and logs nothing.
 
-    Ends after the step by which more than `seconds` are over, which may be the one to warm up.
+    Takes fewer steps, but one at least, if more than `seconds` are over by then.
     """
     timed = step_timer(config, data, device, images_on_device=images_on_device)
-    times = [timed()]
+    times = [timed(), timed()]
     while len(times) <= steps and sum(times) <= seconds:
         times.append(timed())
-    return median(times[1:] or times)
+    return median(times[1:])
 
 
 def step_timer(

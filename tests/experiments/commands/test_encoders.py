@@ -52,7 +52,7 @@ def test_embed_can_skip_files_that_are_not_images(run: Run, tmp_path: Path) -> N
     assert not Path("f.npz").exists()
     done = run("embed", "tiny-s0", "mixed", "--out", "f.npz", "--on-bad-image", "0.5")
     assert done.stdout == "wrote f.npz: 1 image, 64 features each\n"
-    assert done.stderr.startswith("skipped: mixed/b.png")
+    assert done.stderr.startswith(f"skipped: {Path('mixed/b.png').resolve()}")
 
 
 def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> None:
@@ -103,14 +103,21 @@ def test_an_encoder_that_computes_nothing_is_not_imported(
 
 def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     page = ROOT / "docs/guides/import-and-export.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(code.splitlines()) <= 15
+    code, sort = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert all(len(each.splitlines()) <= 15 for each in (code, sort))
     assert run("export", "tiny-s0", "--out", "shapes-s0-safetensors.safetensors").exit_code == 0
     for name in ("one", "two"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
     scope: dict[str, object] = {}
     exec(code, scope)
     assert torch.isfinite(scope["loss"])  # type: ignore[arg-type]
+    for folder, colour in {"a": "red", "b": "blue", "unsorted": "#0000ee"}.items():
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / folder / f"{number}.png")
+    assert run("embed", "tiny-s0", tmp_path / "photos", "--out", "features.csv").exit_code == 0
+    exec(sort, {})
+    assert [line.split(",")[1] for line in Path("sorted.csv").read_text().splitlines()] == ["folder", "b", "b"]
 
 
 WRONG = {
