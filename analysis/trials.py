@@ -52,6 +52,7 @@ CAPTIONS = {
     "contour": "Accuracy over each two of the most important parameters. Dots are trials",
     "pareto-front": "Accuracy against training time. No trial is better than those on the line in both",
 }
+FEWEST = 10  # completed trials from which on figures say which parameters are important
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
 # Its ends would disappear, one on white and the other in dark mode.
 COLOR_MAP = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.95, 256)))
@@ -64,8 +65,8 @@ def pictures(
 ) -> dict[str, Callable[[Path], None]]:
     """The figures that the completed trials allow: for each name a function that draws it to a file.
 
-    There are none for fewer than two completed trials, a contour needs two parameters, and a Pareto front two
-    objectives.
+    There are none for fewer than two completed trials, those that are about the most important parameters need FEWEST,
+    a contour needs two parameters, and a Pareto front two objectives.
     """
     completed = trials.dropna(subset=list(objectives)).sort_values("trial")
     if len(completed) < 2:
@@ -76,10 +77,11 @@ def pictures(
     dimensions = [_dimension(completed, row) for _, row in parameters.head(SHOWN_PARAMETERS).iterrows()]
     drawn: dict[str, Callable[[Path], None]] = {"history": partial(history, completed, first)}
     if dimensions:
+        drawn["parallel-coordinates"] = partial(parallel_coordinates, completed, dimensions, first)
+    if dimensions and len(completed) >= FEWEST:
         drawn["importance"] = partial(importance, parameters, first)
         drawn["slice"] = partial(slices, completed, dimensions, first)
-        drawn["parallel-coordinates"] = partial(parallel_coordinates, completed, dimensions, first)
-    if len(dimensions) > 1:
+    if len(dimensions) > 1 and len(completed) >= FEWEST:
         drawn["contour"] = partial(contours, completed, dimensions, first)
     if len(objectives) > 1:
         drawn["pareto-front"] = partial(pareto_front, completed, first, objectives[1])

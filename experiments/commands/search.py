@@ -198,13 +198,13 @@ def search(  # over 60 lines, because of its signature
 
 
 def _text(found: SearchOutcome) -> str:
-    """How the search ended, and the best trials with fresh seeds."""
+    """How the search ended, the best trials with fresh seeds, and what to do next."""
     from analysis.tables import FORMATS
 
     parts = [found.summary]
     if found.study is not None and found.selection is not None:
         parts += [found.study.report, FORMATS["terminal"](found.selection, found.notes)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(f"next: {command}" for command in found.next)])
 
 
 def _data(found: SearchOutcome) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from math import nan
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 
 from analysis.tables import write_csv
 from experiments.configs.resolve import changed
-from experiments.search.report import START, report
+from experiments.search.report import IMAGES, START, report
 from experiments.search.trial_jobs import validation_accuracy
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import SETTINGS, Search
@@ -24,17 +25,19 @@ from simclr.config import to_toml
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
 
+BEST = "best.toml"  # the best config
 SELECTION_COLUMNS = ["in the search", "fresh seeds"]
 
 
 class SearchOutcome(NamedTuple):
     """What a search found."""
 
-    summary: str  # how the trials ended, the best one, and where the report is
+    summary: str  # how the trials ended, the start and the best one, and where the report is
     best: dict[str, Any]  # the best trial: its number, accuracy on validation in percent, and settings
     study: StudyOutcome | None = None  # of the best trials with fresh seeds
     selection: pd.DataFrame | None = None  # see `selection_table`, accuracies in percent
     notes: Sequence[str] = ()  # how to read it
+    next: Sequence[str] = ()  # commands that train the best config
 
 
 def confirm(
@@ -56,9 +59,11 @@ def confirm(
     summary = record_trials(search, start)
     if not (order := ranked(search.study)):
         raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({summary})")
+    path, fresh_seed = search.tracker.record().artifact(BEST), search.full.config.seed + seeds + 1
     found = SearchOutcome(
         summary,
         {"trial": order[0].number, "accuracy": 100 * order[0].values[0], "settings": order[0].user_attrs[SETTINGS]},
+        next=[f"simclr pretrain --config {shlex.quote(str(path))} --seed {fresh_seed}"],
     )
     if not seeds:
         return found
@@ -83,8 +88,8 @@ def record_trials(search: Search, start: float) -> str:
     if best := ranked(search.study):
         config = changed(search.full.config, best[0].user_attrs[SETTINGS])
         config = config.model_copy(update={"name": f"{search.name}-best"})
-        tracker.artifact("best.toml", lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    tracker.tag({START: start})
+        tracker.artifact(BEST, lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+    tracker.tag({START: start, IMAGES: len(search.baseline.data.parts["val"])})
     _, where = report(tracker.record(), search.store)
     return "\n".join([*outcome(search.study, start), *where])
 

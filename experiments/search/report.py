@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,9 @@ from experiments.search.trial_table import outcome, parameter_table, trial_table
 from experiments.search.trials import saved_study
 from experiments.tracking.store import Record, Store
 
+IMAGES = "validation_images"  # tag of a search: how many images its accuracies are about
 START = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
+BEST = ["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"]  # columns of the page's first table
 SHOWN = 15  # trials of the page's first table
 FACTS = ("trial", "state", "accuracy", "time", "rejected", "error", "seconds", "run")  # the others are settings
 
@@ -47,7 +49,7 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     numbers = trials.assign(accuracy=100 * pd.to_numeric(trials["accuracy"]))
     if form == "json":
         return to_json({"rows": numbers, "notes": last}), []
-    rows = numbers if form == "csv" else _best(trials, search.store).map(str)
+    rows = numbers if form == "csv" else _best(trials, start, search.store).map(str)
     return FORMATS[form](rows, []), last
 
 
@@ -55,7 +57,7 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
     store = search.store
     path = search.find_artifact("selection.csv")
     selection = pd.read_csv(path) if path is not None else None
-    sections = [Section("", "table", _best(trials, store))]
+    sections = [Section("", "table", _best(trials, start, store))]
     if selection is not None:
         shown = selection.assign(**{name: 100 * selection[name] for name in ("in the search", "fresh seeds")}).round(1)
         sections.append(Section("The best trials with fresh seeds: accuracy on validation (%)", "table", shown))
@@ -68,16 +70,20 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
     ]
     counts = trials["state"].value_counts()
     facts = [search.params["data.dataset"], *(f"{count} {state}" for state, count in counts.items())]
-    return page("Search", search.name, of_search(trials, start, selection), facts, sections)
+    images = search.tags.get(IMAGES)  # earlier versions did not record it
+    finding = of_search(trials, start, selection, int(images) if images else None)
+    return page("Search", search.name, finding, facts, sections)
 
 
-def _best(trials: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """The best trials: accuracy in percent, training time, and the settings that they changed."""
+def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
+    """The start (unless its accuracy is nan) and the best trials: accuracy in percent, training time, and settings."""
     done = trials.dropna(subset=["accuracy"])
     done = done.iloc[done["accuracy"].astype(float).argsort(kind="stable")[::-1]].head(SHOWN)
     settings = [name for name in map(str, trials) if name not in FACTS and " (" not in name]
     records = {record.id: record for record in store.records()}
-    rows = []
+    rows: list[dict[str, object]] = []
+    if not isnan(start):
+        rows.append(dict(zip(BEST, ["start", f"{100 * start:.1f}", MISSING, "your config"], strict=True)))
     for row in done.to_dict("records"):
         run = records.get(row["run"])
         changes = [
@@ -85,15 +91,11 @@ def _best(trials: pd.DataFrame, store: Store) -> pd.DataFrame:
             for name in settings
             if format_value(row[name]) != MISSING
         ]
-        rows.append(
-            {
-                "Trial": str(row["trial"]) if run is None else link(run, str(row["trial"])),
-                "Accuracy on validation (%)": f"{100 * row['accuracy']:.1f}",
-                "Training (s)": None if row["seconds"] is None else f"{row['seconds']:.0f}",
-                "Settings": ", ".join(changes),
-            }
-        )
-    return pd.DataFrame(rows, columns=["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"], dtype=object)
+        trial = str(row["trial"]) if run is None else link(run, str(row["trial"]))
+        seconds = None if row["seconds"] is None else f"{row['seconds']:.0f}"
+        values = [trial, f"{100 * row['accuracy']:.1f}", seconds, ", ".join(changes)]
+        rows.append(dict(zip(BEST, values, strict=True)))
+    return pd.DataFrame(rows, columns=BEST, dtype=object)
 
 
 def _value(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,3 +151,15 @@ def starting_point(parameters: Sequence[Parameter], baseline: Config) -> dict[st
     table = baseline.model_dump(mode="json")
     met = [p for p in parameters if all(get_value(table, name) == value for name, value in p.when.items())]
     return {p.name: encoded for p in met if (encoded := p.encode(get_value(table, p.setting))) is not None}
+
+
+def drawn_settings(values: Mapping[str, Any], baseline: Config) -> list[str]:
+    """The settings of the trial that starts from a config whose values are not the config's: the space lacks those."""
+    own = baseline.model_dump(mode="json")
+    return [path for path, value in values.items() if value != get_value(own, path)]
+
+
+def start_trial(number: int, drawn: Sequence[str]) -> str:
+    """What the trial that starts from the config has of it, given its `drawn_settings`."""
+    other = f", except that the space has no such {', '.join(drawn)}: other values were drawn" if drawn else ""
+    return f"trial {number} is your config{other}"

@@ -12,7 +12,15 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.search.trials import COST, ERROR, MEMORY, REJECTED, RUN, SECONDS, SETTINGS, WALL
+from experiments.search.space import start_trial
+from experiments.search.trial_jobs import PROBE
+from experiments.search.trials import COST, DRAWN, ERROR, MEMORY, REJECTED, RUN, SECONDS, SETTINGS, WALL
+
+ACCURACY_DIGITS = 6  # the others are noise of 32-bit numbers
+MEASURED_BY = (
+    f"accuracies are those of a linear classifier, with the best of {PROBE.l2_values} L2 penalties on the same "
+    f"validation images. `simclr eval --on val` chooses the penalty on training images, so its figures differ"
+)
 
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
@@ -33,6 +41,8 @@ def trial_table(study: optuna.Study, objectives: list[str]) -> pd.DataFrame:
         row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name.lower()}
         values = trial.values if trial.state is TrialState.COMPLETE else [None] * len(objectives)
         row |= dict(zip(objectives, values, strict=True))
+        if (accuracy := row.get("accuracy")) is not None:
+            row["accuracy"] = round(accuracy, ACCURACY_DIGITS)
         row |= {"rejected": attributes.get(REJECTED), "error": attributes.get(ERROR)}
         row |= {"seconds": attributes.get(SECONDS), "run": attributes.get(RUN)}
         rows.append(row | _parameters(trial) | attributes.get(SETTINGS, {}))
@@ -77,7 +87,7 @@ def parameter_table(study: optuna.Study) -> pd.DataFrame:
 
 
 def outcome(study: optuna.Study, start: float) -> list[str]:
-    """Sentences on how the trials ended, the best trial, and the share of time that went into choosing trials.
+    """Sentences on how the trials ended, the start and the best trial, and the share of time spent on choosing trials.
 
     `start` is the accuracy in [0, 1] of the config that the search started from; nan if it isn't known.
     """
@@ -95,8 +105,10 @@ def outcome(study: optuna.Study, start: float) -> list[str]:
     lines += [f"trial {trial.number} failed: {trial.user_attrs[ERROR]}" for trial in failed]
     if completed:
         best, accuracy = completed[0].number, completed[0].values[0]
-        gain = "" if isnan(start) else f", from a start at {start:.2%}"
-        lines.append(f"best: trial {best} with {accuracy:.2%} on validation{gain}")
+        lines += [] if isnan(start) else [f"start: {start:.2%} on validation (your config)"]
+        lines.append(f"best: trial {best} with {accuracy:.2%} on validation")
+        lines += [start_trial(each.number, each.user_attrs[DRAWN]) for each in completed if DRAWN in each.user_attrs]
+        lines.append(MEASURED_BY)
     choosing, training = (sum(trial.user_attrs.get(name, 0.0) for trial in trials) for name in (COST, WALL))
     if training:
         lines.append(f"choosing and planning took {choosing / training:.1%} of the trials' time")

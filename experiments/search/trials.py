@@ -24,7 +24,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.configs.resolve import changed
 from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
-from experiments.search.space import Parameter, check_space, fitting, starting_point, suggest_settings, used
+from experiments.search.space import (
+    Parameter,
+    check_space,
+    drawn_settings,
+    fitting,
+    start_trial,
+    starting_point,
+    suggest_settings,
+    used,
+)
 from experiments.search.trial_jobs import Measured, train_trial, trained_accuracy
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import STUDY_EVALUATIONS
@@ -53,6 +62,7 @@ IDENTITY = "identity"  # of a study: what its name stands for
 MEMORY = "memory"  # constraint: MiB over the limit
 SETTINGS = "settings"  # the settings that a trial changes
 REJECTED = "turned away"  # why a trial did not start
+DRAWN = "drawn"  # of the trial that starts from the config: its settings whose values are not the config's
 RESUMES = "goes on from"  # number of the interrupted trial that a trial repeats
 ERROR = "error"  # why a trial failed
 COST = "cost"  # seconds to choose and check its settings
@@ -132,7 +142,7 @@ def open_search(
         study = _open_study(name, store, objectives, pruner, identities, full.seed, parallel)
         parameters = spaces[study.user_attrs[IDENTITY]["space"]]
         if not study.trials and (start := starting_point(parameters, cheap)):
-            study.enqueue_trial(start)
+            study.enqueue_trial(start, user_attrs={DRAWN: []})
         runs = store.records(kind="search", search=name)
         tracker = (
             Tracker(store, runs[0].id) if runs else start_run(store, name, "search", full.flat(), {"search": name})
@@ -140,7 +150,8 @@ def open_search(
         with tracker.finishing(Interrupted):
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
+                kept = {name: trial.user_attrs[name] for name in (DRAWN,) if name in trial.user_attrs}
+                study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number, **kept})
             expected = Expected.of(baseline.config, baseline.data.identity, baseline.data)
             yield Search(name, study, tracker, baseline, whole, parameters, objectives, expected)
 
@@ -299,6 +310,9 @@ def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
     else:
         settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
         observer.say(f"trial {trial.number}: {settings}")
+    if DRAWN in trial.user_attrs:
+        trial.set_user_attr(DRAWN, drawn := drawn_settings(values, search.baseline.config))
+        observer.say(f"  {start_trial(trial.number, drawn)}")
     return trial, prepared
 
 
@@ -316,18 +330,13 @@ def _prepare_trial(search: Search, trial: Trial, values: Mapping[str, Any]) -> P
     prepared = Prepared(config, start.data, start.device, count_steps(config, start.data))
     check_images(config)
     limit = budget.memory_budget(config.memory, start.device).usable
-    need = smallest_peak(config)
+    need = budget.smallest_peak(config)
     if search.full is not start:  # the best trials are trained at full size too
-        need = max(need, smallest_peak(changed(search.full.config, values)))
+        need = max(need, budget.smallest_peak(changed(search.full.config, values)))
     trial.set_constraint(MEMORY, (need - limit) / memory.MIB)
     if need > limit:
         raise UserError(f"it needs {memory.format_bytes(need)}, which is {memory.format_bytes(need - limit)} too much")
     return prepared
-
-
-def smallest_peak(config: Config) -> int:
-    """Predicted memory of a config in the smallest micro-batches, in bytes."""
-    return sum(memory.predict(config, budget.micro_batches(config)[0]).values())
 
 
 def _job(search: Search, prepared: Prepared, watcher: _Watcher) -> Job:

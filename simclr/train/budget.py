@@ -83,6 +83,11 @@ def micro_batches(config: Config) -> list[int]:
     return sorted({min(size, train.batch_size // processes.count()) for size in sizes})
 
 
+def smallest_peak(config: Config) -> int:
+    """Predicted memory of a config in the smallest micro-batches, in bytes."""
+    return sum(predict(config, micro_batches(config)[0]).values())
+
+
 def can_share(config: Config) -> bool:
     """Whether all processes can get the same number of groups of images that share batch norm."""
     return config.train.batch_size // config.train.norm_images() % processes.count() == 0

@@ -36,6 +36,11 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "FEWEST", 2)
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that would have been saved."""
@@ -55,6 +60,12 @@ def test_pictures_depend_on_objectives_parameters_and_completed_trials() -> None
     assert set(pictures(table(), PARAMETERS[:1], ["accuracy"])) == EVERY - {"contour"}
     assert set(pictures(table(), PARAMETERS[:0], ["accuracy"])) == {"history"}
     assert pictures(table()[1:3], PARAMETERS, ["accuracy"]) == {}
+
+
+@pytest.mark.parametrize(("fewest", "expected"), [(5, EVERY), (6, {"history", "parallel-coordinates"})])
+def test_few_trials_say_nothing_of_importance(fewest: int, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "FEWEST", fewest)
+    assert set(pictures(table(), PARAMETERS, ["accuracy"])) == expected
 
 
 def test_every_picture_has_a_caption_and_is_saved(tmp_path: Path) -> None:

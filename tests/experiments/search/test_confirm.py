@@ -67,6 +67,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert found.study is not None
     assert "linear top-1" in found.study.report
     page = search.tracker.record().artifact("report.html").read_text()
+    assert found.next[0].endswith("best.toml --seed 3")  # a seed that was not trained
     assert "Trained again with two seeds that took no part in the choice, trial 1 is" in page
     assert "came from selection" in found.notes[1]
 
@@ -93,12 +94,15 @@ def test_without_seeds_a_search_is_only_reported(
         found = confirm(search, 0.5, top=1, seeds=0, command="")
     assert found.summary.startswith("1 trials: 1 completed")
     assert found.study is None
+    best = search.tracker.record().artifact("best.toml")
+    assert found.next == [f"simclr pretrain --config {best} --seed 1"]
 
 
 def test_the_trials_their_pictures_and_the_best_config_are_kept(
     store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.search.report.pictures", pictures)
+    monkeypatch.setattr("analysis.trials.FEWEST", 4)
     with open_search("s", BRIEF, SPACE, store, objectives="accuracy,time") as search:
         run_trials(search, 4)
         text = record_trials(search, 0.5)
@@ -109,7 +113,9 @@ def test_the_trials_their_pictures_and_the_best_config_are_kept(
     table = pd.read_csv(record.artifact("trials.csv"))
     best = ranked(search.study)[0]
     assert list(table["trial"]) == [0, 1, 2, 3]
-    assert table["accuracy"].max() == best.values[0]
+    assert table["accuracy"].max() == pytest.approx(best.values[0], abs=1e-6)
+    raw = pd.read_csv(record.artifact("trials.csv"), dtype=str)
+    assert raw["accuracy"].str.fullmatch(r"0\.\d{1,6}|1\.0").all()  # without the noise of 32-bit numbers
     for name in ("history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"):
         assert record.artifact(f"{name}.png").stat().st_size > 5000
         assert "<svg" in record.artifact(f"{name}.svg").read_text()

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from analysis.trials import pictures
-from experiments.search.trial_table import outcome, parameter_table, ranked, trial_table
+from experiments.search.trial_table import MEASURED_BY, outcome, parameter_table, ranked, trial_table
 
 RATE = FloatDistribution(1e-4, 1e-1, log=True)
 SCALE = CategoricalDistribution(["[0.08, 1.0]", "[0.2, 1.0]"])
@@ -46,7 +46,16 @@ def study() -> optuna.Study:
     """Two completed trials, one of them with a conditional parameter, a rejected one, a failed one and a pruned one."""
     study = optuna.create_study(direction="maximize")
     narrow, wide = [0.08, 1.0], [0.2, 1.0]
-    add(study, [0.5], {"optim.lr": 0.01, "augment.crop.scale": narrow}, seconds=9.5, run="ab", cost=1.0, wall=60.0)
+    add(
+        study,
+        [0.5],
+        {"optim.lr": 0.01, "augment.crop.scale": narrow},
+        seconds=9.5,
+        run="ab",
+        cost=1.0,
+        wall=60.0,
+        drawn=["model.width", "optim.lr"],
+    )
     add(study, None, {"optim.lr": 0.02, "augment.crop.scale": wide}, **{"turned away": "it needs 9 GiB"}, cost=1.0)
     add(study, [0.8], {"optim.lr": 0.03, "augment.crop.scale": wide, "model.width": 64}, conditional=True, wall=40.0)
     add(study, None, {"optim.lr": 0.04, "augment.crop.scale": wide}, error="training diverged")
@@ -100,7 +109,10 @@ def test_outcome_counts_trials_and_names_the_best(study: optuna.Study) -> None:
     assert outcome(study, 0.45) == [
         "5 trials: 2 completed, 1 rejected, 1 pruned, 1 failed",
         "trial 3 failed: training diverged",
-        "best: trial 2 with 80.00% on validation, from a start at 45.00%",
+        "start: 45.00% on validation (your config)",
+        "best: trial 2 with 80.00% on validation",
+        "trial 0 is your config, except that the space has no such model.width, optim.lr: other values were drawn",
+        MEASURED_BY,
         "choosing and planning took 2.0% of the trials' time",
     ]
 

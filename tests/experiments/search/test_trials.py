@@ -96,7 +96,22 @@ def test_a_trial_is_trained_and_evaluated_without_the_test_images(
     assert 0.1 < accuracy <= 1
     assert trial.user_attrs["seconds"] > 0
     assert said.texts[0] == "trial 0: optim.lr=0.001, train.batch_size=256"
-    assert f"{accuracy:.2%} on validation after" in said.texts[1]
+    assert said.texts[1] == "  trial 0 is your config"
+    assert f"{accuracy:.2%} on validation after" in said.texts[2]
+
+
+def test_the_trial_of_the_config_says_which_of_its_settings_were_drawn(store: Store) -> None:
+    space = [*SPACE[:1], Parameter(setting="train.batch_size", choices=(64, 128))]  # the config has 256
+    said = Messages()
+    with open_search("s", BRIEF, space, store) as search:
+        trial, _ = trials._ask(search, said)
+        assert trial.user_attrs["drawn"] == ["train.batch_size"]
+        trials._ask(search, said)
+    note = "  trial 0 is your config, except that the space has no such train.batch_size: other values were drawn"
+    assert said.texts[1:] == [note, said.texts[2]]
+    with open_search("s", BRIEF, space, store) as search:  # both trials were stopped
+        again, _ = trials._ask(search, said)
+        assert (again.number, again.user_attrs["drawn"]) == (2, ["train.batch_size"])
 
 
 def test_a_stopped_trial_resumes_from_its_checkpoint(store: Store) -> None:
@@ -307,7 +322,7 @@ def test_a_trial_whose_settings_fail_is_recorded_and_the_search_continues(
         run_trials(search, 2, observer=said)
     assert len(ranked(search.study)) == 1
     assert search.study.trials[0].user_attrs["error"] == "training diverged"
-    assert said.texts[1] == "  failed: training diverged"
+    assert said.texts[2] == "  failed: training diverged"
 
 
 def test_any_other_failure_ends_the_search_and_leaves_the_trial_open(
