@@ -14,6 +14,9 @@ from experiments.workers.task import Lost, Outcome, Task
 from simclr.errors import RunFailed, UserError
 
 CONNECT_SECONDS = 10.0  # how long a cluster may take to answer
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # the frame with which both sides of HTTP/2, which Ray speaks, begin
+# Ray's own names. It would try for a quarter of an hour to reach a cluster that is gone.
+IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
 OBJECT_BYTES = 100 * 2**20  # memory for what Ray passes between processes, which is little: tasks and their outcomes
 
 
@@ -95,13 +98,15 @@ def _call(task: Task) -> Outcome:
 
 def _connect() -> Any:
     """Ray, connected to a cluster. Raises UserError if that can't be."""
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to its makers
+    if address:
+        os.environ.update(IMPATIENT | os.environ)  # before Ray is imported
     try:
         import ray
     except ImportError:
         raise UserError("--cluster ray needs Ray: pip install 'simclr-suite[cluster]'") from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
     if not address:
         local: dict[str, Any] = {
             "include_dashboard": False,
@@ -133,12 +138,15 @@ def _connect() -> Any:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody answers at an address such as 10.0.0.1:6379. Raises UserError if it is none."""
+    """Whether somebody who may be Ray answers at an address such as 10.0.0.1:6379. Raises UserError if it is none."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"RAY_ADDRESS is '{address}': expected HOST:PORT, or auto for the cluster on this machine")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS) as there:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return True  # a greeting would have to be encrypted
+            there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+            return there.recv(len(SETTINGS))[3:5] == SETTINGS[3:5]
     except (OSError, OverflowError):
         return False
-    return True

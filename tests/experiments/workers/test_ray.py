@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,6 +32,13 @@ def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatc
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         message = refused(monkeypatch, address)
     assert message.startswith(f"no Ray cluster answers at RAY_ADDRESS = {address}: start one with `ray start --head`")
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor() as threads:  # and something else listens
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        answer = threads.submit(lambda: other.accept()[0].sendall(b"HTTP/1.1 505 "))
+        assert refused(monkeypatch, address).startswith(f"no Ray cluster answers at RAY_ADDRESS = {address}")
+        answer.result(60)
+        monkeypatch.setattr("experiments.workers.ray.CONNECT_SECONDS", 0.1)
+        assert refused(monkeypatch, address).startswith("no Ray cluster")  # it connects, and hears nothing
     assert refused(monkeypatch, "somewhere") == (
         "RAY_ADDRESS is 'somewhere': expected HOST:PORT, or auto for the cluster on this machine"
     )
