@@ -40,8 +40,6 @@ from simclr.views import batch_views
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
-VARIED = ("cifar10-cpu", "cifar10")  # presets of the variants, of which compiling takes up to a minute each
-VARIANTS = ("as it is", "cudnn.benchmark", "fused optimizer", "compiled network")
 
 
 class Options(NamedTuple):
@@ -193,9 +191,9 @@ def lightly_recipe(options: Options) -> list[Row]:
 
 
 def variants(options: Options) -> list[Row]:
-    """The time of a step with each change alone."""
-    presets = VARIED[: 1 if options.quick else None]
-    return [measure_variant(preset, name, options) for preset in presets for name in VARIANTS]
+    """The time of a step of each preset with a compiled network, and without on the same batch."""
+    presets = PRESETS[: 1 if options.quick else None]
+    return [measure_variant(preset, compiled, options) for preset in presets for compiled in (False, True)]
 
 
 SECTIONS: dict[str, Callable[[Options], list[Row]]] = {
@@ -239,17 +237,12 @@ def measure_step(preset: str, options: Options) -> Row:
     return row
 
 
-def measure_variant(preset: str, name: str, options: Options) -> Row:
-    """The row of a preset with one of VARIANTS, or its error if that does not work here."""
+def measure_variant(preset: str, compiled: bool, options: Options) -> Row:
+    """The row of a preset with `train.compile` or without, or its error if that does not work here."""
     devices.release_memory()
-    training, images, labels = prepare(preset, options)
-    if name == "fused optimizer":
-        for group in training.optimizer.param_groups:
-            group["fused"], group["foreach"] = True, False
-    if name == "compiled network":
-        training.model.compile()
-    row: Row = {"preset": preset, "variant": name}
-    torch.backends.cudnn.benchmark = name == "cudnn.benchmark"
+    torch.compiler.reset()
+    training, images, labels = prepare(preset, options, compiled)
+    row: Row = {"preset": preset, "train.compile": compiled}
     clock = time.perf_counter()
     try:
         train_step(training, images, labels).tolist()
@@ -258,8 +251,6 @@ def measure_variant(preset: str, name: str, options: Options) -> Row:
         row |= {"step_ms": 1e3 * per_step, "first_step_s": first}
     except Exception as error:
         row["error"] = str(error).splitlines()[0][:200]
-    finally:
-        torch.backends.cudnn.benchmark = False
     return row
 
 
@@ -268,9 +259,10 @@ def step_seconds(training: Training, images: Tensor, labels: Tensor, repeats: in
     return seconds(lambda: train_step(training, images, labels), repeats)
 
 
-def prepare(preset: str, options: Options) -> tuple[Training, Tensor, Tensor]:
+def prepare(preset: str, options: Options, compiled: bool = False) -> tuple[Training, Tensor, Tensor]:
     """The training of a preset at step 0, and a batch of random images and labels on the device."""
-    config = resolve(preset, None, ["train.batch_size=32", "train.norm_batch=32"] if options.quick else [])
+    small = ["train.batch_size=32", "train.norm_batch=32"] if options.quick else []
+    config = resolve(preset, None, [*small, f"train.compile={str(compiled).lower()}"])
     batch, side = config.train.batch_size, stored_side(config.data)
     if options.device.type == "cuda":
         plan = plan_memory(config, batch, memory_budget(None, options.device))

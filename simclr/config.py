@@ -79,6 +79,9 @@ class TrainConfig(Section):
     # Evaluate an average of the weights over the steps, which keeps this share of itself (such as 0.99) at each step.
     # Running statistics of batch norm are averaged with them.
     ema: float | None = later(None, ge=0, lt=1)
+    # Compile the network with torch.compile: fewer kernels on a GPU, after up to a minute at the start. It trains the
+    # same up to rounding, and needs a C++ compiler (on a GPU Triton too).
+    compile: bool = later(False)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # minutes between two checkpoints
     # Number of epochs between snapshots for `eval --snapshots` (0: none).
     keep_every: int = later(0, ge=0, le=MOST_EPOCHS)

@@ -224,7 +224,8 @@ def count_flops(config: Config, data: Dataset, device: torch.device) -> int:
     They are counted in a real step, with the loss and the optimizer, so that configs of any method can be trained at
     equal cost. `memory.flops` only predicts those of the network, without data and in a moment.
     """
-    training = start_training(config, data, device)
+    eager = config.train.model_copy(update={"compile": False})  # whose operations can be counted
+    training = start_training(config.model_copy(update={"train": eager}), data, device)
     with FlopCounterMode(display=False) as counter:
         train_step(training, *next(load_batches(config, data, device, images_on_device=False)))
     return int(counter.get_total_flops())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from simclr.randomness import initial_weights, subseed
 from simclr.train.teacher import load_teacher
 from simclr.views import batch_views
 from simclr.weights.start import load_start
+
+COMPILER = "inductor"  # what torch.compile compiles with
 
 
 @dataclass
@@ -107,6 +110,8 @@ def make_training(config: Config, method: Method, dtype: torch.dtype, digest: st
 
     Raises UserError if batch norm would see single images, or a method that mixes images.
     """
+    if config.train.compile:  # with the random numbers that dropout draws where it is not compiled
+        method.network.compile(dynamic=False, backend=COMPILER, options={"fallback_random": True})
     train, normed = config.train, any(norm.training for norm in batch_norms(method.train()))  # a teacher's is not
     if (normed or method.mixes) and train.norm_images() == 1:
         raise UserError(
@@ -147,7 +152,7 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     for the device, except that float16's gradient scaler looks for overflow, and what processes exchange.
     """
     views = make_views(training.config, images, training.step)
-    with statistics_in_order(training.method):
+    with statistics_in_order(training.method), compiler_errors() if training.config.train.compile else nullcontext():
         report = accumulate_within_memory(training, views, labels)
     training.scaler.step(training.optimizer)
     training.scaler.update()
@@ -157,6 +162,21 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
         follow(training.method.ema, training.model, training.config.train.ema or 0.0, statistics=True)
     training.step += 1
     return report
+
+
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """A context in which a failure of torch.compile raises UserError with a remedy."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).strip().split("\n\n")[0].split())
+        raise UserError(
+            f"train.compile: torch can't compile this network here ({reason}): add --set "
+            f"train.compile=false, which trains the same up to rounding, or install what is missing"
+        ) from None
 
 
 Views = Callable[[slice], list[Tensor]]  # makes all views of some rows of a batch, float32 V x n x 3 x S x S each

@@ -101,6 +101,7 @@ SETTINGS: dict[str, list[Any]] = {
     "train.ema": [*NOT_NUMBER, 1, -0.1, 2],
     "train.checkpoint_minutes": [*NOT_NUMBER, 0, -1, 1e20],
     "train.keep_every": NOT_COUNT,
+    "train.compile": NOT_SWITCH,
     **{f"augment.{name}.p": NOT_PROBABILITY for name in AUGMENTATIONS},
     "augment.views": [*NOT_COUNT, 0, 1, 65],
     "augment.local.count": [*NOT_COUNT, 0, 65],

@@ -189,7 +189,7 @@ def test_flat_has_only_the_probability_of_absent_augmentations():
     assert {name: flat[name] for name in flat if name.startswith("augment.blur")} == {"augment.blur.p": 0.0}
     assert set(flat) <= set(setting_names(Config))
     # Older records should not seem to differ.
-    later = {"method", "data.background", "data.range", "data.check", "train.keep_every"}
+    later = {"method", "data.background", "data.range", "data.check", "train.keep_every", "train.compile"}
     assert later.isdisjoint(flat)
 
 
@@ -282,6 +282,7 @@ MATTERS = {
     "train.norm_batch": 64,
     "train.views": "split",
     "train.ema": 0.99,
+    "train.compile": True,
     "train.precision": "fp16",  # what auto never stands for on a CPU
 }
 MATTERS |= {"augment.views": 3, "augment.local.count": 2, "augment.local.size": 12, "augment.local.scale": [0.2, 0.4]}

@@ -40,7 +40,7 @@ ROUNDING = 2.2e-16  # of a float64 near one
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"dataset": "shapes", "dir": None, "side": None, "limit": 64},
     "model": {"width": 0.125},
-    "train": {"batch_size": 32, "epochs": STEPS // 2, "precision": "fp32", "knn_every": 0},
+    "train": {"batch_size": 32, "epochs": STEPS // 2, "precision": "fp32", "knn_every": 0, "compile": False},
 }
 Golden = Mapping[str, list[float]]
 

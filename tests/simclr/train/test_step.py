@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -174,6 +175,36 @@ def test_all_buffers_are_copied_in_one_operation_for_each_dtype(digits: Dataset)
     assert operations.count == 2  # floating-point numbers and counts
     assert all(torch.equal(x, y) for x, y in zip(buffers, copied, strict=True))
     assert not {x.untyped_storage()._cdata for x in buffers} & {x.untyped_storage()._cdata for x in copied}
+
+
+def test_a_compiled_network_trains_the_same_and_a_failure_to_compile_names_the_remedy(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is captured as a graph, which torch then runs without compiling it."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object, options: object) -> Callable[..., object]:
+        assert options == {"fallback_random": True}  # otherwise dropout would draw other numbers
+        graphs.append(graph)
+        return graph.forward
+
+    settings = {"batch_size": 16, "micro_batch": 8, "norm_batch": 8}
+    plain = exact(digits, **settings)
+    monkeypatch.setattr("simclr.train.step.COMPILER", backend)
+    compiled = exact(digits, **settings, compile=True)
+    assert plain.config.key() != compiled.config.key()
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert equal(three_steps(compiled, digits), three_steps(plain, digits))
+    assert 1 <= len(graphs) <= 4  # with and without gradients and statistics, but not anew in every step
+
+    def fail(graph: torch.fx.GraphModule, _: object, options: object) -> Callable[..., object]:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr("simclr.train.step.COMPILER", fail)
+    broken = exact(digits, **settings, compile=True)
+    message = r"can't compile this network here \(.*no C\+\+ compiler.*\): add --set train\.compile=false"
+    with pytest.raises(UserError, match=message):
+        three_steps(broken, digits)
 
 
 @pytest.mark.parametrize("norm_batch", [16, 8])
