@@ -80,7 +80,11 @@ class Terminal(Observer):
         return self._stopping
 
     def say(self, text: str) -> None:
-        typer.echo("\n".join(map(printable, text.split("\n"))), err=True)
+        text = "\n".join(map(printable, text.split("\n")))
+        if self.bars is None:
+            typer.echo(text, err=True)
+        else:  # above the bars, which echo would write into
+            self.bars.console.out(text, highlight=False)
 
     def note(self, text: str) -> None:
         if text not in self.noted:

@@ -38,6 +38,17 @@ def test_a_terminal_shows_bars_for_work_and_training(monkeypatch: pytest.MonkeyP
     assert "loss 3.93 val kNN 76.4% contrastive top-1 12.5% 1082 img/s" in shown.getvalue()
 
 
+def test_a_message_takes_a_line_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = show_on_a_terminal(monkeypatch)
+    with Terminal() as terminal:
+        terminal.progress("timing", 1, 2)
+        terminal.say(f"[a] message\nof {'long ' * 30}lines")
+        before, after = shown.getvalue().split(f"[a] message\nof {'long ' * 30}lines\n")
+    assert before.endswith("timing\r\x1b[2K")  # the bar is erased
+    assert "timing" in after
+
+
 def test_the_accuracy_on_validation_is_shown_with_a_smaller_k() -> None:
     assert describe_metrics({"val/knn_k54_top1": 0.764}) == "val kNN (k = 54) 76.4%"
 
