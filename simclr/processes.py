@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -24,6 +25,7 @@ T = TypeVar("T")
 # How long a process waits for the others: the first one may have to decode a large data set meanwhile. Who started
 # them notices at once if one ends.
 PATIENCE = timedelta(days=2)
+LOOK = timedelta(seconds=1)  # how often a process that waits for the first one looks for it anew
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,37 @@ def joined() -> Iterator[None]:
     if (local := int(os.environ["LOCAL_RANK"])) < torch.accelerator.device_count():
         torch.accelerator.set_device_index(local)
     store, number, size = next(rendezvous("env://"))
+    store = _of_this_round(store, number, size)
     dist.init_process_group(store=store, rank=number, world_size=size, timeout=PATIENCE)
     try:
         with _as(World(size, number)):
             yield
     except (UserError, RunFailed, KeyboardInterrupt) as error:
-        if isinstance(error, Deserted) or store.add(f"failed in attempt {restarts()}", 1) > 1:
+        if isinstance(error, Deserted) or store.add("failed", 1) > 1:
             raise Deserted(f"{type(error).__name__}: {error}") from error
         raise
     dist.destroy_process_group()
+
+
+def _of_this_round(store: Any, number: int, size: int) -> Any:
+    """The part of torchrun's store that is for the processes which it started together with this one.
+
+    torchrun keeps one store when it starts all processes again, in which the addresses of ended processes remain. Its
+    own number of restarts can't tell them apart, because it differs between machines. So the first process begins a
+    round and admits the others. Whoever takes an earlier round for this one is not admitted, and looks again.
+    """
+    if number == 0:
+        name = f"round {store.add('rounds', 1)}"
+        for other in range(1, size):
+            store.set(f"{name} admits {store.get(f'{name} has {other}').decode()}", "")
+        return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    own = uuid.uuid4().hex
+    while True:
+        name = f"round {store.add('rounds', 0)}"
+        store.set(f"{name} has {number}", own)
+        with suppress(dist.DistStoreError):
+            store.wait([f"{name} admits {own}"], LOOK)
+            return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.commands import complete
-from experiments.commands.clusters import Cluster, GpusPerRun
+from experiments.commands.clusters import Cluster, ClusterOptions, GpusPerRun
 from experiments.commands.options import (
     AUGMENTATIONS,
     BadImage,
@@ -164,6 +164,7 @@ def ablate(  # over 60 lines, because of its signature
     settings: Settings = [],  # noqa: B006
     cluster: Cluster = None,
     gpus_per_run: GpusPerRun = None,
+    cluster_options: ClusterOptions = [],  # noqa: B006
     name: Annotated[
         str | None,
         typer.Option(callback=check_new_name, help="Name of the study.", show_default="the preset and what is varied"),
@@ -254,7 +255,7 @@ def ablate(  # over 60 lines, because of its signature
     with (
         resumable(),
         Terminal(resumes=True, noted=terminal.noted) as terminal,
-        open_pool(cluster, gpus_per_run) as pool,
+        open_pool(cluster, gpus_per_run, cluster_options) as pool,
     ):
         command, form = command_line(), "json" if as_json else "terminal"
         outcome = execute(name, plan, store, numbers, command, terminal, form, pool)

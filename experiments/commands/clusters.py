@@ -14,7 +14,8 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         "--cluster",
-        help=f"Train several runs at the same time on a cluster: {', '.join(CLUSTERS)} (docs/guides/cluster-ray.md).",
+        help=f"Train several runs at the same time on a cluster: {', '.join(CLUSTERS)} (docs/guides/cluster-ray.md, "
+        "docs/guides/slurm.md).",
         show_default="on this machine, one after another",
         **choice("--cluster", *CLUSTERS),
     ),
@@ -25,7 +26,17 @@ GpusPerRun = Annotated[
         metavar="N",
         min=0,
         callback=check_number,
-        help="GPUs that each run of --cluster takes. With 0.5, two runs share one.",
+        help="GPUs that each run of --cluster takes. With 0.5, two runs share one on Ray.",
         show_default="1, or 0 where there are none",
+    ),
+]
+ClusterOptions = Annotated[
+    list[str],
+    typer.Option(
+        "--cluster-option",
+        metavar="KEY=VALUE",
+        help="Option of sbatch for --cluster slurm, without its dashes, such as time=4:00:00 or partition=gpu, or "
+        "jobs=N for at most N jobs at the same time. Can be repeated.",
+        show_default=False,
     ),
 ]

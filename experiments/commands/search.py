@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.commands import complete
-from experiments.commands.clusters import Cluster, GpusPerRun
+from experiments.commands.clusters import Cluster, ClusterOptions, GpusPerRun
 from experiments.commands.names import names_in
 from experiments.commands.options import (
     BadImage,
@@ -127,6 +127,7 @@ def search(  # over 60 lines, because of its signature
     ] = 3,
     cluster: Cluster = None,
     gpus_per_run: GpusPerRun = None,
+    cluster_options: ClusterOptions = [],  # noqa: B006
     name: Annotated[
         str | None,
         typer.Option(callback=check_new_name, help="Name of the search.", show_default="search- and the preset"),
@@ -166,7 +167,7 @@ def search(  # over 60 lines, because of its signature
     with (
         resumable(),
         Terminal(resumes=True) as terminal,
-        open_pool(cluster, gpus_per_run) as pool,
+        open_pool(cluster, gpus_per_run, cluster_options) as pool,
         open_search(
             name or f"search-{full.name}",
             full,

@@ -90,9 +90,12 @@ class Task:
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
 
-    def __call__(self) -> Outcome:
-        """Do the job. Raises what is neither a mistake of the user nor a failure of the run: a bug."""
-        host, said = platform.node(), Said()
+    def __call__(self, said: Said | None = None) -> Outcome:
+        """Do the job. It stops when `said` asks to.
+
+        Raises what is neither a mistake of the user nor a failure of the run: a bug.
+        """
+        host, said = platform.node(), said or Said()
         try:
             store = self.origin.store()
             with ExitStack() as stack:

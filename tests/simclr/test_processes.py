@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from simclr import processes
 from simclr.data.dataset import open_dataset
@@ -102,3 +105,19 @@ def test_an_exchange_without_a_partner_ends_quietly_and_one_without_memory_says_
         processes._exchange(lost)
     with pytest.raises(torch.OutOfMemoryError):
         processes._exchange(full)
+
+
+def test_processes_that_are_started_again_do_not_find_what_earlier_ones_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps its store when it starts all of them again, at any moment. Here the first one comes last."""
+    monkeypatch.setattr(processes, "LOOK", timedelta(milliseconds=50))
+    store = dist.HashStore()
+    for number in range(3):
+        with ThreadPoolExecutor() as threads:
+            others = [threads.submit(processes._of_this_round, store, rank, 3) for rank in (1, 2)]
+            wait(others, timeout=0.1)
+            first = processes._of_this_round(store, 0, 3)
+        parts = [first, *(other.result() for other in others)]
+        assert not any(part.check(["address"]) for part in parts)
+        first.set("address", str(number))
+        assert [part.get("address") for part in parts] == [str(number).encode()] * 3
+        store.add("rounds", number)  # sometimes the first process ends before the others have come

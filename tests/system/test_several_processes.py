@@ -112,6 +112,29 @@ def test_torchrun_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     assert the_run(tmp_path, "home").finished
 
 
+def test_two_launchers_with_a_home_each_train_as_one_process_and_start_again(tmp_path: Path) -> None:
+    """They are two machines, as far as they know: each has its own images and record. One process is killed."""
+    write_config(tmp_path, epochs=8)
+    alone = start(tmp_path, "alone", *COMMAND)
+    assert alone.wait() == 0
+    port = free_port()
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1", "--rdzv-backend", "c10d"]
+    options += ["--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"]
+    launchers = [
+        start(tmp_path, home, *TORCHRUN[:-2], *options, *COMMAND[1:], GLOO_SOCKET_IFNAME="lo")
+        for home in ("first", "second")
+    ]
+    wait_for(checkpoint_of(tmp_path, 3), launchers[0])
+    (victim,) = trainers(launchers[1]).values()
+    victim.kill()
+    said = [launcher.communicate()[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], "\n-----\n".join(said)
+    (own,) = (home for home in ("first", "second") if Store(tmp_path / home).records())  # the first rank may be in any
+    curves = [the_run(tmp_path, home).history("train/loss") for home in ("alone", own)]
+    assert curves[0]["step"].tolist() == curves[1]["step"].tolist()
+    assert curves[0]["value"].tolist() == pytest.approx(curves[1]["value"].tolist(), rel=1e-3)
+
+
 def test_ctrl_c_stops_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
     write_config(tmp_path, epochs=8)
     job = start(tmp_path, "home", *COMMAND, "--processes", "2")
