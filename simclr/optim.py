@@ -76,19 +76,22 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch passes it)
-        for group, parameters, gradients in _groups(self):
-            (momenta,), decay = _kept(self, parameters, "momentum"), group["weight_decay"]
+        for group, parameters, gradients in _with_gradients(self):
+            (momenta,), decay = _state_of(self, parameters, "momentum"), group["weight_decay"]
             updates: list[Tensor] | tuple[Tensor, ...] = gradients
             if decay:
                 updates = torch._foreach_mul(parameters, decay)
                 torch._foreach_add_(updates, gradients)
             if group["adapt"]:
-                apart = 0.0 if self.decay_in_norm else decay
+                added = 0.0 if self.decay_in_norm else decay
                 weights = torch.stack(torch._foreach_norm(parameters))
                 norms = torch.stack(torch._foreach_norm(updates if self.decay_in_norm else gradients))
-                local = group["trust"] * weights / (norms + apart * weights)
+                local = group["trust"] * weights / (norms + added * weights)
                 local = torch.where((weights > 0) & (norms > 0), local, 1.0)
-                updates = torch._foreach_mul(updates, local.unbind())
+                if decay:  # in place, because each copy takes as much memory as the network
+                    torch._foreach_mul_(updates, local.unbind())
+                else:  # gradients stay as they are
+                    updates = torch._foreach_mul(updates, local.unbind())
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates, alpha=group["lr"])
             torch._foreach_sub_(parameters, momenta)
@@ -98,7 +101,7 @@ VECTOR_RATE = 0.15  # Adam's rate for biases and norms as a fraction of Muon's: 
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Approximately the nearest semi-orthogonal matrix to each of some (k x rows x columns).
+    """The nearest semi-orthogonal matrices to a stack of matrices (k x rows x columns), approximately.
 
     Their singular values become about 1. Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024
     (Muon). They run in bfloat16, as there, if the hardware multiplies it natively. A CPU that emulates it would need
@@ -135,7 +138,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch passes it)
-        for group, parameters, gradients in _groups(self):
+        for group, parameters, gradients in _with_gradients(self):
             if group["orthogonal"]:
                 rate, updates = group["lr"], self._orthogonal(group, parameters, gradients)
             else:
@@ -145,48 +148,52 @@ class Muon(Optimizer):
 
     def _orthogonal(self, group: Any, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The updates of matrices. Those of equal shape are orthogonalised together."""
-        (momenta,) = _kept(self, parameters, "momentum")
+        (momenta,) = _state_of(self, parameters, "momentum")
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        shapes: dict[torch.Size, list[int]] = {}
-        for place, parameter in enumerate(parameters):
-            shapes.setdefault(parameter.shape, []).append(place)
+        alike: dict[tuple[torch.Size, tuple[int, ...]], list[int]] = {}
+        for i, parameter in enumerate(parameters):
+            alike.setdefault((parameter.shape, parameter.stride()), []).append(i)
         updates = dict[int, Tensor]()
-        for shape, places in shapes.items():
-            found = orthogonalize(torch.stack([ahead[place] for place in places]).flatten(2))
-            found *= math.sqrt(max(1, found.shape[1] / found.shape[2]))
-            updates |= {place: update.view(shape) for place, update in zip(places, found.unbind(), strict=True)}
-        return [updates[place] for place in range(len(parameters))]
+        for (shape, strides), members in alike.items():
+            matrices = orthogonalize(torch.stack([ahead[i] for i in members]).flatten(2))
+            scale = math.sqrt(max(1, matrices.shape[1] / matrices.shape[2]))
+            # On CUDA, a list is updated by one kernel only if the updates are laid out in memory like the parameters.
+            scaled = matrices.new_empty_strided((len(members), *shape), (shape.numel(), *strides))
+            torch.mul(matrices.view_as(scaled), scale, out=scaled)
+            updates |= dict(zip(members, scaled.unbind(), strict=True))
+        return [updates[i] for i in range(len(parameters))]
 
     def _adaptive(self, group: Any, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The updates of biases and norms, by Adam."""
-        (one, two), (momenta, squares) = group["betas"], _kept(self, parameters, "momentum", "square")
-        done = []
+        (one, two), (momenta, squares) = group["betas"], _state_of(self, parameters, "momentum", "square")
+        counts = []
         for parameter in parameters:
             state = self.state[parameter]
             state["step"] = state.get("step", 0) + 1
-            done.append(state["step"])
+            counts.append(state["step"])
         torch._foreach_lerp_(momenta, gradients, 1 - one)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - two)
-        deviations = torch._foreach_div(squares, [1 - two**steps for steps in done])
+        deviations = torch._foreach_div(squares, [1 - two**steps for steps in counts])
         torch._foreach_sqrt_(deviations)
         torch._foreach_add_(deviations, 1e-8)
-        updates = torch._foreach_div(momenta, [1 - one**steps for steps in done])
+        updates = torch._foreach_div(momenta, [1 - one**steps for steps in counts])
         torch._foreach_div_(updates, deviations)
         return list(updates)
 
 
-def _groups(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+def _with_gradients(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
     """Each parameter group that has gradients, with the parameters that have one, and these gradients.
 
-    Both optimizers work on lists, because on a GPU an operation on a list takes one or two kernels, however long it is.
+    Both optimizers work on lists, because on a GPU an operation on a list takes one or two kernels, however long the
+    list is, if its tensors have the same layout.
     """
     for group in optimizer.param_groups:
         if parameters := [p for p in group["params"] if p.grad is not None]:
             yield group, parameters, [p.grad for p in parameters]
 
 
-def _kept(optimizer: Optimizer, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
+def _state_of(optimizer: Optimizer, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
     """What an optimizer keeps of each parameter under some names, zeros at first."""
     for parameter in parameters:
         for name in names:
@@ -206,7 +213,21 @@ def _lars(groups: Any, config: OptimConfig) -> Optimizer:
 
 
 def _sgd(groups: Any, config: OptimConfig) -> Optimizer:
-    return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=_fused(groups))
+    optimizer = torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=_fused(groups))
+    if config.momentum and optimizer.defaults["fused"]:
+        _zero_momenta(optimizer)
+        optimizer.register_load_state_dict_post_hook(_zero_momenta)
+    return optimizer
+
+
+def _zero_momenta(optimizer: Optimizer) -> None:
+    """Give parameters without a momentum one of zeros, with which the first step is the same.
+
+    Torch's fused SGD makes momenta of uninitialised memory, which a step that float16's scaler skips leaves as it is.
+    """
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _adamw(groups: Any, config: OptimConfig) -> Optimizer:

@@ -232,32 +232,47 @@ class Toy(nn.Module):
         self.norm = nn.BatchNorm1d(4).double()
 
 
-def several(count: int, name: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """As many matrices and vectors, which have equal shapes, and their optimizer."""
-    parameters = [nn.Parameter(random(*shape, seed=i)) for i in range(count) for shape in ((6, 4), (6,))]
-    model = nn.ParameterList(parameters)
-    return parameters, optim.build(model, OptimConfig(name=name, lr=0.1, weight_decay=0.01))
+MIXED = ((6, 4), (4, 6, 3, 3), (6, 4), (5, 3, 1, 1), (2, 4), (6,))  # shapes; two matrices have the same
+
+
+def several(copies: int, name: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """As many parameters of each of the MIXED shapes, channels-last as in networks, and their optimizer."""
+    tensors = [random(*shape, seed=100 * i + j) for i in range(copies) for j, shape in enumerate(MIXED)]
+    parameters = [nn.Parameter(channels_last(tensor)) for tensor in tensors]
+    return parameters, optim.build(nn.ParameterList(parameters), OptimConfig(name=name, lr=0.1, weight_decay=0.01))
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 @pytest.mark.parametrize("name", ["lars", "muon"])
-def test_tensors_of_equal_shape_are_updated_together_and_exactly_as_one_by_one(name):
-    counts, (alone, _) = [], several(3, name)
+def test_tensors_are_updated_together_and_exactly_as_one_by_one(name, monkeypatch):
+    layouts, subtract = [], torch._foreach_sub_
+
+    def recorded(parameters, updates, **factors):
+        layouts.extend((p.stride(), update.stride()) for p, update in zip(parameters, updates, strict=True))
+        subtract(parameters, updates, **factors)
+
+    monkeypatch.setattr(torch, "_foreach_sub_", recorded)
+    counts, (alone, _) = [], several(1, name)
     optimizers = [optim.build(nn.ParameterList([p]), OptimConfig(name=name, lr=0.1, weight_decay=0.01)) for p in alone]
-    for number in (3, 10):
-        parameters, together = several(number, name)
+    for copies in (1, 3):
+        parameters, together = several(copies, name)
         for step in range(3):
             for i, p in enumerate(parameters):
-                p.grad = random(*p.shape, seed=100 * step + i)
+                p.grad = channels_last(random(*p.shape, seed=1000 * step + i))
             with Operations() as operations:
                 together.step()
         counts.append(operations.count)
-        if number == 3:
+        if copies == 1:
             for step in range(3):
                 for i, (p, optimizer) in enumerate(zip(alone, optimizers, strict=True)):
-                    p.grad = random(*p.shape, seed=100 * step + i)
+                    p.grad = channels_last(random(*p.shape, seed=1000 * step + i))
                     optimizer.step()
             assert all(torch.equal(p, q) for p, q in zip(parameters, alone, strict=True))
     assert counts[0] == counts[1]
+    assert all(p == update for p, update in layouts)
 
 
 @pytest.mark.parametrize("name", ["lars", "muon"])
@@ -305,6 +320,23 @@ def test_a_state_that_other_kernels_saved_is_continued_by_those_of_the_device(na
     steps(resumed, second, range(2, 4))
     assert [group["fused"] for group in second.param_groups] == [fused, fused]
     torch.testing.assert_close(resumed, straight)
+
+
+def test_a_first_step_that_overflows_leaves_no_momentum_to_fused_sgd(monkeypatch):
+    """Float16's scaler skips it. Torch would then take memory that was never written for the momentum."""
+    weights = [nn.Parameter(torch.ones(1000)) for _ in range(2)]
+    for w, fused in zip(weights, (True, None), strict=True):
+        monkeypatch.setattr(optim, "_fused", lambda _, fused=fused: fused)
+        optimizer = optim.build(nn.ParameterList([w]), OptimConfig(name="sgd", lr=0.1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for factor in (torch.inf, 1.0, 2.0):
+            del [torch.full((1000,), 1000.0) for _ in range(50)][:]  # memory that is free, but not zero
+            scaler.scale((factor * w).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as resumed
+    torch.testing.assert_close(*weights)
 
 
 def test_biases_and_norms_with_lars_equal_sgd_at_a_constant_rate():
