@@ -167,7 +167,7 @@ def _agreement(difference: float, expected: float | str | None) -> str:
 def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A summary as text for readers: intervals behind their means, differences with a sign, None for unknown values.
 
-    It has no column for a pooled p that no cell has, nor for the p of sign flips where no difference could be shown.
+    It has no column that would be empty, nor the p of sign flips where no difference could be shown.
     """
     digits, percent, points = (".2f", " (%)", " (points)") if is_accuracy(metric) else (".4g", "", "")
 
@@ -181,11 +181,7 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     counts = zip(summary["n"], summary["pairs"], strict=True)
     few = 2.0 ** (1 - summary["pairs"].max()) >= SIGNIFICANT  # the lowest p that flipped signs can give
-    empty = {
-        "p (sign flip)": few or summary["p_sign_flip"].isna().all(),
-        "p (Dunnett)": summary["p_dunnett"].isna().all(),
-    }
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "cell": summary["cell"],
             "n": [f"{n} ({pairs} paired)" if 0 < pairs < n else f"{n}" for n, pairs in counts],
@@ -204,4 +200,6 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "seconds": texts("seconds", ".0f"),
             "images/s": texts("images_per_second", ".0f"),
         }
-    ).drop(columns=[name for name, left_out in empty.items() if left_out])
+    )
+    left_out = ["p (sign flip)"] if few else []
+    return table.drop(columns=[name for name in table if name in left_out or not any(table[name])])

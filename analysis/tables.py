@@ -47,6 +47,11 @@ def as_shown(metric: str, value: float) -> float:
     return 100 * value if in_percent(metric) else value
 
 
+def is_choice(metric: str) -> bool:
+    """Whether a metric is a setting that an evaluation chose, such as a penalty, and not a result."""
+    return metric.endswith(("_l2", "_lr"))
+
+
 def is_on_validation(metric: str) -> bool:
     """Whether a metric is about validation images: its name has `val` before the last slash, as in val/linear_top1."""
     return "val" in metric.split("/")[:-1]
@@ -58,12 +63,15 @@ def metric_label(metric: str) -> str:
         return f"{metric_label('/'.join(part for part in metric.split('/') if part != 'val'))} on validation"
     if k := re.fullmatch(r"knn_k(\d+)_top1", metric):
         return f"kNN (k = {k[1]}) top-1"
+    if part := re.fullmatch(r"finetune_(.+)pct_top1", metric):
+        return f"fine-tuned on {part[1]} % of labels, top-1"
     return LABELS.get(metric, metric)
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> pd.DataFrame:
     """One row per run: its name, the settings that differ between the runs, and its metrics, accuracies in percent.
 
+    Settings that evaluations chose are left out, and settings of an augmentation count only where it is used.
     Metrics are texts with their interval, or with `numbers` one column for each and one for each end of its interval.
 
     A run is {"name", "id", "config": {setting: value}, "metrics": {metric: value, accuracies in [0, 1]}, "intervals":
@@ -72,7 +80,9 @@ def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> p
     """
     names = Counter(run["name"] for run in runs)
     settings = _differing_settings([run["config"] for run in runs])
-    measured = dict.fromkeys((metric, run["protocols"].get(metric)) for run in runs for metric in run["metrics"])
+    measured = dict.fromkeys(
+        (metric, run["protocols"].get(metric)) for run in runs for metric in run["metrics"] if not is_choice(metric)
+    )
     protocols = Counter(metric for metric, _ in measured)
     order = list(protocols)
     rows = []
@@ -94,12 +104,18 @@ def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> p
 def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that do not have the same value in all configs."""
     missing = object()
-    first = configs[0] if configs else {}
-    return [
-        setting
-        for setting in dict.fromkeys(setting for config in configs for setting in config)
-        if any(config.get(setting, missing) != first.get(setting, missing) for config in configs)
-    ]
+    found = []
+    for setting in dict.fromkeys(setting for config in configs for setting in config):
+        values = [config.get(setting, missing) for config in configs if not _is_unused(setting, config)]
+        if any(value != values[0] for value in values):
+            found.append(setting)
+    return found
+
+
+def _is_unused(setting: str, config: Mapping[str, Any]) -> bool:
+    """Whether a setting is of an augmentation whose probability is 0."""
+    probability = f"{setting.rpartition('.')[0]}.p"
+    return setting != probability and str(config.get(probability)) in ("0", "0.0")
 
 
 def _metric_numbers(run: Mapping[str, Any] | None, metric: str, label: str) -> dict[str, float]:

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 LINES = Box("\n".join(["    ", "    ", " -  ", *["    "] * 5]))  # a line of dashes below the header, and nothing else
-WORD = re.compile(r"(?= )|(?<=[-/=.])(?=[A-Za-z])")  # where a line of a table may end: before a space, within a name
-NUMBER = re.compile(r"[-+<]? ?\d[\d.,e+-]*%?")
+WORD = re.compile(r"(?= )|(?<=[-/=._,@+])(?=[A-Za-z])")  # where a line of a table may end
+NUMBER = re.compile(r"[-+<]? ?\d[\d.,e+-]*%?\*?[⁰¹²³⁴⁵⁶⁷⁸⁹]*")
 
 
 def columns() -> int:

@@ -347,7 +347,7 @@ def compare(
             text, notes = tables(study, store, "json" if as_json else form)
             typer.echo(text)
             for note in notes:
-                typer.echo(note, err=True)
+                typer.echo(note, err=form != "terminal")
         return
     result = compare_runs(runs, store)
     data = {"runs": [_compared(run) for run in result.runs], "tests": result.tests, "notes": result.notes}
@@ -374,4 +374,8 @@ def _tables(result: Comparison, form: str) -> str:
         return FORMATS[form](comparison(result.runs, numbers=True), [])
     if not len(result.tests):
         return FORMATS[form](result.table, result.notes)
-    return "\n".join([FORMATS[form](result.table, []), FORMATS[form](result.tests, result.notes)])
+    tests, notes = result.tests, result.notes
+    if len(names := [run["name"] for run in result.runs]) == 2:  # which the table needn't repeat in each row
+        tests = tests.drop(columns=["run A", "run B"])
+        notes = ["A is {}, B is {}.".format(*names), *notes]
+    return "\n".join([FORMATS[form](result.table, []), FORMATS[form](tests, notes)])

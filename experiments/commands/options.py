@@ -316,7 +316,7 @@ Drop = Annotated[
 EncoderName = Annotated[str, typer.Argument(help=ENCODER_HELP, autocompletion=complete.encoders)]
 NewestEncoder = Annotated[
     str | None,
-    typer.Argument(help=ENCODER_HELP, show_default="the newest run", autocompletion=complete.encoders),
+    typer.Argument(help=ENCODER_HELP, show_default="the newest run outside studies", autocompletion=complete.encoders),
 ]
 RunNames = Annotated[
     list[str],

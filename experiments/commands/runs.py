@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from math import inf, nan
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -19,16 +19,10 @@ if TYPE_CHECKING:
     from experiments.tracking.store import Record
 
 KINDS = ("pretrain", "import", "eval", "study", "cell", "search", "trial")
-COLUMNS = {  # of the table: the key of the data, and the title
-    "name": "name",
-    "kind": "kind",
-    "status": "status",
-    "started": "started",
-    "loss": "loss",
-    "val_knn": "val kNN",
-    "knn": "kNN",
-    "linear": "linear",
-}
+COLUMNS = ("name", "kind", "status", "started", "loss", "val_knn", "knn", "linear")  # to sort by: keys of the data
+TITLES = ("name", "kind", "status", "started", "loss", "kNN", "linear")
+VALIDATION = "*"  # behind a figure on the validation images
+DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def runs(
@@ -60,8 +54,8 @@ def runs(
     The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
     A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
     are copies of reused runs, or failed attempts.
-    The loss and val kNN are those of training. kNN and linear are accuracies on the test images (`simclr eval`). If a
-    run has none, as in a study, they are those on the validation images, marked val.
+    The loss is that of training. kNN and linear are accuracies on the test images (`simclr eval`). If a run has none,
+    they are those on the validation images, marked with *: of a study, or by kNN during training (val_knn).
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
@@ -133,25 +127,23 @@ def _text(rows: list[dict[str, Any]]) -> str:
     from analysis.text import paragraph, text_table
 
     shared = Counter(row["name"] for row in rows)
-    marks = {key: _marks(rows, key) for key in ("val_knn", "knn", "linear")}
+    measured = {key: [_accuracy(row, key) for row in rows] for key in ("knn", "linear")}
+    marks = {key: _marks(accuracies) for key, accuracies in measured.items()}
     cells = []
-    for row in rows:
+    for row, *accuracies in zip(rows, *measured.values(), strict=True):
         name = row["name"] if shared[row["name"]] == 1 else f"{row['name']} ({row['id'][:8]})"
-        figures = [_figure(row["loss"], "")]
-        figures += [
-            _figure(row[key], "%")
-            + " val" * (row.get(f"{key}_on") == "val")
-            + marks[key].get(row[f"{key}_protocol"], "")
-            for key in marks
-        ]
-        status = "" if row["status"] == "FINISHED" else row["status"].lower()
-        cells.append([name, row["kind"], status, _moment(row["started"]), *figures])
-    lines = [text_table(list(COLUMNS.values()), cells)]
+        loss = "" if row["loss"] != row["loss"] else f"{row['loss']:.2f}"
+        shown = [each.text() + own.get(each.protocol, "") for each, own in zip(accuracies, marks.values(), strict=True)]
+        status = "done" if row["status"] == "FINISHED" else row["status"].lower()
+        cells.append([name, row["kind"], status, _moment(row["started"]), loss, *shown])
+    lines = [text_table(TITLES, cells)]
+    if any(each.validation and each.text() for accuracies in measured.values() for each in accuracies):
+        lines.append(f"{VALIDATION} on validation images")
     if any(marks.values()):
         lines.append(
             paragraph(
-                "Figures of one column with different numbers in brackets can't be compared: their evaluations or "
-                "their images differ (--json names the protocols)."
+                "Figures of one column with different small numbers can't be compared: their evaluations or their "
+                "images differ (--json names the protocols)."
             )
         )
     if any(row["status"] == "KILLED" and row["kind"] == "pretrain" for row in rows):
@@ -159,14 +151,30 @@ def _text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _marks(rows: Sequence[dict[str, Any]], key: str) -> dict[str, str]:
-    """A number for each protocol under which a column's figures were measured. Empty if there is only one."""
-    protocols = list(dict.fromkeys(row[f"{key}_protocol"] for row in rows if row[f"{key}_protocol"]))
-    return {protocol: f" [{number}]" for number, protocol in enumerate(protocols, 1)} if len(protocols) > 1 else {}
+class _Accuracy(NamedTuple):
+    """An accuracy as the table shows it."""
+
+    percent: float  # nan if it is unknown
+    validation: bool  # whether it was measured on the validation images
+    protocol: str | None
+
+    def text(self) -> str:
+        return "" if self.percent != self.percent else f"{self.percent:.1f}%{VALIDATION * self.validation}"
 
 
-def _figure(value: float, unit: str) -> str:
-    return "" if value != value else f"{value:.2f}" if not unit else f"{value:.1f}{unit}"
+def _accuracy(row: dict[str, Any], key: str) -> _Accuracy:
+    """An accuracy of a run by `simclr eval`, or the one by kNN during training if it has no other."""
+    if key == "knn" and row["knn"] != row["knn"]:
+        return _Accuracy(row["val_knn"], True, row["val_knn_protocol"])
+    return _Accuracy(row[key], row[f"{key}_on"] == "val", row[f"{key}_protocol"])
+
+
+def _marks(accuracies: Sequence[_Accuracy]) -> dict[str | None, str]:
+    """A number for each protocol of a column. Empty if those on test have only one, and those on validation too."""
+    found = dict.fromkeys((each.validation, each.protocol) for each in accuracies if each.protocol)
+    if max(Counter(validation for validation, _ in found).values(), default=0) < 2:
+        return {}
+    return {protocol: str(number).translate(DIGITS) for number, (_, protocol) in enumerate(found, 1)}
 
 
 def _moment(started: datetime) -> str:

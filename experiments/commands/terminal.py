@@ -241,10 +241,12 @@ def can_ask() -> bool:
 
 
 def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
-    """The encoder of this name. Without a name, that of the newest run, and a note on stderr that says which it is."""
+    """The encoder of this name. Without a name, that of the newest run of no study, and a note on stderr names it."""
     from experiments.runs.encoders import find_encoder
 
     found = find_encoder(name, store)
     if name is None and found.run_id is not None:
-        typer.echo(f"the newest run: {found.config.run_name()} ({found.run_id[:8]})", err=True)
+        typer.echo(
+            f"the newest run: {found.config.run_name()} ({found.run_id[:8]}), outside studies and searches", err=True
+        )
     return found

@@ -6,37 +6,37 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.tables import metric_label
+from analysis.tables import is_choice, metric_label
 from experiments.tracking.store import Record
 from simclr.evaluate.evaluations import EVALUATIONS
 from simclr.settings import flatten
 
 MOST_REASONS = 3
+SIZES = ("data.train", "data.val", "data.test")  # of a protocol: how many images each part has
 
 
 def incomparable(records: Sequence[Record]) -> Iterator[str]:
-    """A sentence for each metric that some runs measured under different protocols, and the reason."""
-    for metric in dict.fromkeys(name for record in records for name in record.protocols):
+    """A sentence for the metrics that two runs measured under protocols that differ in the same way."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for metric in dict.fromkeys(name for record in records for name in record.protocols if not is_choice(name)):
         first: dict[str, Record] = {}  # by protocol
         for record in records:
             if metric in record.protocols:
                 first.setdefault(record.protocols[metric], record)
         one, *others = first.values()
         for other in others:
-            yield (
-                f"{metric_label(metric)} can't be compared between {one.name} and {other.name}: "
-                f"{_difference(metric, one, other)}"
-            )
+            found.setdefault((one.name, other.name, _difference(metric, one, other)), []).append(metric_label(metric))
+    for (run, another, why), metrics in found.items():
+        yield f"{', '.join(metrics)} can't be compared between {run} and {another}: {why}"
 
 
 def _difference(metric: str, one: Record, other: Record) -> str:
     """What differs between the protocols of two runs, in a few words."""
     tables = [_protocol(record, metric) for record in (one, other)]
-    reasons = [
-        f"{name} is {tables[0].get(name)} and {tables[1].get(name)}"
-        for name in tables[0] | tables[1]
-        if tables[0].get(name) != tables[1].get(name)
-    ]
+    differing = [name for name in tables[0] | tables[1] if tables[0].get(name) != tables[1].get(name)]
+    if "data.split" in differing and set(SIZES) & set(differing):  # a hash, which says less
+        differing.remove("data.split")
+    reasons = [f"{name} is {tables[0].get(name)} and {tables[1].get(name)}" for name in differing]
     if not all(tables) or not reasons:
         return f"their protocols are {one.protocols[metric]} and {other.protocols[metric]}"
     more = f", and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
+from analysis.statistics import accuracy_interval
 from analysis.tables import (
     comparison,
     is_accuracy,
@@ -75,7 +76,7 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     ]
     images = {key: len(labels) for key, labels in truth.items()}
     table = comparison(rows).set_index("run").T.rename_axis("run").reset_index()
-    notes = [*incomparable(list(chosen)), *_notes(rows, images, bool(tests))]
+    notes = [*incomparable(list(chosen)), *_untested(list(chosen)) * (not tests), *_notes(rows, images, bool(tests))]
     return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes, rows)
 
 
@@ -113,17 +114,16 @@ def _settings(record: Record) -> dict[str, str]:
 
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
     """How to read the tables."""
-    notes = [
-        "Accuracies are in percent, with the 95 % interval over the images in brackets, as it was recorded: "
-        "Clopper and Pearson's, or the bootstrap's if an older version evaluated the run."
-    ]
+    notes = ["Accuracies are in percent, with Clopper and Pearson's 95 % interval over the images in brackets."]
+    if older := [row["name"] for row in rows if _is_bootstrapped(row, images)]:
+        notes.append(f"Evaluated by an older version, with intervals by the bootstrap: {', '.join(older)}.")
     pairs = sorted({pair for row in rows for pair in row["protocols"].items()})
     for identity in dict.fromkeys(identity for _, identity in pairs):
         names = [name for name, other in pairs if other == identity]
         counts = {images[name, identity] for name in names if (name, identity) in images}
         part = "validation" if is_on_validation(names[0]) else "test"
         count = f" ({', '.join(map(str, counts))} {part} images)" if counts else ""
-        notes.append(f"Protocol {identity}{count}: {', '.join(names)}.")
+        notes.append(f"Protocol {identity}{count}: {', '.join(map(metric_label, names))}.")
     if supervised := [row["name"] for row in rows if row["reads_labels"]]:
         notes.append(f"Trained on labels: {', '.join(supervised)}.")
     if tested:
@@ -133,6 +133,33 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
             "seed's predictions."
         )
     return notes
+
+
+def _untested(records: Sequence[Record]) -> list[str]:
+    """Why no pair of runs was tested, and what to do."""
+    if len(records) == 1:
+        return [
+            f"There is nothing to compare this run with: name another. Its page: `simclr report {records[0].handle}`."
+        ]
+    lacking = [
+        f"`simclr eval {record.handle}`"
+        for record in records
+        if not any(is_classification(metric) and not is_on_validation(metric) for metric in record.protocols)
+    ]
+    remedy = f" Run {' and '.join(lacking)}." if lacking else ""
+    return [f"There is no test, because the runs have no accuracy on the same images by the same protocol.{remedy}"]
+
+
+def _is_bootstrapped(row: dict[str, Any], images: dict[tuple[str, str], int]) -> bool:
+    """Whether the intervals of a run are not Clopper and Pearson's, where the number of images is known."""
+    known = (
+        (row["metrics"][name], images.get((name, row["protocols"][name])), ends)
+        for name, ends in row["intervals"].items()
+    )
+    return any(
+        count and not np.allclose(ends, accuracy_interval(value * count, count), atol=1e-4)
+        for value, count, ends in known
+    )
 
 
 def curve_label(metric: str, record: Record) -> str:

@@ -47,7 +47,7 @@ class FoundEncoder(NamedTuple):
 
 
 def find_encoder(name: str | None, store: Store) -> FoundEncoder:
-    """The encoder of a run (a name, or the start of an id; None: the newest), or of a weights file of this suite."""
+    """The encoder of a run (a name, or the start of an id; None: the newest of no study), or of a file of weights."""
     if name is not None and os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return _encoder_in(Path(name))
     is_path = name is not None and (Path(name).suffix in WEIGHTS or len(Path(name).parts) > 1)

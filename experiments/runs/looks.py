@@ -13,14 +13,22 @@ LOOK = "test/"  # the tag of an evaluation on test is this and its protocol, and
 def test_use(store: Store, digest: str) -> str:
     """A sentence that counts the evaluations of recorded runs on the test set of the images with this digest.
 
+    See `uses` for what counts.
+    """
+    evaluations, runs = uses(store, digest)
+    if not evaluations:
+        return "The test set of this data has not been used yet."
+    return f"The test set of this data has been used for {count(evaluations, 'evaluation')} of {count(runs, 'run')}."
+
+
+def uses(store: Store, digest: str) -> tuple[int, int]:
+    """How many evaluations of recorded runs used the test set of these images, and of how many runs.
+
     An evaluation counts once for each run and protocol, and one of snapshots for each of them. Figures on validation,
     and those that test no images, don't count. Runs that were deleted are not on record.
     """
     looks = {(run.id, protocol) for run in store.records() for protocol in _looks(run, digest)}
-    if not looks:
-        return "The test set of this data has not been used yet."
-    runs = len({run for run, _ in looks})
-    return f"The test set of this data has been used for {count(len(looks), 'evaluation')} of {count(runs, 'run')}."
+    return len(looks), len({run for run, _ in looks})
 
 
 def _looks(run: Record, digest: str) -> set[str]:

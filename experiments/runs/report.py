@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.findings import count, of_run
 from analysis.page import Section, page
-from analysis.tables import FORMATS, in_percent, is_accuracy, is_classification, is_on_validation, metric_label
+from analysis.tables import (
+    FORMATS,
+    in_percent,
+    is_accuracy,
+    is_choice,
+    is_classification,
+    is_on_validation,
+    metric_label,
+)
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, predictions, references
@@ -87,7 +95,7 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     """The table of evaluations for readers."""
     columns = [key for key in COLUMNS if key not in LATER or figures[key].notna().any()]
     rows = []
-    for row in figures[~figures["metric"].str.endswith("_l2")].to_dict("records"):  # a choice, not a result
+    for row in figures[~figures["metric"].map(is_choice).astype(bool)].to_dict("records"):
         scale, style = (100, ".1f") if in_percent(row["metric"]) else (1, ".4g")
         shown = {key: None if isnan(row[key]) else f"{scale * row[key]:{style}}" for key in ("trained", *REFERENCES)}
         label = metric_label(row["metric"]) + (" (%)" if in_percent(row["metric"]) else "")

@@ -271,11 +271,12 @@ class Store:
         return sorted((run for run in found if run.is_of(config)), key=lambda run: run.started, reverse=True)
 
     def find(self, name: str | None, kinds: Sequence[str] = ENCODERS) -> Record:
-        """The newest finished run of these kinds with this name, or whose id starts with it. None: the newest of all.
+        """The newest finished run of these kinds with this name, or whose id starts with it.
 
-        Raises UserError if there is none.
+        None: the newest of all that belong to no study or search. Raises UserError if there is none.
         """
-        candidates = [record for record in self.records() if record.kind in kinds]
+        known = [record for record in self.records() if record.kind in kinds]
+        candidates = [record for record in known if name is not None or record.parent is None]
         called = [record for record in candidates if name is None or record.is_called(name)]
         for record in called:
             if record.finished:
@@ -292,6 +293,8 @@ class Store:
             near = get_close_matches(str(name), [record.name for record in candidates], n=1)
             hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
             raise UserError(f"no run has the name '{name}' or an id that starts with it: {hint}")
+        if known:
+            raise UserError("all runs belong to studies or searches: name one, which `simclr runs` lists")
         raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
 
     def _how_to_finish(self, record: Record) -> str:

@@ -270,7 +270,6 @@ def test_shown_has_percent_and_signed_points_in_every_format() -> None:
         "finding": "lower",
         "expected": "-6.40",
         "verdict": "agrees",
-        "p (McNemar, by seed)": None,
         "source": "Table 5",
         "seconds": "60",
         "images/s": "800",

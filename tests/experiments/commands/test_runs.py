@@ -47,12 +47,13 @@ def rows_of(*options: object) -> list[str]:
 def test_the_table_fits_80_columns_and_marks_figures_that_cannot_be_compared() -> None:
     lines = invoke("runs").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert re.split("  +", lines[0]) == ["name", "kind", "status", "started", "loss", "val kNN", "kNN", "linear"]
+    assert re.split("  +", lines[0]) == ["name", "kind", "status", "started", "loss", "kNN", "linear"]
     text = "\n".join(lines)
-    assert re.search(r"\nthree +pretrain +\d\d-\d\d \d\d:\d\d +0\.25 +40\.0% +12\.5% \[2\] +75\.0%\n", text)
-    assert re.search(r"\ntwo +pretrain .* 50\.0% \[3\] +75\.0%\n", text)
-    assert re.search(r"\nfew +pretrain .* 60\.0% \[1\]\n", text)
+    assert re.search(r"\nthree +pretrain +done +\d\d-\d\d \d\d:\d\d +0\.25 +12\.5%² +75\.0%\n", text)
+    assert re.search(r"\ntwo +pretrain .* 50\.0%³ +75\.0%\n", text)
+    assert re.search(r"\nfew +pretrain .* 60\.0%¹\n", text)
     assert "can't be compared" in text
+    assert "on validation" not in text
 
 
 def test_what_was_measured_on_validation_only_is_shown_and_says_so(
@@ -63,7 +64,7 @@ def test_what_was_measured_on_validation_only_is_shown_and_says_so(
     tracker.log({"eval/val/linear_top1": 0.7, "eval/val/knn_k9_top1": 0.5})
     tracker.tag_protocols({"val/linear_top1": "3-eeeeee", "val/knn_k9_top1": "3-ffffff"})
     tracker.finish("FINISHED")
-    assert re.search(r"\njudged +pretrain .* 50\.0% val +70\.0% val\n", invoke("runs").stdout)
+    assert re.search(r"\njudged +pretrain .* 50\.0%\* +70\.0%\*\n\* on validation images\n$", invoke("runs").stdout)
     (row,) = json.loads(invoke("runs", "--json").stdout)
     assert (row["linear"], row["linear_on"]) == (70.0, "val")
     tracker.log({"eval/linear_top1": 0.6})
@@ -71,6 +72,12 @@ def test_what_was_measured_on_validation_only_is_shown_and_says_so(
     tracker.flush()
     (row,) = json.loads(invoke("runs", "--json").stdout)
     assert (row["linear"], row["linear_on"], row["knn_on"]) == (60.0, "test", "val")
+    trained = start_run(store, "trained", "pretrain", {})
+    trained.log({"val/knn_top1": 0.4})
+    trained.finish("FINISHED")
+    shown = invoke("runs").stdout  # its kNN is that of training, which has another protocol
+    assert re.search(r"\ntrained +pretrain +done .* 40\.0%\*¹\n", shown)
+    assert re.search(r"\njudged +pretrain .* 50\.0%\*² +60\.0%\n", shown)
 
 
 def test_a_name_that_several_runs_have_comes_with_the_id(recorded: Store) -> None:
@@ -82,7 +89,7 @@ def test_a_name_that_several_runs_have_comes_with_the_id(recorded: Store) -> Non
 
 def test_with_one_protocol_there_are_no_marks() -> None:
     shown = invoke("runs", "--kind", "study").stdout
-    assert "[1]" not in shown
+    assert "¹" not in shown
     assert "compared" not in shown
 
 

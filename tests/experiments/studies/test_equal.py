@@ -10,7 +10,7 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import equal
 from experiments.studies.equal import at_equal_cost
 from experiments.studies.plan import plan_study
-from experiments.studies.report import _chosen
+from experiments.studies.notes import chosen
 from experiments.studies.run import check_study_name, document_of, open_study, with_recorded_choices
 from experiments.tracking.store import Store
 from simclr.config import Config
@@ -91,7 +91,7 @@ def test_a_resumed_study_keeps_its_epochs_whatever_the_machine_does_now(
     document = document_of("equal", store)
     assert document is not None
     assert with_recorded_choices("equal", plan, store) == settled
-    assert _chosen(document) == [
+    assert chosen(document) == [
         "Equal time of training, as predicted from a few steps on the machine that planned the study, by the number of "
         "epochs: baseline 20 (100%), width=0.25 10 (100%)."
     ]

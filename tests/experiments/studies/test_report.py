@@ -46,7 +46,7 @@ def test_a_study_whose_store_cannot_be_written_is_reported(
     monkeypatch.setattr(local, "can_write", lambda *places: False)
     text, notes = report(previous, Store(store.folder), out=tmp_path / "out")
     assert "72.14" in text
-    assert notes == [f"not kept: {store.folder} can't be written"]
+    assert notes[-2] == f"not kept: {store.folder} can't be written"
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(UserError, match=r"has no file 'report\.html'"):
         previous.artifact("report.html")
@@ -61,7 +61,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "-6.13" in text
     assert "digits, 359 test images. Seeds: 0.\n- Digest of the data: 1e0fa654." in text
     assert "Protocols: 3-07d9ea, 3-69f7a1." in text
-    assert notes == [f"report: {previous.artifact('report.html')}"]
+    assert notes[-2] == f"report: {previous.artifact('report.html')}"
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = [f"{name}-{metric}" for name in ("differences", "against") for metric in ("linear_top1", "knn_top1")]
@@ -92,8 +92,7 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
         for cell in (BASELINE, "lr=1e+30", "lr=0.01")
     ]
     assert rows["mean"].dtype == rows["difference"].dtype == float
-    assert notes[-1].startswith("report: ")
-    assert notes[0].startswith("Data: digits")
+    assert notes[-2].startswith("report: ")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -110,30 +109,46 @@ def test_the_latex_format_is_one_table_with_nothing_in_bold_that_is_not_shown(pr
     assert baseline.startswith(r"baseline & $72.1$ & -- & -- & ")
     assert r"\toprule" in lines
     assert r"lr=1e+30 & -- & -- & -- & -- & -- & -- \\" in lines
-    assert notes[-1].startswith("report: ")
+    assert notes[-2].startswith("report: ")
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_terminal_gets_fewer_columns_and_the_notes_once(previous: Record, store: Store) -> None:
-    text, _ = report(previous, store)
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_gets_few_columns_and_lines(
+    width: int, previous: Record, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    text, notes = report(previous, store)
     assert "images/s" not in text
     assert "McNemar, by seed" not in text
-    assert " ".join(text.split()).count("Differences are paired by seed") == 1
+    assert ("seconds" in text) == (width == 200)
+    assert "p (Holm)" not in text  # one seed has none
+    finding, use, *_, page, following = notes
+    assert " ".join(finding.split()).startswith("With lr = 0.01, linear accuracy is 6.1 points below the baseline")
+    assert use == "The test set of this data has been used for 4 evaluations of 2 runs."
+    assert (page, following) == (
+        f"report: {previous.artifact('report.html')}",
+        "next: simclr report old --format latex   or   simclr ui",
+    )
+    assert "paired by seed" not in "".join([text, *notes])  # that is on the page
+    page = previous.artifact("report.html").read_text()
+    assert "Seconds are the training time" in page.partition("How to read the tables")[2]
+    assert "paired t test" not in page
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_metrics_that_were_not_measured_are_counted(previous: Record, store: Store) -> None:
     (run,) = [run for run in store.records(parent=previous.id, cell=BASELINE) if run.finished]
     Tracker(store, run.id).tag_protocols({"linear_top1": "3-cccccc"})
-    text, _ = report(previous, store)
-    assert "not measured under the study's protocol: 1. Run the study's command again" in " ".join(text.split())
+    text, notes = report(previous, store)
+    assert "not measured under the study's protocol: 1. Run the study's command again" in " ".join(notes[2].split())
     assert "72.14" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_cells_evaluated_on_images_of_another_size_are_named(previous: Record, store: Store) -> None:
     change_cells(previous, protocols={"lr=1e+30": {"linear_top1": "3-other", "knn_top1": "3-other"}})
-    assert "images of another size than the baseline: lr=1e+30." in report(previous, store)[0]
+    assert "images of another size than the baseline: lr=1e+30." in " ".join(report(previous, store)[1])
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -170,7 +185,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(previous: Record, store: Store
 def test_the_tables_of_a_study_are_printed_without_writing_anything(previous: Record, store: Store) -> None:
     (study,) = store.studies_among(["old"])
     text, notes = tables(study, store)
-    assert ("72.14" in text, notes) == (True, [])
+    assert "72.14" in text
+    assert "report: " not in str(notes)  # there is no page yet
     assert "report.html" not in str(list(previous.artifact("plan.json").parent.iterdir()))
 
 

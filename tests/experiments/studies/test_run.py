@@ -154,20 +154,20 @@ def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(
     assert results.document.metrics() == ["val/linear_top1", "val/knn_top1"]
     assert results.table["val/linear_top1"].notna().all()
     assert {len(right) for right in results.correct["val/linear_top1"].values()} == {144}
-    text, _ = report(exploring.record(), shared_store)
+    text, _ = report(exploring.record(), shared_store, "markdown")
     assert "144 validation images" in text
     assert "linear top-1 on validation" in text
-    assert "test images are not used" in " ".join(text.split())
+    assert "This study has not used the test images." in text
 
     assert part_to_judge_on("explores", None, shared_store) == "val"
     assert part_to_judge_on("explores", "test", shared_store) == "test"
     final = open_study("explores", plan, shared_store, "simclr ablate --on test")  # its runs are judged on test already
     assert final.run_id == exploring.run_id
     assert part_to_judge_on("explores", None, shared_store) == "test"
-    text, _ = report(final.record(), shared_store)
+    text, _ = report(final.record(), shared_store, "markdown")
     assert "359 test images" in text
     assert "validation" not in text
-    assert re.search(r"test set of this data has been used for \d+ evaluations of \d+ runs", " ".join(text.split()))
+    assert re.search(r"test set of this data has been used for \d+ evaluations of \d+ runs", text)
 
 
 def test_metrics_of_another_protocol_are_measured_again(study: Tracker, plan: StudyPlan, shared_store: Store) -> None:

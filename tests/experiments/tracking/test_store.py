@@ -141,6 +141,9 @@ def test_runs_are_found_by_key_name_and_id(store: Store) -> None:
         store.find(first.id[:3])
     assert [record.name for record in store.records()] == ["b", "a"]
     assert [record.name for record in store.records(config_key="k1")] == ["a"]
+    study = start_run(store, "study", "study", {})
+    start_run(store, "cell", "pretrain", {}, parent=study.run_id).finish("FINISHED")
+    assert (store.find(None).name, store.find("cell").name) == ("b", "cell")  # those of studies only by name
 
 
 def test_the_nearest_name_is_suggested(store: Store) -> None:

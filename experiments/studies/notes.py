@@ -1,0 +1,145 @@
+"""What the tables of a study can't say: how often its test images were used, what is in doubt, and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.findings import count
+from analysis.tables import metric_label
+from experiments.runs.compare import reads_labels
+from experiments.runs.looks import test_use, uses
+from experiments.studies.plan import COSTS, RATE
+from experiments.studies.results import Results, StudyDocument
+from experiments.tracking.store import Record
+from simclr.data.dataset import digest_of
+
+IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
+RESPLIT = (
+    "Each seed splits the images anew, in the same way for all cells. The splits share most of their training images, "
+    "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
+)
+SIGN_FLIP = (
+    "p (sign flip) is the share of all ways to flip the signs of the differences that give a mean at least as far from "
+    "0. It assumes no distribution. It is left out for fewer than six seeds, with which it can't be below 0.05."
+)
+PAPER = (
+    "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
+    "verdict is about the direction."
+)
+POOLED = "p (Dunnett) uses the spread of all cells together (pooled), where they vary alike."
+
+
+def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The data, its digest, and how to read the tables, in sentences."""
+    document, run, seeds = results.document, baseline_run(results), results.seeds()
+    measured = [cell.protocols_of(seed).values() for cell in document.cells for seed in seeds]
+    protocols = {protocol for identities in measured for protocol in identities}
+    judged, table = IMAGES[document.on], next(iter(summaries.values()))
+    held_out = (
+        "Evaluated on validation images. Each classifier's own settings, such as its L2 penalty, are chosen on a fifth "
+        "of the training images, and it is then fitted on all of them. `simclr ablate ... --on test` evaluates the "
+        "same runs on the test images."
+    )
+    intervals = (
+        "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
+        "comes from a paired t test, and p (Holm) is corrected for the number of comparisons by Holm's method: below "
+        f"0.05, a cell is called lower or higher. McNemar's test is exact, on the {judged}, for each seed."
+    )
+    same = (
+        "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
+        f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests, corrected likewise. If "
+        "neither p is below 0.05, the study can't tell."
+    )
+    pooled: dict[str, list[str]] = {}
+    for metric, each in summaries.items():
+        pooled.setdefault(each.attrs["pooled"], []).append(metric_label(metric))
+    return [
+        f"Data: {run.params['data.dataset']}, {listed(results.images())} {judged}. Seeds: {listed(seeds)}.",
+        f"Digest of the data: {run.tags['data_digest'][:8]}.",
+        *chosen(document),
+        *[held_out] * (document.on == "val"),
+        f"Protocols: {listed(sorted(protocols))}.",
+        *[intervals, same] * bool(table["p_holm"].notna().any()),
+        *[PAPER] * bool((table["verdict"] != "").any()),
+        "Seconds are the training time, computed from images per second.",
+        *[SIGN_FLIP] * bool(table["p_sign_flip"].notna().any()),
+        *([POOLED, *(f"{', '.join(names)}: {text}" for text, names in pooled.items())] if len(table) > 2 else []),
+        f"Made by: {document.command}",
+    ]
+
+
+def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """How often the test images were used, and what is in doubt, in sentences."""
+    document, cells = results.document, results.document.cells
+    found = [_test_use(study, document), *[RESPLIT] * bool(cells[0].by_seed), *_seeds(results, summaries)]
+    if others := [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]:
+        found.append(f"Evaluated on images of another size than the baseline: {listed(others)}.")
+    if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):
+        found.append(f"Trained on labels: {listed(supervised)}.")
+    finished = results.table[results.table["status"] == "FINISHED"]
+    if missing := int(finished[document.metrics()].isna().sum().sum()):
+        found.append(
+            f"Figures left out because they were not measured under the study's protocol: {missing}. Run the study's "
+            f"command again to measure them."
+        )
+    unnamed = [run for run in results.runs.values() if run.params.get("train.precision") == "auto"]
+    if len(precisions := sorted({run.tags.get("precision", "unknown") for run in unnamed})) > 1:
+        found.append(
+            f"Trained in several precisions ({listed(precisions)}), because an earlier version continued this study "
+            f"on another machine. Differences may come from that."
+        )
+    return found
+
+
+def _test_use(study: Record, document: StudyDocument) -> str:
+    """How often the test images were used, where all seeds have the same ones."""
+    if document.test_by_seed:
+        return (
+            "Each seed holds out other test images, so no image is unused by all seeds: keep a test set of your own "
+            "for a final figure."
+        )
+    digest = digest_of(study.tags["data_digest"])
+    if document.on == "test":
+        return test_use(study.store, digest)
+    evaluations, runs = uses(study.store, digest)
+    others = f" Other evaluations have: {evaluations}, of {count(runs, 'run')}." if evaluations else ""
+    return f"This study has not used the test images.{others}"
+
+
+def _seeds(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """How many seeds the study's rule asked for, unless their number was fixed or its metric is missing."""
+    document = results.document
+    metric = document.metrics()[0]
+    if document.design.until is None or metric not in summaries:
+        return []
+    return [document.design.note(summaries[metric], metric, results.seeds_wanted())]
+
+
+def baseline_run(results: Results) -> Record:
+    """A run of the baseline, or of the first cell that has one."""
+    order = [cell.cell for cell in results.document.cells]
+    return results.runs[min(results.runs, key=lambda job: (order.index(job[0]), job[1]))]
+
+
+def chosen(document: StudyDocument) -> list[str]:
+    """What the study chose for each cell."""
+    found = []
+    if document.equal is not None:
+        costs = [f"{cell.cell} {cell.chosen['train.epochs']} ({cell.cost:.0%})" for cell in document.cells]
+        how = ", as predicted from a few steps on the machine that planned the study" * (document.equal == "time")
+        found.append(f"Equal {COSTS[document.equal]} of training{how}, by the number of epochs: {listed(costs)}.")
+    if document.cells[0].rates:
+        rates = [f"{cell.cell} {cell.chosen[RATE]:g} of {listed(cell.rates)}" for cell in document.cells]
+        found.append(
+            f"Learning rates were tuned in the same way for all cells, the baseline too: each has the best of "
+            f"{len(document.cells[0].rates)} on validation, by one run with each rate and a seed that this study "
+            f"doesn't have. {'; '.join(rates)}. These runs are in the study whose name ends in -rates."
+        )
+    return found
+
+
+def listed(values: Sequence[object]) -> str:
+    """Values in one line."""
+    return ", ".join(map(str, values))
