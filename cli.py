@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from importlib import import_module
 from importlib.metadata import version
@@ -104,6 +105,8 @@ def _describe_usage(error: Any, command: str) -> str:
 
     if hasattr(error, "possibilities"):
         parameters = error.ctx.command.get_params(error.ctx)  # with --help
+        if (name := error.option_name.lstrip("-")) in (each.name for each in parameters if not _is_option(each)):
+            return f"{error.option_name} is an argument, not an option: give the {name} alone, see simclr {command} -h"
         options = [name for each in parameters for name in each.opts if name.startswith("--")]
         return str(unknown("option", error.option_name, options))
     if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
@@ -111,9 +114,37 @@ def _describe_usage(error: Any, command: str) -> str:
         wanted = "a number" if str(details["input"]).strip().lower() == "nan" else expected(details)
         return f"{error.param.opts[-1]} '{details['input']}': expected {wanted}"
     message = error.format_message().rstrip(".").replace("argument(s)", "argument")
+    if meant := _meant(error, message):
+        return f"did you mean {meant}? See simclr {command} --help"
     if "unexpected extra argument" in message:
         message += " (put a path with spaces in quotes)"
     return f"{message[0].lower()}{message[1:]}: see simclr {command} --help"
+
+
+def _is_option(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "option")
+
+
+def _meant(error: Any, message: str) -> str:
+    """What was probably meant by words for which a command has no argument; empty if nobody can tell."""
+    from experiments.configs.presets import presets
+
+    extra = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", message)
+    if extra is None:
+        return ""
+    words, values = extra[1].split(), error.ctx.params
+    options = {option: each.name for each in error.ctx.command.params if _is_option(each) for option in each.opts}
+    for option in ("--set", "--vary"):
+        given = values.get(options.get(option)) or [""]
+        if given[-1] and "=" not in given[-1]:  # its value is the first of the words
+            return f"{option} {given[-1]}={','.join(words)}"
+    arguments = [values[each.name] for each in error.ctx.command.params if not _is_option(each)]
+    for word in [*(str(each) for each in arguments if each is not None), *words]:
+        if f"--{word}" in options:
+            return f"--{word}"
+        if "--preset" in options and word in presets():
+            return f"--preset {word}"
+    return ""
 
 
 def _exit(code: int, message: str) -> NoReturn:

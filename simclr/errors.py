@@ -69,6 +69,11 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{given}': {suggest(given, choices)}")
 
 
+def nearest(name: str, names: Iterable[str], count: int = 5) -> list[str]:
+    """The few of many names that users gave, which may be long, that are most similar to a name."""
+    return get_close_matches(name, list(names), n=count, cutoff=0)
+
+
 def suggest(given: str, choices: Iterable[str]) -> str:
     """A question that suggests the choice that is close to a name, or a list of the choices, or both."""
     ordered = list(choices)
@@ -80,6 +85,5 @@ def suggest(given: str, choices: Iterable[str]) -> str:
     if len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")
     elif not near:
-        nearest = get_close_matches(given, names, n=NEAREST, cutoff=0)
-        hints.append(f"of {len(names)} choices, the nearest are {', '.join(nearest)}")
+        hints.append(f"of {len(names)} choices, the nearest are {', '.join(nearest(given, names, NEAREST))}")
     return " ".join(hints)

@@ -262,8 +262,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def readable(error: ValidationError, model: type[BaseModel], kind: str = "setting") -> UserError:
-    """The first mistake that pydantic found in the settings of `model`, as one sentence, which calls them `kind`."""
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # misspelt names come first
+    """The mistakes that pydantic found in the settings of `model`, in one line, which calls them `kind`.
+
+    These are all misspelt names, or else the first mistake.
+    """
+    if misspelt := [each for each in error.errors() if each["type"] == "extra_forbidden"]:
+        return UserError("; ".join(str(_mistake(each, model, kind)) for each in misspelt[:MOST_MISTAKES]))
+    return _mistake(error.errors()[0], model, kind)
+
+
+def _mistake(first: Mapping[str, Any], model: type[BaseModel], kind: str) -> UserError:
+    """One of the errors that pydantic lists, as one sentence."""
     parts = [str(part) for part in first["loc"]]
     misspelt = parts[-1:] if first["type"] == "extra_forbidden" else []
     tables = [  # without pydantic's tags and the positions in lists
@@ -280,8 +289,13 @@ def readable(error: ValidationError, model: type[BaseModel], kind: str = "settin
         return UserError(f"{path} is missing")
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
-    return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {expected(first)}")
+    wanted = expected(first)
+    if first["type"] == "model_type" and (inner := [name for name in names if name.startswith(f"{path}.")]):
+        wanted += f": set one of them, such as {inner[0]}"
+    return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {wanted}")
 
+
+MOST_MISTAKES = 5  # that one message lists
 
 EXPECTED = {  # by pydantic's name of a mistake, where its own words would not help
     "int_type": "an integer",
@@ -305,9 +319,14 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
 }
 
 
+NUMBERS = re.compile(r"[-+\d][-+\d., e]*")  # of a list whose brackets are missing
+
+
 def expected(error: Mapping[str, Any]) -> str:
     """What a value should have been, from one of the errors that pydantic lists."""
     words = EXPECTED.get(error["type"])
+    if error["type"] in ("tuple_type", "list_type") and NUMBERS.fullmatch(str(error["input"])):
+        return f"a list, such as [{error['input']}]"
     return words.format(**error.get("ctx", {})) if words else error["msg"].removeprefix("Input should be ")
 
 

@@ -77,7 +77,8 @@ def ablate(  # over 60 lines, because of its signature
     axis: Annotated[
         str | None,
         typer.Option(
-            help=f"Prepared list of cells: {', '.join(AXES)}, or a TOML file of your own.",
+            help=f"Prepared list of cells: {', '.join(AXES)} (the guide on ablation studies says what they vary), or a "
+            "TOML file of your own.",
             show_default=False,
             autocompletion=complete.of(AXES),
         ),

@@ -130,10 +130,8 @@ def export(
 def _describe_export(result: dict[str, Any]) -> str:
     from analysis.text import paragraph
 
-    checked = (
-        f"checked: features of the loaded file agree to {result['difference']:.1e} relative to the largest (tolerance "
-        f"{result['tolerance']:g})"
-    )
+    off = f", but for {result['difference']:.0e} of the largest" * (result["difference"] > 0)
+    checked = f"checked: the file, loaded as the card says, gives the same features{off}"
     file, card = result["files"]
     wrote = [printable(f"wrote {file}"), printable(f"wrote {card}, which says how to load it")]
     return "\n".join([*wrote, paragraph(checked)])

@@ -235,9 +235,11 @@ def _describe_snapshots(result: dict[str, Any]) -> str:
 
 def _check_fractions(text: str) -> None:
     try:
-        [float(part) for part in text.split(",")]
+        fractions = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--finetune '{text}': expected fractions such as 0.01,0.1") from None
+    if percent := [each for each in fractions if 1 < each <= 100]:
+        raise UserError(f"--finetune '{text}': expected fractions, and {percent[0]:g} % is {percent[0] / 100:g}")
 
 
 def _images(data: Dataset, on: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +118,8 @@ def plot(
     from experiments.runs.compare import plot_metric
     from experiments.tracking.store import Store, home
 
+    if metric not in METRICS and (given := [run for run in runs if run in METRICS]) and "/" not in metric:
+        raise UserError(f"the metric comes first: simclr plot {given[0]} {shlex.quote(metric)}")
     files = plot_metric(metric, runs, Store(home()), out, smooth)
     show({"files": files}, describe_files, as_json=as_json)
 

@@ -41,7 +41,9 @@ def ui(
     try:
         listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise UserError(f"can't listen on port {port}: {error.strerror}. Choose another --port") from None
+        raise UserError(
+            f"can't listen on port {port}: {os.strerror(error.errno or 0)}. Choose another --port"
+        ) from None
     with listening:
         _show(store, server, no_browser)
         typer.echo("Ctrl-C stops the server")

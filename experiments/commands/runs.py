@@ -12,7 +12,7 @@ import typer
 
 from experiments.commands import complete
 from experiments.commands.output import Json, show
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, nearest, unknown
 from simclr.progress import knn_metric
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _of_study(name: str, records: Sequence[Record]) -> list[Record]:
     if not parents:
         raise UserError("there are no studies or searches yet: run one with `simclr ablate` or `simclr search`")
     if not chosen:
-        raise unknown("study or search", name, {record.name for record in parents})
+        raise unknown("study or search", name, nearest(name, {record.name for record in parents}))
     return [record for record in records if chosen & {record.id, record.parent}]
 
 

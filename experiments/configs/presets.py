@@ -18,7 +18,10 @@ class Preset(NamedTuple):
 def presets() -> dict[str, Preset]:
     """The presets that come with the suite, by name."""
     folder = Path(str(files("experiments") / "presets"))
-    return {path.stem: Preset(path.stem, path, _read_header(path)) for path in sorted(folder.glob("*.toml"))}
+    return {
+        path.stem: Preset(path.stem, path, _read_header(path))
+        for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)
+    }
 
 
 def _read_header(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -216,11 +217,27 @@ def resolve_timed(
             )
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
         time = time.model_copy(update={"choices": choices})
-    chosen = with_weights(make(table))
+    try:
+        chosen = with_weights(make(table))
+    except UserError as error:
+        raise UserError(f"{config}: {error}") if _is_in_file(error, config) else error from None
     check_method(chosen, changes)
     for choice in time.choices if time is not None else ():
         changed(chosen, choice.set)  # also the one that comes last must be valid, before any work
     return chosen, time
+
+
+def _is_in_file(error: UserError, config: Path | None) -> bool:
+    """Whether a mistake in settings is one of the config file: then the file alone has it too."""
+    if config is None:
+        return False
+    table = _on_preset(read_toml(config))
+    table.pop("time", None)
+    try:
+        make(table)
+    except UserError as alone:
+        return str(alone) == str(error)
+    return False
 
 
 def check_method(config: Config, changes: Iterable[str]) -> None:
@@ -232,6 +249,17 @@ def check_method(config: Config, changes: Iterable[str]) -> None:
             has = name in type(config.method_settings()).model_fields
             remedy = f"set {own}.{name} instead" if has else "leave it out"
             raise UserError(f"{path} has no effect with method '{config.method}': {remedy}, or choose another --method")
+
+
+def check_augmentation(name: str) -> None:
+    """Raise UserError if there is no augmentation of this name."""
+    if name in AUGMENTATIONS:
+        return
+    if set(parts := re.split(r"[,\s]+", name.strip())) <= set(AUGMENTATIONS):
+        raise UserError(
+            f"'{name}' is several augmentations: repeat the option, such as --drop {' --drop '.join(parts)}"
+        )
+    raise unknown("augmentation", name, AUGMENTATIONS)
 
 
 def check_distinct(option: str, names: Sequence[str]) -> None:
@@ -251,8 +279,7 @@ def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tupl
 
 def _drop(table: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings without one augmentation, in both views. Raises UserError if it is unknown."""
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
+    check_augmentation(name)
     for view in ("augment", "augment2") if "augment2" in table else ("augment",):
         table = merge(table, nested(f"{view}.{name}.p", 0.0))
     return table

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.configs.resolve import (
     changed,
+    check_augmentation,
     check_distinct,
     check_method,
     preset_on,
@@ -26,7 +27,7 @@ from experiments.studies.design import Design
 from experiments.studies.expect import with_expectations
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
-from simclr.errors import UserError, printable, unknown
+from simclr.errors import UserError, printable
 from simclr.settings import flatten, get_value, parse_setting
 
 STUDY_EVALUATIONS = ["linear", "knn"]  # of every cell
@@ -194,11 +195,6 @@ def _present(baseline: Config) -> list[str]:
     return [name for name in AUGMENTATIONS if any(getattr(view, name).p for view in views)]
 
 
-def _check_augmentation(name: str) -> None:
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
-
-
 def _dropped(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
     """The baseline without some augmentations in either view. `axis` lists those that matter according to the paper.
 
@@ -206,7 +202,7 @@ def _dropped(baseline: Config, names: Sequence[str], axis: Axis) -> Cell:
     """
     present = _present(baseline)
     for name in names:
-        _check_augmentation(name)
+        check_augmentation(name)
         if name not in present:
             raise UserError(
                 f"the baseline doesn't use '{name}', so it can't be dropped: choose from {', '.join(present)}"
@@ -228,7 +224,7 @@ def _only(baseline: Config, names: Sequence[str], *, one_sided: bool = False, **
     With `one_sided`, both views start with the same crop, and only the second is augmented (paper, Section 3.1).
     """
     for name in names:
-        _check_augmentation(name)
+        check_augmentation(name)
     views, chosen = _views(baseline), set(names)
     both, crop = {"shared_crop"} if one_sided else chosen, baseline.augment.crop
     kept = {"augment": both, "augment2": both | chosen} if one_sided else dict.fromkeys(views, both)

@@ -31,7 +31,7 @@ from experiments.tracking import local
 from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
 from experiments.tracking.sending import Sender
-from simclr.errors import RunFailed, UserError, printable, unknown
+from simclr.errors import RunFailed, UserError, nearest, printable, unknown
 from simclr.files import written_whole
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class Store:
                 return record
         if not records:
             raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
-        raise unknown("run, study or search", name, {record.name for record in records})
+        raise unknown("run, study or search", name, nearest(name, {record.name for record in records}))
 
     def studies_among(self, names: Sequence[str]) -> list[Record]:
         """The studies with these names, or none if all names are of runs. Raises UserError if there are both."""

@@ -23,9 +23,11 @@ BUILT_IN = ("shapes", "digits")  # data sets that read no files
 
 def _refuse_folder(name: str, folder: Path | None) -> None:
     if folder is not None:
+        exists = str(folder).startswith("hf:") or "{" in str(folder) or folder.exists()
+        other = f", or add --dataset folder to use the images in {folder}"
+        gone = f", which names {folder}: it doesn't exist"
         raise UserError(
-            f"the data set '{name}' is built in and reads no folder: leave out --data-dir, or add --dataset "
-            f"folder to use the images in {folder}"
+            f"the data set '{name}' is built in and reads no folder: leave out --data-dir{other if exists else gone}"
         )
 
 

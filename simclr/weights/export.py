@@ -66,11 +66,19 @@ class Export(NamedTuple):
     content: Callable[[Encoder, str], bytes]  # of the file; the string is the digest of the data
     lines: str
     tolerance: float  # of the features, relative to the largest
+    images: str  # that the lines take, with a placeholder for their side
     requires: tuple[str, ...] = ()  # optional libraries
     supports: Callable[[ModelConfig], bool] = lambda model: True
 
 
 SAME_KERNELS, OTHER_KERNELS = 1e-5, 1e-4  # tolerances; other kernels are those of onnxruntime or contiguous memory
+
+BY_ENCODER = "floats N x 3 x {side} x {side}, RGB in [0, 1] (divide bytes by 255). The file normalises them by itself"
+BY_LINES = "floats N x 3 x {side} x {side}, RGB in [0, 1] (divide bytes by 255). The lines below normalise them"
+OF_ANY_SIZE = (
+    "N x 3 x H x W (or N x 1 x H x W), floats in [0, 1] or uint8, RGB. The encoder resizes them to {side} x {side}, as "
+    "in training, and normalises them by itself"
+)
 
 LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and the suffix
 
@@ -83,6 +91,7 @@ from simclr import load_encoder
 encoder = load_encoder({file!r})
 features = encoder(images)""",
         SAME_KERNELS,
+        OF_ANY_SIZE,
     ),
     "torchvision": Export(
         ".pth",
@@ -94,6 +103,7 @@ encoder.{classifier} = {kept_layers}
 encoder.load_state_dict(torch.load({file!r}))
 features = encoder({normalized})""",
         OTHER_KERNELS,
+        BY_LINES,
         supports=_is_standard,
     ),
     "sequential": Export(
@@ -106,6 +116,7 @@ encoder = torch.nn.Sequential(*list(resnet.children())[:-1]).eval()
 encoder.load_state_dict(torch.load({file!r}))
 features = encoder({normalized}).flatten(1)""",
         OTHER_KERNELS,
+        BY_LINES,
         supports=_is_standard_resnet,
     ),
     "timm": Export(
@@ -116,6 +127,7 @@ import timm, torch
 encoder = timm.create_model("{backbone}", num_classes=0, checkpoint_path={file!r}).eval()
 features = encoder({normalized})""",
         OTHER_KERNELS,
+        BY_LINES,
         requires=("timm",),
         supports=_is_standard_resnet,
     ),
@@ -127,6 +139,7 @@ import onnxruntime
 encoder = onnxruntime.InferenceSession({file!r}, providers=["CPUExecutionProvider"])
 features = encoder.run(None, {{"images": images.numpy()}})[0]""",
         OTHER_KERNELS,
+        BY_ENCODER,
         requires=("onnx", "onnxscript", "onnxruntime"),
     ),
     "pt2": Export(
@@ -137,6 +150,7 @@ import torch
 encoder = torch.export.load({file!r}).module()
 features = encoder(images)""",
         SAME_KERNELS,
+        BY_ENCODER,
     ),
 }
 
@@ -189,14 +203,15 @@ def _base_name(name: str) -> str:
     return last.encode()[:LONGEST_BASE_NAME].decode(errors="ignore").strip(" .") or "encoder"
 
 
-def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity) -> str:
-    model = encoder.config.model
+def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str], parity: Parity) -> str:
+    """The card of a file, with the config that trained it."""
+    model, lines = encoder.config.model, _fill_in(row.lines, parity.file.name, encoder)
     listed = "".join(f"- {key}: {value.translate(MARKDOWN)}\n" for key, value in facts.items())
     return f"""\
 # {encoder.config.name.translate(MARKDOWN)}: a {model.backbone} encoder
 
 {listed}- width {model.width:g}, stem {model.stem}, without the projection head
-- `images`: float N x 3 x {encoder.side} x {encoder.side}, RGB in [0, 1] (divide bytes by 255), not yet normalised
+- `images`: {row.images.format(side=encoder.side)}
 - `features`: N x {encoder.features}
 - The features differ from the original's by {parity.difference:.1e} of the largest one (at most {parity.tolerance:g}).
 
@@ -204,8 +219,10 @@ def _card(encoder: Encoder, lines: str, facts: Mapping[str, str], parity: Parity
 {lines}
 ```
 
+It was trained with this config, whose head is not in the file:
+
 ```toml
-{to_toml(encoder.config)}```
+{to_toml(config)}```
 """
 
 
@@ -239,8 +256,8 @@ def export_encoder(
     _check_export(config, path, format)
     row = EXPORTS[format]
     headless = config.model.model_copy(update={"head": "none"})
-    anywhere = config.data.model_copy(update={"dir": None})
-    encoder = Encoder(config.model_copy(update={"model": headless, "data": anywhere}), dict(weights))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dir": None})})
+    encoder = Encoder(config.model_copy(update={"model": headless}), dict(weights))
     file = path if path.suffix == row.suffix else path / f"{_base_name(name or config.name)}-{format}{row.suffix}"
     with written_whole(file.with_suffix(".md")) as text, written_whole(file) as scratch:
         try:
@@ -254,5 +271,5 @@ def export_encoder(
                 f"the {format} file gives other features than the encoder: they differ by {parity.difference:.1e} of "
                 f"the largest, expected at most {parity.tolerance:g}. It was removed: choose another format"
             )
-        text.write_text(_card(encoder, _fill_in(row.lines, file.name, encoder), card, parity), encoding="utf-8")
+        text.write_text(_card(encoder, config, row, card, parity), encoding="utf-8")
     return parity

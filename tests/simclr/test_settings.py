@@ -91,12 +91,19 @@ def test_merge_refuses_a_table_where_the_other_has_a_value(base, over):
     ("values", "expected"),
     [
         ({"counts": 1}, "unknown setting 'counts': did you mean 'count'? choose from "),
+        (
+            {"counts": 1, "inner": {"siez": 2}},
+            "unknown setting 'counts': did you mean 'count'? choose from count, inner",
+        ),
         ({"count": 1, "inner": {"siez": 2}}, "unknown setting 'inner.siez': did you mean 'inner.size'? choose from "),
         ({"count": 0, "inner": {"siez": 2}}, "unknown setting 'inner.siez'"),  # before other mistakes
         ({}, "count is missing"),
         ({"count": 0}, "count = 0: expected at least 1"),
         ({"count": "many"}, 'count = "many": expected an integer'),
-        ({"count": 1, "inner": 3}, "inner = 3: expected a section with keys of its own"),
+        (
+            {"count": 1, "inner": 3},
+            "inner = 3: expected a section with keys of its own: set one of them, such as inner.size",
+        ),
         ({"count": 1, "other": {"size": "x" * 100}}, f'other.size = "{"x" * 76}...: expected a number'),
         ({"count": 1, "inner": {"size": float("nan")}}, "inner.size = NaN: expected a finite number"),
         ({"count": 1, "memory": "8 GB"}, 'memory = "8 GB": expected a size such as 8GiB or 8192MiB'),

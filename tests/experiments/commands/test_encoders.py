@@ -28,7 +28,9 @@ def test_embedded_features_are_those_of_the_exported_encoder(run: Run, images: P
     done = run("export", "tiny-s0", "--out", "mine")
     assert done.exit_code == 0, done.output
     file, card = "mine/tiny-s0-safetensors.safetensors", "mine/tiny-s0-safetensors.md"
-    assert done.stdout.startswith(f"wrote {file}\nwrote {card}, which says how to load it\nchecked: ")
+    assert done.stdout.startswith(
+        f"wrote {file}\nwrote {card}, which says how to load it\nchecked: the file, loaded as"
+    )
     assert Path(card).stat().st_size > 0
     exported = json.loads(run("export", "tiny-s0", "--out", "mine", "--json").stdout)
     assert (exported["files"], exported["difference"] <= exported["tolerance"]) == ([file, card], True)

@@ -198,6 +198,10 @@ def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained
 
 WRONG = {
     "no such run": (["eval", "nothing"], "no run has the name 'nothing'"),
+    "run as an option": (["eval", "--run", "tiny-s0"], "--run is an argument, not an option: give the run alone"),
+    "evaluation as an argument": (["eval", "knn", "tiny-s0"], "did you mean --knn? See simclr eval --help"),
+    "list without brackets": (["eval", "--set", "knn.k=20,200"], 'knn.k = "20,200": expected a list, such as [20,200]'),
+    "metric last": (["plot", "tiny-s0", "loss"], "the metric comes first: simclr plot loss tiny-s0"),
     "no such file": (["eval", "no/such.pt"], "there is no file no/such.pt, and no run has that name"),
     "two folders": (
         ["eval", "tiny-s0", "--transfer", "IMAGES/two", "--data-dir", "IMAGES/one"],
@@ -209,7 +213,10 @@ WRONG = {
     "no such setting": (["eval", "tiny-s0", "--set", "knn.kk=3"], "did you mean 'knn.k'"),
     "layer without labels": (["eval", "tiny-s0", "--no-labels", "--layer", "z"], "--layer z"),
     "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "--finetune '0.1,ten': expected fractions such as"),
-    "fraction above one": (["eval", "tiny-s0", "--finetune", "10"], "finetune.fractions = 10: expected at most 1"),
+    "fraction above one": (
+        ["eval", "tiny-s0", "--finetune", "10"],
+        "--finetune '10': expected fractions, and 10 % is 0.1",
+    ),
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "IMAGES/flat"], "--linear needs labels"),

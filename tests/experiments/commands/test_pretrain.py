@@ -220,6 +220,13 @@ WRONG = {
     "built-in data": (["--data-dir", "."], "is built in and reads no folder: leave out --data-dir, or add"),
     "no number": (["--epochs", "many"], "--epochs 'many': expected an integer\n"),
     "no such option": (["--epohs", "1"], "unknown option '--epohs': did you mean '--epochs'?\n"),
+    "preset as an argument": (["shapes"], "did you mean --preset shapes? See simclr pretrain --help\n"),
+    "setting in two words": (["--set", "loss.temperature", "0.1"], "did you mean --set loss.temperature=0.1? See"),
+    "path with a space": (["--data-dir", "my", "photos"], "got unexpected extra argument (photos)"),
+    "two augmentations": (
+        ["--drop", "flip,blur"],
+        "is several augmentations: repeat the option, such as --drop flip --d",
+    ),
     "no value": (["--epochs"], "option '--epochs' requires an argument: see simclr pretrain --help\n"),
     "bad images": (["--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or a share"),
     "bad images, no number": (["--on-bad-image", "²"], "--on-bad-image '²': expected error, skip or a share"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from pathlib import Path
 from queue import Queue
@@ -26,7 +28,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_a_taken_port_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert_one_line(invoke("ui", "--port", port), 2, f"can't listen on port {port}: ")
+        assert_one_line(
+            invoke("ui", "--port", port), 2, f"can't listen on port {port}: {os.strerror(errno.EADDRINUSE)}. Ch"
+        )
 
 
 @pytest.fixture

@@ -213,7 +213,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "typo.toml"
     path.write_text("[optim]\nlearning_rate = 0.1\nmomentun = 0.9")
-    assert "optim." in error_of(config=path)
+    message = error_of(config=path)
+    assert message.startswith(f"{path}: unknown setting 'optim.learning_rate'")
+    assert "; unknown setting 'optim.momentun': did you mean 'optim.momentum'?" in message
+    path.write_text("")
+    assert error_of(settings=["optim.momentun=1"], config=path).startswith("unknown setting")  # it isn't in the file
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from experiments.studies.plan import plan_study
 from simclr.config import Config
 from simclr.errors import UserError
 from simclr.settings import setting_names
-from tests.helpers import tiny
+from tests.helpers import ROOT, tiny
 
 
 @pytest.mark.parametrize("axis", list(axes()))
@@ -23,6 +23,19 @@ def test_every_axis_of_the_suite_gives_valid_cells(axis: str) -> None:
     assert len({cell.identity() for cell in plan.cells}) == len(plan.cells)
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
     assert plan.x is None or plan.x in setting_names(Config)
+
+
+def test_the_guide_says_what_every_axis_varies() -> None:
+    rows = [f"| `{name}` | {axis.about} |" for name, axis in axes().items()]
+    text = (ROOT / "docs/guides/ablation-studies.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line in rows] == rows
+
+
+def test_the_axis_in_the_guide_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/guides/ablation-studies.md").read_text(encoding="utf-8")
+    path = tmp_path / "my.toml"
+    path.write_text(text.partition("[my-heads]")[1] + text.partition("[my-heads]")[2].partition("```")[0])
+    assert [cell.name for cell in plan_study(tiny(), axis=str(path)).cells[1:]] == ["head=linear", "wide z"]
 
 
 def test_an_axis_is_found_by_name_or_in_a_file(tmp_path: Path) -> None:

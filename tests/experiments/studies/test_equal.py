@@ -9,8 +9,8 @@ from torch import nn
 from experiments.runs.prepare import Prepared
 from experiments.studies import equal
 from experiments.studies.equal import at_equal_cost
-from experiments.studies.plan import plan_study
 from experiments.studies.notes import chosen
+from experiments.studies.plan import plan_study
 from experiments.studies.run import check_study_name, document_of, open_study, with_recorded_choices
 from experiments.tracking.store import Store
 from simclr.config import Config

@@ -273,6 +273,10 @@ def test_folder_for_a_built_in_data_set_is_an_error(dataset, home, tmp_path):
     message = error_message(home, dataset, dir=tmp_path)
     assert message.startswith(f"the data set '{dataset}' is built in and reads no folder")
     assert "add --dataset folder" in message
+    gone = tmp_path / "gone"
+    assert error_message(home, dataset, dir=gone).endswith(
+        f": leave out --data-dir, which names {gone}: it doesn't exist"
+    )
 
 
 def test_digits_are_split_at_random_into_train_and_test(home):

@@ -64,6 +64,9 @@ def test_the_lines_on_the_card_give_the_features(format, exported, monkeypatch):
     card = parity.file.with_suffix(".md").read_text(encoding="utf-8")
     assert all(f"- {key}: {value}" in card for key, value in FACTS.items())
     assert "private" not in card
+    assert ("resizes them to" in card) == (format == "safetensors")
+    assert "normalise" in card
+    assert 'head = "mlp"' in card  # as it was trained
     assert {path.name for path in parity.file.parent.iterdir()} == {f"mine-{format}.md", parity.file.name}
 
 
