@@ -100,7 +100,7 @@ def curves(
             ends.append((line.index[-1], line["mean"].iloc[-1], shorten(name, 30) + count, color(index)))
     axes.set(xlabel={"images": "images seen"}.get(x, x), ylabel=escape_dollars(ylabel))
     axes.margins(x=0.02, y=0.1)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=points[x].max() >= 4))
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=points[x].max() >= 2))
     if x == "images":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for level in sorted(set(levels.values())):
@@ -238,7 +238,7 @@ def confusion_matrix(matrix: NDArray[np.integer], classes: Sequence[str], path: 
     figure, axes = new_figure(side + 1, side)
     axes.grid(visible=False)
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-    figure.colorbar(image, label="% of the true class", shrink=0.8)
+    figure.colorbar(image, label="% of the true class (square-root scale)", shrink=0.8)
     if n <= MAX_NUMBERED_CLASSES:
         _write_numbers(axes, image, share, np.argwhere(matrix), ".0f")
     ticks = range(0, n, -(-n // MAX_CLASS_TICKS))

@@ -310,16 +310,18 @@ def _describe_plan(planned: dict[str, Any]) -> str:
             f"{len(each['seeds_done'])} of {most}",
             str(each["epochs"]) if each["cost"] is not None else "",
             f"{each['cost']:.0%}" if each["cost"] is not None else "",
-            describe_duration(each["seconds_per_seed"]),
+            "" if len(each["seeds_done"]) == most else describe_duration(each["seconds_per_seed"]),
             format_bytes(each["memory_bytes"]),
         ]
         for each in cells
     ]
     header = ["cell", "seeds done", "epochs", "cost", "time per seed", "memory"]
+    left = f"{describe_duration(planned['seconds'])} of training left{' at most' * (most > len(seeds))}, plus the"
+    if all(len(each["seeds_done"]) == most for each in cells):
+        left = "nothing left to train, only"
     summary = (
-        f"study {planned['study']}: {len(cells)} cells x {number}, "
-        f"{describe_duration(planned['seconds'])} of training left{' at most' * (most > len(seeds))}, plus the "
-        f"evaluations on {'validation' if planned['on'] == 'val' else planned['on']} images"
+        f"study {planned['study']}: {len(cells)} cells x {number}, {left} evaluations on "
+        f"{'validation' if planned['on'] == 'val' else planned['on']} images"
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"

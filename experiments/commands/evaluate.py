@@ -188,6 +188,7 @@ def evaluate(  # over 60 lines, because of its signature
         "on": protocol.on,
         "features": protocol.features,
         "protocol": protocol.version,
+        "finetune_seeds": protocol.finetune.seeds if finetune is not None else None,
         "dimensions": _dimensions(subject.model),
         "figures": _figures(report.table),
         "warnings": report.warnings,
@@ -283,13 +284,26 @@ def _describe(result: dict[str, Any]) -> str:
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
     what = "the file" if result["run"] is None else f"run {result['run']} ({result['id'][:8]})"
     what += ", trained on labels," * result["reads_labels"]
-    scaled = "" if result["features"] == "raw" else f"{result['features']} features, "
+    scaled = "" if result["features"] == "raw" else f", {result['features']} features"
     title = (
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
-        f"{data['digest'][:8]}; images: {images}), layer {result['layer']}, {scaled}protocol {result['protocol']}"
+        f"{data['digest'][:8]}; images: {images}), layer {result['layer']}{scaled}"
     )
     header = ["", "trained", "95% interval", *columns, "protocol"]
-    return "\n".join([*map(paragraph, [*_explained(result), title]), text_table(header, rows)])
+    return "\n".join([*map(paragraph, [*_explained(result), title, _legend(result)]), text_table(header, rows)])
+
+
+def _legend(result: dict[str, Any]) -> str:
+    """What the names in the table mean, where they don't say it."""
+    from analysis.findings import count
+
+    metrics = [row["metric"] for row in result["figures"]]
+    parts = ["Compare figures only if they have the same protocol: the same images, split, layer and settings."]
+    if any(metric.startswith("finetune") for metric in metrics):
+        parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
+    if "contrastive_own_top1" in metrics:
+        parts.append("contrastive_own and softmax_entropy are as the training loss sees the similarities.")
+    return " ".join(parts)
 
 
 def _explained(result: dict[str, Any]) -> list[str]:

@@ -145,12 +145,15 @@ def _rows(
 
 
 def _warnings(table: pd.DataFrame) -> list[str]:
-    """A warning about accuracies that the images can't tell from the untrained network's."""
+    """Warnings about accuracies that the images can't tell from the untrained network's, or below raw pixels."""
     accuracies = table[table["chance"].notna()]
-    doubtful = accuracies[accuracies["low"] <= accuracies["untrained"]]
-    if not (listed := ", ".join(doubtful["metric"])):
-        return []
-    return [f"no clear gain over the untrained network in {listed}: train for longer, or on more images"]
+    remedy = "train for longer, or on more images"
+    doubtful = ", ".join(accuracies["metric"][accuracies["low"] <= accuracies["untrained"]])
+    below = ", ".join(accuracies["metric"][accuracies["trained"] < accuracies["pixels"]])
+    return [
+        *[f"no clear gain over the untrained network in {doubtful}: {remedy}"] * bool(doubtful),
+        *[f"worse than kNN on the raw pixels in {below}: {remedy}"] * bool(below),
+    ]
 
 
 def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features: str = "raw") -> str:

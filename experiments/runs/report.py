@@ -96,8 +96,11 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     columns = [key for key in COLUMNS if key not in LATER or figures[key].notna().any()]
     rows = []
     for row in figures[~figures["metric"].map(is_choice).astype(bool)].to_dict("records"):
-        scale, style = (100, ".1f") if in_percent(row["metric"]) else (1, ".4g")
-        shown = {key: None if isnan(row[key]) else f"{scale * row[key]:{style}}" for key in ("trained", *REFERENCES)}
+        scale, style, ends = (100, ".2f", ".1f") if in_percent(row["metric"]) else (1, ".4g", ".4g")  # as `simclr eval`
+        shown = {
+            key: None if isnan(row[key]) else f"{scale * row[key]:{ends if key in ('low', 'high') else style}}"
+            for key in ("trained", *REFERENCES)
+        }
         label = metric_label(row["metric"]) + (" (%)" if in_percent(row["metric"]) else "")
         interval = f"\n{shown['low']}\u00a0to {shown['high']}" if shown["low"] else ""
         others = {COLUMNS[key]: shown[key] for key in columns}

@@ -52,6 +52,7 @@ def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list
         f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests, corrected likewise. If "
         "neither p is below 0.05, the study can't tell."
     )
+    tested = bool(table["p_holm"].notna().any())
     pooled: dict[str, list[str]] = {}
     for metric, each in summaries.items():
         pooled.setdefault(each.attrs["pooled"], []).append(metric_label(metric))
@@ -61,11 +62,15 @@ def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list
         *chosen(document),
         *[held_out] * (document.on == "val"),
         f"Protocols: {listed(sorted(protocols))}.",
-        *[intervals, same] * bool(table["p_holm"].notna().any()),
+        *[intervals, same] * tested,
         *[PAPER] * bool((table["verdict"] != "").any()),
         "Seconds are the training time, computed from images per second.",
         *[SIGN_FLIP] * bool(table["p_sign_flip"].notna().any()),
-        *([POOLED, *(f"{', '.join(names)}: {text}" for text, names in pooled.items())] if len(table) > 2 else []),
+        *(
+            [POOLED, *(f"{', '.join(names)}: {text}" for text, names in pooled.items())]
+            if tested and len(table) > 2
+            else []
+        ),
         f"Made by: {document.command}",
     ]
 

@@ -12,7 +12,7 @@ from analysis.summary import shown
 from analysis.tables import is_accuracy, markdown
 from experiments.tracking.writing import LONGEST_TAG, Tracker
 
-COLUMNS = 6  # of the table: the cell, n, its mean, the difference, and both p
+COLUMNS = 6  # of the table: the cell, n, its mean, the difference, and both p (or what follows, if they are unknown)
 NOT_ALLOWED = r"[^\w.-]+"  # in the name of a metric
 LONGEST_CELL = 200  # characters of its name in the name of a metric
 

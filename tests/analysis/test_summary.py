@@ -207,7 +207,7 @@ def test_failed_seeds_reduce_n_and_pairs() -> None:
     text = shown(result, "knn_top1")
     assert text["n"].tolist() == ["3", "3 (2 paired)", "0"]
     line = FORMATS["csv"](text, []).splitlines()[-1]
-    assert line == "b,0" + 12 * ","
+    assert line == "b,0" + (len(text.columns) - 2) * ","
 
 
 @pytest.mark.parametrize("figures", [{"base": [0.5], "a": [0.4]}, {"base": [0.5, NAN], "a": [0.4, 0.3]}])
@@ -220,7 +220,7 @@ def test_one_pair_has_a_difference_but_no_verdict(figures: dict[str, list[float]
 def test_an_unfinished_study_has_a_table_without_values() -> None:
     text = shown(table({"base": [NAN], "a": [NAN]}).reset_index(), "knn_top1")
     assert text["n"].tolist() == ["0", "0"]
-    assert text.drop(columns=["cell", "n", "finding", "verdict"]).isna().all(axis=None)
+    assert list(text) == ["cell", "n"]  # the others would be empty
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     *first, header = done.stdout.partition("\n---")[0].splitlines()
     digest = record.tags["data_digest"][:8]
     title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1294 train, 144 val, 359 test)"
-    assert " ".join(first) == f"{title}, layer h, protocol 3"
+    legend = "Compare figures only if they have the same protocol: the same images, split, layer and settings."
+    assert " ".join(first) == f"{title}, layer h {legend}"
     assert re.split("  +", header.strip()) == ["trained", "95% interval", "untrained", "pixels", "chance", "protocol"]
     assert list(table_of(done.stdout)) == ["knn_top1", "linear_top1", "linear_top5", "linear_l2"]
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -119,6 +120,7 @@ def test_classifiers_that_are_trained_with_sgd_have_intervals(run: Run) -> None:
     settings = [word for setting in (*short, "linear_sgd.epochs=1") for word in ("--set", setting)]
     done = run("eval", "tiny-s0", "--finetune", "0.5,1.0", "--linear-sgd", *settings)
     assert done.exit_code == 0, done.output
+    assert "Fine-tuning is a mean over 2 seeds." in " ".join(done.stdout.split())
     rows = table_of(done.stdout)
     for metric in ("finetune_50pct_top1", "finetune_100pct_top1", "linear_sgd_top1"):
         accuracy, low, _, high, *baselines, _ = (cell.rstrip("%") for cell in rows[metric])

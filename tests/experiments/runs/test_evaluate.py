@@ -230,15 +230,19 @@ def test_an_encoder_no_better_than_an_untrained_one_gives_a_warning(digits: Data
     subject = replace(subject, model=random_encoder(subject))
     found = FoundEncoder(subject.config, subject.model.state_dict(), digits.digest, Path(), None)
     report = evaluate_encoder(found, subject, store, ["knn"])
-    (warning,) = report.warnings
+    warning, *_ = report.warnings
     assert warning == "no clear gain over the untrained network in knn_top1: train for longer, or on more images"
     assert store.get(report.run_id).kind == "eval"
 
 
 def test_an_encoder_above_the_untrained_one_gives_none() -> None:
-    table = pd.DataFrame({"metric": ["knn_top1"], "trained": [0.6], "low": [0.55], "untrained": [0.5], "chance": [0.1]})
+    table = pd.DataFrame(
+        {"metric": ["knn_top1"], "trained": [0.6], "low": [0.55], "untrained": [0.5], "chance": [0.1], "pixels": [0.5]}
+    )
     assert evaluate._warnings(table) == []
     assert len(evaluate._warnings(table.assign(low=0.5))) == 1
+    (warning,) = evaluate._warnings(table.assign(pixels=0.7))
+    assert warning.startswith("worse than kNN on the raw pixels in knn_top1: train for longer")
 
 
 def test_labels_are_needed(digits: Dataset, store: Store) -> None:

@@ -19,7 +19,7 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     write_previous_study(store)
     run = store.find_reported("elsewhere-s0")
     text, notes = report(run, store, out=tmp_path)
-    assert "66.0 (" in text
+    assert "66.02 (" in text
     assert notes == [f"report: {run.artifact('report.html')}"]
     page = (tmp_path / "report.html").read_text()
     assert "A linear classifier on its features classifies 66.0 % of the test images correctly" in page
