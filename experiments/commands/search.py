@@ -180,7 +180,7 @@ def search(  # over 60 lines, because of its signature
             observer=terminal,
         ) as current,
     ):
-        start = reference_accuracy(current, terminal)
+        start = reference_accuracy(current, terminal, pool)
         run_trials(current, trials, hours=hours, observer=terminal, pool=pool)
         command = command_line()
         found = confirm(

@@ -37,7 +37,11 @@ def upload(
 
     target = open_server(home(), url)
     source = Store(home())
-    with claim_name(source, "upload to", target.uri, "wait until it ends"), Terminal() as terminal, resumable():
+    with (
+        resumable(),
+        Terminal() as terminal,
+        claim_name(source, "upload to", target.uri, terminal, "wait until it ends"),
+    ):
         work = Upload(source, target)
         result = {
             "server": target.uri,

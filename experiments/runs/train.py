@@ -58,6 +58,9 @@ def train(
     config, identity = prepared.config, prepared.data.identity
     with claim_config(store, config.key(), identity, observer=observer):
         earlier = store.of_config(config, identity)
+        for record in earlier:
+            if record.status == "RUNNING":  # its process is gone, as this one has the claim
+                store.end_killed(record.id)
         if not again and (finished := next((record for record in earlier if record.finished), None)):
             _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
             observer.reused(finished.id)

@@ -34,7 +34,7 @@ from experiments.search.space import (
     suggest_settings,
     used,
 )
-from experiments.search.trial_jobs import Measured, train_trial, trained_accuracy
+from experiments.search.trial_jobs import Measured, train_trial
 from experiments.studies.cell import BASELINE
 from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
@@ -138,7 +138,7 @@ def open_search(
     if all(run.is_of(baseline.config) for run in store.records(kind="pretrain", search=name, trial=BASELINE)):
         configs += [{each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}]
     identities = [{"configs": keys, "space": space, "objectives": objectives} for space in spaces for keys in configs]
-    with claim_name(store, "search", name), _optuna_errors(store.folder / STATE):
+    with claim_name(store, "search", name, observer), _optuna_errors(store.folder / STATE):
         study = _open_study(name, store, objectives, pruner, identities, full.seed, parallel)
         parameters = spaces[study.user_attrs[IDENTITY]["space"]]
         if not study.trials and (start := starting_point(parameters, cheap)):
@@ -229,10 +229,13 @@ def _optuna_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def reference_accuracy(search: Search, observer: Observer = SILENT) -> float:
+def reference_accuracy(search: Search, observer: Observer = SILENT, pool: Pool = HERE) -> float:
     """Train the config that the search starts from, and return its accuracy on validation."""
-    tags, parent = search.tags(BASELINE), search.tracker.run_id
-    return trained_accuracy(search.store, search.baseline, tags, parent, observer)[1]
+    config = search.baseline.config
+    arguments = config, search.expected, search.tags(BASELINE), search.tracker.run_id, True
+    (ended,) = pool.run([Job("the start", config.key(), train_trial, arguments, observer)], search.store, observer)
+    measured: Measured = ended.result()
+    return measured.accuracy
 
 
 def run_trials(

@@ -55,7 +55,7 @@ def execute(
     Interrupted if the observer asks to stop; run it again to resume. Raises Busy if another process is running it.
     """
     failed: RunFailed | None = None
-    with claim_name(store, "study", name):
+    with claim_name(store, "study", name, observer):
         plan = with_recorded_choices(name, plan, store)
         tracker = open_study(name, plan, store, command, seeds)  # before anything is trained with epochs it has chosen
         try:

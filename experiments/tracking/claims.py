@@ -6,7 +6,7 @@ Within a home this takes a lock on a file. If the record is shared by several ho
 from __future__ import annotations
 
 import hashlib
-import logging
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from experiments.tracking.store import Store
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer
 
-POLL_SECONDS = 0.5  # how often a process that waits looks whether it should stop
+POLL_SECONDS = 0.5  # how often a process that waits checks whether it should stop
 LOOK_SECONDS = 2.0  # how often it asks the record for leases
 
 
@@ -54,23 +54,26 @@ def claim_config(
 
 @contextmanager
 def claim_name(
-    store: Store, kind: str, name: str, remedy: str = "wait until it ends, or choose another --name"
+    store: Store,
+    kind: str,
+    name: str,
+    observer: Observer = SILENT,
+    remedy: str = "wait until it ends, or choose another --name",
 ) -> Iterator[None]:
     """Be the only process that runs the study or search with this name. Raises Busy, with a remedy, for another one.
 
-    If a process on another machine has claimed it, wait until that renews its lease, or until the lease ends.
+    If a process on another machine has claimed it, wait until that renews its lease, or until the lease ends. Raises
+    KeyboardInterrupt if the observer asks to stop meanwhile.
     """
     claim = Claim(store, kind, name)
     if not claim.acquired() and not claim.is_held_elsewhere:
-        logging.getLogger(__name__).warning(
-            "a process on another machine has claimed the %s '%s': waiting for up to %.0f s to see whether it still "
-            "runs",
-            kind,
-            name,
-            LEASE_SECONDS,
+        observer.say(
+            f"a process on another machine has claimed the {kind} '{name}': waiting for up to {LEASE_SECONDS:.0f} s to "
+            f"see whether it still runs"
         )
         while not claim.is_held_elsewhere and not claim.acquired(wait=True):
-            pass
+            if observer.stop():
+                raise KeyboardInterrupt
     if claim.is_held_elsewhere:
         raise Busy(f"another process is running the {kind} '{name}': {remedy}")
     with claim.held():
@@ -85,7 +88,7 @@ class Claim:
         path = claim_file(store, *work)
         self.store, self.lock = store, FileLock(path, is_singleton=nested)
         self.lease = Lease(store, path.stem) if store.shared and not self.lock.is_locked else None
-        self.is_held_elsewhere = False  # whether a process that lives holds it
+        self.is_held_elsewhere = False  # whether another process holds it, and lives
 
     def acquired(self, *, wait: bool = False) -> bool:
         """Whether the work could be claimed, at once or within a moment."""
@@ -100,7 +103,7 @@ class Claim:
         if not free:
             self.lock.release()
             self.is_held_elsewhere = self.lease is not None and self.lease.rival
-            time.sleep(LOOK_SECONDS if wait else 0)
+            time.sleep(random.uniform(0.5, 1.5) * LOOK_SECONDS if wait else 0)  # not when others look
         return free
 
     @contextmanager

@@ -7,15 +7,14 @@ never both hold the work.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import threading
-import uuid
 from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from experiments.tracking import local
 from experiments.tracking.faults import Refused
 from simclr.errors import RunFailed
 
@@ -34,7 +33,7 @@ class Lease:
         """`work` is made of letters and digits."""
         self.store = store
         self.prefix = f"{LEASE}{work}."
-        self.tag = self.prefix + _owner(store)  # of this home, also if an earlier process of it died
+        self.tag = self.prefix + local.owner(store.folder)  # of this home, also if an earlier process of it died
         self.rival = False  # whether another home has been seen to renew a lease of this work
         self._seen: dict[str, tuple[str, float]] = {}  # by the tag of another: its value, and when that was first read
         self._read = -inf  # when they were last read
@@ -91,9 +90,3 @@ class Lease:
     def _remove(self, tag: str) -> None:
         with suppress(Refused):  # somebody else has removed it
             self.store.sender.call(self.store.client.delete_experiment_tag, self.store.experiment, tag)
-
-
-def _owner(store: Store) -> str:
-    """A name of a home among those on all machines."""
-    home = f"{uuid.getnode()} {platform.node()} {store.folder}"
-    return hashlib.blake2b(home.encode(), digest_size=8).hexdigest()

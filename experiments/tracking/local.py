@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -198,3 +201,9 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 def can_write(*places: Path) -> bool:
     """Whether files and folders can be written, as far as they exist."""
     return all(os.access(place, os.W_OK) for place in places if place.exists())
+
+
+def owner(folder: Path) -> str:
+    """A name of a home among those on all machines."""
+    home = f"{uuid.getnode()} {platform.node()} {folder}"
+    return hashlib.blake2b(home.encode(), digest_size=8).hexdigest()

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from experiments.tracking.store import Store
 from simclr.progress import Forwarding, Observer
 
-BEAT_SECONDS = 4.0  # how often a run says how far it is, and looks whether it should stop
+BEAT_SECONDS = 4.0  # how often a run says how far it is, and checks whether it should stop
 
 # MLflow's pages hide tags that begin so.
 DRIVER = "mlflow.simclr.driver"  # which process gave out the run

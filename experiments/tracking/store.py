@@ -46,6 +46,7 @@ REPORTED = ("study", "search", *ENCODERS, "eval")  # the kinds that have a repor
 TRANSFER_SECONDS = 600  # how long a request that carries a file may take
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
+HOME = "mlflow.simclr.home"  # the tag with the owner (see local.py) of the home that trains or last trained a run
 PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
 
 
@@ -208,19 +209,24 @@ class Store:
         return folder if not self.shared else folder / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
 
     def _end_killed_runs(self) -> None:
-        """Give the runs whose process was killed the status KILLED. A living process holds the lock in its folder."""
+        """Give the runs whose process was killed the status KILLED. A living process holds its lock."""
         if not self.writable:
             return
-        running = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=1000)
-        for run_id in (run.info.run_id for run in running):
-            path = self.run_folder(run_id) / "lock"
-            if not path.exists() and self.shared:
-                continue  # it may belong to another home
-            with suppress(Timeout, OSError, MlflowException):
+        own = (None, local.owner(self.folder))  # a run may have been continued in another home
+        for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=1000):
+            locked = self.lock_file(run.info.run_id).exists() and run.data.tags.get(HOME) in own
+            if locked or not self.shared:
+                self.end_killed(run.info.run_id)
+
+    def end_killed(self, run_id: str) -> None:
+        """Give a run the status KILLED, unless a process of this home trains it. No other home may train it."""
+        path = self.lock_file(run_id)
+        with suppress(Timeout, OSError, MlflowException):
+            if not self.shared:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(path, timeout=0):
-                    if self.client.get_run(run_id).info.status == "RUNNING":  # it may have ended meanwhile
-                        self.client.set_terminated(run_id, "KILLED")
+            with FileLock(path, timeout=0) if path.parent.exists() else nullcontext():
+                if self.client.get_run(run_id).info.status == "RUNNING":  # it may have ended meanwhile
+                    self.client.set_terminated(run_id, "KILLED")
 
     def _record(self, run: Run) -> Record:
         tags = run.data.tags
@@ -346,6 +352,10 @@ class Store:
     def run_folder(self, run_id: str) -> Path:
         """Where a run keeps its checkpoints: in the home, or in SIMCLR_CHECKPOINTS, which machines may share."""
         return Path(os.environ.get("SIMCLR_CHECKPOINTS") or self.folder / "runs") / run_id
+
+    def lock_file(self, run_id: str) -> Path:
+        """The file that whoever trains a run has locked. It is in the home, as only one machine uses that."""
+        return self.folder / "runs" / run_id / "lock"
 
     def artifact(self, run_id: str, name: str) -> Path:
         """See Record.artifact."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from mlflow.entities import RunTag
 
+from experiments.tracking import local
 from experiments.tracking.sending import BEGAN, now
-from experiments.tracking.store import PARENT, PROTOCOL, Record, Store
+from experiments.tracking.store import HOME, PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
 LOCK_SECONDS = 10.0  # a process that looks whether this run was killed holds its lock for a moment
@@ -97,7 +99,7 @@ class Tracker:
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
         """Close the run at the end: FINISHED, KILLED after `stopped` or Ctrl-C, or FAILED (with the tag `error`).
 
-        Meanwhile the run has the status RUNNING and its folder is locked, so that only one process trains it.
+        Meanwhile the run has the status RUNNING and is locked, so that only one process trains it.
         """
         lock = self._lock()
         status = "FAILED"
@@ -123,21 +125,23 @@ class Tracker:
 
     def _begin(self) -> None:
         """Mark the run as running. What another process recorded of it before, and sends later, won't change that."""
-        self.store.client.set_tag(self.run_id, BEGAN, now())
+        tags = {BEGAN: now(), HOME: local.owner(self.store.folder)}
+        self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         self.store.client.update_run(self.run_id, "RUNNING")
 
     def _lock(self) -> FileLock:
-        folder = self.store.run_folder(self.run_id)
+        path = self.store.lock_file(self.run_id)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock")
+            for folder in (path.parent, self.store.run_folder(self.run_id)):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
             lock.acquire(LOCK_SECONDS)
         except Timeout:
             raise UserError(f"another process is training run {self.run_id[:8]}: wait until it ends") from None
         except OSError as error:
             with suppress(RunFailed):
                 self.finish("FAILED")
-            raise RunFailed(f"can't write to {folder}: {error}. Free some space") from error
+            raise RunFailed(f"can't write to {error.filename or path}: {error}. Free some space") from error
         return lock
 
 

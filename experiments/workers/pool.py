@@ -13,7 +13,7 @@ class Job(NamedTuple):
     """A run to train or evaluate, as a call of a function that needs nothing of this process.
 
     It is called with a store and an observer, and then the arguments. It must be a function of a module, and it and its
-    arguments must be picklable, so that another machine can call it. Calling it again must change nothing.
+    arguments must be picklable, so that another machine can call it. It must be idempotent.
     """
 
     name: str  # what it is called in messages
@@ -45,7 +45,8 @@ class Pool(Protocol):
     def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
         """Do jobs, and yield each when it has ended. The next one is taken from `jobs` when there is room for it.
 
-        Raises KeyboardInterrupt or Interrupted if the observer asks to stop, when all that had begun have stopped.
+        Raises KeyboardInterrupt or Interrupted if the observer asks to stop, when all that had begun have stopped. They
+        are also stopped if whoever reads this stops reading, or raises an error.
         """
 
 

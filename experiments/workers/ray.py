@@ -75,7 +75,7 @@ class Ray:
         try:
             outcome: Outcome = self.ray.get(handle)
         except errors.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else RunFailed(str(error)) from None
+            return Outcome("", error=error.cause if isinstance(error.cause, Exception) else RunFailed(str(error)))
         except (errors.TaskCancelledError, errors.WorkerCrashedError):
             return Lost("its process is gone")
         except errors.NodeDiedError:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple, Protocol
 
 from experiments.tracking.signals import Running, ask_to_stop, end_lost, running
 from experiments.tracking.store import Store
 from experiments.workers.pool import Ended, Job
-from experiments.workers.task import Lost, Origin, Outcome, Task, Unfit
-from simclr.errors import RunFailed
+from experiments.workers.task import Lost, Origin, Outcome, Task
+from simclr.errors import RunFailed, UserError
 from simclr.progress import Elsewhere, Observer, knn_metric
 from simclr.train.loop import Interrupted
 
-LOOK_SECONDS = 2.0  # how often the record is asked how far the runs are
+LOOK_SECONDS = 2.0  # how often the record is asked how far along the runs are
 RETRIES = 3  # how often a job is started again because its machine or process died
 
 
@@ -35,10 +35,10 @@ class Engine(AbstractContextManager["Engine"], Protocol):
         """
 
     def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
-        """The tokens of tasks that have ended since the last call, and how. Waits up to so many seconds for one.
+        """The tokens of tasks that have ended since the last call, and how. Waits up to `seconds` for one.
 
-        Lost: the machine or the process died, so that starting the job again makes sense. Raises whatever a task raised
-        (a bug), and UserError or RunFailed if the cluster is gone.
+        Lost: the machine or the process died, so that starting the job again makes sense. Raises UserError or RunFailed
+        if the cluster is gone.
         """
 
     def cancel(self, token: str) -> None:
@@ -65,9 +65,17 @@ class Remote:
         self._relayed: dict[str, int] = {}  # by run: the last step whose accuracy the watch was told
 
     def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
-        """See Pool. Raises Unfit if a machine can't do the work, and Interrupted if the observer asked to stop."""
-        waiting, held = iter(jobs), list[Job]()
-        origin, stopped = Origin.of(store, self.driver), 0
+        """See Pool. After an error, of a job's reader too, the runs that still train are stopped with a checkpoint."""
+        try:
+            yield from self._do(jobs, store, observer)
+        except KeyboardInterrupt:  # they have stopped, or the user doesn't want to wait
+            raise
+        except BaseException:  # an error of whoever reads this arrives as GeneratorExit
+            self._land(store, observer)
+            raise
+
+    def _do(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
+        waiting, held, origin = iter(jobs), list[Job](), Origin.of(store, self.driver)
         while True:
             while len(self._flying) < self.engine.slots and not observer.stop():
                 if (job := self._next(waiting, held)) is None:
@@ -75,25 +83,34 @@ class Remote:
                 self._start(job, origin, 0)
             if not self._flying:
                 if observer.stop():
-                    raise Interrupted(stopped)
+                    raise KeyboardInterrupt
                 return
             for token, outcome in self.engine.ended(LOOK_SECONDS):
                 flight = self._flying.pop(token)
                 if isinstance(outcome, Lost):
-                    if observer.stop():
-                        continue
-                    if (failed := self._again(flight, outcome, origin, store, observer)) is not None:
+                    self._end_lost(store, token)
+                    if not observer.stop() and (failed := self._again(flight, outcome, origin, observer)) is not None:
                         yield failed
                     continue
                 for text in outcome.said:
                     observer.say(f"{flight.job.name}, on {outcome.host}: {text}")
-                if isinstance(outcome.error, Unfit):
-                    raise outcome.error
-                if outcome.stopped is not None and not observer.stop():
-                    yield Ended(flight.job, error=Interrupted(outcome.stopped))
-                elif outcome.stopped is None:
+                if outcome.stopped is None:
                     yield Ended(flight.job, outcome.answer, outcome.error)
+                elif not observer.stop():
+                    yield Ended(flight.job, error=Interrupted(outcome.stopped))
             self._look(store, observer)
+
+    def _land(self, store: Store, observer: Observer) -> None:
+        """Ask all that fly to stop, and wait for them."""
+        if self._flying:
+            observer.say(f"stopping the other runs on the cluster ({len(self._flying)}): saving checkpoints")
+        with suppress(UserError, RunFailed):  # the cluster is gone
+            while self._flying:
+                self._look(store, observer, stop=True)
+                for token, outcome in self.engine.ended(LOOK_SECONDS):
+                    del self._flying[token]
+                    if isinstance(outcome, Lost):
+                        self._end_lost(store, token)
 
     def _next(self, waiting: Iterator[Job], held: list[Job]) -> Job | None:
         """The next job whose run no other job is about. Those of `held` come first; others are added to it."""
@@ -113,37 +130,46 @@ class Remote:
         self._flying[task.token] = Flight(job, task, losses)
         self.engine.start(task)
 
-    def _again(self, flight: Flight, lost: Lost, origin: Origin, store: Store, observer: Observer) -> Ended | None:
+    def _again(self, flight: Flight, lost: Lost, origin: Origin, observer: Observer) -> Ended | None:
         """Start a lost job again, or return it as failed."""
-        end_lost(store, self.driver, flight.task.token)
         if flight.losses == RETRIES:
             return Ended(flight.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
-        where = "from its last checkpoint if the next machine has that"
+        where = "from its last checkpoint if the next machine can read it"
         observer.say(f"{flight.job.name}: {lost.reason}, so it is started again, {where}")
         self._start(flight.job, origin, flight.losses + 1)
         return None
 
-    def _look(self, store: Store, observer: Observer) -> None:
-        """Tell the watch of each job, and the observer, how far its run is, and pass on the wish to stop."""
-        found: dict[str, Running] = {run.token: run for run in running(store, self.driver)}
-        for token, flight in self._flying.items():
-            run, watch = found.get(token), flight.job.watch
-            if run is not None and (name := knn_metric(run.metrics)):
-                for point in store.points(run.id, name):
-                    if point.step > self._relayed.get(run.id, 0):
-                        self._relayed[run.id] = point.step
-                        watch.metrics({name: point.value}, point.step)
-            if watch.stop():
-                if run is not None:
+    def _end_lost(self, store: Store, token: str) -> None:
+        with suppress(RunFailed):  # without the record it stays RUNNING until its config is claimed again
+            end_lost(store, self.driver, token)
+
+    def _look(self, store: Store, observer: Observer, *, stop: bool = False) -> None:
+        """Tell the watch of each job, and the observer, how far its run is, and pass on the wish to stop.
+
+        `stop` asks all to stop. If the record doesn't respond, runs go on, and the next look tries again.
+        """
+        shown = []
+        try:
+            found: dict[str, Running] = {run.token: run for run in running(store, self.driver)}
+            for token, flight in self._flying.items():
+                run, name = found.get(token), flight.job.name
+                if run is None:
+                    shown.append(Elsewhere(name))
+                    if stop or observer.stop():
+                        self.engine.cancel(token)
+                    continue
+                shown.append(Elsewhere(name, run.host, run.step, run.steps, run.metrics))
+                self._relay(store, run, flight.job.watch)
+                if stop or flight.job.watch.stop():
                     ask_to_stop(store, run)
-                elif observer.stop():
-                    self.engine.cancel(token)
-        observer.elsewhere(
-            [
-                Elsewhere(flight.job.name, run.host, run.step, run.steps, run.metrics)
-                if run
-                else Elsewhere(flight.job.name)
-                for token, flight in self._flying.items()
-                for run in [found.get(token)]
-            ]
-        )
+        except RunFailed:
+            return
+        observer.elsewhere(shown)
+
+    def _relay(self, store: Store, run: Running, watch: Observer) -> None:
+        """Tell a watch the accuracies of its run that are new."""
+        if name := knn_metric(run.metrics):
+            for point in store.points(run.id, name):
+                if point.step > self._relayed.get(run.id, 0):
+                    self._relayed[run.id] = point.step
+                    watch.metrics({name: point.value}, point.step)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.tracking.signals import Signals
-from experiments.tracking.store import Store
+from experiments.tracking.store import Store, home
 from simclr.errors import RunFailed, UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
+
+SHARED = ("MLFLOW_TRACKING_", "SIMCLR_CHECKPOINTS")  # beginnings of variables: the record, checkpoints, how to log in
 
 
 class Unfit(UserError):  # noqa: N818 (it describes the machine)
@@ -30,7 +34,7 @@ class Outcome(NamedTuple):
 
     host: str  # where it ran
     answer: Any = None
-    error: UserError | RunFailed | None = None
+    error: Exception | None = None
     stopped: int | None = None  # the step after which it stopped, as it was asked to
     said: tuple[str, ...] = ()  # messages for the user
 
@@ -45,17 +49,18 @@ class Lost(NamedTuple):
 class Origin:
     """The process that gives out tasks, and where it records."""
 
-    driver: str  # letters and digits that are this process's own
+    driver: str  # a unique id of this process
     host: str
     home: Path
     database: Path | None  # the file that is the record. None if that is a server
-    variables: Mapping[str, str]  # of the environment: where the record and checkpoints are, and how to log in
+    variables: Mapping[str, str]  # of the environment, those in SHARED
 
     @classmethod
     def of(cls, store: Store, driver: str) -> Origin:
         """That of this process."""
-        shared = ("MLFLOW_TRACKING_", "SIMCLR_CHECKPOINTS")
-        variables = {name: value for name, value in os.environ.items() if name.startswith(shared)}
+        variables = {name: value for name, value in os.environ.items() if name.startswith(SHARED)}
+        if folder := variables.get("SIMCLR_CHECKPOINTS"):  # tasks are in other folders
+            variables["SIMCLR_CHECKPOINTS"] = str(Path(folder).absolute())
         return cls(driver, platform.node(), store.folder, store.database, variables)
 
     def store(self) -> Store:
@@ -69,10 +74,12 @@ class Origin:
                 f"the record is the file {self.database} on {self.host}, and {here} can't use it, not even on a shared "
                 f"disk: start an MLflow server, and set MLFLOW_TRACKING_URI to its address"
             )
+        for name in [name for name in os.environ if name.startswith(SHARED)]:
+            del os.environ[name]  # of the shell in which the cluster was started
         os.environ.update(self.variables)
-        home = self.home if here == self.host else Path(os.environ.get("SIMCLR_HOME") or self.home)
+        named = os.environ.get("SIMCLR_HOME", "") if here != self.host else ""
         try:
-            return _opened(home)
+            return _opened(home() if Path(named).is_absolute() else self.home)
         except UserError as error:
             raise Unfit(f"{here} {error}") from error
 
@@ -85,16 +92,13 @@ class Task:
     """A job on its way. An engine carries it to a process of its own on some machine, and calls it there."""
 
     origin: Origin
-    token: str  # letters and digits that are this attempt's own
+    token: str  # a unique id of this attempt
     name: str
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
 
     def __call__(self, said: Said | None = None) -> Outcome:
-        """Do the job. It stops when `said` asks to.
-
-        Raises what is neither a mistake of the user nor a failure of the run: a bug.
-        """
+        """Do the job. It stops when `said` asks to. An error that it raises is in the Outcome."""
         host, said = platform.node(), said or Said()
         try:
             store = self.origin.store()
@@ -103,10 +107,24 @@ class Task:
                 return Outcome(host, self.call(store, signals, *self.arguments), said=tuple(said.texts))
         except Interrupted as stopped:
             return Outcome(host, stopped=stopped.step, said=tuple(said.texts))
-        except (UserError, RunFailed) as error:
-            return Outcome(host, error=error, said=tuple(said.texts))
-        except RuntimeError as error:  # torch raises it for most of its failures
-            return Outcome(host, error=RunFailed(f"{type(error).__name__}: {error}"), said=tuple(said.texts))
+        except Exception as error:
+            return Outcome(host, error=portable(error), said=tuple(said.texts))
+
+
+def portable(error: Exception) -> Exception:
+    """An error as another process can read it: as it is, or one of the same kind with its text.
+
+    One that is neither a mistake of the user nor a failure of the run, but a bug, gets its traceback as a note.
+    """
+    if isinstance(error, RuntimeError):  # torch raises it for most of its failures
+        return RunFailed(f"{type(error).__name__}: {error}")
+    if not isinstance(error, UserError | RunFailed):
+        error.add_note(f"On {platform.node()}:\n{''.join(traceback.format_exception(error))}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return UserError(str(error)) if isinstance(error, UserError) else RunFailed(f"{type(error).__name__}: {error}")
+    return error
 
 
 class Said(Observer):

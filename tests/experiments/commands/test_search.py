@@ -41,7 +41,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return SearchOutcome("5 trials", {"trial": 3, "accuracy": 71.25}, study, selection, ["how to read it"])
 
     monkeypatch.setattr("experiments.search.trials.open_search", open_search)
-    monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda search, observer: 0.5)
+    monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda *_: 0.5)
     monkeypatch.setattr("experiments.search.trials.run_trials", run_trials)
     monkeypatch.setattr("experiments.search.confirm.confirm", confirm)
     return calls

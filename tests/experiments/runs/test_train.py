@@ -126,8 +126,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(prepared:
     (stopped,) = store.records()
     for checkpoint in checkpoints(stopped.folder):
         checkpoint.unlink()
+    store.client.update_run(stopped.id, "RUNNING")  # as it is when nobody has opened the store since
     watch = Watch()
     assert train(prepared, store, resume=True, observer=watch).id != stopped.id
+    assert store.get(stopped.id).status == "KILLED"
     assert watch.said == [f"run {stopped.name} ({stopped.short_id}) has no checkpoint yet: it starts over"]
 
 

@@ -101,6 +101,24 @@ def test_a_study_that_runs_on_another_machine_is_busy(homes: list[Store], monkey
         pass
 
 
+def test_waiting_for_a_study_of_another_machine_ends_when_the_observer_asks_to_stop(homes: list[Store]) -> None:
+    one, two, _ = homes
+
+    class Watch(Observer):
+        said = ""
+
+        def say(self, text: str) -> None:
+            self.said += text
+
+        def stop(self) -> bool:
+            return True
+
+    watch = Watch()
+    with claim_name(one, "study", "s"), pytest.raises(KeyboardInterrupt), claim_name(two, "study", "s", watch):
+        pass
+    assert watch.said.startswith("a process on another machine has claimed the study 's': waiting for up to 180 s")
+
+
 def test_waiting_for_another_machine_ends_when_the_work_is_free(homes: list[Store]) -> None:
     one, two, _ = homes
     lease = Lease(one, claims.claim_file(one, "k", "d").stem)

@@ -268,6 +268,33 @@ def test_a_run_of_another_home_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert Store(tmp_path / "second home").get(tracker.run_id).status == "RUNNING"
 
 
+def test_a_folder_for_checkpoints_does_not_hide_who_trains(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_run(store, "alive", "pretrain", {}).finishing(KeyboardInterrupt) as alive:
+        monkeypatch.setenv("SIMCLR_CHECKPOINTS", str(store.folder / "elsewhere"))
+        assert Store(store.folder).get(alive.run_id).status == "RUNNING"
+
+
+def test_a_run_that_another_home_continued_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    killed = start_run(first, "killed", "pretrain", {})
+    with suppress(KeyboardInterrupt), killed.finishing(SystemExit):
+        raise KeyboardInterrupt
+    with Tracker(second, killed.run_id).finishing(KeyboardInterrupt):
+        assert Store(first.folder).get(killed.run_id).status == "RUNNING"
+
+
+def test_whoever_has_the_claim_of_a_run_ends_it_for_a_home_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    gone = start_run(Store(tmp_path / "first"), "gone", "pretrain", {})
+    second = Store(tmp_path / "second")
+    second.end_killed(gone.run_id)
+    assert second.get(gone.run_id).status == "KILLED"
+    assert not second.run_folder(gone.run_id).exists()  # otherwise the run would look like one of this home
+
+
 def test_a_database_error_is_one_line_on_no_log(
     store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

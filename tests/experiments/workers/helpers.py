@@ -1,31 +1,37 @@
-"""An engine that does tasks in threads of this process. It can lose them."""
+"""An engine that does tasks in threads of this process, which can die like processes on other machines."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Self
 
 from experiments.workers.task import Lost, Outcome, Task
 
 
+class Died(BaseException):
+    """What a job raises so that its task is lost: nothing that comes after it happens."""
+
+
 class Threads:
-    """An Engine. `loses` says of each task that ended whether its machine died just before."""
+    """An Engine. Like the others, it ends the tasks that still run when its context is left: they are `abandoned`."""
 
     name = "threads"
 
-    def __init__(self, slots: int = 2, loses: Callable[[Task], bool] = lambda task: False) -> None:
-        self.slots, self.loses = slots, loses
+    def __init__(self, slots: int = 2, threads: int | None = None) -> None:
+        self.slots = slots
         self.started: list[Task] = []
+        self.cancelled: list[str] = []
+        self.abandoned: list[Task] = []
         self.most = 0  # tasks at the same time
         self._futures: dict[Future[Outcome], Task] = {}
-        self._threads = ThreadPoolExecutor()
+        self._threads = ThreadPoolExecutor(threads or slots)  # further tasks wait
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.abandoned = list(self._futures.values())
         self._threads.shutdown()
 
     def start(self, task: Task) -> None:
@@ -35,16 +41,17 @@ class Threads:
 
     def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
         done, _ = wait(self._futures, seconds, FIRST_COMPLETED)
-        found: list[tuple[str, Outcome | Lost]] = []
-        for future in done:
-            task = self._futures.pop(future)
-            lost = self.loses(task)
-            found.append(
-                (task.token, Lost("the machine is gone") if lost else pickle.loads(pickle.dumps(future.result())))
-            )
-        return found
+        return [(self._futures.pop(future).token, outcome(future)) for future in done]
 
     def cancel(self, token: str) -> None:
+        self.cancelled.append(token)
         for future, task in self._futures.items():
             if task.token == token:
                 future.cancel()
+
+
+def outcome(future: Future[Outcome]) -> Outcome | Lost:
+    if future.cancelled() or isinstance(future.exception(), Died):
+        return Lost("the machine is gone")
+    answer: Outcome = pickle.loads(pickle.dumps(future.result()))
+    return answer

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from experiments.runs.encoders import WeightsMissing
 from experiments.runs.expected import Expected
 from experiments.tracking import signals
 from experiments.tracking.claims import Busy
+from experiments.tracking.signals import Running
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from experiments.workers import remote
 from experiments.workers.pool import HERE, Job
 from experiments.workers.remote import RETRIES, Remote
-from experiments.workers.task import Origin, Task, Unfit
+from experiments.workers.task import Origin, Unfit, portable
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.progress import SILENT, Elsewhere, Observer
 from simclr.train.loop import Interrupted
-from tests.experiments.workers.helpers import Threads
+from tests.experiments.workers.helpers import Died, Threads
 from tests.helpers import tiny
 
 
@@ -34,13 +38,22 @@ def answer(store: Store, observer: Observer, value: object) -> object:
     return value
 
 
+def die(store: Store, observer: Observer, times: int) -> str:
+    """A job whose process dies when it has begun to train, the first so many times."""
+    observer.began(start_run(store, "mortal", "pretrain", {}).run_id, 100)
+    if len(store.records(kind="pretrain")) <= times:
+        raise Died
+    return "alive"
+
+
 def train_until_stopped(store: Store, observer: Observer) -> None:
     """A job that trains without end."""
     tracker = start_run(store, "endless", "pretrain", {})
     with tracker.finishing(Interrupted):
         observer.began(tracker.run_id, 100)
-        step = 0
+        step, end = 0, time.monotonic() + 300
         while not observer.stop():
+            assert time.monotonic() < end, "nobody has asked it to stop"
             step = min(step + 1, 99)
             observer.metrics({"train/loss": 1.0}, step)
             tracker.log({"val/knn_top1": 0.25}, 50)
@@ -119,31 +132,86 @@ def test_the_error_of_a_job_arrives_as_it_was_raised(error: Exception, store: St
 
 def test_a_bug_and_an_unfit_machine_end_everything(store: Store) -> None:
     for error in (KeyError("a bug"), Unfit("n7 has other images")):
-        with Threads() as engine, pytest.raises(type(error)):
-            list(Remote(engine).run(jobs(1, error), store, SILENT))
+        with Threads() as engine, pytest.raises(type(error)) as raised:
+            [ended.result() for ended in Remote(engine).run(jobs(1, error), store, SILENT)]
+        notes = getattr(raised.value, "__notes__", [])
+        assert [isinstance(error, KeyError)] * len(notes) == ["raise value" in note for note in notes]
+        assert len(notes) == isinstance(error, KeyError)
 
 
-def test_a_lost_job_is_started_again(store: Store) -> None:
-    lost: list[str] = []
+def test_an_error_that_cannot_be_pickled_arrives_as_its_text(store: Store) -> None:
+    error = portable(WeightsMissing("the weights are gone", "train again"))
+    assert type(error) is UserError
+    assert str(error) == "the weights are gone: train again"
 
-    def once(task: Task) -> bool:
-        lost.append(task.name)
-        return task.name == "job 1" and lost.count("job 1") == 1
+
+def test_after_an_error_the_runs_that_still_train_are_stopped_with_a_checkpoint(store: Store) -> None:
+    """Also after an error of whoever reads what has ended, as in a search."""
+
+    def read(engine: Threads) -> None:
+        both = [Job("endless", "e", train_until_stopped, (), SILENT), Job("bad", "b", fail_beside, (), SILENT)]
+        for ended in Remote(engine).run([*both, *jobs("never started")], store, watch):
+            ended.result()
 
     watch = Watch()
-    with Threads(loses=once) as engine:
-        ended = list(Remote(engine).run(jobs("a", "b"), store, watch))
-    assert sorted(each.result() for each in ended) == ["a", "b"]
-    assert [task.name for task in engine.started].count("job 1") == 2
-    assert any(text.startswith("job 1: the machine is gone, so it is started again") for text in watch.said)
+    with Threads() as engine, pytest.raises(RunFailed, match="full"):
+        read(engine)
+    assert engine.abandoned == []
+    assert len(engine.started) == 2
+    assert [record.status for record in store.records()] == ["KILLED"]
+    assert "stopping the other runs on the cluster (1): saving checkpoints" in watch.said
+
+
+def fail_beside(store: Store, observer: Observer) -> None:
+    """A job that fails when another one trains."""
+    while not store.records(kind="pretrain"):
+        time.sleep(0.01)
+    raise RunFailed("full")
+
+
+def test_an_outage_of_the_record_ends_no_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails, works = count(), remote.running
+
+    def running(*arguments: Any) -> list[Running]:
+        if next(fails) < 3:
+            raise RunFailed("the tracking store did not respond for 120 s")
+        return works(*arguments)
+
+    monkeypatch.setattr(remote, "running", running)
+    watch = Watch(lambda watch: bool(watch.seen))
+    with Threads() as engine, pytest.raises(KeyboardInterrupt):
+        list(Remote(engine).run([Job("endless", "e", train_until_stopped, (), watch)], store, watch))
+    assert next(fails) > 3
+    assert [record.status for record in store.records()] == ["KILLED"]
+
+
+def test_a_lost_job_is_started_again_and_its_run_does_not_look_alive(store: Store) -> None:
+    watch = Watch()
+    with Threads() as engine:
+        ended = list(Remote(engine).run([*jobs("a"), Job("mortal", "m", die, (1,), SILENT)], store, watch))
+    assert sorted(each.result() for each in ended) == ["a", "alive"]
+    assert [task.name for task in engine.started].count("mortal") == 2
+    assert "mortal: the machine is gone, so it is started again, from its last checkpoint" in "\n".join(watch.said)
+    assert [record.status for record in store.records()] == ["RUNNING", "KILLED"]  # the job of this test ends no run
 
 
 def test_a_job_that_is_lost_again_and_again_has_failed(store: Store) -> None:
-    with Threads(loses=lambda task: True) as engine:
-        (ended,) = Remote(engine).run(jobs("a"), store, SILENT)
+    with Threads() as engine:
+        (ended,) = Remote(engine).run([Job("mortal", "m", die, (9,), SILENT)], store, SILENT)
     assert len(engine.started) == RETRIES + 1
     with pytest.raises(RunFailed, match="the machine is gone, for the 4th time"):
         ended.result()
+    assert {record.status for record in store.records()} == {"KILLED"}
+
+
+def test_a_task_that_waits_is_cancelled_when_all_should_stop(store: Store) -> None:
+    """The engine has room for fewer tasks than it says."""
+    watch = Watch(lambda watch: any(each.step > 0 for each in watch.seen))
+    endless = [Job(f"endless {n}", str(n), train_until_stopped, (), watch) for n in range(2)]
+    with Threads(slots=2, threads=1) as engine, pytest.raises(KeyboardInterrupt):
+        list(Remote(engine).run(endless, store, watch))
+    assert set(engine.cancelled) == {engine.started[1].token}
+    assert [record.status for record in store.records()] == ["KILLED"]
 
 
 def test_the_watch_of_a_job_can_stop_it(store: Store) -> None:
@@ -163,7 +231,7 @@ def test_the_watch_of_a_job_can_stop_it(store: Store) -> None:
 def test_a_request_to_stop_reaches_all(store: Store) -> None:
     watch = Watch(lambda watch: sum(each.step > 0 for each in watch.seen) >= 2)
     endless = [Job(f"endless {n}", str(n), train_until_stopped, (), watch) for n in range(4)]
-    with Threads(slots=2) as engine, pytest.raises(Interrupted):
+    with Threads(slots=2) as engine, pytest.raises(KeyboardInterrupt):
         list(Remote(engine).run(endless, store, watch))
     assert len(engine.started) == 2
     assert [each.status for each in store.records()] == ["KILLED"] * 2
