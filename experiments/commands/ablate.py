@@ -202,7 +202,7 @@ def ablate(  # over 60 lines, because of its signature
         with_recorded_choices,
     )
     from experiments.tracking.store import Store, home
-    from experiments.workers.engines import open_pool
+    from experiments.workers.engines import check_cluster, open_pool
 
     baseline = resolve(
         preset,
@@ -219,6 +219,7 @@ def ablate(  # over 60 lines, because of its signature
         memory=memory,
         threads=threads,
     )
+    check_cluster(cluster, gpus_per_run, baseline.threads, cluster_options)
     plan = plan_study(
         baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary, resplit=resplit, equal=equal
     )
@@ -256,7 +257,7 @@ def ablate(  # over 60 lines, because of its signature
     with (
         resumable(),
         Terminal(resumes=True, noted=terminal.noted) as terminal,
-        open_pool(cluster, gpus_per_run, cluster_options) as pool,
+        open_pool(cluster, gpus_per_run, baseline.threads, cluster_options) as pool,
     ):
         command, form = command_line(), "json" if as_json else "terminal"
         outcome = execute(name, plan, store, numbers, command, terminal, form, pool)

@@ -25,6 +25,7 @@ GpusPerRun = Annotated[
     typer.Option(
         metavar="N",
         min=0,
+        max=1,  # a run uses one
         callback=check_number,
         help="GPUs that each run of --cluster takes. With 0.5, two runs share one on Ray.",
         show_default="1, or 0 where there are none",

@@ -167,7 +167,7 @@ def search(  # over 60 lines, because of its signature
     with (
         resumable(),
         Terminal(resumes=True) as terminal,
-        open_pool(cluster, gpus_per_run, cluster_options) as pool,
+        open_pool(cluster, gpus_per_run, full.threads, cluster_options) as pool,
         open_search(
             name or f"search-{full.name}",
             full,

@@ -11,18 +11,38 @@ from experiments.workers.remote import Engine, Remote
 from experiments.workers.slurm import Slurm
 from simclr.errors import UserError
 
-# Each is made with the GPUs that a run takes, and some with the options of the cluster's own programs.
+# Each is made with the GPUs and the cores that a run takes, and some with the options of the cluster's own programs.
 ENGINES: dict[str, Callable[..., Engine]] = {"ray": Ray, "slurm": Slurm}
 WITH_OPTIONS = ("slurm",)
 
 
-@contextmanager
-def open_pool(cluster: str | None, gpus_per_run: float | None = None, options: Sequence[str] = ()) -> Iterator[Pool]:
-    """The pool that does jobs: this process, or a cluster. Raises UserError if the cluster can't be used."""
+def check_cluster(
+    cluster: str | None, gpus_per_run: float | None, threads: int | str | None, options: Sequence[str] = ()
+) -> None:
+    """Raise UserError for options that don't fit together, before anything is timed. `threads` are those of a run."""
     if options and cluster not in WITH_OPTIONS:
         raise UserError(f"--cluster-option is for --cluster {' and '.join(WITH_OPTIONS)}: leave it out")
+    if cluster is None and gpus_per_run is not None:
+        raise UserError("--gpus-per-run says how many GPUs a run of --cluster takes: add --cluster, or leave it out")
+    if cluster is not None and threads == "auto":
+        raise UserError("--threads auto would time a run beside others of --cluster: give a number, or leave it out")
+
+
+@contextmanager
+def open_pool(
+    cluster: str | None,
+    gpus_per_run: float | None = None,
+    threads: int | str | None = None,
+    options: Sequence[str] = (),
+) -> Iterator[Pool]:
+    """The pool that does jobs: this process, or a cluster. Raises UserError if the cluster can't be used.
+
+    `threads` are those of a run, which takes as many cores of a cluster.
+    """
+    check_cluster(cluster, gpus_per_run, threads, options)
     if cluster is None:
         yield HERE
         return
-    with ENGINES[cluster](gpus_per_run, *([options] if options else [])) as engine:
+    cores = threads if isinstance(threads, int) else 1
+    with ENGINES[cluster](gpus_per_run, cores=cores, **({"options": options} if options else {})) as engine:
         yield Remote(engine)

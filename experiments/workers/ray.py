@@ -21,28 +21,34 @@ OBJECT_BYTES = 100 * 2**20  # memory for what Ray passes between processes, whic
 
 
 class Ray:
-    """An Engine. Each task gets one core, and so computes with one thread, and a share of a GPU if there are any."""
+    """An Engine. Each task gets its cores, computes with as many threads, and has a share of a GPU if there are any."""
 
     name = "ray"
 
-    def __init__(self, gpus_per_run: float | None = None) -> None:
-        """`gpus_per_run` may be a fraction, so that several runs share a GPU. None: 1, or 0 if no machine has a GPU."""
-        self.gpus_per_run = gpus_per_run
+    def __init__(self, gpus_per_run: float | None = None, cores: int = 1) -> None:
+        """`gpus_per_run` may be a fraction, so that several runs share a GPU. None: 1, or 0 if no machine has a GPU.
+
+        `cores` are those that each run takes.
+        """
+        self.gpus_per_run, self.cores = gpus_per_run, cores
         self._tokens: dict[Any, str] = {}  # by Ray's handle of the task
 
     def __enter__(self) -> Self:
         self.ray = _connect()
-        most = max((node.get("GPU", 0.0) for node in self._machines()), default=0.0)
-        gpus = float(most > 0) if self.gpus_per_run is None else self.gpus_per_run
-        if gpus > most:
-            self.ray.shutdown()
-            raise UserError(
-                f"--gpus-per-run {gpus:g} is more than any machine of the Ray cluster has, which is {most:g}: lower "
-                f"it, or add a machine"
-            )
-        self.needs = {"CPU": 1.0, "GPU": gpus}
+        gpus = self.gpus_per_run
+        if gpus is None:
+            gpus = float(any(node.get("GPU") for node in self._machines()))
+        self.needs = {"CPU": float(self.cores), "GPU": gpus}
+        for name, option in (("CPU", "--threads"), ("GPU", "--gpus-per-run")):
+            most = max((node.get(name, 0.0) for node in self._machines()), default=0.0)
+            if self.needs[name] > most:
+                self.ray.shutdown()
+                raise UserError(
+                    f"{option} {self.needs[name]:g} is more than any machine of the Ray cluster has, which is "
+                    f"{most:g} {name}s: lower it, or add a machine"
+                )
         # The pool starts lost tasks again, and says so.
-        self._call = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
+        self._call = self.ray.remote(num_cpus=self.cores, num_gpus=gpus, max_retries=0)(_call)
         return self
 
     def __exit__(

@@ -36,12 +36,16 @@ class Slurm:
 
     name = "slurm"
 
-    def __init__(self, gpus_per_run: float | None = None, options: Iterable[str] = ()) -> None:
+    def __init__(self, gpus_per_run: float | None = None, options: Iterable[str] = (), cores: int = 1) -> None:
         """`options` are those of sbatch, such as time=4:00:00, and jobs=N: how many wait or run at the same time.
+        `cores` are those that each run takes, unless an option says so.
 
         Raises UserError if this machine can't submit jobs, or for options that can't be passed on.
         """
-        parameters: dict[str, Any] = {"jobs": JOBS, "time": MINUTES} | dict(map(parse_option, options))
+        parameters: dict[str, Any] = {"jobs": JOBS, "time": MINUTES}
+        if cores > 1:
+            parameters["cpus-per-task"] = cores
+        parameters |= dict(map(parse_option, options))
         jobs = str(parameters.pop("jobs"))
         if not (jobs.isascii() and jobs.isdigit() and int(jobs)):
             raise UserError(f"--cluster-option 'jobs={jobs}': expected a number of jobs, 1 or more")

@@ -1,0 +1,23 @@
+"""Options of a cluster that don't fit together."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.workers.engines import check_cluster
+from simclr.errors import UserError
+from tests.experiments.commands.helpers import assert_one_line, invoke
+
+
+def test_options_that_would_do_nothing_or_slow_others_down_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--gpus-per-run says .*: add --cluster, or leave it out"):
+        check_cluster(None, 0.5, None)
+    with pytest.raises(UserError, match=r"--threads auto .*: give a number"):
+        check_cluster("ray", None, "auto")
+    check_cluster("ray", 0.5, 4)
+    check_cluster(None, None, "auto")
+
+
+def test_a_run_takes_at_most_one_gpu() -> None:
+    result = invoke("ablate", "--preset", "shapes", "--drop", "flip", "--cluster", "ray", "--gpus-per-run", "1.5")
+    assert_one_line(result, 2, "1.5 is not in the range 0<=x<=1")
