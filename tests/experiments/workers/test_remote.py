@@ -210,7 +210,7 @@ def test_a_task_that_waits_is_cancelled_when_all_should_stop(store: Store) -> No
     endless = [Job(f"endless {n}", str(n), train_until_stopped, (), watch) for n in range(2)]
     with Threads(slots=2, threads=1) as engine, pytest.raises(KeyboardInterrupt):
         list(Remote(engine).run(endless, store, watch))
-    assert set(engine.cancelled) == {engine.started[1].token}
+    assert engine.started[1].token in engine.cancelled
     assert [record.status for record in store.records()] == ["KILLED"]
 
 
