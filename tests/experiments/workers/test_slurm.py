@@ -196,7 +196,7 @@ def test_numbers_that_can_not_be_are_refused(gpus: float | None, options: list[s
 def test_options_are_for_clusters_that_have_some() -> None:
     with (
         pytest.raises(UserError, match=r"^--cluster-option is for --cluster slurm: leave it out$"),
-        open_pool("ray", None, ["time=60"]),
+        open_pool("ray", None, None, ["time=60"]),
     ):
         pass
 
