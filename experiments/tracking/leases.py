@@ -7,12 +7,15 @@ never both hold the work.
 
 from __future__ import annotations
 
+import logging
 import platform
 import threading
 from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from mlflow.exceptions import MlflowException
 
 from experiments.tracking import local
 from experiments.tracking.faults import Refused
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 RENEW_SECONDS = 10.0  # how often the holder changes the value of its tag
 LEASE_SECONDS = 180.0  # after which a tag that has not changed belongs to a process that died
+RESOURCE_MISSING = "RESOURCE_DOES_NOT_EXIST"  # what MLflow says of a tag that is not there
 LEASE = "mlflow.simclr.lease."  # MLflow's pages hide tags that begin so
 
 
@@ -58,8 +62,12 @@ class Lease:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()  # otherwise it might renew what is removed
-            with suppress(RunFailed):
+            try:
                 self._remove(self.tag)
+            except Refused as error:
+                logging.getLogger(__name__).warning("%s. Other machines wait for %.0f s", error, LEASE_SECONDS)
+            except RunFailed:
+                pass
 
     def _others(self) -> list[str]:
         """The tags of others who claim this work. Those of processes that died are removed."""
@@ -88,5 +96,10 @@ class Lease:
         self.store.client.set_experiment_tag(self.store.experiment, self.tag, f"{platform.node()} {monotonic()}")
 
     def _remove(self, tag: str) -> None:
-        with suppress(Refused):  # somebody else has removed it
+        """Between reading that a tag is old and this, its process may renew it: it then writes it again soon."""
+        try:
             self.store.sender.call(self.store.client.delete_experiment_tag, self.store.experiment, tag)
+        except Refused as refusal:
+            cause = refusal.__cause__
+            if not isinstance(cause, MlflowException) or cause.error_code != RESOURCE_MISSING:  # not removed by others
+                raise

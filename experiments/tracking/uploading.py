@@ -49,6 +49,11 @@ def open_server(folder: Path, url: str) -> Store:
         answer = request(credentials(url), "/version", "GET")
     except MlflowException as error:
         raise UserError(f"can't reach an MLflow server at {url}: {first_line(error)}. Start it, or {check}") from None
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"{url} refuses to answer (status {answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
     theirs = answer.text.strip()
     if answer.status_code != 200 or not theirs[:1].isdigit() or len(theirs) > 50:
         raise UserError(f"{url} does not answer as an MLflow server does (status {answer.status_code}): {check}")
@@ -146,15 +151,19 @@ class Upload:
         copies = [run for run in target.runs(f"tags.`{SOURCE}` != ''") if run.data.tags[SOURCE] in self.runs]
         self.ids = {run.data.tags[SOURCE]: run.info.run_id for run in copies}  # of the copies, by those of originals
         self._copied = {run.data.tags[SOURCE]: run.data.tags.get(COPIED) for run in copies}
-        taken = {(kind, run.info.run_name) for run in others if (kind := run.data.tags.get("kind")) in GROUPS}
+        taken = {_group_of(run) for run in others} - {None}
         trained = {_config_of(run) for run in others} - {None}
         self.known_configs = sum(_config_of(content.run) in trained for content in self.runs.values())
         for content in self.runs.values():
-            name, kind = content.run.info.run_name, content.run.data.tags.get("kind")
+            name, group = content.run.info.run_name, _group_of(content.run)
             if content.run.info.status == "RUNNING":
                 raise UserError(f"run {name} ({content.id[:8]}) has not ended: wait until it ends, or stop it")
-            if (kind, name) in taken:
-                raise UserError(f"{target.uri} has another {kind} '{name}': rename one of them with `simclr ui`")
+            if group is not None and group in taken:
+                raise UserError(
+                    f"{target.uri} has another {group[0]} '{group[1]}', and commands find it by that name. Upload to "
+                    f"another server, or run this {group[0]} again with another --name in a new SIMCLR_HOME, where "
+                    f"`simclr upload` can then copy it from"
+                )
 
     @cached_property
     def missing(self) -> list[Content]:
@@ -233,7 +242,12 @@ class Upload:
             )
 
 
-GROUPS = ("study", "search")  # the kinds of runs that are found by their names
+def _group_of(run: Run) -> tuple[str, str] | None:
+    """The kind of a study or search, and what commands find it by: its name, or that which a search began with."""
+    kind = run.data.tags.get("kind")
+    if kind not in ("study", "search"):
+        return None
+    return kind, run.data.tags.get("search", run.info.run_name) if kind == "search" else run.info.run_name
 
 
 def _config_of(run: Run) -> tuple[str, str] | None:

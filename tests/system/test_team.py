@@ -9,7 +9,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,10 @@ def server(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
     server.close()
 
 
-def wait_for(store: Store, status: str, count: int) -> None:
-    """Return when so many encoders have a status."""
-    while [run.status for run in store.records(kind="pretrain")].count(status) < count:
+def wait_for(store: Store, statuses: Collection[str], count: int, processes: Sequence[BaseProcess]) -> None:
+    """Return when so many encoders have one of these statuses. The test fails if all processes have ended before."""
+    while sum(run.status in statuses for run in store.records(kind="pretrain")) < count:
+        assert any(process.is_alive() for process in processes), "all workers have ended"
         time.sleep(0.1)
 
 
@@ -89,15 +91,16 @@ def test_nothing_is_lost_or_trained_twice_when_the_database_and_the_server_resta
     homes = [tmp_path / f"{workers}-{number}" for number in range(workers)]
     store = Store(tmp_path / "watching", server=server.uri)
     before = {record.id for record in store.records()}
+    begun = len(store.records(kind="pretrain"))
+    done = sum(run.finished for run in store.records(kind="pretrain"))
     began = time.perf_counter()
     processes = [
         start(home, f"{study}{home.name}", f"{home.name}.txt", MLFLOW_TRACKING_URI=server.uri) for home in homes
     ]
-    done = sum(run.finished for run in store.records(kind="pretrain"))
-    wait_for(store, "RUNNING", 1)
+    wait_for(store, {"RUNNING", "FINISHED", "FAILED", "KILLED"}, begun + 1, processes)
     database.kill()
     database.start()
-    wait_for(store, "FINISHED", done + cells // 2)
+    wait_for(store, {"FINISHED"}, done + cells // 2, processes)
     if whole:
         server.kill()
         server.start()

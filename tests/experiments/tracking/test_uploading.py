@@ -154,7 +154,7 @@ def test_runs_that_have_not_ended_and_names_that_are_taken_are_errors(
     with pytest.raises(UserError, match="there is no run in"):
         Upload(target, source)
     theirs = start_run(target, "study", "study", {}, {"plan": "another"})
-    with pytest.raises(UserError, match=r"has another study 'study': rename one of them"):
+    with pytest.raises(UserError, match=r"has another study 'study', and commands find it by that name"):
         Upload(source, target)
     target.client.delete_run(theirs.run_id)
     start_run(target, "alone", "pretrain", {}, {"config_key": "k"}).finish("FINISHED")
@@ -189,6 +189,7 @@ def web() -> Iterator[ThreadingHTTPServer]:
 def test_another_server_is_an_error_of_one_line(tmp_path: Path, web: ThreadingHTTPServer) -> None:
     url = f"http://127.0.0.1:{web.server_port}"
     for answer, message in {
+        (401, "who are you?"): r"refuses to answer \(status 401\): set MLFLOW_TRACKING_USERNAME",
         (404, "no such page"): r"does not answer as an MLflow server does \(status 404\)",
         (200, "<html>"): r"does not answer as an MLflow server does \(status 200\)",
         (200, "2.9.1"): f"runs MLflow 2.9.1, and this is MLflow {uploading.VERSION}: install the same major version",
