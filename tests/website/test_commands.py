@@ -48,7 +48,7 @@ PARSED_ONLY = {  # by what occurs in the command
 }
 STAND_INS = {"PRESET": "shapes", "AXIS": "head", "LIMIT": "2400", "CONFIG": "d", "FOLDER": "photos", "NAME": "shapes"}
 OTHER = {"torchrun", "git", "cd", "source", "wait", "export", "mlflow", "python3", ".venv/bin/optuna-dashboard", "pip"}
-OTHER |= {"createuser", "createdb", "ssh"}
+OTHER |= {"sudo", "set", "ssh"}
 GROUP: Any = typer.main.get_command(cli.app)
 
 
