@@ -1,7 +1,8 @@
 """Everything about speed on a CPU, next to other programs: `python -m benchmarks.all [--only SECTION ...]`.
 
 Writes performance.json and performance.md to `--out` (docs/results by default) after each section. A section that is
-already in the file is not measured again unless `--only` names it, so a run that was stopped goes on where it was.
+already in the file is not measured again unless `--only` names it, so a run that was stopped goes on where it was. But
+without `--only`, sections are dropped that other hardware, another torch or number of threads, or `--quick` measured.
 All sections take about 40 minutes of two cores. Programs that are compared with come from `pip install '.[peers]'`; one
 that is not installed is left out, with a line that says so. `--quick` shrinks all sizes, to check the script itself.
 """
@@ -182,9 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     file = given.out / "performance.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    here = {"CPU": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "quick": given.quick}
+    if given.only is None:
+        earlier = {name: section for name, section in earlier.items() if section.get("measured by") == here}
     names = given.only or [name for name in SECTIONS if "rows" not in earlier.get(name, {})]
     chosen = {name: update_wrapper(partial(SECTIONS[name], given.quick), SECTIONS[name]) for name in names}
-    measure(chosen, Page(given.out / "performance", "Speed on a CPU", INTRO), earlier=earlier)
+    measure(chosen, Page(given.out / "performance", "Speed on a CPU", INTRO), earlier=earlier, common=here)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from simclr import device as devices
 from simclr.data.dataset import stored_side
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import Linear, choose_l2, preprocessing
-from simclr.train.budget import memory_budget, plan_memory
+from simclr.train.budget import Images, memory_budget, plan_memory
 from simclr.train.memory import MIB, predict
 from simclr.train.step import Training, train_step
 from simclr.views import batch_views
@@ -265,7 +265,7 @@ def prepare(preset: str, options: Options, compiled: bool = False) -> tuple[Trai
     config = resolve(preset, None, [*small, f"train.compile={str(compiled).lower()}"])
     batch, side = config.train.batch_size, stored_side(config.data)
     if options.device.type == "cuda":
-        plan = plan_memory(config, batch, memory_budget(None, options.device))
+        plan = plan_memory(config, Images(batch), memory_budget(None, options.device))
         train = config.train.model_copy(update={"micro_batch": plan.micro_batch})
         config = config.model_copy(update={"train": train})
     images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8).to(options.device)

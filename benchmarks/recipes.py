@@ -149,15 +149,16 @@ def main() -> None:
 
     for seed in arguments.seeds:
         for name in arguments.names:
+            preset, config = (
+                resolve(arguments.preset, None, [*arguments.settings, f"seed={seed}", *settings])
+                for settings in ([], CANDIDATES[name])
+            )
             identity = {"preset": arguments.preset, "name": name, "epochs": arguments.epochs, "seed": seed}
+            identity |= {"preset key": preset.key(), "key": config.key()}  # `--set` and CANDIDATES change them
             row = next((row for row in rows if identity.items() <= row.items()), identity)
             if row is identity:
                 rows.append(row)
             if "linear" not in row:
-                preset, config = (
-                    resolve(arguments.preset, None, [*arguments.settings, f"seed={seed}", *settings])
-                    for settings in ([], CANDIDATES[name])
-                )
                 run(row, config, preset, folder / re.sub(r"\W+", "-", " ".join(map(str, identity.values()))), save)
             print(
                 f"| {name} | {seed} | {row['epochs']:g} | {row['cost']:.2f} | {row['steps']} | {row['linear']:.1f} | "

@@ -26,8 +26,16 @@ class Page(NamedTuple):
     intro: str
 
 
-def measure(sections: Mapping[str, Section], page: Page, *, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def measure(
+    sections: Mapping[str, Section],
+    page: Page,
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    common: Mapping[str, Any] = {},
+) -> dict[str, Any]:
     """Run sections, and write the JSON file and the page after each, after those of an `earlier` run.
+
+    The JSON file says under "measured by" what all of them have in `common`.
 
     A section that fails is reported with its error, and the others still run.
     """
@@ -35,7 +43,7 @@ def measure(sections: Mapping[str, Section], page: Page, *, earlier: Mapping[str
     results = dict(earlier or {})
     for name, section in sections.items():
         clock = time.perf_counter()
-        found: dict[str, Any] = {"about": inspect.getdoc(section)}
+        found: dict[str, Any] = {"about": inspect.getdoc(section), "measured by": dict(common)}
         try:
             found["rows"] = section()
         except Exception as error:

@@ -155,7 +155,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def can_compute(precision: str, device: torch.device) -> bool:
-    """Whether a device computes in a precision as `auto` would choose it: fp32, or what the hardware is fast at."""
+    """Whether `auto` may stand for this precision on the device: fp32, or what the hardware is fast at."""
     return precision in ("fp32", precision_on("auto", device)) or (precision == "fp16" and device.type == "cuda")
 
 

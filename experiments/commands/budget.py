@@ -51,7 +51,8 @@ def budget(  # over 60 lines, because of its signature
 ) -> None:
     """Predict how much memory a config needs, and what fits.
 
-    Shows the memory of a training step part by part, and that of other batch sizes. Needs neither a GPU nor the images.
+    Shows part by part the memory of a training step, or of the kNN accuracies during training if these need more, and
+    the peaks of other batch sizes. Needs neither a GPU nor the images.
 
     Example: simclr budget --preset cifar10 --batch-size 4096 --memory 8GiB
     """
@@ -59,7 +60,7 @@ def budget(  # over 60 lines, because of its signature
     from simclr import device as devices
     from simclr.build import check_images
     from simclr.processes import pretended
-    from simclr.train.budget import SPEED, check_share, memory_budget, peak_table, plan_memory
+    from simclr.train.budget import SPEED, Images, check_share, memory_budget, peak_table, plan_memory
     from simclr.train.memory import flops
 
     chosen = resolve(
@@ -79,8 +80,8 @@ def budget(  # over 60 lines, because of its signature
     with pretended(processes):
         check_share(chosen)
         limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
-        plan = plan_memory(chosen, images, limit)
-        sizes, peaks = peak_table(chosen, limit, plan.micro_batch)
+        plan = plan_memory(chosen, Images(images), limit)
+        sizes, peaks = peak_table(chosen, Images(images), limit, plan.micro_batch)
         work, epochs = flops(chosen, plan.micro_batch), chosen.train.epochs
     result = {
         "config": chosen.name,
@@ -89,6 +90,7 @@ def budget(  # over 60 lines, because of its signature
         "processes": processes,
         "parts": plan.parts,
         "peak": plan.peak,
+        "peak_of": plan.when,
         "total": limit.total,
         "reserved": limit.reserved,
         "fragmentation": limit.total - sum(limit.reserved.values()) - limit.usable,
@@ -121,7 +123,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(
             row(part, format_bytes(size), "not counted: add --images" if part == "data" and not images else "")
         )
-    lines.append(row("peak", format_bytes(result["peak"]), "of a training step, predicted"))
+    lines.append(row("peak", format_bytes(result["peak"]), f"of {result['peak_of']}, predicted"))
     for part, size in result["reserved"].items():
         lines.append(row(part, format_bytes(size), f"of {format_bytes(result['total'])}, reserved"))
     lines.append(

@@ -164,7 +164,7 @@ def seconds_per_image(config: Config, seconds: float = math.inf) -> float:
     """
     device = devices.resolve(config.device)
     check_images(config)
-    config, _ = budget.fit_to_device(config, 0, device)
+    config, _ = budget.fit_to_device(config, budget.Images(0), device)
     if device.type == "cpu":
         most = min(config.train.batch_size, MEASURED_IMAGES)
         config = changed(config, {"train.batch_size": most, "train.micro_batch": "auto"})

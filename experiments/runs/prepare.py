@@ -18,7 +18,7 @@ from simclr.evaluate.evaluations import has_test_labels
 from simclr.progress import SILENT, Observer
 from simclr.settings import flatten
 from simclr.train import budget
-from simclr.train.budget import MemoryPlan
+from simclr.train.budget import Images, MemoryPlan
 from simclr.train.loop import Steps, count_steps
 
 
@@ -38,7 +38,7 @@ class Prepared:
     def _fit(self) -> tuple[Config, MemoryPlan | None]:
         config = self.config.in_precision(self.config.precision())
         config = config.model_copy(update={"data": with_range(config.data, self.data)})
-        return budget.fit_to_device(config, len(self.data.images), self.device)
+        return budget.fit_to_device(config, Images(len(self.data.images), self.data.has_labels), self.device)
 
     @property
     def fitted(self) -> Config:
@@ -55,7 +55,7 @@ class Prepared:
 
     @property
     def peak(self) -> int:
-        """Predicted memory at the peak of a training step, in bytes."""
+        """Predicted memory at the peak of the run, in bytes."""
         return budget.predicted_peak(self.fitted, self.plan, self.device)
 
     def with_config(self, config: Config) -> Prepared:

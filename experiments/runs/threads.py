@@ -22,17 +22,23 @@ def choose_threads(prepared: Prepared, earlier: Record | None = None, observer: 
     """The number of threads that a run computes with: the one that was asked for, or of the run that it resumes.
 
     A run without either takes what torch uses, or with `auto` what is fastest now. Raises UserError for `auto` in
-    several processes.
+    several processes, and on a device whose steps don't depend on CPU threads.
     """
     asked, here = prepared.config.threads, torch.get_num_threads()
     if isinstance(asked, int):
         return asked
+    if prepared.device.type != "cpu":
+        if asked == "auto":
+            raise UserError(
+                f"--threads auto times steps on a CPU, but this run uses {prepared.device.type}: leave it out"
+            )
+        return here
     if earlier is not None and (recorded := int(earlier.tags.get("threads", here))) != here:
         kept = min(recorded, cores())
         few = f", and this machine has {kept} cores, so its results differ by rounding" if kept < recorded else ""
         observer.say(f"the run started with {recorded} CPU threads{few}: continuing with {kept}")
         return kept
-    if asked != "auto" or earlier is not None or prepared.device.type != "cpu":
+    if asked != "auto" or earlier is not None:
         return here
     if processes.count() > 1:
         raise UserError("--threads auto measures the steps of one process: give a number")

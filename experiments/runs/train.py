@@ -76,7 +76,8 @@ def train(
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
         check_space(config, prepared.data, store.folder)
-        threads = choose_threads(prepared, unfinished, observer)
+        with devices.memory_errors(memory_remedy(config)):
+            threads = choose_threads(prepared, unfinished, observer)
         if unfinished is not None:
             tracker = Tracker(store, unfinished.id)
         else:

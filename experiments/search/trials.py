@@ -130,7 +130,7 @@ def open_search(
     whole = _prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
     fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
-    budget.plan_memory(full, len(whole.data.images), budget.memory_budget(full.memory, whole.device))
+    budget.plan_memory(full, budget.Images(len(whole.data.images)), budget.memory_budget(full.memory, whole.device))
     # Earlier versions also tried batches that are larger than the data set. Their searches go on in the same space.
     spaces = {json.dumps([each.model_dump(mode="json") for each in space]): space for space in (fitted, parameters)}
     configs = [{each.config.key(): each.data.identity for each in (whole, baseline)}]

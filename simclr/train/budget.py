@@ -36,6 +36,8 @@ EXCHANGE = 512 * MIB  # NCCL's buffers, if several GPUs share a run: an estimate
 WORKSPACES = 256 * MIB  # scratch memory of cuDNN's convolutions and cuBLAS
 FRAGMENTATION = 0.05  # the share of the rest that the allocator holds in pieces of the wrong size
 
+STEP, KNN = "a training step", "the kNN accuracies during training"  # when the memory of a run is at its peak
+
 
 class MemoryBudget(NamedTuple):
     """An accelerator's memory, and what of it a run can't use."""
@@ -63,17 +65,37 @@ def memory_budget(memory: str | None, device: torch.device) -> MemoryBudget:
     return MemoryBudget(total, {"desktop": DESKTOP, "context": CONTEXT, "workspaces": WORKSPACES} | exchange)
 
 
+class Peak(NamedTuple):
+    """When a run needs most memory, and the predicted bytes of each part then."""
+
+    when: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Predicted bytes of all parts."""
+        return sum(self.parts.values())
+
+
 class MemoryPlan(NamedTuple):
     """How a config runs within a memory budget."""
 
     micro_batch: int
     images_on_device: bool  # whether the stored images are kept there
     parts: dict[str, int]  # predicted bytes at the peak
+    when: str = STEP  # what the peak is that of
 
     @property
     def peak(self) -> int:
-        """Predicted bytes at the peak of a training step."""
+        """Predicted bytes at the peak of the run."""
         return sum(self.parts.values())
+
+
+class Images(NamedTuple):
+    """The images that a run has, as far as its memory depends on them."""
+
+    number: int
+    labelled: bool = True  # without labels, a run computes no kNN accuracies
 
 
 def micro_batches(config: Config) -> list[int]:
@@ -122,8 +144,8 @@ def check_devices(config: Config, device: torch.device) -> None:
         raise UserError(f"{here} processes need as many GPUs, but this machine has {gpus}: start {gpus}")
 
 
-def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan:
-    """The largest micro-batch that fits. The stored images (that many) stay on the device if they fit beside it.
+def plan_memory(config: Config, images: Images, budget: MemoryBudget) -> MemoryPlan:
+    """The largest micro-batch that fits. The stored images stay on the device if they fit beside it.
 
     kNN during training must fit too. Raises UserError if none fits, with the nearest change that would.
     """
@@ -134,28 +156,33 @@ def plan_memory(config: Config, images: int, budget: MemoryBudget) -> MemoryPlan
             f"{format_bytes(budget.total)} of memory is too little: {format_bytes(total)} are reserved ({reserved}). "
             f"Set --memory above {total / 2**30:.2f}GiB, or free memory on the device"
         )
-    stored = images * 3 * stored_side(config.data) ** 2
-    predicted = _predict_until_full(config, micro_batches(config), budget.usable)
-    knn = predict_knn(config, images) if config.train.knn_every else {}
-    for micro_batch, training in reversed(predicted.items()):
-        parts = max(training, knn, key=lambda parts: sum(parts.values()))
-        peak = sum(parts.values())
+    stored = images.number * 3 * stored_side(config.data) ** 2
+    predicted = _predict_until_full(config, micro_batches(config), images, budget.usable)
+    for micro_batch, peak in reversed(predicted.items()):
         for on_device in (True, False):
-            if peak + stored * on_device <= budget.usable:
-                return MemoryPlan(micro_batch, on_device, parts | {"data": stored * on_device})
-    if parts is knn and sum(training.values()) <= budget.usable:
+            if peak.total + stored * on_device <= budget.usable:
+                return MemoryPlan(micro_batch, on_device, peak.parts | {"data": stored * on_device}, peak.when)
+    step = sum(predict(config, micro_batch).values())
+    if step <= budget.usable:
         raise UserError(
-            f"{config.name} needs {format_bytes(peak)} for kNN accuracies during training, but a run may use "
+            f"{config.name} needs {format_bytes(peak.total)} for kNN accuracies during training, but a run may use "
             f"{format_bytes(budget.usable)} of {format_bytes(budget.total)}: --set train.knn_every=0 leaves them out"
         )
-    peak = sum(training.values())
     raise UserError(
-        f"{config.name} needs {format_bytes(peak)} in micro-batches of {micro_batch}, but a run may use "
-        f"{format_bytes(budget.usable)} of {format_bytes(budget.total)}: {_remedy(config, budget)}"
+        f"{config.name} needs {format_bytes(step)} in micro-batches of {micro_batch}, but a run may use "
+        f"{format_bytes(budget.usable)} of {format_bytes(budget.total)}: {_remedy(config, images, budget)}"
     )
 
 
-def fit_to_device(config: Config, images: int, device: torch.device) -> tuple[Config, MemoryPlan | None]:
+def predict_run(config: Config, micro_batch: int, images: Images) -> Peak:
+    """The peak of a run on an accelerator, without its stored images: of a training step, or of kNN if that is more."""
+    peaks = [Peak(STEP, predict(config, micro_batch))]
+    if config.train.knn_every and images.labelled:
+        peaks.append(Peak(KNN, predict_knn(config, images.number)))
+    return max(peaks, key=lambda peak: peak.total)
+
+
+def fit_to_device(config: Config, images: Images, device: torch.device) -> tuple[Config, MemoryPlan | None]:
     """The config with the micro-batch that it runs in on a device, and the plan behind it.
 
     If the device uses the system's memory, as a CPU does, the config is unchanged and there is no plan, unless the
@@ -169,11 +196,11 @@ def fit_to_device(config: Config, images: int, device: torch.device) -> tuple[Co
 
 
 def predicted_peak(config: Config, plan: MemoryPlan | None, device: torch.device) -> int:
-    """Predicted peak in bytes of what `fit_to_device` returned."""
+    """Predicted peak in bytes of what `fit_to_device` returned. Without a plan it is that of a training step."""
     if plan is not None:
         return plan.peak
     own = config.in_precision(precision_on(config.train.precision, device))
-    return _peak(own, micro_batches(own)[-1])
+    return sum(predict(own, micro_batches(own)[-1]).values())
 
 
 @contextmanager
@@ -193,7 +220,9 @@ def limit_memory(memory: str | None, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device.index)
 
 
-def peak_table(config: Config, budget: MemoryBudget, chosen: int) -> tuple[list[int], dict[int, dict[int, int | None]]]:
+def peak_table(
+    config: Config, images: Images, budget: MemoryBudget, chosen: int
+) -> tuple[list[int], dict[int, dict[int, int | None]]]:
     """Predicted peaks of other batches and micro-batches: the sizes of all micro-batches, and {batch: {size: peak}}.
 
     The batches are the config's, halves and doubles of it. The micro-batches are these sizes, the groups of batch norm
@@ -208,27 +237,23 @@ def peak_table(config: Config, budget: MemoryBudget, chosen: int) -> tuple[list[
         if own.train.norm_images() == 1 < config.train.norm_images() or not can_share(own):
             continue  # batch norm has no group of two or more in this batch, or not one for each process
         possible = [m for m in sizes if m in own.train.micro_batches() and m <= b // processes.count()]
-        predicted = _predict_until_full(own, possible, budget.usable)
-        peaks = {m: sum(parts.values()) for m, parts in predicted.items()}
+        predicted = _predict_until_full(own, possible, images, budget.usable)
+        peaks = {m: peak.total for m, peak in predicted.items()}
         table[b] = {m: peaks[m] if peaks.get(m, budget.usable + 1) <= budget.usable else None for m in possible}
     return sorted({m for peaks in table.values() for m in peaks}), table
 
 
-def _predict_until_full(config: Config, sizes: Iterable[int], usable: int) -> dict[int, dict[str, int]]:
+def _predict_until_full(config: Config, sizes: Iterable[int], images: Images, usable: int) -> dict[int, Peak]:
     """The prediction for each micro-batch, from the smallest up to the first that does not fit.
 
     Larger ones need more memory, and their prediction takes longer.
     """
     predicted = {}
     for micro_batch in sizes:
-        predicted[micro_batch] = predict(config, micro_batch)
-        if sum(predicted[micro_batch].values()) > usable:
+        predicted[micro_batch] = predict_run(config, micro_batch, images)
+        if predicted[micro_batch].total > usable:
             break
     return predicted
-
-
-def _peak(config: Config, micro_batch: int) -> int:
-    return sum(predict(config, micro_batch).values())
 
 
 class _Change(NamedTuple):
@@ -238,11 +263,11 @@ class _Change(NamedTuple):
     config: Config
 
 
-def _remedy(config: Config, budget: MemoryBudget) -> str:
+def _remedy(config: Config, images: Images, budget: MemoryBudget) -> str:
     """What makes a config fit, in words: the nearest change first."""
 
     def fits(change: _Change) -> bool:
-        return _peak(change.config, micro_batches(change.config)[0]) <= budget.usable
+        return predict_run(change.config, micro_batches(change.config)[0], images).total <= budget.usable
 
     for changes in _changes(config):
         possible = [[change for change in step if can_share(change.config)] for step in changes]

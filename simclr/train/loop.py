@@ -90,6 +90,7 @@ def load_batches(
     if device.type == "cuda" and not images_on_device:
         for batch, classes in one_ahead(host_batches(images, labels, batch_rows(config, data, start), pin=True)):
             yield batch.to(device, non_blocking=True), classes.to(device, non_blocking=True)
+        return
     images = images.to(device) if images_on_device else images
     for rows in batch_rows(config, data, start):
         own = rows[processes.share(len(rows))]
@@ -102,10 +103,8 @@ def host_batches(
     """This process's share of the images of each batch of rows, and all its labels, on the host, pinned if wanted."""
     for rows in batches:
         own = rows[processes.share(len(rows))]
-        batch, classes = (
-            torch.empty(len(some), *of.shape[1:], dtype=of.dtype, pin_memory=pin)
-            for some, of in ((own, images), (rows, labels))
-        )
+        batch = torch.empty(len(own), *images.shape[1:], dtype=images.dtype, pin_memory=pin)
+        classes = torch.empty(len(rows), dtype=labels.dtype, pin_memory=pin)
         yield torch.index_select(images, 0, own, out=batch), torch.index_select(labels, 0, rows, out=classes)
 
 

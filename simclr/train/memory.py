@@ -124,16 +124,19 @@ def predict_knn(config: Config, images: int) -> dict[str, int]:
     """Bytes of each of PARTS at the peak of a kNN evaluation of so many images during training.
 
     The features, as far as they stay on the device, are part of `activations`. So is a forward pass of few images,
-    because a batch that doesn't fit is halved.
+    because a batch that doesn't fit is halved. One process keeps 2 * KEPT bytes of features at most: of the bank and of
+    the queries. Each of several holds its own share of the bank, those of all processes, and the whole bank.
     """
     resting, _ = _optimizer_step(_with_optimizer(config))
     passing, width = _evaluation_pass(_trained_network(config))
-    peak = resting + passing + Counter(activations=min(4 * images * width, 2 * KEPT))
+    bank, count = 4 * images * width, processes.count()
+    kept = min(bank, 2 * KEPT) if count == 1 else 2 * bank + bank // count
+    peak = resting + passing + Counter(activations=kept)
     return {name: peak[name] for name in PARTS}
 
 
 def _trained_network(config: Config) -> Config:
-    """The settings of a config that decide its network and method, and their copies."""
+    """The settings of a config that decide its network, its method, and the copies of both that a run keeps."""
     network = _only(config, "data", "augment", "augment2", "model", "method", METHODS[config.method].section_name)
     return network.model_copy(update={"train": network.train.model_copy(update={"ema": config.train.ema})})
 

@@ -33,6 +33,9 @@ from simclr.views import batch_views
 from simclr.weights.start import load_start
 
 COMPILER = "inductor"  # what torch.compile compiles with
+MOST_VARIANTS = (
+    64  # of a network that are compiled: one run needs up to 4, and --threads auto 4 for each number it tries
+)
 
 
 @dataclass
@@ -110,8 +113,8 @@ def make_training(config: Config, method: Method, dtype: torch.dtype, digest: st
 
     Raises UserError if batch norm would see single images, or a method that mixes images.
     """
-    if config.train.compile:  # with the random numbers that dropout draws where it is not compiled
-        method.network.compile(dynamic=False, backend=COMPILER, options={"fallback_random": True})
+    if config.train.compile:
+        compile_network(method.network)
     train, normed = config.train, any(norm.training for norm in batch_norms(method.train()))  # a teacher's is not
     if (normed or method.mixes) and train.norm_images() == 1:
         raise UserError(
@@ -164,14 +167,27 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     return report
 
 
+def compile_network(network: Network) -> None:
+    """Compile a network as a whole, with the random numbers that dropout draws where it is not compiled.
+
+    All networks share their code, of which torch compiles only so many variants: for other shapes, with and without
+    gradients, for each number of CPU threads. So those of earlier runs are forgotten, and one more is an error.
+    """
+    import torch._dynamo  # takes a second to import
+
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = MOST_VARIANTS
+    network.compile(fullgraph=True, dynamic=False, backend=COMPILER, options={"fallback_random": True})
+
+
 @contextmanager
 def compiler_errors() -> Iterator[None]:
     """A context in which a failure of torch.compile raises UserError with a remedy."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to import
 
     try:
         yield
-    except TorchDynamoException as error:
+    except (FailOnRecompileLimitHit, TorchDynamoException) as error:
         reason = " ".join(str(error).strip().split("\n\n")[0].split())
         raise UserError(
             f"train.compile: torch can't compile this network here ({reason}): add --set "

@@ -82,10 +82,15 @@ def _check_images(images: Tensor) -> None:
     if images.dtype == torch.uint8 or not images.numel():
         return
     if not images.is_floating_point():
-        raise UserError(f"the images are {images.dtype}, expected uint8, or floats in [0, 1]: divide by 255")
+        remedy = (
+            "convert them with .float()" if images.dtype == torch.bool else "divide by the largest value of a pixel"
+        )
+        raise UserError(f"the images are {images.dtype}, expected uint8, or floats in [0, 1]: {remedy}")
     low, high = (float(end) for end in images.detach().aminmax())
     if not LOWEST <= low <= high <= HIGHEST:  # nan is neither
-        remedy = "divide by 255" if low >= LOWEST and high <= 255 else "the encoder normalises them by itself"
+        remedy = "the encoder normalises them by itself"
+        if low >= LOWEST and high > 1.5:
+            remedy = "divide by 255" if high <= 255 else "divide by the largest value that a pixel can have"
         if not isfinite(low + high):
             remedy = "some are not finite"
         raise UserError(f"the images lie between {low:g} and {high:g}, expected floats in [0, 1]: {remedy}")

@@ -37,7 +37,7 @@ def test_a_preset_is_valid_and_its_header_has_a_working_command(name: str) -> No
 def test_the_memory_in_a_header_is_the_predicted_one(name: str) -> None:
     config, _ = resolve_timed(name)
     limit = budget.memory_budget(None, torch.device("cpu"))
-    plan = budget.plan_memory(config, STORED_IMAGES[config.data.dataset], limit)
+    plan = budget.plan_memory(config, budget.Images(STORED_IMAGES[config.data.dataset]), limit)
     assert presets()[name].header["Cost"].startswith(f"{plan.peak / 2**30:.1f} GiB")
 
 

@@ -91,3 +91,13 @@ def test_auto_is_refused_in_several_processes(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(UserError, match="give a number"):
         choose_threads(prepared)
+
+
+def test_threads_of_a_run_on_a_gpu_are_not_measured_and_not_talked_about() -> None:
+    gpu, watch = torch.device("cuda"), Watch()
+    earlier: Any = SimpleNamespace(tags={"threads": "7"})
+    prepared: Any = SimpleNamespace(config=tiny(), device=gpu)
+    assert choose_threads(prepared, earlier, watch) == torch.get_num_threads()
+    assert not watch.said
+    with pytest.raises(UserError, match=r"^--threads auto times steps on a CPU, but this run uses cuda: leave it out$"):
+        choose_threads(SimpleNamespace(config=tiny(threads="auto"), device=gpu))  # type: ignore[arg-type]

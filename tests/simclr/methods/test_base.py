@@ -18,7 +18,7 @@ from simclr.methods import METHODS
 from simclr.methods.base import Method
 from simclr.methods.simclr import LossConfig
 from simclr.model import Network
-from simclr.train.budget import MemoryBudget, plan_memory
+from simclr.train.budget import Images, MemoryBudget, plan_memory
 from simclr.train.loop import Interrupted, batch_rows, pretrain
 from simclr.train.memory import predict
 from simclr.train.step import start_training, train_step
@@ -162,4 +162,4 @@ def test_its_memory_is_predicted(micro_batch: int) -> None:
 def test_its_micro_batch_is_planned() -> None:
     config = config_of(micro_batch="auto", norm_batch=16)
     room = sum(predict(config, 32).values())
-    assert plan_memory(config, 0, MemoryBudget(round(room / 0.95) + 1, {})).micro_batch == 32
+    assert plan_memory(config, Images(0), MemoryBudget(round(room / 0.95) + 1, {})).micro_batch == 32

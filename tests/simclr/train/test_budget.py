@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks.memory import training_without_data
+from simclr import processes
 from simclr.config import Config
 from simclr.data.dataset import stored_side
 from simclr.errors import UserError
 from simclr.evaluate.knn import KEPT
 from simclr.train import budget
-from simclr.train.budget import MemoryBudget, MemoryPlan, memory_budget, plan_memory
+from simclr.train.budget import Images, MemoryBudget, MemoryPlan, memory_budget, plan_memory
 from simclr.train.memory import MIB, predict, predict_knn
 from tests.helpers import tiny
 
@@ -50,15 +51,15 @@ def test_the_largest_micro_batch_that_fits_is_chosen_and_images_stay_on_the_host
     config, images = small(train={"batch_size": 64, "norm_batch": 16}), 1797
     stored = images * 3 * SIDE**2
     peaks = {m: peak(config, m) for m in (64, 32, 16)}
-    both = plan_memory(config, images, budget_of(peaks[64] + stored))
+    both = plan_memory(config, Images(images), budget_of(peaks[64] + stored))
     assert (both.micro_batch, both.images_on_device, both.peak) == (64, True, peaks[64] + stored)
-    host = plan_memory(config, images, budget_of(peaks[64]))
+    host = plan_memory(config, Images(images), budget_of(peaks[64]))
     assert (host.micro_batch, host.images_on_device, host.peak) == (64, False, peaks[64])
-    assert plan_memory(config, images, budget_of(peaks[64] - 16)).micro_batch == 32
+    assert plan_memory(config, Images(images), budget_of(peaks[64] - 16)).micro_batch == 32
     grouped = small(train={"batch_size": 64, "norm_batch": 32})
     message = r"^tiny needs \d+ MiB in micro-batches of 32, but a run may use \d+ MiB of \d+ MiB: --set train"
     with pytest.raises(UserError, match=message):
-        plan_memory(grouped, images, budget_of(peaks[16]))
+        plan_memory(grouped, Images(images), budget_of(peaks[16]))
 
 
 REMEDIES = {
@@ -90,9 +91,9 @@ def test_the_error_names_the_nearest_change_that_fits(case: str) -> None:
     config, nearest, remedy = REMEDIES[case]
     limit = budget_of(peak(nearest, nearest.train.norm_images()))
     with pytest.raises(UserError, match=f": {remedy}$"):
-        plan_memory(config, 0, limit)
+        plan_memory(config, Images(0), limit)
     changed = nearest.model_copy(update={"train": nearest.train.model_copy(update={"micro_batch": "auto"})})
-    assert plan_memory(changed, 0, limit).micro_batch == nearest.train.norm_images()  # as told, it fits
+    assert plan_memory(changed, Images(0), limit).micro_batch == nearest.train.norm_images()  # as told, it fits
 
 
 def test_a_smaller_batch_with_a_narrow_network_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,20 +101,20 @@ def test_a_smaller_batch_with_a_narrow_network_is_a_remedy(monkeypatch: pytest.M
     monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": 800 * config.model.width, "views": size})
     wide = small(model={"backbone": "resnet10", "width": 2.0}, train={"batch_size": 64})
     with pytest.raises(UserError, match=r": --set train\.norm_batch=16 would fit$"):
-        plan_memory(wide, 0, budget_of(1600 + 16))
+        plan_memory(wide, Images(0), budget_of(1600 + 16))
     with pytest.raises(UserError, match=r": --set model\.width=0\.125 would fit$"):
-        plan_memory(wide, 0, budget_of(100 + 64))
+        plan_memory(wide, Images(0), budget_of(100 + 64))
     with pytest.raises(UserError, match=r": --batch-size 32 --set model\.width=0\.125 would fit$"):
-        plan_memory(wide, 0, budget_of(100 + 32))
+        plan_memory(wide, Images(0), budget_of(100 + 32))
     with pytest.raises(UserError, match="choose a smaller --backbone or smaller images"):
-        plan_memory(wide, 0, budget_of(100))
+        plan_memory(wide, Images(0), budget_of(100))
 
 
 def test_only_resnets_are_made_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "predict", lambda config, micro_batch: {"weights": 2000})
     vit = tiny(model={"backbone": "vit_b_32", "stem": "imagenet", "width": 1}, data={"side": 32})
     with pytest.raises(UserError, match="choose a smaller --backbone or smaller images"):
-        plan_memory(vit, 0, budget_of(1000))
+        plan_memory(vit, Images(0), budget_of(1000))
 
 
 def test_knn_during_training_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +122,24 @@ def test_knn_during_training_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": 100})
     monkeypatch.setattr(budget, "predict_knn", lambda config, images: {"weights": 100 + images})
     rarely, never = (small(train={"knn_every": every}) for every in (5, 0))
-    assert plan_memory(rarely, 50, budget_of(150)).parts == {"weights": 150, "data": 0}
+    assert plan_memory(rarely, Images(50), budget_of(150)).parts == {"weights": 150, "data": 0}
     with pytest.raises(UserError, match=r"^tiny needs 0 MiB for kNN .*: --set train\.knn_every=0 leaves them out$"):
-        plan_memory(rarely, 60, budget_of(150))
-    assert plan_memory(never, 60, budget_of(150)).peak == 100
+        plan_memory(rarely, Images(60), budget_of(150))
+    assert plan_memory(never, Images(60), budget_of(150)).peak == 100
+    assert plan_memory(rarely, Images(60, labelled=False), budget_of(150)).when == budget.STEP
+    assert plan_memory(rarely, Images(50), budget_of(150)).when == budget.KNN
+    _, table = budget.peak_table(rarely, Images(50), budget_of(150), 32)
+    assert {peak for row in table.values() for peak in row.values()} == {150}
+
+
+def test_with_a_remedy_knn_fits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up predictions, in which a network that is half as wide has steps that fit, but a kNN that doesn't."""
+    monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": 800 * config.model.width})
+    monkeypatch.setattr(budget, "predict_knn", lambda config, images: {"weights": 1000 * config.model.width})
+    sections = {"model": {"backbone": "resnet10", "width": 1.0}, "train": {"batch_size": 16, "knn_every": 5}}
+    config = small(**sections)
+    with pytest.raises(UserError, match=r": --set model\.width=0\.25 would fit$"):
+        plan_memory(config, Images(10), budget_of(400))
 
 
 def test_the_memory_of_knn_is_that_of_weights_a_few_images_and_bounded_features() -> None:
@@ -134,6 +149,8 @@ def test_the_memory_of_knn_is_that_of_weights_a_few_images_and_bounded_features(
     width = training_without_data(config, CPU).model.features
     assert more["activations"] - few["activations"] == 4 * 1000 * width
     assert many["activations"] - few["activations"] == 2 * KEPT
+    with processes.pretended(2):  # each has its half, both halves before they are joined, and the whole
+        assert predict_knn(config, 10**6)["activations"] - few["activations"] == 2.5 * 4 * 10**6 * width
     averaged = predict_knn(small(optim={"name": "sgd"}, train={"ema": 0.9}), 0)
     assert averaged["weights"] == pytest.approx(2 * few["weights"], rel=0.01)
 
@@ -142,13 +159,13 @@ def test_a_budget_without_room_is_an_error() -> None:
     with pytest.raises(
         UserError, match=r"^1.00 GiB of memory is too little: .* \(desktop 600 MiB, .*\). Set --memory above"
     ):
-        plan_memory(tiny(), 0, memory_budget("1GiB", CPU))
+        plan_memory(tiny(), Images(0), memory_budget("1GiB", CPU))
 
 
 def test_the_table_has_each_batch_with_its_micro_batches_and_what_fits() -> None:
     config = small(train={"batch_size": 32, "norm_batch": 16})
     room = peak(config, 32)
-    sizes, table = budget.peak_table(config, budget_of(room), 16)
+    sizes, table = budget.peak_table(config, Images(0), budget_of(room), 16)
     assert sizes == [8, 16, 32, 64, 128]
     assert {batch: list(row) for batch, row in table.items()} == {
         8: [8],
@@ -165,10 +182,10 @@ def test_the_table_has_each_batch_with_its_micro_batches_and_what_fits() -> None
 
 def test_the_table_has_the_chosen_micro_batch_and_no_batch_of_single_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "predict", lambda config, micro_batch: {"views": micro_batch})
-    sizes, table = budget.peak_table(tiny(train={"batch_size": 96, "norm_batch": 16}), budget_of(2**40), 32)
+    sizes, table = budget.peak_table(tiny(train={"batch_size": 96, "norm_batch": 16}), Images(0), budget_of(2**40), 32)
     assert sizes == [16, 24, 32, 48, 96, 192, 384]
     assert list(table[96].items()) == [(16, 16), (32, 32), (48, 48), (96, 96)]
-    sizes, table = budget.peak_table(tiny(train={"batch_size": 6, "norm_batch": 2}), budget_of(2**40), 2)
+    sizes, table = budget.peak_table(tiny(train={"batch_size": 6, "norm_batch": 2}), Images(0), budget_of(2**40), 2)
     assert (sizes, list(table)) == ([2, 6, 12, 24], [6, 12, 24])
 
 
@@ -204,13 +221,13 @@ def test_the_reserves_of_a_card_that_is_not_present_are_subtracted() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_the_systems_memory_is_not_planned_unless_asked(device: str) -> None:
-    assert budget.fit_to_device(small(), 100, torch.device(device)) == (small(), None)
+    assert budget.fit_to_device(small(), Images(100), torch.device(device)) == (small(), None)
 
 
 def test_a_plan_changes_the_micro_batch_and_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(memory="1GiB", train={"batch_size": 32, "norm_batch": 8})
     monkeypatch.setattr(budget, "memory_budget", lambda *_: budget_of(peak(config, 16)))
-    fitted, plan = budget.fit_to_device(config, 0, CPU)
+    fitted, plan = budget.fit_to_device(config, Images(0), CPU)
     assert plan is not None
     assert fitted.train.micro_batch == plan.micro_batch == 16
     assert fitted.key() == config.key() == small(train={"batch_size": 32, "norm_batch": 8}).key()

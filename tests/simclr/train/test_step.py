@@ -197,6 +197,10 @@ def test_a_compiled_network_trains_the_same_and_a_failure_to_compile_names_the_r
     assert equal(three_steps(compiled, digits), three_steps(plain, digits))
     assert 1 <= len(graphs) <= 4  # with and without gradients and statistics, but not anew in every step
 
+    monkeypatch.setattr("simclr.train.step.MOST_VARIANTS", 1)
+    with pytest.raises(UserError, match=r"train\.compile: torch can't compile this network here"):
+        three_steps(exact(digits, **settings, compile=True), digits)
+
     def fail(graph: torch.fx.GraphModule, _: object, options: object) -> Callable[..., object]:
         raise RuntimeError("no C++ compiler")
 
