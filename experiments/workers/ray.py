@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import signal
 import socket
 from math import floor
 from types import TracebackType
@@ -34,7 +35,9 @@ class Ray:
         self._tokens: dict[Any, str] = {}  # by Ray's handle of the task
 
     def __enter__(self) -> Self:
+        handler = signal.getsignal(signal.SIGTERM)
         self.ray = _connect()
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without asking runs to stop
         gpus = self.gpus_per_run
         if gpus is None:
             gpus = float(any(node.get("GPU") for node in self._machines()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -53,3 +54,13 @@ def test_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", init)
     message = refused(monkeypatch, "auto")
     assert "The cluster was started with: Ray: 2.50.0 Python: 3.12.1. Install the same versions" in message
+
+
+def test_a_signal_still_asks_runs_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, signal.SIG_IGN))  # Ray's does this
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    with Ray():
+        assert signal.getsignal(signal.SIGTERM) is before
