@@ -19,4 +19,4 @@ def test_a_forwarding_observer_passes_everything_on() -> None:
         arguments = list(inspect.signature(getattr(Observer, name)).parameters)[1:]
         getattr(Forwarding(Watch()), name)(*arguments)
         assert told.pop() == (name, *arguments)
-    assert len(names) == 9
+    assert len(names) == 10

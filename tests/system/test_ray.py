@@ -77,7 +77,7 @@ def figures(store: Store, plan: StudyPlan, name: str) -> list[list[Any]]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(cluster: Any, tmp_path: Path) -> None:
     plan, store, serial = plan_study(CONFIG, drop=["color_jitter"]), Store(tmp_path / "ray"), Store(tmp_path / "one")
     machines = Machines(cluster)

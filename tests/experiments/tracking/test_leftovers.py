@@ -133,10 +133,10 @@ def test_a_finished_run_is_completed_by_the_next_store_that_opens(
     tracker = start_run(store, "run", "pretrain", {})
     tracker.flush()
     monkeypatch.setattr(sending, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(store.client, "log_batch", lambda *_, **__: locked(""))
 
     def finish() -> None:
         with tracker.finishing(KeyboardInterrupt):
+            monkeypatch.setattr(store.client, "log_batch", lambda *_, **__: locked(""))
             tracker.log({"train/loss": 1.0}, 1)
             tracker.artifact("note.txt", lambda path: path.write_text("here"))
 
