@@ -28,7 +28,7 @@ from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import Subject
 from simclr.files import written_whole
 from simclr.progress import Observer
-from simclr.train.budget import fit_to_device
+from simclr.train.budget import Images, fit_to_device
 from simclr.train.loop import Interrupted, pretrain
 from simclr.train.step import start_training
 from simclr.weights import checkpoint
@@ -62,7 +62,7 @@ def measure(config: Config, data: Dataset, device: torch.device, target: float) 
     if not config.train.knn_every or not len(data.parts["val"]):
         raise UserError("the clock needs kNN accuracies on validation: set train.knn_every and data.val_fraction")
     clock = Clock(target)
-    config, plan = fit_to_device(config, len(data.images), device)
+    config, plan = fit_to_device(config, Images(len(data.images), data.has_labels), device)
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = pretrain(

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from analysis.tables import write_csv
 from experiments.configs.resolve import changed
-from experiments.search.report import IMAGES, START, report
+from experiments.search.report import BEST, IMAGES, START, report
 from experiments.search.trial_jobs import validation_accuracy
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import SETTINGS, Search
@@ -25,7 +25,6 @@ from simclr.config import to_toml
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
 
-BEST = "best.toml"  # the best config
 SELECTION_COLUMNS = ["in the search", "fresh seeds"]
 
 

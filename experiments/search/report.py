@@ -21,7 +21,8 @@ from experiments.tracking.store import Record, Store
 
 IMAGES = "validation_images"  # tag of a search: how many images its accuracies are about
 START = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
-BEST = ["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"]  # columns of the page's first table
+BEST = "best.toml"  # the best config
+COLUMNS = ["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"]  # columns of the page's first table
 SHOWN = 15  # trials of the page's first table
 FACTS = ("trial", "state", "accuracy", "time", "rejected", "error", "seconds", "run")  # the others are settings
 
@@ -62,8 +63,8 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
         shown = selection.assign(**{name: 100 * selection[name] for name in ("in the search", "fresh seeds")}).round(1)
         sections.append(Section("The best trials with fresh seeds: accuracy on validation (%)", "table", shown))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
-    if search.find_artifact("best.toml") is not None:
-        sections.append(Section("The best config", "code", text_of(search, "best.toml"), folded=True))
+    if search.find_artifact(BEST) is not None:
+        sections.append(Section("The best config", "code", text_of(search, BEST), folded=True))
     sections += [
         Section("All trials", "table", trials.drop(columns=["run"], errors="ignore"), folded=True),
         Section("How the trials ended", "text", "\n".join(ended), folded=True),
@@ -83,7 +84,7 @@ def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
     records = {record.id: record for record in store.records()}
     rows: list[dict[str, object]] = []
     if not isnan(start):
-        rows.append(dict(zip(BEST, ["start", f"{100 * start:.1f}", MISSING, "your config"], strict=True)))
+        rows.append(dict(zip(COLUMNS, ["start", f"{100 * start:.1f}", MISSING, "your config"], strict=True)))
     for row in done.to_dict("records"):
         run = records.get(row["run"])
         changes = [
@@ -94,8 +95,8 @@ def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
         trial = str(row["trial"]) if run is None else link(run, str(row["trial"]))
         seconds = None if row["seconds"] is None else f"{row['seconds']:.0f}"
         values = [trial, f"{100 * row['accuracy']:.1f}", seconds, ", ".join(changes)]
-        rows.append(dict(zip(BEST, values, strict=True)))
-    return pd.DataFrame(rows, columns=BEST, dtype=object)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def _value(value: object) -> str:

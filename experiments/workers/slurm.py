@@ -52,7 +52,7 @@ class Slurm:
         self.slots = int(jobs)
         if gpus_per_run is not None:
             if not gpus_per_run.is_integer():
-                raise UserError(f"--gpus-per-run {gpus_per_run:g}: Slurm gives out whole GPUs: expected 0, 1, 2, ...")
+                raise UserError(f"--gpus-per-run {gpus_per_run:g}: Slurm gives out whole GPUs: expected 0 or 1")
             parameters["gpus-per-node"] = int(gpus_per_run)
         try:
             import submitit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,15 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.simclr.several import free_port
+
 POSTGRES = [Path(found).resolve().parent for found in filter(None, [shutil.which("initdb"), shutil.which("pg_config")])]
 POSTGRES += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 BINARIES = next((folder for folder in POSTGRES if (folder / "initdb").exists()), None)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class Server:

@@ -150,7 +150,8 @@ LAYOUTS = {
     "an archive in a folder": (
         "photos.zip labels.csv",
         {},
-        "! Unpack the archives first",
+        "! 1 .csv, 1 .zip; give an archive alone to read it): expected image files, or one folder of them for each "
+        "class. Unpack the archives first",
     ),
     "splits in one word": ("trainset/cat*4 trainset/dog*4 testset/cat*2", {}, "testset/ is test, trainset/ is train"),
     "another folder beside Spanish splits": ("entrenamiento/cat*4 prueba/cat*2 otros*3", {}, "! has folders otros"),
