@@ -1,7 +1,7 @@
 """How a process that gives out runs and those that train them exchange signals, through tags of the runs.
 
-A run says which task trains it, where, and how far it is. The driver asks it to stop. Nothing but the record is needed
-for that, so it works on every kind of cluster.
+A run says which task trains it, where, and how far along it is. The driver asks it to stop. Nothing but the record is
+needed for that, so it works on every kind of cluster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from experiments.tracking.store import Store
 from simclr.progress import Forwarding, Observer
 
-BEAT_SECONDS = 4.0  # how often a run says how far it is, and checks whether it should stop
+BEAT_SECONDS = 4.0  # how often a run says how far along it is, and checks whether it should stop
 
 # MLflow's pages hide tags that begin so.
 DRIVER = "mlflow.simclr.driver"  # which process gave out the run

@@ -24,8 +24,6 @@ OBJECT_BYTES = 100 * 2**20  # memory for what Ray passes between processes, whic
 class Ray:
     """An Engine. Each task gets its cores, computes with as many threads, and has a share of a GPU if there are any."""
 
-    name = "ray"
-
     def __init__(self, gpus_per_run: float | None = None, cores: int = 1) -> None:
         """`gpus_per_run` may be a fraction, so that several runs share a GPU. None: 1, or 0 if no machine has a GPU.
 

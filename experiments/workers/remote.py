@@ -22,8 +22,6 @@ RETRIES = 3  # how often a job is started again because its machine or process d
 class Engine(AbstractContextManager["Engine"], Protocol):
     """A cluster that runs tasks, each in a process of its own on some machine. Leaving its context ends all of them."""
 
-    name: str  # "ray"
-
     @property
     def slots(self) -> int:
         """How many tasks can run at the same time now, at least 1. It is asked before each start."""

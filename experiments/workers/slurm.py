@@ -34,8 +34,6 @@ OURS = {"array", "error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "ou
 class Slurm:
     """Sends tasks to Slurm. Their files are in a folder of the home, which all machines have to share."""
 
-    name = "slurm"
-
     def __init__(self, gpus_per_run: float | None = None, options: Iterable[str] = (), cores: int = 1) -> None:
         """`options` are those of sbatch, such as time=4:00:00, and jobs=N: how many wait or run at the same time.
         `cores` are those that each run takes, unless an option says so.

@@ -7,7 +7,6 @@ import pickle
 import platform
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,8 +101,7 @@ class Task:
         host, said = platform.node(), said or Said()
         try:
             store = self.origin.store()
-            with ExitStack() as stack:
-                signals = stack.enter_context(Signals(store, self.origin.driver, self.token, said))
+            with Signals(store, self.origin.driver, self.token, said) as signals:
                 return Outcome(host, self.call(store, signals, *self.arguments), said=tuple(said.texts))
         except Interrupted as stopped:
             return Outcome(host, stopped=stopped.step, said=tuple(said.texts))

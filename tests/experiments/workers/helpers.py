@@ -16,8 +16,6 @@ class Died(BaseException):
 class Threads:
     """An Engine. Like the others, it ends the tasks that still run when its context is left: they are `abandoned`."""
 
-    name = "threads"
-
     def __init__(self, slots: int = 2, threads: int | None = None) -> None:
         self.slots = slots
         self.started: list[Task] = []
