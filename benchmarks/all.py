@@ -96,7 +96,7 @@ def recipe(quick: bool) -> list[Row]:
         )
         network = ["model.backbone=resnet18", "model.width=1", f"model.stem={stem}", f"train.batch_size={batch}"]
         config = resolve("cifar10-cpu", None, ["data.dataset=shapes", *network])
-        speeds: dict[str, list[float]] = {"this suite": []} | {name: [] for name in others}
+        speeds: dict[str, list[float]] = {name: [] for name in ("this suite", *others)}
         with TemporaryDirectory() as scratch:
             timed = step_timer(config, open_dataset(config.data, Path(scratch)), torch.device("cpu"))
             timed()

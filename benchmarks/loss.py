@@ -81,7 +81,7 @@ def case(form: str, size: int, results: multiprocessing.Queue[tuple[float, int, 
         nonlocal value
         z1.grad = z2.grad = None
         result = FORMS[form](z1, z2)
-        result.backward()  # type: ignore[no-untyped-call]
+        result.backward()
         value = result.item()
 
     try:

@@ -63,7 +63,7 @@ def kornia_views(images: Tensor) -> Run:
 
 def resnet18(stem: str) -> nn.Module:
     """torchvision's ResNet-18 without its classifier, with the CIFAR stem or its own."""
-    network = torchvision.models.resnet18(weights=None)
+    network: nn.Module = torchvision.models.resnet18(weights=None)
     network.fc = nn.Identity()
     if stem == "cifar":
         network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()

@@ -91,7 +91,8 @@ def table() -> str:
                 "reads of a machine": f"{rate / setup.machines * SIDE**2 * 3 / 1e9:.2f} GB/s",
             }
         )
-    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+    text: str = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+    return text
 
 
 def _time(seconds: float) -> str:
