@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands.clusters import Cluster, ClusterOptions, GpusPerRun
 from experiments.commands.options import (
     BadImage,
     BatchSize,
@@ -54,6 +55,9 @@ def paper(  # over 60 lines, because of its signature
     memory: Memory = None,
     threads: Threads = None,
     settings: Settings = [],  # noqa: B006 (Typer copies it)
+    cluster: Cluster = None,
+    gpus_per_run: GpusPerRun = None,
+    cluster_options: ClusterOptions = [],  # noqa: B006
     name: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +96,7 @@ def paper(  # over 60 lines, because of its signature
     from experiments.studies.paper import plan_paper, predict, run_part
     from experiments.studies.paper_report import FILES, numbers, overview, report
     from experiments.tracking.store import Store, home
+    from experiments.workers.engines import check_cluster, open_pool
     from simclr.errors import RunFailed, first_few
 
     base = resolve(
@@ -109,6 +114,7 @@ def paper(  # over 60 lines, because of its signature
         memory=memory,
         threads=threads,
     )
+    check_cluster(cluster, gpus_per_run, base.threads, cluster_options)
     name = name or f"paper-{base.name}"
     page = check_out((out or Path(name)) / "report.html")
     store, parts = Store(home()), plan_paper(base, name, quick=quick)
@@ -127,10 +133,14 @@ def paper(  # over 60 lines, because of its signature
     typer.echo(_describe_plan(planned), err=True)
     confirm_long(total, yes=yes)
     command, failures = command_line(), []
-    with resumable(), Terminal(resumes=True, noted=terminal.noted) as terminal:
+    with (
+        resumable(),
+        Terminal(resumes=True, noted=terminal.noted) as terminal,
+        open_pool(cluster, gpus_per_run, base.threads, cluster_options) as pool,
+    ):
         for part in sorted(parts, key=lambda part: -len(part.seeds)):
             terminal.say(f"{part.table.title}: {part.table.about}")
-            failures += run_part(part, store, command, terminal)
+            failures += run_part(part, store, command, terminal, pool)
             found = report(parts, store, command, page.parent, quick=quick)
     result = {"tables": overview(found), "results": numbers(found), "files": [page.with_name(name) for name in FILES]}
     show(result, lambda _: FORMATS["terminal"](overview(found), [f"report: {page}"]), as_json=as_json)

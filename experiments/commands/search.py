@@ -146,7 +146,7 @@ def search(  # over 60 lines, because of its signature
     from experiments.search.space import load_space
     from experiments.search.trials import open_search, reference_accuracy, run_trials
     from experiments.tracking.store import Store, home
-    from experiments.workers.engines import open_pool
+    from experiments.workers.engines import check_cluster, open_pool
 
     full = resolve(
         preset,
@@ -163,6 +163,7 @@ def search(  # over 60 lines, because of its signature
         memory=memory,
         threads=threads,
     )
+    check_cluster(cluster, gpus_per_run, full.threads, cluster_options)
     changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
     with (
         resumable(),

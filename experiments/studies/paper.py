@@ -21,6 +21,7 @@ from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan, axis_cells, p
 from experiments.studies.results import Job, read_results
 from experiments.studies.run import check_study_name, forecast, study_named, with_seed
 from experiments.tracking.store import Store
+from experiments.workers.pool import HERE, Pool
 from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import open_dataset
@@ -192,12 +193,12 @@ def _evaluation_seconds(part: Part, store: Store, observer: Observer) -> float:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def run_part(part: Part, store: Store, command: str, observer: Observer = SILENT) -> list[str]:
+def run_part(part: Part, store: Store, command: str, observer: Observer = SILENT, pool: Pool = HERE) -> list[str]:
     """Run a table's study, or what is missing of it, and its own evaluation. Returns a sentence for each failure.
 
     Raises as `execute` does.
     """
-    outcome = execute(part.study, part.plan, store, part.seeds, command, observer)
+    outcome = execute(part.study, part.plan, store, part.seeds, command, observer, pool=pool)
     if part.table.evaluate is not None and outcome.report:
         _evaluate(part, part.table.evaluate, store, observer)
     return [f"{part.table.title}: {failure}" for failure in outcome.failures]

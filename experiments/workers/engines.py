@@ -37,9 +37,8 @@ def open_pool(
 ) -> Iterator[Pool]:
     """The pool that does jobs: this process, or a cluster. Raises UserError if the cluster can't be used.
 
-    `threads` are those of a run, which takes as many cores of a cluster.
+    The options have passed `check_cluster`. `threads` are those of a run, which takes as many cores of a cluster.
     """
-    check_cluster(cluster, gpus_per_run, threads, options)
     if cluster is None:
         yield HERE
         return

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.studies.paper import Cost, Part
 from experiments.tracking.store import Store
+from experiments.workers.engines import ENGINES
+from experiments.workers.pool import Pool
 from simclr.progress import Observer
 from tests.experiments.commands.helpers import Run, assert_one_line
 
@@ -24,8 +28,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def predict(parts: Sequence[Part], store: Store, observer: Observer) -> list[Cost]:
         return [Cost(part, 10, 4, 1800.0) for part in parts]
 
-    def run_part(part: Part, store: Store, command: str, observer: Observer) -> list[str]:
-        done.append(part.study)
+    def run_part(part: Part, store: Store, command: str, observer: Observer, pool: Pool) -> list[str]:
+        done.append(f"{part.study} on {'a cluster' if pool.several else 'this machine'}")
         return ["Table 4: 'margin', seed 0: no luck"] if part.study.endswith("table4") else []
 
     monkeypatch.setattr("experiments.studies.paper.predict", predict)
@@ -47,11 +51,26 @@ def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ra
     done = run("paper", *WIDE, "--name", "mine", "--yes")
     assert_one_line(done, 1, "Table 4: 'margin', seed 0: no luck")
     keys = ["table1", "fig8", "table4", "table5", "fig5", "fig7", "table3", "fig9"]
-    assert ran == [f"mine-{key}" for key in keys]
+    assert ran == [f"mine-{key} on this machine" for key in keys]
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"report.html", "paper.csv", "paper.tex"}
     assert "report: mine/report.html" in done.stdout
     result = json.loads(run("paper", *WIDE, "--quick", "--yes", "--json").stdout)
     assert {Path(file).name for file in result["files"]} == {"report.html", "paper.csv", "paper.tex"}
+
+
+def test_a_cluster_trains_all_tables(run: Run, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    @contextmanager
+    def engine(gpus_per_run: float | None, **options: Any) -> Iterator[None]:
+        asked.append({"gpus_per_run": gpus_per_run, **options})
+        yield
+
+    monkeypatch.setitem(ENGINES, "slurm", engine)
+    options = "--threads", 2, "--gpus-per-run", 1, "--cluster-option", "time=60"
+    done = run("paper", *WIDE, "--name", "mine", "--quick", "--yes", "--cluster", "slurm", *options)
+    assert asked == [{"gpus_per_run": 1.0, "cores": 2, "options": ["time=60"]}], done.stderr
+    assert ran == ["mine-table1 on a cluster", "mine-table4 on a cluster"]
 
 
 def test_quick_takes_few_tables_and_one_seed(run: Run, ran: list[str]) -> None:

@@ -18,6 +18,12 @@ def test_options_that_would_do_nothing_or_slow_others_down_are_refused() -> None
     check_cluster(None, None, "auto")
 
 
+@pytest.mark.parametrize("command", [["ablate", "--drop", "flip"], ["search"], ["paper"]])
+def test_options_are_for_clusters_that_have_some(command: list[str]) -> None:
+    result = invoke(*command, "--preset", "shapes", "--cluster", "ray", "--cluster-option", "time=60")
+    assert_one_line(result, 2, "--cluster-option is for --cluster slurm: leave it out")
+
+
 def test_a_run_takes_at_most_one_gpu() -> None:
     result = invoke("ablate", "--preset", "shapes", "--drop", "flip", "--cluster", "ray", "--gpus-per-run", "1.5")
     assert_one_line(result, 2, "--gpus-per-run")

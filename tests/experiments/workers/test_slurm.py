@@ -12,7 +12,6 @@ from typing import cast
 import pytest
 
 from experiments.workers import slurm
-from experiments.workers.engines import open_pool
 from experiments.workers.slurm import Slurm
 from experiments.workers.task import Lost, Outcome, Said, Task
 from simclr.errors import UserError
@@ -191,14 +190,6 @@ def test_options_that_would_break_jobs_are_refused(option: str) -> None:
 def test_numbers_that_can_not_be_are_refused(gpus: float | None, options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Slurm(gpus, options)
-
-
-def test_options_are_for_clusters_that_have_some() -> None:
-    with (
-        pytest.raises(UserError, match=r"^--cluster-option is for --cluster slurm: leave it out$"),
-        open_pool("ray", None, None, ["time=60"]),
-    ):
-        pass
 
 
 def test_a_machine_that_submits_no_jobs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
