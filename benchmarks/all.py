@@ -178,7 +178,9 @@ def _processor() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of both files")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure (default: those that lack)")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, help="sections to measure (default: all that are missing)"
+    )
     parser.add_argument("--quick", action="store_true", help="use tiny sizes, to check the script itself")
     given = parser.parse_args(arguments)
     file = given.out / "performance.json"

@@ -3,7 +3,7 @@
 Each candidate is the preset with a few other settings, trained for as many steps as cost what `--epochs` epochs of the
 preset do, with its learning rate at its end by then. The cost of a step is the time of the processor, measured here in
 turn with a step of the preset, so that other load matters little. Accuracies are on validation images, by the same
-protocol for all. A candidate that is done is not trained again, and one that was stopped goes on from its last
+protocol for all. A candidate that is done is not trained again, and one that was stopped resumes from its last
 checkpoint.
 """
 
@@ -153,6 +153,8 @@ def main() -> None:
                 resolve(arguments.preset, None, [*arguments.settings, f"seed={seed}", *settings])
                 for settings in ([], CANDIDATES[name])
             )
+            if "plateau" in (preset.optim.schedule, config.optim.schedule):
+                parser.error("optim.schedule=plateau depends on the loss of each epoch, which is not followed here")
             identity = {"preset": arguments.preset, "name": name, "epochs": arguments.epochs, "seed": seed}
             identity |= {"preset key": preset.key(), "key": config.key()}  # `--set` and CANDIDATES change them
             row = next((row for row in rows if identity.items() <= row.items()), identity)

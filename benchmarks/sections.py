@@ -33,11 +33,10 @@ def measure(
     earlier: Mapping[str, Any] | None = None,
     common: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """Run sections, and write the JSON file and the page after each, after those of an `earlier` run.
+    """Run sections, and write the JSON file and the page after each one. The sections of an `earlier` run are kept.
 
-    The JSON file says under "measured by" what all of them have in `common`.
-
-    A section that fails is reported with its error, and the others still run.
+    In the JSON file, `common` is under "measured by" of each section. A section that fails is reported with its error,
+    and the others still run.
     """
     page.path.parent.mkdir(parents=True, exist_ok=True)
     results = dict(earlier or {})

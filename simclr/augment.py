@@ -225,20 +225,20 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     a reference (black, its mean grey, its greys), so one formula serves all three. Images are sorted by the place of
     hue. So those that still need a blend before it, or after it, are neighbours, and hue is shifted once for all.
     """
-    place, three = (order == 3).to(torch.uint8).argmax(1), torch.arange(3)
-    blends = order.gather(1, three + (three >= place.unsqueeze(1)))  # without hue
+    place, blend_places = (order == 3).to(torch.uint8).argmax(1), torch.arange(3)  # place of hue
+    blends = order.gather(1, blend_places + (blend_places >= place.unsqueeze(1)))  # without hue
     factor = factors.gather(1, blends)
     weights = torch.stack([factor, (1 - factor) * (blends == 1), (1 - factor) * (blends == 2)], 2)
     rank = place.argsort()
     weights, shift = send(weights[rank], images.device), send(factors[rank, 3], images.device)
-    rank, ends = send(rank, images.device), [len((place <= i).nonzero()) for i in range(3)]
-    sorted_ = images.index_select(0, rank)
+    rank, ends = send(rank, images.device), [int((place <= i).sum()) for i in range(3)]
+    by_place = images.index_select(0, rank)
     for i, end in enumerate(ends):
-        blend(sorted_[end:], weights[end:, i])
-    shift_hue(sorted_, shift)
+        blend(by_place[end:], weights[end:, i])
+    shift_hue(by_place, shift)
     for i, end in enumerate(ends):
-        blend(sorted_[:end], weights[:end, i])
-    return images.index_copy_(0, rank, sorted_)
+        blend(by_place[:end], weights[:end, i])
+    return images.index_copy_(0, rank, by_place)
 
 
 class ColorJitter(Augmentation):

@@ -87,7 +87,7 @@ def system_memory() -> float:
 
 
 def container_limits(root: Path = Path("/")) -> list[int]:
-    """The limits in bytes of this process's control groups (see there), as far as they are set."""
+    """The memory limits in bytes of this process's control groups (see `control_groups`), as far as they are set."""
     files = (folder / name for folder in control_groups(root) for name in ("memory.max", "memory.limit_in_bytes"))
     return [int(text) for file in files if file.is_file() and (text := file.read_text().strip()).isdigit()]
 

@@ -29,7 +29,6 @@ from simclr.settings import Section, one_of
 # Outputs of a layer of the head. Published heads have up to 16,384; a layer from 32,768 to as many takes 4 GiB.
 Width = Annotated[int, Field(ge=1, le=2**15)]
 
-
 # With fewer than 8 channels, oneDNN 3.12 (torch 2.14) on a CPU without AVX-512 writes out of bounds in the weight
 # gradient of 1x1 convolutions with stride 2.
 LEAST_WIDTH = 8 / 64

@@ -25,9 +25,9 @@ class Elsewhere(NamedTuple):
     """A run of a study or a search in another process, as far as the record knows about it."""
 
     name: str
-    host: str = ""  # where it trains. Empty if it does not train yet, or no more
-    step: int = 0  # steps that are done
-    steps: int = 0  # and in all
+    host: str = ""  # the machine that trains it. Empty before and after training
+    step: int = 0  # number of steps done
+    steps: int = 0  # total number of steps
     metrics: Mapping[str, float] = {}  # the latest value of each
 
 
@@ -47,7 +47,7 @@ class Observer:
         """
 
     def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
-        """What other processes are doing for a study or a search, which is all that they do at this moment."""
+        """All runs of a study or a search that are in progress in other processes."""
 
     def began(self, run_id: str, steps: int) -> None:
         """A run of so many steps is about to train."""

@@ -142,7 +142,7 @@ class Upload:
     """
 
     def __init__(self, source: Store, target: Store) -> None:
-        """Raises UserError if there is no run, or one that has not ended, or if the server has a study of its name."""
+        """Raises UserError if no run exists, if one has not ended, or if the server has another study with its name."""
         self.source, self.target = source, target
         self.runs = {run.info.run_id: Content(source, run) for run in source.runs()}
         if not self.runs:
@@ -161,8 +161,8 @@ class Upload:
             if group is not None and group in taken:
                 raise UserError(
                     f"{target.uri} has another {group[0]} '{group[1]}', and commands find it by that name. Upload to "
-                    f"another server, or run this {group[0]} again with another --name in a new SIMCLR_HOME, where "
-                    f"`simclr upload` can then copy it from"
+                    f"another server, or run this {group[0]} again with another --name in a new SIMCLR_HOME and upload "
+                    f"that"
                 )
 
     @cached_property

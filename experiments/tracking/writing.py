@@ -17,7 +17,7 @@ from experiments.tracking.sending import BEGAN, now
 from experiments.tracking.store import HOME, PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
-LOCK_SECONDS = 10.0  # a process that looks whether this run was killed holds its lock for a moment
+LOCK_SECONDS = 10.0  # a process that checks whether this run was killed holds its lock for a moment
 
 LONGEST_TAG = 5000  # characters
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description of a run

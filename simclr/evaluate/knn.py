@@ -38,11 +38,11 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         found = [(queries.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.long)) for block in blocks]
         for start in range(0, len(bank), size):
             part = F.normalize(bank[start : start + size].to(device), dim=1).T
-            for place, (block, (best, index)) in enumerate(zip(blocks, found, strict=True)):
+            for i, (block, (best, index)) in enumerate(zip(blocks, found, strict=True)):
                 similarity = F.normalize(block, dim=1) @ part
                 values, rows = similarity.topk(min(k, similarity.shape[1]), dim=1)
                 best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]), dim=1)
-                found[place] = best, torch.cat([index.to(device), rows + start], 1).gather(1, order)
+                found[i] = best, torch.cat([index.to(device), rows + start], 1).gather(1, order)
         return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
 
     return within_memory(in_blocks, BANK_BLOCK)
@@ -69,6 +69,7 @@ def knn_predict(
     """
     ks = list(ks)
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
+    # A bank on the host is sent to the device once for each block of queries, so these blocks are larger.
     for block in queries.split(QUERY_BLOCK if bank.device == queries.device else 16 * QUERY_BLOCK):
         similarity, index = nearest(bank, block, max(ks))
         votes = labels[index]

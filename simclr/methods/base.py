@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     @classmethod
     def remark(cls, model: ModelConfig) -> str:
-        """What the published method has and a network of its user lacks, with the setting to add. Empty if nothing."""
+        """A sentence on what the published method has and this network lacks, with the setting to add, or empty."""
         if not cls.head_batch_norm or model.head_batch_norm or "head_batch_norm" in UNUSED_BY_HEAD.get(model.head, ()):
             return ""
         return "the method is published with batch norm in the head: add --set model.head_batch_norm=true"

@@ -88,7 +88,7 @@ def load_batches(
     """
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     if device.type == "cuda" and not images_on_device:
-        for batch, classes in one_ahead(host_batches(images, labels, batch_rows(config, data, start), pin=True)):
+        for batch, classes in one_ahead(host_batches(images, labels, batch_rows(config, data, start))):
             yield batch.to(device, non_blocking=True), classes.to(device, non_blocking=True)
         return
     images = images.to(device) if images_on_device else images
@@ -97,10 +97,9 @@ def load_batches(
         yield images[send(own, images.device)].to(device), send(labels[rows], device)
 
 
-def host_batches(
-    images: Tensor, labels: Tensor, batches: Iterator[Tensor], *, pin: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of the images of each batch of rows, and all its labels, on the host, pinned if wanted."""
+def host_batches(images: Tensor, labels: Tensor, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the images of each batch of rows, and all its labels, on the host. CUDA pins them."""
+    pin = torch.cuda.is_available()
     for rows in batches:
         own = rows[processes.share(len(rows))]
         batch = torch.empty(len(own), *images.shape[1:], dtype=images.dtype, pin_memory=pin)

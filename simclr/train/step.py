@@ -33,9 +33,8 @@ from simclr.views import batch_views
 from simclr.weights.start import load_start
 
 COMPILER = "inductor"  # what torch.compile compiles with
-MOST_VARIANTS = (
-    64  # of a network that are compiled: one run needs up to 4, and --threads auto 4 for each number it tries
-)
+# Variants of a network that are compiled. One run needs up to 4, and --threads auto 4 for each number that it tries.
+MOST_VARIANTS = 64
 
 
 @dataclass

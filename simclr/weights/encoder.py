@@ -88,11 +88,12 @@ def _check_images(images: Tensor) -> None:
         raise UserError(f"the images are {images.dtype}, expected uint8, or floats in [0, 1]: {remedy}")
     low, high = (float(end) for end in images.detach().aminmax())
     if not LOWEST <= low <= high <= HIGHEST:  # nan is neither
-        remedy = "the encoder normalises them by itself"
-        if low >= LOWEST and high > 1.5:
-            remedy = "divide by 255" if high <= 255 else "divide by the largest value that a pixel can have"
         if not isfinite(low + high):
             remedy = "some are not finite"
+        elif low < LOWEST:
+            remedy = "pass them without normalising, which the encoder does"
+        else:
+            remedy = "divide by 255" if high <= 255 else "divide by the largest value that a pixel can have"
         raise UserError(f"the images lie between {low:g} and {high:g}, expected floats in [0, 1]: {remedy}")
 
 

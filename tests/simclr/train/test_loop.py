@@ -195,9 +195,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_batches_that_a_thread_collects_on_the_host_are_those_of_the_rows(few: Dataset) -> None:
     config = short()
-    made = one_ahead(
-        host_batches(torch.from_numpy(few.images), torch.from_numpy(few.labels), batch_rows(config, few, 3), pin=False)
-    )
+    rows = batch_rows(config, few, 3)
+    made = one_ahead(host_batches(torch.from_numpy(few.images), torch.from_numpy(few.labels), rows))
     for (images, labels), expected in zip(made, islice(load_batches(config, few, CPU, False, 3), 9), strict=False):
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
