@@ -53,6 +53,7 @@ CANDIDATES: dict[str, list[str]] = {
     "width .75": ["model.width=0.75"],
     "width .75, coarse stem": ["model.stem=imagenet", "model.width=0.75"],
     "width .25, fine stem": ["model.stem=cifar", "model.width=0.25"],
+    "whitening stem": ["model.stem=whitening"],
     "head of 1024": ["model.hidden_dim=1024"],
     "rate .04": ["optim.lr=0.04"],
     "decay .1": ["optim.weight_decay=0.1"],

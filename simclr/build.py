@@ -8,13 +8,20 @@ from simclr.config import Config
 from simclr.data.dataset import NORMALIZATIONS, Dataset, stored_side
 from simclr.device import system_memory
 from simclr.errors import UserError
-from simclr.model import Network
+from simclr.model import Network, whiten
+from simclr.randomness import permutation
+
+WHITENED = 2000  # images whose patches a whitening stem is made from
 
 
 def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
     """The untrained network of a config for the images of a data set."""
     mean, std = NORMALIZATIONS[config.data.normalize](data)
     model = Network(config.model, config.view_size() or data.side, config.seed, mean, std)
+    if config.model.stem == "whitening":
+        rows = data.parts["pretrain"]
+        sample = rows[permutation(len(rows), 0, "whitening")[:WHITENED]]
+        whiten(model.encoder.conv1, model.normalize(torch.from_numpy(data.images[sample]) / 255))  # type: ignore[arg-type]
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -73,6 +73,11 @@ def _conv(width: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
     return nn.Conv2d(3, width, kernel, stride, padding, bias=False)
 
 
+def _fixed(convolution: nn.Conv2d) -> nn.Conv2d:
+    convolution.weight.requires_grad_(False)
+    return convolution
+
+
 # From the number of channels to the first convolution and the pooling layer after it.
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
     "imagenet": lambda width: (_conv(width, 7, 2, 3), nn.MaxPool2d(3, 2, padding=1)),
@@ -81,30 +86,48 @@ STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
     "cifar_no_relu": lambda width: (_conv(width, 3, 1, 1), nn.Identity()),  # `cifar` without the ReLU, for lightly's
     "cifar_pad2": lambda width: (_conv(width, 3, 1, 2), nn.Identity()),  # solo-learn's, for its encoders
     "stride2": lambda width: (_conv(width, 3, 2, 1), nn.Identity()),  # a quarter of the cost of `cifar`
+    # Two filters for each of the 27 values of a 3 x 3 patch, at any width. They are not trained: see `whiten`.
+    "whitening": lambda _: (_fixed(_conv(54, 3, 2, 1)), nn.Identity()),
 }
 
 
 class WideResNet(ResNet):  # type: ignore[misc]
     """torchvision's ResNet with `width` times as many channels in every layer, and one of STEMS."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: float) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: float, stem: str) -> None:
         self.width = width
+        convolution, pooling = STEMS[stem](round(64 * width))
+        self.stem_width = convolution.out_channels
         super().__init__(block, layers)
         self.fc = nn.Linear(self.inplanes, 1)  # has the scaled width; `_detach_classifier` removes it
+        self.conv1, self.maxpool = convolution, pooling
+        if stem == "cifar_no_relu":
+            self.relu = nn.Identity()  # only that of the stem: blocks have their own
+        self.bn1 = nn.BatchNorm2d(self.stem_width)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == 64:
-            self.inplanes = round(64 * self.width)
+            self.inplanes = self.stem_width
         layer: nn.Sequential = super()._make_layer(block, round(planes * self.width), blocks, stride, dilate)
         return layer
 
-    def set_stem(self, name: str) -> None:
-        width = round(64 * self.width)
-        self.conv1, self.maxpool = STEMS[name](width)
-        if name == "cifar_no_relu":
-            self.relu = nn.Identity()  # only that of the stem: blocks have their own
-        self.bn1 = nn.BatchNorm2d(width)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+WHITENING_EPS = 5e-4  # added to variances of patches of normalised images (arXiv 2404.00498)
+
+
+def whiten(stem: nn.Conv2d, images: Tensor) -> None:
+    """Set the filters of a stem so that its outputs are uncorrelated and have unit variance on the images' patches.
+
+    They are the eigenvectors of the covariance of patches (normalised images, N x 3 x S x S), each divided by its
+    standard deviation, and their negatives, so that the ReLU after them loses nothing (arXiv 2404.00498, Section 3.2).
+    """
+    patches = F.unfold(images.contiguous(), stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1).double()
+    variances, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (variances + WHITENING_EPS).sqrt()).T
+    filters *= filters.gather(1, filters.abs().argmax(1, keepdim=True)).sign()  # eigh leaves the sign open
+    with torch.no_grad():
+        stem.weight.copy_(torch.cat([filters, -filters]).view_as(stem.weight))
 
 
 def backbones() -> list[str]:
@@ -142,8 +165,7 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
     with initial_weights(seed, "encoder"):
         if config.backbone in RESNETS:
             block, layers = RESNETS[config.backbone]
-            network: nn.Module = WideResNet(block, layers, config.width)
-            network.set_stem(config.stem)  # type: ignore[operator]
+            network: nn.Module = WideResNet(block, layers, config.width, config.stem)
         else:
             if config.width != 1 or config.stem != "imagenet":
                 raise UserError(

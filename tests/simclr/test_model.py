@@ -20,6 +20,7 @@ from simclr.model import (
     mixes_images,
     parameter_count,
     statistics_kept,
+    whiten,
 )
 
 FEATURES = {
@@ -153,23 +154,39 @@ def test_widths_that_are_not_powers_of_two_round_channels():
 
 
 @pytest.mark.parametrize(
-    ("stem", "kernel", "stride", "pooled", "after_stem", "last"),
+    ("stem", "kernel", "stride", "channels", "pooled", "after_stem", "last"),
     [
-        ("imagenet", 7, 2, True, 8, 1),
-        ("cifar", 3, 1, False, 32, 4),
-        ("imagenet_no_pool", 7, 2, False, 16, 2),
-        ("cifar_no_relu", 3, 1, False, 32, 4),
-        ("cifar_pad2", 3, 1, False, 34, 5),
-        ("stride2", 3, 2, False, 16, 2),
+        ("imagenet", 7, 2, 64, True, 8, 1),
+        ("cifar", 3, 1, 64, False, 32, 4),
+        ("imagenet_no_pool", 7, 2, 64, False, 16, 2),
+        ("cifar_no_relu", 3, 1, 64, False, 32, 4),
+        ("cifar_pad2", 3, 1, 64, False, 34, 5),
+        ("stride2", 3, 2, 64, False, 16, 2),
+        ("whitening", 3, 2, 54, False, 16, 2),
     ],
 )
-def test_stems_have_their_convolution_and_pooling(stem, kernel, stride, pooled, after_stem, last):
+def test_stems_have_their_convolution_and_pooling(stem, kernel, stride, channels, pooled, after_stem, last):
     encoder = build_meta(backbone="resnet18", stem=stem).encoder
     assert encoder.conv1.kernel_size == (kernel, kernel)
     assert encoder.conv1.stride == (stride, stride)
     assert isinstance(encoder.maxpool, nn.MaxPool2d) == pooled
     shapes = output_shapes(encoder, "maxpool", "layer4")
-    assert shapes == [(2, 64, after_stem, after_stem), (2, 512, last, last)]
+    assert shapes == [(2, channels, after_stem, after_stem), (2, 512, last, last)]
+
+
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
+def test_a_whitening_stem_has_outputs_without_correlation_and_with_unit_variance(backbone):
+    stem = build(backbone=backbone, stem="whitening", width=0.25).encoder.conv1
+    blurred = nn.functional.avg_pool2d(images(64, 34), 3, 1)  # neighbouring pixels are alike
+    blurred = (blurred - blurred.mean()) / blurred.std()
+    whiten(stem, blurred)
+    out = nn.functional.conv2d(blurred, stem.weight, stride=2)  # without a border of zeros
+    ours = out.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(ours[27:], -ours[:27])
+    covariance = ours[:27] @ ours[:27].T / ours.shape[1]
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
+    assert covariance.diagonal().max() < 1
+    assert covariance.diagonal().min() > 0.95  # WHITENING_EPS lowers the smallest variances
 
 
 def test_images_are_normalised_before_the_encoder():
@@ -253,7 +270,8 @@ def test_batch_norm_in_the_head_standardises_embeddings():
 
 
 def test_every_stem_and_head_is_tested():
-    assert set(STEMS) == {"imagenet", "imagenet_no_pool", "cifar", "cifar_no_relu", "cifar_pad2", "stride2"}
+    cifar = {"cifar", "cifar_no_relu", "cifar_pad2"}
+    assert set(STEMS) == {"imagenet", "imagenet_no_pool", "stride2", "whitening"} | cifar
     assert set(HEADS) == {"none", "linear", "mlp", "mlp3"}
 
 

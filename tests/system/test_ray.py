@@ -1,56 +1,93 @@
-"""A study and a search on a Ray cluster, of which a machine dies: they end as they would without a cluster."""
+"""A study and a search on a Ray cluster, of which a machine dies: they end as they would without a cluster.
+
+`-s` shows what the cluster costs.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
 
 from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
-from experiments.search.trials import open_search, run_trials
+from experiments.search.trials import Search, open_search, run_trials
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
 from experiments.studies.run import open_study, run_study
 from experiments.tracking.store import Store
 from experiments.workers import remote
 from experiments.workers.engines import open_pool
+from experiments.workers.pool import Ended, Job, Pool
 from simclr.progress import Elsewhere, Observer
 from tests.helpers import ROOT, tiny
+from tests.system.servers import Server, postgres
 
 pytest.importorskip("ray")
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-CONFIG = tiny(train={"epochs": 12, "knn_every": 0})
-SECONDS = 600  # after which all work is asked to stop, which fails the test
+SECONDS = 600  # after which all work of the short test is asked to stop, which fails it
 SPACE = [Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True)]
+Restart = Callable[[], None]
 
 
 class Machines(Observer):
-    """Kills the only machine that trains as soon as a run does, and then starts two others."""
+    """Kills the only machine that trains as soon as a run does, and then starts two others.
 
-    def __init__(self, cluster: Any) -> None:
+    After each third run or trial it calls the next of `restarts`.
+    """
+
+    def __init__(self, cluster: Any, seconds: float, restarts: Sequence[Restart] = ()) -> None:
         self.cluster, self.first = cluster, cluster.add_node(**NODE)
+        self.restarts = list(restarts)
         self.said: list[str] = []
-        self.end = monotonic() + SECONDS
+        self.end = time.monotonic() + seconds
 
     def stop(self) -> bool:
-        return monotonic() > self.end
+        return time.monotonic() > self.end
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def elsewhere(self, runs: list[Elsewhere]) -> None:
+    def overall(self, what: str, done: int, total: int, best: str, seconds: float = 0) -> None:
+        if done and done % 3 == 0 and self.restarts:
+            self.restarts.pop(0)()
+
+    def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
         if self.first is not None and any(run.host for run in runs):
             self.cluster.remove_node(self.first, allow_graceful=False)
             self.first = None
             for _ in range(2):
                 self.cluster.add_node(**NODE)
+
+
+class Timed:
+    """A pool that adds up how long the jobs of another one take, where they are done."""
+
+    several = True
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.seconds = 0.0
+
+    def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
+        measured = (job._replace(call=timed, arguments=(job.call, job.arguments)) for job in jobs)
+        for ended in self.pool.run(measured, store, observer):
+            call, arguments = ended.job.arguments
+            answer, seconds = ended.result()
+            self.seconds += seconds
+            yield Ended(ended.job._replace(call=call, arguments=arguments), answer)
+
+
+def timed(store: Store, observer: Observer, call: Any, arguments: tuple[Any, ...]) -> tuple[Any, float]:
+    """What a job returns, and how long it took."""
+    start = time.perf_counter()
+    return call(store, observer, *arguments), time.perf_counter() - start
 
 
 @pytest.fixture
@@ -70,6 +107,29 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started.shutdown()
 
 
+@pytest.fixture
+def record(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store whose record is a file or is on a team's server, and functions that restart parts of that server."""
+    if request.param == "file":
+        yield Store(tmp_path / "ray"), []
+        return
+    with postgres() as database:
+        server = Server(tmp_path, database.uri)
+        server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+
+        def restart_database() -> None:
+            database.kill()
+            database.start()
+
+        def restart_server() -> None:
+            server.kill()
+            server.start()
+
+        yield Store(tmp_path / "ray", server=server.uri), [restart_database, restart_server] * 2
+        server.close()
+
+
 def figures(store: Store, plan: StudyPlan, name: str) -> list[list[Any]]:
     table = read_results(open_study(name, plan, store, "").record(), store).table
     return (
@@ -77,25 +137,57 @@ def figures(store: Store, plan: StudyPlan, name: str) -> list[list[Any]]:
     )
 
 
+def accuracies(search: Search) -> dict[float, float]:
+    """Those of a search's trials, by their learning rates."""
+    return {trial.params["optim.lr"]: trial.values[0] for trial in ranked(search.study)}
+
+
 @pytest.mark.long
-def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(cluster: Any, tmp_path: Path) -> None:
-    plan, store, serial = plan_study(CONFIG, drop=["color_jitter"]), Store(tmp_path / "ray"), Store(tmp_path / "one")
-    machines = Machines(cluster)
+@pytest.mark.parametrize(
+    ("record", "epochs", "vary", "seeds", "trials", "seconds"),
+    [
+        pytest.param("file", 12, ["loss.temperature=0.2"], 1, 3, SECONDS, id="short"),
+        pytest.param("file", 150, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="12 runs and 20 trials"),
+        pytest.param("server", 150, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="with a team's server"),
+    ],
+    indirect=["record"],
+)
+def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
+    record: tuple[Store, list[Restart]],
+    epochs: int,
+    vary: list[str],
+    seeds: int,
+    trials: int,
+    seconds: float,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny(train={"epochs": epochs, "knn_every": 0})
+    (store, restarts), plan, numbers = record, plan_study(config, vary=vary), range(seeds)
+    machines = Machines(cluster, seconds, restarts)
     with open_pool("ray") as pool:
-        assert run_study(open_study("s", plan, store, ""), plan, store, [0], machines, pool) == []
+        assert run_study(open_study("s", plan, store, ""), plan, store, numbers, machines, pool) == []
         assert machines.first is None  # it was killed
         assert any("gone, so it is started again" in text for text in machines.said)
-        with open_search("t", CONFIG, SPACE, store, parallel=True) as search:
-            run_trials(search, 3, observer=machines, pool=pool)
+        measured, start = Timed(pool), time.perf_counter()
+        with open_search("t", config, SPACE, store, parallel=True) as search:
+            run_trials(search, trials, observer=machines, pool=measured)
+        wall = 2 * (time.perf_counter() - start)  # of both machines
+    assert machines.restarts == []
     trained = Counter(run.tags["config_key"] for run in store.records(kind="pretrain") if run.finished)
     assert set(trained.values()) == {1}
     assert not [run for run in store.records() if run.status == "RUNNING"]
-    assert run_study(open_study("s", plan, serial, ""), plan, serial, [0]) == []
+    print(
+        f"{trials} trials took {measured.seconds:.0f} s, and both machines {wall:.0f} s: {wall / measured.seconds:.3f}"
+    )
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    serial = Store(tmp_path / "serial")
+    assert run_study(open_study("s", plan, serial, ""), plan, serial, numbers) == []
     assert figures(store, plan, "s") == figures(serial, plan, "s")
-    with open_search("t", CONFIG, SPACE, serial) as again:
-        run_trials(again, 3)
-    of_trials = [
-        {trial.params["optim.lr"]: trial.values[0] for trial in ranked(each.study)} for each in (search, again)
-    ]
-    assert of_trials[0] == of_trials[1]
-    assert len(of_trials[0]) == 3
+    with open_search("t", config, SPACE, serial) as again:
+        for trial in search.study.trials[len(again.study.trials) :]:
+            again.study.enqueue_trial(trial.params)
+        run_trials(again, trials)
+    assert accuracies(again) == accuracies(search)
+    assert len(accuracies(search)) == trials

@@ -58,8 +58,7 @@ def test_embed_can_skip_files_that_are_not_images(run: Run, tmp_path: Path) -> N
 
 
 def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> None:
-    network = WideResNet(*RESNETS["resnet18"], 0.125)
-    network.set_stem("imagenet")
+    network = WideResNet(*RESNETS["resnet18"], 0.125, "imagenet")
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in network.state_dict().items()}}, "foreign.pth")
     done = run("import", "foreign.pth", "--dataset", "digits", "--side", 32, "--name", "theirs")
     assert done.exit_code == 0, done.output
@@ -78,8 +77,7 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
 
 
 def test_a_stem_that_the_weights_do_not_show_is_a_warning(run: Run) -> None:
-    network = WideResNet(*RESNETS["resnet10"], 0.125)
-    network.set_stem("stride2")
+    network = WideResNet(*RESNETS["resnet10"], 0.125, "stride2")
     torch.save(network.state_dict(), "plain.pth")
     done = run("import", "plain.pth", "--dataset", "digits")
     assert (
@@ -94,8 +92,7 @@ def test_a_stem_that_the_weights_do_not_show_is_a_warning(run: Run) -> None:
 def test_an_encoder_that_computes_nothing_is_not_imported(
     number: float, code: int, message: str, run: Run, trained: Store
 ) -> None:
-    network, before = WideResNet(*RESNETS["resnet10"], 0.125), len(trained.records())
-    network.set_stem("imagenet")
+    network, before = WideResNet(*RESNETS["resnet10"], 0.125, "imagenet"), len(trained.records())
     state = network.state_dict()
     torch.save({name: torch.full_like(value, number) for name, value in state.items() if value.dim()}, "f")
     done = run("import", "f", "--dataset", "digits", "--side", 32)
@@ -141,8 +138,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, images: Path) -> None:
     if case == "too narrow":
-        narrow = WideResNet(*RESNETS["resnet18"], 0.0625)
-        narrow.set_stem("imagenet")
+        narrow = WideResNet(*RESNETS["resnet18"], 0.0625, "imagenet")
         torch.save(narrow.state_dict(), "narrow.pth")
     arguments, message = WRONG[case]
     assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)

@@ -76,8 +76,7 @@ def test_a_stock_encoder_is_judged_by_the_same_protocol(
     assert_one_line(run("eval", "tiny-s0", "--stock", "resnet18"), 2, f"are not in {cached.parent}, and nothing is")
     start = run("pretrain", "--config", "tiny.toml", "--init", "resnet18")
     assert_one_line(start, 2, f"are not in {cached.parent}, and nothing is")
-    network = WideResNet(*RESNETS["resnet18"], 0.125)
-    network.set_stem("imagenet")
+    network = WideResNet(*RESNETS["resnet18"], 0.125, "imagenet")
     cached.parent.mkdir(parents=True)
     torch.save(network.state_dict(), cached)
     assert run("import", cached, "--dataset", "digits", "--name", "stock").exit_code == 0

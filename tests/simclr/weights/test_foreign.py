@@ -29,8 +29,7 @@ def settled(network):
 
 def resnet(width=0.125, stem="imagenet", backbone="resnet10"):
     torch.manual_seed(0)
-    network = WideResNet(*RESNETS[backbone], width)
-    network.set_stem(stem)
+    network = WideResNet(*RESNETS[backbone], width, stem)
     network.fc = nn.Identity()
     return settled(network)
 
