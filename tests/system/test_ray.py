@@ -147,8 +147,8 @@ def accuracies(search: Search) -> dict[float, float]:
     ("record", "epochs", "vary", "seeds", "trials", "seconds"),
     [
         pytest.param("file", 12, ["loss.temperature=0.2"], 1, 3, SECONDS, id="short"),
-        pytest.param("file", 150, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="12 runs and 20 trials"),
-        pytest.param("server", 150, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="with a team's server"),
+        pytest.param("file", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="12 runs and 20 trials"),
+        pytest.param("server", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="with a team's server"),
     ],
     indirect=["record"],
 )
