@@ -39,7 +39,8 @@ def is_classification(metric: str) -> bool:
 
 def in_percent(metric: str) -> bool:
     """Whether tables and JSON show a metric in percent: an accuracy, a precision, the deviation of one, or a share."""
-    return is_accuracy(metric) or metric.endswith(("_std", "_balanced", "_map")) or metric.startswith("told_")
+    name = metric.rpartition("/")[2]  # without the data set, the layer and the part that it was measured on
+    return is_accuracy(name) or name.endswith(("_std", "_balanced", "_map")) or name.startswith("told_")
 
 
 def as_shown(metric: str, value: float) -> float:
@@ -69,7 +70,7 @@ def metric_label(metric: str) -> str:
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> pd.DataFrame:
-    """One row per run: its name, the settings that differ between the runs, and its metrics, accuracies in percent.
+    """One row per run: its name, the settings that differ between the runs, and its metrics, some `in_percent`.
 
     Settings that evaluations chose are left out, and settings of an augmentation count only where it is used.
     Metrics are texts with their interval, or with `numbers` one column for each and one for each end of its interval.
@@ -119,20 +120,20 @@ def _is_unused(setting: str, config: Mapping[str, Any]) -> bool:
 
 
 def _metric_numbers(run: Mapping[str, Any] | None, metric: str, label: str) -> dict[str, float]:
-    """A metric of a run, accuracies in percent, and the ends of its interval; nan if it was not measured."""
+    """A metric of a run and, if it is in percent, the ends of its interval; nan if it was not measured."""
     value = run["metrics"].get(metric, nan) if run else nan
-    if not is_accuracy(metric):
+    if not in_percent(metric):
         return {label: value}
     low, high = run["intervals"].get(metric, (nan, nan)) if run else (nan, nan)
     return {label: 100 * value, f"{label} low": 100 * low, f"{label} high": 100 * high}
 
 
 def _metric_text(run: Mapping[str, Any], metric: str) -> str | None:
-    """A metric of a run as text, accuracies in percent with their interval, or None if it was not measured."""
+    """A metric of a run as text, `in_percent` with its interval, or None if it was not measured."""
     value, interval = run["metrics"].get(metric), run["intervals"].get(metric)
     if value is None:
         return None
-    if not is_accuracy(metric):
+    if not in_percent(metric):
         return f"{value:.4g}"
     return f"{100 * value:.2f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
 

@@ -16,7 +16,7 @@ from analysis import plots
 from analysis.statistics import accuracy_interval
 from analysis.tables import (
     comparison,
-    is_accuracy,
+    in_percent,
     is_classification,
     is_on_validation,
     mcnemar_table,
@@ -237,6 +237,6 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
     with written_whole(files[0]) as png, written_whole(files[1]) as svg, written_whole(files[2]) as csv:
         for path in (png, svg):
             ylabel = " / ".join(sorted(axis_labels))
-            plots.curves(histories, path, ylabel, chances, smooth, percent=is_accuracy(key))
+            plots.curves(histories, path, ylabel, chances, smooth, percent=in_percent(key))
         write_csv(plots.curve_points(histories), csv)
     return files

@@ -130,6 +130,23 @@ def test_comparison_adds_ids_to_equal_names_and_leaves_out_unknown_intervals() -
     assert frame.to_dict("list") == {"run": ["a (1f)", "a (2e)"], "kNN top-1": ["93.65", None]}
 
 
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("linear_balanced", "50.00 (40.0 to 60.0)"),
+        ("folder-46436ce1/z/val/knn_k90_balanced", "50.00 (40.0 to 60.0)"),
+        ("z/retrieval_map", "50.00 (40.0 to 60.0)"),
+        ("head.1/told_turn", "50.00 (40.0 to 60.0)"),
+        ("few_shot_5_std", "50.00 (40.0 to 60.0)"),
+        ("val/spectrum_rank_h", "0.5"),
+    ],
+)
+def test_comparison_shows_each_share_in_percent_wherever_it_was_measured(metric: str, shown: str) -> None:
+    one = run(metrics={metric: 0.5}, intervals={metric: (0.4, 0.6)}, protocols={metric: "1"})
+    assert comparison([one]).iloc[0].tolist() == ["a", shown]
+    assert comparison([one], numbers=True).iloc[0, 1] == (50.0 if "(" in shown else 0.5)
+
+
 def test_comparison_has_a_column_for_each_protocol() -> None:
     both = {"knn_top1": 0.9, "linear_top1": 0.95}
     frame = comparison([run(), run("b", metrics=both, protocols={"knn_top1": "2", "linear_top1": "2"}, intervals={})])
