@@ -16,12 +16,13 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 MOST_NAMED = 6  # cells that one sentence lists
 
 
-def of_study(table: pd.DataFrame, metric: str) -> list[str]:
+def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> list[str]:
     """The finding of a study, given a table from `analysis.summary.summary` whose first row is the baseline.
 
     The first sentence is about the cell with the largest clear difference to the baseline, or says that there is none.
     A difference is clear if its p value, corrected for all comparisons, is below 0.05. Cells that are the same as the
-    baseline within a margin are named apart from those that can't be told from it.
+    baseline within a margin are named apart from those that can't be told from it. Of a study that is `unfinished`
+    nothing is advised that it may be doing already.
     """
     cells = table.iloc[1:].to_dict("records")
     compared = [cell for cell in cells if not isnan(cell["difference"])]
@@ -35,7 +36,7 @@ def of_study(table: pd.DataFrame, metric: str) -> list[str]:
     clear = [cell for cell in ranked if cell["p_holm"] < SIGNIFICANT]
     baseline = float(table["mean"].iloc[0])
     if not clear:
-        return _nothing_clear(ranked, baseline, metric)
+        return _nothing_clear(ranked, baseline, metric, unfinished)
     sentences = [_difference(clear[0], metric), *_paper(clear[0])]
     others = [cell for cell in ranked if cell is not clear[0]]
     for word, side in (("lower", -1), ("higher", 1)):
@@ -60,12 +61,13 @@ def _same(cells: Sequence[Mapping[Any, Any]]) -> list[str]:
     return [f"{same[0]['finding'].capitalize()}: {_listed([_lower(cell['cell']) for cell in same])}."] if same else []
 
 
-def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric: str) -> list[str]:
+def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric: str, unfinished: bool) -> list[str]:
     largest = ranked[0]
     size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
     size += _points(metric)
     if isnan(largest["difference_low"]):
-        why = "Fewer than three seeds can't tell that from chance: repeat the study with --seeds 3 or more."
+        why = "Fewer than three seeds can't tell that from chance"
+        why += "." if unfinished else ": repeat the study with --seeds 3 or more."
         if largest["pairs"] >= FEWEST:
             why = "It is the same in all seeds, so there is no spread to judge it by."
         return [
@@ -144,6 +146,14 @@ def _listed(texts: Sequence[str]) -> str:
 
 def _seeds(n: int) -> str:
     return f"{NUMBERS[n] if n < len(NUMBERS) else n} {'seed' if n == 1 else 'seeds'}"
+
+
+def compared(comparisons: int, others: int) -> str:
+    """A number of comparisons, `others` of which are not with the baseline."""
+    split = (
+        f" ({comparisons - others} with the baseline, and {others} with the cells with which the paper compares them)"
+    )
+    return count(comparisons, "comparison") + split * bool(others)
 
 
 def count(n: int, what: str) -> str:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
 MOST_SEEDS = 20  # that --until takes, unless the user says otherwise
+CROSSED = (
+    "--vary is crossed with all other cells: the baseline and each of them are trained with the baseline's own value "
+    "and with each value of --vary."
+)
 SMALLEST = 0.01  # points of accuracy that make sense
 
 
@@ -191,6 +195,7 @@ def ablate(  # over 60 lines, because of its signature
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
     from experiments.configs.resolve import changed, resolve
+    from experiments.studies.cell import baseline_label
     from experiments.studies.equal import at_equal_cost
     from experiments.studies.execute import execute, rates_plan, rates_seed
     from experiments.studies.plan import plan_study
@@ -245,6 +250,8 @@ def ablate(  # over 60 lines, because of its signature
         "most_seeds": len(most),
         "on": plan.cells[0].on,
         "seconds": total,
+        "crossed": bool(vary and (drop or alone or axis)),
+        "baseline": baseline_label([(cell.name, cell.settings) for cell in plan.cells], baseline.flat(), plan.x),
         "cells": [_planned(each) for each in cells],
         "rates": [cell.name for cell in tries],
         "power": power,
@@ -299,6 +306,7 @@ def _planned(forecast: Forecast) -> dict[str, Any]:
 def _describe_plan(planned: dict[str, Any]) -> str:
     """What a study will train, and how long that will take."""
     from analysis.text import paragraph, text_table
+    from experiments.studies.cell import BASELINE
     from simclr.train.memory import format_bytes
 
     cells, seeds, most = planned["cells"], planned["seeds"], planned["most_seeds"]
@@ -307,7 +315,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
         number += f" or up to {most}"
     rows = [
         [
-            each["cell"],
+            planned["baseline"] if each["cell"] == BASELINE else each["cell"],
             f"{len(each['seeds_done'])} of {most}",
             str(each["epochs"]) if each["cost"] is not None else "",
             f"{each['cost']:.0%}" if each["cost"] is not None else "",
@@ -326,13 +334,14 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
+    why = [paragraph(CROSSED)] if planned["crossed"] else []
     shown = _describe_power(planned["power"], len(seeds), most)
-    return f"{paragraph(summary)}\n{text_table(header, rows)}\n\n{shown}"
+    return "\n".join([paragraph(summary), *why, text_table(header, rows), "", shown])
 
 
 def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     """What so many seeds can show, and where that is known from. `most` is the number that --until may take."""
-    from analysis.findings import count
+    from analysis.findings import compared, count
     from analysis.text import paragraph, text_table
 
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
@@ -344,7 +353,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         shows = f"{seeds} seeds detect a difference of {points:.1f} points{roughly} with a probability of {chance}."
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (
-        f"This is by the paired t test, with p corrected for {count(power['comparisons'], 'comparison')}, if "
+        f"This is by the paired t test, with p corrected for {compared(power['comparisons'], power['others'])}, if "
         f"differences vary between seeds with a standard deviation of {power['deviation']:.2g} points{between}. That "
         f"is {power['source']}."
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.configs.resolve import changed
+from experiments.configs.resolve import changed, short_setting
 from simclr.config import Config
 from simclr.evaluate.protocol import Protocol
 
@@ -58,6 +58,23 @@ class Cell(NamedTuple):
     def identity(self) -> tuple[str, str]:
         """Cells with the same identity give the same results."""
         return self.config.key(), self.layer
+
+
+def baseline_label(cells: Iterable[tuple[str, Mapping[str, Any]]], own: Mapping[str, Any], x: str | None = None) -> str:
+    """What readers see as the name of the baseline: `baseline (temperature=0.2)`, with its values of what is varied.
+
+    `cells` are the names of the cells and how their settings differ from the baseline's, which are `own`. Settings are
+    varied by value if the names of cells say their values, or if they are `x`, the axis of the figure.
+    """
+    own = {"method": "simclr", **own}  # records leave it out
+    varied = dict.fromkeys(
+        path
+        for name, settings in cells
+        for path, value in settings.items()
+        if path == x or short_setting(path, value) in name
+    )
+    values = [short_setting(path, own[path]) for path in varied if own.get(path) not in (None, "None")]
+    return f"{BASELINE} ({', '.join(values)})" if values else BASELINE
 
 
 def is_number(value: object) -> bool:

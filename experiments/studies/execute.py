@@ -71,7 +71,7 @@ def execute(
                             f"{count(len(more), 'more seed')} {'is' if len(more) == 1 else 'are'} trained so that the "
                             f"intervals get as narrow as --until asks"
                         )
-                        open_study(name, plan, store, command, more)
+                        open_study(name, plan, store, command, sorted({*seeds, *more}))
                         failures += run_study(tracker, plan, store, more, observer, pool)
                     tables, others = report(tracker.record(), store, form)
                     text = "\n".join([tables, *others])

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.findings import count
+from analysis.findings import compared, count
+from analysis.summary import CANT_TELL
 from analysis.tables import metric_label
 from experiments.runs.compare import reads_labels
 from experiments.runs.looks import test_use, uses
@@ -28,6 +29,7 @@ PAPER = (
     "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
     "verdict is about the direction."
 )
+SINGLE = "Each interval is of one comparison by itself, and p (Holm) is corrected for all of them."
 POOLED = "p (Dunnett) uses the spread of all cells together (pooled), where they vary alike."
 
 
@@ -44,8 +46,9 @@ def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list
     )
     intervals = (
         "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
-        "comes from a paired t test, and p (Holm) is corrected for the number of comparisons by Holm's method: below "
-        f"0.05, a cell is called lower or higher. McNemar's test is exact, on the {judged}, for each seed."
+        f"comes from a paired t test, and p (Holm) is corrected for {compared(**_comparisons(table))} by Holm's "
+        f"method: below 0.05, a cell is called lower or higher. {SINGLE} McNemar's test is exact, on the {judged}, for "
+        "each seed."
     )
     same = (
         "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
@@ -75,10 +78,25 @@ def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list
     ]
 
 
+def _comparisons(table: pd.DataFrame) -> dict[str, int]:
+    """What `compared` needs."""
+    return {key: table.attrs[key] for key in ("comparisons", "others")}
+
+
+def _beside_zero(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Why cells can't be told from the baseline although their interval leaves out 0, if there are such cells."""
+    for table in summaries.values():
+        apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
+        if (apart & (table["finding"] == CANT_TELL)).any():
+            return [f"{SINGLE} So a cell can be called '{CANT_TELL}' although its interval leaves out 0."]
+    return []
+
+
 def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     """How often the test images were used, and what is in doubt, in sentences."""
     document, cells = results.document, results.document.cells
     found = [_test_use(study, document), *[RESPLIT] * bool(cells[0].by_seed), *_seeds(results, summaries)]
+    found += _beside_zero(summaries)
     if others := [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]:
         found.append(f"Evaluated on images of another size than the baseline: {listed(others)}.")
     if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):

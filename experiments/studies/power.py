@@ -29,7 +29,8 @@ def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
     must be in the store.
     """
     design, (spread, source) = plan.design, _spread(plan.cells[0], store)
-    comparisons = len(plan.cells) - 1 + sum(cell.against is not None for cell in plan.cells)
+    others = sum(cell.against is not None for cell in plan.cells)
+    comparisons = len(plan.cells) - 1 + others
     level = SIGNIFICANT / comparisons
     effect, interval = detectable(seeds, level), list(spread.interval()) if spread.freedom else None
     found = {
@@ -37,6 +38,7 @@ def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
         "interval": interval,
         "source": source,
         "comparisons": comparisons,
+        "others": others,  # of these, those with another cell than the baseline
         "power": POWER,
         "detectable": spread.deviation * effect,
         "detectable_interval": interval and [end * effect for end in interval],

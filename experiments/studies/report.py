@@ -23,7 +23,7 @@ from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, w
 from experiments.runs.view_grid import STRIP
 from experiments.studies.notes import IMAGES, baseline_run, caveats, chosen, how_to_read, listed
 from experiments.studies.overview import file_name, show_results
-from experiments.studies.results import CellDocument, Results, StudyDocument, read_results
+from experiments.studies.results import CellDocument, Results, read_results
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
@@ -48,13 +48,14 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     results = read_results(study, store)
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(results, summaries)
+    named = _named(summaries, results)
     with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
-            _write_tables(table, metric, [*notes, *doubts], folder)
-        (folder / PAGE).write_text(_page(study, results, summaries, notes, doubts, folder), encoding="utf-8")
+            _write_tables(table, named[metric], metric, [*notes, *doubts], folder)
+        (folder / PAGE).write_text(_page(study, results, named, notes, doubts, folder), encoding="utf-8")
     if store.writable:
         show_results(Tracker(store, study.id), summaries)
-    return _printed(study, summaries, form, notes, doubts, [where(study, store)])
+    return _printed(study, results, summaries, form, notes, doubts, [where(study, store)])
 
 
 def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, list[str]]:
@@ -63,7 +64,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(results, summaries)
     page = [where(study, store)] if study.find_artifact(PAGE) is not None else []
-    return _printed(study, summaries, form, notes, doubts, page)
+    return _printed(study, results, summaries, form, notes, doubts, page)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -86,6 +87,17 @@ def _summaries(study: Record, results: Results) -> dict[str, pd.DataFrame]:
     return summaries
 
 
+def _named(summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str, pd.DataFrame]:
+    """The same summaries with the names of cells for readers."""
+    return {metric: table.assign(cell=table["cell"].map(results.label)) for metric, table in summaries.items()}
+
+
+def _unfinished(results: Results) -> str:
+    """A sentence that says how much of a study is missing; empty if nothing is."""
+    ended, runs = results.progress()
+    return f"Unfinished: {ended} of {count(runs, 'run')} {'is' if ended == 1 else 'are'} done." if ended < runs else ""
+
+
 def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, Any]:
     """A cell as `summary` needs it. The paper's numbers are of linear classifiers; for kNN only the direction holds."""
     paper, direction = cell.paper, cell.direction
@@ -102,10 +114,13 @@ def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, An
     }
 
 
-def _write_tables(table: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path) -> None:
-    """Write a metric's table in every file format: as numbers in the CSV file, as text in the others."""
+def _write_tables(table: pd.DataFrame, named: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path) -> None:
+    """Write a metric's table in every file format: as numbers in the CSV file, as text for readers in the others."""
     for form, suffix in SUFFIXES.items():
-        text = _latex({metric: table}, metric, notes) if form == "latex" else _one_table(table, metric, form, notes)
+        if form == "latex":
+            text = _latex({metric: named}, metric, notes)
+        else:
+            text = _one_table(table if form == "csv" else named, metric, form, notes)
         (folder / f"{file_name(metric)}{suffix}").write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -123,6 +138,7 @@ def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[st
 
 def _printed(
     study: Record,
+    results: Results,
     summaries: Mapping[str, pd.DataFrame],
     form: str,
     notes: Sequence[str],
@@ -130,43 +146,50 @@ def _printed(
     page: Sequence[str],
 ) -> tuple[str, list[str]]:
     """The tables in a format, and the lines to be shown beside them: none for JSON, which holds all notes."""
-    metric, table = next(iter(summaries.items()))
+    metric = next(iter(summaries))
+    unfinished, named = _unfinished(results), _named(summaries, results)
     if form == "json":
         rows = pd.concat([each.assign(metric=name) for name, each in summaries.items()])
-        return to_json({"rows": rows, "notes": [*notes, *doubts, *page]}), []
+        return to_json({"rows": rows, "notes": [*filter(None, [unfinished]), *notes, *doubts, *page]}), []
     name = shlex.quote(study.name)
     lines = [
-        *map(paragraph, [" ".join(of_study(table, metric)), *doubts]),
+        *map(paragraph, [" ".join(of_study(named[metric], metric, unfinished=bool(unfinished))), *doubts]),
         *page,
         f"next: simclr report {name} --format latex   or   simclr ui",
     ]
+    if unfinished and form != "terminal":
+        lines.insert(0, unfinished)
     if form == "csv":  # one table of numbers
         rows = pd.concat([each.assign(metric=name) for name, each in summaries.items()])
         return FORMATS[form](rows, []), lines
     if form == "latex":
-        return _latex(summaries, study.name, notes), lines
+        return _latex(named, study.name, notes), lines
     *_, last = summaries
     below = {last: [*notes, *doubts]} if form == "markdown" else {}
-    texts = [_one_table(each, metric, form, below.get(metric, [])) for metric, each in summaries.items()]
-    return "\n".join(texts), lines
+    texts = [_one_table(each, metric, form, below.get(metric, [])) for metric, each in named.items()]
+    return "\n".join([*[f"{unfinished}\n"] * bool(unfinished), *texts]), lines
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: Path) -> list[Section]:
+def _figures(table: pd.DataFrame, metric: str, results: Results, folder: Path) -> list[Section]:
     """The figures of a metric that the plan has data for."""
+    document = results.document
     label = f"{metric_label(metric)} (%)"
     figures = [
         figure(
             folder,
             f"differences-{file_name(metric)}",
-            f"Differences to the baseline in {metric_label(metric)}, with 95 % intervals",
+            f"Differences to the {results.baseline} in {metric_label(metric)}, with 95 % intervals",
             lambda path: plots.differences(table, path, f"difference in {metric_label(metric)} (points)"),
         )
     ]
     if (x := document.x) is not None and document.lines:
-        lines = {name or metric_label(metric): line for name, line in document.lines.items()}
+        lines = {
+            name or metric_label(metric): {results.label(cell): value for cell, value in line.items()}
+            for name, line in document.lines.items()
+        }
         figures.append(
             figure(
                 folder,
@@ -176,7 +199,7 @@ def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: 
             )
         )
     if any(cell.pair for cell in document.cells):
-        names, values = _pair_values(table, document)
+        names, values = _pair_values(table, results)
         figures.append(
             figure(
                 folder,
@@ -188,9 +211,9 @@ def _figures(table: pd.DataFrame, metric: str, document: StudyDocument, folder: 
     return figures
 
 
-def _pair_values(table: pd.DataFrame, document: StudyDocument) -> tuple[list[str], np.ndarray]:
+def _pair_values(table: pd.DataFrame, results: Results) -> tuple[list[str], np.ndarray]:
     """The names of the augmentations, and the mean of each pair of them as a symmetric matrix; nan if unknown."""
-    pairs = {cell.pair: cell.cell for cell in document.cells if cell.pair}
+    pairs = {cell.pair: results.label(cell.cell) for cell in results.document.cells if cell.pair}
     names = [first for first, second in pairs if first == second]
     means = table.set_index("cell")["mean"]
     values = [[means.get(pairs.get((a, b)) or pairs.get((b, a))) for b in names] for a in names]
@@ -207,7 +230,8 @@ def _curves(results: Results, folder: Path) -> list[Section]:
             runs = [run for (name, _), run in results.runs.items() if name == cell.cell]
             curves = [points for run in runs if len(points := curve(run, metric)) > 1]
             if curves and cell.layer == "h":
-                histories[cell.cell], chances[cell.cell] = curves, chance_level(metric, runs[0])
+                name = results.label(cell.cell)
+                histories[name], chances[name] = curves, chance_level(metric, runs[0])
         if histories:
             label = curve_label(metric, baseline_run(results))
             figures.append(
@@ -242,7 +266,7 @@ def _page(
     ]
     if (until := results.document.design.until) is not None:
         facts.append(f"seeds added for intervals of ±{until:g} points (Stein's rule)")
-    figures = _figures(table, metric, results.document, folder) + _curves(results, folder)
+    figures = _figures(table, metric, results, folder) + _curves(results, folder)
     sections = [Section("", "table", page_table(summaries)), *_headed("Figures", figures)]
     if choices := chosen(results.document):
         sections.append(Section("What was chosen for each cell", "text", "\n\n".join(choices)))
@@ -256,9 +280,10 @@ def _page(
     if len(failed):
         sections.append(Section("Runs without figures", "table", failed))
     for name, each in summaries.items():
-        own = _figures(each, name, results.document, folder) if name != metric else []
+        own = _figures(each, name, results, folder) if name != metric else []
         sections += [Section(f"All numbers of {metric_label(name)}", "table", shown(each, name), folded=True), *own]
-    finding = [*of_study(table, metric), *doubts]
+    unfinished = _unfinished(results)
+    finding = [*filter(None, [unfinished]), *of_study(table, metric, unfinished=bool(unfinished)), *doubts]
     return page("Study", study.name, finding, facts, [*sections, *_appendix(study, results, notes)])
 
 
@@ -285,7 +310,7 @@ def _run_table(results: Results, metric: str) -> pd.DataFrame:
     seeds = sorted({seed for _, seed in rows.index})
     table = []
     for cell in (cell.cell for cell in results.document.cells):
-        row: dict[str, object] = {"Cell": cell}
+        row: dict[str, object] = {"Cell": results.label(cell)}
         for seed in seeds:
             text = None
             if (cell, seed) in rows.index:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from experiments.runs.evaluate import predictions, prefix
+from experiments.studies.cell import BASELINE, baseline_label
 from experiments.studies.design import Design
 from experiments.tracking.store import Record, Store
 
 PLAN_FILE = "plan.json"
+UNENDED = ("RUNNING", "KILLED", "SCHEDULED")  # states of a run that the study is still to finish
 Job = tuple[str, int]  # the name of a cell, and a seed
 
 
@@ -50,6 +52,7 @@ class StudyDocument(BaseModel):
     lines: dict[str, dict[str, float]]
     equal: str | None = None  # what all cells cost alike: time or flops
     command: str  # that runs the study
+    seeds: tuple[int, ...] = ()  # that it was last run with; empty in records of earlier versions
     cells: list[CellDocument]
     design: Design = Design()
     test_by_seed: bool = False  # whether seeds hold out different test images
@@ -83,11 +86,23 @@ class Results(NamedTuple):
     table: pd.DataFrame  # one row per cell and seed: status, error, images_per_second, seconds and the metrics
     correct: dict[str, dict[Job, NDArray[np.bool_]]]  # by metric: which images were classified correctly
     runs: dict[Job, Record]  # the runs that trained; for a copy, the original
+    baseline: str  # what readers see as its name, which says its values of the settings that are varied
 
     def seeds(self) -> list[int]:
         """The seeds that have figures."""
         judged = self.table[self.document.metrics()].notna().any(axis=1)
         return sorted(set(self.table["seed"][judged].tolist()))
+
+    def label(self, cell: str) -> str:
+        """The name of a cell for readers."""
+        return self.baseline if cell == BASELINE else cell
+
+    def progress(self) -> tuple[int, int]:
+        """How many runs have ended, and how many there will be. Earlier versions did not record the number of seeds."""
+        seeds = self.document.seeds or tuple(set(self.table.get("seed", [])))
+        jobs = {(cell.cell, seed) for cell in self.document.cells for seed in seeds}
+        ended = {(row["cell"], row["seed"]) for row in self.table.to_dict("records") if row["status"] not in UNENDED}
+        return len(jobs & ended), len(jobs)
 
     def images(self) -> list[int]:
         """How many images the runs were judged on: one number, unless it differs between seeds."""
@@ -125,7 +140,9 @@ def read_results(study: Record, store: Store) -> Results:
         status = "NOT JUDGED" if child.finished and not metrics else child.status
         rows[job] = {"cell": job[0], "seed": job[1], "status": status, "error": child.tags.get("error")}
         rows[job] |= _speed(run) | {metric: metrics.get(metric, np.nan) for metric in document.metrics()}
-    return Results(document, pd.DataFrame(rows.values()), correct, runs)
+    settings = [(cell.cell, cell.settings) for cell in document.cells]
+    label = baseline_label(settings, study.params, document.x)
+    return Results(document, pd.DataFrame(rows.values()), correct, runs, label)
 
 
 def _measured(run: Record, cell: CellDocument, seed: int) -> dict[str, str]:

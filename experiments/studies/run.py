@@ -170,13 +170,13 @@ def _precision_of(study: Record, plan: StudyPlan, store: Store) -> str | None:
 def open_study(name: str, plan: StudyPlan, store: Store, command: str, seeds: Sequence[int] = ()) -> Tracker:
     """Resume the study with this name, or start it. `command` is the command line that runs it, for the report.
 
-    The seeds matter if each has its own division of the images. Raises UserError if the study exists with another plan.
+    The seeds tell its report how many runs there will be. Raises UserError if the study exists with another plan.
     """
     baseline = plan.cells[0].config
     data = open_dataset(baseline.data, store.folder)
     own = seeds if plan.cells[0].resplit else ()
     divided = {seed: open_dataset(plan.cells[0].of_seed(seed).data, store.folder) for seed in own}
-    document = _document(plan, data, divided, command)
+    document = _document(plan, data, divided, command).model_copy(update={"seeds": tuple(seeds)})
     if (study := find_study(name, plan, data, store)) is not None:
         tracker = Tracker(store, study.id)
         if (earlier := document_of(name, store)) is not None:

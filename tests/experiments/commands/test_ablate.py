@@ -196,3 +196,12 @@ WRONG = {
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
     options, message = WRONG[case]
     assert_one_line(run("ablate", "--config", "tiny.toml", *options), 2, message)
+
+
+def test_a_dry_run_names_the_value_of_the_baseline_and_says_why_there_are_these_cells(
+    run: Run, study: list[dict[str, Any]]
+) -> None:
+    done = run("ablate", "--config", "tiny.toml", "--vary", "loss.temperature=0.1", "--drop", "flip", "--dry-run")
+    shown = " ".join(done.stdout.split())
+    assert "baseline (temperature=0.2)" in shown
+    assert "--vary is crossed with all other cells" in shown

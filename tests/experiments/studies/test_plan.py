@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from experiments.configs.presets import presets
 from experiments.configs.resolve import changed, resolve, resolve_timed
 from experiments.studies.axes import axes
-from experiments.studies.cell import BASELINE, is_number
+from experiments.studies.cell import BASELINE, baseline_label, is_number
 from experiments.studies.plan import plan_study
 from simclr.augment import AUGMENTATIONS
 from simclr.build import build_model
@@ -446,3 +446,24 @@ def test_a_study_has_a_bounded_number_of_cells() -> None:
 def test_a_name_that_is_too_long_for_a_cell_is_refused_before_training() -> None:
     with pytest.raises(UserError, match="expected at most 1000 characters"):
         plan_study(baseline(name="x" * 995), drop=["flip"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "x", "label"),
+    [
+        ([("no crop", {"augment.crop.p": 0.0})], None, "baseline"),  # --drop varies no value
+        ([("temperature=0.1", {"loss.temperature": 0.1})], None, "baseline (temperature=0.2)"),
+        (
+            [("no crop, temperature=0.1", {"augment.crop.p": 0.0, "loss.temperature": 0.1})],
+            None,
+            "baseline (temperature=0.2)",
+        ),
+        ([("method=byol", {"method": "byol"})], None, "baseline (method=simclr)"),
+        ([("half", {"loss.temperature": 0.1})], "loss.temperature", "baseline (temperature=0.2)"),
+        ([("a", {"preset": "a", "loss.temperature": 0.1})], None, "baseline"),
+    ],
+)
+def test_the_baseline_is_named_with_its_values_of_what_is_varied(
+    cells: list[tuple[str, dict[str, object]]], x: str | None, label: str
+) -> None:
+    assert baseline_label(cells, tiny().flat(), x) == label

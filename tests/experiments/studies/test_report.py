@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
 from tests.experiments.studies.helpers import leave_out_figures
+
+NAMED = "baseline (lr=0.1)"  # the baseline of the recorded study, with its own value of what is varied
 
 
 @pytest.fixture
@@ -55,8 +58,8 @@ def test_a_study_whose_store_cannot_be_written_is_reported(
 def test_a_study_of_the_previous_version_is_reported(previous: Record, store: Store, tmp_path: Path) -> None:
     text, notes = report(previous, Store(store.folder), "markdown", tmp_path / "out")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert {BASELINE, "lr=1e+30", "lr=0.01"} <= set(rows)
-    assert "55.15" in rows[BASELINE]  # kNN is the second table
+    assert {NAMED, "lr=1e+30", "lr=0.01"} <= set(rows)
+    assert "55.15" in rows[NAMED]  # kNN is the second table
     assert "72.14" in text
     assert "-6.13" in text
     assert "digits, 359 test images. Seeds: 0.\n- Digest of the data: 1e0fa654." in text
@@ -106,7 +109,7 @@ def test_the_latex_format_is_one_table_with_nothing_in_bold_that_is_not_shown(pr
     assert r"paired t test, after Holm's correction" in caption
     assert r"\label{tab:old}" in lines
     (baseline,) = [line for line in lines if line.startswith("baseline")]
-    assert baseline.startswith(r"baseline & $72.1$ & -- & -- & ")
+    assert baseline.startswith(r"baseline (lr=0.1) & $72.1$ & -- & -- & ")
     assert r"\toprule" in lines
     assert r"lr=1e+30 & -- & -- & -- & -- & -- & -- \\" in lines
     assert notes[-2].startswith("report: ")
@@ -134,6 +137,21 @@ def test_a_terminal_gets_few_columns_and_lines(
     page = previous.artifact("report.html").read_text()
     assert "Seconds are the training time" in page.partition("How to read the tables")[2]
     assert "paired t test" not in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_study_that_still_runs_says_so_first_and_is_not_advised_to_run(previous: Record, store: Store) -> None:
+    text, notes = report(previous, store)
+    assert not text.startswith("Unfinished")  # all cells of its only seed have ended, one by diverging
+    assert "--seeds 3 or more" in " ".join(notes[0].split())
+    change_document(previous, lambda document: document.model_copy(update={"seeds": (0, 1, 2)}))
+    text, notes = report(previous, store)
+    assert text.startswith("Unfinished: 3 of 9 runs are done.\n")
+    assert "--seeds 3" not in " ".join(" ".join(notes).split())
+    page = previous.artifact("report.html").read_text()
+    assert '<p class="finding">Unfinished: 3 of 9 runs are done.</p>' in page
+    assert "--seeds 3" not in page
+    assert json.loads(report(previous, store, "json")[0])["notes"][0] == "Unfinished: 3 of 9 runs are done."
 
 
 @pytest.mark.usefixtures("no_figures")
