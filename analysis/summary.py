@@ -44,9 +44,9 @@ def summary(  # over 60 lines, because a row is filled column by column
     likewise); p_sign_flip (if the number of seeds was fixed); p_dunnett (see `_pooled`); mcnemar (p by seed); seconds
     and images_per_second (means); finding (what p_holm and p_same say); expected (points or a side, if that is the
     difference to the baseline), source and verdict, which is that of p_holm and p_same on what was expected. Unknown
-    values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, and `attrs["comparisons"]` for how many p_holm
-    is corrected, of which `attrs["others"]` are not with the baseline. Raises ValueError for an unknown metric, and if a
-    cell and seed occur twice.
+    values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, `attrs["comparisons"]` how many p_holm is
+    corrected for, and `attrs["others"]` how many of these are not with the baseline. Raises ValueError for an unknown
+    metric, and if a cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
