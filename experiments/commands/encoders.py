@@ -20,6 +20,7 @@ from experiments.commands.options import (
     Labels,
     NewestEncoder,
     Recheck,
+    Unlabelled,
     absolute,
     check_new_name,
     check_out,
@@ -158,6 +159,7 @@ def import_(  # over 60 lines, because of its signature
     ] = "cifar10",
     data_dir: DataDir = None,
     labels: Labels = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: BadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     side: Annotated[
@@ -206,7 +208,8 @@ def import_(  # over 60 lines, because of its signature
 
     places = {"dir": data_dir and str(data_dir), "labels": labels and str(labels)}
     data = {"dataset": dataset, **places, "side": side, "normalize": normalize}
-    images = make({"data": data | {"on_bad_image": on_bad_image or "error"}}).data
+    data |= {"unlabelled": unlabelled, "on_bad_image": on_bad_image or "error"}
+    images = make({"data": data}).data
     with Terminal() as terminal:
         record, imported = import_run(
             file,

@@ -19,6 +19,7 @@ from experiments.commands.options import (
     RunDataDir,
     RunLabels,
     Transfer,
+    Unlabelled,
 )
 from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
@@ -110,6 +111,7 @@ def evaluate(  # over 60 lines, because of its signature
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
@@ -165,6 +167,7 @@ def evaluate(  # over 60 lines, because of its signature
             protocol,
             data_dir=data_dir,
             labels=labels,
+            unlabelled=unlabelled,
             changes=[text for text in settings if text.startswith("data.")],
             on_bad_image=on_bad_image,
             transfer=transfer,
@@ -248,7 +251,7 @@ def _images(data: Dataset, on: str) -> dict[str, Any]:
     from simclr.evaluate.protocol import ROLES
 
     counts = {role: len(data.parts[part]) for part, role in ROLES[on].items() if len(data.parts[part])}
-    return {"name": data.name, "digest": data.digest, "images": counts or {"pretrain": len(data.parts["pretrain"])}}
+    return {"name": data.title, "digest": data.digest, "images": counts or {"pretrain": len(data.parts["pretrain"])}}
 
 
 def _dimensions(model: Network) -> dict[str, int]:

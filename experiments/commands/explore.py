@@ -17,6 +17,7 @@ from experiments.commands.options import (
     RunBadImage,
     RunDataDir,
     RunLabels,
+    Unlabelled,
 )
 from experiments.commands.output import Json, describe_files, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest
@@ -47,6 +48,7 @@ def explore(  # over 60 lines, because of its signature
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
@@ -76,6 +78,7 @@ def explore(  # over 60 lines, because of its signature
             make_protocol([], layer=layer),
             data_dir=data_dir,
             labels=labels,
+            unlabelled=unlabelled,
             changes=settings,
             on_bad_image=on_bad_image,
             transfer=folder,

@@ -157,6 +157,7 @@ def tsne(  # over 60 lines, because of its signature
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,  # noqa: ARG001 (its callback does the work)
     device: Device = None,
@@ -185,6 +186,7 @@ def tsne(  # over 60 lines, because of its signature
             make_protocol([], layer=layer),
             data_dir=data_dir,
             labels=labels,
+            unlabelled=unlabelled,
             changes=settings,
             on_bad_image=on_bad_image,
             transfer=transfer,
@@ -222,6 +224,7 @@ def neighbours(  # over 60 lines, because of its signature
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
+    unlabelled: Unlabelled = False,
     on_bad_image: RunBadImage = None,
     recheck: Recheck = False,
     device: Device = None,
@@ -251,6 +254,7 @@ def neighbours(  # over 60 lines, because of its signature
                 "--layer": layer,
                 "--data-dir": data_dir,
                 "--labels": labels,
+                "--unlabelled": unlabelled,
                 "--set": settings,
             }
             of_images |= {"--on-bad-image": on_bad_image, "--recheck": recheck}
@@ -264,6 +268,7 @@ def neighbours(  # over 60 lines, because of its signature
                 make_protocol([], layer=layer),
                 data_dir=data_dir,
                 labels=labels,
+                unlabelled=unlabelled,
                 changes=settings,
                 on_bad_image=on_bad_image,
                 transfer=among,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from experiments.configs.resolve import Choice, TimeBudget, changed
-from experiments.tracking.store import Store
+from experiments.tracking.images import images_changed
+from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import check_images
 from simclr.config import Config
@@ -58,7 +59,7 @@ def choose_config(
     if (earlier := _earlier_choice(config, asked, store, request, resume=resume, again=again)) is not None:
         return earlier, request
     if resume:
-        raise UserError("no run of the same options, images and machine is unfinished: leave out --resume to start one")
+        raise _nothing_to_resume(config, asked, store, observer)
 
     observer.say(f"measuring how fast this machine trains, to choose what fits into {asked.hours:g} hours")
     try:
@@ -135,11 +136,35 @@ def _earlier_choice(
     for record in records:
         if not resume and not record.finished and not checkpoints(record.folder):
             continue
-        for choice in asked.choices:
-            chosen = _apply(config, choice, int(record.params["train.epochs"]))
-            if record.is_of(chosen):
-                return chosen
+        if (chosen := _choice_of(record, config, asked)) is not None:
+            return chosen
     return None
+
+
+def _choice_of(record: Record, config: Config, asked: TimeBudget) -> Config | None:
+    """The config of a run that the same options gave, if they did."""
+    for choice in asked.choices:
+        chosen = _apply(config, choice, int(record.params["train.epochs"]))
+        if record.is_of(chosen):
+            return chosen
+    return None
+
+
+def _nothing_to_resume(config: Config, asked: TimeBudget, store: Store, observer: Observer) -> UserError:
+    """Why no run of a request can be resumed."""
+    for record in store.records(kind="pretrain"):
+        if record.finished or record.name != config.run_name() or not checkpoints(record.folder):
+            continue
+        if (chosen := _choice_of(record, config, asked)) is None:
+            continue
+        data = open_dataset(chosen.data, store.folder, observer)
+        if record.tags["data_digest"] != data.identity:
+            return images_changed(record, data)
+        return UserError(
+            f"{record.name} ({record.short_id}) is unfinished, but it was started on another machine, or with another "
+            f"--hours or --memory: leave out --resume to start anew"
+        )
+    return UserError("no run of the same options, images and machine is unfinished: leave out --resume to start one")
 
 
 def _largest_side(config: Config, asked: TimeBudget, source: Source) -> int:

@@ -8,16 +8,21 @@ from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from experiments.tracking.images import then_and_now
 from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
+from simclr.data.check import measure
 from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, short_identity, stored_side
 from simclr.data.known import BUILT_IN
+from simclr.data.layout import FOLDER_NAMES
+from simclr.data.source import is_there
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
 from simclr.evaluate.protocol import Protocol, judged_on
@@ -27,6 +32,8 @@ from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # suffixes of files with weights
+# Settings that give labels to images, as the run's own may have got since. All but the first are of a table of labels.
+LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column")
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
@@ -115,6 +122,7 @@ def open_subject(
     on_bad_image: str | float | None = None,
     changes: Sequence[str] = (),
     transfer: str | None = None,
+    unlabelled: bool = False,
     seen: bool = False,
     device: str | None = None,
     observer: Observer = SILENT,
@@ -123,15 +131,16 @@ def open_subject(
 
     `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
     with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
-    the images of `transfer`, such as data.label_column=species. Raises UserError if the images differ from those
-    that the encoder was trained on and have labels (without labels, nothing is measured on test images), and if those
-    of `transfer` are the ones that it was trained on, unless it may have `seen` them, since nothing is measured on
-    them.
+    the images of `transfer`, such as data.label_column=species; those of LABELLING also of the run's own images. A
+    table of labels is used also if the encoder was trained without labels. With `unlabelled`, the folders of `transfer`
+    are not classes.
+
+    Raises UserError if the table gives no labels, and if accuracies would be measured on images that may have been
+    trained on: if the images differ from those that the encoder was trained on and have labels, and if those of
+    `transfer` are the ones that it was trained on, unless it may have `seen` them, since nothing is measured on them.
+    An encoder that was trained on them without labels has seen the images and none of their labels, which is said.
     """
-    if changes and transfer is None:
-        raise UserError(f"{changes[0]} is for other images than the run's own, which keep their settings: leave it out")
-    if other := [text for text in changes if not text.startswith("data.")]:
-        raise UserError(f"{other[0]} is not a setting of images: expected one such as data.label_column=species")
+    _check_changes(changes, transfer, labels)
     settings = _transferred(found.config.data, transfer)
     if data_dir is not None and transfer is not None and settings.dataset == "folder":
         raise UserError(f"{transfer} already says which folder to use: leave out --data-dir")
@@ -142,26 +151,100 @@ def open_subject(
         )
     bad = on_bad_image or found.config.data.on_bad_image
     table = {"data": settings.model_dump(mode="json") | {"on_bad_image": bad}}
-    places = {"data.dir": data_dir, "data.labels": labels}
-    given = {name: str(path) for name, path in places.items() if path is not None} | dict(map(parse_setting, changes))
+    given: dict[str, object] = {} if data_dir is None else {"data.dir": str(data_dir)}
+    if labels is not None:
+        given |= {"data.labels": str(labels), "data.unlabelled": False}
+    if unlabelled:
+        given["data.unlabelled"] = True
+    given |= dict(map(parse_setting, changes))
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
-    if transfer is None and settings.dataset == "folder" and settings.dir is not None and not _is_there(settings.dir):
+    if transfer is None and settings.dataset == "folder" and settings.dir is not None and not is_there(settings.dir):
         raise UserError(f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW")
+    if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
+        raise UserError("--unlabelled is for other images than the run's own, which keep their labels: leave it out")
     data = open_dataset(settings, store.folder, observer)
-    if transfer is None and found.digest not in (data.identity, UNKNOWN_DATA):
-        if data.classes:
-            raise _other_data(data, found.digest)
-        observer.note(
-            f"the images of '{data.name}' have changed since this encoder was trained on them: what follows is about "
-            f"those of today"
-        )
-    own = settings.dataset == found.config.data.dataset and settings.dir == found.config.data.dir
-    if transfer is not None and not seen and (own or data.digest == digest_of(found.digest)):
+    groups_only = found.config.data.labels is not None and data.identity == found.digest  # so was the run's own table
+    if labels is not None and not (data.classes or settings.unlabelled or groups_only):
         raise UserError(
-            f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the images: "
-            f"leave out --transfer, or name another data set"
+            f"{labels} gives no image of {data.title} a label: name the column of the labels with --set "
+            f"data.label_column=NAME, or add one called label"
         )
+    _check_seen(found, data, settings, store, transfer=transfer, seen=seen, observer=observer)
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
+
+
+def _check_changes(changes: Sequence[str], transfer: str | None, labels: Path | None) -> None:
+    """Raise UserError for settings that are not of images, or that the run's own images can't have."""
+    own = LABELLING if labels is not None else LABELLING[:1]
+    if transfer is None and (other := [text for text in changes if text.partition("=")[0].strip() not in own]):
+        raise UserError(f"{other[0]} is for other images than the run's own, which keep their settings: leave it out")
+    if other := [text for text in changes if not text.startswith("data.")]:
+        raise UserError(f"{other[0]} is not a setting of images: expected one such as data.label_column=species")
+
+
+def _check_seen(
+    found: FoundEncoder,
+    data: Dataset,
+    settings: DataConfig,
+    store: Store,
+    *,
+    transfer: str | None,
+    seen: bool,
+    observer: Observer,
+) -> None:
+    """Raise UserError if accuracies would be measured on images that the encoder may have been trained on.
+
+    Says so instead if it was trained on them without labels, unless nothing is measured (`seen`).
+    """
+    if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
+        return
+    trained = found.config.data
+    own = transfer is None or (settings.dataset, settings.dir) == (trained.dataset, trained.dir)
+    own = own or data.digest == digest_of(found.digest)
+    if data.classes and not seen and not own:
+        own = trained.unlabelled and _are_among_own(data, found, store)
+    if own and data.classes and _trained_without_labels(found, data, settings, store):
+        if not seen:
+            observer.note(
+                f"the encoder was trained on images of {data.title} without labels, so it may have seen test images, "
+                f"but none of their labels: on new images, accuracy may be lower"
+            )
+    elif transfer is not None:
+        if own and not seen:
+            raise UserError(
+                f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the "
+                f"images: leave out --transfer, or name another data set"
+            )
+    elif data.classes:
+        raise _other_data(data, found.digest)
+    else:
+        counts = [] if found.run_id is None else then_and_now(store.get(found.run_id), data)
+        known = "".join(f" ({text})" for text in counts)
+        observer.note(
+            f"the images of {data.title} have changed since this encoder was trained on them{known}: what follows is "
+            f"about those of today"
+        )
+
+
+def _are_among_own(data: Dataset, found: FoundEncoder, store: Store) -> bool:
+    """Whether some test images are among the run's own images, as far as these are still there."""
+    if found.config.data.dir is None or not is_there(found.config.data.dir):
+        return False
+    own, test = open_dataset(found.config.data, store.folder), data.images[data.parts["test"]]
+    return own.side == data.side and bool(np.isin(measure(test)[1], measure(own.images)[1]).any())
+
+
+def _trained_without_labels(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> bool:
+    """Whether an encoder was trained on images that now have labels when these had none.
+
+    Without `data.unlabelled`, that is known only if the images are the same.
+    """
+    if found.config.data.unlabelled:
+        return True
+    if settings.dataset != "folder" or data.origin == FOLDER_NAMES:
+        return False
+    before = found.config.data.model_copy(update={"dir": settings.dir, "unlabelled": True, "group": None})
+    return open_dataset(before, store.folder).digest == digest_of(found.digest)
 
 
 def _other_data(data: Dataset, trained_on: str) -> UserError:
@@ -169,19 +252,14 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
     digests = f"(digest {short_identity(data.identity)}, was {short_identity(trained_on)})"
     if data.digest == digest_of(trained_on):
         return UserError(
-            f"'{data.name}' has the images that this encoder was trained on, but not the same ones are held out "
+            f"{data.title} has the images that this encoder was trained on, but not the same ones are held out "
             f"{digests}, so it may have seen some of the test images: restore the splits, groups and copies that there "
             f"were, or train again (earlier versions held out other images)"
         )
     return UserError(
-        f"the images of '{data.name}' differ from those that this encoder was trained on {digests}, so it may have "
-        f"seen some of the test images: restore the folder to what it was"
+        f"the images of {data.title} or their labels differ from those that this encoder was trained on {digests}, so "
+        f"it may have seen some of the test images: restore the folder and the labels to what they were"
     )
-
-
-def _is_there(place: Path) -> bool:
-    """Whether images are still at a place: a path, a name on a hub, or shards like a-{000..009}.tar."""
-    return str(place).startswith("hf:") or "{" in str(place) or place.exists()
 
 
 def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:

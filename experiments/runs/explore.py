@@ -18,7 +18,7 @@ from torch import Tensor
 from analysis.explorer import Column, explorer_page, thumbnail_side
 from analysis.tables import is_classification, metric_label
 from analysis.tsne import large_map
-from experiments.runs.encoders import FoundEncoder
+from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
 from experiments.runs.evaluate import predictions, prefix
 from experiments.tracking.store import Store
 from simclr import device as devices
@@ -72,23 +72,22 @@ def explore(
     rows = np.sort(permutation(total, seed, "explore").numpy()[:images])
     clusters = clusters or (len(data.classes) if len(data.classes) > 1 else min(CLUSTERS, len(rows)))
     if len(rows) < max(4, clusters):
-        raise UserError(f"'{data.name}' has {len(rows)} images: expected {max(4, clusters)} or more, for a map")
+        raise UserError(f"{data.title} has {len(rows)} images: expected {max(4, clusters)} or more, for a map")
     files = data.files()
     with devices.memory_errors("use --device cpu, or fewer --images"):
         layout = _lay_out(subject, rows, clusters, seed)
     own = transfer is None or data.identity == found.digest
     columns = [
-        *_columns(data, layout, own=own),
+        *_columns(data, layout, own=own and found.digest in (data.identity, UNKNOWN_DATA)),
         *(_recorded(found, subject, store, layout.rows) if own else ()),
         Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
     ]
     if not data.classes:
         columns.insert(0, columns.pop())  # what the page shows first
     run = found.config.run_name()
-    place = Path(transfer or found.config.data.dir or data.name).resolve().name
     notes = [
-        f"{len(rows):,} of the {total:,} images of {place}, and the features {subject.protocol.layer} that the encoder "
-        f"of {run} computes of them.",
+        f"{len(rows):,} of the {total:,} images of {data.title}, and the features {subject.protocol.layer} that the "
+        f"encoder of {run} computes of them.",
         f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
         f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
         f"the cosine similarity of the features.",
@@ -96,7 +95,7 @@ def explore(
     ]
     shown = files._replace(names=[files.names[row] for row in layout.rows.tolist()])
     page = explorer_page(
-        f"{place}, seen by {run}",
+        f"{data.title}, seen by {run}",
         list(map(printable, notes)),
         list(map(printable, shown.names)),
         columns,

@@ -48,7 +48,7 @@ def draw_tsne(
     rows = data.parts[part]
     if not len(rows):
         full = " or ".join(name for name in data.parts if len(data.parts[name]))
-        raise UserError(f"'{data.name}' has no labelled {part} images: add --part {full}")
+        raise UserError(f"{data.title} has no labelled {part} images: add --part {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
     with devices.memory_errors("use --device cpu"):
         check_collapse(subject)
@@ -60,7 +60,7 @@ def draw_tsne(
         raise UserError(str(error)) from None
     labelled = len(data.classes) > 1 and bool((labels != UNLABELLED).all())
     note = (
-        f"{len(rows)} {part} images of {data.name}, {layer} ({x.shape[1]}-d); t-SNE, perplexity {perplexity:g}, {how}"
+        f"{len(rows)} {part} images of {data.title}, {layer} ({x.shape[1]}-d); t-SNE, perplexity {perplexity:g}, {how}"
     )
     if labelled:
         share = neighbour_agreement(points, x, labels)

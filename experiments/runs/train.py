@@ -21,6 +21,7 @@ from experiments.runs.snapshots import check_space
 from experiments.runs.threads import choose_threads
 from experiments.runs.view_grid import STRIP, draw_view_grid, draw_view_strip
 from experiments.tracking.claims import claim_config
+from experiments.tracking.images import images_changed, tag_of
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
@@ -71,7 +72,7 @@ def train(
         unfinished = _resumable(earlier)
         if unfinished is None and resume:
             if not (started := [record for record in earlier if not record.finished]):
-                raise _nothing_to_resume(config, identity, store)
+                raise _nothing_to_resume(config, prepared.data, store)
             observer.say(f"run {started[0].name} ({started[0].short_id}) has no checkpoint yet: it starts over")
         unfinished = _choose(unfinished, resume, again)
         config = prepared.fitted
@@ -82,6 +83,7 @@ def train(
             tracker = Tracker(store, unfinished.id)
         else:
             own = {"config_key": config.key(), "data_digest": identity, "seed": str(config.seed)}
+            own |= tag_of(prepared.data)
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
             tracker = start_run(store, config.run_name(), "pretrain", config.flat(), {**own, **tags}, parent=parent)
@@ -131,8 +133,9 @@ def _choose(unfinished: Record | None, resume: bool | None, again: bool) -> Reco
     return None
 
 
-def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError:
+def _nothing_to_resume(config: Config, data: Dataset, store: Store) -> UserError:
     """Why no run of a config can be resumed on these images."""
+    identity = data.identity
     others = _resumable(store.of_config(config))
     if others is None:
         for precision in devices.PRECISIONS:
@@ -147,11 +150,7 @@ def _nothing_to_resume(config: Config, identity: str, store: Store) -> UserError
                 f"now: resume it with --set init='{started.params['init']}', or leave out --resume to start a new run"
             )
         return UserError("no unfinished run of this config has a checkpoint: leave out --resume to start one")
-    return UserError(
-        f"the images changed since run {others.short_id} started (their digest is {short_identity(identity)}, "
-        f"and was {short_identity(others.tags['data_digest'])}): restore them, or leave out --resume to train on "
-        f"the images of today"
-    )
+    return images_changed(others, data)
 
 
 def _started_elsewhere(config: Config, identity: str, store: Store) -> Record | None:

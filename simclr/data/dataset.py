@@ -128,6 +128,17 @@ class Dataset:
     source: Source | None = None  # None for images that were not read, but made up
     skipped: tuple[str, ...] = ()  # files of the source that have no row, each with the reason in brackets
     units: Array | None = None  # a number for each row, if some stay in one part: copies, and images of a group
+    place: str = ""  # the name of the folder or file of the user's own images
+
+    @property
+    def title(self) -> str:
+        """What messages and pictures call it: its name, or that of the folder of the user's own images."""
+        return self.place or self.name
+
+    @property
+    def used(self) -> int:
+        """Number of images in all parts."""
+        return sum(len(self.parts[part]) for part in ("pretrain", "val", "test"))
 
     @property
     def side(self) -> int:
@@ -189,6 +200,11 @@ def decoding_of(config: DataConfig) -> Decoding:
     return Decoding(stored_side(config), config.background, None if config.range == "auto" else config.range)
 
 
+def own_name(config: DataConfig) -> str:
+    """The name of the folder or file of the user's own images. Empty for a known data set."""
+    return printable(config.dir.name) if config.dataset == "folder" and config.dir is not None else ""
+
+
 def with_range(config: DataConfig, data: Dataset) -> DataConfig:
     """The config with the range of values that was found in its images, for those who embed other images later."""
     return config if data.range is None else config.model_copy(update={"range": data.range})
@@ -200,12 +216,14 @@ def stored_side(config: DataConfig) -> int:
 
 
 @contextmanager
-def _reading(dataset: str) -> Iterator[None]:
+def _reading(config: DataConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
         reason = " ".join(str(error).split())  # tarfile's has several lines
-        raise UserError(f"can't read the data set '{dataset}': {reason}") from None
+        name = own_name(config)
+        what = f"the images in {name}" if name else f"the data set '{config.dataset}'"
+        raise UserError(f"can't read {what}: {reason}") from None
 
 
 def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> Source:
@@ -215,9 +233,9 @@ def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> So
     given = {name for name in options if options[name] != DataConfig.model_fields[name].default}
     for name in (name for name in options if name in given and name not in row.options):
         raise UserError(f"data.{name} is not a setting of the data set '{config.dataset}': leave it out")
-    with _reading(config.dataset):
+    with _reading(config):
         source = row.load(config.dataset, config.dir, home, observer, **{name: options[name] for name in row.options})
-    return source._replace(read=_reading(config.dataset)(source.read))
+    return source._replace(read=_reading(config)(source.read))
 
 
 def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) -> Dataset:
@@ -259,6 +277,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         source,
         store.skipped,
         units,
+        own_name(config),
     )
 
 

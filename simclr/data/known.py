@@ -13,7 +13,7 @@ import numpy as np
 from simclr.data import shapes
 from simclr.data.download import DOWNLOADS, fetch
 from simclr.data.images import Array, Files
-from simclr.data.source import UNLABELLED, Contents, Source, Split, fingerprint, fingerprint_folder
+from simclr.data.source import UNLABELLED, Contents, Source, Split, fingerprint, fingerprint_folder, is_there
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.randomness import permutation
@@ -23,12 +23,10 @@ BUILT_IN = ("shapes", "digits")  # data sets that read no files
 
 def _refuse_folder(name: str, folder: Path | None) -> None:
     if folder is not None:
-        exists = str(folder).startswith("hf:") or "{" in str(folder) or folder.exists()
         other = f", or add --dataset folder to use the images in {folder}"
         gone = f", which names {folder}: it doesn't exist"
-        raise UserError(
-            f"the data set '{name}' is built in and reads no folder: leave out --data-dir{other if exists else gone}"
-        )
+        more = other if is_there(folder) else gone
+        raise UserError(f"the data set '{name}' is built in and reads no folder: leave out --data-dir{more}")
 
 
 def load_shapes(name: str, folder: Path | None, home: Path, observer: Observer) -> Source:

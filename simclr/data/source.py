@@ -57,6 +57,11 @@ class Source(NamedTuple):
 Loader = Callable[..., Source]
 
 
+def is_there(place: Path) -> bool:
+    """Whether images are at a place: a path that exists, a name on a hub, or shards like a-{000..009}.tar."""
+    return str(place).startswith("hf:") or "{" in str(place) or place.exists()
+
+
 def fingerprint(*parts: object) -> str:
     """Hash values by their repr."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -53,11 +53,13 @@ def check(subject: Subject, names: list[str]) -> None:
         sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
         images = ", ".join(f"{size} {part}" for part, size in sizes.items())
         if EVALUATIONS[name].needs_labels and not has_test_labels(data):
-            remedy = "Sort the images into two or more folders, one for each class"
+            remedy = "Name a table of labels (--labels TABLE), or sort the images into folders, one for each class"
+            if subject.config.data.unlabelled:
+                remedy += " (and add --set data.unlabelled=false)"
             if len(data.classes) > 1 and not sizes["test"]:
                 remedy = "Add a folder of test images, train with data.val_fraction above 0, which holds some out"
             raise UserError(
-                f"--{name} needs labels, but '{data.name}' has {len(data.classes)} classes and these labelled images: "
+                f"--{name} needs labels, but {data.title} has {len(data.classes)} classes and these labelled images: "
                 f"{images}. {remedy}, or use --no-labels"
             )
         get_evaluation(subject.protocol, name).check(subject)

@@ -48,7 +48,7 @@ PARSED_ONLY = {  # by what occurs in the command
 }
 STAND_INS = {"PRESET": "shapes", "AXIS": "head", "LIMIT": "2400", "CONFIG": "d", "FOLDER": "photos", "NAME": "shapes"}
 OTHER = {"torchrun", "git", "cd", "source", "wait", "export", "mlflow", "python3", ".venv/bin/optuna-dashboard", "pip"}
-OTHER |= {"sudo", "set", "ssh"}
+OTHER |= {"cat", "sudo", "set", "ssh"}
 GROUP: Any = typer.main.get_command(cli.app)
 
 
@@ -119,6 +119,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(folder / name)
     Image.open(folder / "photos/cat/0.jpg").save(folder / "one.jpg")
+    rows = [f"cat/{number}.jpg,{'outdoors' if number % 2 else 'indoors'}" for number in range(40)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]))
     for name in ("theirs.ckpt", "resnet18-f37072fd.pth"):
         torch.save(torchvision.models.resnet18().state_dict(), folder / name)
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from time import monotonic
@@ -159,8 +160,35 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     done = run("eval", "--no-labels")
     (images / "flat" / "new.png").unlink()
     assert done.exit_code == 0, done.output
-    assert "have changed since this encoder was trained" in done.stderr
+    assert "the images of flat have changed since this encoder was trained on them (40 then, 41 now)" in done.stderr
     assert_one_line(run("eval", "unlabelled-s0", "--knn"), 2, "--knn needs labels")
+
+
+def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(images / "two", tmp_path / "copy")
+    names = sorted(path.relative_to(images / "two").as_posix() for path in (images / "two").rglob("*.png"))
+    rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names[:30])]
+    Path("labels.csv").write_text("\n".join(["file,label", *rows]))
+    Path("blank.csv").write_text("\n".join(["file,about", *(f"{name}," for name in names)]))
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "later"]
+    done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "two", "--unlabelled", *small)
+    assert done.exit_code == 0, done.output
+    seen = "was trained on images of {} without labels, so it may have seen test images"
+    places = {(): "two", ("--transfer", images / "two"): "two", ("--data-dir", tmp_path / "copy"): "copy"}
+    for place, name in (places | {("--transfer", tmp_path / "copy"): "copy"}).items():
+        done = run("eval", "later-s0", "--knn", "--labels", "labels.csv", *place)
+        assert done.exit_code == 0, done.output
+        assert "30 images, 2 classes from labels.csv: a, b; 24 train, 3 validation, 3 test" in done.stderr
+        assert seen.format(name) in done.stderr
+    done = run("explore", "later-s0", images / "two", "--labels", "labels.csv")
+    assert "30 images, 2 classes from labels.csv" in done.stderr
+    assert seen.format("two") not in done.stderr  # nothing is measured
+    done = run("eval", "later-s0", "--knn", "--set", "data.unlabelled=false")  # they were sorted into folders
+    assert "2 classes from folder names" in done.stderr
+    for command in (["eval", "later-s0", "--no-labels"], ["explore", "later-s0", images / "two"]):
+        assert_one_line(run(*command, "--labels", "blank.csv"), 2, "gives no image of two a label")
 
 
 def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:

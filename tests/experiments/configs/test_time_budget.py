@@ -237,5 +237,26 @@ def test_an_interrupted_run_resumes_with_its_config(store: Store, clock: SimpleN
     assert (record.id, record.status, record.params) == (interrupted.id, "FINISHED", interrupted.params)
 
 
+@pytest.mark.usefixtures("steps")
+def test_a_run_whose_images_have_changed_is_not_resumed_and_named(store: Store, tmp_path: Path) -> None:
+    (images := tmp_path / "photos").mkdir()
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(images / f"{number}.png")
+    config = tiny(data={"dataset": "folder", "dir": str(images), "side": 16}, train={"batch_size": 8})
+    chosen, request = choose_config(config, budget := budget_of(30.0, SMALL), store)
+    stopped = type("Stopped", (Observer,), {"stop": lambda self: True})()
+    with pytest.raises(Interrupted):
+        train(prepare(chosen, store.folder), store, tags={"request": request}, observer=stopped)
+    (run,) = store.records(kind="pretrain")
+    Image.new("RGB", (20, 20)).save(extra := images / "extra.png")
+    named = rf"^{run.name} \({run.short_id}\) is unfinished, but its images have changed \(20 then, 21 now; digest "
+    with pytest.raises(UserError, match=named):
+        choose_config(config, budget, store, resume=True)
+    extra.unlink()
+    other = budget.model_copy(update={"hours": 2 * budget.hours})
+    with pytest.raises(UserError, match=r"is unfinished, but it was started on another machine, or with another --hou"):
+        choose_config(config, other, store, resume=True)
+
+
 def test_speed_is_measured_without_the_images() -> None:
     assert 0 < time_budget.seconds_per_image(tiny(train={"batch_size": 8})) < 60

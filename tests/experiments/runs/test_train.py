@@ -140,7 +140,8 @@ def test_images_that_changed_since_a_run_started_are_named(prepared: Prepared, s
     own = prepared.data.digest[:8]
     for change, now in (({"digest": "0123abcdef"}, "0123abcd"), ({"division": "4567abcdef"}, f"{own}-4567abcd")):
         changed = replace(prepared, data=replace(prepared.data, **change))
-        message = rf"the images changed since run {stopped.short_id} started \(their digest is {now}, and was {own}\)"
+        counts = rf"{prepared.data.used:,} then, {prepared.data.used:,} now"
+        message = rf"{stopped.short_id}\) is unfinished, but its images .* \({counts}; digest {now}, was {own}\)"
         with pytest.raises(UserError, match=message):
             train(changed, store, resume=True)
 
