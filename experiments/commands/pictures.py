@@ -240,14 +240,16 @@ def neighbours(  # over 60 lines, because of its signature
     """
     from experiments.runs.encoders import find_encoder, open_subject
     from experiments.runs.pictures import keep
-    from experiments.runs.similar import bank_in, bank_of, search, write_found
+    from experiments.runs.similar import bank_in, bank_of, read_queries, search, write_found
     from experiments.tracking.store import Store, home
+    from simclr.data.dataset import decoding_of
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
     from simclr.weights.features import holds_features
 
     store = Store(home())
     found = find_encoder(run, store)
+    read_queries(images, decoding_of(found.config.data))  # raises for those that can't be read, before any work
     with Terminal() as terminal:
         if among is not None and holds_features(Path(among)):
             of_images: dict[str, object] = {

@@ -76,6 +76,9 @@ class TimeBudget(Section):
     """The table [time]: how long to train, and what to choose from, best first (see time_budget.choose_config)."""
 
     hours: Annotated[float, Field(gt=0, le=8760)]  # hours for the whole command, at most a year
+    # A batch larger than the data set is halved until it fits, but not below this. Without it, or if you set
+    # train.batch_size, such a batch is an error.
+    smallest_batch: Annotated[int, Field(ge=2)] | None = None
     # Tables with `epochs` and `set`. The first whose epochs fit into the time is trained, or else the last.
     choices: Annotated[Many[Choice], Field(min_length=1, max_length=MOST_VALUES)] = (Choice(),)
 
@@ -216,7 +219,8 @@ def resolve_timed(
                 + (", or start from --preset cifar10-cpu --dataset folder" if preset == "half-hour" else "")
             )
         choices = tuple(choice.without(from_file | changes) for choice in time.choices)
-        time = time.model_copy(update={"choices": choices})
+        smallest = None if "train.batch_size" in from_file | changes else time.smallest_batch
+        time = time.model_copy(update={"choices": choices, "smallest_batch": smallest})
     try:
         chosen = with_weights(make(table))
     except UserError as error:

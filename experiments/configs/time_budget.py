@@ -43,8 +43,9 @@ def choose_config(
     """The config to train on this machine, and a hash of the request, which its run gets as the tag `request`.
 
     Takes the first choice whose epochs fit into the time that is left after its images are decoded, or else the last
-    choice, and trains it for as many epochs as fit. Skips choices with images larger than the files, with a batch
-    larger than the data set, those that don't fit into memory, and those that there is no time to measure.
+    choice, and trains it for as many epochs as fit. A batch larger than the data set is halved if it may be. Skips
+    choices with images larger than the files, with a batch of their own that is larger than the data set, those that
+    don't fit into memory, and those that there is no time to measure.
 
     A run of the same request that has finished or has a checkpoint keeps its config. With `resume` only unfinished ones
     count, the newest with a checkpoint or else the newest, with `again` none does. Raises UserError if not even one
@@ -54,7 +55,8 @@ def choose_config(
     source = source_of(config.data, store.folder, observer)
     machine = devices.describe(devices.resolve(config.device)), config.memory
     stated = config.key(config.train.precision)  # as in earlier versions, whose runs are thus found
-    text = repr((stated, asked.model_dump_json(), source.fingerprint, machine))
+    table = asked.model_dump_json(exclude={"smallest_batch"})  # as in earlier versions
+    text = repr((stated, table, source.fingerprint, machine))
     request = blake2b(text.encode(), digest_size=8).hexdigest()
     if (earlier := _earlier_choice(config, asked, store, request, resume=resume, again=again)) is not None:
         return earlier, request
@@ -84,8 +86,11 @@ def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start
             measured += time.monotonic() - before
 
     *preferred, last = asked.choices
+    data = open_dataset(_apply(config, last).data, store.folder, observer)
+    images = len(data.parts["pretrain"])
+    config = _with_batch(config, asked, images)
     fallback = _apply(config, last)
-    images = len(open_dataset(fallback.data, store.folder, observer).parts["pretrain"])
+    count_steps(fallback, data)  # raises for a batch that is too large, before anything is measured
     observer.progress(MEASURING, 0, len(asked.choices))
     fallback_speed = measure(fallback)
     flop_per_second = memory.flops(fallback, 0) / fallback_speed
@@ -119,6 +124,14 @@ def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start
     )
 
 
+def _with_batch(config: Config, asked: TimeBudget, images: int) -> Config:
+    """The config with a batch of so many images or fewer: half of its own, a quarter and so on, if that may be."""
+    batch = config.train.batch_size
+    while asked.smallest_batch is not None and batch > images and batch // 2 >= asked.smallest_batch:
+        batch //= 2
+    return changed(config, {"train.batch_size": batch}) if batch < config.train.batch_size else config
+
+
 def _apply(config: Config, choice: Choice, epochs: int = 1) -> Config:
     return changed(config, {**choice.set, "train.epochs": epochs})
 
@@ -143,6 +156,7 @@ def _earlier_choice(
 
 def _choice_of(record: Record, config: Config, asked: TimeBudget) -> Config | None:
     """The config of a run that the same options gave, if they did."""
+    config = _with_batch(config, asked, int(record.params["train.batch_size"]))
     for choice in asked.choices:
         chosen = _apply(config, choice, int(record.params["train.epochs"]))
         if record.is_of(chosen):

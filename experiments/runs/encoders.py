@@ -258,7 +258,7 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
         )
     return UserError(
         f"the images of {data.title} or their labels differ from those that this encoder was trained on {digests}, so "
-        f"it may have seen some of the test images: restore the folder and the labels to what they were"
+        f"it may have seen some of the test images: restore the folder to what it was"
     )
 
 

@@ -102,7 +102,7 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
     disk, an image of the same pixels. Its copies under other names stay. Raises UserError for queries that can't be
     read.
     """
-    images = _read_queries(queries, bank.decoding)
+    images = read_queries(queries, bank.decoding)
     with devices.memory_errors("use --device cpu"):
         x = features(bank.model, images, np.arange(len(images)), torch.float32, bank.layer)
         near = nearest(bank.features, x, count + 1)
@@ -117,7 +117,8 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
     return found
 
 
-def _read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
+def read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
+    """The images in some files, as uint8 N x 3 x S x S. Raises UserError for those that can't be read."""
     for file in files:
         if not file.is_file():
             what = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"

@@ -50,6 +50,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     check_labels(baseline.config, judged_on(data, baseline.on), "ablate")
     if baseline.resplit:
         _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
+    observer.say(f"timing {len(plan.cells)} cells" if len(plan.cells) > 1 else "timing the baseline")
     found: list[Forecast] = []
     broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):

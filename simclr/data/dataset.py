@@ -232,7 +232,8 @@ def source_of(config: DataConfig, home: Path, observer: Observer = SILENT) -> So
     options = {name: getattr(config, name) for row in DATASETS.values() for name in row.options}
     given = {name for name in options if options[name] != DataConfig.model_fields[name].default}
     for name in (name for name in options if name in given and name not in row.options):
-        raise UserError(f"data.{name} is not a setting of the data set '{config.dataset}': leave it out")
+        own = "" if config.dir is None else f", or add --dataset folder to use the images in {config.dir}"
+        raise UserError(f"data.{name} is not a setting of the data set '{config.dataset}': leave it out{own}")
     with _reading(config):
         source = row.load(config.dataset, config.dir, home, observer, **{name: options[name] for name in row.options})
     return source._replace(read=_reading(config)(source.read))
@@ -341,9 +342,11 @@ def _divide(
             _check_classes(whole, labels, config)
             sentences += describe_groups(groups, parts)
         if lost := len(np.setdiff1d(apart["pretrain"], np.concatenate(list(whole.values())))):
-            sentences.append(
-                f"{lost:,} images without labels are left out, because others of their groups are held out"
-            )
+            what = "image without a label is" if lost == 1 else "images without labels are"
+            others = "copies of it" if lost == 1 else "copies of them"
+            if groups is not None:
+                others = f"others of {'its group' if lost == 1 else 'their groups'}"
+            sentences.append(f"{lost:,} {what} left out, because {others} are held out")
         for part in ("val", "test"):
             for label in np.setdiff1d(labels[apart[part]], labels[whole[part]]):
                 sentences.append(

@@ -14,6 +14,7 @@ from simclr.data import shapes
 from simclr.data.download import DOWNLOADS, fetch
 from simclr.data.images import Array, Files
 from simclr.data.source import UNLABELLED, Contents, Source, Split, fingerprint, fingerprint_folder, is_there
+from simclr.data.suffixes import OTHER_SUFFIXES, suffix_of
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.randomness import permutation
@@ -58,17 +59,39 @@ def load_digits(name: str, folder: Path | None, home: Path, observer: Observer) 
     return Source(fingerprint("digits"), read)
 
 
-def _download_folder(folder: Path | None, home: Path) -> Path:
-    return folder or home / "downloads"
+def _download_folder(name: str, folder: Path | None, home: Path) -> Path:
+    """Where the archive of a data set is, or is downloaded to: a folder of the user's, which may be new, or `home`.
+
+    Raises UserError for a file, or what is called as one.
+    """
+    if folder is None:
+        return home / "downloads"
+    if folder.is_file():
+        archive = DOWNLOADS[name].url.rpartition("/")[2]
+        raise UserError(
+            f"{folder} is a file, and --data-dir (data.dir) of the data set '{name}' is the folder of {archive}: to "
+            f"use the images in that file, add --dataset folder"
+        )
+    if not folder.exists() and suffix_of(folder.name) in OTHER_SUFFIXES:
+        raise UserError(f"there is no file {folder}: check --data-dir (data.dir)")
+    return folder
+
+
+def _fetch(name: str, place: Path, home: Path, observer: Observer) -> Path:
+    """The archive of a data set in a folder, which may be new, unless the one that it lies in is missing, too."""
+    if not place.parent.exists() and place.parent != home:
+        raise UserError(f"there is no folder {place.parent} to download into: check --data-dir (data.dir)")
+    return fetch(name, place, observer)
 
 
 def _load_tar(
     name: str, folder: Path | None, home: Path, observer: Observer, arrange: Callable[[dict[str, bytes]], Contents]
 ) -> Source:
     """A data set in one tar archive. `arrange` turns the archive's files, by name without folder, into Contents."""
+    place = _download_folder(name, folder, home)
 
     def read() -> Contents:
-        archive = fetch(name, _download_folder(folder, home), observer)
+        archive = _fetch(name, place, home, observer)
         with tarfile.open(archive) as tar:
             members = ((Path(member.name).name, tar.extractfile(member)) for member in tar if member.isfile())
             files = {member_name: file.read() for member_name, file in members if file}
@@ -136,7 +159,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
     The classes are train/<wnid>/images. The labelled images of val are the test set, since the labels of test/ are not
     public.
     """
-    root = _download_folder(folder, home)
+    root = _download_folder(name, folder, home)
     unpacked = next((path for path in (root, root / "tiny-imagenet-200") if (path / "wnids.txt").exists()), None)
     if unpacked:
         files = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.JPEG"))
@@ -147,7 +170,7 @@ def load_tiny_imagenet(name: str, folder: Path | None, home: Path, observer: Obs
         )
 
     def read() -> Contents:
-        archive = zipfile.ZipFile(fetch(name, root, observer))
+        archive = zipfile.ZipFile(_fetch(name, root, home, observer))
         files = sorted(member.partition("/")[2] for member in archive.namelist() if member.endswith(".JPEG"))
         return _arrange_tiny_imagenet(Files(files, lambda file: archive.read(f"tiny-imagenet-200/{file}")))
 

@@ -28,6 +28,7 @@ from simclr.progress import Observer
 
 FORMAT = 2  # part of the name of every store's folder: a new number makes the suite decode everything again
 HASHES = "hashes.npy"
+MANY = 5000  # images from which on decoding takes more than some seconds
 CHUNK = 1 << 24  # bytes of images that are copied or counted at a time
 
 
@@ -200,6 +201,8 @@ def _create(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool
 def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool, observer: Observer) -> None:
     """Decode all splits, one after the other, into images.npy, labels.npy and meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
+    if len(labels) >= MANY:
+        observer.say(f"decoding {len(labels):,} images, which is done once")
     images = allocate(folder / "images.npy", (len(labels), 3, decoding.side, decoding.side))
     decoding, bad, notes = fill(contents, images, decoding, observer)
     ends = np.cumsum([len(split.labels) for split in contents.splits.values()]).tolist()

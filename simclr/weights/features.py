@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 
@@ -100,14 +101,30 @@ def write_features(path: Path, batches: Batches, encoder: str) -> None:
 
 
 def holds_features(path: Path) -> bool:
-    """Whether a path is a Parquet file of features, as `write_features` writes it."""
+    """Whether a path is a Parquet file of features, as `write_features` writes it.
+
+    Raises UserError for features in another of its forms, which can't be read.
+    """
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
+    if path.is_file() and _starts_as_features(path):
+        raise UserError(f"{path} is a table of features: expected the .parquet file that `simclr embed` writes")
     try:
         return path.suffix == ".parquet" and path.is_file() and bool(read_schema(path).names == COLUMNS)
     except ArrowException:
         return False
+
+
+def _starts_as_features(path: Path) -> bool:
+    """Whether a .csv or .npz file is one of `write_features`."""
+    if path.suffix == ".csv":
+        with path.open("rb") as file:
+            return file.readline(20).startswith(b"file,0")
+    if path.suffix == ".npz" and is_zipfile(path):
+        with ZipFile(path) as archive:
+            return archive.namelist() == ["files.npy", "features.npy", "encoder.npy"]
+    return False
 
 
 def read_features(path: Path) -> Features:

@@ -102,6 +102,7 @@ def test_maps_and_neighbours_are_kept_with_the_run(run: Run, trained: Store, ima
             assert trained.find("tiny-s0").artifact(artifact).read_bytes() == Path(file).read_bytes()
 
 
+QUERY = "IMAGES/flat/0.png"
 WRONG = {
     "a file to draw in": (["tsne", "tiny-s0", "--out", "tiny.toml/t"], "tiny.toml is a file, not a folder"),
     "a folder to draw to": (["tsne", "tiny-s0", "--out", "."], ". is a folder: expected the name of a file"),
@@ -110,20 +111,25 @@ WRONG = {
     "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),
     "no such metric": (["plot", "los", "tiny-s0"], "has no curve 'los': did you mean 'loss'? choose from "),
     "no image to look for": (["neighbours", "tiny-s0", "nowhere.png"], "there is no file nowhere.png: expected"),
+    "no image, and no others": (["neighbours", "tiny-s0", "nowhere.png", "--among", "nowhere"], "there is no file now"),
+    "features as a table": (
+        ["neighbours", "tiny-s0", QUERY, "--among", "features.csv"],
+        "features.csv is a table of features: expected the .parquet file that `simclr embed` writes",
+    ),
     "no file of this kind": (
         ["neighbours", "a", "a.png", "--out", "a.txt"],
         "expected a file that ends in .html or .csv",
     ),
-    "no such images": (["neighbours", "tiny-s0", "tiny.toml", "--among", "nowhere"], "unknown data set or folder"),
+    "no such images": (["neighbours", "tiny-s0", QUERY, "--among", "nowhere"], "unknown data set or folder"),
     "settings of no other images": (
-        ["neighbours", "tiny-s0", "tiny.toml", "--set", "data.side=8"],
+        ["neighbours", "tiny-s0", QUERY, "--set", "data.side=8"],
         "data.side=8 is for other images than the run's own",
     ),
     "no page": (["explore", "tiny-s0", "--out", "e.png"], "can't write to e.png: expected a file that ends in .html"),
     "no folder to explore": (["explore", "tiny-s0", "nowhere"], "unknown data set or folder 'nowhere'"),
     "settings of no folder": (["explore", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for other images than"),
     "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
-    "built-in data": (["neighbours", "tiny-s0", "tiny.toml", "--data-dir", "."], "'digits' is built in and reads no"),
+    "built-in data": (["neighbours", "tiny-s0", QUERY, "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
     "settings of other images": (
         ["tsne", "tiny-s0", "--transfer", "shapes", "--set", "data.label_column=a"],
@@ -136,9 +142,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
+def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, images: Path) -> None:
     arguments, message = WRONG[case]
-    assert_one_line(run(*arguments), 2, message)
+    Path("features.csv").write_text("file,0,1\na.png,0.5,0.25\n")
+    assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
 
 
 @pytest.mark.parametrize("name", ["views", "plot"])

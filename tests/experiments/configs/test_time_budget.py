@@ -92,6 +92,20 @@ def test_time_for_decoding_and_measuring_is_subtracted(
 
 
 @pytest.mark.usefixtures("speed")
+def test_batches_of_few_images_are_small_and_found_again(store: Store) -> None:
+    few = tiny(data={"limit": 80})
+    asked = budget_of(31.0, SMALL).model_copy(update={"smallest_batch": 16})
+    chosen, request = choose_config(few, asked, store)
+    assert chosen.train.batch_size == 64
+    own = {"request": request, "config_key": chosen.key()}
+    start_run(store, "run", "pretrain", chosen.flat(), own).finish("FINISHED")
+    assert choose_config(few, asked, store) == (chosen, request)
+    with pytest.raises(UserError, match=r"train\.batch_size = 256 is larger than the 80 images"):
+        choose_config(few, asked.model_copy(update={"smallest_batch": None}), store)  # nothing was measured
+    assert choose_config(tiny(), asked, store)[0].train.batch_size == 256
+
+
+@pytest.mark.usefixtures("speed")
 def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
     large, fits = ({"epochs": 1, "set": {"train.batch_size": size}} for size in (2048, 512))
     assert choose_config(tiny(), budget_of(31.0, large, fits, SMALL), store)[0].train.batch_size == 512

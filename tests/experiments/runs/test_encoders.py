@@ -89,7 +89,9 @@ def test_a_remedy_fits_what_started_the_run(store: Store) -> None:
 
 def test_changed_images_are_refused(trained: Store) -> None:
     found = find_encoder("t0.2-s0", trained)._replace(digest="0123456789")
-    with pytest.raises(UserError, match="the images of 'digits' differ from those that this encoder was trained on"):
+    with pytest.raises(
+        UserError, match="the images of digits or their labels differ from those that this encoder was trained on"
+    ):
         open_subject(found, trained, make_protocol([]))
 
 

@@ -165,7 +165,7 @@ def test_subfolders_of_images_without_classes_are_a_colour() -> None:
 
 def test_too_few_images_and_collapsed_encoders_have_no_map(digits: Dataset, store: Store, tmp_path: Path) -> None:
     subject = subject_of(digits)
-    with pytest.raises(UserError, match="'digits' has 4 images: expected 10 or more, for a map"):
+    with pytest.raises(UserError, match="digits has 4 images: expected 10 or more, for a map"):
         write(subject, store, tmp_path / "e.html", images=4)
     for parameter in subject.model.parameters():
         parameter.data.zero_()

@@ -136,6 +136,16 @@ def test_copies_are_counted():
     assert describe_copies(np.arange(9).astype(np.uint64), labels, parts) == []
 
 
+def test_copies_of_held_out_images_that_have_no_labels_are_counted(home, tmp_path):
+    for i in range(20):
+        write(tmp_path / "photos" / f"{i:02}.png", plain(i))
+        write(tmp_path / "photos" / f"copy{i:02}.png", plain(i))
+    rows = [(f"{i:02}.png", "ab"[i % 2]) for i in range(20)] + [(f"copy{i:02}.png", "") for i in range(20)]
+    write_table(tmp_path / "photos", "file,label", rows)
+    texts = notes(home, dir=tmp_path / "photos")
+    assert "warning: 4 images without labels are left out, because copies of them are held out" in texts
+
+
 def test_a_class_that_copies_keep_out_of_a_part_is_reported(home, tmp_path):
     write_class_folder(tmp_path / "photos", classes=("ship",), each=20)
     for i in range(20):

@@ -1,6 +1,7 @@
 """Each data set is read from its archive or folder in the published layout. Other layouts are errors with a remedy."""
 
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_archive_of_another_version_is_an_error(home, monkeypatch):
     content = make_tar({"cifar-10-batches-py/data_batch_1": b"a pickle"})
     archive = write(home / "downloads" / publish(monkeypatch, "cifar10", content), content)
     assert f"{archive} is not the binary version of cifar10" in error_message(home, "cifar10")
+
+
+def test_nothing_is_created_for_a_folder_that_cannot_be_meant(home, tmp_path):
+    archive = write(tmp_path / "photos.zip", make_zip({"a.png": encode(np.zeros((8, 8), np.uint8))}))
+    messages = {
+        archive: "to use the images in that file, add --dataset folder",
+        tmp_path / "cifar.tar.gz": f"there is no file {tmp_path / 'cifar.tar.gz'}",
+        tmp_path / "data" / "cifar": f"there is no folder {tmp_path / 'data'} to download into",
+    }
+    for dataset, (place, message) in product(("cifar10", "tiny-imagenet"), messages.items()):
+        assert message in error_message(home, dataset, dir=place)
+    assert list(tmp_path.iterdir()) == [archive]
+    assert f"or add --dataset folder to use the images in {tmp_path}" in error_message(
+        home, "digits", unlabelled=True, dir=tmp_path
+    )
 
 
 def test_archive_that_cannot_be_opened_is_an_error(home, monkeypatch):
