@@ -221,8 +221,7 @@ def _reading(config: DataConfig) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
         reason = " ".join(str(error).split())  # tarfile's has several lines
-        name = own_name(config)
-        what = f"the images in {name}" if name else f"the data set '{config.dataset}'"
+        what = own_name(config) or f"the data set '{config.dataset}'"
         raise UserError(f"can't read {what}: {reason}") from None
 
 
