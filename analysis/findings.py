@@ -30,7 +30,7 @@ def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> l
         best = table.dropna(subset=["mean"]).sort_values("mean").iloc[-1]
         return [
             f"No cell can be compared with the baseline yet. The best result so far is {_value(best['mean'], metric)} "
-            f"{_words(metric)}, of '{best['cell']}'."
+            f"{metric_words(metric)}, of '{best['cell']}'."
         ]
     ranked = sorted(compared, key=lambda cell: -abs(cell["difference"]))
     clear = [cell for cell in ranked if cell["p_holm"] < SIGNIFICANT]
@@ -71,13 +71,13 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
         if largest["pairs"] >= FEWEST:
             why = "It is the same in all seeds, so there is no spread to judge it by."
         return [
-            f"{describe_cell(largest['cell'])}, {_words(metric)} is {size.lstrip('+-')} "
+            f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
             f"{_seeds(largest['pairs'])}.",
             why,
         ]
     return [
-        f"No cell differs clearly from the baseline in {_words(metric)} ({_value(baseline, metric)}), over "
+        f"No cell differs clearly from the baseline in {metric_words(metric)} ({_value(baseline, metric)}), over "
         f"{_seeds(largest['pairs'])}.",
         " ".join(
             [
@@ -97,7 +97,7 @@ def _difference(cell: Mapping[Any, Any], metric: str) -> str:
     # Only if no seed lacks a partner is the difference that of the means.
     change = f", from {cell['mean'] - difference:.1f} to {cell['mean']:.1f}" if cell["pairs"] == cell["n"] else ""
     return (
-        f"{describe_cell(cell['cell'])}, {_words(metric)} {verb} by {abs(difference):.1f}{_points(metric)} "
+        f"{describe_cell(cell['cell'])}, {metric_words(metric)} {verb} by {abs(difference):.1f}{_points(metric)} "
         f"({low:.1f} to {high:.1f}){change}, over {_seeds(cell['pairs'])}."
     )
 
@@ -161,7 +161,7 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _words(metric: str) -> str:
+def metric_words(metric: str) -> str:
     """A metric as it is called in a sentence."""
     return metric_label(metric).replace("top-1", "accuracy").replace("top-5", "top-5 accuracy")
 
@@ -185,7 +185,7 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
         return [f"Trained {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]
     row = (linear if len(linear) else accuracies).iloc[0]
-    how = f"By {_words(row['metric'])}, it"
+    how = f"By {metric_words(row['metric'])}, it"
     if row["metric"].removeprefix("val/") == "linear_top1":
         how = "A linear classifier on its features"
     part = "validation" if is_on_validation(row["metric"]) else "test"

@@ -29,7 +29,8 @@ def escape(text: str) -> str:
 def latex_table(columns: str, lines: Sequence[str], caption: str, label: str, comment: str = "") -> str:
     """A table environment. `caption` is LaTeX; of `label` the letters, digits and hyphens are used.
 
-    It starts with comments: the package that it needs, and the line `comment`.
+    Without a caption there is no label, either, as nothing could refer to it. It starts with comments: the package that
+    it needs, and the line `comment`.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
     return "\n".join(
@@ -38,8 +39,9 @@ def latex_table(columns: str, lines: Sequence[str], caption: str, label: str, co
             *[f"% {comment}"] * bool(comment),
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{caption}}}",
-            rf"  \label{{tab:{name}}}",
+            *[rf"  \caption{{{caption}}}", rf"  \label{{tab:{name}}}"] * bool(caption),
+            r"  \small",
+            r"  \setlength{\tabcolsep}{4pt}",
             rf"  \begin{{tabular}}{{{columns}}}",
             r"    \toprule",
             *(f"    {line}" for line in lines),

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.findings import count
+from analysis.findings import count, metric_words
 from analysis.latex import escape, latex_table
 from analysis.summary import SIGNIFICANT
 from analysis.tables import is_accuracy, metric_label, signed, with_interval
+
+NARROW, COLUMN = 24, 0.3  # characters of names from which on they are in several lines, and the width of these
 
 
 def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -53,32 +55,43 @@ def _paper(row: Mapping[Any, Any]) -> str:
 
 
 def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, comment: str = "") -> str:
-    """A table of the cells of a study, given its tables from `analysis.summary.summary` by metric.
+    """Tables of the cells of a study, given its tables from `analysis.summary.summary` by metric: one for each metric.
 
-    For each metric it has the mean and standard deviation over seeds, the difference to the baseline with its interval,
-    and p corrected for the number of comparisons. A mean is bold if that p shows it to be lower or higher than the
-    baseline's. The caption says so, after the sentences `data` about the data. `comment` is as in `latex_table`.
+    Each has the mean and standard deviation over seeds, the difference to the baseline with its interval, and p
+    corrected for the number of comparisons. It is no wider than the text of LaTeX's article. A mean is bold if that p
+    shows it to be lower or higher than the baseline's. The caption says so, after the sentences `data` about the data.
+    The first table has the given label, and others have the metric behind it. `comment` is as in `latex_table`.
     """
-    first, *middle = (rf"\multicolumn{{3}}{{c}}{{{escape(_title(metric))}}}" for metric in summaries)
-    rules = [rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(summaries))]
-    names = [r"mean $\pm$ std", r"$\Delta$", r"$p$"] * len(summaries)
-    lines = [
-        " & ".join(["", first, *middle]) + r" \\",
-        " ".join(rules),
-        " & ".join(["Setting", *names]) + r" \\",
-        r"\midrule",
+    tables: list[str] = []
+    for metric, summary in summaries.items():
+        names = [_readable(cell) for cell in summary["cell"]]
+        broad = max(map(len, names)) > NARROW
+        rows = zip(names, _cells(summary, metric), strict=True)
+        lines = [r"Setting & mean $\pm$ std & \multicolumn{1}{c}{$\Delta$} & \multicolumn{1}{c}{$p$} \\", r"\midrule"]
+        lines += [
+            " & ".join([rf"\raggedright {escape(name)}" if broad else escape(name), *texts]) + r" \\"
+            for name, texts in rows
+        ]
+        what = f"{metric_words(metric)}{' in percent' if is_accuracy(metric) else ''}"
+        caption = (
+            rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
+            rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference to the baseline in points, "
+            rf"paired by seed, with its 95\,\% interval by Student's t. $p$: paired t test, after Holm's correction "
+            rf"for all comparisons. Bold: lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
+        )
+        own = f"{label}-{metric}" if tables else label
+        tables.append(latex_table(rf"p{{{COLUMN}\linewidth}}rrr" if broad else "lrrr", lines, caption, own, comment))
+    return "\n\n".join(tables)
+
+
+def _readable(cell: str) -> str:
+    """The name of a cell as a paper writes it: `No colour jitter, temperature = 0.1`."""
+    parts = [
+        part.replace("=", " = ") if "=" in part else part.replace("_", " ").replace("color", "colour")
+        for part in cell.split(", ")
     ]
-    cells = list(next(iter(summaries.values()))["cell"])
-    rows = zip(*(_cells(summary, metric) for metric, summary in summaries.items()), strict=True)
-    for cell, row in zip(cells, rows, strict=True):
-        lines.append(" & ".join([escape(cell), *(text for group in row for text in group)]) + r" \\")
-    seeds = count(next(iter(summaries.values()))["n"].max(), "seed")
-    caption = (
-        rf"{escape(data)} Accuracy in percent: mean and standard deviation over {seeds}. $\Delta$: difference to the "
-        rf"baseline in points, paired by seed, with its 95\,\% interval by Student's t. $p$: paired t test, after "
-        rf"Holm's correction for all comparisons. Bold: lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
-    )
-    return latex_table("l" + "rrr" * len(summaries), lines, caption, label, comment)
+    text = ", ".join(parts)
+    return text[0].upper() + text[1:] if cell.startswith(("no ", "only ", "baseline")) else text
 
 
 def _title(metric: str) -> str:

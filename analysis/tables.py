@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from analysis.latex import escape, latex_table
 from analysis.statistics import check_same_shape, mcnemar
-from analysis.text import paragraph, text_table
+from analysis.text import NUMBER, paragraph, text_table
 
 MISSING = "—"
 FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
@@ -201,11 +201,19 @@ def _without_formula(value: Any) -> Any:
     return value  # a signed number
 
 
-def latex(frame: pd.DataFrame, notes: Sequence[str]) -> str:
-    """A LaTeX table for booktabs, with the notes as its caption and the name of its first column as its label."""
-    header, *rows = [[escape(format_value(value)) for value in row] for row in [frame.columns, *frame.to_numpy(object)]]
+def latex(frame: pd.DataFrame, notes: Sequence[str], label: str = "") -> str:
+    """A LaTeX table for booktabs, with the notes as its caption. Its label is the name of its first column by default.
+
+    Columns of numbers are aligned on the right.
+    """
+    texts = _texts(frame)
+    header, *rows = [[escape(text) for text in row] for row in texts]
+    columns = "".join(
+        "r" if all(NUMBER.fullmatch(text) or text == MISSING for text in column[1:]) else "l"
+        for column in zip(*texts, strict=True)
+    )
     lines = [" & ".join(header) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
-    return latex_table("l" * len(header), lines, escape(" ".join(notes)), str(frame.columns[0]))
+    return latex_table(columns, lines, escape(" ".join(notes)), label or str(frame.columns[0]))
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[str]], str]] = {

@@ -13,6 +13,7 @@ from experiments.runs.compare import reads_labels
 from experiments.runs.looks import test_use, uses
 from experiments.studies.plan import COSTS, RATE
 from experiments.studies.results import Results, StudyDocument
+from experiments.tracking.images import images_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import digest_of
 
@@ -33,11 +34,26 @@ SINGLE = "Each interval is of one comparison by itself, and p (Holm) is correcte
 POOLED = "p (Dunnett) uses the spread of all cells together (pooled), where they vary alike."
 
 
-def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+def about(study: Record, results: Results) -> list[str]:
+    """What a study's images are and how many, the network and the epochs of its baseline, and its seeds."""
+    name, counts = images_of(study)
+    own, seeds = baseline_run(results).params, results.seeds()
+    images = f"{listed([f'{number:,}' for number in results.images()])} {IMAGES[results.document.on]}"
+    training = f"{counts['pretrain']:,} training and " if "pretrain" in counts else ""
+    return [
+        f"{name}, {training}{images}",
+        f"{own['model.backbone'].replace('resnet', 'ResNet-')} of width {float(own['model.width']):g}",
+        count(int(own["train.epochs"]), "epoch"),
+        f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}",
+    ]
+
+
+def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     """The data, its digest, and how to read the tables, in sentences."""
     document, run, seeds = results.document, baseline_run(results), results.seeds()
     measured = [cell.protocols_of(seed).values() for cell in document.cells for seed in seeds]
     protocols = {protocol for identities in measured for protocol in identities}
+    data, *baseline, own = about(study, results)
     judged, table = IMAGES[document.on], next(iter(summaries.values()))
     held_out = (
         "Evaluated on validation images. Each classifier's own settings, such as its L2 penalty, are chosen on a fifth "
@@ -60,7 +76,7 @@ def how_to_read(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list
     for metric, each in summaries.items():
         pooled.setdefault(each.attrs["pooled"], []).append(metric_label(metric))
     return [
-        f"Data: {run.params['data.dataset']}, {listed(results.images())} {judged}. Seeds: {listed(seeds)}.",
+        f"Data: {data}. Baseline: {', '.join(baseline)}. {own.capitalize()}.",
         f"Digest of the data: {run.tags['data_digest'][:8]}.",
         *chosen(document),
         *[held_out] * (document.on == "val"),

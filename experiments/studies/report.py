@@ -21,7 +21,7 @@ from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
-from experiments.studies.notes import IMAGES, baseline_run, caveats, chosen, how_to_read, listed
+from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
 from experiments.studies.results import CellDocument, Results, read_results
 from experiments.tracking.store import Record, Store
@@ -47,7 +47,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     """
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    doubts, notes = caveats(study, results, summaries), how_to_read(results, summaries)
+    doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
     named = _named(summaries, results)
     with report_folder(study, store, out) as folder:
         for metric, table in summaries.items():
@@ -62,7 +62,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     """The tables of a study in a format, and lines like those of `report`. Writes nothing."""
     results = read_results(study, store)
     summaries = _summaries(study, results)
-    doubts, notes = caveats(study, results, summaries), how_to_read(results, summaries)
+    doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
     page = [where(study, store)] if study.find_artifact(PAGE) is not None else []
     return _printed(study, results, summaries, form, notes, doubts, page)
 
@@ -131,9 +131,9 @@ def _one_table(table: pd.DataFrame, metric: str, form: str, notes: Sequence[str]
     return FORMATS[form](rows, notes)
 
 
-def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[str]) -> str:
+def _latex(summaries: Mapping[str, pd.DataFrame], label: str, notes: Sequence[str], unfinished: str = "") -> str:
     data, digest, *_ = notes
-    return latex_summary(summaries, data, label, digest)
+    return latex_summary(summaries, f"{unfinished} {data}".strip(), label, digest)
 
 
 def _printed(
@@ -163,7 +163,7 @@ def _printed(
         rows = pd.concat([each.assign(metric=name) for name, each in summaries.items()])
         return FORMATS[form](rows, []), lines
     if form == "latex":
-        return _latex(named, study.name, notes), lines
+        return _latex(named, study.name, notes, unfinished), lines
     *_, last = summaries
     below = {last: [*notes, *doubts]} if form == "markdown" else {}
     texts = [_one_table(each, metric, form, below.get(metric, [])) for metric, each in named.items()]
@@ -257,13 +257,7 @@ def _page(
     folder: Path,
 ) -> str:
     metric, table = next(iter(summaries.items()))
-    run, seeds = baseline_run(results), results.seeds()
-    facts = [
-        f"{run.params['data.dataset']}, {listed(results.images())} {IMAGES[results.document.on]}",
-        count(len(results.document.cells), "cell"),
-        f"seeds {listed(seeds)}" if len(seeds) > 1 else f"seed {listed(seeds)}",
-        count(int(run.params["train.epochs"]), "epoch"),
-    ]
+    facts = [*about(study, results), count(len(results.document.cells), "cell")]
     if (until := results.document.design.until) is not None:
         facts.append(f"seeds added for intervals of ±{until:g} points (Stein's rule)")
     figures = _figures(table, metric, results, folder) + _curves(results, folder)

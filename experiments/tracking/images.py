@@ -1,6 +1,8 @@
-"""How many images a run is about, and how many there are now."""
+"""Which images a run is about, how many, and how many there are now."""
 
 from __future__ import annotations
+
+import json
 
 from experiments.tracking.store import Record
 from simclr.data.dataset import Dataset, short_identity
@@ -12,6 +14,14 @@ IMAGES = "images"  # the tag with the number of a run's images; runs of earlier 
 def tag_of(data: Dataset) -> dict[str, str]:
     """The tag that counts the images of a new run."""
     return {IMAGES: str(data.used)}
+
+
+def images_of(record: Record) -> tuple[str, dict[str, int]]:
+    """The name of a record's images, and how many are in each of their parts. Some records only say the name."""
+    run = record.store.sender.call(record.store.client.get_run, record.id)
+    for given in run.inputs.dataset_inputs if run.inputs is not None else []:
+        return given.dataset.name, json.loads(given.dataset.profile or "{}")
+    return record.params.get("data.dataset", "unknown images"), {}
 
 
 def then_and_now(record: Record, data: Dataset) -> list[str]:

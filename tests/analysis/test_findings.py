@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from math import nan
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from analysis.findings import describe_cell, of_run, of_search, of_study
 from analysis.study_tables import latex_summary, page_table
+from tests.analysis.test_tables import compile_latex, log_of
 
 COLUMNS = ["cell", "n", "mean", "std", "low", "high", "pairs", "difference", "difference_low", "difference_high"]
 COLUMNS += ["p_holm", "expected", "source", "verdict"]
@@ -162,19 +164,24 @@ def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseli
     ]
 
 
-def test_a_table_for_a_paper_has_in_bold_what_differs_from_the_baseline_and_no_noise() -> None:
-    summaries = {"linear_top1": table(BASELINE, JITTER, GRAY), "knn_top1": table(BASELINE, FLIP, GRAY)}
+def test_a_table_for_a_paper_has_in_bold_what_differs_from_the_baseline_and_no_noise(tmp_path: Path) -> None:
+    broad = ["no color_jitter, temperature=0.1", *JITTER[1:]]
+    summaries = {"linear_top1": table(BASELINE, JITTER, GRAY), "val/knn_top1": table(BASELINE, broad, FLIP)}
     text = latex_summary(summaries, "50 % of_x.", "a study/1", "Digest of the data: 01.")
-    assert text.startswith("% needs \\usepackage{booktabs}\n% Digest of the data: 01.\n\\begin{table}")
-    assert r"\caption{50 \% of\_x. Accuracy in percent: mean and standard deviation over 3 seeds." in text
-    assert r"paired t test, after Holm's correction for all comparisons" in text
-    assert r"\label{tab:a-study-1}" in text
-    baseline, clear, noise = (line.strip().split(" & ") for line in text.splitlines()[-6:-3])
-    unknown = ["$96.3 \\pm 0.8$", "--", "--"]
-    assert baseline == ["baseline", *unknown, *unknown[:2], r"-- \\"]
-    assert clear[:3] == [r"no color\_jitter", r"$\mathbf{67.9} \pm 2.7$", "$-28.4$ ($-36.9$ to $-19.9$)"]
-    assert clear[3:] == ["$0.0048$", r"$\mathbf{97.9} \pm 0.5$", "$+1.6$ ($+0.4$ to $+2.8$)", r"$0.03$ \\"]
-    assert noise[:4] == ["no grayscale", r"$96.0 \pm 0.5$", "$-0.3$ ($-2.0$ to $+1.3$)", "$0.4$"]
+    linear, knn = text.split("\n\n")
+    assert linear.startswith("% needs \\usepackage{booktabs}\n% Digest of the data: 01.\n\\begin{table}")
+    assert r"\caption{50 \% of\_x. Linear accuracy in percent: mean and standard deviation over 3 seeds." in linear
+    assert r"paired t test, after Holm's correction for all comparisons" in linear
+    assert r"\label{tab:a-study-1}" in linear
+    assert r"\label{tab:a-study-1-val-knn-top1}" in knn
+    baseline, clear, noise = (line.strip().split(" & ") for line in linear.splitlines()[-6:-3])
+    assert baseline == ["Baseline", "$96.3 \\pm 0.8$", "--", r"-- \\"]
+    assert clear == ["No colour jitter", r"$\mathbf{67.9} \pm 2.7$", "$-28.4$ ($-36.9$ to $-19.9$)", r"$0.0048$ \\"]
+    assert noise == ["No grayscale", r"$96.0 \pm 0.5$", "$-0.3$ ($-2.0$ to $+1.3$)", r"$0.4$ \\"]
+    assert r"No colour jitter, temperature = 0.1 & $\mathbf{67.9}" in knn
+    wide = [broad[0], 3, 67.92, 12.7, *JITTER[4:10], 0.0001, *JITTER[11:]]  # as wide as a row gets
+    compile_latex(latex_summary({"linear_top1": table(BASELINE, wide)}, "", "a"), tmp_path)
+    assert "Overfull" not in log_of(tmp_path)
 
 
 def test_crossed_cells_are_described_by_what_was_left_out_and_what_was_set() -> None:

@@ -106,6 +106,19 @@ def compile_latex(text: str, folder: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+def log_of(folder: Path) -> str:
+    """What pdflatex said of a table, if it is installed: `Overfull` if it is wider than the page."""
+    log = folder / "table.log"
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def test_latex_without_notes_has_no_empty_caption_and_numbers_are_aligned(tmp_path: Path) -> None:
+    text = FORMATS["latex"](pd.DataFrame({"a": ["x", "y"], "b": ["7.5", None], "c": ["5 (1 to 9)", "2"]}), [])
+    assert "caption" not in text
+    assert "label" not in text
+    assert r"\begin{tabular}{lrl}" in text
+
+
 def test_latex_escapes_special_characters(tmp_path: Path) -> None:
     text = FORMATS["latex"](AWKWARD, NOTES)
     assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")

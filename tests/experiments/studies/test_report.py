@@ -62,7 +62,10 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "55.15" in rows[NAMED]  # kNN is the second table
     assert "72.14" in text
     assert "-6.13" in text
-    assert "digits, 359 test images. Seeds: 0.\n- Digest of the data: 1e0fa654." in text
+    assert (
+        "digits, 359 test images. Baseline: ResNet-18 of width 0.125, 1 epoch. Seed 0.\n- Digest of the data: 1e0fa654."
+        in text
+    )
     assert "Protocols: 3-07d9ea, 3-69f7a1." in text
     assert notes[-2] == f"report: {previous.artifact('report.html')}"
 
@@ -99,19 +102,22 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_latex_format_is_one_table_with_nothing_in_bold_that_is_not_shown(previous: Record, store: Store) -> None:
+def test_the_latex_format_is_a_table_for_each_metric_with_nothing_in_bold_that_is_not_shown(
+    previous: Record, store: Store
+) -> None:
     text, notes = report(previous, store, "latex")
     lines = [line.strip() for line in text.splitlines()]
     assert re.fullmatch(r"% Digest of the data: [0-9a-f]{8}\.", lines[1])
     assert (lines[2], lines[-1]) == (r"\begin{table}", r"\end{table}")
-    (caption,) = [line for line in lines if line.startswith(r"\caption{Data: digits")]
-    assert "digest" not in caption
-    assert r"paired t test, after Holm's correction" in caption
+    linear, knn = (line for line in lines if line.startswith(r"\caption{Data: digits, 359 test images. Baseline: "))
+    assert "Baseline: ResNet-18 of width 0.125, 1 epoch. Seed 0. Linear accuracy in percent: " in linear
+    assert "kNN accuracy in percent" in knn
+    assert r"paired t test, after Holm's correction" in linear
     assert r"\label{tab:old}" in lines
-    (baseline,) = [line for line in lines if line.startswith("baseline")]
-    assert baseline.startswith(r"baseline (lr=0.1) & $72.1$ & -- & -- & ")
+    baseline, _ = (line for line in lines if line.startswith("Baseline"))
+    assert baseline == r"Baseline (lr = 0.1) & $72.1$ & -- & -- \\"
     assert r"\toprule" in lines
-    assert r"lr=1e+30 & -- & -- & -- & -- & -- & -- \\" in lines
+    assert r"lr = 1e+30 & -- & -- & -- \\" in lines
     assert notes[-2].startswith("report: ")
 
 
