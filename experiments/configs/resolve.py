@@ -192,6 +192,9 @@ def resolve_timed(
         file = read_toml(config)
         table = merge(table, {"name": config.stem} | _on_preset(file))
         from_file = {} if get_value(file, "time.choices") else flatten(file)
+    own = table.get("data", {})
+    if flags.get("labels") is not None and isinstance(own, dict) and own.get("labels") is None:
+        table = merge(table, nested("data.unlabelled", False))  # else the labels would be dropped in silence
     changes: dict[str, Any] = {}
     for path, value in _changes(settings, flags):
         table, changes[path] = merge(table, nested(path, value)), value

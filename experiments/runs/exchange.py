@@ -13,7 +13,7 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from simclr.build import build_model
 from simclr.config import make, to_toml
-from simclr.data.dataset import DataConfig, open_dataset, stored_side, with_range
+from simclr.data.dataset import DataConfig, open_dataset, own_name, stored_side, with_range
 from simclr.errors import UserError
 from simclr.evaluate.protocol import Protocol
 from simclr.evaluate.subject import Subject, check_collapse
@@ -58,7 +58,7 @@ def import_run(
 
 def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Parity:
     """Export an encoder with a card that states its data, its accuracies with their protocols, and its config."""
-    card = {"data": found.config.data.dataset, "digest": found.digest}
+    card = {"data": own_name(found.config.data) or found.config.data.dataset, "digest": found.digest}
     if found.digest == UNKNOWN_DATA:
         card = {
             "data": "unknown: the encoder was imported, and of the settings below only [model] and data.normalize "

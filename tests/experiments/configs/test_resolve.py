@@ -205,6 +205,15 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> Non
     assert f"{path} is not a TOML file" in error_of(config=path)
 
 
+def test_a_table_of_labels_is_used_although_the_file_has_none(tmp_path: Path) -> None:
+    path, labels = tmp_path / "photos.toml", tmp_path / "labels.csv"
+    path.write_text("data = {dataset = 'folder', dir = '/photos', unlabelled = true}")
+    assert not resolve(config=path, labels=labels).data.unlabelled
+    assert resolve(config=path, labels=labels, unlabelled=True).data.unlabelled
+    path.write_text("data = {dataset = 'folder', dir = '/photos', unlabelled = true, labels = '/groups.csv'}")
+    assert resolve(config=path, labels=labels).data.unlabelled  # the same table of groups, in another place
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "none.toml") in error_of(config=tmp_path / "none.toml")
     assert str(tmp_path) in error_of(config=tmp_path)

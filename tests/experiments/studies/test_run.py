@@ -488,6 +488,10 @@ def test_cells_that_cannot_run_are_named_before_anything_starts(store: Store, mo
     told: list[tuple[int, int]] = []
 
     class Watch(Observer):
+        def say(self, text: str) -> None:
+            assert text == "timing 3 cells"
+            assert told == []
+
         def progress(self, what: str, done: int, total: int) -> None:
             if what == "timing":
                 told.append((done, total))

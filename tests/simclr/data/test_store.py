@@ -49,6 +49,16 @@ def test_store_holds_the_decoded_images(home, tmp_path, rng):
     assert np.array_equal(data.images, np.stack([decoded(contents[i], 64) for i in order]))
 
 
+def test_a_long_decoding_is_announced_once(home, tmp_path, monkeypatch):
+    write_class_folder(tmp_path / "photos", each=4)
+    monkeypatch.setattr(store, "MANY", 12)
+    config = DataConfig(dataset="folder", dir=tmp_path / "photos", side=8)
+    listener = Listener()
+    for _ in range(2):
+        open_dataset(config, home, listener)
+    assert listener.said == ["decoding 12 images, which is done once"]
+
+
 def test_second_opening_decodes_nothing(home, tmp_path, monkeypatch):
     write_class_folder(tmp_path / "photos")
     first = open_data(home, dir=tmp_path / "photos", side=8)
