@@ -19,9 +19,10 @@ demo: install
 	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
 	@echo "Where to look next:"
-	@echo "  $(BIN)/simclr pretrain --preset shapes --drop color_jitter --drop grayscale   (then eval it: why colour matters)"
+	@echo "  $(BIN)/simclr pretrain --preset half-hour --data-dir FOLDER                    (your own photos)"
 	@echo "  $(BIN)/simclr ui                                                               (every run, in the browser)"
 	@echo "  $(BIN)/simclr presets                                                          (CIFAR-10 and more)"
+	@echo "  $(BIN)/simclr pretrain --preset shapes --drop color_jitter --drop grayscale    (then eval it: why colour matters)"
 
 # Write the reference from the code, and build the documentation site. Warnings, such as of broken links, are errors.
 docs: install

@@ -6,7 +6,7 @@ const RANKED = 600, AT_ONCE = 60; // most entries of a ranking, and how many the
 const ODD = .05; // share of the images that are listed as outliers
 const ALIKE = .999, LEVELS = 3; // copies have features of this similarity, and pixels that differ less, of 255
 const $ = id => document.getElementById(id);
-const data = JSON.parse($("data").textContent), {names, perImage, side, across, palette} = data, count = names.length;
+const data = JSON.parse($("data").textContent), {names, sizes, perImage, side, across, palette} = data, count = names.length;
 const [xs, ys, near, distances] = [data.x, data.y, data.neighbours, data.distances].map(numbers);
 const columns = data.columns.map(column => ({...column, codes: numbers(column.codes)}));
 const root = names.reduce((folder, name) => { // the folder that all are in
@@ -24,6 +24,7 @@ let column = columns[0], only = new Set(); // what colours the images, and the c
 let hovered = -1, selected = -1, pictured = [], pictureSize = SMALLEST; // an image or -1; those with a picture on the map
 let outline = null, dragged = 0, due = false; // the lasso, how far the pointer was dragged, whether to paint
 let listed = [], drawn = 0; // the groups of images in the list, and how many of them it shows
+let relist = null; // makes the list again after the filter changed, if it is one of the images shown
 
 function numbers(text) {
   const raw = atob(text), bytes = new Uint8Array(raw.length);
@@ -34,6 +35,7 @@ function numbers(text) {
 const left = i => view.x + xs[i] * view.scale, top_ = i => view.y + ys[i] * view.scale;
 const similarity = (i, n) => 1 - distances[i * perImage + n] / 32767;
 const neighbours = i => near.subarray(i * perImage, (i + 1) * perImage);
+const size = i => `${sizes[i][0]} × ${sizes[i][1]} pixels, ${sizes[i][2].toLocaleString("en")} bytes`;
 const value = (each, i) => each.codes[i] ? each.categories[each.codes[i] - 1] : "none";
 const visible = () => [...shown.keys()].filter(i => shown[i]);
 
@@ -59,11 +61,12 @@ function picture(i) {
 
 function facts(i) {
   const known = columns.filter(each => each.codes[i]);
-  return make("dl", {}, ...known.flatMap(each => [make("dt", {textContent: each.name}), make("dd", {textContent: value(each, i)})]));
+  const rows = known.map(each => [each.name, value(each, i)]).concat(sizes[i] ? [["size", size(i)]] : []);
+  return make("dl", {}, ...rows.flatMap(([name, text]) => [make("dt", {textContent: name}), make("dd", {textContent: text})]));
 }
 
 function entry(i, note) {
-  const name = make("bdi", {textContent: names[i].split("/").slice(-2).join("/")});
+  const name = make("bdi", {}, ...short[i].split(/(?<=[/_-])/).flatMap(part => [part, make("wbr")])); // where a line may end
   const button = make("button", {className: "image", title: names[i], onclick: () => select(i)}, picture(i), ...note ? [make("span", {textContent: note})] : [], make("span", {className: "name"}, name));
   button.firstChild.style.borderBottom = `3px solid ${colourOf(column.codes[i])}`;
   button.onpointerenter = button.onfocus = () => { hovered = i; paintMarks(); };
@@ -274,7 +277,7 @@ function release(event) {
   const drawn = outline, found = pointed(event.offsetX, event.offsetY);
   outline = null;
   if (dragged <= 4 && found >= 0) select(found);
-  else if (drawn && dragged > 4) listImages("Lasso", visible().filter(i => within(drawn, left(i), top_(i))));
+  else if (drawn && dragged > 4) listImages("Lasso", [...shown.keys()].filter(i => within(drawn, left(i), top_(i))));
   paintMarks();
 }
 
@@ -288,7 +291,8 @@ function within(corners, x, y) { // by the number of sides to the right of the p
 // ---- the list ----
 
 function list(heading, text, groups, about = -1) {
-  [listed, drawn, selected] = [groups, 0, about];
+  const again = relist !== null;
+  [listed, drawn, selected, relist] = [groups, 0, about, null];
   $("heading").textContent = heading;
   $("text").textContent = text;
   $("about").replaceChildren(...about < 0 ? [] : [picture(about), make("div", {}, make("b", {textContent: short[about]}), facts(about))]);
@@ -297,6 +301,7 @@ function list(heading, text, groups, about = -1) {
   $("save").hidden = !groups.length;
   more();
   paintMarks();
+  if (again) return; // nobody asked for it now
   $("panel").scrollTop = 0;
   if (groups.length && getComputedStyle($("panel")).overflowY === "visible") $(about < 0 ? "text" : "about").scrollIntoView({block: "nearest"});
 }
@@ -308,11 +313,16 @@ function more() {
 }
 
 const images = number => `${number.toLocaleString("en")} image${number === 1 ? "" : "s"}`;
-const listImages = (heading, rows) => list(`${heading}: ${images(rows.length)}`, "", rows.map(i => ({images: [i], note: ""})));
+
+function listImages(heading, rows) { // those that the filter and the legend leave, also when these change
+  const left = rows.filter(i => shown[i]);
+  list(`${heading}: ${images(left.length)}`, "", left.map(i => ({images: [i], note: ""})));
+  relist = () => listImages(heading, rows);
+}
 
 function select(i) {
   const groups = [...neighbours(i)].map((j, n) => ({images: [j], note: similarity(i, n).toFixed(3)}));
-  list("Nearest images", `The ${perImage} that are most similar to this one, with the cosine similarity of their features. Only its order counts: how large it is differs from encoder to encoder.`, groups, i);
+  list("Nearest images", `The ${perImage} that are most similar to this one, with the cosine similarity of their features. Only the ranking matters; the values themselves differ between encoders.`, groups, i);
 }
 
 function tiny(i, c) { // 8 x 8 pixels of a picture, RGBA
@@ -335,8 +345,8 @@ function duplicates() { // an encoder finds different planes in a blue sky alike
     pair.copies = pair.alike >= ALIKE && levels < LEVELS;
   }
   pairs.sort((a, b) => b.copies - a.copies || a.apart - b.apart);
-  const copies = pairs.filter(pair => pair.copies).length, limit = {images: [], note: copies ? "The pairs below are similar, but no copies." : "There are no copies. These pairs are the most similar ones."};
-  const groups = pairs.slice(0, RANKED).map(({images, apart}) => ({images, note: apart.toFixed(4)}));
+  const copies = pairs.filter(pair => pair.copies).length, limit = {images: [], note: copies ? "The pairs below are similar, but not copies." : "There are no copies. These pairs are the most similar ones."};
+  const groups = pairs.slice(0, RANKED).map(({images, apart, copies}) => ({images, note: apart.toFixed(4), kind: copies ? "copy" : "similar"}));
   if (copies < groups.length) groups.splice(copies, 0, limit);
   list("Possible duplicates", "Pairs of the images shown, copies first. The number tells how much they differ: 1 minus the similarity of their features, times the mean difference of their pixels (0 to 255).", groups);
 }
@@ -348,9 +358,16 @@ function outliers() {
   list("Outliers", `Of ${images(scores.length)}, the ${groups.length} that are least like any other, with the mean similarity to their ${perImage} nearest.`, groups);
 }
 
-function save() {
-  const lines = listed.filter(group => group.images.length).map(group => group.images.map(i => names[i]).join("\t") + "\n");
-  make("a", {href: URL.createObjectURL(new Blob(lines, {type: "text/plain"})), download: "images.txt"}).click();
+function save() { // pairs as a table, and others as names, one in each line
+  const groups = listed.filter(group => group.images.length), pairs = groups.some(group => group.images.length > 1);
+  const both = name => [`${name} 1`, `${name} 2`], known = i => sizes[i] ? [sizes[i].slice(0, 2).join("x"), sizes[i][2]] : ["", ""];
+  const header = [...both("file"), "difference", "kind", ...both("pixels"), ...both("bytes")];
+  const rows = groups.map(({images: [a, b], note, kind}) => {
+    const [first, second] = pairs ? [known(a), known(b)] : [];
+    return pairs ? [names[a], names[b], note, kind, first[0], second[0], first[1], second[1]] : [names[a]];
+  });
+  const lines = (pairs ? [header, ...rows] : rows).map(row => row.join("\t") + "\n");
+  make("a", {href: URL.createObjectURL(new Blob(lines, {type: "text/plain"})), download: pairs ? "duplicates.tsv" : "images.txt"}).click();
 }
 
 // ---- what is shown ----
@@ -359,15 +376,21 @@ function filter() {
   const text = $("filter").value.toLowerCase();
   for (let i = 0; i < count; i++) shown[i] = lower[i].includes(text) && (!only.size || only.has(column.codes[i]));
   $("count").textContent = `${visible().length.toLocaleString("en")} of ${images(count)} shown`;
+  relist?.();
   hover(-1);
   repaint();
+}
+
+function named(code) { // a category that is a number says of what
+  const name = code ? column.categories[code - 1] : "none";
+  return /^\d+$/.test(name) ? `${column.name} ${name}` : name;
 }
 
 function legend() {
   const totals = new Map();
   for (const code of column.codes) totals.set(code, (totals.get(code) ?? 0) + 1);
   $("legend").replaceChildren(...[...totals].sort(([a], [b]) => a - b).map(([code, total]) => {
-    const button = make("button", {ariaPressed: only.has(code)}, stamp(code, 5), `${code ? column.categories[code - 1] : "none"} `, make("small", {textContent: total.toLocaleString("en")}));
+    const button = make("button", {ariaPressed: only.has(code)}, stamp(code, 5), `${named(code)} `, make("small", {textContent: `(${total.toLocaleString("en")})`}));
     button.onclick = () => {
       button.ariaPressed = !only.delete(code) && Boolean(only.add(code));
       filter();
@@ -398,7 +421,7 @@ addEventListener("load", async () => {
   $("colour").append(...columns.map((each, n) => make("option", {value: n, textContent: each.name})));
   const clicks = {lasso: toggle, pictures: toggle, duplicates, outliers, save, more, all: showAll, in: () => zoom(1.5), out: () => zoom(1 / 1.5)};
   for (const [id, action] of Object.entries(clicks)) $(id).onclick = action;
-  $("shown").onclick = () => listImages("Shown", visible());
+  $("shown").onclick = () => listImages("Shown", [...shown.keys()]);
   $("filter").oninput = filter;
   $("colour").onchange = colour;
   Object.assign(map, {onpointerdown: press, onpointermove: move, onpointerup: release, onpointerleave: () => hover(-1)});

@@ -14,7 +14,10 @@ from analysis.templates import jpeg, render
 
 ACROSS = 16  # pictures side by side on a sheet of ACROSS x ACROSS
 PIXELS = 10_000 * 64**2  # of all pictures together, which make a page of some 25 MB
+STRETCH = 1.6  # how many times as much the shorter side of the map may be stretched as the other
 PALETTE = (*COLORS[:-1], "#8F5BD6", "#8B5A2B", "#7D8500", "#5B6C7D")  # without black, which dark mode hides
+
+Size = tuple[int, int, int]  # of an image file: width and height in pixels, and bytes
 
 
 class Column(NamedTuple):
@@ -45,17 +48,22 @@ def explorer_page(
     neighbours: NDArray[np.integer],
     similarities: NDArray[np.floating],
     thumbnails: NDArray[np.uint8],
+    sizes: Sequence[Size | None],
 ) -> str:
     """A self-contained page for N images, of which it can number 65,536, that shows every text literally.
 
     `columns` are what the images can be coloured by. `points` are N x 2. `neighbours` are the
     rows of the K images nearest to each (N x K, nearest first), and `similarities` theirs, in [-1, 1]. `thumbnails` are
-    N x S x S x 3, where S is a multiple of 16. Images that lie together on the map load faster if their rows are near.
+    N x S x S x 3, where S is a multiple of 16. `sizes` are those of the files, where they are known. Images that lie
+    together on the map load faster if their rows are near.
     """
-    low, extent = points.min(0), max(float(np.ptp(points, axis=0).max()), 1e-9)
+    # Both directions fill the page, as far as proportions allow: distances on the map mean little anyway.
+    low, extents = points.min(0), np.ptp(points, axis=0)
+    extent = np.maximum(extents, max(float(extents.max()), 1e-9) / STRETCH)
     x, y = ((points - low) / extent * 65535).T
     data = {
         "names": list(names),
+        "sizes": list(sizes),
         "columns": [_column(column) for column in columns],
         "x": _numbers(x),
         "y": _numbers(y),

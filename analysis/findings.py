@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -234,10 +234,29 @@ def of_search(
     if selection is None or len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
         sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     else:
-        baseline, chosen = selection.iloc[0], selection.iloc[1]
-        kept = 100 * (chosen["fresh seeds"] - baseline["fresh seeds"])
-        sentences.append(
-            f"Trained again with {_seeds(int(chosen['n']))} that took no part in the choice, {chosen['cell']} is "
-            f"{abs(kept):.1f} points {'above' if kept >= 0 else 'below'} the start."
-        )
+        sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
     return sentences
+
+
+def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
+    """Whether the gain of the best trial held with fresh seeds. Earlier versions recorded no interval of it."""
+    mean = 100 * chosen.get("gain", chosen["fresh seeds"] - baseline["fresh seeds"])
+    low, high, searched = (100 * chosen.get(name, nan) for name in ("gain_low", "gain_high", "gain in the search"))
+    n = int(chosen["n"])
+    interval = "" if isnan(low) else f" ({signed(low, '.1f')} to {signed(high, '.1f')})"
+    told = (
+        f"Trained again with {_seeds(n)} that took no part in the choice, {chosen['cell']} is {abs(mean):.1f} points "
+        f"{'above' if mean >= 0 else 'below'} the start on validation{interval}."
+    )
+    if n < FEWEST:
+        return f"{told} Fewer than three fresh seeds can't tell that from chance: search again with --seeds 3 or more."
+    if isnan(low):
+        return told
+    if high < 0:
+        return f"{told} So the start is better, and the gain in the search was luck."
+    if low <= 0:
+        return f"{told} That can be chance: the gain is not confirmed. More --seeds tell smaller gains from chance."
+    if mean < searched:
+        luck = f"smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
+        return f"{told} So the gain is real, but {luck}."
+    return f"{told} So the gain is real."

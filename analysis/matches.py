@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +31,18 @@ class Query(NamedTuple):
     matches: Sequence[Match]
 
 
-def matches_page(title: str, queries: Sequence[Query]) -> str:
-    """A self-contained HTML page with each query and its matches. Every text is shown literally."""
-    return render("matches.html.jinja", title=title, queries=queries, source=jpeg)
+def matches_page(title: str, queries: Sequence[Query], root: str = "") -> str:
+    """A self-contained HTML page with each query and its matches. Every text is shown literally.
+
+    Names of files below the folder `root` are shown without it. Absolute names are links to the files.
+    """
+
+    def parts(file: str) -> list[str]:
+        """The name in parts, between which a line may end."""
+        inside = os.path.relpath(file, root) if root and file.startswith(os.path.join(root, "")) else file
+        return re.split(r"(?<=[/_-])", inside)
+
+    def link_to(file: str) -> str:
+        return Path(file).as_uri() if Path(file).is_absolute() else ""
+
+    return render("matches.html.jinja", title=title, queries=queries, source=jpeg, parts=parts, link_to=link_to)

@@ -243,7 +243,10 @@ def ablate(  # over 60 lines, because of its signature
         cells = forecast(plan, store, most, terminal)
         power = outlook(plan, store, seeds)
     tries = rates_plan(name, plan).cells if plan.must_choose_rates() else []
-    total = sum(cell.seconds * (len(most) - len(cell.done) + bool(tries) * len(cell.cell.rates)) for cell in cells)
+    total = sum(
+        (cell.seconds + cell.evaluation) * (len(most) - len(cell.done) + bool(tries) * len(cell.cell.rates))
+        for cell in cells
+    )
     planned = {
         "study": name,
         "seeds": list(numbers),
@@ -298,7 +301,7 @@ def _planned(forecast: Forecast) -> dict[str, Any]:
         "epochs": cell.config.train.epochs,
         "cost": cell.cost,
         "seeds_done": forecast.done,
-        "seconds_per_seed": forecast.seconds,
+        "seconds_per_seed": forecast.seconds + forecast.evaluation,
         "memory_bytes": forecast.memory,
     }
 
@@ -325,11 +328,11 @@ def _describe_plan(planned: dict[str, Any]) -> str:
         for each in cells
     ]
     header = ["cell", "seeds done", "epochs", "cost", "time per seed", "memory"]
-    left = f"{describe_duration(planned['seconds'])} of training left{' at most' * (most > len(seeds))}, plus the"
+    left = f"{describe_duration(planned['seconds'])} of training and evaluation left{' at most' * (most > len(seeds))}"
     if all(len(each["seeds_done"]) == most for each in cells):
-        left = "nothing left to train, only"
+        left = "all of them trained before"
     summary = (
-        f"study {planned['study']}: {len(cells)} cells x {number}, {left} evaluations on "
+        f"study {planned['study']}: {len(cells)} cells x {number}, {left}, judged on "
         f"{'validation' if planned['on'] == 'val' else planned['on']} images"
     )
     if planned["rates"]:
@@ -344,6 +347,9 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     from analysis.findings import compared, count
     from analysis.text import paragraph, text_table
 
+    if power["deviation"] is None:
+        shows = f"What {count(seeds, 'seed')} can show isn't known yet, because {power['source']}."
+        return paragraph(f"{shows} Once three seeds have finished, --dry-run says it.")
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
     if isnan(points):
         shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,8 @@ def embed(  # over 60 lines, because of its signature
 ) -> None:
     """Write the features of images to a file.
 
-    The features are those of the encoder (h), one row for each image, with the name of its file.
+    The features are those of the encoder (h), one row for each image, with the name of its file: below FOLDER in a CSV
+    file, and the whole path in others.
 
     Example: simclr embed shapes-s0 photos --out features.parquet
     """
@@ -84,6 +86,9 @@ def embed(  # over 60 lines, because of its signature
         for note in notes:
             terminal.note(note)
         features = embed_files(encoder, files, batch_size, terminal, skipped, most)
+        if out.suffix == ".csv" and folder.is_dir():  # so that it can be joined with other tables about the folder
+            root = absolute(folder) or folder
+            features = (([os.path.relpath(name, root) for name in names], x) for names, x in features)
         write_features(out, features, fingerprint(encoder.model))
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)

@@ -281,7 +281,7 @@ def neighbours(  # over 60 lines, because of its signature
             check(subject, [])
             bank = bank_of(subject, "pretrain" if among is None else None)
         results = search(bank, images, count)
-        write_found(results, bank, out)
+        write_found(results, bank, out, found.config.run_name())
     matches = [{"query": query, "similar": [each._asdict() for each in similar]} for query, similar in results]
     show({"matches": matches, "files": [out]}, _describe_matches, as_json=as_json)
     keep({f"neighbours{out.suffix}": out}, found, store)

@@ -40,6 +40,7 @@ from experiments.commands.output import Json, show
 from experiments.commands.several import Follower, Processes, starts_processes
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
 from simclr.errors import UserError
+from simclr.progress import knn_metric
 
 if TYPE_CHECKING:
     from experiments.configs.resolve import TimeBudget
@@ -237,6 +238,7 @@ class TrainingTerminal(Terminal):
 
         super().__init__(alone=alone)
         self.config, self.ends = config, ends
+        self.seconds: list[float] = []  # for each step of every stretch so far
         self.chance = _chance(config).get("train/loss")
         method = METHODS[config.method]
         self.labels = ", trained on labels" if method.reads_labels else ""
@@ -244,6 +246,7 @@ class TrainingTerminal(Terminal):
 
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
+        self.seconds = []
         facts = f"{steps} step{'s' * (steps != 1)}{self.labels}"
         facts += f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
         self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
@@ -256,10 +259,14 @@ class TrainingTerminal(Terminal):
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step
         super().metrics(metrics, step)
-        left = (self.steps - step) * self.config.train.batch_size / self.latest.get("perf/images_per_second", inf)
+        if (speed := metrics.get("perf/images_per_second")) is not None:
+            self.seconds.append(self.config.train.batch_size / speed)
+        left = (self.steps - step) * (sum(self.seconds) / len(self.seconds) if self.seconds else 0.0)
         due = LOG_LINES * before // self.steps < LOG_LINES * step // self.steps
         if self.bars is None and (due or before == 0):
             self.say(self.status() + (f", {describe_duration(left)} left" if left else ""))
+            if name := knn_metric(self.latest):
+                del self.latest[name]  # the next line would show it as if it was measured again
         if due and before and (late := monotonic() + left - self.ends) > LATE * left:
             self.ends = inf
             self.say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from experiments.commands.options import (
     Preset,
     Recheck,
     Settings,
+    StudyOn,
     Threads,
     check_new_name,
     check_number,
@@ -125,6 +127,7 @@ def search(  # over 60 lines, because of its signature
             help="Number of fresh seeds to train the best trials and the starting config with. 0: none.",
         ),
     ] = 3,
+    on: StudyOn = None,
     cluster: Cluster = None,
     gpus_per_run: GpusPerRun = None,
     cluster_options: ClusterOptions = [],  # noqa: B006
@@ -137,7 +140,8 @@ def search(  # over 60 lines, because of its signature
     """Search for better settings that fit into memory.
 
     Trials are compared by their accuracy on validation images. The best are then trained again with fresh seeds, to
-    see how much of the gain is real. Run the same command again to resume a search.
+    see how much of the gain is real, also on validation images: add --on test for the final result. Run the same
+    command again to resume a search.
 
     Example: simclr search --preset shapes --trials 30 --max-hours 8
     """
@@ -190,6 +194,7 @@ def search(  # over 60 lines, because of its signature
             top=top or (3 if proxy else 1),
             seeds=seeds,
             command=command,
+            on=on,
             observer=terminal,
             form="json" if as_json else "terminal",
             pool=pool,
@@ -200,17 +205,24 @@ def search(  # over 60 lines, because of its signature
 
 
 def _text(found: SearchOutcome) -> str:
-    """How the search ended, the best trials with fresh seeds, and what to do next."""
+    """How the search ended, the best trials with fresh seeds, where the reports are, and what to do next."""
     from analysis.tables import FORMATS
+    from analysis.text import paragraph
+    from experiments.search.report import shown
 
-    parts = [found.summary]
+    parts, last = ["\n".join(map(paragraph, found.summary.splitlines()))], [found.report]
     if found.study is not None and found.selection is not None:
-        parts += [found.study.report, FORMATS["terminal"](found.selection, found.notes)]
-    return "\n\n".join([*parts, *(f"next: {command}" for command in found.next)])
+        parts.append(FORMATS["terminal"](shown(found.selection), found.notes))
+        last.append(f"report of the fresh seeds: simclr report {shlex.quote(found.study.study.name)}")
+    return "\n\n".join([*parts, "\n".join([*last, *(f"next: {command}" for command in found.next)])])
 
 
 def _data(found: SearchOutcome) -> dict[str, Any]:
     study = found.study
     failures = [str(failure) for failure in study.failures] if study else []
     report = json.loads(study.report) if study and study.report.startswith("{") else None
-    return {**found._asdict(), "study": report, "failures": failures}
+    selection = None
+    if found.selection is not None:
+        accuracies = found.selection.drop(columns=["cell", "n"])
+        selection = found.selection.assign(**(100 * accuracies).round(2))
+    return {**found._asdict(), "study": report, "selection": selection, "failures": failures}

@@ -7,6 +7,7 @@ import time
 from hashlib import blake2b
 
 import numpy as np
+import psutil
 import torch
 
 from experiments.configs.resolve import Choice, TimeBudget, changed
@@ -28,6 +29,7 @@ TRAINING_SHARE = 0.9  # share of the time for training steps. The rest: kNN, che
 MEASURING_SHARE = 0.1  # share of the time for measuring the speed. Choices that it doesn't suffice for are skipped
 MEASURED_IMAGES = 32  # in a measured step on a CPU, where the time per image hardly depends on the batch
 MEASURING = "measuring the speed"
+FEW_STEPS = 100  # below which hardly anything is learned
 MAX_SPEEDUP = {"cpu": 8, "cuda": 30}  # a large network may reach so many times as many FLOP/s as a small one
 
 
@@ -64,10 +66,25 @@ def choose_config(
         raise _nothing_to_resume(config, asked, store, observer)
 
     observer.say(f"measuring how fast this machine trains, to choose what fits into {asked.hours:g} hours")
+    load, *_ = psutil.getloadavg()
     try:
-        return _choose(config, asked, store, _largest_side(config, asked, source), start, observer), request
+        chosen = _choose(config, asked, store, _largest_side(config, asked, source), start, observer)
     finally:
         observer.progress(MEASURING, 1, 1)
+    steps = count_steps(chosen, open_dataset(chosen.data, store.folder, observer)).total
+    for text in _cautions(load, psutil.cpu_count() or 1, steps):
+        observer.say(text)
+    return chosen, request
+
+
+def _cautions(load: float, cores: int, steps: int) -> list[str]:
+    """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps."""
+    busy = (
+        f"other programs kept this machine busy when its speed was measured (load {load:.1f} on {cores} cores), so it "
+        f"may train more in the time than was chosen: once it is idle, run the same command with --again"
+    )
+    few = f"only {steps} steps fit into the time, which are too few to learn much: allow more --hours"
+    return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
 
 
 def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start: float, observer: Observer) -> Config:

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from analysis.explorer import Column, explorer_page, thumbnail_side
+from analysis.explorer import Column, Size, explorer_page, thumbnail_side
 from analysis.tables import is_classification, metric_label
 from analysis.tsne import large_map
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
@@ -24,6 +24,7 @@ from experiments.tracking.store import Store
 from simclr import device as devices
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array, Decoding, Files, bad_images, decode_files
+from simclr.data.layout import FOLDER_NAMES
 from simclr.data.source import UNLABELLED
 from simclr.data.sources import median_side
 from simclr.errors import UserError, printable
@@ -103,6 +104,7 @@ def explore(
         layout.near,
         layout.similarities,
         _thumbnails(subject, shown, layout.rows),
+        _sizes(subject, shown),
     )
     with written_whole(out) as scratch:
         scratch.write_text(page, "utf-8")
@@ -148,7 +150,7 @@ def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
     labels, count = data.labels[layout.rows], layout.near.shape[1]
     if data.classes:
         yield Column("class", data.classes, labels)
-    else:
+    if not data.classes or data.origin not in ("", FOLDER_NAMES):  # otherwise folders are the classes
         names = data.files().names
         yield from _folders([names[row] for row in layout.rows.tolist()])
     if own and any(len(data.parts[part]) for part in ("train", "val", "test")):
@@ -205,6 +207,18 @@ def _errors(name: str, data: Dataset, labels: Array, predicted: Array, about: st
     known = (labels != UNLABELLED) & (predicted != UNLABELLED)
     yield Column(f"error, {name}", ["right", "wrong"], np.where(known, labels != predicted, -1), about)
     yield Column(f"predicted, {name}", data.classes, predicted)
+
+
+def _sizes(subject: Subject, files: Files) -> list[Size | None]:
+    """The size of each image file, or None where the images are not files on the disk."""
+    source = subject.data.source
+    if source is None or not source.folder:
+        return [None] * len(files.names)
+    found: list[Size | None] = []
+    for name in files.names:
+        with Image.open(name) as image:  # which reads no pixels
+            found.append((*image.size, Path(name).stat().st_size))
+    return found
 
 
 def _thumbnails(subject: Subject, files: Files, rows: Array) -> NDArray[np.uint8]:

@@ -10,8 +10,8 @@ from statistics import median
 import psutil
 import torch
 
-COLLAPSE = 3.0  # times as slow as at the start
-STRETCHES = 5  # whose median is the speed at the start, and which must all be so slow
+COLLAPSE = 3.0  # times as slow as at its best
+STRETCHES = 5  # whose median is the speed
 SECONDS = 10.0  # between two measurements, so that they cost nothing however short the steps are
 
 
@@ -41,24 +41,27 @@ class Load:
 
 
 class Pace:
-    """Notices, once, that training has become several times slower than it was at the start."""
+    """Notices, once, that training has become several times slower than it was before."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.speeds, self.told = device, list[float](), False
+        self.device, self.speeds, self.best, self.told = device, list[float](), 0.0, False
 
     def notice(self, images_per_second: float | None) -> str:
         """What to tell the user after another stretch of steps: mostly nothing."""
         if images_per_second is None or self.told:
             return ""
         self.speeds.append(images_per_second)
-        start, now = median(self.speeds[:STRETCHES]), max(self.speeds[-STRETCHES:])
-        if len(self.speeds) < 2 * STRETCHES or now > start / COLLAPSE:
+        if len(self.speeds) < STRETCHES:
+            return ""
+        now = median(self.speeds[-STRETCHES:])
+        self.best = max(self.best, now)
+        if now > self.best / COLLAPSE:
             return ""
         self.told = True
         remedy = "close them, or wait"
         if self.device.type == "cpu" and torch.get_num_threads() > 1:
             remedy += ", or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"
         return (
-            f"training has become {start / now:.0f} times slower than at the start (from {start:.0f} to {now:.0f} "
-            f"images/s), probably because other programs keep this machine busy: {remedy}"
+            f"training has become {self.best / now:.0f} times slower than at its best (from {self.best:.0f} to "
+            f"{now:.0f} images/s), probably because other programs keep this machine busy: {remedy}"
         )

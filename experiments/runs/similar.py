@@ -43,6 +43,7 @@ class Bank(NamedTuple):
     features: Tensor  # files x D, on the device of the model
     classes: Sequence[str]  # of each file, or empty
     pixels: Callable[[int], Array] | None = None  # of each file, 3 x S x S, if the images are not files on the disk
+    root: str = ""  # the folder that the images are in, if they are files of a folder
 
 
 class Similar(NamedTuple):
@@ -78,6 +79,7 @@ def bank_of(subject: Subject, part: str | None = None) -> Bank:
         x,
         [data.classes[label] if label != UNLABELLED else "" for label in data.labels[rows]],
         None if on_disk else lambda row: data.images[rows[row]],
+        data.source.folder if data.source is not None and on_disk else "",
     )
 
 
@@ -92,7 +94,15 @@ def bank_in(path: Path, found: FoundEncoder, device: str | None) -> Bank:
             f"{path} holds features {whose}: write it again with `simclr embed {encoder_name} FOLDER --out {path}`"
         )
     x = torch.from_numpy(read.features).to(encoder.model.mean.device)
-    return Bank(encoder.model, "h", encoder.decoding, files_at(list(map(Path, read.names))), x, [""] * len(read.names))
+    return Bank(
+        encoder.model,
+        "h",
+        encoder.decoding,
+        files_at(list(map(Path, read.names))),
+        x,
+        [""] * len(read.names),
+        root=os.path.commonpath([str(Path(name).parent) for name in read.names]),
+    )
 
 
 def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
@@ -136,15 +146,17 @@ def _is_query(bank: Bank, row: int, query: Path, pixels: Array) -> bool:
     return os.path.realpath(bank.files.names[row]) == os.path.realpath(query)
 
 
-def write_found(found: Sequence[Found], bank: Bank, out: Path) -> None:
+def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> None:
     """Write what was found to a .csv table, an .html page, or a picture, all with the names of the files.
+
+    In tables and pages, the names of files in the bank's folder are those below it. A page names the `encoder`, too.
 
     Pages and pictures show the images as they are on the disk, not as the encoder sees them. Raises UserError if they
     are not there any more.
     """
     if out.suffix == ".csv":
         with written_whole(out) as scratch:
-            write_csv(_table(found), scratch)
+            write_csv(_table(found, bank.root), scratch)
         return
     queries = _pictures([query for query, _ in found], read_file, bank.decoding)
     pictures = _pictures([each.file for _, similar in found for each in similar], bank.files.read, bank.decoding)
@@ -158,15 +170,20 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path) -> None:
     ]
     with written_whole(out) as scratch:
         if out.suffix == ".html":
-            scratch.write_text(matches_page("Similar images", shown), "utf-8")
+            title = f"Similar images{f' in {Path(bank.root).name}' if bank.root else ''}, by the encoder of {encoder}"
+            scratch.write_text(matches_page(printable(title), shown, bank.root), "utf-8")
         else:
             plots.neighbours(shown, scratch)
 
 
-def _table(found: Sequence[Found]) -> pd.DataFrame:
-    """One row for each similar image, whose rank is 1 for the nearest."""
+def _table(found: Sequence[Found], root: str) -> pd.DataFrame:
+    """One row for each similar image, whose rank is 1 for the nearest. Names below the folder `root` are without it."""
+
+    def name(file: str) -> str:
+        return printable(os.path.relpath(file, root) if root and file.startswith(os.path.join(root, "")) else file)
+
     rows = [
-        (printable(query), rank, printable(each.file), round(each.similarity, 6), each.label)
+        (name(query), rank, name(each.file), round(each.similarity, 6), each.label)
         for query, similar in found
         for rank, each in enumerate(similar, 1)
     ]

@@ -7,34 +7,39 @@ from collections.abc import Sequence
 from math import nan
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from analysis.findings import count
+from analysis.statistics import paired_difference
 from analysis.tables import write_csv
 from experiments.configs.resolve import changed
-from experiments.search.report import BEST, IMAGES, START, report
+from experiments.runs.pages import where
+from experiments.search.report import BEST, IMAGES, SELECTION, START, finding, report, settings_text
+from experiments.search.space import start_trial
 from experiments.search.trial_jobs import validation_accuracy
-from experiments.search.trial_table import outcome, ranked
-from experiments.search.trials import SETTINGS, Search
+from experiments.search.trial_table import ended, ranked, trial_table
+from experiments.search.trials import DRAWN, SETTINGS, Search
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import StudyPlan
+from experiments.studies.report import finding as study_finding
+from experiments.studies.results import read_results
+from experiments.studies.run import part_to_judge_on
 from experiments.workers.pool import HERE, Pool
 from simclr.config import to_toml
 from simclr.errors import RunFailed
 from simclr.progress import SILENT, Observer
 
-SELECTION_COLUMNS = ["in the search", "fresh seeds"]
-
 
 class SearchOutcome(NamedTuple):
     """What a search found."""
 
-    summary: str  # how the trials ended, the start and the best one, and where the report is
+    summary: str  # how the trials ended, the best one, its settings, and whether its gain is real
     best: dict[str, Any]  # the best trial: its number, accuracy on validation in percent, and settings
+    report: str  # where its page is, in one line
     study: StudyOutcome | None = None  # of the best trials with fresh seeds
-    selection: pd.DataFrame | None = None  # see `selection_table`, accuracies in percent
+    selection: pd.DataFrame | None = None  # see `selection_table`
     notes: Sequence[str] = ()  # how to read it
     next: Sequence[str] = ()  # commands that train the best config
 
@@ -46,6 +51,7 @@ def confirm(
     top: int,
     seeds: int,
     command: str,
+    on: str | None = None,
     observer: Observer = SILENT,
     form: str = "terminal",
     pool: Pool = HERE,
@@ -53,44 +59,67 @@ def confirm(
     """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
     `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. The study is
-    reported in the format `form`. Raises RunFailed if no trial but the baseline ran to the end.
+    reported in the format `form`, and judged `on` test or val (default: what it was before, or val if it is new).
+    Raises RunFailed if no trial but the baseline ran to the end.
     """
-    summary = record_trials(search, start)
+    record_trials(search, start)
     if not (order := ranked(search.study)):
-        raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({summary})")
-    path, fresh_seed = search.tracker.record().artifact(BEST), search.full.config.seed + seeds + 1
+        counted = "; ".join(ended(search.study))
+        raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({counted})")
+    record, fresh_seed = search.tracker.record(), search.full.config.seed + seeds + 1
+    path = record.artifact(BEST)
     found = SearchOutcome(
-        summary,
+        summary(search),
         {"trial": order[0].number, "accuracy": 100 * order[0].values[0], "settings": order[0].user_attrs[SETTINGS]},
+        where(record, search.store),
         next=[f"simclr pretrain --config {shlex.quote(str(path))} --seed {fresh_seed}"],
     )
     if not seeds:
         return found
-    observer.say(summary)
     plan, first = confirmation_plan(search, top), search.full.config.seed + 1
     fresh = range(first, first + seeds)
-    name = "-".join([search.name, *(cell.name.replace(" ", "-") for cell in plan.cells[1:])])
+    chosen = [cell.name for cell in plan.cells[1:]]
+    name = "-".join([search.name, *(each.replace(" ", "-") for each in chosen)])
+    plan = plan.judged_on(on := part_to_judge_on(name, on, search.store))
+    observer.say(
+        f"your config and {', '.join(chosen)} are trained again with {count(seeds, 'fresh seed')}, and judged on "
+        f"{'validation' if on == 'val' else on} images"
+    )
     study = execute(name, plan, search.store, fresh, command, observer, form, pool)
     found = found._replace(study=study)
     if not study.report:
         return found
     table = selection_table(search, plan, start, fresh, observer)
-    search.tracker.artifact("selection.csv", lambda path: write_csv(table, path))
+    told = ""
+    if on == "test":
+        results = read_results(study.study, search.store)
+        means = results.table.groupby("cell")[results.document.metrics()[0]].mean()
+        table = table.assign(test=table["cell"].map(means))
+        told = f"\nOn test images: {study_finding(study.study, search.store)}"
+    search.tracker.artifact(SELECTION, lambda path: write_csv(table, path))
     report(search.tracker.record(), search.store)  # which now says how much of the gain is real
-    percent = table.assign(**{column: (100 * table[column]).round(2) for column in SELECTION_COLUMNS})
-    return found._replace(selection=percent, notes=selection_notes(search, table))
+    return found._replace(summary=summary(search) + told, selection=table, notes=selection_notes(search, table))
 
 
-def record_trials(search: Search, start: float) -> str:
-    """Keep the best config and the report with the search's run. Returns a summary of a few lines."""
+def record_trials(search: Search, start: float) -> None:
+    """Keep the best config and the report with the search's run."""
     tracker = search.tracker
     if best := ranked(search.study):
         config = changed(search.full.config, best[0].user_attrs[SETTINGS])
         config = config.model_copy(update={"name": f"{search.name}-best"})
         tracker.artifact(BEST, lambda path: path.write_text(to_toml(config), encoding="utf-8"))
     tracker.tag({START: start, IMAGES: len(search.baseline.data.parts["val"])})
-    _, where = report(tracker.record(), search.store)
-    return "\n".join([*outcome(search.study, start), *where])
+    report(tracker.record(), search.store)
+
+
+def summary(search: Search) -> str:
+    """How the trials of a recorded search ended, the best one with its settings, and whether its gain is real."""
+    order = ranked(search.study)
+    drawn = [start_trial(each.number, each.user_attrs[DRAWN]) for each in order if each.user_attrs.get(DRAWN)]
+    best = f"Settings of trial {order[0].number}: {settings_text(order[0].user_attrs[SETTINGS])}."
+    trials = trial_table(search.study, search.objectives.split(","))
+    first, *others = finding(search.tracker.record(), trials)
+    return "\n".join([*ended(search.study), first, best, *drawn, *others])
 
 
 def confirmation_plan(search: Search, top: int) -> StudyPlan:
@@ -113,34 +142,40 @@ def confirmation_plan(search: Search, top: int) -> StudyPlan:
 def selection_table(
     search: Search, plan: StudyPlan, start: float, seeds: Sequence[int], observer: Observer = SILENT
 ) -> pd.DataFrame:
-    """Accuracy on validation of each cell: in the search, and the mean over the `n` fresh seeds that finished."""
+    """Accuracy on validation of each cell: in the search, and the mean over the `n` fresh seeds that finished.
+
+    The gain is the mean difference to the baseline over the fresh seeds that both have, with its 95 % interval (nan
+    below three). The gain in the search is nan if its trials were cheaper, with a proxy.
+    """
     searched = {f"trial {trial.number}": trial.values[0] for trial in ranked(search.study)} | {BASELINE: start}
     data, device = search.full.data, search.full.device
+    same_size = search.baseline.config.key() == search.full.config.key()
+    fresh: dict[str, pd.Series[float]] = {}
     rows = []
     for cell in plan.cells:
-        runs = [search.store.of_config(cell.of_seed(seed), data.identity) for seed in seeds]
-        finished = [next((run for run in of_seed if run.finished), None) for of_seed in runs]
-        fresh = [validation_accuracy(run, data, device, observer) for run in finished if run is not None]
-        mean = float(np.mean(fresh)) if fresh else nan
-        rows.append({"cell": cell.name, "in the search": searched[cell.name], "fresh seeds": mean, "n": len(fresh)})
+        runs = {seed: search.store.of_config(cell.of_seed(seed), data.identity) for seed in seeds}
+        finished = {seed: [run for run in of_seed if run.finished] for seed, of_seed in runs.items()}
+        own = {seed: validation_accuracy(done[0], data, device, observer) for seed, done in finished.items() if done}
+        fresh[cell.name] = pd.Series(own, dtype=float)
+        row = {"cell": cell.name, "in the search": searched[cell.name], "fresh seeds": fresh[cell.name].mean()}
+        row |= {"n": len(own), "gain in the search": nan, "gain": nan, "gain_low": nan, "gain_high": nan}
+        pairs = pd.concat([fresh[cell.name], fresh[BASELINE]], axis=1).dropna()
+        if cell.name != BASELINE and len(pairs):
+            gain = paired_difference(pairs[0], pairs[1])
+            row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+            row["gain in the search"] = searched[cell.name] - start if same_size else nan
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
-    """How to read `selection_table`: how much of the best trial's gain came from selection, or, after a search with a
-    proxy, how well the proxy ranks the trials."""
+    """How to read `selection_table` and, after a search with a proxy, how well the proxy ranks the trials."""
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
-        gain, kept = (100 * float(chosen.iloc[0][column] - table.iloc[0][column]) for column in SELECTION_COLUMNS)
-        return [
-            "accuracies on validation in percent; trials were chosen by their accuracy in the search, so only the "
-            "fresh seeds are unbiased",
-            f"{chosen.iloc[0]['cell']} against the baseline: {gain:+.2f} points in the search, {kept:+.2f} with fresh "
-            f"seeds, so {gain - kept:+.2f} came from selection",
-        ]
-    searched, fresh = (chosen[column].to_numpy() for column in SELECTION_COLUMNS)
+        return ["trials were chosen by their accuracy in the search, so only the fresh seeds are unbiased"]
+    searched, fresh = (chosen[column].to_numpy() for column in ("in the search", "fresh seeds"))
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
     return [
-        "accuracies on validation in percent: of the proxy in the search, and of the full size with fresh seeds",
+        "in the search: with the proxy's settings; fresh seeds: at full size",
         f"rank correlation (Spearman) between both over {len(chosen)} trials: {ranks}",
     ]

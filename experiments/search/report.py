@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 
@@ -10,18 +10,26 @@ import pandas as pd
 
 from analysis.findings import of_search
 from analysis.page import Section, page
-from analysis.tables import FORMATS, MISSING, format_value, write_csv
+from analysis.tables import FORMATS, MISSING, format_value, signed, with_interval, write_csv
 from analysis.text import to_json
 from analysis.trials import CAPTIONS, pictures
 from experiments.configs.resolve import short_name
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.search.space import in_short
 from experiments.search.trial_table import outcome, parameter_table, trial_table
 from experiments.search.trials import saved_study
+from experiments.studies.cell import BASELINE
 from experiments.tracking.store import Record, Store
 
 IMAGES = "validation_images"  # tag of a search: how many images its accuracies are about
 START = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
 BEST = "best.toml"  # the best config
+SELECTION = "selection.csv"  # the best trials with fresh seeds
+CHOSEN = {  # its columns of accuracies, and how they are called in what people read
+    "in the search": "in the search: validation (%)",
+    "fresh seeds": "fresh seeds: validation (%)",
+    "test": "fresh seeds: test (%)",
+}
 COLUMNS = ["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"]  # columns of the page's first table
 SHOWN = 15  # trials of the page's first table
 FACTS = ("trial", "state", "accuracy", "time", "rejected", "error", "seconds", "run")  # the others are settings
@@ -36,13 +44,15 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     """
     study = saved_study(search.name, store)
     objectives = ["accuracy", "time"][: len(study.directions)]
-    trials = trial_table(study, objectives)
+    whole = trial_table(study, objectives)
+    # A parameter that is searched under a condition is there twice, also under the name of its setting.
+    trials = whole[[name for name in map(str, whole) if " (" not in name]]
     with report_folder(search, store, out) as folder:
         write_csv(trials, folder / "trials.csv")
         start = float(search.tags.get(START, nan))  # earlier versions did not record it
         drawn = [
             figure(folder, name, CAPTIONS[name], draw)
-            for name, draw in pictures(trials, parameter_table(study), objectives).items()
+            for name, draw in pictures(whole, parameter_table(study), objectives).items()
         ]
         text = _page(search, trials, drawn, start, outcome(study, start))
         (folder / PAGE).write_text(text, encoding="utf-8")
@@ -55,13 +65,10 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
 
 
 def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start: float, ended: Sequence[str]) -> str:
-    store = search.store
-    path = search.find_artifact("selection.csv")
-    selection = pd.read_csv(path) if path is not None else None
+    store, selection = search.store, _selection(search)
     sections = [Section("", "table", _best(trials, start, store))]
     if selection is not None:
-        shown = selection.assign(**{name: 100 * selection[name] for name in ("in the search", "fresh seeds")}).round(1)
-        sections.append(Section("The best trials with fresh seeds: accuracy on validation (%)", "table", shown))
+        sections.append(Section("The best trials with fresh seeds: linear accuracy", "table", shown(selection)))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
     if search.find_artifact(BEST) is not None:
         sections.append(Section("The best config", "code", text_of(search, BEST), folded=True))
@@ -71,33 +78,57 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
     ]
     counts = trials["state"].value_counts()
     facts = [search.params["data.dataset"], *(f"{count} {state}" for state, count in counts.items())]
-    images = search.tags.get(IMAGES)  # earlier versions did not record it
-    finding = of_search(trials, start, selection, int(images) if images else None)
-    return page("Search", search.name, finding, facts, sections)
+    return page("Search", search.name, finding(search, trials), facts, sections)
+
+
+def finding(search: Record, trials: pd.DataFrame) -> list[str]:
+    """What a search found, in sentences. `trials` is its table of trials."""
+    images = search.tags.get(IMAGES)  # earlier versions recorded neither this nor the start
+    start = float(search.tags.get(START, nan))
+    return of_search(trials, start, _selection(search), int(images) if images else None)
+
+
+def _selection(search: Record) -> pd.DataFrame | None:
+    """The best trials with fresh seeds, if they were trained."""
+    path = search.find_artifact(SELECTION)
+    return pd.read_csv(path) if path is not None else None
+
+
+def shown(selection: pd.DataFrame) -> pd.DataFrame:
+    """The best trials with fresh seeds as people read them. Earlier versions recorded fewer columns."""
+    percent = {
+        title: [f"{100 * value:.1f}" for value in selection[name]]
+        for name, title in CHOSEN.items()
+        if name in selection and selection[name].notna().any()
+    }
+    table = pd.DataFrame({"cell": selection["cell"].replace(BASELINE, "start (your config)"), **percent})
+    if "gain" in selection:
+        gains = 100 * selection[["gain", "gain_low", "gain_high"]]
+        table["gain on validation (points)"] = [
+            with_interval(mean, low, high, ".1f", signed) for mean, low, high in gains.to_numpy()
+        ]
+    return table.assign(n=selection["n"])
 
 
 def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
     """The start (unless its accuracy is nan) and the best trials: accuracy in percent, training time, and settings."""
     done = trials.dropna(subset=["accuracy"])
     done = done.iloc[done["accuracy"].astype(float).argsort(kind="stable")[::-1]].head(SHOWN)
-    settings = [name for name in map(str, trials) if name not in FACTS and " (" not in name]
+    settings = [name for name in map(str, trials) if name not in FACTS]
     records = {record.id: record for record in store.records()}
     rows: list[dict[str, object]] = []
     if not isnan(start):
         rows.append(dict(zip(COLUMNS, ["start", f"{100 * start:.1f}", MISSING, "your config"], strict=True)))
     for row in done.to_dict("records"):
         run = records.get(row["run"])
-        changes = [
-            f"{short_name(name)}\u00a0=\u00a0{_value(row[name])}"
-            for name in settings
-            if format_value(row[name]) != MISSING
-        ]
+        changes = {name: row[name] for name in settings if format_value(row[name]) != MISSING}
         trial = str(row["trial"]) if run is None else link(run, str(row["trial"]))
         seconds = None if row["seconds"] is None else f"{row['seconds']:.0f}"
-        values = [trial, f"{100 * row['accuracy']:.1f}", seconds, ", ".join(changes)]
+        values = [trial, f"{100 * row['accuracy']:.1f}", seconds, settings_text(changes)]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
-def _value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def settings_text(changes: Mapping[str, object]) -> str:
+    """The settings of a trial in one line."""
+    return ", ".join(f"{short_name(name)}\u00a0=\u00a0{in_short(value)}" for name, value in changes.items())

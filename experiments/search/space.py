@@ -159,7 +159,17 @@ def drawn_settings(values: Mapping[str, Any], baseline: Config) -> list[str]:
     return [path for path, value in values.items() if value != get_value(own, path)]
 
 
+def in_short(value: object) -> str:
+    """The value of a setting, for people."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def start_trial(number: int, drawn: Sequence[str]) -> str:
     """What the trial that starts from the config has of it, given its `drawn_settings`."""
-    other = f", except that the space has no such {', '.join(drawn)}: other values were drawn" if drawn else ""
-    return f"trial {number} is your config{other}"
+    if not drawn:
+        return f"trial {number} is your config"
+    were, values = ("was", "value") if len(drawn) == 1 else ("were", "values")
+    return (
+        f"trial {number} is your config, but {', '.join(drawn)} {were} drawn, because the search space doesn't contain "
+        f"your {values}"
+    )

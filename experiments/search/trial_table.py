@@ -12,6 +12,7 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis.findings import count
 from experiments.search.space import start_trial
 from experiments.search.trial_jobs import PROBE
 from experiments.search.trials import COST, DRAWN, ERROR, MEMORY, REJECTED, RUN, SECONDS, SETTINGS, WALL
@@ -86,27 +87,31 @@ def parameter_table(study: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def ended(study: optuna.Study) -> list[str]:
+    """How many trials ended in which way, and why some failed."""
+    trials = study.get_trials(deepcopy=False)
+    rejected = [trial for trial in trials if REJECTED in trial.user_attrs]
+    failed = [trial for trial in trials if ERROR in trial.user_attrs]
+    completed = sum(trial.state is TrialState.COMPLETE for trial in trials)
+    pruned = sum(trial.state is TrialState.PRUNED for trial in trials) - len(rejected) - len(failed)
+    excesses = [excess for trial in trials if (excess := trial.constraints.get(MEMORY, 0.0)) > 0]
+    memory = f" ({len(excesses)} for up to {max(excesses):.0f} MiB too much memory)" if excesses else ""
+    total = completed + len(rejected) + pruned + len(failed)
+    counted = f"{completed} completed, {len(rejected)} rejected{memory}, {pruned} pruned, {len(failed)} failed"
+    reasons = [f"trial {trial.number} failed: {trial.user_attrs[ERROR]}" for trial in failed]
+    return [f"{count(total, 'trial')}: {counted}", *reasons]
+
+
 def outcome(study: optuna.Study, start: float) -> list[str]:
     """Sentences on how the trials ended, the start and the best trial, and the share of time spent on choosing trials.
 
     `start` is the accuracy in [0, 1] of the config that the search started from; nan if it isn't known.
     """
-    trials = study.get_trials(deepcopy=False)
-    completed = ranked(study)
-    rejected = [trial for trial in trials if REJECTED in trial.user_attrs]
-    failed = [trial for trial in trials if ERROR in trial.user_attrs]
-    pruned = sum(trial.state is TrialState.PRUNED for trial in trials) - len(rejected) - len(failed)
-    excesses = [excess for trial in trials if (excess := trial.constraints.get(MEMORY, 0.0)) > 0]
-    memory = f" ({len(excesses)} for up to {max(excesses):.0f} MiB too much memory)" if excesses else ""
-    lines = [
-        f"{len(completed) + len(rejected) + pruned + len(failed)} trials: {len(completed)} completed, "
-        f"{len(rejected)} rejected{memory}, {pruned} pruned, {len(failed)} failed"
-    ]
-    lines += [f"trial {trial.number} failed: {trial.user_attrs[ERROR]}" for trial in failed]
+    trials, completed, lines = study.get_trials(deepcopy=False), ranked(study), ended(study)
     if completed:
         best, accuracy = completed[0].number, completed[0].values[0]
-        lines += [] if isnan(start) else [f"start: {start:.2%} on validation (your config)"]
-        lines.append(f"best: trial {best} with {accuracy:.2%} on validation")
+        lines += [] if isnan(start) else [f"start: {start:.1%} on validation (your config)"]
+        lines.append(f"best: trial {best} with {accuracy:.1%} on validation")
         lines += [start_trial(each.number, each.user_attrs[DRAWN]) for each in completed if DRAWN in each.user_attrs]
         lines.append(MEASURED_BY)
     choosing, training = (sum(trial.user_attrs.get(name, 0.0) for trial in trials) for name in (COST, WALL))

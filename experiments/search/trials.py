@@ -29,6 +29,7 @@ from experiments.search.space import (
     check_space,
     drawn_settings,
     fitting,
+    in_short,
     start_trial,
     starting_point,
     suggest_settings,
@@ -287,6 +288,8 @@ def run_trials(
             try:
                 observer.say(f"{where}{_conclude(search, running[name], each)}")
                 del running[name]
+            except Interrupted as stopped:
+                raise Interrupted(stopped.step, f" of {name}, with {ended()} of {count} trials done") from None
             except Busy as error:
                 observer.say(f"{where}{error}: other trials come first")
                 busy.append(each.job)
@@ -311,16 +314,12 @@ def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:
         search.study.tell(trial, state=TrialState.PRUNED)
         observer.say(f"trial {trial.number}: rejected, {reason}")
     else:
-        settings = ", ".join(f"{path}={_format(value)}" for path, value in values.items())
+        settings = ", ".join(f"{path}={in_short(value)}" for path, value in values.items())
         observer.say(f"trial {trial.number}: {settings}")
     if DRAWN in trial.user_attrs:
         trial.set_user_attr(DRAWN, drawn := drawn_settings(values, search.baseline.config))
         observer.say(f"  {start_trial(trial.number, drawn)}")
     return trial, prepared
-
-
-def _format(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _prepare_trial(search: Search, trial: Trial, values: Mapping[str, Any]) -> Prepared:
@@ -377,7 +376,7 @@ def _conclude(search: Search, watcher: _Watcher, ended: Ended) -> str:
     trial.set_user_attr(SECONDS, measured.seconds)
     values = {"accuracy": measured.accuracy, "time": measured.seconds}
     tell([values[objective] for objective in search.objectives.split(",")])
-    return f"{measured.accuracy:.2%} on validation after {measured.seconds:.0f} s of training"
+    return f"{measured.accuracy:.1%} on validation after {measured.seconds:.0f} s of training"
 
 
 class _Watcher(Forwarding):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -17,18 +16,16 @@ from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.studies.axes import Axis, AxisCell
 from experiments.studies.cell import Cell
 from experiments.studies.execute import execute
-from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan, axis_cells, plan_study
+from experiments.studies.plan import StudyPlan, axis_cells, plan_study
 from experiments.studies.results import Job, read_results
 from experiments.studies.run import check_study_name, forecast, study_named, with_seed
 from experiments.tracking.store import Store
 from experiments.workers.pool import HERE, Pool
-from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import open_dataset
 from simclr.errors import UserError
-from simclr.evaluate.evaluations import check, evaluate
-from simclr.evaluate.protocol import Protocol, identity
-from simclr.evaluate.subject import Subject
+from simclr.evaluate.evaluations import check
+from simclr.evaluate.protocol import identity
 from simclr.progress import SILENT, Observer
 from simclr.settings import Many, Name, Section, flatten, get_value, read_toml
 
@@ -164,10 +161,11 @@ def predict(parts: Sequence[Part], store: Store, observer: Observer = SILENT) ->
     seeds = max((part.seeds for part in parts), key=len)
     seconds: dict[str, float] = {}
     done: dict[str, list[int]] = {}
+    evaluation = 0.0
     for found in forecast(StudyPlan(list(cells.values())), store, seeds, observer):
         key = found.cell.config.key()
         seconds[key], done[key] = max(seconds.get(key, 0.0), found.seconds), found.done
-    evaluation = _evaluation_seconds(parts[0], store, observer) if any(seconds.values()) else 0.0
+        evaluation = found.evaluation
     counted: set[tuple[str, int]] = set()
     costs = []
     for part in parts:
@@ -177,17 +175,6 @@ def predict(parts: Sequence[Part], store: Store, observer: Observer = SILENT) ->
         costs.append(Cost(part, len(jobs), len(jobs) - len(left), time))
         counted |= jobs
     return costs
-
-
-def _evaluation_seconds(part: Part, store: Store, observer: Observer) -> float:
-    """How long the evaluations of a run take, measured on an untrained network."""
-    prepared = prepare(part.plan.cells[0].config, store.folder, observer)
-    model = build_model(prepared.config, prepared.data, prepared.device)
-    subject = Subject(model, prepared.config, prepared.data, Protocol(), observer)
-    start = perf_counter()
-    for name in STUDY_EVALUATIONS:
-        evaluate(subject, name)
-    return perf_counter() - start
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

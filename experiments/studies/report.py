@@ -67,6 +67,12 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     return _printed(study, results, summaries, form, notes, doubts, page)
 
 
+def finding(study: Record, store: Store) -> str:
+    """What a study found, in the sentences that start its report. Raises UserError if no cell has finished."""
+    metric, table = next(iter(_summaries(study, read_results(study, store)).items()))
+    return " ".join(of_study(table, metric))
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

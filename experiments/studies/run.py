@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +29,11 @@ from simclr.data.dataset import Dataset, open_dataset, short_identity
 from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
 from simclr.errors import BadSettings, RunFailed, UserError, first_few
-from simclr.evaluate.evaluations import check
+from simclr.evaluate.evaluations import check, evaluate
 from simclr.evaluate.protocol import identity, judged_on
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
+from simclr.train.loop import Interrupted
 
 
 class Forecast(NamedTuple):
@@ -41,6 +43,7 @@ class Forecast(NamedTuple):
     seconds: float  # of training, for each seed
     memory: int  # predicted bytes at the peak
     done: list[int]  # the seeds whose training has finished
+    evaluation: float = 0.0  # seconds of evaluating, for each seed
 
 
 def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer = SILENT) -> list[Forecast]:
@@ -69,7 +72,20 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
         count = sum(map(len, broken.values()))
         reasons = first_few([f"{first_few(names)}: {error}" for error, names in broken.items()], "; ")
         raise UserError(f"{count} of {len(plan.cells)} cells can't run: {reasons}")
+    if any(each.seconds for each in found):
+        seconds = _evaluation_seconds(baseline, prepare(baseline.of_seed(seeds[0]), store.folder, observer), observer)
+        found = [each._replace(evaluation=seconds) for each in found]
     return found
+
+
+def _evaluation_seconds(cell: Cell, prepared: Prepared, observer: Observer) -> float:
+    """How long the evaluations of a run take, measured on an untrained network."""
+    model = build_model(prepared.config, prepared.data, prepared.device)
+    subject = Subject(model, prepared.config, judged_on(prepared.data, cell.on), cell.protocol(), observer)
+    start = perf_counter()
+    for name in STUDY_EVALUATIONS:
+        evaluate(subject, name)
+    return perf_counter() - start
 
 
 def _check_resplit(divisions: Sequence[Dataset]) -> None:
@@ -261,23 +277,23 @@ def run_study(
     parent = study.record()
     failures: list[RunFailed] = []
     missing = list(plan.jobs(seeds))
-    done, total, best = 0, len(missing), (-1.0, "")
+    done, total = 0, len(missing)
     observer.overall("run", done, total, "")
     for wait in (False, True):
         jobs, missing = _cell_jobs(parent, plan, missing, observer, wait), []
         for ended in pool.run(jobs, store, observer):
             cell, seed = ended.job.arguments[:2]
             try:
-                accuracy = ended.result()
-                if accuracy > best[0]:
-                    where = " on validation" * (cell.on == "val")
-                    best = accuracy, f"linear {accuracy:.1%}{where} ({cell.name}, seed {seed})"
+                ended.result()
             except Busy as error:
                 observer.say(f"{error}: the other cells come first")
                 missing.append((cell, seed))
                 continue
             except Unfit:
                 raise
+            except Interrupted as stopped:
+                where = f" of '{ended.job.name}', with {done} of {total} runs done"
+                raise Interrupted(stopped.step, where) from None
             except (UserError, RunFailed, RuntimeError) as error:  # torch raises RuntimeError for most of its failures
                 text = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
                 kind = BadSettings if isinstance(error, BadSettings) else RunFailed
@@ -286,7 +302,7 @@ def run_study(
                 failed = start_run(store, config.run_name(), "cell", config.flat(), tags, parent=parent.id)
                 failed.finish("FAILED")
             done += 1
-            observer.overall("run", done, total, best[1])
+            observer.overall("run", done, total, "")  # not the best one: that would be chosen by its luck, too
     return failures
 
 

@@ -29,10 +29,10 @@ from simclr.weights import checkpoint
 
 
 class Interrupted(Exception):  # noqa: N818 (it describes what happened)
-    """Training was asked to stop. A checkpoint of `step` is on the disk."""
+    """Training was asked to stop. A checkpoint of `step` is on the disk. `where` says of which run, among several."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, step: int, where: str = "") -> None:
+        super().__init__(f"stopped after step {step}{where}")
         self.step = step
 
 

@@ -27,6 +27,7 @@ def page_of(count: int, side: int = 32, **changes: Any) -> str:
         "points": DRAW.normal(size=(count, 2)),
         "neighbours": DRAW.integers(0, count, (count, 5)),
         "similarities": DRAW.uniform(-1, 1, (count, 5)),
+        "sizes": [(640, 480, 70_000)] * count,
         "thumbnails": DRAW.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8).repeat(side, 1).repeat(side, 2),
     }
     return explorer_page(**(values | changes))
@@ -59,7 +60,8 @@ def test_the_data_come_back() -> None:
     place = np.stack([numbers(data["x"]), numbers(data["y"])], 1)
     assert place.min() == 0
     assert place.max() == 65535
-    scale = 65535 / np.ptp(points, axis=0).max()  # the same in both directions, so distances keep their proportions
+    longer = np.ptp(points, axis=0).max()
+    scale = 65535 / np.maximum(np.ptp(points, axis=0), longer / 1.6)  # it fills a square unless that distorts it much
     np.testing.assert_allclose(place - place[0], (points - points[0]) * scale, atol=1)
     assert [column["categories"] for column in data["columns"]] == [["a", "b", "c"]]
     assert numbers(data["columns"][0]["codes"]).tolist() == (codes + 1).tolist()

@@ -126,10 +126,11 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
 
 def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     trials = pd.DataFrame({"trial": [0, 1, 2], "accuracy": [0.5, None, 0.6]}, dtype=object)
-    selection = pd.DataFrame({"cell": ["baseline", "trial 2"], "fresh seeds": [0.5, 0.52], "n": [3, 3]})
+    selection = pd.DataFrame({"cell": ["baseline", "trial 2"], "fresh seeds": [0.5, 0.52], "n": [3, 3]})  # of before
     assert of_search(trials, 0.55, selection) == [
         "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above the start (55.0 %).",
-        "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above the start.",
+        "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above the start on "
+        "validation.",
     ]
     unconfirmed = "This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     assert of_search(trials, nan, None) == [
@@ -142,6 +143,36 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
     ]
     assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]
+
+
+@pytest.mark.parametrize(
+    ("n", "searched", "gain", "low", "high", "verdict"),
+    [
+        (
+            3,
+            0.05,
+            0.02,
+            0.01,
+            0.03,
+            "So the gain is real, but smaller than in the search (+5.0), where luck had a part.",
+        ),
+        (3, 0.01, 0.02, 0.01, 0.03, "So the gain is real."),
+        (3, nan, 0.02, 0.01, 0.03, "So the gain is real."),
+        (3, 0.05, 0.02, -0.01, 0.05, "That can be chance: the gain is not confirmed."),
+        (3, 0.05, -0.02, -0.03, -0.01, "So the start is better, and the gain in the search was luck."),
+        (1, 0.004, 0.0225, nan, nan, "Fewer than three fresh seeds can't tell that from chance: search again with"),
+    ],
+    ids=["shrank", "held", "proxy", "unclear", "lost", "one seed"],
+)
+def test_a_search_says_whether_its_gain_is_real(
+    n: int, searched: float, gain: float, low: float, high: float, verdict: str
+) -> None:
+    trials = pd.DataFrame({"trial": [0, 1], "accuracy": [0.5, 0.6]}, dtype=object)
+    facts = {"cell": "trial 1", "n": n, "gain in the search": searched, "gain": gain, "gain_low": low}
+    selection = pd.DataFrame([{"cell": "baseline", "n": n}, facts | {"gain_high": high}]).assign(**{"fresh seeds": 0.5})
+    told = of_search(trials, 0.5, selection)[1]
+    assert f"{abs(100 * gain):.1f} points {'above' if gain > 0 else 'below'} the start on validation" in told
+    assert verdict in told
 
 
 def test_the_table_of_a_page_has_intervals_below_and_no_difference_of_the_baseline() -> None:

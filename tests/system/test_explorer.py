@@ -40,6 +40,7 @@ FEATURES[7] = FEATURES[100]  # a copy
 COSINE = FEATURES @ FEATURES.T / np.linalg.norm(FEATURES, axis=1) / np.linalg.norm(FEATURES, axis=1)[:, None]
 NEAR = np.argsort(-(COSINE - 9 * np.eye(COUNT)), axis=1)[:, :NEAREST]
 COLOURS = np.stack([np.arange(COUNT), 255 - np.arange(COUNT), np.full(COUNT, 90)], 1).astype(np.uint8)
+SIZES = [(100 + row, 80, 5000 + row) if row % 3 else None for row in range(COUNT)]
 COLUMNS = [
     Column("class", ["x", "y"], CODES),
     Column("error", ["right", "wrong"], np.arange(COUNT) % 2),
@@ -52,7 +53,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("explorer") / "explore.html"
     thumbnails = COLOURS[:, None, None].repeat(32, 1).repeat(32, 2)
     similar = np.take_along_axis(COSINE, NEAR, 1)
-    text = explorer_page("photos, seen by <b>a</b>", ["<i>note"], NAMES, COLUMNS, POINTS, NEAR, similar, thumbnails)
+    text = explorer_page(
+        "photos, seen by <b>a</b>", ["<i>note"], NAMES, COLUMNS, POINTS, NEAR, similar, thumbnails, SIZES
+    )
     path.write_text(text, "utf-8")
     return path.as_uri()
 
@@ -176,6 +179,9 @@ def test_names_and_categories_filter_what_is_shown_and_listed(page: Page) -> Non
     page.locator("#legend button", has_text="y").click()
     page.fill("#filter", "")
     expect(page.locator("#count")).to_have_text(f"{COUNT} of {COUNT} images shown")
+    expect(page.locator("#heading")).to_have_text(f"Shown: {COUNT} images")  # the list follows
+    page.fill("#filter", "b/")
+    assert saved(page) == [name for name in NAMES if "/b/" in name]
 
 
 def test_colours_are_those_of_the_category(page: Page) -> None:
@@ -185,7 +191,7 @@ def test_colours_are_those_of_the_category(page: Page) -> None:
         names = ["none"] * bool((column.codes < 0).any()) + list(column.categories)
         legend = page.locator("#legend button").all_text_contents()
         counts = [int((column.codes == code).sum()) for code in range(-(-1 in column.codes), len(column.categories))]
-        assert legend == [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+        assert legend == [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     page.select_option("#colour", "1")
     until(page, "!due")
     rows = alone(page)
@@ -205,7 +211,11 @@ def alone(page: Page) -> list[int]:
 
 def test_duplicates_and_outliers_are_ranked(page: Page) -> None:
     page.click("#duplicates")
-    pairs = [sorted(NAMES.index(name) for name in pair.split("\t")) for pair in saved(page)]
+    header, *rows = [line.split("\t") for line in saved(page)]
+    assert header == ["file 1", "file 2", "difference", "kind", "pixels 1", "pixels 2", "bytes 1", "bytes 2"]
+    assert rows[0] == [NAMES[7], NAMES[100], "0.0000", "similar", "107x80", "200x80", "5007", "5100"]  # other pixels
+    assert {row[4] for row in rows if row[0] == NAMES[9]} <= {""}
+    pairs = [sorted(NAMES.index(name) for name in row[:2]) for row in rows]
     assert pairs[0] == [7, 100]
     expect(page.locator("#list .image span").first).to_have_text("0.0000")
     listed = {tuple(sorted((row, int(other)))) for row in range(COUNT) for other in NEAR[row]}
@@ -306,7 +316,9 @@ def hovers(browser: Browser, folder: Path, count: int, side: int) -> list[float]
     columns = [Column("class", [str(number) for number in range(10)], np.arange(count) % 10)]
     points, similar = DRAW.normal(size=(count, 2)), np.ones((count, 20))
     path = folder / "explore.html"
-    path.write_text(explorer_page("photos", [], names, columns, points, near, similar, photos(count, side)), "utf-8")
+    path.write_text(
+        explorer_page("photos", [], names, columns, points, near, similar, photos(count, side), [None] * count), "utf-8"
+    )
     assert path.stat().st_size < 40e6
     times = []
     for page in opened(browser, path.as_uri(), 1440, 900):

@@ -115,6 +115,7 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
         for number in range(2):
             Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / folder / f"{number}.png")
     assert run("embed", "tiny-s0", tmp_path / "photos", "--out", "features.csv").exit_code == 0
+    assert pd.read_csv("features.csv")["file"].tolist()[:2] == ["a/0.png", "a/1.png"]  # as in a table of labels
     exec(sort, {})
     assert [line.split(",")[1] for line in Path("sorted.csv").read_text().splitlines()] == ["folder", "b", "b"]
 

@@ -49,7 +49,7 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
     assert list(table["rank"]) == [1, 2, 3]
     lines = done.stdout.splitlines()
     found = lines[lines.index(str(images / "flat/3.png")) + 1 : -1]
-    assert found == [f"  {row.similarity:.4f}  {row.file}" for row in table.itertuples()]
+    assert found == [f"  {row.similarity:.4f}  {images / 'flat' / row.file}" for row in table.itertuples()]
     assert run("embed", "tiny-s0", images / "flat").exit_code == 0
     features = [*search[:-1], "features.parquet", "--out", "again.csv"]
     for option in (["--on-bad-image", "skip"], ["--recheck"], ["--layer", "z"]):
@@ -81,7 +81,7 @@ def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, i
     shutil.copy(images / "flat/0.png", "own/b/new.png")
     done = run("neighbours", "own-s0", images / "flat/0.png", "--among", "own", "--out", "similar.csv")
     assert done.exit_code == 0, done.output
-    assert pd.read_csv("similar.csv")["file"][0] == str(Path("own/b/new.png").resolve())
+    assert pd.read_csv("similar.csv")["file"][0] == "b/new.png"  # below the folder
     for command in (["neighbours", "own-s0", images / "flat/0.png"], ["explore", "own-s0"]):
         assert_one_line(run(*command), 2, "restore the folder to what it was")
     done = run("explore", "own-s0", "own")

@@ -202,6 +202,20 @@ def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: 
     assert lines[-1] == "epoch 100.0/100 loss 3.00 val kNN 50.0%"
 
 
+def test_a_figure_of_before_is_not_shown_as_a_new_one_and_the_time_left_is_that_of_the_mean_speed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal = TrainingTerminal(tiny(train={"epochs": 10, "batch_size": 10}))
+    terminal.began("a-run", 200)
+    for step, speed in ((10, 10.0), (20, 1.0), (30, 10.0)):
+        measured = {"val/knn_top1": 0.5} if step == 10 else {}
+        terminal.metrics({"train/loss": 3.0, "perf/images_per_second": speed, **measured}, step)
+    first, second, third = capsys.readouterr().err.splitlines()[1:]
+    assert first == "epoch 0.5/10 loss 3.00 val kNN 50.0% 10 img/s, about 3 min left"
+    assert second == "epoch 1.0/10 loss 3.00 1 img/s, about 16 min left"  # 180 steps of 5.5 s
+    assert third == "epoch 1.5/10 loss 3.00 10 img/s, about 11 min left"  # 170 steps of 4 s
+
+
 def test_a_run_that_will_exceed_its_time_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = TrainingTerminal(tiny(train={"epochs": 10, "batch_size": 10}), ends=monotonic() + 100)
     terminal.began("a-run", 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +38,9 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         failures = calls.get("failures", [])
         tables = '{"rows": []}' if options["form"] == "json" else "the tables"
         study = StudyOutcome(Store(home()).find("tiny-s0"), tables, failures)
-        selection = pd.DataFrame({"cell": ["baseline"], "in the search": [71.25], "fresh seeds": [70.5], "n": [3]})
-        return SearchOutcome("5 trials", {"trial": 3, "accuracy": 71.25}, study, selection, ["how to read it"])
+        selection = pd.DataFrame({"cell": ["baseline"], "in the search": [0.7125], "fresh seeds": [0.705], "n": [3]})
+        best = {"trial": 3, "accuracy": 71.25}
+        return SearchOutcome("5 trials", best, "report: here", study, selection, ["how to read it"], ["simclr x"])
 
     monkeypatch.setattr("experiments.search.trials.open_search", open_search)
     monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda *_: 0.5)
@@ -64,9 +66,12 @@ def test_search_runs_trials_and_confirms_the_best(
     confirmed = searched["confirm"]
     assert (confirmed["start"], confirmed["top"], confirmed["seeds"]) == (0.5, top, 4)
     assert confirmed["command"] == "simclr search --config tiny.toml"
-    assert done.stdout.startswith("5 trials\n\nthe tables\n\ncell ")
-    assert done.stdout.endswith("how to read it\n")
-    assert "71.25" in done.stdout
+    assert confirmed["on"] is None
+    assert done.stdout.startswith("5 trials\n\n")
+    table, last = done.stdout.split("how to read it\n\n")
+    assert "validation" in table
+    assert re.search(r"start \(your config\) +71.2 +70.5 +3\n", table)
+    assert last.splitlines() == ["report: here", "report of the fresh seeds: simclr report tiny-s0", "next: simclr x"]
 
 
 def test_a_search_is_printed_as_json_and_its_failed_runs_end_it(run: Run, searched: dict[str, Any]) -> None:

@@ -115,8 +115,17 @@ def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("speed")
+def test_a_poor_choice_is_said() -> None:
+    busy, few = time_budget._cautions(9.3, 2, 99)
+    assert "(load 9.3 on 2 cores)" in busy
+    assert few == "only 99 steps fit into the time, which are too few to learn much: allow more --hours"
+    assert time_budget._cautions(2.0, 2, 100) == []
+
+
 def test_a_budget_too_short_for_one_epoch_is_refused(store: Store) -> None:
-    with pytest.raises(UserError, match=r"too short for tiny: an epoch takes 1 s here, .* Allow --hours 0.01 or more"):
+    with pytest.raises(
+        UserError, match=r"too short for tiny: an epoch takes \d+ s here, .* Allow --hours 0.01 or more"
+    ):
         choose_config(tiny(), budget_of(0.9), store)
     choose_config(tiny(), TimeBudget(hours=0.01, choices=budget_of(1, SMALL).choices), store)
 

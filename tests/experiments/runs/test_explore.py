@@ -35,7 +35,7 @@ class Page:
     def _keep(self, title: str, notes: list[str], names: list[str], columns: list[Column], *arrays: np.ndarray) -> str:
         self.title, self.notes, self.names = title, notes, names
         self.columns = {column.name: column for column in columns}
-        self.points, self.near, self.similarities, self.thumbnails = arrays
+        self.points, self.near, self.similarities, self.thumbnails, self.sizes = arrays
         return "a page"
 
     def values(self, column: str) -> list[str]:
@@ -84,6 +84,7 @@ def test_every_image_has_its_name_class_split_picture_and_neighbours(
     np.testing.assert_allclose(np.take_along_axis(cosine, page.near, 1), page.similarities, atol=1e-5)
     assert page.points.shape == (300, 2)
     assert set(page.values("cluster")) == {str(number) for number in range(1, 11)}
+    assert page.sizes == [None] * 300  # they are not files
 
 
 def test_the_vote_of_the_nearest_is_that_of_their_classes(
@@ -145,6 +146,8 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     assert list(page.columns) == ["cluster"]  # no image is in a split or in a folder of its own
     assert sorted(page.names) == sorted(str(path).replace("\n", "\\n") for path in photos.iterdir())
     assert page.thumbnails.shape == (23, 96, 96, 3)
+    files = [Path(name.replace("\\n", "\n")) for name in page.names]
+    assert page.sizes == [(140, 100, path.stat().st_size) for path in files]
     for name, picture in zip(page.names, page.thumbnails, strict=True):
         with Image.open(name.replace("\\n", "\n")) as image:
             square = np.asarray(image.crop((20, 0, 120, 100)).resize((96, 96), Image.Resampling.BICUBIC), int)
@@ -161,6 +164,27 @@ def test_subfolders_of_images_without_classes_are_a_colour() -> None:
     (column,) = module._folders(["/p/2024/a.jpg", "/p/2023/c.jpg", "/p/2023/sea/b.jpg", "/p/2024/d.jpg"])
     assert [column.categories[code] for code in column.codes] == ["2024", "2023", "2023/sea", "2024"]
     assert list(module._folders(["/p/a.jpg", "/p/b.jpg"])) == []
+
+
+def test_folders_are_a_colour_beside_classes_from_a_table(
+    photos: Path, home: Path, store: Store, tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "large_map", lambda directions, *_: (directions[:, :2], "any places"))
+    rows = []
+    for number in range(12):
+        name = f"{'ab'[number % 2]}/{number}.png"
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / f"{number:02}.png", tmp_path / "p" / name)
+        rows.append(f"{name},{'xyz'[number % 3]}")
+    (tmp_path / "p" / "labels.csv").write_text("file,label\n" + "\n".join(rows))
+    places = {"dir": str(tmp_path / "p"), "labels": str(tmp_path / "p/labels.csv")}
+    config = tiny(data={"dataset": "folder", "side": 16, **places})
+    data = open_dataset(config.data, home)
+    subject = Subject(build_model(config, data, torch.device("cpu")), config, data, make_protocol([], layer="h"))
+    write(subject, store, tmp_path / "e.html", transfer=str(tmp_path / "p"))
+    numbers = [int(Path(name).stem) for name in page.names]
+    assert page.values("class") == ["xyz"[number % 3] for number in numbers]
+    assert page.values("folder") == ["ab"[number % 2] for number in numbers]
 
 
 def test_too_few_images_and_collapsed_encoders_have_no_map(digits: Dataset, store: Store, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_features_of_another_encoder_are_refused(subject: Subject, photos: Path,
 
 def test_a_table_has_every_name_rank_and_similarity(tmp_path: Path, bank: Bank) -> None:
     found = [Found("q.png", [Similar("a\nb.png", 0.5, "cat"), Similar("caf\udce9.png", 0.25, "")])]
-    write_found(found, bank, tmp_path / "out.csv")
+    write_found(found, bank, tmp_path / "out.csv", "a-run")
     table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert table.to_numpy().tolist() == [
         ["q.png", 1, r"a\nb.png", 0.5, "cat"],
@@ -153,7 +153,7 @@ def test_pictures_show_whole_images_in_their_own_resolution(
 ) -> None:
     drawn: list[Query] = []
     monkeypatch.setattr(plots, "neighbours", lambda queries, path: (drawn.extend(queries), path.touch()))
-    write_found(search(bank, [photos / "a/00.png"], 2), bank, tmp_path / "out.png")
+    write_found(search(bank, [photos / "a/00.png"], 2), bank, tmp_path / "out.png", "a-run")
     (query,) = drawn
     for file, picture in [(query.file, query.picture), *((each.file, each.picture) for each in query.matches)]:
         assert picture.shape == (53, 160, 3)
@@ -164,20 +164,30 @@ def test_pictures_show_whole_images_in_their_own_resolution(
 def test_a_page_has_every_name_and_picture(bank: Bank, photos: Path, tmp_path: Path) -> None:
     found = search(bank, [photos / "a/00.png", photos / "b/01.png"], 2)
     hostile = [found[0], Found(found[1].query, [found[1].similar[0]._replace(label="<script>alert(1)</script>")])]
-    write_found(hostile, bank, tmp_path / "out.html")
+    write_found(hostile, bank, tmp_path / "out.html", "a-run")
     page = (tmp_path / "out.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 + 2 + 1
     assert "<script" not in page
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'src="(?!data:)', page)
+    assert "by the encoder of a-run</h1>" in page
+    words = page.replace("<wbr>", "")
     for query, similar in found[:1]:
-        assert all(name in page for name in [query, *(each.file for each in similar)])
+        for name in [query, *(each.file for each in similar)]:
+            assert f'<a href="{Path(name).as_uri()}">{Path(name).relative_to(photos)}</a>' in words
+
+
+def test_names_in_a_table_are_those_below_the_folder(bank: Bank, photos: Path, tmp_path: Path) -> None:
+    write_found(search(bank, [photos / "a/00.png"], 2), bank, tmp_path / "out.csv", "a-run")
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert set(table["query"]) == {"a/00.png"}
+    assert all((photos / name).is_file() and not Path(name).is_absolute() for name in table["file"])
 
 
 def test_files_that_are_gone_can_still_be_listed(subject: Subject, bank: Bank, photos: Path, tmp_path: Path) -> None:
     found = [Found(str(photos / "a/00.png"), [Similar("gone.png", 0.5, "")])]
     with pytest.raises(UserError, match=r"1 of 1 files can't be read.*gone\.png.*--out FILE\.csv"):
-        write_found(found, bank, tmp_path / "out.html")
-    write_found(found, bank, tmp_path / "out.csv")
+        write_found(found, bank, tmp_path / "out.html", "a-run")
+    write_found(found, bank, tmp_path / "out.csv", "a-run")
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 
 import pandas as pd
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from analysis.trials import pictures
 from experiments.configs.resolve import resolve
 from experiments.search import confirm as confirming
-from experiments.search.confirm import confirm, confirmation_plan, record_trials, selection_notes
+from experiments.search.confirm import confirm, confirmation_plan, record_trials, selection_notes, summary
 from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
 from experiments.search.trials import open_search, reference_accuracy, run_trials
 from experiments.studies.execute import StudyOutcome
+from experiments.studies.results import StudyDocument
 from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.errors import RunFailed
@@ -58,18 +60,29 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     plan = json.loads(study.artifact("plan.json").read_text())
     assert plan["command"] == "simclr search --name s"
     assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
-    assert "2 trials: 2 completed" in said.text
+    assert "judged on validation images" in said.text
+    assert plan["on"] == "val"
     assert found.summary.startswith("2 trials: 2 completed")
     assert found.best["accuracy"] == 100 * max(start, search.study.trials[1].values[0])
     assert found.selection is not None
     assert list(found.selection["n"]) == [2, 2]
-    assert found.selection["in the search"].between(5, 100).all()
+    gain = table["fresh seeds"].diff().iloc[1]
+    assert found.selection["gain"].iloc[1] == pytest.approx(gain)
+    assert isnan(found.selection["gain_low"].iloc[1])  # two seeds
     assert found.study is not None
-    assert "linear top-1" in found.study.report
+    assert "linear top-1 on validation" in found.study.report
+    assert "Fewer than three fresh seeds can't tell that from chance" in found.summary
+    assert "trial 0 is your config" not in found.summary  # all of it was in the space
     page = search.tracker.record().artifact("report.html").read_text()
     assert found.next[0].endswith("best.toml --seed 3")  # a seed that was not trained
     assert "Trained again with two seeds that took no part in the choice, trial 1 is" in page
-    assert "came from selection" in found.notes[1]
+    with open_search("s", BRIEF, [RATE], store) as search:  # the final result, in the same command
+        found = confirm(search, start, top=1, seeds=1, command="", on="test")
+        assert found.selection is not None
+        assert found.selection["test"].between(0.05, 1).all()
+        assert "On test images: With the settings of trial 1, linear accuracy is" in found.summary
+        confirm(search, start, top=1, seeds=1, command="")  # as a study of an earlier version
+        assert StudyDocument.read(store.find_reported("s-trial-1")).on == "test"
 
 
 @pytest.mark.parametrize("report", ["", "the tables"], ids=["all failed", "some failed"])
@@ -92,7 +105,7 @@ def test_without_seeds_a_search_is_only_reported(
     with open_search("s", BRIEF, [RATE], store) as search:
         run_trials(search, 1)
         found = confirm(search, 0.5, top=1, seeds=0, command="")
-    assert found.summary.startswith("1 trials: 1 completed")
+    assert found.summary.startswith("1 trial: 1 completed")
     assert found.study is None
     best = search.tracker.record().artifact("best.toml")
     assert found.next == [f"simclr pretrain --config {best} --seed 1"]
@@ -103,16 +116,19 @@ def test_the_trials_their_pictures_and_the_best_config_are_kept(
 ) -> None:
     monkeypatch.setattr("experiments.search.report.pictures", pictures)
     monkeypatch.setattr("analysis.trials.FEWEST", 4)
-    with open_search("s", BRIEF, SPACE, store, objectives="accuracy,time") as search:
+    with_condition = [*SPACE, Parameter(setting="optim.weight_decay", low=0.0, high=1e-3, when={"optim.name": "adamw"})]
+    with open_search("s", BRIEF, with_condition, store, objectives="accuracy,time") as search:
         run_trials(search, 4)
-        text = record_trials(search, 0.5)
+        record_trials(search, 0.5)
+        text = summary(search)
     assert "4 trials: 4 completed, 0 rejected, 0 pruned, 0 failed" in text
     record = search.tracker.record()
-    assert text.endswith(f"report: {record.artifact('report.html')}")
     assert "The best of 4 trials" in record.artifact("report.html").read_text()
     table = pd.read_csv(record.artifact("trials.csv"))
     best = ranked(search.study)[0]
     assert list(table["trial"]) == [0, 1, 2, 3]
+    assert [name for name in table if name.startswith("optim.weight_decay")] == ["optim.weight_decay"]
+    assert "Settings of trial" in text
     assert table["accuracy"].max() == pytest.approx(best.values[0], abs=1e-6)
     raw = pd.read_csv(record.artifact("trials.csv"), dtype=str)
     assert raw["accuracy"].str.fullmatch(r"0\.\d{1,6}|1\.0").all()  # without the noise of 32-bit numbers
@@ -162,11 +178,7 @@ def test_notes_explain_selection_and_the_ranking_of_a_proxy(store: Store) -> Non
         }
     )
     with open_search("full", BRIEF, SPACE, store) as search:
-        note = selection_notes(search, table)[1]
-        assert note == (
-            "trial 4 against the baseline: +10.00 points in the search, +3.00 with fresh seeds, so +7.00 came from "
-            "selection"
-        )
+        assert "only the fresh seeds are unbiased" in selection_notes(search, table)[0]
     with open_search("proxy", BRIEF, SPACE, store, proxy=["data.limit=256"]) as search:
         assert selection_notes(search, table)[1] == "rank correlation (Spearman) between both over 3 trials: 0.50"
         assert "needs --top 3" in selection_notes(search, table[:2])[1]

@@ -109,9 +109,10 @@ def test_outcome_counts_trials_and_names_the_best(study: optuna.Study) -> None:
     assert outcome(study, 0.45) == [
         "5 trials: 2 completed, 1 rejected, 1 pruned, 1 failed",
         "trial 3 failed: training diverged",
-        "start: 45.00% on validation (your config)",
-        "best: trial 2 with 80.00% on validation",
-        "trial 0 is your config, except that the space has no such model.width, optim.lr: other values were drawn",
+        "start: 45.0% on validation (your config)",
+        "best: trial 2 with 80.0% on validation",
+        "trial 0 is your config, but model.width, optim.lr were drawn, because the search space doesn't contain your "
+        "values",
         MEASURED_BY,
         "choosing and planning took 2.0% of the trials' time",
     ]

@@ -70,12 +70,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
     def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Observer) -> list[Forecast]:
         first = [prepare(cell.of_seed(seeds[0]), store.folder) for cell in plan.cells]
         done = [_seeds_done(cell, each, store, seeds) for cell, each in zip(plan.cells, first, strict=True)]
-        return [Forecast(cell, 10.0, 1, seeds) for cell, seeds in zip(plan.cells, done, strict=True)]
+        return [Forecast(cell, 10.0, 1, seeds, 2.0) for cell, seeds in zip(plan.cells, done, strict=True)]
 
     leave_out_figures(monkeypatch)
     monkeypatch.setattr(paper, "tables", lambda: SMALL)
     monkeypatch.setattr(paper, "forecast", forecast)
-    monkeypatch.setattr(paper, "_evaluation_seconds", lambda *_: 2.0)
     return plan_paper(tiny(train={"epochs": 1}), "paper-tiny")
 
 
