@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
+import shlex
 import warnings
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -44,18 +45,23 @@ HELP = {"help_option_names": ["-h", "--help"]}
 USAGE_ERROR: Any = typer.BadParameter.__base__  # what Typer raises for any mistake in options and arguments
 
 
+def load(name: str) -> Any:
+    """A command with its options, which imports its module."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
+    single.command(name)(getattr(import_module(f"experiments.commands.{module}"), function))
+    command: Any = typer.main.get_command(single)
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":  # help shows its name without a type such as <list[str]>
+            parameter.display_type = lambda _: ""
+    return command
+
+
 class LazyCommand(TyperCommand):
     """The name and help of a command. Its module is imported when it is called, or when its own help is shown."""
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
-        module, _, function = COMMANDS[str(self.name)][0].partition(":")
-        single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
-        single.command(self.name)(getattr(import_module(f"experiments.commands.{module}"), function))
-        command: Any = typer.main.get_command(single)
-        for parameter in command.params:
-            if parameter.param_type_name == "argument":  # help shows its name without a type such as <list[str]>
-                parameter.display_type = lambda _: ""
-        return command.make_context(info_name, args, parent, **extra)
+        return load(str(self.name)).make_context(info_name, args, parent, **extra)
 
 
 class Commands(TyperGroup):
@@ -68,6 +74,17 @@ class Commands(TyperGroup):
 
             extra["obj"] = join_words(os.environ)
         return super().main(*args, **extra)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            first = next((place for place, word in enumerate(given) if word in COMMANDS), 0)
+            if not (hasattr(error, "possibilities") and first):
+                raise
+            moved = shlex.join([given[first], *given[:first], *given[first + 1 :]])
+            _exit(2, f"error: options go after the command: simclr {moved}")
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:  # parsing is resilient when a shell completes a word
@@ -82,7 +99,11 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:
-            _exit(2, f"error: {_describe_usage(error, ctx.invoked_subcommand)}")
+            from experiments.commands.usage import describe
+
+            _exit(
+                2, f"error: {describe(error, ctx.invoked_subcommand, {name: partial(load, name) for name in COMMANDS})}"
+            )
         except UserError as error:
             _exit(2, f"error: {error}")
         except Deserted:
@@ -97,54 +118,6 @@ class Commands(TyperGroup):
             file = f" {error.filename}" if error.filename else ""
             remedy = "check the folder's permissions and the free space on its disk, or choose another path"
             _exit(1, f"failed: can't read or write{file}: {error.strerror or error}; {remedy}")
-
-
-def _describe_usage(error: Any, command: str) -> str:
-    """A mistake in the options or arguments of a command, in one sentence."""
-    from simclr.settings import expected
-
-    if hasattr(error, "possibilities"):
-        parameters = error.ctx.command.get_params(error.ctx)  # with --help
-        if (name := error.option_name.lstrip("-")) in (each.name for each in parameters if not _is_option(each)):
-            return f"{error.option_name} is an argument, not an option: give the {name} alone, see simclr {command} -h"
-        options = [name for each in parameters for name in each.opts if name.startswith("--")]
-        return str(unknown("option", error.option_name, options))
-    if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
-        (details, *_) = error.__cause__.errors()
-        wanted = "a number" if str(details["input"]).strip().lower() == "nan" else expected(details)
-        return f"{error.param.opts[-1]} '{details['input']}': expected {wanted}"
-    message = error.format_message().rstrip(".").replace("argument(s)", "argument")
-    if meant := _meant(error, message):
-        return f"did you mean {meant}? See simclr {command} --help"
-    if "unexpected extra argument" in message:
-        message += " (put a path with spaces in quotes)"
-    return f"{message[0].lower()}{message[1:]}: see simclr {command} --help"
-
-
-def _is_option(parameter: Any) -> bool:
-    return bool(parameter.param_type_name == "option")
-
-
-def _meant(error: Any, message: str) -> str:
-    """What was probably meant by words for which a command has no argument; empty if nobody can tell."""
-    from experiments.configs.presets import presets
-
-    extra = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", message)
-    if extra is None:
-        return ""
-    words, values = extra[1].split(), error.ctx.params
-    options = {option: each.name for each in error.ctx.command.params if _is_option(each) for option in each.opts}
-    for option in ("--set", "--vary"):
-        given = values.get(options.get(option)) or [""]
-        if given[-1] and "=" not in given[-1]:  # its value is the first of the words
-            return f"{option} {given[-1]}={','.join(words)}"
-    arguments = [values[each.name] for each in error.ctx.command.params if not _is_option(each)]
-    for word in [*(str(each) for each in arguments if each is not None), *words]:
-        if f"--{word}" in options:
-            return f"--{word}"
-        if "--preset" in options and word in presets():
-            return f"--preset {word}"
-    return ""
 
 
 def _exit(code: int, message: str) -> NoReturn:

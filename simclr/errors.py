@@ -80,7 +80,8 @@ def suggest(given: str, choices: Iterable[str]) -> str:
     names = sorted(ordered)
     # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.
     ends = [name for name in ordered if name.endswith(f".{given}")]
-    near = ends[:1] or get_close_matches(given, names, n=1, cutoff=CLOSE)
+    lowered = {name.lower(): name for name in names}
+    near = ends[:1] or [lowered[each] for each in get_close_matches(given.lower(), lowered, n=1, cutoff=CLOSE)]
     hints = [f"did you mean '{near[0]}'?"] if near else []
     if len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")

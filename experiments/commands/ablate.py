@@ -206,6 +206,7 @@ def ablate(  # over 60 lines, because of its signature
         part_to_judge_on,
         with_recorded_choices,
     )
+    from experiments.tracking.claims import claim_name
     from experiments.tracking.store import Store, home
     from experiments.workers.engines import check_cluster, open_pool
 
@@ -225,6 +226,8 @@ def ablate(  # over 60 lines, because of its signature
         threads=threads,
     )
     check_cluster(cluster, gpus_per_run, baseline.threads, cluster_options)
+    if name is not None:  # the runs are called after the study, too: no-blur-s0@NAME
+        baseline = baseline.model_copy(update={"name": name})
     plan = plan_study(
         baseline, drop=drop, alone=alone, together=together, axis=axis, vary=vary, resplit=resplit, equal=equal
     )
@@ -236,6 +239,9 @@ def ablate(  # over 60 lines, because of its signature
     largest = rates_seed(most[0]) if plan.must_choose_rates() else most[-1]
     changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:
+        if not dry_run:
+            with claim_name(store, "study", name, terminal):  # refused now, not when the cells have been timed
+                pass
         plan = with_recorded_choices(name, plan, store)
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         if plan.equal is not None and not plan.asked:

@@ -71,18 +71,22 @@ def of_runs(*kinds: str) -> Completion:
     """Completes the name of a run of these kinds, the newest first."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        from experiments.tracking.local import names_of_runs
+        from experiments.tracking.local import runs_on_disk
 
-        return _matching(names_of_runs(kinds), context, incomplete)
+        return _matching(dict.fromkeys(run.name for run in runs_on_disk(kinds) or []), context, incomplete)
 
     return complete
 
 
 presets = of(known_presets())
-encoders = of_runs("pretrain", "import")
-evaluated = of_runs("pretrain", "import", "eval")
-comparable = of_runs("pretrain", "import", "eval", "study")
-reported = of_runs("study", "search", "pretrain", "import", "eval")
+ENCODERS = ("pretrain", "import")  # kinds of runs
+EVALUATED = (*ENCODERS, "eval")
+COMPARABLE = (*EVALUATED, "study")
+REPORTED = (*COMPARABLE, "search")
+encoders = of_runs(*ENCODERS)
+evaluated = of_runs(*EVALUATED)
+comparable = of_runs(*COMPARABLE)
+reported = of_runs(*REPORTED)
 groups = of_runs("study", "search")
 images = [name for name in NAMES["config"] if name.startswith("data.")]
 settings = of_settings(NAMES["config"])

@@ -27,7 +27,7 @@ from experiments.commands.options import (
     check_out,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.commands.terminal import Terminal, find_encoder_or_newest, open_store
 from simclr.errors import printable
 
 EXPORTS = names_in("simclr.weights.export.EXPORTS")
@@ -62,7 +62,7 @@ def embed(  # over 60 lines, because of its signature
     Example: simclr embed shapes-s0 photos --out features.parquet
     """
     from experiments.runs.encoders import find_encoder
-    from experiments.tracking.store import Store, home
+    from experiments.tracking.store import home
     from simclr import device as devices
     from simclr.config import make
     from simclr.data.dataset import most_skipped
@@ -76,7 +76,7 @@ def embed(  # over 60 lines, because of its signature
         reduce(merge, (nested(*parse_setting(text)) for text in settings), {"data": {"dataset": "folder"}})
     ).data
     options = {name: getattr(data, name) for name in OPTIONS}
-    found = find_encoder(run, Store(home()))
+    found = find_encoder(run, open_store())
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
     most = most_skipped(on_bad_image or "error")
     skipped: list[str] | None = [] if most else None
@@ -121,9 +121,8 @@ def export(
     Example: simclr export shapes-s0 --format onnx --out exported
     """
     from experiments.runs.exchange import export_run
-    from experiments.tracking.store import Store, home
 
-    store = Store(home())
+    store = open_store()
     parity = export_run(find_encoder_or_newest(run, store), store, out, form)
     result = {
         "files": [parity.file, parity.file.with_suffix(".md")],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.commands import complete
+from experiments.commands.checks import of_known_run
 from experiments.commands.options import (
     Device,
     Format,
@@ -22,7 +23,7 @@ from experiments.commands.options import (
     Unlabelled,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.commands.terminal import Terminal, find_encoder_or_newest, open_store
 from simclr.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,7 +141,6 @@ def evaluate(  # over 60 lines, because of its signature
     from experiments.runs.encoders import open_subject
     from experiments.runs.evaluate import evaluate_encoder
     from experiments.runs.stock import stock_encoder
-    from experiments.tracking.store import Store, home
     from simclr.evaluate.protocol import make_protocol
     from simclr.methods import METHODS
 
@@ -158,7 +158,7 @@ def evaluate(  # over 60 lines, because of its signature
         raise UserError("--snapshots keeps no network, and compares with no other: leave --keep and --stock out")
     own = [text for text in settings if not text.startswith("data.")]
     protocol = make_protocol([*fractions, *own], layer=layer, on=on)
-    store = Store(home())
+    store = open_store()
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
         subject = open_subject(
@@ -340,6 +340,7 @@ def compare(
         typer.Argument(
             help="Names of finished runs, or of studies, or the first 4 or more characters of their ids.",
             show_default=False,
+            callback=of_known_run(*complete.COMPARABLE, what="run or study"),
             autocompletion=complete.comparable,
         ),
     ],
@@ -355,9 +356,8 @@ def compare(
     """
     from experiments.runs.compare import compare as compare_runs
     from experiments.studies.report import tables
-    from experiments.tracking.store import Store, home
 
-    store = Store(home())
+    store = open_store()
     studies = store.studies_among(runs)
     if len(studies) > 1 and (as_json or form not in ("terminal", "markdown")):
         raise UserError("--json, and the formats csv and latex, show one study: name one")

@@ -20,7 +20,7 @@ from experiments.commands.options import (
     Unlabelled,
 )
 from experiments.commands.output import Json, describe_files, show
-from experiments.commands.terminal import Terminal, find_encoder_or_newest
+from experiments.commands.terminal import Terminal, find_encoder_or_newest, open_store
 
 
 def explore(  # over 60 lines, because of its signature
@@ -65,11 +65,10 @@ def explore(  # over 60 lines, because of its signature
     """
     from experiments.runs.encoders import open_subject
     from experiments.runs.explore import explore as write_explorer
-    from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
 
-    store = Store(home())
+    store = open_store()
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
         subject = open_subject(

@@ -8,6 +8,7 @@ import typer
 
 from experiments.commands import complete
 from experiments.commands.output import Json, show
+from experiments.commands.terminal import open_store
 
 
 def measures(
@@ -32,9 +33,8 @@ def measures(
     Example: simclr measures --accuracy knn_top1
     """
     from experiments.runs.measures import rank_measures
-    from experiments.tracking.store import Store, home
 
-    ranking = rank_measures(Store(home()), accuracy, runs or [])
+    ranking = rank_measures(open_store(), accuracy, runs or [])
     show(ranking._asdict(), _text, as_json=as_json)
 
 

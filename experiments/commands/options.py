@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.commands import complete
+from experiments.commands.checks import bad_image, known_preset, of_known_run
 from experiments.commands.names import names_in
 from experiments.configs.presets import presets
 from simclr import settings
@@ -38,15 +39,6 @@ BAD_IMAGE_HELP = (
     "may be skipped, such as 0.5."
 )
 BAD_IMAGE_CHOICES = complete.of(["error", "skip"])
-
-
-def _bad_image(choice: str | None) -> str | float | None:
-    if choice in (None, "error", "skip"):
-        return choice
-    digits = choice.isascii() and choice.replace(".", "", 1).isdigit()  # ² is a digit, too
-    if not (digits and 0 < float(choice) <= 1):
-        raise UserError(f"--on-bad-image '{choice}': expected error, skip or a share such as 0.5")
-    return float(choice)
 
 
 def _recheck(wanted: bool) -> bool:
@@ -150,6 +142,7 @@ def check_out(path: Path) -> Path:
 Preset = Annotated[
     str | None,
     typer.Option(
+        callback=known_preset,
         help=f"Preset to start from: {', '.join(presets())}. Without this and --config, it is shapes.",
         show_default=False,
         autocompletion=complete.presets,
@@ -202,7 +195,7 @@ BadImage = Annotated[
     str | None,
     typer.Option(
         "--on-bad-image",
-        callback=_bad_image,
+        callback=bad_image,
         help=f"{BAD_IMAGE_HELP} Without it, they are an error.",
         show_default=False,
         autocompletion=BAD_IMAGE_CHOICES,
@@ -313,11 +306,13 @@ Drop = Annotated[
 ]
 
 # Encoders and what they are evaluated on.
-EncoderName = Annotated[str, typer.Argument(help=ENCODER_HELP, autocompletion=complete.encoders)]
-NewestEncoder = Annotated[
-    str | None,
-    typer.Argument(help=ENCODER_HELP, show_default="the newest run outside studies", autocompletion=complete.encoders),
-]
+ENCODER: dict[str, Any] = {
+    "help": ENCODER_HELP,
+    "callback": of_known_run(*complete.ENCODERS, files=True),
+    "autocompletion": complete.encoders,
+}
+EncoderName = Annotated[str, typer.Argument(**ENCODER)]
+NewestEncoder = Annotated[str | None, typer.Argument(show_default="the newest run outside studies", **ENCODER)]
 RunNames = Annotated[
     list[str],
     typer.Argument(
@@ -353,7 +348,7 @@ RunBadImage = Annotated[
     str | None,
     typer.Option(
         "--on-bad-image",
-        callback=_bad_image,
+        callback=bad_image,
         help=BAD_IMAGE_HELP,
         show_default=FROM_RUN,
         autocompletion=BAD_IMAGE_CHOICES,

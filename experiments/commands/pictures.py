@@ -38,7 +38,7 @@ from experiments.commands.options import (
     check_number,
 )
 from experiments.commands.output import Json, describe_files, show
-from experiments.commands.terminal import Terminal, find_encoder_or_newest, offer_unlabelled
+from experiments.commands.terminal import Terminal, find_encoder_or_newest, offer_unlabelled, open_store
 from simclr.errors import UserError, printable
 
 METRICS = names_in("experiments.runs.compare.SHORT_NAMES")
@@ -116,11 +116,10 @@ def plot(
     Example: simclr plot loss shapes-s0 shapes-s1 --smooth 5
     """
     from experiments.runs.compare import plot_metric
-    from experiments.tracking.store import Store, home
 
     if metric not in METRICS and (given := [run for run in runs if run in METRICS]) and "/" not in metric:
         raise UserError(f"the metric comes first: simclr plot {given[0]} {shlex.quote(metric)}")
-    files = plot_metric(metric, runs, Store(home()), out, smooth)
+    files = plot_metric(metric, runs, open_store(), out, smooth)
     show({"files": files}, describe_files, as_json=as_json)
 
 
@@ -173,11 +172,10 @@ def tsne(  # over 60 lines, because of its signature
     """
     from experiments.runs.encoders import open_subject
     from experiments.runs.pictures import draw_tsne, keep
-    from experiments.tracking.store import Store, home
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
 
-    store = Store(home())
+    store = open_store()
     found = find_encoder_or_newest(run, store)
     with Terminal() as terminal:
         subject = open_subject(
@@ -241,13 +239,12 @@ def neighbours(  # over 60 lines, because of its signature
     from experiments.runs.encoders import find_encoder, open_subject
     from experiments.runs.pictures import keep
     from experiments.runs.similar import bank_in, bank_of, read_queries, search, write_found
-    from experiments.tracking.store import Store, home
     from simclr.data.dataset import decoding_of
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
     from simclr.weights.features import holds_features
 
-    store = Store(home())
+    store = open_store()
     found = find_encoder(run, store)
     read_queries(images, decoding_of(found.config.data))  # raises for those that can't be read, before any work
     with Terminal() as terminal:

@@ -121,7 +121,7 @@ def pretrain(  # over 60 lines, because of its signature
     """Train an encoder on images.
 
     SimCLR and most other methods don't use their labels.
-    Settings come from the preset, then --config, then --set, then the other options. Later ones override earlier ones.
+    Settings come from the preset. --config overrides some of them, and --set and the other options override these.
 
     Example: simclr pretrain --preset cifar10 --temperature 0.2 --dry-run
     """

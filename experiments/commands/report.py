@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from experiments.commands import complete
+from experiments.commands.checks import of_known_run
 from experiments.commands.options import Format
 from experiments.commands.output import Json
+from experiments.commands.terminal import open_store
 
 
 def report(
@@ -17,6 +19,7 @@ def report(
         str,
         typer.Argument(
             help="Name of a run, a study or a search, or the first 4 or more characters of its id.",
+            callback=of_known_run(*complete.REPORTED, what="run, study or search"),
             autocompletion=complete.reported,
         ),
     ],
@@ -35,10 +38,9 @@ def report(
     Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
     """
     from experiments.runs.report import report as report_run
-    from experiments.tracking.store import Store, home
 
     form = "json" if as_json else form
-    store = Store(home())
+    store = open_store()
     record = store.find_reported(name)
     if record.kind == "study":
         from experiments.studies.report import report as report_study

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KINDS = ("pretrain", "import", "eval", "study", "cell", "search", "trial")
 COLUMNS = ("name", "kind", "status", "started", "loss", "val_knn", "knn", "linear")  # to sort by: keys of the data
-TITLES = ("name", "kind", "status", "started", "loss", "kNN", "linear")
+TITLES = ("name", "id", "kind", "status", "started", "loss", "kNN", "linear")
 VALIDATION = "*"  # behind a figure on the validation images
 DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -60,23 +60,20 @@ def runs(
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
+    from experiments.tracking.local import runs_on_disk
+    from experiments.tracking.naming import no_run
     from experiments.tracking.store import Store, home
 
     for what, name, names in (("kind", kind, KINDS), ("column", sort, COLUMNS)):
         if name is not None and name not in names:
             raise unknown(what, name, names)
-    store = Store(home())
-    records = store.records()
+    folder = home()
+    records = [] if runs_on_disk(KINDS) == [] else Store(folder).records()  # which would create an empty record
     if study is not None:
         records = _of_study(study, records)
     rows = [_row(record) for record in records if kind in (None, record.kind)]
     rows.sort(key=lambda row: _rank(row[sort], sort))
-    none = (
-        f"no run of the kind {kind}"
-        if records
-        else f"no runs in {store.folder}: start one with `simclr pretrain --preset shapes`, or set SIMCLR_HOME to the "
-        f"folder of your runs"
-    )
+    none = f"no run of the kind {kind}" if records else f"there is no {no_run(folder)}"
     show(rows[:limit], _text if rows else lambda _: none, as_json=as_json)
 
 
@@ -130,17 +127,17 @@ def _rank(value: Any, column: str) -> Any:
 
 def _text(rows: list[dict[str, Any]]) -> str:
     from analysis.text import paragraph, text_table
+    from experiments.tracking.naming import state
 
-    shared = Counter(row["name"] for row in rows)
     measured = {key: [_accuracy(row, key) for row in rows] for key in ("knn", "linear")}
     marks = {key: _marks(accuracies) for key, accuracies in measured.items()}
     cells = []
     for row, *accuracies in zip(rows, *measured.values(), strict=True):
-        name = row["name"] if shared[row["name"]] == 1 else f"{row['name']} ({row['id'][:8]})"
         loss = "" if row["loss"] != row["loss"] else f"{row['loss']:.2f}"
         shown = [each.text() + own.get(each.protocol, "") for each, own in zip(accuracies, marks.values(), strict=True)]
-        status = "done" if row["status"] == "FINISHED" else row["status"].lower()
-        cells.append([name, row["kind"], status, _moment(row["started"]), loss, *shown])
+        cells.append(
+            [row["name"], row["id"][:8], row["kind"], state(row["status"]), _moment(row["started"]), loss, *shown]
+        )
     lines = [text_table(TITLES, cells)]
     if any(each.validation and each.text() for accuracies in measured.values() for each in accuracies):
         lines.append(f"{VALIDATION} on validation images")
@@ -151,8 +148,11 @@ def _text(rows: list[dict[str, Any]]) -> str:
                 "images differ (--json names the protocols)."
             )
         )
-    if any(row["status"] == "KILLED" and row["kind"] == "pretrain" for row in rows):
-        lines.append("To resume a run that was killed, run its command again with --resume.")
+    stopped = [row for row in rows if row["status"] == "KILLED"]
+    if any(row["kind"] == "pretrain" and row["parent"] is None for row in stopped):
+        lines.append("To resume a run that was stopped, run its command again with --resume.")
+    if any(row["kind"] in ("study", "search") for row in stopped):
+        lines.append("To resume a study or a search that was stopped, run the same command again.")
     return "\n".join(lines)
 
 
@@ -183,5 +183,8 @@ def _marks(accuracies: Sequence[_Accuracy]) -> dict[str | None, str]:
 
 
 def _moment(started: datetime) -> str:
-    """When a run started: without the year in this year, without the time before."""
-    return started.strftime("%m-%d %H:%M" if started.year == datetime.now().year else "%Y-%m-%d")
+    """When a run started: the time of a run of today, the date of another one, without the year in this year."""
+    today = datetime.now()
+    if started.date() == today.date():
+        return started.strftime("%H:%M")
+    return started.strftime("%m-%d" if started.year == today.year else "%Y-%m-%d")

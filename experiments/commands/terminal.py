@@ -240,6 +240,13 @@ def can_ask() -> bool:
     return sys.stdin.isatty()
 
 
+def open_store() -> Store:
+    """The record of this home. What it notes about the names of runs goes to stderr."""
+    from experiments.tracking.store import Store, home
+
+    return Store(home(), observer=Terminal())
+
+
 def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of this name. Without a name, that of the newest run of no study, and a note on stderr names it."""
     from experiments.runs.encoders import find_encoder

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from experiments.configs.flags import FLAGS
 from experiments.configs.presets import presets
 from experiments.configs.start import with_weights
 from simclr.augment import AUGMENTATIONS
@@ -32,30 +33,6 @@ from simclr.settings import (
     setting_names,
 )
 
-# Named options and the setting that each of them sets.
-FLAGS = {
-    "dataset": "data.dataset",
-    "data_dir": "data.dir",
-    "unlabelled": "data.unlabelled",
-    "labels": "data.labels",
-    "on_bad_image": "data.on_bad_image",
-    "init": "init",
-    "method": "method",
-    "backbone": "model.backbone",
-    "head": "model.head",
-    "temperature": "loss.temperature",
-    "lr": "optim.lr",
-    "epochs": "train.epochs",
-    "hours": "time.hours",
-    "batch_size": "train.batch_size",
-    "precision": "train.precision",
-    "micro_batch": "train.micro_batch",
-    "memory": "memory",
-    "threads": "threads",
-    "seed": "seed",
-    "device": "device",
-    "name": "name",
-}
 FILES = ("init", "distill.teacher")  # settings that may be the path of a file
 # Settings that a run's name doesn't mention.
 UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory", "threads", "train.keep_every")
@@ -277,11 +254,19 @@ def check_distinct(option: str, names: Sequence[str]) -> None:
 
 
 def _changes(settings: Sequence[str], flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What --set and then the named options change, in this order: of two that overlap, the later one wins."""
-    yield from map(parse_setting, settings)
+    """What --set and then the named options change. Raises UserError if two of them set one setting differently."""
+    given = [(*parse_setting(text), f"--set {text}") for text in settings]
     for flag, value in flags.items():
         if value is not None:
-            yield FLAGS[flag], str(value) if isinstance(value, Path) else value
+            plain = str(value) if isinstance(value, Path) else value
+            given.append((FLAGS[flag], plain, f"--{flag.replace('_', '-')} {plain}"))
+    known: dict[str, tuple[Any, str]] = {}  # the value of each setting, and the words that give it
+    for path, value, words in given:
+        for name, own in flatten(nested(path, value)).items():
+            before, earlier = known.setdefault(name, (own, words))
+            if before != own:
+                raise UserError(f"{earlier} and {words} give {name} two different values: leave one of them out")
+        yield path, value
 
 
 def _drop(table: dict[str, Any], name: str) -> dict[str, Any]:

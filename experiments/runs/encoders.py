@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from experiments.tracking.images import then_and_now
+from experiments.tracking.naming import may_be_file
 from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
@@ -31,7 +32,6 @@ from simclr.progress import SILENT, Observer
 from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # suffixes of files with weights
 # Settings that give labels to images, as the run's own may have got since. All but the first are of a table of labels.
 LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column")
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
@@ -57,8 +57,7 @@ def find_encoder(name: str | None, store: Store) -> FoundEncoder:
     """The encoder of a run (a name, or the start of an id; None: the newest of no study), or of a file of weights."""
     if name is not None and os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return _encoder_in(Path(name))
-    is_path = name is not None and (Path(name).suffix in WEIGHTS or len(Path(name).parts) > 1)
-    if name is not None and is_path and not any(record.is_called(name) for record in store.records()):
+    if name is not None and may_be_file(name) and not any(record.is_called(name) for record in store.records()):
         raise UserError(f"there is no file {name}, and no run has that name: `simclr runs` lists all runs")
     return encoder_of(store.find(name))
 

@@ -29,6 +29,7 @@ from experiments.runs.evaluate import LATER, REFERENCES, predictions, references
 from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
+from experiments.tracking.naming import ended, state
 from experiments.tracking.store import Record, Store
 from simclr.data.dataset import digest_of
 from simclr.progress import knn_metric
@@ -122,11 +123,11 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         *settings,
         f"started from {run.tags['start']}" if "start" in run.tags else "",
         run.started.strftime("%d %B %Y"),
-        run.status.lower(),
+        state(run.status),
     ]
     finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
     if not run.finished:
-        finding = [f"This run has not finished: its status is {run.status}.", run.tags.get("error", "")]
+        finding = [f"This run {ended(run.status)}.", run.tags.get("error", "")]
     elif digest := digest_of(run.tags.get("data_digest", "")):  # nobody knows what an imported encoder was trained on
         finding.append(test_use(run.store, digest))
     sections = [Section("", "table", _shown(figures))] if len(figures) else []

@@ -28,7 +28,7 @@ from experiments.studies.expect import with_expectations
 from simclr.augment import AUGMENTATIONS
 from simclr.config import Config
 from simclr.errors import UserError, printable
-from simclr.settings import flatten, get_value, parse_setting
+from simclr.settings import flatten, get_value, parse_setting, parse_value
 
 STUDY_EVALUATIONS = ["linear", "knn"]  # of every cell
 COSTS = {"time": "time", "flops": "floating-point operations"}  # of training, which --equal can make equal
@@ -286,7 +286,7 @@ def _varied(baseline: Config, texts: Sequence[str]) -> list[Cell]:
             raise UserError(f"--vary {text}: expected SETTING=VALUE,VALUE, e.g. loss.temperature=0.05,0.1,0.5")
         _, parsed = parse_setting(f"{path}=[{values}]")
         if isinstance(parsed, str):  # it isn't TOML
-            parsed = [value.strip() for value in values.split(",") if value.strip()]
+            parsed = [parse_value(value.strip(), path) for value in values.split(",") if value.strip()]
         if not parsed:
             raise UserError(f"--vary {text} has no value: expected one or more, e.g. loss.temperature=0.05,0.1,0.5")
         if all(value == get_value(own, path) for value in parsed):

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.tracking import local
 from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
+from experiments.tracking.naming import all_called, ended, is_called, no_run
 from experiments.tracking.sending import Sender
-from simclr.errors import RunFailed, UserError, nearest, printable, unknown
+from simclr.errors import RunFailed, UserError, printable
 from simclr.files import written_whole
+from simclr.progress import SILENT, Observer
 
 if TYPE_CHECKING:
     from simclr.config import Config
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of errors that are reported in one line
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-SHORTEST_ID = 4  # characters of an id that can stand for a run
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
 REPORTED = ("study", "search", *ENCODERS, "eval")  # the kinds that have a report
 TRANSFER_SECONDS = 600  # how long a request that carries a file may take
@@ -105,8 +105,8 @@ class Record:
         return self.store.run_folder(self.id)
 
     def is_called(self, name: str) -> bool:
-        """Whether `name` is the run's name, or the start of its id (SHORTEST_ID characters or more)."""
-        return name == self.name or (len(name) >= SHORTEST_ID and self.id.startswith(name))
+        """Whether `name` is the run's name, or the start of its id."""
+        return is_called(self, name)
 
     def is_of(self, config: Config) -> bool:
         """Whether this is a training run of what a config asks for, whatever the images.
@@ -143,9 +143,9 @@ class Store:
     `writable` is False for a record on a disk that can't be written, which can be read all the same.
     """
 
-    def __init__(self, folder: Path, server: str | None = None) -> None:
+    def __init__(self, folder: Path, server: str | None = None, observer: Observer = SILENT) -> None:
         """`server` is the address of an MLflow server, and stands for what MLFLOW_TRACKING_URI names."""
-        self.folder, self._server = folder, server
+        self.folder, self._server, self._observer = folder, server, observer
         self.artifacts: Path | None = None  # the folder of the files of all runs; None if a server keeps them
         self.database = database = None if server else local.database_of(folder)
         try:
@@ -282,26 +282,26 @@ class Store:
         None: the newest of all that belong to no study or search. Raises UserError if there is none.
         """
         known = [record for record in self.records() if record.kind in kinds]
-        candidates = [record for record in known if name is not None or record.parent is None]
-        called = [record for record in candidates if name is None or record.is_called(name)]
-        for record in called:
-            if record.finished:
-                return record
+        called = [record for record in known if record.parent is None]
+        if name is not None:
+            called = all_called(name, known, self.folder)
+        finished = [record for record in called if record.finished]
+        if finished:
+            return finished[0] if name is None else self._newest(name, finished)
         if called:
             newest = called[0]
             raise UserError(
-                f"run {newest.name} ({newest.short_id}) has not finished: its status is {newest.status}. "
-                f"{self._how_to_finish(newest)}"
+                f"run {newest.name} ({newest.short_id}) {ended(newest.status)}. {self._how_to_finish(newest)}"
             )
-        if name is not None and len(name) < SHORTEST_ID and any(record.id.startswith(name) for record in candidates):
-            raise UserError(f"'{name}' is too short for an id: give at least {SHORTEST_ID} characters")
-        if candidates:
-            near = get_close_matches(str(name), [record.name for record in candidates], n=1)
-            hint = f"did you mean '{near[0]}'? `simclr runs` lists all" if near else "`simclr runs` lists all"
-            raise UserError(f"no run has the name '{name}' or an id that starts with it: {hint}")
         if known:
             raise UserError("all runs belong to studies or searches: name one, which `simclr runs` lists")
-        raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
+        raise UserError(f"there is no {no_run(self.folder)}")
+
+    def _newest(self, name: str, called: Sequence[Record]) -> Record:
+        """The first of some runs that have a name. If there are others, the user is told which one it is."""
+        if len(called) > 1:
+            self._observer.note(f"{len(called)} runs are called {name}: using the newest, {called[0].short_id}")
+        return called[0]
 
     def _how_to_finish(self, record: Record) -> str:
         if record.status == "RUNNING":
@@ -321,12 +321,7 @@ class Store:
         Raises UserError if there is none.
         """
         records = [record for record in self.records() if record.kind in REPORTED]
-        for record in records:
-            if record.is_called(name):
-                return record
-        if not records:
-            raise UserError(f"there is no run in {self.folder}: train one with `simclr pretrain --preset shapes`")
-        raise unknown("run, study or search", name, nearest(name, {record.name for record in records}))
+        return self._newest(name, all_called(name, records, self.folder, "run, study or search"))
 
     def studies_among(self, names: Sequence[str]) -> list[Record]:
         """The studies with these names, or none if all names are of runs. Raises UserError if there are both."""

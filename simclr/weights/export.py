@@ -258,7 +258,8 @@ def export_encoder(
     headless = config.model.model_copy(update={"head": "none"})
     config = config.model_copy(update={"data": config.data.model_copy(update={"dir": None})})
     encoder = Encoder(config.model_copy(update={"model": headless}), dict(weights))
-    file = path if path.suffix == row.suffix else path / f"{_base_name(name or config.name)}-{format}{row.suffix}"
+    form = "" if format == "safetensors" else f"-{format}"  # which the suffix says; cards have one name each
+    file = path if path.suffix == row.suffix else path / f"{_base_name(name or config.name)}{form}{row.suffix}"
     with written_whole(file.with_suffix(".md")) as text, written_whole(file) as scratch:
         try:
             scratch.write_bytes(row.content(encoder, card.get("digest", "")))

@@ -13,6 +13,11 @@ def test_a_long_list_of_choices_is_cut_to_the_nearest() -> None:
     assert message.count("setting") == NEAREST + 1
 
 
+def test_a_suggestion_does_not_mind_capitals() -> None:
+    for given in ("BYOL", "Byol"):
+        assert suggest(given, ["byol", "moco", "simclr"]).startswith("did you mean 'byol'?")
+
+
 def test_a_long_list_of_facts_is_cut_and_counted() -> None:
     assert first_few(["a", "b"], "; ") == "a; b"
     assert first_few([str(n) for n in range(300)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 290 more"

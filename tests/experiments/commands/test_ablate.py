@@ -14,6 +14,7 @@ from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome
 from experiments.studies.plan import StudyPlan
 from experiments.studies.run import Forecast
+from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Store
 from experiments.workers.pool import HERE, Pool
 from simclr.errors import RunFailed
@@ -44,8 +45,16 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         assert pool is HERE
         observer.note("the images")
         cells = [cell.name for cell in plan.cells]
+        runs = [cell.of_seed(seeds[0]).run_name() for cell in plan.cells]
         executed.append(
-            {"name": name, "cells": cells, "seeds": list(seeds), "on": plan.cells[0].on, "design": plan.design}
+            {
+                "name": name,
+                "cells": cells,
+                "runs": runs,
+                "seeds": list(seeds),
+                "on": plan.cells[0].on,
+                "design": plan.design,
+            }
         )
         return StudyOutcome(store.find("tiny-s0"), f"the tables in {form}", [])
 
@@ -66,6 +75,27 @@ def test_ablate_runs_the_cells_that_were_asked_for(run: Run, study: list[dict[st
     assert (executed["seeds"], executed["on"]) == ([4, 5], "val")
     assert run("ablate", "--config", "tiny.toml", "--drop", "flip", "--on", "test").exit_code == 0
     assert study[-1]["on"] == "test"
+
+
+def test_runs_are_called_after_their_study(run: Run, study: list[dict[str, Any]]) -> None:
+    options = ["--config", "tiny.toml", "--drop", "flip", "--set", "loss.temperature=0.4"]
+    assert run("ablate", *options).exit_code == run("ablate", *options, "--name", "mine").exit_code == 0
+    assert [each["runs"] for each in study] == [
+        ["tiny-temperature=0.4-s0", "no-flip-s0@tiny-temperature=0.4"],
+        ["mine-s0", "no-flip-s0@mine"],
+    ]
+
+
+def test_a_study_that_runs_already_is_refused_before_its_cells_are_timed(
+    run: Run, trained: Store, study: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.studies.run.forecast", lambda *_: pytest.fail("timed"))
+    with claim_name(trained, "study", "mine"):
+        done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--name", "mine")
+    assert_one_line(
+        done, 2, "another process is running the study 'mine': wait until it ends, or choose another --name"
+    )
+    assert study == []
 
 
 def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(

@@ -27,14 +27,14 @@ def test_embedded_features_are_those_of_the_exported_encoder(run: Run, images: P
     assert embedded == {"files": ["f.parquet"], "images": 40, "features": 64, "skipped": []}
     done = run("export", "tiny-s0", "--out", "mine")
     assert done.exit_code == 0, done.output
-    file, card = "mine/tiny-s0-safetensors.safetensors", "mine/tiny-s0-safetensors.md"
+    file, card = "mine/tiny-s0.safetensors", "mine/tiny-s0.md"
     assert done.stdout.startswith(
         f"wrote {file}\nwrote {card}, which says how to load it\nchecked: the file, loaded as"
     )
     assert Path(card).stat().st_size > 0
     exported = json.loads(run("export", "tiny-s0", "--out", "mine", "--json").stdout)
     assert (exported["files"], exported["difference"] <= exported["tolerance"]) == ([file, card], True)
-    encoder, table = load_encoder("mine/tiny-s0-safetensors.safetensors"), pd.read_parquet("f.parquet")
+    encoder, table = load_encoder("mine/tiny-s0.safetensors"), pd.read_parquet("f.parquet")
     for row in table.sample(5, random_state=0).itertuples():
         with torch.no_grad(), Image.open(row.file) as image:
             h = encoder(encoder.transform(image).unsqueeze(0))[0]
@@ -104,7 +104,7 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     page = ROOT / "docs/guides/import-and-export.md"
     code, sort = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert all(len(each.splitlines()) <= 15 for each in (code, sort))
-    assert run("export", "tiny-s0", "--out", "shapes-s0-safetensors.safetensors").exit_code == 0
+    assert run("export", "tiny-s0", "--out", "shapes-s0.safetensors").exit_code == 0
     for name in ("one", "two"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
     scope: dict[str, object] = {}

@@ -30,7 +30,6 @@ def test_report_prints_the_tables_on_stdout_and_the_rest_on_stderr(
 
 def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
     start_run(trained, "another-study", "study", {}).finish("FINISHED")
-    assert_one_line(
-        run("report", "another-stud"), 2, "unknown run, study or search 'another-stud': did you mean 'another-study'"
-    )
+    message = "no run, study or search has the name 'another-stud' or an id that starts with it: did you mean 'another-"
+    assert_one_line(run("report", "another-stud"), 2, message)
     assert_one_line(run("report", "another-study", "--format", "html"), 2, "unknown format 'html'")

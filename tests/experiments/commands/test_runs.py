@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from experiments.commands.runs import _moment
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from tests.experiments.commands.helpers import assert_one_line, invoke
@@ -47,11 +49,11 @@ def rows_of(*options: object) -> list[str]:
 def test_the_table_fits_80_columns_and_marks_figures_that_cannot_be_compared() -> None:
     lines = invoke("runs").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert re.split("  +", lines[0]) == ["name", "kind", "status", "started", "loss", "kNN", "linear"]
+    assert re.split("  +", lines[0]) == ["name", "id", "kind", "status", "started", "loss", "kNN", "linear"]
     text = "\n".join(lines)
-    assert re.search(r"\nthree +pretrain +done +\d\d-\d\d \d\d:\d\d +0\.25 +12\.5%² +75\.0%\n", text)
-    assert re.search(r"\ntwo +pretrain .* 50\.0%³ +75\.0%\n", text)
-    assert re.search(r"\nfew +pretrain .* 60\.0%¹\n", text)
+    assert re.search(r"\nthree +\w{8} +pretrain +done +\d\d:\d\d +0\.25 +12\.5%² +75\.0%\n", text)
+    assert re.search(r"\ntwo +\w{8} +pretrain .* 50\.0%³ +75\.0%\n", text)
+    assert re.search(r"\nfew +\w{8} +pretrain .* 60\.0%¹\n", text)
     assert "can't be compared" in text
     assert "on validation" not in text
 
@@ -64,7 +66,9 @@ def test_what_was_measured_on_validation_only_is_shown_and_says_so(
     tracker.log({"eval/val/linear_top1": 0.7, "eval/val/knn_k9_top1": 0.5})
     tracker.tag_protocols({"val/linear_top1": "3-eeeeee", "val/knn_k9_top1": "3-ffffff"})
     tracker.finish("FINISHED")
-    assert re.search(r"\njudged +pretrain .* 50\.0%\* +70\.0%\*\n\* on validation images\n$", invoke("runs").stdout)
+    assert re.search(
+        r"\njudged +\w{8} +pretrain .* 50\.0%\* +70\.0%\*\n\* on validation images\n$", invoke("runs").stdout
+    )
     (row,) = json.loads(invoke("runs", "--json").stdout)
     assert (row["linear"], row["linear_on"]) == (70.0, "val")
     tracker.log({"eval/linear_top1": 0.6})
@@ -76,15 +80,33 @@ def test_what_was_measured_on_validation_only_is_shown_and_says_so(
     trained.log({"val/knn_top1": 0.4})
     trained.finish("FINISHED")
     shown = invoke("runs").stdout  # its kNN is that of training, which has another protocol
-    assert re.search(r"\ntrained +pretrain +done .* 40\.0%\*¹\n", shown)
-    assert re.search(r"\njudged +pretrain .* 50\.0%\*² +60\.0%\n", shown)
+    assert re.search(r"\ntrained +\w{8} +pretrain +done .* 40\.0%\*¹\n", shown)
+    assert re.search(r"\njudged +\w{8} +pretrain .* 50\.0%\*² +60\.0%\n", shown)
 
 
-def test_a_name_that_several_runs_have_comes_with_the_id(recorded: Store) -> None:
-    ids = {record.short_id for record in recorded.records() if record.name == "one"}
+def test_a_long_name_need_not_be_typed(recorded: Store) -> None:
+    """Its row has the id, however many lines the name takes."""
+    (study,) = recorded.records(kind="study")
+    assert re.search(rf"^\S+ +{study.short_id} +study +done ", invoke("runs").stdout, re.MULTILINE)
+
+
+def test_a_run_that_was_stopped_can_be_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    study = start_run(store, "s", "study", {})
+    start_run(store, "cell", "pretrain", {}, parent=study.run_id).finish("KILLED")
+    study.finish("KILLED")
     shown = invoke("runs").stdout
-    assert all(f"one ({short_id})" in shown for short_id in ids)
-    assert len(ids) == 2
+    assert re.search(r"\ns +\w{8} +study +stopped ", shown)
+    assert "run the same command again" in shown
+    assert "--resume" not in shown  # which ablate and search don't have
+    start_run(store, "alone", "pretrain", {}).finish("KILLED")
+    assert "run its command again with --resume" in invoke("runs").stdout
+
+
+def test_a_run_of_another_day_has_a_date() -> None:
+    now = datetime.now()
+    assert _moment(now) == now.strftime("%H:%M")
+    assert _moment(now.replace(year=now.year - 1, day=1)) == f"{now.year - 1}-{now.month:02}-01"
 
 
 def test_with_one_protocol_there_are_no_marks() -> None:
@@ -130,9 +152,11 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message
 
 def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
-    assert f"no runs in {tmp_path}: start one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
+    assert f"no run in {tmp_path}: train one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
     assert json.loads(invoke("runs", "--json").stdout) == []
     assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
+    assert_one_line(invoke("compare", "a", "b"), 2, "kept in simclr-runs in the folder where their command was started")
+    assert not list(tmp_path.iterdir())  # commands that only read leave nothing behind
 
 
 def test_a_kind_of_which_there_is_no_run_is_named() -> None:

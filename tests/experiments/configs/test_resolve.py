@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_flags_override_settings_override_the_file_overrides_the_preset(preset: str, file: Path) -> None:
-    config = resolve(preset, file, ["loss.temperature=0.33", "optim.lr=0.34"], lr=0.44)
+def test_flags_and_settings_override_the_file_overrides_the_preset(preset: str, file: Path) -> None:
+    config = resolve(preset, file, ["loss.temperature=0.33"], lr=0.44)
     assert config.train.epochs == 11
     assert config.train.batch_size == 22
     assert config.loss.temperature == 0.33
@@ -51,15 +52,25 @@ def test_flags_override_settings_override_the_file_overrides_the_preset(preset: 
     assert config.optim.momentum == Config().optim.momentum  # nobody sets it
 
 
-def test_a_later_setting_overrides_an_earlier_one(preset: str) -> None:
-    assert resolve(preset, None, ["seed=1", "seed=2"]).seed == 2
+@pytest.mark.parametrize(
+    ("settings", "flags", "words"),
+    [
+        (["seed=1", "seed=2"], {}, "--set seed=1 and --set seed=2 give seed two"),
+        (["loss.temperature=0.5"], {"temperature": 0.1}, "=0.5 and --temperature 0.1 give loss.temperature two"),
+        (["loss={temperature=0.5}"], {"temperature": 0.1}, "=0.5} and --temperature 0.1 give loss.temperature two"),
+        (["train.batch_size=8"], {"batch_size": 16}, "=8 and --batch-size 16 give train.batch_size two"),
+    ],
+)
+def test_two_different_values_of_one_setting_are_refused(
+    preset: str, settings: list[str], flags: dict[str, float], words: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        resolve(preset, None, settings, **flags)
 
 
-def test_a_flag_overrides_a_table_that_was_set(preset: str) -> None:
-    settings = ["loss.temperature=0.2", "loss={temperature=0.3}"]
-    assert resolve(preset, None, settings).method_settings().temperature == 0.3  # type: ignore[attr-defined]
-    chosen = resolve(preset, None, settings, temperature=0.5)
-    assert chosen.method_settings().temperature == 0.5  # type: ignore[attr-defined]
+def test_equal_values_of_one_setting_are_fine(preset: str) -> None:
+    settings = ["loss={temperature=0.3}", "loss.temperature=0.30"]
+    assert resolve(preset, None, settings, temperature=0.3).loss.temperature == 0.3
 
 
 def test_flags_that_are_none_change_nothing(preset: str) -> None:
@@ -73,7 +84,7 @@ def test_the_name_comes_from_the_preset_the_file_or_the_flag(preset: str, file: 
     assert resolve(preset, file).name == "mine"
     assert resolve(preset, named).name == "in the file"
     assert resolve(preset, named, ["name=set"]).name == "set"
-    assert resolve(preset, named, ["name=set"], name="flag").name == "flag"
+    assert resolve(preset, named, name="flag").name == "flag"
 
 
 def test_the_default_is_the_shapes_preset() -> None:
@@ -114,8 +125,10 @@ def test_a_flag_sets_its_setting(flag: str, value: object) -> None:
     assert resolve(**{flag: value}).flat()[FLAGS[flag]] == value
 
 
-def test_a_flag_of_zero_counts_as_given() -> None:
-    assert resolve(settings=["seed=4"], seed=0).seed == 0
+def test_a_flag_of_zero_counts_as_given(preset: str, tmp_path: Path) -> None:
+    file = tmp_path / "four.toml"
+    file.write_text("seed = 4")
+    assert resolve(preset, file, seed=0).seed == 0
 
 
 # --- --set ------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_neither_name_nor_folder_of_a_files_config_is_used(trained: Store, tmp_p
     with pytest.raises(UserError, match="add --data-dir"):
         open_subject(of_file, trained, make_protocol([]))
     parity = export_run(of_file, trained, tmp_path / "out" / "inside", "safetensors")
-    assert parity.file == tmp_path / "out" / "inside" / "theirs-safetensors.safetensors"
+    assert parity.file == tmp_path / "out" / "inside" / "theirs.safetensors"
     assert "escaped" not in parity.file.with_suffix(".md").read_text()
 
 
@@ -70,14 +70,14 @@ def test_an_unfinished_run_has_no_encoder_yet(store: Store) -> None:
     tracker: Tracker = start_run(store, "tiny-s0", "pretrain", tiny().flat())
     tracker.finish("KILLED")
     for name in ("tiny-s0", None):
-        with pytest.raises(UserError, match=r"run tiny-s0 \(\w{8}\) has not finished: its status is KILLED"):
+        with pytest.raises(UserError, match=r"run tiny-s0 \(\w{8}\) was stopped before it finished\. It has no "):
             find_encoder(name, store)
 
 
 def test_a_remedy_fits_what_started_the_run(store: Store) -> None:
     study = start_run(store, "s", "study", {})
     cell = start_run(store, "cell-s0", "pretrain", {}, parent=study.run_id)
-    with pytest.raises(UserError, match=r"its status is RUNNING\. Wait until it ends$"):
+    with pytest.raises(UserError, match=r"is still running\. Wait until it ends$"):
         find_encoder("cell-s0", store)
     cell.finish("KILLED")
     with pytest.raises(UserError, match=r"It belongs to the study 's': run the command that started that again$"):

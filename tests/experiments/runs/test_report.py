@@ -51,7 +51,9 @@ def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
     assert (len(json.loads(text)["rows"]), notes) == (len(rows), [])
 
 
-@pytest.mark.parametrize(("status", "finding"), [("FINISHED", "not evaluated yet"), ("FAILED", "has not finished")])
+@pytest.mark.parametrize(
+    ("status", "finding"), [("FINISHED", "not evaluated yet"), ("KILLED", "This run was stopped before it finished.")]
+)
 def test_a_run_without_figures_has_a_page(status: str, finding: str, store: Store, tmp_path: Path) -> None:
     tracker = start_run(
         store, "new-s0", "pretrain", {"train.epochs": 3, "train.batch_size": 8}, {"error": "no space", "seed": "0"}

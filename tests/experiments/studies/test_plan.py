@@ -310,6 +310,7 @@ BAD = {
     "absent augmentation": ({"drop": ["sobel"]}, "the baseline doesn't use 'sobel'"),
     "its own value": ({"vary": ["loss.temperature=0.2,0.20"]}, "0.2,0.20 is the baseline's own value: give another"),
     "empty": ({"vary": ["loss.temperature="]}, "has no value: expected one or more"),
+    "one wrong value": ({"vary": ["loss.temperature=0.1,abc"]}, 'loss.temperature = "abc": expected a number'),
     "no value": ({"vary": ["loss.temperature"]}, "expected SETTING=VALUE,VALUE"),
     "wrong type": ({"vary": ["loss.temperature=warm,cold"]}, "loss.temperature = "),
     "unknown setting": ({"vary": ["loss.temprature=1,2"]}, "did you mean 'loss.temperature'"),

@@ -15,6 +15,7 @@ from experiments.tracking import writing
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.errors import UserError
+from simclr.progress import Observer
 from simclr.train.loop import Interrupted
 from tests.helpers import ROOT
 
@@ -146,10 +147,19 @@ def test_runs_are_found_by_key_name_and_id(store: Store) -> None:
     assert (store.find(None).name, store.find("cell").name) == ("b", "cell")  # those of studies only by name
 
 
-def test_the_nearest_name_is_suggested(store: Store) -> None:
-    finished_run(store, "shapes-s0")
-    with pytest.raises(UserError, match="did you mean 'shapes-s0'"):
-        store.find("shape-s0")
+def test_which_of_several_runs_with_a_name_is_used_is_said(store: Store) -> None:
+    said: list[str] = []
+
+    class Listening(Observer):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    finished_run(store, "photos-s0", "k1")
+    newest, single = finished_run(store, "photos-s0", "k2"), finished_run(store, "one", "k1")
+    start_run(store, "photos-s0", "pretrain", {}).finish("FAILED")
+    heard = Store(store.folder, observer=Listening())
+    assert (heard.find("photos-s0").id, heard.find("one").id) == (newest.id, single.id)
+    assert said == [f"2 runs are called photos-s0: using the newest, {newest.short_id}"]
 
 
 OPEN = """

@@ -1,0 +1,25 @@
+"""The named options of commands, and the setting that each of them sets. Imports nothing."""
+
+FLAGS = {
+    "dataset": "data.dataset",
+    "data_dir": "data.dir",
+    "unlabelled": "data.unlabelled",
+    "labels": "data.labels",
+    "on_bad_image": "data.on_bad_image",
+    "init": "init",
+    "method": "method",
+    "backbone": "model.backbone",
+    "head": "model.head",
+    "temperature": "loss.temperature",
+    "lr": "optim.lr",
+    "epochs": "train.epochs",
+    "hours": "time.hours",
+    "batch_size": "train.batch_size",
+    "precision": "train.precision",
+    "micro_batch": "train.micro_batch",
+    "memory": "memory",
+    "threads": "threads",
+    "seed": "seed",
+    "device": "device",
+    "name": "name",
+}
