@@ -17,9 +17,10 @@ import pytest
 from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
 from experiments.search.trials import Search, open_search, run_trials
+from experiments.studies.execute import execute
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
-from experiments.studies.run import open_study, run_study
+from experiments.studies.run import open_study
 from experiments.tracking.store import Store
 from experiments.workers import remote
 from experiments.workers.engines import open_pool
@@ -167,7 +168,7 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     (store, restarts), plan, numbers = record, plan_study(config, vary=vary), range(seeds)
     machines = Machines(cluster, seconds, restarts)
     with open_pool("ray") as pool:
-        assert run_study(open_study("s", plan, store, ""), plan, store, numbers, machines, pool) == []
+        assert execute("s", plan, store, numbers, "", machines, pool=pool).failures == []
         assert machines.first is None  # it was killed
         assert any("gone, so it is started again" in text for text in machines.said)
         measured, start = Timed(pool), time.perf_counter()
@@ -183,7 +184,7 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     )
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     serial = Store(tmp_path / "serial")
-    assert run_study(open_study("s", plan, serial, ""), plan, serial, numbers) == []
+    assert execute("s", plan, serial, numbers, "").failures == []
     assert figures(store, plan, "s") == figures(serial, plan, "s")
     with open_search("t", config, SPACE, serial) as again:
         for trial in search.study.trials[len(again.study.trials) :]:
