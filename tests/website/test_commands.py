@@ -78,10 +78,10 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
             del flags["hours"]  # its --max-hours limits the trials, not a config
         flags.pop("init", None)  # names a run, which another test of this file may not have trained yet
         if name in ("pretrain", "ablate", "paper", "search", "budget", "views", "doctor"):
-            settings = [*asked["settings"], *asked.get("proxy", [])]
             timed = name in ("pretrain", "views", "doctor")  # the others refuse presets with a time budget
             resolved = resolve.resolve_timed if timed else resolve.resolve
-            resolved(asked["preset"], None, settings, asked.get("drop", []), **flags)
+            resolved(asked["preset"], None, asked["settings"], asked.get("drop", []), **flags)
+            resolved(asked["preset"], None, asked.get("proxy", []))
         elif name == "eval":
             make_protocol([text for text in asked["settings"] if not text.startswith("data.")])
 
