@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.label_free import MATCHES, verdict
 from analysis.statistics import FEWEST, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
@@ -177,27 +178,52 @@ def _value(value: float, metric: str) -> str:
 def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
     """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance.
 
+    They are about its own images unless a column `elsewhere` has the name of others. Own images come first, even if
+    they have no labels.
+
     `images` is the number of images that the first accuracy is about, `trained` says how it was trained (`for 10 epochs
     on shapes`), and `command` evaluates a run that has not been evaluated.
     """
-    accuracies = figures[figures["metric"].map(is_classification).astype(bool)]
+    elsewhere = figures["elsewhere"] if "elsewhere" in figures else pd.Series(None, figures.index, object)
+    kinds = figures["metric"].map(is_classification).astype(bool)
+    matches = figures[(figures["metric"] == MATCHES) & elsewhere.isna()]
+    accuracies = figures[kinds & elsewhere.isna()]
+    if accuracies.empty and len(matches):
+        return _of_matches(matches.iloc[0], trained)
+    if accuracies.empty:
+        accuracies = figures[kinds]
     if accuracies.empty:
         return [f"Trained {trained}, and not evaluated yet.", f"To evaluate it, run {command}."]
     linear = accuracies[accuracies["metric"] == "linear_top1"]
     row = (linear if len(linear) else accuracies).iloc[0]
-    how = f"By {metric_words(row['metric'])}, it"
+    place = row.get("elsewhere")
+    how = f"By {metric_words(row['metric'].rpartition('/')[2] if place else row['metric'])}, it"
     if row["metric"].removeprefix("val/") == "linear_top1":
         how = "A linear classifier on its features"
     part = "validation" if is_on_validation(row["metric"]) else "test"
     of = f" of {images} {part} images" if images else f" of the {part} images"
+    of += f" of {place}" if place else ""
     interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
     known = {"untrained": "an untrained network gives", "pixels": "kNN on raw pixels", "chance": "chance"}
     others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row[key])]
-    sentences = [f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. It was trained {trained}."]
+    sentences = [
+        f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. The encoder was trained {trained}."
+    ]
     rest = [f"For comparison: {_and(others)}."] if others else []
     if row["low"] <= row["untrained"]:
         rest.append("That is no clear gain over the untrained network.")
     return [*sentences, " ".join(rest)] if rest else sentences
+
+
+def _of_matches(row: pd.Series[Any], trained: str) -> list[str]:
+    """The finding of a run whose images have no labels: for how many it finds the other view of the same image."""
+    percent = {key: 100 * row[key] for key in ("trained", "low", "untrained")}
+    known = [f"{name} {100 * row[name]:.1f} %" for name in ("untrained", "chance") if not isnan(row.get(name, nan))]
+    return [
+        f"For {100 * row['trained']:.1f} % of the images, the encoder finds the other view of the same image. It was "
+        f"trained {trained}.",
+        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent)]).strip(),
+    ]
 
 
 def of_search(

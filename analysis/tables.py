@@ -25,6 +25,7 @@ FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
 MARKDOWN = {"\n": " "} | {character: f"\\{character}" for character in "\\|<>[]*`"}
 OTHER_SHARES = ("contrastive", "few_shot", "robustness")  # of matched views; over draws of images and corruptions
 LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+LABELS |= {"knn_balanced": "kNN balanced", "linear_balanced": "linear balanced"}
 
 
 def is_accuracy(metric: str) -> bool:
@@ -62,8 +63,8 @@ def metric_label(metric: str) -> str:
     """How a metric is called in tables. Those of kNN name their k. Those without an entry in LABELS stay."""
     if is_on_validation(metric):
         return f"{metric_label('/'.join(part for part in metric.split('/') if part != 'val'))} on validation"
-    if k := re.fullmatch(r"knn_k(\d+)_top1", metric):
-        return f"kNN (k = {k[1]}) top-1"
+    if k := re.fullmatch(r"knn_k(\d+)_(top1|balanced)", metric):
+        return f"kNN (k = {k[1]}) {'top-1' if k[2] == 'top1' else k[2]}"
     if part := re.fullmatch(r"finetune_(.+)pct_top1", metric):
         return f"fine-tuned on {part[1]} % of labels, top-1"
     return LABELS.get(metric, metric)

@@ -272,6 +272,8 @@ def _figures(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _describe(result: dict[str, Any]) -> str:
     """What was evaluated, and a table of the figures."""
+    from analysis.label_free import explain
+    from analysis.tables import is_choice
     from analysis.text import paragraph, text_table
 
     data = result["data"]
@@ -281,7 +283,7 @@ def _describe(result: dict[str, Any]) -> str:
     known = [key for key in ("start", "stock") if not all(isnan(row[key]) for row in result["figures"])]
     columns = ["untrained", *known, "pixels", "chance"]
     rows = []
-    for row in result["figures"]:
+    for row in (row for row in result["figures"] if not is_choice(row["metric"])):  # --json has all
         interval = "" if isnan(row["low"]) else f"{row['low']:.1f} to {row['high']:.1f}"
         others = [_format_number(row, column) for column in columns]
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
@@ -292,8 +294,9 @@ def _describe(result: dict[str, Any]) -> str:
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}{scaled}"
     )
+    texts = [*explain(result["figures"], result["dimensions"]), title, _legend(result)]
     header = ["", "trained", "95% interval", *columns, "protocol"]
-    return "\n".join([*map(paragraph, [*_explained(result), title, _legend(result)]), text_table(header, rows)])
+    return "\n".join([*map(paragraph, texts), text_table(header, rows)])
 
 
 def _legend(result: dict[str, Any]) -> str:
@@ -306,22 +309,11 @@ def _legend(result: dict[str, Any]) -> str:
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:
         parts.append("contrastive_own and softmax_entropy are as the training loss sees the similarities.")
+    if any(not isnan(row["stock"]) for row in result["figures"]):
+        parts.append("stock is the encoder that --stock names, on the same images (--json has its intervals).")
+    if any(not isnan(row["pixels"]) for row in result["figures"]):
+        parts.append("pixels is kNN on the raw pixels.")
     return " ".join(parts)
-
-
-def _explained(result: dict[str, Any]) -> list[str]:
-    """What the figures without labels mean, if there are some."""
-    row = next((row for row in result["figures"] if row["metric"] == "contrastive_h_top1"), None)
-    if row is None:
-        return []
-    found, chance, untrained = (f"{row[key]:.2g}" for key in ("trained", "chance", "untrained"))
-    most = " and ".join(f"{count} for {layer}" for layer, count in result["dimensions"].items())
-    return [
-        f"For {found} in 100 images, the encoder finds the other view of the same image (chance {chance}, untrained "
-        f"{untrained}). These figures need no labels. Rows that end in h are about the encoder's output, those in z "
-        f"about the head's, which only training uses. Higher is better, but lower for alignment, uniformity and "
-        f"entropy. An effective rank is at most {most}.",
-    ]
 
 
 def _format_number(row: dict[str, Any], column: str) -> str:

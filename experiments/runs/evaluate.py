@@ -26,6 +26,8 @@ from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import to_toml
+from simclr.data.dataset import Dataset
+from simclr.data.sources import DATASETS
 from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
 from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, get_evaluation
@@ -40,7 +42,9 @@ FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPO
 # The interval and the baselines of a figure. `start` is the network before training, if it started from weights.
 REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
 LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
+PLACE = "place/"  # the tag with the name of the images that metrics are about whose names start with what follows
 FEW = 50  # test images below which a figure that has no interval over them is in doubt
+STOCK_ENDS = ("stock_low", "stock_high")  # of its interval, which is shown but not kept
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
 
@@ -79,11 +83,12 @@ def evaluate_encoder(
         for name, outcome, figures in figures_of(subject, names, store, raw, stock):
             outcomes[name] = outcome
             rows += figures
-    table = pd.DataFrame(rows).reindex(columns=REPORT_COLUMNS)
-    warnings, run_id = _warnings(table), found.run_id
-    if "few-shot" in names and (count := len(subject.labels("test"))) < FEW:
+    table = pd.DataFrame(rows).reindex(columns=[*REPORT_COLUMNS, *STOCK_ENDS * (stock is not None)])
+    images = len(subject.labels("test"))
+    warnings, run_id = _warnings(table, images), found.run_id
+    if "few-shot" in names and images < FEW:
         warnings.append(
-            f"the intervals of few-shot accuracies are over draws of the labelled images. With only {count} test "
+            f"the intervals of few-shot accuracies are over draws of the labelled images. With only {images} test "
             f"images, the accuracy on other images may differ by much more"
         )
     if store.writable:
@@ -128,13 +133,15 @@ def _rows(
     protocol = identity(name, subject.protocol, subject.config, subject.data, subject.device)
     chance, count = evaluation.chance(subject)
     for metric, value in outcome.metrics.items():
-        row = {"metric": metric, "trained": value, "protocol": protocol}
+        row: dict[str, Any] = {"metric": metric, "trained": value, "protocol": protocol}
         row |= {other: figures.get(metric, nan) for other, figures in others.items()}  # some have no head, so no z
         if metric in outcome.samples:
             mean = mean_interval(outcome.samples[metric])
             row["low"], row["high"] = max(0.0, mean.low), min(1.0, mean.high)
         elif is_accuracy(metric):
             row["low"], row["high"] = accuracy_interval(value * count, count)
+            if not isnan(row.get("stock", nan)):
+                row |= zip(STOCK_ENDS, accuracy_interval(row["stock"] * count, count), strict=True)
         elif metric.endswith("_balanced"):
             truth = subject.labels("test").cpu().numpy()
             predicted = outcome.predictions[metric.replace("_balanced", "_top1")].cpu().numpy()
@@ -144,16 +151,26 @@ def _rows(
         yield row
 
 
-def _warnings(table: pd.DataFrame) -> list[str]:
-    """Warnings about accuracies that the images can't tell from the untrained network's, or below raw pixels."""
+def _warnings(table: pd.DataFrame, images: int) -> list[str]:
+    """Warnings about accuracies that the images can't tell from the untrained network's, or below raw pixels.
+
+    `images` is the number of test images. If there are few, more of them are the remedy.
+    """
     accuracies = table[table["chance"].notna()]
-    remedy = "train for longer, or on more images"
-    doubtful = ", ".join(accuracies["metric"][accuracies["low"] <= accuracies["untrained"]])
-    below = ", ".join(accuracies["metric"][accuracies["trained"] < accuracies["pixels"]])
-    return [
-        *[f"no clear gain over the untrained network in {doubtful}: {remedy}"] * bool(doubtful),
-        *[f"worse than kNN on the raw pixels in {below}: {remedy}"] * bool(below),
-    ]
+    found = {
+        "no clear gain over the untrained network": accuracies["low"] <= accuracies["untrained"],
+        "worse than kNN on the raw pixels": accuracies["trained"] < accuracies["pixels"],
+    }
+    warnings = []
+    for what, rows in found.items():
+        metrics = accuracies["metric"][rows].tolist()
+        few = images < FEW  # which contrastive accuracies don't depend on
+        wide = [metric for metric in metrics if few and "contrastive" not in metric]
+        if wide:
+            warnings.append(f"{what} in {', '.join(wide)}, but {images} test images are too few to tell: label more")
+        if others := [metric for metric in metrics if metric not in wide]:
+            warnings.append(f"{what} in {', '.join(others)}: train for longer, or on more images")
+    return warnings
 
 
 def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features: str = "raw") -> str:
@@ -170,8 +187,20 @@ def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features:
 def place_of(subject: Subject, transfer: str | None) -> str:
     """The `prefix` of the metrics of a subject."""
     data, protocol = subject.data, subject.protocol
-    elsewhere = f"folder-{data.digest[:8]}" if data.name == "folder" else data.name
-    return prefix(protocol.layer, elsewhere if transfer else None, protocol.on, protocol.features)
+    return prefix(protocol.layer, _elsewhere(data) if transfer else None, protocol.on, protocol.features)
+
+
+def _elsewhere(data: Dataset) -> str:
+    """What the names of metrics call other images than the run's own."""
+    return f"folder-{data.digest[:8]}" if data.name == "folder" else data.name
+
+
+def other_images(record: Record, metric: str) -> str | None:
+    """The name for readers of the images that a metric is about; None if they are the run's own."""
+    place, *rest = metric.split("/")
+    if not rest or not (place in DATASETS or place.startswith("folder-")):
+        return None
+    return record.tags.get(f"{PLACE}{place}", place.replace("folder-", "images "))
 
 
 def references(record: Record) -> dict[str, dict[str, float]]:
@@ -243,7 +272,7 @@ def _log(
         tags = {"config_key": config.key(), "data_digest": found.digest, "seed": str(config.seed)}
         tracker = start_run(store, f"{config.run_name()}-eval", "eval", config.flat(), tags)
     protocol, before = subject.protocol, place_of(subject, transfer)
-    table = table.assign(metric=before + table["metric"])
+    table = table[REPORT_COLUMNS].assign(metric=before + table["metric"])
     metrics = {f"eval/{name}": value for name, value in zip(table["metric"], table["trained"], strict=True)}
     label = before.replace("/", "-")
     description = json.dumps(describe(protocol, subject.data), indent=2)
@@ -257,7 +286,8 @@ def _log(
     _keep_figures(tracker, table)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
-    tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes)})
+    place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}
+    tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes), **place})
     protocols = dict(zip(table["metric"], table["protocol"], strict=True))
     tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:

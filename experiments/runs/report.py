@@ -21,20 +21,24 @@ from analysis.tables import (
     is_choice,
     is_classification,
     is_on_validation,
+    latex,
     metric_label,
 )
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
-from experiments.runs.evaluate import LATER, REFERENCES, predictions, references
+from experiments.runs.evaluate import LATER, REFERENCES, other_images, predictions, references
 from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
+from experiments.tracking.images import images_of
 from experiments.tracking.naming import ended, state
 from experiments.tracking.store import Record, Store
 from simclr.data.dataset import digest_of
 from simclr.progress import knn_metric
 
 MOST_CONFUSED = 10  # pairs of classes
+FEWEST_OF_CLASS = 5  # test images of a class, on average, below which nothing can be said about confusions
+TOO_FEW = "They are not shown: {images} test images are too few to say which classes are taken for which. Label more."
 COLUMNS = {
     "untrained": "Untrained",
     "start": "Before training",
@@ -54,6 +58,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     where the page is. The files are also copied to `out`. Raises UserError if `out` can't be written to.
     """
     figures = _figures(run)
+    shown = _shown(figures)
     with report_folder(run, store, out) as folder:
         (folder / PAGE).write_text(_page(run, figures, folder), encoding="utf-8")
     last = [where(run, store)]
@@ -62,8 +67,19 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
     if form == "json":
         return to_json({"rows": numbers, "notes": last}), []
-    rows = numbers if form == "csv" else _shown(figures).map(_in_one_line, na_action="ignore")
+    rows = numbers if form == "csv" else shown.map(_in_one_line, na_action="ignore")
+    if form == "latex":
+        rows["Evaluation"] = rows["Evaluation"].str.removesuffix(" (%)")  # the caption says it
+        return latex(rows, [_caption(run)], run.name), last
     return FORMATS[form](rows, []), last
+
+
+def _caption(run: Record) -> str:
+    """What a table of a run's figures is about."""
+    name, counts = images_of(run)
+    training = f"{counts['pretrain']:,} images of " if "pretrain" in counts else ""
+    epochs = f" for {count(int(run.params['train.epochs']), 'epoch')}" if run.kind == "pretrain" else ""
+    return f"Figures of {run.name}, trained{epochs} on {training}{name}. {HOW}"
 
 
 def _in_one_line(text: str) -> str:
@@ -82,7 +98,9 @@ def _figures(run: Record) -> pd.DataFrame:
         for name, protocol in run.protocols.items()
     ]
     table = pd.DataFrame(rows, columns=["metric", "trained", *REFERENCES, "protocol"])
-    return table.sort_values("metric", key=lambda names: names.map(_rank), kind="stable", ignore_index=True)
+    table["elsewhere"] = pd.Series([other_images(run, metric) for metric in table["metric"]], dtype=object)
+    own = table.sort_values("metric", key=lambda names: names.map(_rank), kind="stable", ignore_index=True)
+    return own.sort_values("elsewhere", key=lambda names: names.notna(), kind="stable", ignore_index=True)
 
 
 def _rank(metric: str) -> int:
@@ -90,6 +108,10 @@ def _rank(metric: str) -> int:
     name = metric.removeprefix("val/")
     rank = 0 if name.startswith("linear") else 1 if name.startswith("knn") else 2
     return rank + 3 * is_on_validation(metric)
+
+
+def _label(metric: str, elsewhere: str | None) -> str:
+    return f"{metric_label(metric.partition('/')[2])} on {elsewhere}" if elsewhere else metric_label(metric)
 
 
 def _shown(figures: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +124,7 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
             key: None if isnan(row[key]) else f"{scale * row[key]:{ends if key in ('low', 'high') else style}}"
             for key in ("trained", *REFERENCES)
         }
-        label = metric_label(row["metric"]) + (" (%)" if in_percent(row["metric"]) else "")
+        label = _label(row["metric"], row["elsewhere"]) + (" (%)" if in_percent(row["metric"]) else "")
         interval = f"\n{shown['low']}\u00a0to {shown['high']}" if shown["low"] else ""
         others = {COLUMNS[key]: shown[key] for key in columns}
         rows.append({"Evaluation": label, "Trained": f"{shown['trained']}{interval}", **others})
@@ -110,12 +132,13 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
-    dataset = run.params.get("data.dataset", "unknown images")
+    dataset, _ = images_of(run)
     trained, settings = "elsewhere", []
     if run.kind == "pretrain":  # the others have settings that don't say how they were trained
         trained = f"for {count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
         settings = [f"batch size {run.params['train.batch_size']}", f"seed {run.tags['seed']}"]
     predicted = _predicted(run)
+    plain = predicted is not None and len(predicted.truth) >= FEWEST_OF_CLASS * len(predicted.classes)
     images = None if predicted is None else len(predicted.truth)
     facts = [
         dataset,
@@ -132,13 +155,15 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         finding.append(test_use(run.store, digest))
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
-    if predicted is not None:
+    if predicted is not None and plain:
         drawn.append(_confusion(predicted, folder))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
     if (path := run.find_artifact(STRIP)) is not None:
         text = "Six images, and below each the views that training makes of it in the first step."
         sections += [Section("Example views", "text", text), Section("", "images", [("", path.read_bytes())])]
-    if predicted is not None and len(confused := _most_confused(predicted)):
+    if predicted is not None and not plain:
+        sections.append(Section("Confusions of classes", "text", TOO_FEW.format(images=len(predicted.truth))))
+    elif predicted is not None and len(confused := _most_confused(predicted)):
         sections.append(Section("Most often confused", "table", confused))
     pages = pd.DataFrame({"Page, while simclr ui is running": [link(run, run.name)], "Id": [run.id]})
     sections.append(Section("This run", "table", pages))
@@ -179,7 +204,7 @@ class Predicted(NamedTuple):
 
 def _predicted(run: Record) -> Predicted | None:
     """The predictions of the most important metric of which they were kept with the names of the classes."""
-    for metric in sorted(run.protocols, key=_rank):
+    for metric in sorted(run.protocols, key=lambda name: (other_images(run, name) is not None, _rank(name))):
         path = run.find_artifact(f"{metric.replace('/', '-')}-classes.csv")
         if path is not None:
             classes = pd.read_csv(path, dtype={"class": str}, keep_default_na=False)["class"].tolist()

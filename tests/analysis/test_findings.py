@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.findings import describe_cell, of_run, of_search, of_study
+from analysis.label_free import explain
 from analysis.study_tables import latex_summary, page_table
 from tests.analysis.test_tables import compile_latex, log_of
 
@@ -104,8 +105,8 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
     row = {"metric": "linear_top1", "trained": 0.963, "low": 0.944, "high": 0.976}
     figures = pd.DataFrame([row | {"untrained": 0.5, "pixels": nan, "chance": 0.125}])
     assert of_run(figures, 600, "for 10 epochs on shapes", "") == [
-        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6). It was "
-        "trained for 10 epochs on shapes.",
+        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6). The "
+        "encoder was trained for 10 epochs on shapes.",
         "For comparison: an untrained network gives 50.0 % and chance 12.5 %.",
     ]
     assert of_run(figures.assign(untrained=0.95), None, "x", "")[1].endswith(
@@ -122,6 +123,37 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
         "Trained for 2 epochs on shapes, and not evaluated yet.",
         "To evaluate it, run simclr eval a.",
     ]
+
+
+def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
+    row = {"low": nan, "high": nan, "untrained": 0.15, "pixels": nan, "chance": nan}
+    other = row | {"metric": "folder-46436ce1/knn_k9_top1", "trained": 0.5, "elsewhere": "birds"}
+    own = row | {"metric": "contrastive_h_top1", "trained": 0.4, "low": 0.35, "elsewhere": None}
+    assert of_run(pd.DataFrame([other]), 10, "for 4 epochs on photos", "")[0] == (
+        "By kNN (k = 9) accuracy, it classifies 50.0 % of 10 test images of birds correctly. The encoder was trained "
+        "for 4 epochs on photos."
+    )
+    first, rest = of_run(pd.DataFrame([other, own]), 10, "for 4 epochs on photos", "")
+    assert first == (
+        "For 40.0 % of the images, the encoder finds the other view of the same image. It was trained for 4 epochs on "
+        "photos."
+    )
+    assert rest.startswith("For comparison: untrained 15.0 %. That is clearly better")
+
+
+@pytest.mark.parametrize(
+    ("trained", "low", "untrained", "word"),
+    [
+        (7.5, 6.4, 5.3, "hardly"),
+        (12.0, 10.0, 5.3, "clearly"),
+        (12.0, 5.0, 5.3, "hardly"),
+        (95.0, 94.0, 60.0, "clearly"),
+    ],
+)
+def test_figures_without_labels_have_a_verdict(trained: float, low: float, untrained: float, word: str) -> None:
+    row = {"metric": "contrastive_h_top1", "trained": trained, "low": low, "untrained": untrained, "chance": 0.2}
+    assert f"That is {word} better than the untrained network" in explain([row], {"h": 512})[0]
+    assert explain([row | {"metric": "knn_top1"}], {"h": 512}) == []
 
 
 def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
@@ -222,4 +254,6 @@ def test_crossed_cells_are_described_by_what_was_left_out_and_what_was_set() -> 
 
 def test_matching_views_is_not_called_classification() -> None:
     figures = pd.DataFrame([{"metric": "contrastive_h_top1", "trained": 0.7, "low": 0.6, "untrained": 0.1}])
-    assert of_run(figures, None, "for 10 epochs", "`simclr eval`")[0] == "Trained for 10 epochs, and not evaluated yet."
+    assert of_run(figures, None, "for 10 epochs", "`simclr eval`")[0].startswith(
+        "For 70.0 % of the images, the encoder"
+    )

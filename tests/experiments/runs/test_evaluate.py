@@ -223,6 +223,10 @@ def test_other_data_sets_and_layers_have_names_of_their_own(trained: Store) -> N
     elsewhere = f"eval/folder-{report.protocol['data']['digest'][:8]}"  # another folder has another name
     assert {"eval/z/knn_k20_top1", f"{elsewhere}/knn_k5_top1", f"{elsewhere}/finetune_100pct_top1"} <= set(metrics)
     assert metrics[f"{elsewhere}/knn_k5_top1"] > 0.8
+    run = trained.find("t0.5-s0")
+    assert evaluate.other_images(run, f"{elsewhere.removeprefix('eval/')}/knn_k5_top1") == "own"
+    assert evaluate.other_images(run, "folder-0123/knn_k5_top1") == "images 0123"  # recorded by an earlier version
+    assert evaluate.other_images(run, "z/knn_k20_top1") is None
 
 
 def test_an_encoder_no_better_than_an_untrained_one_gives_a_warning(digits: Dataset, store: Store) -> None:
@@ -239,9 +243,14 @@ def test_an_encoder_above_the_untrained_one_gives_none() -> None:
     table = pd.DataFrame(
         {"metric": ["knn_top1"], "trained": [0.6], "low": [0.55], "untrained": [0.5], "chance": [0.1], "pixels": [0.5]}
     )
-    assert evaluate._warnings(table) == []
-    assert len(evaluate._warnings(table.assign(low=0.5))) == 1
-    (warning,) = evaluate._warnings(table.assign(pixels=0.7))
+    assert evaluate._warnings(table, 100) == []
+    assert len(evaluate._warnings(table.assign(low=0.5), 100)) == 1
+    assert evaluate._warnings(table.assign(low=0.5), 10) == [  # longer training is no remedy for that
+        "no clear gain over the untrained network in knn_top1, but 10 test images are too few to tell: label more"
+    ]
+    matches = table.assign(low=0.5, metric="contrastive_h_top1")
+    assert evaluate._warnings(matches, 0)[0].endswith("train for longer, or on more images")
+    (warning,) = evaluate._warnings(table.assign(pixels=0.7), 100)
     assert warning.startswith("worse than kNN on the raw pixels in knn_top1: train for longer")
 
 

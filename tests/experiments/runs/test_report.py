@@ -40,6 +40,17 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     assert "of 359 test images correctly" in page
     assert "Most often confused" in page
 
+    Tracker(store, run.id).artifact(  # with so many classes each has fewer than five of the images
+        "linear_top1-classes.csv", lambda path: path.write_text("class\n" + "\n".join(f"c{i}" for i in range(100)))
+    )
+    text, _ = report(store.get(run.id), store, "latex", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Most often confused" not in page
+    assert "359 test images are too few to say which classes" in page
+    assert r"\caption{Figures of elsewhere-s0, trained for 1 epoch on digits. " in text
+    assert r"\label{tab:elsewhere-s0}" in text
+    assert r"\begin{tabular}{llrrr}" in text
+
 
 def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
     write_previous_study(store)
