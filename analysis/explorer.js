@@ -24,6 +24,7 @@ let column = columns[0], only = new Set(); // what colours the images, and the c
 let hovered = -1, selected = -1, pictured = [], pictureSize = SMALLEST; // an image or -1; those with a picture on the map
 let outline = null, dragged = 0, due = false; // the lasso, how far the pointer was dragged, whether to paint
 let listed = [], drawn = 0; // the groups of images in the list, and how many of them it shows
+let refreshing = false; // whether the list is made again because the filter changed
 let relist = null; // makes the list again after the filter changed, if it is one of the images shown
 
 function numbers(text) {
@@ -291,7 +292,7 @@ function within(corners, x, y) { // by the number of sides to the right of the p
 // ---- the list ----
 
 function list(heading, text, groups, about = -1) {
-  const again = relist !== null;
+  const again = refreshing;
   [listed, drawn, selected, relist] = [groups, 0, about, null];
   $("heading").textContent = heading;
   $("text").textContent = text;
@@ -376,7 +377,9 @@ function filter() {
   const text = $("filter").value.toLowerCase();
   for (let i = 0; i < count; i++) shown[i] = lower[i].includes(text) && (!only.size || only.has(column.codes[i]));
   $("count").textContent = `${visible().length.toLocaleString("en")} of ${images(count)} shown`;
+  refreshing = true;
   relist?.();
+  refreshing = false;
   hover(-1);
   repaint();
 }

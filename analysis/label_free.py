@@ -38,6 +38,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     trained, untrained = row["trained"], row["untrained"]
     if isnan(untrained):
         return ""
+    if trained <= untrained:
+        return "That is no better than the untrained network: train for longer, or on more images."
     if row["low"] > untrained and trained * (100 - untrained) >= FAR * untrained * (100 - trained):
         return (
             "That is clearly better than the untrained network, so the encoder has learned from its images: "

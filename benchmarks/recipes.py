@@ -131,6 +131,11 @@ def run(row: dict[str, Any], config: Config, preset: Config, folder: Path, save:
     save()
 
 
+def merged(settings: list[str]) -> list[str]:
+    """Settings of which each is given once: of several values the last."""
+    return list({text.partition("=")[0]: text for text in settings}.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(CANDIDATES), metavar="NAME", help="candidates (default: all)")
@@ -151,7 +156,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.names:
             preset, config = (
-                resolve(arguments.preset, None, [*arguments.settings, f"seed={seed}", *settings])
+                resolve(arguments.preset, None, merged([*arguments.settings, f"seed={seed}", *settings]))
                 for settings in ([], CANDIDATES[name])
             )
             if "plateau" in (preset.optim.schedule, config.optim.schedule):

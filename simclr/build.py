@@ -20,8 +20,8 @@ def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
     model = Network(config.model, config.view_size() or data.side, config.seed, mean, std)
     if config.model.stem == "whitening":
         rows = data.parts["pretrain"]
-        sample = rows[permutation(len(rows), 0, "whitening")[:WHITENED]]
-        whiten(model.encoder.conv1, model.normalize(torch.from_numpy(data.images[sample]) / 255))  # type: ignore[arg-type]
+        sample = torch.from_numpy(data.images[rows[permutation(len(rows), 0, "whitening")[:WHITENED]]])
+        whiten(model.encoder.conv1, (model.normalize(block / 255) for block in sample.split(64)))  # type: ignore[arg-type]
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

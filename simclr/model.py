@@ -7,7 +7,7 @@ tensors that keep their shape keep their initial weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Annotated, Any
@@ -116,14 +116,18 @@ class WideResNet(ResNet):  # type: ignore[misc]
 WHITENING_EPS = 5e-4  # added to variances of patches of normalised images (arXiv 2404.00498)
 
 
-def whiten(stem: nn.Conv2d, images: Tensor) -> None:
+def whiten(stem: nn.Conv2d, images: Iterable[Tensor]) -> None:
     """Set the filters of a stem so that its outputs are uncorrelated and have unit variance on the images' patches.
 
-    They are the eigenvectors of the covariance of patches (normalised images, N x 3 x S x S), each divided by its
-    standard deviation, and their negatives, so that the ReLU after them loses nothing (arXiv 2404.00498, Section 3.2).
+    They are the eigenvectors of the covariance of patches, each divided by its standard deviation, and their negatives,
+    so that the ReLU after them loses nothing (arXiv 2404.00498, Section 3.2). `images` are blocks of normalised ones
+    (N x 3 x S x S), which bounds the memory.
     """
-    patches = F.unfold(images.contiguous(), stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1).double()
-    variances, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    covariance, count = torch.zeros((), dtype=torch.float64), 0
+    for block in images:
+        patches = F.unfold(block.contiguous(), stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1)
+        covariance, count = covariance + patches.T.double() @ patches.double(), count + len(patches)
+    variances, vectors = torch.linalg.eigh(covariance / count)
     filters = (vectors / (variances + WHITENING_EPS).sqrt()).T
     filters *= filters.gather(1, filters.abs().argmax(1, keepdim=True)).sign()  # eigh leaves the sign open
     with torch.no_grad():

@@ -179,7 +179,7 @@ def ablate(  # over 60 lines, because of its signature
         typer.Option(
             "--dry-run",
             help="Show the cells with their memory and time, and what the study can show, and stop. Downloads the "
-            "images and times a few steps.",
+            "images, times a few steps of each cell, and evaluates once.",
         ),
     ] = False,
     yes: Annotated[
@@ -355,7 +355,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
 
     if power["deviation"] is None:
         shows = f"What {count(seeds, 'seed')} can show isn't known yet, because {power['source']}."
-        return paragraph(f"{shows} Once three seeds have finished, --dry-run says it.")
+        return paragraph(f"{shows} Once three seeds have finished, --dry-run can tell.")
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
     if isnan(points):
         shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."

@@ -140,7 +140,7 @@ def search(  # over 60 lines, because of its signature
     """Search for better settings that fit into memory.
 
     Trials are compared by their accuracy on validation images. The best are then trained again with fresh seeds, to
-    see how much of the gain is real, also on validation images: add --on test for the final result. Run the same
+    see how much of the gain holds, also on validation images: add --on test for the final result. Run the same
     command again to resume a search.
 
     Example: simclr search --preset shapes --trials 30 --max-hours 8

@@ -48,8 +48,8 @@ def _instead(option: str, command: str, parameters: Sequence[Any]) -> str:
     options = _options(parameters)
     if option in ("--preset", "--config") and any(each.name in ("run", "runs") for each in parameters):
         return f"it takes the name of a run, as in simclr {command} shapes-s0"
-    setting = FLAGS.get(option.removeprefix("--").replace("-", "_"), "time.")
-    if setting.startswith("time.") or not {"--preset", "--set"} <= set(options):
+    setting = FLAGS.get(option.removeprefix("--").replace("-", "_"))
+    if setting in (None, "time.hours") or not {"--preset", "--set"} <= set(options):
         return ""
     compare = f", or --vary {setting}=VALUE,VALUE to compare values" * ("--vary" in options)
     return f"use --set {setting}=VALUE{compare}"

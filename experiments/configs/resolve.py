@@ -1,4 +1,4 @@
-"""Build a Config from what a user asks for: preset < config file < --set < named options < --drop."""
+"""Build a Config from what a user asks for: preset < config file < --set and named options < --drop."""
 
 from __future__ import annotations
 
@@ -169,12 +169,11 @@ def resolve_timed(
         file = read_toml(config)
         table = merge(table, {"name": config.stem} | _on_preset(file))
         from_file = {} if get_value(file, "time.choices") else flatten(file)
-    own = table.get("data", {})
-    if flags.get("labels") is not None and isinstance(own, dict) and own.get("labels") is None:
+    changes, own = dict(_changes(settings, flags)), table.get("data", {})
+    if changes.get("data.labels") is not None and isinstance(own, dict) and own.get("labels") is None:
         table = merge(table, nested("data.unlabelled", False))  # else the labels would be dropped in silence
-    changes: dict[str, Any] = {}
-    for path, value in _changes(settings, flags):
-        table, changes[path] = merge(table, nested(path, value)), value
+    for path, value in changes.items():
+        table = merge(table, nested(path, value))
     check_distinct("--drop", dropped)
     for augmentation in dropped:
         table = _drop(table, augmentation)

@@ -80,8 +80,8 @@ def choose_config(
 def _cautions(load: float, cores: int, steps: int) -> list[str]:
     """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps."""
     busy = (
-        f"other programs kept this machine busy when its speed was measured (load {load:.1f} on {cores} cores), so it "
-        f"may train more in the time than was chosen: once it is idle, run the same command with --again"
+        f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
+        f"into the time than were chosen: once it is idle, run the same command with --again"
     )
     few = f"only {steps} steps fit into the time, which are too few to learn much: allow more --hours"
     return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
@@ -192,8 +192,8 @@ def _nothing_to_resume(config: Config, asked: TimeBudget, store: Store, observer
         if record.tags["data_digest"] != data.identity:
             return images_changed(record, data)
         return UserError(
-            f"{record.name} ({record.short_id}) is unfinished, but it was started on another machine, or with another "
-            f"--hours or --memory: leave out --resume to start anew"
+            f"{record.name} ({record.short_id}) is unfinished, but it was started on another machine, with another "
+            f"--hours or --memory, or before its image files were copied or touched: leave out --resume to start anew"
         )
     return UserError("no run of the same options, images and machine is unfinished: leave out --resume to start one")
 

@@ -19,7 +19,7 @@ from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
-from simclr.data.check import measure
+from simclr.data.check import fingerprints
 from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, short_identity, stored_side
 from simclr.data.known import BUILT_IN
 from simclr.data.layout import FOLDER_NAMES
@@ -28,6 +28,7 @@ from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
 from simclr.evaluate.protocol import Protocol, judged_on
 from simclr.evaluate.subject import Subject
+from simclr.methods import METHODS
 from simclr.progress import SILENT, Observer
 from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
@@ -193,54 +194,59 @@ def _check_seen(
 ) -> None:
     """Raise UserError if accuracies would be measured on images that the encoder may have been trained on.
 
-    Says so instead if it was trained on them without labels, unless nothing is measured (`seen`).
+    Says so instead if it was trained on them without their labels. With `seen`, nothing is measured.
     """
     if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
         return
-    trained = found.config.data
-    own = transfer is None or (settings.dataset, settings.dir) == (trained.dataset, trained.dir)
-    own = own or data.digest == digest_of(found.digest)
-    if data.classes and not seen and not own:
-        own = trained.unlabelled and _are_among_own(data, found, store)
-    if own and data.classes and _trained_without_labels(found, data, settings, store):
-        if not seen:
-            observer.note(
-                f"the encoder was trained on images of {data.title} without labels, so it may have seen test images, "
-                f"but none of their labels: on new images, accuracy may be lower"
-            )
-    elif transfer is not None:
-        if own and not seen:
-            raise UserError(
-                f"'{transfer}' is the data set that this encoder was trained on, so it may have seen some of the "
-                f"images: leave out --transfer, or name another data set"
-            )
-    elif data.classes:
-        raise _other_data(data, found.digest)
-    else:
+    if transfer is None and not data.classes:
         counts = [] if found.run_id is None else then_and_now(store.get(found.run_id), data)
         known = "".join(f" ({text})" for text in counts)
         observer.note(
             f"the images of {data.title} have changed since this encoder was trained on them{known}: what follows is "
             f"about those of today"
         )
+        return
+    if transfer is not None and seen:
+        return
+    trained, reads_labels = found.config.data, METHODS[found.config.method].reads_labels
+    same = (settings.dataset, settings.dir) == (trained.dataset, trained.dir) or data.digest == digest_of(found.digest)
+    shared = bool(data.classes) and (trained.unlabelled or reads_labels) and _share_images(data, found, store)
+    if transfer is not None and not (same or shared):
+        return
+    # Weights that training started from may have seen labels, and a file doesn't say what it started from.
+    unsure = found.config.init is not None or found.run_id is None or found.digest == UNKNOWN_DATA
+    label_free = bool(data.classes) and not (reads_labels or unsure)
+    if label_free and (shared or _equal_without_labels(found, data, settings, store)):
+        if not seen:
+            observer.note(
+                f"the encoder was trained on images of {data.title} without labels, so it may have seen test images, "
+                f"but none of their labels: on new images, accuracy may be lower"
+            )
+    elif transfer is None:
+        raise _other_data(data, found.digest)
+    else:
+        raise UserError(
+            f"'{transfer}' has images that this encoder was trained on, so it may have seen some of those that it "
+            f"would be judged on: leave out --transfer, or name another data set"
+        )
 
 
-def _are_among_own(data: Dataset, found: FoundEncoder, store: Store) -> bool:
-    """Whether some test images are among the run's own images, as far as these are still there."""
+def _share_images(data: Dataset, found: FoundEncoder, store: Store) -> bool:
+    """Whether the encoder was trained on some images to judge it on, as far as its own images are still there."""
     if found.config.data.dir is None or not is_there(found.config.data.dir):
         return False
-    own, test = open_dataset(found.config.data, store.folder), data.images[data.parts["test"]]
-    return own.side == data.side and bool(np.isin(measure(test)[1], measure(own.images)[1]).any())
+    try:
+        own = open_dataset(found.config.data, store.folder)
+    except UserError:  # they can't be read any more
+        return False
+    judged = np.concatenate([data.parts["val"], data.parts["test"]])
+    trained_on = fingerprints(own.images, own.parts["pretrain"]) if own.side == data.side else set()
+    return not trained_on.isdisjoint(fingerprints(data.images, judged))
 
 
-def _trained_without_labels(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> bool:
-    """Whether an encoder was trained on images that now have labels when these had none.
-
-    Without `data.unlabelled`, that is known only if the images are the same.
-    """
-    if found.config.data.unlabelled:
-        return True
-    if settings.dataset != "folder" or data.origin == FOLDER_NAMES:
+def _equal_without_labels(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> bool:
+    """Whether images that have labels are those that an encoder was trained on when they had none."""
+    if settings.dataset != "folder" or (data.origin == FOLDER_NAMES and not found.config.data.unlabelled):
         return False
     before = found.config.data.model_copy(update={"dir": settings.dir, "unlabelled": True, "group": None})
     return open_dataset(before, store.folder).digest == digest_of(found.digest)

@@ -23,7 +23,7 @@ from experiments.runs.evaluate import predictions, prefix
 from experiments.tracking.store import Store
 from simclr import device as devices
 from simclr.data.dataset import Dataset
-from simclr.data.images import Array, Decoding, Files, bad_images, decode_files
+from simclr.data.images import Array, Decoding, Files, bad_images, decode_files, open_image
 from simclr.data.layout import FOLDER_NAMES
 from simclr.data.source import UNLABELLED
 from simclr.data.sources import median_side
@@ -216,8 +216,9 @@ def _sizes(subject: Subject, files: Files) -> list[Size | None]:
         return [None] * len(files.names)
     found: list[Size | None] = []
     for name in files.names:
-        with Image.open(name) as image:  # which reads no pixels
-            found.append((*image.size, Path(name).stat().st_size))
+        data = Path(name).read_bytes()
+        with open_image(data) as image:  # which decodes no pixels
+            found.append((*image.size, len(data)))
     return found
 
 

@@ -78,8 +78,10 @@ def _caption(run: Record) -> str:
     """What a table of a run's figures is about."""
     name, counts = images_of(run)
     training = f"{counts['pretrain']:,} images of " if "pretrain" in counts else ""
-    epochs = f" for {count(int(run.params['train.epochs']), 'epoch')}" if run.kind == "pretrain" else ""
-    return f"Figures of {run.name}, trained{epochs} on {training}{name}. {HOW}"
+    how = f"trained elsewhere and evaluated on {name}"
+    if run.kind == "pretrain":
+        how = f"trained for {count(int(run.params['train.epochs']), 'epoch')} on {training}{name}"
+    return f"Figures of {run.name}, {how}. {HOW}"
 
 
 def _in_one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""After a search: report it, then train its best trials again with fresh seeds to see how much of the gain is real."""
+"""After a search: report it, then train its best trials again with fresh seeds to see how much of the gain holds."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def confirm(
         table = table.assign(test=table["cell"].map(means))
         told = f"\nOn test images: {study_finding(study.study, search.store)}"
     search.tracker.artifact(SELECTION, lambda path: write_csv(table, path))
-    report(search.tracker.record(), search.store)  # which now says how much of the gain is real
+    report(search.tracker.record(), search.store)  # which now says how much of the gain holds
     return found._replace(summary=summary(search) + told, selection=table, notes=selection_notes(search, table))
 
 

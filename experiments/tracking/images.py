@@ -18,10 +18,11 @@ def tag_of(data: Dataset) -> dict[str, str]:
 
 def images_of(record: Record) -> tuple[str, dict[str, int]]:
     """The name of a record's images, and how many are in each of their parts. Some records only say the name."""
-    run = record.store.sender.call(record.store.client.get_run, record.id)
+    run, known = record.store.sender.call(record.store.client.get_run, record.id), record.params.get("data.dataset")
     for given in run.inputs.dataset_inputs if run.inputs is not None else []:
-        return given.dataset.name, json.loads(given.dataset.profile or "{}")
-    return record.params.get("data.dataset", "unknown images"), {}
+        name = given.dataset.name if known in (None, "folder") else known  # of known data sets it may be a folder's
+        return name, json.loads(given.dataset.profile or "{}")
+    return known or "unknown images", {}
 
 
 def then_and_now(record: Record, data: Dataset) -> list[str]:

@@ -115,7 +115,7 @@ def format_of(path: Path) -> str:
         return "archive"
     if not path.is_file():
         what = f"{path} is neither a file nor a folder" if path.exists() else f"there is no folder {path}"
-        raise UserError(f"{what}: expected the place of your images")
+        raise UserError(f"{what}: give the folder or the file that holds your images")
     with path.open("rb") as file:
         about = describe(file.read(1000))
     may_hold_images = about in OF_DATA_SETS

@@ -121,7 +121,7 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "no folder": (["embed", "tiny-s0", "nowhere"], "nowhere: expected the place of your images"),
+    "no folder": (["embed", "tiny-s0", "nowhere"], "nowhere: give the folder or the file that holds your images"),
     "a folder in a file": (["embed", "tiny-s0", ".", "--out", "tiny.toml/f.npz"], "tiny.toml is a file, not a folder"),
     "an export in a file": (["export", "tiny-s0", "--out", "tiny.toml/e"], "tiny.toml is a file, not a folder"),
     "import format": (["import", "nothing.pth", "--format", "tf"], "unknown format 'tf': choose from auto, "),

@@ -189,6 +189,23 @@ def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
     assert "2 classes from folder names" in done.stderr
     for command in (["eval", "later-s0", "--no-labels"], ["explore", "later-s0", images / "two"]):
         assert_one_line(run(*command, "--labels", "blank.csv"), 2, "gives no image of two a label")
+    Path("others.csv").write_text(
+        "\n".join(["file,label", *(f"{number}.png,{'ab'[number % 2]}" for number in range(40))])
+    )
+    others = run("eval", "later-s0", "--knn", "--data-dir", images / "flat", "--labels", "others.csv")
+    assert_one_line(others, 2, "differ from those that this encoder was trained on")
+
+
+def test_images_whose_labels_were_trained_on_are_refused_in_a_changed_copy_too(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "told"]
+    done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "two", "--method", "supervised", *small)
+    assert done.exit_code == 0, done.output
+    shutil.copytree(images / "two", tmp_path / "copy")
+    (tmp_path / "copy/a/0.png").rename(tmp_path / "copy/b/moved.png")
+    refused = run("eval", "told-s0", "--knn", "--transfer", tmp_path / "copy")
+    assert_one_line(refused, 2, "has images that this encoder was trained on")
 
 
 def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:

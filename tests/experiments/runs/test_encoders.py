@@ -109,7 +109,7 @@ def test_images_of_which_others_are_held_out_are_refused(trained: Store, digits:
         UserError, match=rf"not the same ones are held out \(digest .*, was {digits.digest[:8]}-01234567"
     ):
         open_subject(found, trained, make_protocol([]))
-    with pytest.raises(UserError, match="is the data set that this encoder was trained on"):
+    with pytest.raises(UserError, match="has images that this encoder was trained on"):
         open_subject(found, trained, make_protocol([]), transfer="digits", changes=["data.split_seed=3"])
 
 
@@ -121,7 +121,7 @@ def test_settings_of_a_transfer_are_those_of_images(trained: Store) -> None:
 
 def test_transfer_to_the_training_data_is_refused(trained: Store) -> None:
     found = find_encoder("t0.2-s0", trained)
-    with pytest.raises(UserError, match="'digits' is the data set that this encoder was trained on"):
+    with pytest.raises(UserError, match="'digits' has images that this encoder was trained on"):
         open_subject(found, trained, make_protocol([]), transfer="digits")
 
 
