@@ -279,11 +279,11 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     if isnan(low):
         return told
     if high < 0:
-        return f"{told} So the start is better{', and the gain in the search was luck' * (searched > 0)}."
+        return f"{told} So the start is better{', and the gain in the search was luck' * bool(searched > 0)}."
     if low <= 0:
         return f"{told} That can be chance: the gain is not confirmed. More --seeds tell smaller gains from chance."
     smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
     return (
-        f"{told} So the gain holds with fresh seeds{smaller * (mean < searched)}. Whether it holds on other images, "
-        f"--on test shows."
+        f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}. `--on test` shows whether it "
+        f"holds on other images."
     )

@@ -231,7 +231,7 @@ WRONG = {
     "no labels": (["eval", "tiny-s0", "--linear", "--transfer", "IMAGES/flat"], "--linear needs labels"),
     "one class": (["eval", "tiny-s0", "--knn", "--transfer", "IMAGES/one"], "--knn needs labels"),
     "no such data": (["eval", "tiny-s0", "--transfer", "cifar11"], "did you mean 'cifar1"),
-    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "'digits' is"),
+    "its own images": (["eval", "tiny-s0", "--transfer", "digits"], "'digits' has"),
     "bad images": (["eval", "tiny-s0", "--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or"),
     "scaled for SGD": (
         ["eval", "tiny-s0", "--linear-sgd", "--set", "features=whitened"],

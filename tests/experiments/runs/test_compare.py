@@ -56,7 +56,7 @@ def test_figures_of_two_protocols_have_two_rows_and_no_test(trained: Store) -> N
     report_of(trained, "t0.2-s0", ["linear"], [])
     report_of(trained, "t0.5-s0", ["linear"], ["linear.standardise=false"])
     result = compare(["t0.2-s0", "t0.5-s0"], trained)
-    assert len([name for name in result.table["run"] if name.startswith("linear top-1")]) == 2
+    assert len([name for name in result.table["run"] if name.startswith("linear top-1 [")]) == 2  # of a protocol each
     assert result.tests.empty or "linear top-1" not in result.tests["metric"].tolist()
     (why,) = (note for note in result.notes if "can't be compared" in note)  # one for all metrics
     assert re.match(r"linear top-1, .*can't be compared between t0.2-s0 and t0.5-s0: linear.standardise is T", why)
