@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -57,6 +56,10 @@ def load(name: str) -> Any:
     return command
 
 
+def _has(command: Any, option: str) -> bool:
+    return any(option in parameter.opts for parameter in command.params)
+
+
 class LazyCommand(TyperCommand):
     """The name and help of a command. Its module is imported when it is called, or when its own help is shown."""
 
@@ -81,7 +84,7 @@ class Commands(TyperGroup):
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
             first = next((place for place, word in enumerate(given) if word in COMMANDS), 0)
-            if not (hasattr(error, "possibilities") and first):
+            if not (first and hasattr(error, "possibilities") and _has(load(given[first]), error.option_name)):
                 raise
             moved = shlex.join([given[first], *given[:first], *given[first + 1 :]])
             _exit(2, f"error: options go after the command: simclr {moved}")
@@ -101,9 +104,7 @@ class Commands(TyperGroup):
         except USAGE_ERROR as error:
             from experiments.commands.usage import describe
 
-            _exit(
-                2, f"error: {describe(error, ctx.invoked_subcommand, {name: partial(load, name) for name in COMMANDS})}"
-            )
+            _exit(2, f"error: {describe(error, ctx.invoked_subcommand, load, COMMANDS)}")
         except UserError as error:
             _exit(2, f"error: {error}")
         except Deserted:

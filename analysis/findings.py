@@ -283,7 +283,7 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     if low <= 0:
         return f"{told} That can be chance: the gain is not confirmed. More --seeds tell smaller gains from chance."
     smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
-    return (
-        f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}. `--on test` shows whether it "
-        f"holds on other images."
-    )
+    held = f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}."
+    if isnan(chosen.get("test", nan)):
+        return f"{held} `--on test` shows whether it holds on other images."
+    return held

@@ -31,6 +31,11 @@ class Query(NamedTuple):
     matches: Sequence[Match]
 
 
+def below(root: str, file: str) -> str:
+    """The name of a file without the folder `root`, if that is around it."""
+    return os.path.relpath(file, root) if root and file.startswith(os.path.join(root, "")) else file
+
+
 def matches_page(title: str, queries: Sequence[Query], root: str = "") -> str:
     """A self-contained HTML page with each query and its matches. Every text is shown literally.
 
@@ -39,8 +44,7 @@ def matches_page(title: str, queries: Sequence[Query], root: str = "") -> str:
 
     def parts(file: str) -> list[str]:
         """The name in parts, between which a line may end."""
-        inside = os.path.relpath(file, root) if root and file.startswith(os.path.join(root, "")) else file
-        return re.split(r"(?<=[/_-])", inside)
+        return re.split(r"(?<=[/_-])", below(root, file))
 
     def link_to(file: str) -> str:
         return Path(file).as_uri() if Path(file).is_absolute() else ""

@@ -15,14 +15,18 @@ WHITENED = 2000  # images whose patches a whitening stem is made from
 
 
 def build_model(config: Config, data: Dataset, device: torch.device) -> Network:
-    """The untrained network of a config for the images of a data set."""
+    """The network of a config for the images of a data set, with random weights."""
     mean, std = NORMALIZATIONS[config.data.normalize](data)
     model = Network(config.model, config.view_size() or data.side, config.seed, mean, std)
-    if config.model.stem == "whitening":
-        rows = data.parts["pretrain"]
-        sample = torch.from_numpy(data.images[rows[permutation(len(rows), 0, "whitening")[:WHITENED]]])
-        whiten(model.encoder.conv1, (model.normalize(block / 255) for block in sample.split(64)))  # type: ignore[arg-type]
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def whiten_stem(model: Network, data: Dataset) -> None:
+    """Make the filters of a network's whitening stem from images to train on."""
+    rows = data.parts["pretrain"]
+    sample = torch.from_numpy(data.images[rows[permutation(len(rows), 0, "whitening")[:WHITENED]]])
+    blocks = (block.to(model.mean.device) for block in sample.split(64))
+    whiten(model.encoder.conv1, (model.normalize(block / 255) for block in blocks))  # type: ignore[arg-type]
 
 
 def check_size(config: Config) -> None:

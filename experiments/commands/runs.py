@@ -61,7 +61,7 @@ def runs(
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
     from experiments.tracking.local import runs_on_disk
-    from experiments.tracking.naming import no_run
+    from experiments.tracking.naming import no_runs
     from experiments.tracking.store import Store, home
 
     for what, name, names in (("kind", kind, KINDS), ("column", sort, COLUMNS)):
@@ -73,7 +73,7 @@ def runs(
         records = _of_study(study, records)
     rows = [_row(record) for record in records if kind in (None, record.kind)]
     rows.sort(key=lambda row: _rank(row[sort], sort))
-    none = f"no run of the kind {kind}" if records else f"there is no {no_run(folder)}"
+    none = f"no run of the kind {kind}" if records else str(no_runs(folder))
     show(rows[:limit], _text if rows else lambda _: none, as_json=as_json)
 
 
@@ -131,12 +131,12 @@ def _text(rows: list[dict[str, Any]]) -> str:
 
     measured = {key: [_accuracy(row, key) for row in rows] for key in ("knn", "linear")}
     marks = {key: _marks(accuracies) for key, accuracies in measured.items()}
-    cells = []
+    cells, now = [], datetime.now()
     for row, *accuracies in zip(rows, *measured.values(), strict=True):
         loss = "" if row["loss"] != row["loss"] else f"{row['loss']:.2f}"
         shown = [each.text() + own.get(each.protocol, "") for each, own in zip(accuracies, marks.values(), strict=True)]
         cells.append(
-            [row["name"], row["id"][:8], row["kind"], state(row["status"]), _moment(row["started"]), loss, *shown]
+            [row["name"], row["id"][:8], row["kind"], state(row["status"]), _moment(row["started"], now), loss, *shown]
         )
     lines = [text_table(TITLES, cells)]
     if any(each.validation and each.text() for accuracies in measured.values() for each in accuracies):
@@ -182,9 +182,8 @@ def _marks(accuracies: Sequence[_Accuracy]) -> dict[str | None, str]:
     return {protocol: str(number).translate(DIGITS) for number, (_, protocol) in enumerate(found, 1)}
 
 
-def _moment(started: datetime) -> str:
+def _moment(started: datetime, now: datetime) -> str:
     """When a run started: the time of a run of today, the date of another one, without the year in this year."""
-    today = datetime.now()
-    if started.date() == today.date():
+    if started.date() == now.date():
         return started.strftime("%H:%M")
-    return started.strftime("%m-%d" if started.year == today.year else "%Y-%m-%d")
+    return started.strftime("%m-%d" if started.year == now.year else "%Y-%m-%d")

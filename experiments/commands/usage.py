@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from experiments.commands.names import names_in
@@ -15,14 +15,14 @@ from simclr.settings import expected
 AUGMENTATIONS = names_in("simclr.augment.AUGMENTATIONS")
 
 
-def describe(error: Any, command: str, commands: Mapping[str, Callable[[], Any]]) -> str:
-    """A mistake in the options or arguments of a command, in one sentence. `commands` loads each command."""
+def describe(error: Any, command: str, load: Callable[[str], Any], commands: Iterable[str]) -> str:
+    """A mistake in the options or arguments of a command, in one sentence. `load` loads one of all `commands`."""
     if hasattr(error, "possibilities"):
         parameters = error.ctx.command.get_params(error.ctx)  # with --help
         if (name := error.option_name.lstrip("-")) in (each.name for each in parameters if not _is_option(each)):
             return f"{error.option_name} is an argument, not an option: give the {name} alone, see simclr {command} -h"
         options = _options(parameters)
-        owners = [other for other, load in commands.items() if error.option_name in _options(load().params)]
+        owners = [other for other in commands if error.option_name in _options(load(other).params)]
         if owners and error.option_name.startswith("--"):
             instead = _instead(error.option_name, command, parameters) or f"see simclr {command} --help"
             return f"{command} has no option {error.option_name}, unlike {', '.join(owners)}: {instead}"

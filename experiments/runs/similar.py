@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis import plots
-from analysis.matches import Match, Query, matches_page
+from analysis.matches import Match, Query, below, matches_page
 from analysis.tables import write_csv
 from experiments.runs.encoders import FoundEncoder
 from simclr import device as devices
@@ -178,12 +178,14 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> 
 
 def _table(found: Sequence[Found], root: str) -> pd.DataFrame:
     """One row for each similar image, whose rank is 1 for the nearest. Names below the folder `root` are without it."""
-
-    def name(file: str) -> str:
-        return printable(os.path.relpath(file, root) if root and file.startswith(os.path.join(root, "")) else file)
-
     rows = [
-        (name(query), rank, name(each.file), round(each.similarity, 6), each.label)
+        (
+            printable(below(root, query)),
+            rank,
+            printable(below(root, each.file)),
+            round(each.similarity, 6),
+            each.label,
+        )
         for query, similar in found
         for rank, each in enumerate(similar, 1)
     ]

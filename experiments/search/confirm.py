@@ -93,7 +93,8 @@ def confirm(
     told = ""
     if on == "test":
         results = read_results(study.study, search.store)
-        means = results.table.groupby("cell")[results.document.metrics()[0]].mean()
+        own = results.table[results.table["seed"].isin(fresh)]  # it may have more seeds, from an earlier command
+        means = own.groupby("cell")[results.document.metrics()[0]].mean()
         table = table.assign(test=table["cell"].map(means))
         told = f"\nOn test images: {study_finding(study.study, search.store)}"
     search.tracker.artifact(SELECTION, lambda path: write_csv(table, path))
@@ -172,7 +173,10 @@ def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
     """How to read `selection_table` and, after a search with a proxy, how well the proxy ranks the trials."""
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
-        return ["trials were chosen by their accuracy in the search, so only the fresh seeds are unbiased"]
+        return [
+            "trials were chosen by their accuracy in the search, so only fresh seeds are free of that luck (but the "
+            "validation images are the same)"
+        ]
     searched, fresh = (chosen[column].to_numpy() for column in ("in the search", "fresh seeds"))
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
     return [

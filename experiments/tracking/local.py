@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from experiments.tracking.naming import all_called, no_run
+from experiments.tracking.naming import all_called, no_runs
 from simclr.errors import UserError, printable
 
 EXPERIMENT = "simclr"
@@ -69,7 +69,7 @@ def check_known(name: str | None, kinds: Sequence[str], what: str = "run") -> No
     if name is not None:
         all_called(name, runs, folder, what)
     elif not runs:
-        raise UserError(f"there is no {no_run(folder)}")
+        raise no_runs(folder)
 
 
 def database_of(folder: Path) -> Path | None:

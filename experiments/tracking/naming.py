@@ -47,28 +47,30 @@ def all_called(name: str, runs: Sequence[T], folder: Path, what: str = "run") ->
     if found := [run for run in runs if is_called(run, name)]:
         return found
     if not runs:
-        raise UserError(f"there is no {no_run(folder)}")
+        raise no_runs(folder)
     if len(name) < SHORTEST_ID and any(run.id.startswith(name) for run in runs):
         raise UserError(f"'{name}' is too short for an id: give at least {SHORTEST_ID} characters")
     raise UserError(f"no {what} has the name '{name}' or an id that starts with it: {_suggestion(name, runs)}")
 
 
-def no_run(folder: Path) -> str:
-    """What follows `there is no` where a folder has no runs: why that may be, and what to do."""
-    return (
-        f"run in {folder}: train one with `simclr pretrain --preset shapes`. Runs are kept in simclr-runs in the "
-        f"folder where their command was started: to use those, go there, or set SIMCLR_HOME to that simclr-runs"
+def no_runs(folder: Path) -> UserError:
+    """What to say where a folder has no runs: why that may be, and what to do."""
+    return UserError(
+        f"there is no run in {folder}: train one with `simclr pretrain --preset shapes`. Each command keeps its runs "
+        f"in the folder simclr-runs where it is started: to use those of another place, start it there, or set "
+        f"SIMCLR_HOME to that folder"
     )
 
 
 def _suggestion(name: str, runs: Sequence[Named]) -> str:
     """A question that suggests the names that were probably meant, with the ids that stand for them."""
     ids = {run.name: run.id[:8] for run in reversed(runs)}  # of runs of the same name, that of the newest
-    names = list(reversed(ids))
-    near = [each for each in names if each.startswith(name)] or get_close_matches(name, names, n=1)
+    names = {each.lower(): each for each in reversed(ids)}
+    given = name.lower()
+    near = [each for each in names if each.startswith(given)] or get_close_matches(given, names, n=1)
     for length in range(len(name) - 1, max(SHORTEST_ID, len(name) // 2) - 1, -1):
-        near = near or [each for each in names if each.startswith(name[:length])]
-    question = " or ".join(f"'{each}' ({ids[each]})" for each in near[:MOST_SUGGESTED])
+        near = near or [each for each in names if each.startswith(given[:length])]
+    question = " or ".join(f"'{each}' ({ids[each]})" for each in map(names.__getitem__, near[:MOST_SUGGESTED]))
     return f"did you mean {question}? `simclr runs` lists all" if near else "`simclr runs` lists all"
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.tracking import local
 from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
-from experiments.tracking.naming import all_called, ended, is_called, no_run
+from experiments.tracking.naming import all_called, ended, is_called, no_runs
 from experiments.tracking.sending import Sender
 from simclr.errors import RunFailed, UserError, printable
 from simclr.files import written_whole
@@ -295,7 +295,7 @@ class Store:
             )
         if known:
             raise UserError("all runs belong to studies or searches: name one, which `simclr runs` lists")
-        raise UserError(f"there is no {no_run(self.folder)}")
+        raise no_runs(self.folder)
 
     def _newest(self, name: str, called: Sequence[Record]) -> Record:
         """The first of some runs that have a name. If there are others, the user is told which one it is."""

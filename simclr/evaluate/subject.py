@@ -224,6 +224,8 @@ def random_encoder(subject: Subject) -> Network:
     data, model = subject.data, build_model(subject.config, subject.data, subject.device).eval()
     model.mean.copy_(subject.model.mean)  # the encoder's own normalisation, also on another data set
     model.std.copy_(subject.model.std)
+    if subject.config.model.stem == "whitening":  # which belongs to the normalisation, and isn't trained
+        model.encoder.conv1.load_state_dict(subject.model.encoder.conv1.state_dict())  # type: ignore[union-attr]
     norms = batch_norms(model.encoder)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

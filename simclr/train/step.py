@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simclr import optim, processes
-from simclr.build import build_model
+from simclr.build import build_model, whiten_stem
 from simclr.config import Config, divisors, to_toml
 from simclr.data.dataset import Dataset
 from simclr.device import (
@@ -94,13 +94,15 @@ class Training:
 def start_training(config: Config, data: Dataset, device: torch.device, *, resume: bool = False) -> Training:
     """The training of a config at step 0. Raises UserError if the method needs labels that the data lack.
 
-    With `resume`, the weights to start from are not read, because a checkpoint will follow.
+    With `resume`, a checkpoint will follow, so the weights to start from are neither read nor made from images.
     """
     if device.type == "cpu":
         keep_freed_memory()
     dtype = resolve_precision(config.train.precision, device)
     model = build_model(config, data, device)
     if not resume:
+        if config.model.stem == "whitening":
+            whiten_stem(model, data)
         load_start(model.encoder, config)
     method = build_method(config, model)
     method.check_labels(torch.from_numpy(data.labels[data.parts["pretrain"]]), data.classes)

@@ -147,7 +147,7 @@ def accuracies(search: Search) -> dict[float, float]:
 @pytest.mark.parametrize(
     ("record", "epochs", "vary", "seeds", "trials", "seconds"),
     [
-        pytest.param("file", 12, ["loss.temperature=0.2"], 1, 3, SECONDS, id="short"),
+        pytest.param("file", 12, ["loss.temperature=0.5"], 1, 3, SECONDS, id="short"),
         pytest.param("file", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="12 runs and 20 trials"),
         pytest.param("server", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="with a team's server"),
     ],

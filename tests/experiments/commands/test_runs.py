@@ -51,7 +51,7 @@ def test_the_table_fits_80_columns_and_marks_figures_that_cannot_be_compared() -
     assert max(map(len, lines)) <= 80
     assert re.split("  +", lines[0]) == ["name", "id", "kind", "status", "started", "loss", "kNN", "linear"]
     text = "\n".join(lines)
-    assert re.search(r"\nthree +\w{8} +pretrain +done +\d\d:\d\d +0\.25 +12\.5%² +75\.0%\n", text)
+    assert re.search(r"\nthree +\w{8} +pretrain +done +\d\d[:-]\d\d +0\.25 +12\.5%² +75\.0%\n", text)
     assert re.search(r"\ntwo +\w{8} +pretrain .* 50\.0%³ +75\.0%\n", text)
     assert re.search(r"\nfew +\w{8} +pretrain .* 60\.0%¹\n", text)
     assert "can't be compared" in text
@@ -104,9 +104,10 @@ def test_a_run_that_was_stopped_can_be_resumed(store: Store, monkeypatch: pytest
 
 
 def test_a_run_of_another_day_has_a_date() -> None:
-    now = datetime.now()
-    assert _moment(now) == now.strftime("%H:%M")
-    assert _moment(now.replace(year=now.year - 1, day=1)) == f"{now.year - 1}-{now.month:02}-01"
+    now = datetime(2026, 3, 2, 0, 1)
+    assert _moment(datetime(2026, 3, 2, 0, 0), now) == "00:00"
+    assert _moment(datetime(2026, 3, 1, 23, 59), now) == "03-01"
+    assert _moment(datetime(2025, 3, 2, 0, 0), now) == "2025-03-02"
 
 
 def test_with_one_protocol_there_are_no_marks() -> None:
@@ -155,7 +156,7 @@ def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: py
     assert f"no run in {tmp_path}: train one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
     assert json.loads(invoke("runs", "--json").stdout) == []
     assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
-    assert_one_line(invoke("compare", "a", "b"), 2, "kept in simclr-runs in the folder where their command was started")
+    assert_one_line(invoke("compare", "a", "b"), 2, "keeps its runs in the folder simclr-runs where it is started")
     assert not list(tmp_path.iterdir())  # commands that only read leave nothing behind
 
 
