@@ -36,10 +36,12 @@ from analysis.style import (
     color,
     escape_dollars,
     label_ends,
+    label_ticks,
     line_style,
     new_figure,
     save,
     shorten,
+    values_alone,
     without_common_parts,
 )
 from analysis.tables import signed
@@ -88,7 +90,7 @@ def curves(
     groups = list(points.groupby("label", sort=False))
     counts = [group["run"].nunique() for _, group in groups]
     figure, axes = new_figure(WIDTH, max(3.3, 0.9 + LABEL_HEIGHT / 72 * (len(groups) + len(set(levels.values())))))
-    names = without_common_parts([str(label) for label, _ in groups])
+    names, settings = values_alone(without_common_parts([str(label) for label, _ in groups]))
     ends = []
     for index, ((_, group), name, n) in enumerate(zip(groups, names, counts, strict=True)):
         line = group.groupby(x)["value"].agg(["mean", "min", "max"])
@@ -108,9 +110,11 @@ def curves(
         shade = color([label for label, _ in groups].index(first)) if len(set(levels.values())) > 1 else FAINT
         axes.axhline(level, color=shade, linewidth=1, linestyle=(0, (1, 2)))
         ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{' %' if percent else ''}", shade))
+    title = [f"labels are {settings}"] * bool(settings)
     if max(counts, default=1) > 1:
         each = f"{counts[0]} runs" if len(set(counts)) == 1 else "the runs"
-        axes.set_title(f"lines are the mean of {each}, bands their range", fontsize=9, color=MUTED, loc="left")
+        title.append(f"lines are the mean of {each}, bands their range")
+    axes.set_title("\n".join(title), fontsize=9, color=MUTED, loc="left")
     label_ends(axes, ends)
     save(figure, path)
 
@@ -195,14 +199,13 @@ def against(
     if log:
         axes.set_xscale("log")
         axes.minorticks_off()
-    ticks = sorted(set(numbers.values()))
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set(xlabel=escape_dollars(xlabel), ylabel=escape_dollars(ylabel))
     axes.axhline(level, color=MUTED, linestyle=":")
     if baseline in numbers:
         axes.plot(numbers[baseline], level, marker="o", markersize=12, color=MUTED, fillstyle="none")
     if not np.isnan(level):
         ends.append((axes.get_xlim()[1], level, shorten(baseline, 30), MUTED))
+    label_ticks(axes, sorted(set(numbers.values())))
     label_ends(axes, ends)
     save(figure, path)
 

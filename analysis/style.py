@@ -6,7 +6,9 @@ follows the light or dark mode of whatever shows it.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ ON_DARK, ON_LIGHT = "#fefefe", "#010101"  # texts on coloured areas, which are t
 WIDTH = 4.9  # inches; texts of 9 points can still be read where a figure is as wide as a phone
 SPARSE = 25  # curves of up to so many points have markers
 LABEL_HEIGHT = 11.5  # points between two labels at the ends of lines
+TICK_GAP = 4  # points between the texts of two ticks
 ENDS = "- /@"
 SEPARATORS = re.compile(f"(?<=[{ENDS}])")  # after these, a name can be cut
 
@@ -123,6 +126,25 @@ def without_common_parts(names: Sequence[str]) -> list[str]:
     return short if all(short) else list(names)
 
 
+def values_alone(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names such as `lr=1, batch=2` as `1, 2` where most have the same settings, and these settings; else "".
+
+    Other names lose what follows them in brackets.
+    """
+    parts = [[part.partition("=") for part in name.split(", ")] for name in names]
+    settings = [
+        tuple(setting for setting, *_ in each) if all(equals for _, equals, _ in each) else () for each in parts
+    ]
+    common, number = Counter(settings).most_common(1)[0]
+    if len(common) < 2 or number <= len(names) / 2:
+        return list(names), ""
+    values = [", ".join(value for *_, value in each) for each in parts]
+    return [
+        value if own == common else name.partition(" (")[0]
+        for name, value, own in zip(names, values, settings, strict=True)
+    ], ", ".join(common)
+
+
 def legend_label(label: str) -> str:
     """A label for the legend. It starts with a space, as matplotlib hides labels that start with an underscore."""
     return f" {shorten(label, 40)}"
@@ -172,6 +194,26 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
                 "shrinkB": 2,
             },
         )
+
+
+def label_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Mark ascending values on the x axis, and write those that have room beside the one written before.
+
+    Call it when the limits of the axes are final.
+    """
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    texts = [f"{value:g}" for value in values]
+    axes.set_xticks(values, texts)
+    figure.draw_without_rendering()  # lays out the axes and their texts
+    end = -math.inf
+    for index, label in enumerate(axes.get_xticklabels()):
+        box = label.get_window_extent()
+        if box.x0 < end + TICK_GAP * figure.dpi / 72:
+            texts[index] = ""
+        else:
+            end = box.x1
+    axes.set_xticks(values, texts)
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -21,7 +21,7 @@ from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
-from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
+from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read, listed
 from experiments.studies.overview import file_name, show_results
 from experiments.studies.results import CellDocument, Results, read_results
 from experiments.tracking.store import Record, Store
@@ -293,15 +293,15 @@ def _headed(heading: str, sections: Sequence[Section]) -> list[Section]:
 
 
 def _views(results: Results) -> list[tuple[str, bytes]]:
-    """A picture of example views for each cell that has one. Records of earlier versions have none."""
-    views = []
+    """A picture for each group of cells that have the same example views. Records of earlier versions have none."""
+    cells: dict[bytes, list[str]] = {}
     for cell in results.document.cells:
-        runs = [
-            run for _, run in sorted((seed, run) for (name, seed), run in results.runs.items() if name == cell.cell)
-        ]
-        if runs and cell.layer == "h" and (path := runs[0].find_artifact(STRIP)) is not None:
-            views.append((cell.cell, path.read_bytes()))
-    return views
+        seeds = [seed for name, seed in results.runs if name == cell.cell]
+        if seeds and cell.layer == "h":
+            strip = results.runs[cell.cell, min(seeds)].find_artifact(STRIP)
+            if strip is not None:
+                cells.setdefault(strip.read_bytes(), []).append(results.label(cell.cell))
+    return [(listed(names), picture) for picture, names in cells.items()]
 
 
 def _run_table(results: Results, metric: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -52,14 +53,16 @@ class Tracker:
         self.tag({DESCRIPTION: text})
 
     def dataset(self, name: str, digest: str, source: str, counts: Mapping[str, int]) -> None:
-        """Record which images the run uses: their name, digest (up to 36 characters) and place, and how many."""
+        """Record which images the run uses: their name, digest (up to 27 characters) and place, and how many."""
+        profile = json.dumps(counts)
         described = {
             "name": name[:500],
-            "digest": digest,
+            # MLflow keeps the first profile of all that have the same name and digest.
+            "digest": f"{digest}-{zlib.crc32(profile.encode()):08x}",
             "source_type": "local",
             "source": json.dumps({"uri": source}),
         }
-        self.store.sender.put(self.run_id, dataset=described | {"profile": json.dumps(counts)})
+        self.store.sender.put(self.run_id, dataset=described | {"profile": profile})
 
     def tag_protocols(self, identities: Mapping[str, str]) -> None:
         """Record under which protocol each evaluated metric was measured."""

@@ -284,3 +284,20 @@ def test_neighbours_have_similarities_classes_and_file_names(figures: list[Figur
 )
 def test_dots_in_a_name_are_not_suffixes(out: str, names: list[str]) -> None:
     assert [path.name for path in plots.files_of(Path("folder") / out, ".png", ".svg")] == names
+
+
+def test_ticks_that_have_no_room_are_not_written(figures: list[Figure]) -> None:
+    numbers = {"a": 0.0, "b": 0.001, "c": 0.5, "d": 1.0}
+    table = pd.DataFrame({"cell": list(numbers), "mean": 0.5, "low": 0.4, "high": 0.6})
+    plots.against(table, {"one": numbers}, Path("unused"), "p", "accuracy")
+    axes = figures[0].axes[0]
+    assert axes.get_xticks().tolist() == list(numbers.values())
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "", "0.5", "1"]
+
+
+def test_labels_of_curves_leave_out_settings_that_all_have_and_name_them_once(figures: list[Figure]) -> None:
+    names = ["baseline (loss.temperature=0.2, grayscale.p=0.2)"]
+    names += [f"loss.temperature={a}, grayscale.p={b}" for a in (0.05, 0.125) for b in (0, 0.3)]
+    plots.curves({name: [frame([1, 2])] for name in names}, Path("unused"), "loss")
+    assert labels_of(figures[0]) == ["baseline", "0.05, 0", "0.05, 0.3", "0.125, 0", "0.125, 0.3"]
+    assert figures[0].axes[0].get_title(loc="left") == "labels are loss.temperature, grayscale.p"

@@ -21,6 +21,7 @@ from analysis.style import (
     save,
     shorten,
     spread,
+    values_alone,
     without_common_parts,
 )
 
@@ -84,6 +85,20 @@ def test_common_parts_of_names_are_left_out_if_the_rest_still_tells_them_apart(
     names: list[str], short: list[str]
 ) -> None:
     assert without_common_parts(names) == short
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "settings"),
+    [
+        (["baseline (lr=3, batch=4)", "lr=1, batch=2", "lr=1, batch=3"], ["baseline", "1, 2", "1, 3"], "lr, batch"),
+        (["baseline", "lr=1", "lr=2"], ["baseline", "lr=1", "lr=2"], ""),  # short as they are
+        (["lr=1, batch=2", "batch=2, lr=1", "no crop"], ["lr=1, batch=2", "batch=2, lr=1", "no crop"], ""),
+        (["no flip, lr=1, a=1", "no crop, lr=1, a=2"], ["no flip, lr=1, a=1", "no crop, lr=1, a=2"], ""),
+        (["baseline"], ["baseline"], ""),
+    ],
+)
+def test_values_stand_alone_where_most_names_have_the_same_settings(names, labels, settings) -> None:
+    assert values_alone(names) == (labels, settings)
 
 
 @pytest.mark.parametrize("places", [[5.0, 5.0, 5.0], [0.0, 100.0], [1.0, 2.0, 50.0, 51.0], [99.0, 98.0, 97.0], []])

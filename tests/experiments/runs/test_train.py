@@ -74,7 +74,8 @@ def test_a_run_keeps_its_config_environment_views_weights_and_curve(
     assert (config, digest) == (prepared.config, prepared.data.digest)
     assert 'name = "tiny"' in record.artifact("config.toml").read_text()
     (images,) = store.client.get_run(record.id).inputs.dataset_inputs
-    assert (images.dataset.name, images.dataset.digest) == ("digits", prepared.data.digest[:8])
+    assert images.dataset.name == "digits"
+    assert images.dataset.digest.startswith(prepared.data.digest[:8])
     assert json.loads(images.dataset.profile)["train"] == len(prepared.data.parts["train"])
     assert record.metrics["system/disk_available_megabytes"] > 0
     for name in ("environment.json", "views.png", "loss.png"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking import writing
+from experiments.tracking.images import images_of
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.errors import UserError
@@ -50,6 +51,14 @@ def test_a_step_logged_twice_keeps_its_last_value(store: Store) -> None:
     tracker.log({"train/loss": 0.5}, 1)
     tracker.flush()
     assert tracker.record().history("train/loss").to_dict("list") == {"step": [1, 2], "value": [0.5, 1.0]}
+
+
+def test_runs_that_use_different_numbers_of_the_same_images_each_have_their_own(store: Store) -> None:
+    for used in (500, 1000):
+        tracker = Tracker(store, finished_run(store, name=f"with {used}").id)
+        tracker.dataset("photos", "1e0fa654", "/photos", {"pretrain": used})
+        tracker.flush()
+        assert images_of(tracker.record()) == ("photos", {"pretrain": used})
 
 
 def test_protocols_are_recorded_apart_from_other_tags(store: Store) -> None:

@@ -89,7 +89,7 @@ def test_a_copy_has_everything_that_the_original_has(source: Store, target: Stor
     assert raw.data.tags["mlflow.note.content"] == "A *note*"
     assert raw.info.end_time == source.client.get_run(work.missing[0].id).info.end_time
     (given,) = raw.inputs.dataset_inputs
-    assert (given.dataset.name, given.dataset.digest, given.dataset.profile) == ("digits", "abc", '{"train": 3}')
+    assert (given.dataset.name, given.dataset.digest[:4], given.dataset.profile) == ("digits", "abc-", '{"train": 3}')
 
 
 def test_a_copy_is_made_once_and_follows_its_original(source: Store, target: Store) -> None:
