@@ -1,16 +1,18 @@
-"""A self-contained HTML page: a finding, then tables, figures, images, code and what is folded away."""
+"""Pages of a finding, tables, figures, images and code: HTML pages that need no other file, and Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.tables import format_value
+from analysis.tables import MARKDOWN, format_value, markdown_rows
 from analysis.templates import address, render
 
+LITERAL = str.maketrans({key: text for key, text in MARKDOWN.items() if key not in "\n|"})
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WEBP = "image/webp"
 
@@ -45,6 +47,21 @@ def page(kind: str, title: str, finding: Sequence[str], facts: Sequence[str], se
     """
     groups = _groups(sections)
     return render("page.html.jinja", kind=kind, title=title, finding=finding, facts=facts, groups=groups)
+
+
+def markdown_page(
+    kind: str, title: str, finding: Sequence[str], facts: Sequence[str], sections: Sequence[Section]
+) -> str:
+    """The same page as Markdown, with nothing folded away. Keep its figures beside it, as it has only their names."""
+    parts = [f"# {_literal(f'{kind} {title}')}", *map(_literal, finding)]
+    parts += ["\n".join(f"- {_literal(fact)}" for fact in facts)] * bool(facts)
+    for heading, sort, content, _ in sections:
+        parts += [f"## {_literal(heading)}"] * bool(heading) + MARKDOWN_KINDS[sort](content)
+    return "\n\n".join(parts) + "\n"
+
+
+def _literal(text: str) -> str:
+    return text.translate(LITERAL)
 
 
 def _groups(sections: Sequence[Section]) -> list[dict[str, Any]]:
@@ -92,4 +109,11 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "figure": _figure,
     "images": _images,
     "code": str,
+}
+MARKDOWN_KINDS: dict[str, Callable[[Any], list[str]]] = {
+    "text": lambda content: [_literal(content)],
+    "table": lambda content: [markdown_rows(content)],
+    "figure": lambda content: [f"![{_literal(content[1])}]({content[0].name})"],
+    "images": lambda content: [f"![{_literal(each['caption'])}]({each['source']})" for each in _images(content)],
+    "code": lambda content: [indent(content, "    ")],
 }

@@ -22,7 +22,7 @@ from analysis.text import NUMBER, paragraph, text_table
 MISSING = "—"
 FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
 # Names of runs, cells and classes are shown literally: no cell of a Markdown table holds HTML, a link or an image.
-MARKDOWN = {"\n": " "} | {character: f"\\{character}" for character in "\\|<>[]*`"}
+MARKDOWN = {"\n": " ", "&": "&amp;", "<": "&lt;"} | {character: f"\\{character}" for character in "\\|>[]*`"}
 OTHER_SHARES = ("contrastive", "few_shot", "robustness")  # of matched views; over draws of images and corruptions
 LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 LABELS |= {"knn_balanced": "kNN balanced", "linear_balanced": "linear balanced"}
@@ -171,6 +171,11 @@ def terminal(frame: pd.DataFrame, notes: Sequence[str]) -> str:
 def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
     """A Markdown table with the notes as a list below it."""
     return "\n".join([_tabulate(frame, "github", MARKDOWN), "", *_note_lines("- ", notes)])
+
+
+def markdown_rows(frame: pd.DataFrame) -> str:
+    """A Markdown table whose texts keep their lines."""
+    return _tabulate(frame, "github", MARKDOWN | {"\n": "<br>"})
 
 
 def csv(frame: pd.DataFrame, _notes: Sequence[str] = ()) -> str:

@@ -68,7 +68,7 @@ def paper(  # over 60 lines, because of its signature
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html, paper.csv and paper.tex.", show_default="the --name"),
+        typer.Option(help="Folder for report.html and the same as Markdown, CSV and LaTeX.", show_default="the --name"),
     ] = None,
     dry_run: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""The report of the paper's tables: each result beside the paper's, and whether they agree. One page, CSV and LaTeX."""
+"""The report of the paper's tables: each result beside the paper's, and whether they agree. HTML to LaTeX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.findings import count
-from analysis.page import Section, page
+from analysis.page import Section, markdown_page, page
 from analysis.statistics import FEWEST, mean_interval
 from analysis.summary import CANT_TELL
 from analysis.summary import SIDES as DIRECTIONS
@@ -35,7 +35,7 @@ from simclr.config import Config, to_toml
 from simclr.data.dataset import digest_of
 from simclr.files import written_whole
 
-FILES = (PAGE, "paper.csv", "paper.tex")
+FILES = (PAGE, "paper.md", "paper.csv", "paper.tex")
 SIDES = DIRECTIONS | {"same": 0.0}
 PAIRS = "pairs-linear_top1.svg"  # the figure that a study's report has of pairs of augmentations
 RANKS = (
@@ -184,16 +184,21 @@ def _comparison(each: Comparison, judged: Judged) -> dict[str, Any]:
 
 
 def report(parts: Sequence[Part], store: Store, command: str, out: Path, *, quick: bool = False) -> list[Found]:
-    """Write FILES into a folder, of what has been found by now."""
+    """Write FILES and the figures of the Markdown page into a folder, of what has been found by now."""
     found = [find(part, store) for part in parts]
+    content = _page(found, command, quick=quick)
+    figures = [section.content for section in content[-1] if section.kind == "figure"]
     texts = (
-        _page(found, command, quick=quick),
+        page(*content),
+        markdown_page(*content),
         csv(numbers(found)) + "\n",
         "\n\n".join(_latex(each) for each in found) + "\n",
     )
-    for name, text in zip(FILES, texts, strict=True):
+    files = {name: text.encode() for name, text in zip(FILES, texts, strict=True)}
+    files |= {figure.name: figure.read_bytes() for figure, _ in figures}
+    for name, file in files.items():
         with written_whole(out / name) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(file)
     return found
 
 
@@ -261,7 +266,8 @@ def _latex(found: Found) -> str:
     return FORMATS["latex"](rows_table(found).map(flat), [f"{table.title} of arXiv 2002.05709: {table.about}."])
 
 
-def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
+def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, str, list[str], list[str], list[Section]]:
+    """What `page` and `markdown_page` need."""
     config = found[0].part.plan.cells[0].config
     counts = tally([verdict for each in found for verdict in each.verdicts()])
     total = sum(counts.values())
@@ -287,7 +293,7 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> str:
         Section("Config of the preset", "code", to_toml(config), folded=True),
         Section("To repeat", "code", command, folded=True),
     ]
-    return page("The SimCLR paper, reproduced with", config.name, finding, facts, sections)
+    return "The SimCLR paper, reproduced with", config.name, finding, facts, sections
 
 
 def _described(config: Config) -> str:

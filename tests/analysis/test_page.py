@@ -8,16 +8,18 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from markdown import markdown
 from PIL import Image
 
-from analysis.page import KINDS, Link, Section, page
+from analysis.page import KINDS, MARKDOWN_KINDS, Link, Section, markdown_page, page
 
 EVIL = """</td></pre></title><script>alert("1")</script>]]> --> ' & &amp; {{ 7 }} <img src=x onerror='alert(2)'>"""
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 class Reader(HTMLParser):
@@ -39,6 +41,8 @@ class Reader(HTMLParser):
             self.attributes.setdefault(key, []).append(value)
         if tag not in VOID:
             self.open.append(tag)
+
+    handle_startendtag = handle_starttag
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -121,3 +125,22 @@ def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
         [[2, 4, 0, 1, 3], [0, 4, 2, 1, 3]],
         [[2, 0, 1], [0, 1, 2]],
     ]
+
+
+def test_a_markdown_page_shows_every_text_literally(figures: list[Path]) -> None:
+    evil = "<b>*a*</b> [b](c) `d` | e_f"
+    frame = pd.DataFrame({evil: [f"{evil}\nsmall", None]})
+    sections = [
+        Section(evil, "text", f"{evil}\n\nsecond"),
+        Section("", "table", frame),
+        Section("", "figure", (figures[1], evil)),
+        Section("", "code", "<i>\n- x"),
+    ]
+    text = markdown_page("Study", evil, [evil], [evil], sections)
+    seen = Reader(markdown(text, extensions=["tables"]))
+    table = ["table", "thead", "tr", "th", "tbody", "tr", "td", "br", "tr", "td"]
+    assert seen.seen == ["h1", "p", "ul", "li", "h2", "p", "p", *table, "p", "img", "pre", "code"]
+    assert "".join(chain(*seen.texts.values())).count(evil) == 7
+    assert (seen.attributes["alt"], seen.attributes["src"]) == ([evil], ["b.svg"])
+    assert seen.texts["code"] == ["<i>\n- x\n"]
+    assert MARKDOWN_KINDS.keys() == KINDS.keys()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from experiments.studies.paper import Cost, Part
+from experiments.studies.paper_report import FILES
 from experiments.tracking.store import Store
 from experiments.workers.engines import ENGINES
 from experiments.workers.pool import Pool
@@ -52,10 +53,10 @@ def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ra
     assert_one_line(done, 1, "Table 4: 'margin', seed 0: no luck")
     keys = ["table1", "fig8", "table4", "table5", "fig5", "fig7", "table3", "fig9"]
     assert ran == [f"mine-{key} on this machine" for key in keys]
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"report.html", "paper.csv", "paper.tex"}
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == set(FILES)
     assert "report: mine/report.html" in done.stdout
     result = json.loads(run("paper", *WIDE, "--quick", "--yes", "--json").stdout)
-    assert {Path(file).name for file in result["files"]} == {"report.html", "paper.csv", "paper.tex"}
+    assert {Path(file).name for file in result["files"]} == set(FILES)
 
 
 def test_a_cluster_trains_all_tables(run: Run, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
