@@ -257,10 +257,12 @@ def of_search(
         f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
         f"validation{ends}{change}."
     ]
-    if selection is None or len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
+    # A search that went on after its best trials were trained again may have a better trial now.
+    again = pd.DataFrame() if selection is None else selection[selection["cell"] == f"trial {best['trial']}"]
+    if selection is None or again.empty or pd.concat([selection[:1], again])["fresh seeds"].isna().any():
         sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     else:
-        sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
+        sentences.append(_confirmed(selection.iloc[0], again.iloc[0]))
     return sentences
 
 

@@ -174,6 +174,10 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above the start "
         f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
     ]
+    later = pd.concat([trials, pd.DataFrame({"trial": [3], "accuracy": [0.7]}, dtype=object)])
+    assert of_search(later, nan, selection) == [
+        f"The best of 4 trials, trial 3, reaches 70.0 % on validation. {unconfirmed}"
+    ]
     assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]
 
 
