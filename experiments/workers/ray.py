@@ -134,12 +134,12 @@ def _connect() -> Any:
     except ConnectionError:
         raise UserError(none) from None
     except RuntimeError as error:
-        if "version mismatch" not in str(error).lower():
-            raise
-        own = f"Ray {ray.__version__} and Python {platform.python_version()}"
+        text, own = " ".join(str(error).split()), f"Ray {ray.__version__} and Python {platform.python_version()}"
+        if "version mismatch" not in text.lower():
+            raise UserError(f"can't connect to the Ray cluster at {address}: {text}") from None
         raise UserError(
-            f"the Ray cluster at {address} has other versions than {own}, which this process has: "
-            f"{' '.join(str(error).split())}. Install the same versions on all machines"
+            f"the Ray cluster at {address} has other versions than {own}, which this process has: {text}. Install the "
+            f"same versions on all machines"
         ) from None
     return ray
 
