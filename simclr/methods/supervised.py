@@ -1,4 +1,4 @@
-"""Plain supervised training: the head's outputs are logits of the classes. An upper bound for the other methods."""
+"""Plain supervised training: the head's outputs are logits of the classes. A reference for methods without labels."""
 
 from __future__ import annotations
 
