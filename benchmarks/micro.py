@@ -41,7 +41,7 @@ def main(batch: int = 4096, micro_batch: int = 256, dtype: str = "float32") -> N
     print(f"{devices.describe(device)}, ResNet-18 of width 0.25, 32 px, {dtype}, batch norms fixed")
     print(f"batch {batch} in one piece: {median(times[0]):.2f} s per step; in {micro_batch}s: {median(times[1]):.2f} s")
     ratio = median(times[1]) / median(times[0])
-    print(f"ratio of these times: {ratio:.2f} (theory: 4/3); weights after {STEPS} steps differ by {difference(whole, parts):.1e}")
+    print(f"ratio: {ratio:.2f} (theory: 4/3); weights after {STEPS} steps differ by {difference(whole, parts):.1e}")
 
 
 def difference(a: Training, b: Training) -> float:
