@@ -82,7 +82,7 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
         f"{_seeds(largest['pairs'])}.",
         " ".join(
             [
-                "No p, corrected for all comparisons, is below 0.05. The largest difference is "
+                "No p of this metric, corrected for all comparisons, is below 0.05. The largest difference is "
                 f"{size} ({low} to {high}), {_lower(largest['cell'])}.",
                 *_same(ranked),
             ]

@@ -41,12 +41,12 @@ def summary(  # over 60 lines, because a row is filled column by column
     The columns are n, mean, std (standard deviation over seeds), low, high (Student's 95 % interval over seeds); pairs
     (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
     (paired t test); p_holm (corrected for all comparisons); p_same (of a difference of the margin or more, corrected
-    likewise); p_sign_flip (if the number of seeds was fixed); p_dunnett (see `_pooled`); mcnemar (p by seed); seconds
-    and images_per_second (means); finding (what p_holm and p_same say); expected (points or a side, if that is the
-    difference to the baseline), source and verdict, which is that of p_holm and p_same on what was expected. Unknown
-    values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, `attrs["comparisons"]` how many p_holm is
-    corrected for, and `attrs["others"]` how many of these are not with the baseline. Raises ValueError for an unknown
-    metric, and if a cell and seed occur twice.
+    likewise); p_sign_flip (if the number of seeds was fixed, and is at least six); p_dunnett (see `_pooled`); mcnemar
+    (p by seed); seconds and images_per_second (means); finding (what p_holm and p_same say); expected (points or a
+    side, if that is the difference to the baseline), source and verdict, which is that of p_holm and p_same on what was
+    expected. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, `attrs["comparisons"]` how
+    many p_holm is corrected for, and `attrs["others"]` how many of these are not with the baseline. Raises ValueError
+    for an unknown metric, and if a cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -81,7 +81,9 @@ def summary(  # over 60 lines, because a row is filled column by column
         row |= {"pairs": difference.n, "difference": difference.mean}
         row |= {"difference_low": difference.low, "difference_high": difference.high, "p": difference.p}
         row |= {"p_holm": p_holm, "p_same": p_same}
-        signs = np.nan if first else sign_flip_p(pairs[name][name] - pairs[name][baseline])
+        # The lowest p that flipped signs can give is 2 / 2^n.
+        tells = not first and 2.0 ** (1 - difference.n) < SIGNIFICANT
+        signs = sign_flip_p(pairs[name][name] - pairs[name][baseline]) if tells else np.nan
         row |= {"p_sign_flip": signs, "p_dunnett": pooled[name]}
         row |= {"mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
         row |= {"finding": _finding(difference.mean, p_holm, p_same, margin)}
@@ -125,7 +127,7 @@ def _pooled(
         why = f"Bartlett's test: p = {found.p_equal:.2g}"
         if found.p_equal >= UNEQUAL:
             why = f"differences to the baseline have {found.excess:.2g} times the variance that a common error gives"
-        return unknown, f"Not pooled: the cells vary unequally ({why}), so only paired tests hold."
+        return unknown, f"Not pooled: the cells may vary unequally ({why}), so rely on the paired tests."
     return pd.Series(found.p_dunnett, index=whole.columns).reindex(values.columns), (
         f"p (Dunnett) is pooled: it has one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom "
         f"instead of {seeds - 1}, and is corrected for the number of cells. This holds only if all cells vary alike, "
@@ -169,7 +171,7 @@ def _agreement(difference: float, expected: float | str | None) -> str:
 def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A summary as text for readers: intervals behind their means, differences with a sign, None for unknown values.
 
-    It has no column that would be empty, nor the p of sign flips where no difference could be shown.
+    It has no column that would be empty.
     """
     digits, percent, points = (".2f", " (%)", " (points)") if is_accuracy(metric) else (".4g", "", "")
 
@@ -182,7 +184,6 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
         return [f"{middle} ({low} to {high})" if low else middle for middle, low, high in rows]
 
     counts = zip(summary["n"], summary["pairs"], strict=True)
-    few = 2.0 ** (1 - summary["pairs"].max()) >= SIGNIFICANT  # the lowest p that flipped signs can give
     table = pd.DataFrame(
         {
             "cell": summary["cell"],
@@ -203,5 +204,4 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "images/s": texts("images_per_second", ".0f"),
         }
     )
-    left_out = ["p (sign flip)"] if few else []
-    return table.drop(columns=[name for name in table if name in left_out or not any(table[name])])
+    return table.drop(columns=[name for name in table if not any(table[name])])

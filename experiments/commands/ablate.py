@@ -359,10 +359,15 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
     if isnan(points):
         shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
+    elif points > 100:
+        shows = f"With a probability of {chance}, {seeds} seeds miss even a difference of 100 points."
     else:
         ends = power["detectable_interval"]
         roughly = " (roughly: {:.2g} to {:.2g}, as the spread is not known better)".format(*ends) if ends else ""
-        shows = f"{seeds} seeds detect a difference of {points:.1f} points{roughly} with a probability of {chance}."
+        shows = (
+            f"With a probability of {chance}, {seeds} seeds detect a difference of {points:.1f} points in linear "
+            f"accuracy{roughly}."
+        )
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (
         f"This is by the paired t test, with p corrected for {compared(power['comparisons'], power['others'])}, if "

@@ -24,7 +24,7 @@ RESPLIT = (
 )
 SIGN_FLIP = (
     "p (sign flip) is the share of all ways to flip the signs of the differences that give a mean at least as far from "
-    "0. It assumes no distribution. It is left out for fewer than six seeds, with which it can't be below 0.05."
+    "0. It assumes no distribution."
 )
 PAPER = (
     "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
@@ -85,11 +85,8 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
         *[PAPER] * bool((table["verdict"] != "").any()),
         "Seconds are the training time, computed from images per second.",
         *[SIGN_FLIP] * bool(table["p_sign_flip"].notna().any()),
-        *(
-            [POOLED, *(f"{', '.join(names)}: {text}" for text, names in pooled.items())]
-            if tested and len(table) > 2
-            else []
-        ),
+        *[POOLED] * any(each["p_dunnett"].notna().any() for each in summaries.values()),
+        *[f"{', '.join(names)}: {text}" for text, names in pooled.items() if tested and len(table) > 2],
         f"Made by: {document.command}",
     ]
 

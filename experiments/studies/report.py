@@ -21,7 +21,7 @@ from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
-from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read, listed
+from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
 from experiments.studies.results import CellDocument, Results, read_results
 from experiments.tracking.store import Record, Store
@@ -301,7 +301,7 @@ def _views(results: Results) -> list[tuple[str, bytes]]:
             strip = results.runs[cell.cell, min(seeds)].find_artifact(STRIP)
             if strip is not None:
                 cells.setdefault(strip.read_bytes(), []).append(results.label(cell.cell))
-    return [(listed(names), picture) for picture, names in cells.items()]
+    return [("; ".join(names), picture) for picture, names in cells.items()]
 
 
 def _run_table(results: Results, metric: str) -> pd.DataFrame:

@@ -63,8 +63,8 @@ def test_means_over_other_seeds_than_the_difference_are_left_out() -> None:
 def test_a_study_without_a_clear_difference_says_so() -> None:
     assert of_study(table(BASELINE, GRAY), "knn_top1") == [
         "No cell differs clearly from the baseline in kNN accuracy (96.3 %), over three seeds.",
-        "No p, corrected for all comparisons, is below 0.05. The largest difference is -0.3 points (-2.0 to +1.3), "
-        "without grayscale.",
+        "No p of this metric, corrected for all comparisons, is below 0.05. The largest difference is -0.3 points "
+        "(-2.0 to +1.3), without grayscale.",
     ]
     assert of_study(table(BASELINE, GRAY, finding="the same within 1 point"), "knn_top1")[1].endswith(
         "without grayscale. The same within 1 point: without grayscale."

@@ -128,7 +128,7 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
     assert [each["points"] for each in power["needed"]] == [0.3, 0.5, 1.0, 2.0, 5.0]
     assert power["expected_seeds"] == 5  # (2.776 x 0.73 / 1)^2 = 4.1
     shown = " ".join(done.stdout.split())
-    assert "5 seeds detect a difference of 1.2 points with a probability of 80 %." in shown
+    assert "With a probability of 80 %, 5 seeds detect a difference of 1.2 points in linear accuracy." in shown
     assert "That is a guess from other runs, our studies of CIFAR-10" in shown
     assert "--until is expected to need 5 seeds." in shown
     shown = " ".join(
@@ -144,8 +144,11 @@ def test_a_spread_of_few_runs_makes_the_detectable_difference_a_range(
     done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--seeds", 3, "--dry-run")
     shown = " ".join(done.stdout.split())
     # G*Power: 3 pairs find 3.26 deviations, and chi-square with 2 degrees of freedom has 0.0506 and 7.378 in its tails
-    assert "3 seeds detect a difference of 3.2 points (roughly: 1.7 to 20, as the spread is not known better)" in shown
+    assert "3 seeds detect a difference of 3.2 points in linear accuracy (roughly: 1.7 to 20, as" in shown
     assert "seeds needed (80 %, roughly)" in shown
+    monkeypatch.setattr("experiments.studies.power._spread", lambda *_: (Spread(50, 2), "measured"))
+    done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--seeds", 3, "--dry-run")
+    assert "With a probability of 80 %, 3 seeds miss even a difference of 100 points." in " ".join(done.stdout.split())
 
 
 def test_options_for_the_number_of_seeds_are_the_study_s_design(run: Run, study: list[dict[str, Any]]) -> None:
