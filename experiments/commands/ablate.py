@@ -38,14 +38,20 @@ from simclr.errors import UserError
 from simclr.settings import read_toml
 
 if TYPE_CHECKING:
+    from experiments.studies.cell import Cell
     from experiments.studies.design import Design
     from experiments.studies.run import Forecast
+    from simclr.config import Config
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
 MOST_SEEDS = 20  # that --until takes, unless the user says otherwise
 CROSSED = (
     "--vary is crossed with all other cells: the baseline and each of them are trained with the baseline's own value "
     "and with each value of --vary."
+)
+CONFOUNDED = (
+    "Every cell differs from the baseline in several settings, so this study can't tell which of them matters. To find "
+    "out, list the baseline's own values in --vary as well."
 )
 SMALLEST = 0.01  # points of accuracy that make sense
 
@@ -260,6 +266,7 @@ def ablate(  # over 60 lines, because of its signature
         "on": plan.cells[0].on,
         "seconds": total,
         "crossed": bool(vary and (drop or alone or axis)),
+        "confounded": len(vary) > 1 and not any(_is_alone(cell, baseline) for cell in plan.cells),
         "baseline": baseline_label([(cell.name, cell.settings) for cell in plan.cells], baseline.flat(), plan.x),
         "cells": [_planned(each) for each in cells],
         "rates": [cell.name for cell in tries],
@@ -297,6 +304,12 @@ def _design(seeds: range, until: float | None, max_seeds: int | None, margin: fl
     if most < len(seeds):
         raise UserError(f"--max-seeds {most} is less than --seeds {len(seeds)}, which are trained first: raise it")
     return Design(margin=margin, until=until, first=tuple(seeds), most=most)
+
+
+def _is_alone(cell: Cell, baseline: Config) -> bool:
+    """Whether a cell differs from the baseline in one setting."""
+    changed, own = cell.config.flat(), baseline.flat()
+    return [changed[path] != own[path] for path in cell.settings].count(True) == 1
 
 
 def _planned(forecast: Forecast) -> dict[str, Any]:
@@ -343,7 +356,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
-    why = [paragraph(CROSSED)] if planned["crossed"] else []
+    why = [paragraph(CROSSED)] * planned["crossed"] + [paragraph(CONFOUNDED)] * planned["confounded"]
     shown = _describe_power(planned["power"], len(seeds), most)
     return "\n".join([paragraph(summary), *why, text_table(header, rows), "", shown])
 

@@ -243,3 +243,12 @@ def test_a_dry_run_names_the_value_of_the_baseline_and_says_why_there_are_these_
     shown = " ".join(done.stdout.split())
     assert "baseline (temperature=0.2)" in shown
     assert "--vary is crossed with all other cells" in shown
+
+
+@pytest.mark.parametrize(("rate", "told"), [("0.002", True), ("0.001,0.002", False)])
+def test_a_dry_run_says_that_cells_which_all_differ_in_two_settings_cannot_tell_which_matters(
+    run: Run, study: list[dict[str, Any]], rate: str, told: bool
+) -> None:
+    options = "--vary", "loss.temperature=0.1,0.5", "--vary", f"optim.lr={rate}"
+    done = run("ablate", "--config", "tiny.toml", *options, "--set", "optim.lr=0.001", "--dry-run")
+    assert ("can't tell which of them matters" in " ".join(done.stdout.split())) is told
