@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 
 from benchmarks import growth, linear, loop, loss, peers
 from benchmarks.sections import Page, Row, measure
-from benchmarks.timing import times_in_turn
+from benchmarks.timing import processor, times_in_turn
 from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
@@ -52,7 +51,7 @@ INTRO = (
 def machine(quick: bool) -> list[Row]:
     """What measured, and how busy it was with other work at the start (cores in use, on average over a minute)."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    row: Row = {"CPU": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}
+    row: Row = {"CPU": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}
     return [row | {"precision": devices.precision_on("auto", torch.device("cpu")), "quick": quick}]
 
 
@@ -168,13 +167,6 @@ def _spread(ratios: Sequence[float]) -> str:
     return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of both files")
@@ -185,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     file = given.out / "performance.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    here = {"CPU": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "quick": given.quick}
+    here = {"CPU": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "quick": given.quick}
     if given.only is None:
         earlier = {name: section for name, section in earlier.items() if section.get("measured by") == here}
     names = given.only or [name for name in SECTIONS if "rows" not in earlier.get(name, {})]

@@ -1,7 +1,7 @@
 """Everything to measure on a GPU, in one script of at most ten minutes: `python -m benchmarks.gpu --out FOLDER`.
 
 Runs the tests marked `gpu`, compares predicted with measured memory, times each part of a training step for five
-presets (with and without torch.compile, and beside lightly's recipe if lightly is installed), times kNN and the linear
+presets (with and without torch.compile, and beside lightly's views if lightly is installed), times kNN and the linear
 classifier, and trains and evaluates a network with the commands that a user types. Writes gpu.json and gpu.md after
 every section, so that a run that is cut short keeps what it has measured. A section that fails is reported with its
 error, and the others still run. `--quick` shrinks every size, to check the script itself on a CPU.
@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks import sections
 from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
 from benchmarks.sections import Page, Row
-from benchmarks.timing import bare_step, count_kernels, parts_of_a_step, seconds, synchronize, times_in_turn
+from benchmarks.timing import bare_step, count_kernels, parts_of_a_step, processor, seconds, synchronize, times_in_turn
 from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import stored_side
@@ -40,6 +40,7 @@ from simclr.views import batch_views
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("cifar10-cpu", "cifar10", "paper-cifar10-resnet18", "paper-cifar10", "tiny-imagenet-4060")
+ROUNDS = 3  # of timing each step, because the speed of a machine varies
 
 
 class Options(NamedTuple):
@@ -57,7 +58,8 @@ class Options(NamedTuple):
 def card(options: Options) -> list[Row]:
     """The device and the versions of its libraries."""
     device = options.device
-    row: Row = {"device": devices.describe(device), "torch": torch.__version__, "cpu_threads": torch.get_num_threads()}
+    row: Row = {"device": devices.describe(device), "torch": torch.__version__, "cpu": processor()}
+    row["cpu_threads"] = torch.get_num_threads()
     row["default_precision"] = devices.precision_on("auto", device)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -67,7 +69,10 @@ def card(options: Options) -> list[Row]:
 
 
 def steps(options: Options) -> list[Row]:
-    """Time, memory and parts of a training step of each preset, beside a bare step on views that are ready."""
+    """Time, memory and parts of a training step of each preset, beside a bare step on views that are ready.
+
+    Steps overlap with one another, and each part waits for the GPU, so the parts don't add up to a step.
+    """
     return [measure_step(preset, options) for preset in PRESETS]
 
 
@@ -145,47 +150,46 @@ def training(options: Options) -> list[Row]:
 
 
 def lightly_recipe(options: Options) -> list[Row]:
-    """lightly's published SimCLR loop on the network and batch of the preset cifar10.
+    """A plain loop with lightly's views and loss, on the network and batch of the preset cifar10.
 
-    Its views are made by worker processes on the CPU. ResNet-18 with the CIFAR stem at batch 512, in two precisions.
+    Views are made by worker processes on the CPU. Their speed counts from when the batches that they make ahead at the
+    start are used up.
     """
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
     from PIL import Image
     from torch.utils.data import DataLoader
 
-    batch, batches = (32, 3) if options.quick else (512, 24)
+    workers = 0 if options.quick else os.cpu_count() or 1
+    batch, batches, warm_up = (32, 3, 1) if options.quick else (512, 200, 3 * workers)  # each worker makes 2 ahead
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
-    pixels = torch.randint(256, (batch * batches, 32, 32, 3), dtype=torch.uint8).numpy()
+    pixels = torch.randint(256, (batch, 32, 32, 3), dtype=torch.uint8).numpy()
     samples = [Image.fromarray(each) for each in pixels]
 
     class Views(torch.utils.data.Dataset):  # type: ignore[type-arg]
         def __len__(self) -> int:
-            return len(samples)
+            return batch * (warm_up + batches)
 
         def __getitem__(self, i: int) -> list[Tensor]:
-            return transform(samples[i])  # type: ignore[no-any-return]
+            return transform(samples[i % batch])  # type: ignore[no-any-return]
 
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         model = training_without_data(resolve("cifar10"), options.device).model
         optimizer, loss = torch.optim.SGD(model.parameters(), 0.06, momentum=0.9), NTXentLoss(0.5)
-        workers = 0 if options.quick else os.cpu_count() or 1
         loader = DataLoader(Views(), batch, workers > 0, num_workers=workers, drop_last=True, pin_memory=True)
-        clock, done = time.perf_counter(), 0
-        for index, views in enumerate(loader):
+        for index, views in enumerate(loader, start=1):
             with devices.autocast(options.device, dtype):
                 z = [model(view.to(options.device, non_blocking=True))[1] for view in views]
                 value = loss(*z)
             value.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if index == 1:  # the workers have started
+            if index == warm_up:
                 synchronize()
-                clock, done = time.perf_counter(), -batch
-            done += batch
+                clock = time.perf_counter()
         synchronize()
-        speed = done / (time.perf_counter() - clock)
+        speed = batch * batches / (time.perf_counter() - clock)
         rows.append({"dtype": str(dtype).removeprefix("torch."), "workers": workers, "images_per_second": speed})
     return rows
 
@@ -220,10 +224,11 @@ def measure_step(preset: str, options: Options) -> Row:
     whole = training.micro_batch == batch
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    per_step = step_seconds(training, images, labels, 2 if quick else 20 if whole else 4)
-    row: Row = {"preset": preset, "batch": batch, "micro_batch": training.micro_batch}
+    network = f"{config.model.backbone}, width {config.model.width:g}, {config.optim.name}"
+    row: Row = {"preset": preset, "network": network, "batch": batch, "micro_batch": training.micro_batch}
     row["precision"] = str(training.dtype).removeprefix("torch.")
-    row |= {"step_ms": 1e3 * per_step, "images_per_second": batch / per_step}
+    row |= timed("step", partial(train_step, training, images, labels), 2 if quick else 20 if whole else 4)
+    row["images_per_second"] = 1e3 * batch / row["step_ms"]
     if device.type == "cuda":
         row["peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
     if whole:
@@ -232,8 +237,8 @@ def measure_step(preset: str, options: Options) -> Row:
         row |= {f"{name}_ms": 1e3 * median(part) for name, part in times.items()}
         row |= {f"{name}_kernels": value for name, value in count_kernels(functions).items()}
         both = batch_views(images, config.pipelines(), config.seed, 0)(slice(0, batch))
-        bare = seconds(lambda: bare_step(training, both, labels), 2 if quick else 20)
-        row |= {"bare_step_ms": 1e3 * bare, "training/bare": bare / per_step}
+        row |= timed("bare_step", partial(bare_step, training, both, labels), 2 if quick else 20)
+        row["training/bare"] = row["bare_step_ms"] / row["step_ms"]
     return row
 
 
@@ -247,16 +252,17 @@ def measure_variant(preset: str, compiled: bool, options: Options) -> Row:
     try:
         train_step(training, images, labels).tolist()
         first = time.perf_counter() - clock
-        per_step = step_seconds(training, images, labels, 2 if options.quick else 20)
-        row |= {"step_ms": 1e3 * per_step, "first_step_s": first}
+        row |= timed("step", partial(train_step, training, images, labels), 2 if options.quick else 20)
+        row["first_step_s"] = first
     except Exception as error:
         row["error"] = str(error).splitlines()[0][:200]
     return row
 
 
-def step_seconds(training: Training, images: Tensor, labels: Tensor, repeats: int) -> float:
-    """Seconds of a training step."""
-    return seconds(lambda: train_step(training, images, labels), repeats)
+def timed(name: str, step: Callable[[], object], repeats: int) -> Row:
+    """Milliseconds of a step: the median of ROUNDS measurements, and their range."""
+    times = sorted(1e3 * seconds(step, repeats) for _ in range(ROUNDS))
+    return {f"{name}_ms": median(times), f"{name}_ms_range": f"{times[0]:.1f} to {times[-1]:.1f}"}
 
 
 def prepare(preset: str, options: Options, compiled: bool = False) -> tuple[Training, Tensor, Tensor]:

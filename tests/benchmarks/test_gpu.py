@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu import Options, measure
 from benchmarks.sections import Page, Row, markdown
+from benchmarks.timing import processor
 from tests.helpers import tiny
 
 QUICK = Options(torch.device("cpu"), quick=True)
@@ -25,6 +26,7 @@ def test_sections_and_their_errors_are_written_to_both_files(tmp_path: Path, mon
     results = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert list(results) == ["card", "tests", "evaluation"]
     assert results["card"]["rows"][0]["torch"] == torch.__version__
+    assert results["card"]["rows"][0]["cpu"] == processor()
     assert results["tests"]["error"] == "RuntimeError: no such kernel"
     assert [row["seconds"] > 0 for row in results["evaluation"]["rows"]] == [True, True]
     page = (tmp_path / "out" / "gpu.md").read_text()
@@ -40,8 +42,11 @@ def test_steps_are_timed_part_by_part_and_by_variant(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(gpu, "resolve", lambda _, __, settings: asked.append(settings[-1]) or config)
     (row,) = gpu.steps(QUICK)
     assert (row["batch"], row["micro_batch"], row["precision"]) == (8, 8, "float32")
+    assert row["network"] == f"resnet10, width {config.model.width:g}, {config.optim.name}"
     assert all(row[f"{part}_ms"] > 0 for part in ("step", "views", "forward", "loss", "backward", "optimizer"))
-    assert row["training/bare"] > 0
+    fastest, slowest = map(float, row["step_ms_range"].split(" to "))
+    assert 0 < fastest <= float(f"{row['step_ms']:.1f}") <= slowest
+    assert row["training/bare"] == row["bare_step_ms"] / row["step_ms"]
     asked.clear()
     assert [(row["train.compile"], row["step_ms"] > 0) for row in gpu.variants(QUICK)] == [(False, True), (True, True)]
     assert asked == ["train.compile=false", "train.compile=true"]
