@@ -4,9 +4,9 @@ python -m benchmarks.linear [--images 50000] [--width 512]
 
 The features are made up: ten overlapping classes in directions whose variance falls as a power law, then a ReLU, as in
 the features of encoders. Both fit the same 45 values on the same standardised float32 features. scikit-learn does so
-twice: each value from scratch, and each from the weights of the one before (`warm_start`). It stops after 100 iterations
-by default, often before it has converged. The suite starts each fit from its neighbours and fits all values but the best
-loosely, so the times are those of the whole grid, and not of a fit.
+twice: each value from scratch, and each from the weights of the one before (`warm_start`). By default it stops after
+100 iterations, often before it has converged. The suite starts each fit from its neighbours and fits all values but the
+best loosely, so the times are those of the whole grid, and not of a fit.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ WIDTH = 128  # of an embedding
 WEIGHTS = 23.5e6 + 2048 * 2048 + 2048 * 128  # ResNet-50 without its classifier, and the head
 FLOPS = 3 * 8.2e9  # of a view, forward and backward: 4.1 G multiply-adds forward, and twice that backward
 RATE = 60e12  # FLOP/s that one GPU reaches in bfloat16: a sixteenth of what an H100 has, about 2,400 views/s
-VIEWS = 2.5e-9  # seconds for a pixel of a view: 10.6 ms for 1,024 views of 64 x 64 on an H200 (docs/results/gpu.md)
+VIEWS = 2.5e-9  # seconds for a pixel of a view: 10.6 ms for 1,024 views of 64 x 64 on an H200, timed once
 FIT = 800  # views whose activations fit a GPU with 80 GB at once: 85 MB each. More need a second forward pass
 LATENCY = 10e-6  # seconds before the first byte of a message arrives
 
