@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from scipy import stats
 
@@ -22,6 +24,13 @@ def test_intervals_cover_and_verdicts_keep_their_error(seeds: int, scenario: str
     for found in rates(seeds, scenario, STUDIES, CELLS):
         assert 0.91 < found["interval of a mean"] < 0.99
         assert 0.91 < found["interval of a difference"] < 0.99
+        affected = found["interval of the affected cell's difference"]
+        assert 0.91 < affected < 0.99 if scenario.startswith("one cell") else math.isnan(affected)
         for error in ("lower or higher", "the same", "p (Dunnett)"):
             assert is_at_most(0.055, found[f"wrong: {error}"]), error
     assert found["narrow enough"] == 1
+
+
+def test_the_interval_of_a_cell_that_collapses_is_not_hidden_among_those_of_others() -> None:
+    found, _ = rates(10, "one cell collapses in 1 of 20 runs", 60, CELLS)
+    assert found["interval of the affected cell's difference"] < 0.85 < found["interval of a difference"]
