@@ -95,7 +95,7 @@ def embed(  # over 60 lines, because of its signature
     count = len(files.names) - len(skipped or [])
     show(
         {"files": [out], "images": count, "features": encoder.features, "skipped": skipped or []},
-        lambda _: printable(f"wrote {out}: {count} image{'s' * (count != 1)}, {encoder.features} features each"),
+        lambda _: printable(f"wrote {out}: {count:,} image{'s' * (count != 1)}, {encoder.features} features each"),
         as_json=as_json,
     )
 

@@ -127,13 +127,14 @@ def tsne(  # over 60 lines, because of its signature
     run: NewestEncoder = None,
     out: PictureFiles = Path("tsne"),
     part: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Part of the data set to draw: train, val, test, or pretrain (all images that are trained on, with or "
             "without labels).",
+            show_default="test, or pretrain if there are no labels",
             autocompletion=complete.of(["train", "val", "test", "pretrain"]),
         ),
-    ] = "test",
+    ] = None,
     images: Annotated[
         int, typer.Option(metavar="N", min=4, max=10**6, help="Largest number of images to draw.")
     ] = 5000,
@@ -196,7 +197,7 @@ def tsne(  # over 60 lines, because of its signature
             subject,
             out,
             name=found.name(),
-            part=part,
+            part=part or ("test" if len(subject.data.parts["test"]) else "pretrain"),
             images=images,
             perplexity=perplexity,
             seed=seed,

@@ -53,15 +53,15 @@ def check(subject: Subject, names: list[str]) -> None:
         sizes = {part: len(data.parts[part]) for part in ("train", "val", "test")}
         images = ", ".join(f"{size} {part}" for part, size in sizes.items())
         if EVALUATIONS[name].needs_labels and not has_test_labels(data):
-            remedy = "Name a table of labels (--labels TABLE), or sort the images into folders, one for each class"
+            remedy = "name a table of labels (--labels TABLE), or sort the images into folders, one for each class"
             if subject.config.data.unlabelled:
                 remedy += " (and add --set data.unlabelled=false)"
             if len(data.classes) > 1 and not sizes["test"]:
-                remedy = "Add a folder of test images, train with data.val_fraction above 0, which holds some out"
-            raise UserError(
-                f"--{name} needs labels, but {data.title} has {len(data.classes)} classes and these labelled images: "
-                f"{images}. {remedy}, or use --no-labels"
-            )
+                remedy = "add a folder of test images, train with data.val_fraction above 0, which holds some out"
+            has = f"has {len(data.classes)} classes and these labelled images: {images}"
+            if not any(sizes.values()):
+                has = "has none"
+            raise UserError(f"--{name} needs labels, but {data.title} {has}. Use --no-labels, or {remedy}")
         get_evaluation(subject.protocol, name).check(subject)
         if (choice := get_evaluation(subject.protocol, name).chooses()) and not sizes["val"]:
             raise UserError(

@@ -63,7 +63,7 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
     bare = replace(digits, classes=(), parts=digits.parts | {"train": digits.parts["train"][:0]})
     check(subject_of(bare), ["no-labels"])
     for name in (each for each, row in EVALUATIONS.items() if row.needs_labels):
-        with pytest.raises(UserError, match=f"--{name} needs labels.*or use --no-labels"):
+        with pytest.raises(UserError, match=f"--{name} needs labels.*Use --no-labels, or "):
             check(subject_of(bare), ["no-labels", name])
     with pytest.raises(UserError, match=r"unknown layer 'head\.9'"):
         check(subject_of(digits, layer="head.9"), ["knn"])
