@@ -30,8 +30,9 @@ CONTEXT = 400 * MIB  # CUDA's context with the kernels that are loaded
 SPEED = 10e12  # FLOP/s of training, well under the card's 16-bit peak
 
 # Reserves on any accelerator. On an NVIDIA H200 (torch 2.11), the peaks of the 16 steps of benchmarks/memory.py were
-# 65 to 83 MiB above the prediction. What the allocator held at most, its own waste included, was 75 to 324 MiB above
-# it, within both reserves together. Other cards are expected to need about the same, but none has been measured.
+# 65 to 83 MiB above the prediction, and those of five presets 67 to 88, on an H100 too. What the allocator held at
+# most, its own waste included, was 75 to 324 MiB above it, within both reserves together. Other cards are expected to
+# need about the same, but none has been measured.
 EXCHANGE = 512 * MIB  # NCCL's buffers, if several GPUs share a run: an estimate, because NCCL has not been run
 WORKSPACES = 256 * MIB  # scratch memory of cuDNN's convolutions and cuBLAS
 FRAGMENTATION = 0.05  # the share of the rest that the allocator holds in pieces of the wrong size
