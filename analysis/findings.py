@@ -52,6 +52,22 @@ def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> l
     return [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else sentences
 
 
+def in_other_metrics(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Which cells differ clearly from the baseline in another metric than the first, and not in the first.
+
+    `summaries` are tables from `analysis.summary.summary` by metric.
+    """
+    (_, first), *others = summaries.items()
+    told = set(first["cell"][first["p_holm"] < SIGNIFICANT])
+    sentences = []
+    for metric, table in others:
+        clear = [cell for cell in table.to_dict("records") if cell["p_holm"] < SIGNIFICANT and cell["cell"] not in told]
+        if clear:
+            named = [f"{_lower(cell['cell'])} ({signed(cell['difference'], '.1f')})" for cell in clear]
+            sentences.append(f"In {metric_words(metric)}, these differ clearly: {_listed(named)}.")
+    return sentences
+
+
 def _is_same(cell: Mapping[Any, Any]) -> bool:
     return str(cell["finding"]).startswith(SAME)
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.findings import compared, count
+from analysis.findings import compared, count, in_other_metrics, metric_words
 from analysis.summary import CANT_TELL
 from analysis.tables import metric_label
 from experiments.runs.compare import reads_labels
+from experiments.runs.evaluate import references
 from experiments.runs.looks import test_use, uses
 from experiments.studies.plan import COSTS, RATE
 from experiments.studies.results import Results, StudyDocument
@@ -63,8 +64,8 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
     intervals = (
         "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
         f"comes from a paired t test, and p (Holm) is corrected for {compared(**_comparisons(table))} by Holm's "
-        f"method: below 0.05, a cell is called lower or higher. {SINGLE} McNemar's test is exact, on the {judged}, for "
-        "each seed."
+        f"method, in each metric by itself: below 0.05, a cell is called lower or higher. {SINGLE} McNemar's test is "
+        f"exact, on the {judged}, for each seed."
     )
     same = (
         "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
@@ -109,7 +110,7 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
     """How often the test images were used, and what is in doubt, in sentences."""
     document, cells = results.document, results.document.cells
     found = [_test_use(study, document), *[RESPLIT] * bool(cells[0].by_seed), *_seeds(results, summaries)]
-    found += _beside_zero(summaries)
+    found += [*in_other_metrics(summaries), *_beside_zero(summaries), *_levels(results, summaries)]
     if others := [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]:
         found.append(f"Evaluated on images of another size than the baseline: {listed(others)}.")
     if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):
@@ -127,6 +128,24 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
             f"on another machine. Differences may come from that."
         )
     return found
+
+
+def _levels(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What chance and the baseline's untrained network reach, in the first metric, if its runs say so."""
+    metric, table = next(iter(summaries.items()))
+    own = results.table[results.table["cell"] == results.document.cells[0].cell].dropna(subset=[metric])
+    runs = [results.runs[cell, seed] for cell, seed in zip(own["cell"], own["seed"], strict=True)]
+    known = pd.DataFrame([references(run).get(metric, {}) for run in runs])
+    if not {"untrained", "chance"} <= set(known):
+        return []
+    untrained, chance = 100 * known["untrained"].mean(), 100 * known["chance"].mean()
+    level = (
+        f"In {metric_words(metric)}, chance is {chance:.1f} %, and the baseline's network reaches {untrained:.1f} % "
+        f"untrained."
+    )
+    if table["mean"].iloc[0] <= untrained:
+        level += " The trained baseline is no better than that: train for longer before you compare cells."
+    return [level]
 
 
 def _test_use(study: Record, document: StudyDocument) -> str:

@@ -55,13 +55,15 @@ class Here:
 
     several = False
 
-    def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:  # noqa: ARG002
+    def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
         for job in jobs:
             try:
                 ended = Ended(job, job.call(store, job.watch, *job.arguments))
             except Exception as error:
                 ended = Ended(job, error=error)
             yield ended
+            if observer.stop():  # a job that was about to end, or that needed no training, ended as usual
+                raise KeyboardInterrupt
 
 
 HERE = Here()

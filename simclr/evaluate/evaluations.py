@@ -74,7 +74,9 @@ def _check_choices(protocol: BaseProtocol, name: str) -> None:
     """Raise UserError if an evaluation doesn't use what the protocol chooses: images, layer or scaled features."""
     kind = EVALUATIONS[name]
     if not kind.uses_test and protocol.on != "test":
-        raise UserError(f"--{name} never uses the test images: leave --on {protocol.on} out")
+        raise UserError(
+            f"--{name} never uses the test images, so it has no --on: evaluate it in a command of its own, without --on"
+        )
     if protocol.crops and not kind.takes_crops:
         able = " or ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.takes_crops)
         raise UserError(f"--{name} can't average over crops: use {able}, or leave the settings of crops out")

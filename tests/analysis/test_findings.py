@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.findings import describe_cell, of_run, of_search, of_study
+from analysis.findings import describe_cell, in_other_metrics, of_run, of_search, of_study
 from analysis.label_free import explain
 from analysis.study_tables import latex_summary, page_table
 from tests.analysis.test_tables import compile_latex, log_of
@@ -58,6 +58,13 @@ def test_the_finding_of_a_study_is_its_largest_clear_difference() -> None:
 def test_means_over_other_seeds_than_the_difference_are_left_out() -> None:
     (first, _) = of_study(table(BASELINE, [*JITTER[:6], 2, *JITTER[7:]]), "linear_top1")
     assert first == "Without colour jitter, linear accuracy falls by 28.4 points (19.9 to 36.9), over two seeds."
+
+
+def test_cells_that_differ_in_another_metric_alone_are_named() -> None:
+    summaries = {"linear_top1": table(BASELINE, JITTER, GRAY), "knn_top1": table(BASELINE, JITTER, GRAY)}
+    assert in_other_metrics(summaries) == []
+    summaries["knn_top1"] = table(BASELINE, JITTER, FLIP)
+    assert in_other_metrics(summaries) == ["In kNN accuracy, these differ clearly: without flip (+1.6)."]
 
 
 def test_a_study_without_a_clear_difference_says_so() -> None:

@@ -67,6 +67,9 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
         in text
     )
     assert "Protocols: 3-07d9ea, 3-69f7a1." in text
+    level = "In linear accuracy, chance is 12.8 %, and the baseline's network reaches 52.6 % untrained."
+    assert level in text  # 0.12813 and 0.52646 in the record
+    assert "no better than that" not in text
     assert notes[-2] == f"report: {previous.artifact('report.html')}"
 
     names = {path.name for path in (tmp_path / "out").iterdir()}

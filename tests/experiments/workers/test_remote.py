@@ -130,6 +130,13 @@ def test_the_error_of_a_job_arrives_as_it_was_raised(error: Exception, store: St
             ended.result()
 
 
+def test_no_job_begins_after_a_stop_even_if_none_has_trained_meanwhile(store: Store) -> None:
+    ended: list[object] = []
+    with pytest.raises(KeyboardInterrupt):
+        ended.extend(each.answer for each in HERE.run(jobs(1, 2, 3), store, Watch(lambda _: len(ended) == 2)))
+    assert ended == [1, 2]
+
+
 def test_a_bug_and_an_unfit_machine_end_everything(store: Store) -> None:
     for error in (KeyError("a bug"), Unfit("n7 has other images")):
         with Threads() as engine, pytest.raises(type(error)) as raised:
