@@ -376,7 +376,8 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         shows = f"With a probability of {chance}, {seeds} seeds miss even a difference of 100 points."
     else:
         ends = power["detectable_interval"]
-        roughly = " (roughly: {:.2g} to {:.2g}, as the spread is not known better)".format(*ends) if ends else ""
+        most_points = f"{ends[1]:.2g}" if ends and ends[1] <= 100 else "over 100"
+        roughly = f" (roughly: {ends[0]:.2g} to {most_points}, as the spread is not known better)" if ends else ""
         shows = (
             f"With a probability of {chance}, {seeds} seeds detect a difference of {points:.1f} points in linear "
             f"accuracy{roughly}."

@@ -81,7 +81,7 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
         f"Digest of the data: {run.tags['data_digest'][:8]}.",
         *chosen(document),
         *[held_out] * (document.on == "val"),
-        f"Protocols: {listed(sorted(protocols))}.",
+        f"Protocols, which identify how accuracies are measured: {listed(sorted(protocols))}.",
         *[intervals, same] * tested,
         *[PAPER] * bool((table["verdict"] != "").any()),
         "Seconds are the training time, computed from images per second.",

@@ -66,7 +66,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
         "digits, 359 test images. Baseline: ResNet-18 of width 0.125, 1 epoch. Seed 0.\n- Digest of the data: 1e0fa654."
         in text
     )
-    assert "Protocols: 3-07d9ea, 3-69f7a1." in text
+    assert "accuracies are measured: 3-07d9ea, 3-69f7a1." in text
     level = "In linear accuracy, chance is 12.8 %, and the baseline's network reaches 52.6 % untrained."
     assert level in text  # 0.12813 and 0.52646 in the record
     assert "no better than that" not in text
