@@ -20,9 +20,9 @@ from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
 from simclr.data.check import fingerprints
-from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, short_identity, stored_side
+from simclr.data.dataset import DataConfig, Dataset, digest_of, open_dataset, own_name, short_identity, stored_side
 from simclr.data.known import BUILT_IN
-from simclr.data.layout import FOLDER_NAMES
+from simclr.data.layout import FOLDER_NAMES, ClassesUnclear
 from simclr.data.source import is_there
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, unknown
@@ -133,7 +133,7 @@ def open_subject(
     with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
     the images of `transfer`, such as data.label_column=species; those of LABELLING also of the run's own images. A
     table of labels is used also if the encoder was trained without labels. With `unlabelled`, the folders of `transfer`
-    are not classes.
+    are not classes; where it is only looked at, which `seen` says, they need not be.
 
     Raises UserError if the table gives no labels, and if accuracies would be measured on images that may have been
     trained on: if the images differ from those that the encoder was trained on and have labels, and if those of
@@ -162,7 +162,7 @@ def open_subject(
         raise UserError(f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW")
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for other images than the run's own, which keep their labels: leave it out")
-    data = open_dataset(settings, store.folder, observer)
+    data = _open_images(settings, store, observer, needs_classes=transfer is None or not seen)
     groups_only = found.config.data.labels is not None and data.identity == found.digest  # so was the run's own table
     if labels is not None and not (data.classes or settings.unlabelled or groups_only):
         raise UserError(
@@ -171,6 +171,17 @@ def open_subject(
         )
     _check_seen(found, data, settings, store, transfer=transfer, seen=seen, observer=observer)
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
+
+
+def _open_images(settings: DataConfig, store: Store, observer: Observer, *, needs_classes: bool) -> Dataset:
+    """The images of a config, without classes if these are not needed and folders can't all be classes."""
+    try:
+        return open_dataset(settings, store.folder, observer)
+    except ClassesUnclear:
+        if needs_classes:
+            raise
+        observer.note(f"{own_name(settings)} is read without classes, since its folders can't all be classes")
+        return open_dataset(settings.model_copy(update={"unlabelled": True}), store.folder, observer)
 
 
 def _check_changes(changes: Sequence[str], transfer: str | None, labels: Path | None) -> None:

@@ -45,6 +45,10 @@ class Layout(NamedTuple):
     columns: Mapping[str, Mapping[str, str]] | None = None  # of a table: the value of each image, by its name
 
 
+class ClassesUnclear(UserError):  # noqa: N818 (it describes the folders)
+    """Folders may or may not be classes, which matters only where classes are needed."""
+
+
 class _Folder(NamedTuple):
     path: str  # "" for the outermost one, else it ends in a slash
     files: list[str]  # complete names
@@ -93,7 +97,8 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     The layouts are CLASS/..., SPLIT/CLASS/..., CLASS/SPLIT/... and images without labels, each also within other
     folders. With `unlabelled`, only splits are understood, and no classes. Errors call the whole `where`.
 
-    Raises UserError if there are no images, and for layouts that could be understood in more than one way.
+    Raises UserError if there are no images, and for layouts that could be understood in more than one way:
+    ClassesUnclear where `unlabelled` says how.
     """
     notes: list[str] = []
     images = image_names(names, notes)
@@ -320,7 +325,7 @@ def _classes(root: _Folder, where: str, notes: list[str]) -> dict[str, list[str]
     if not root.folders:
         return {}
     if loose := _loose_images(root):
-        raise UserError(
+        raise ClassesUnclear(
             f"{_place(root, where)} has images (such as {printable(loose[0].rpartition('/')[2])}) beside folders: move "
             f"them into a class folder or elsewhere, or add --unlabelled (--set data.unlabelled=true) if the folders "
             f"are not classes"
@@ -365,7 +370,7 @@ def _unknown_classes(
     one, other = ({unicodedata.normalize("NFC", name) for name in some} for some in (extra, classes))
     if one & other:
         text += " (some names look the same, but are written with other Unicode characters)"
-    return UserError(
+    return ClassesUnclear(
         f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (--set data.unlabelled=true) "
         f"to train without labels"
     )

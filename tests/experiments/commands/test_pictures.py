@@ -91,6 +91,20 @@ def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, i
     assert '"name": "split"' not in page  # which images it was trained on is not known any more
 
 
+def test_images_beside_folders_are_searched_and_explored_and_not_evaluated_on(run: Run, images: Path) -> None:
+    shutil.copytree(images / "two", "mixed")
+    shutil.copy(images / "flat/0.png", "mixed/loose.png")
+    done = run("neighbours", "tiny-s0", images / "flat/0.png", "--among", "mixed", "--out", "similar.csv")
+    assert done.exit_code == 0, done.output
+    assert "mixed is read without classes, since" in done.stderr
+    assert pd.read_csv("similar.csv")["file"][0] == "loose.png"
+    assert run("explore", "tiny-s0", "mixed").exit_code == 0
+    page = Path("explore.html").read_text()
+    assert str(Path("mixed/loose.png").resolve()) in page
+    assert '"name": "folder"' in page
+    assert_one_line(run("eval", "tiny-s0", "--transfer", "mixed"), 2, "mixed has images (such as loose.png) beside")
+
+
 def test_maps_and_neighbours_are_kept_with_the_run(run: Run, trained: Store, images: Path) -> None:
     for name, kept in {
         "tsne": [f"tsne{suffix}" for suffix in (".png", ".svg", ".csv")],
