@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "presets": ("presets:presets", "List the presets, or show one in full."),
     "views": ("pictures:views", "Draw the augmented views that training uses."),
     "runs": ("runs:runs", "List all runs, newest first."),
+    "delete": ("delete:delete", "Delete runs with their files."),
     "upload": ("upload:upload", "Copy all runs to an MLflow server, and verify them."),
     "doctor": ("doctor:doctor", "Show what this machine can do, and what slows it down."),
     "ui": ("records:ui", "Show the runs in the browser, with MLflow."),

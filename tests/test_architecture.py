@@ -47,7 +47,7 @@ APART = {
 }
 DOORS = {
     "mlflow": {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments/tracking").glob("*.py")},
-    "optuna": {"experiments/search/trials.py", "experiments/search/trial_table.py"},
+    "optuna": {f"experiments/search/{name}.py" for name in ("saved", "trials", "trial_table")},
     "typer": {"cli.py", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments/commands").glob("*.py"))},
 }
 MOST_LINES = 400

@@ -15,9 +15,9 @@ from analysis.text import to_json
 from analysis.trials import CAPTIONS, pictures
 from experiments.configs.resolve import short_name
 from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.search.saved import saved_study
 from experiments.search.space import in_short
 from experiments.search.trial_table import outcome, parameter_table, trial_table
-from experiments.search.trials import saved_study
 from experiments.studies.cell import BASELINE
 from experiments.tracking.store import Record, Store
 

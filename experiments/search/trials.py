@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +139,7 @@ def open_search(
     if all(run.is_of(baseline.config) for run in store.records(kind="pretrain", search=name, trial=BASELINE)):
         configs += [{each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}]
     identities = [{"configs": keys, "space": space, "objectives": objectives} for space in spaces for keys in configs]
-    with claim_name(store, "search", name, observer), _optuna_errors(store.folder / STATE):
+    with claim_name(store, "search", name, observer), optuna_errors(store.folder / STATE):
         study = _open_study(name, store, objectives, pruner, identities, full.seed, parallel)
         parameters = spaces[study.user_attrs[IDENTITY]["space"]]
         if not study.trials and (start := starting_point(parameters, cheap)):
@@ -201,19 +201,8 @@ def _open_study(
     return study
 
 
-def saved_study(name: str, store: Store) -> optuna.Study:
-    """Optuna's study with this name, to read its trials. Raises UserError if it is missing."""
-    path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
-    with _optuna_errors(path):
-        if path.exists():
-            optuna.logging.set_verbosity(optuna.logging.ERROR)
-            with suppress(KeyError):  # it has no study of this name
-                return optuna.load_study(study_name=name, storage=local.address(path))
-    raise UserError(f"the trials of search '{name}' are not in {path}: they were recorded in another home")
-
-
 @contextmanager
-def _optuna_errors(path: Path) -> Iterator[None]:
+def optuna_errors(path: Path) -> Iterator[None]:
     """Turns errors of Optuna's database into a UserError."""
     try:
         yield

@@ -274,6 +274,7 @@ ARGUMENTS = {
     "plot": ["loss", "a"],
     "compare": ["a"],
     "report": ["a"],
+    "delete": ["a"],
     "import": ["a.pth"],
 }
 

@@ -32,6 +32,7 @@ from tests.website.documented import PAGES, in_blocks, in_text
 
 RUN = [page for page in PAGES if page.name == "README.md" or page.parent.name in ("tutorials", "guides")]
 PARSED_ONLY = {  # by what occurs in the command
+    "simclr delete": "deletes the run that others need; tests/experiments/commands/test_delete.py runs it",
     "simclr ui": "serves until it is stopped; tests/system/test_ui.py runs it",
     "simclr search": "trains dozens of times; tests/experiments/search runs it",
     "--snapshots": "needs several epochs; tests/experiments/runs/test_snapshots.py runs it",

@@ -1,0 +1,83 @@
+"""`simclr delete`: runs with their files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from experiments.commands import complete
+from experiments.commands.output import Json, show
+from experiments.commands.terminal import can_ask, open_store
+from simclr.errors import UserError, printable
+
+
+def delete(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of runs, studies or searches, or the first 4 or more characters of their ids.",
+            show_default=False,
+            autocompletion=complete.reported,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete runs with their files.
+
+    Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as MLflow does it. A study
+    or a search is deleted with all of its runs. Runs that were trained before a study and used by it stay.
+
+    Example: simclr delete shapes-s0
+    """
+    from experiments.commands.runs import KINDS
+    from experiments.tracking import local
+    from experiments.tracking.deleting import bytes_of, find_deletable
+    from experiments.tracking.deleting import delete as delete_runs
+
+    for name in runs:
+        local.check_known(name, KINDS, "run, study or search")
+    store = open_store()
+    if not store.writable:
+        raise UserError(f"{store.folder} can't be written, so no run can be deleted: make it writable first")
+    found = find_deletable(runs, store)
+    result: dict[str, Any] = {
+        "runs": [{"id": each.id, "name": each.name, "kind": each.kind, "bytes": bytes_of(each)} for each in found]
+    }
+    result["bytes"] = sum(each["bytes"] for each in result["runs"])
+    result["files_stay_on_server"] = store.artifacts is None
+    if not yes:
+        typer.echo(f"to be deleted:\n{_table(result)}", err=True)
+        if not can_ask():
+            raise UserError("nobody is there to confirm this: to delete these runs all the same, add --yes")
+        typer.confirm("Do you want to delete them for good?", abort=True, err=True)
+    delete_runs(found, store)
+    for each in found:
+        if each.kind == "search":
+            from experiments.search.saved import forget  # takes seconds to import
+
+            forget(each.tags["search"], store)
+    show(result, _text, as_json=as_json)
+
+
+def _table(result: dict[str, Any]) -> str:
+    from analysis.text import text_table
+
+    rows = [[each["name"], each["id"][:8], each["kind"], _size(each["bytes"])] for each in result["runs"]]
+    return text_table(("name", "id", "kind", "size"), rows)
+
+
+def _text(result: dict[str, Any]) -> str:
+    from analysis.findings import count
+
+    names = ", ".join(each["name"] for each in result["runs"][-5:])
+    more = ", ..." * (len(result["runs"]) > 5)
+    text = f"deleted {count(len(result['runs']), 'run')} ({_size(result['bytes'])}): {printable(names)}{more}"
+    if result["files_stay_on_server"]:
+        text += "\nweights and figures stay on the server until its owner runs `mlflow gc`"
+    return text
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"

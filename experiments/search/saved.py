@@ -1,0 +1,31 @@
+"""Optuna's studies of searches, as they are kept in the home: read them, and delete them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import optuna
+
+from experiments.search.trials import STATE, optuna_errors
+from experiments.tracking import local
+from experiments.tracking.store import Store
+from simclr.errors import UserError
+
+
+def saved_study(name: str, store: Store) -> optuna.Study:
+    """Optuna's study with this name, to read its trials. Raises UserError if it is missing."""
+    path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
+    with optuna_errors(path):
+        if path.exists():
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            with suppress(KeyError):  # it has no study of this name
+                return optuna.load_study(study_name=name, storage=local.address(path))
+    raise UserError(f"the trials of search '{name}' are not in {path}: they were recorded in another home")
+
+
+def forget(name: str, store: Store) -> None:
+    """Delete Optuna's study with this name, if this home has one, so that a search of this name starts anew."""
+    path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
+    if path.exists():
+        with optuna_errors(path), suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=local.address(path))

@@ -1,0 +1,57 @@
+"""experiments/commands/delete.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import optuna
+import pytest
+
+from experiments.search.trials import STATE
+from experiments.tracking import local
+from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
+from tests.experiments.commands.helpers import assert_one_line, invoke
+
+
+@pytest.fixture(autouse=True)
+def home(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record with one run and one search, whose trials Optuna keeps."""
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    start_run(store, "one", "pretrain", {}).finish("FINISHED")
+    start_run(store, "wide", "search", {}, {"search": "wide"}).finish("FINISHED")
+    optuna.create_study(storage=local.address(store.folder / STATE), study_name="wide")
+
+
+def names_in(store: Store) -> set[str]:
+    return {record.name for record in store.records()}
+
+
+def test_a_run_is_deleted_after_a_confirmation(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_one_line(invoke("delete", "one"), 2, "nobody is there to confirm this: to delete these runs all the same, a")
+    monkeypatch.setattr("experiments.commands.delete.can_ask", lambda: True)
+    refused = invoke("delete", "one", input="n\n")
+    assert refused.exit_code == 1
+    assert re.search(r"\none +\w{8} +pretrain +0\.0 MB\n.*Do you want to delete them for good\?", refused.stderr)
+    assert names_in(store) == {"one", "wide"}
+    done = invoke("delete", "one", input="y\n")
+    assert done.exit_code == 0
+    assert done.stdout.endswith("deleted 1 run (0.0 MB): one\n")  # after the answer, which the runner echoes
+    assert names_in(store) == {"wide"}
+    assert_one_line(invoke("delete", "one", "--yes"), 2, "no run, study or search has the name 'one'")
+
+
+def test_a_search_is_deleted_with_its_trials(store: Store) -> None:
+    done = invoke("delete", "wide", "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    assert [each["name"] for each in json.loads(done.stdout)["runs"]] == ["wide"]
+    assert names_in(store) == {"one"}
+    assert optuna.get_all_study_names(local.address(store.folder / STATE)) == []
+
+
+def test_a_record_that_cannot_be_written_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    assert_one_line(invoke("delete", "one", "--yes"), 2, "can't be written, so no run can be deleted")
+    assert names_in(store) == {"one", "wide"}
