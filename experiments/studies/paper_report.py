@@ -30,6 +30,7 @@ from experiments.runs.pages import PAGE
 from experiments.studies.paper import Part, own_protocols
 from experiments.studies.results import Job, Results, read_results
 from experiments.studies.run import study_named
+from experiments.tracking.images import images_of
 from experiments.tracking.store import Record, Store
 from simclr.config import Config, to_toml
 from simclr.data.dataset import digest_of
@@ -282,9 +283,11 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
         )
     if waiting := [each.part.table.title for each in found if each.study is None]:
         finding.append(f"Not started yet: {', '.join(waiting)}.")
+    images = config.data.dataset
     for study in [each.study for each in found if each.study is not None][:1]:  # all have the same images
         finding.append(test_use(study.store, digest_of(study.tags["data_digest"])))
-    here = _described(config)
+        images, _ = images_of(study)
+    here = _described(images, config)
     facts = [here, f"{max(each.images for each in found):,} test images", count(len(found), "table")]
     sections = [Section("", "table", overview(found)), *(section for each in found for section in _sections(each))]
     theirs = "The paper: ImageNet at 224 pixels, ResNet-50, LARS, batches of 4,096 images, 100 epochs."
@@ -296,11 +299,11 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
     return "The SimCLR paper, reproduced with", config.name, finding, facts, sections
 
 
-def _described(config: Config) -> str:
+def _described(images: str, config: Config) -> str:
     side = config.view_size() or config.data.side
     width = "" if config.model.width == 1 else f" of width {config.model.width:g}"
     return (
-        f"{config.data.dataset}{f' at {side} pixels' if side else ''}, {config.model.backbone}{width}, "
+        f"{images}{f' at {side} pixels' if side else ''}, {config.model.backbone}{width}, "
         f"{config.optim.name}, batches of {config.train.batch_size:,} images, {count(config.train.epochs, 'epoch')}"
     )
 
