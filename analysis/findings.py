@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.label_free import MATCHES, verdict
+from analysis.label_free import MATCHES, among, verdict
 from analysis.statistics import FEWEST, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+START = "the weights that it started from"
 MOST_NAMED = 6  # cells that one sentence lists
 
 
@@ -192,7 +193,8 @@ def _value(value: float, metric: str) -> str:
 
 
 def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
-    """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance.
+    """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance,
+    and start if its training started from weights.
 
     They are about its own images unless a column `elsewhere` has the name of others. Own images come first, even if
     they have no labels.
@@ -220,25 +222,33 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     of = f" of {images} {part} images" if images else f" of the {part} images"
     of += f" of {place}" if place else ""
     interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-    known = {"untrained": "an untrained network gives", "pixels": "kNN on raw pixels", "chance": "chance"}
-    others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row[key])]
+    known = {
+        "untrained": "an untrained network gives",
+        "start": START,
+        "pixels": "kNN on raw pixels",
+        "chance": "chance",
+    }
+    others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row.get(key, nan))]
     sentences = [
         f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. The encoder was trained {trained}."
     ]
     rest = [f"For comparison: {_and(others)}."] if others else []
-    if row["low"] <= row["untrained"]:
-        rest.append("That is no clear gain over the untrained network.")
+    before = {"the untrained network": row["untrained"], START: row.get("start", nan)}
+    if unclear := [name for name, value in before.items() if row["low"] <= value]:
+        rest.append(f"The encoder has no clear gain over {_and(unclear)}.")
     return [*sentences, " ".join(rest)] if rest else sentences
 
 
 def _of_matches(row: pd.Series[Any], trained: str) -> list[str]:
     """The finding of a run whose images have no labels: for how many it finds the other view of the same image."""
-    percent = {key: 100 * row[key] for key in ("trained", "low", "untrained")}
-    known = [f"{name} {100 * row[name]:.1f} %" for name in ("untrained", "chance") if not isnan(row.get(name, nan))]
+    percent = {key: 100 * row.get(key, nan) for key in ("trained", "low", "untrained", "start", "chance")}
+    names = {"untrained": "untrained", "start": "before training", "chance": "chance"}
+    known = [f"{name} {percent[key]:.1f} %" for key, name in names.items() if not isnan(percent[key])]
     return [
-        f"For {100 * row['trained']:.1f} % of the images, the encoder finds the other view of the same image. It was "
-        f"trained {trained}.",
-        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent)]).strip(),
+        f"For {percent['trained']:.1f} % of the images, the encoder finds the other view of the same image"
+        f"{among(percent['chance'])}. It was trained {trained}.",
+        # A page shows texts literally.
+        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent).replace("`", "")]).strip(),
     ]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 MATCHES = "contrastive_h_top1"  # the share of images whose other view was found
-FAR = 2  # times the odds of the untrained network, from which an encoder is clearly better
+CLEARLY = "clearly"
+FAR = 2  # times the odds of the untrained network, or of the start, from which an encoder is clearly better
 
 
 def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int]) -> list[str]:
@@ -21,8 +22,8 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     found, chance, untrained = (f"{row[key]:.2g}" for key in ("trained", "chance", "untrained"))
     most = " and ".join(f"{count} for {layer}" for layer, count in dimensions.items())
     return [
-        f"For {found} in 100 images, the encoder finds the other view of the same image (chance {chance}, untrained "
-        f"{untrained}). {verdict(row)}",
+        f"For {found} in 100 images, the encoder finds the other view of the same image{among(row['chance'])} (chance "
+        f"{chance}, untrained {untrained}). {verdict(row)}",
         f"These figures need no labels. Rows that end in h are about the encoder's output, those in z about the "
         f"head's, which only training uses. Of contrastive accuracies higher is better, of alignment, uniformity and "
         f"entropy lower. An effective rank is at most {most}. Near 1, all images look the same to the encoder; above "
@@ -30,19 +31,36 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     ]
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """Whether an encoder finds other views much more often than the untrained network, and what follows.
+def among(chance: float) -> str:
+    """Among the views of how many images the other view is found, given the chance of guessing it in percent."""
+    return "" if isnan(chance) else f" among the views of {(100 / chance + 1) / 2:,.0f} images"  # two views of each
 
-    `row` has trained, low and untrained in percent, of which the last may be nan.
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Whether an encoder finds other views much more often than before training, and what follows.
+
+    `row` has trained, low and untrained in percent, and start if training started from weights. The last two may be
+    nan.
     """
-    trained, untrained = row["trained"], row["untrained"]
-    if isnan(untrained):
+    others = {"the untrained network": row["untrained"], "the weights that it started from": row.get("start", nan)}
+    found = {name: _how_much(row, value) for name, value in others.items() if not isnan(value)}
+    if not found:
         return ""
-    if trained <= untrained:
-        return "That is no better than the untrained network: train for longer, or on more images."
-    if row["low"] > untrained and trained * (100 - untrained) >= FAR * untrained * (100 - trained):
+    told = ", and ".join(
+        f"{how} better{'' if number else ' at this'} than {name}" for number, (name, how) in enumerate(found.items())
+    )
+    if set(found.values()) == {CLEARLY}:
         return (
-            "That is clearly better than the untrained network, so the encoder has learned from its images: "
-            "`simclr neighbours` and `simclr explore` show what it finds alike."
+            f"The encoder is {told}, so it has learned from its images: `simclr neighbours` and `simclr explore` show "
+            f"what it finds alike."
         )
-    return "That is hardly better than the untrained network: train for longer, or on more images."
+    return f"The encoder is {told}: train for longer, or on more images."
+
+
+def _how_much(row: Mapping[str, Any], other: float) -> str:
+    """How much better an encoder is than one that finds `other` percent."""
+    trained = row["trained"]
+    if trained <= other:
+        return "no"
+    far = row["low"] > other and trained * (100 - other) >= FAR * other * (100 - trained)
+    return CLEARLY if far else "hardly"

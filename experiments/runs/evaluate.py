@@ -152,13 +152,14 @@ def _rows(
 
 
 def _warnings(table: pd.DataFrame, images: int) -> list[str]:
-    """Warnings about accuracies that the images can't tell from the untrained network's, or below raw pixels.
+    """Warnings about accuracies that the images can't tell from those before training, or below raw pixels.
 
     `images` is the number of test images. If there are few, more of them are the remedy.
     """
     accuracies = table[table["chance"].notna()]
     found = {
         "no clear gain over the untrained network": accuracies["low"] <= accuracies["untrained"],
+        "no clear gain over the weights that it started from": accuracies["low"] <= accuracies["start"],
         "worse than kNN on the raw pixels": accuracies["trained"] < accuracies["pixels"],
     }
     warnings = []

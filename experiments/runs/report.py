@@ -118,7 +118,7 @@ def _label(metric: str, elsewhere: str | None) -> str:
 
 def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     """The table of evaluations for readers."""
-    columns = [key for key in COLUMNS if key not in LATER or figures[key].notna().any()]
+    columns = [key for key in COLUMNS if key not in (*LATER, "pixels") or figures[key].notna().any()]
     rows = []
     for row in figures[~figures["metric"].map(is_choice).astype(bool)].to_dict("records"):
         scale, style, ends = (100, ".2f", ".1f") if in_percent(row["metric"]) else (1, ".4g", ".4g")  # as `simclr eval`
@@ -134,7 +134,7 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
-    dataset, _ = images_of(run)
+    dataset, counts = images_of(run)
     trained, settings = "elsewhere", []
     if run.kind == "pretrain":  # the others have settings that don't say how they were trained
         trained = f"for {count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
@@ -153,8 +153,8 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
     if not run.finished:
         finding = [f"This run {ended(run.status)}.", run.tags.get("error", "")]
-    elif digest := digest_of(run.tags.get("data_digest", "")):  # nobody knows what an imported encoder was trained on
-        finding.append(test_use(run.store, digest))
+    elif (digest := digest_of(run.tags.get("data_digest", ""))) and counts.get("test", 1):
+        finding.append(test_use(run.store, digest))  # nobody knows what an imported encoder was trained on
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
     if predicted is not None and plain:

@@ -135,17 +135,35 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
 def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
     row = {"low": nan, "high": nan, "untrained": 0.15, "pixels": nan, "chance": nan}
     other = row | {"metric": "folder-46436ce1/knn_k9_top1", "trained": 0.5, "elsewhere": "birds"}
-    own = row | {"metric": "contrastive_h_top1", "trained": 0.4, "low": 0.35, "elsewhere": None}
+    own = row | {"metric": "contrastive_h_top1", "trained": 0.4, "low": 0.35, "chance": 1 / 15, "elsewhere": None}
     assert of_run(pd.DataFrame([other]), 10, "for 4 epochs on photos", "")[0] == (
         "By kNN (k = 9) accuracy, it classifies 50.0 % of 10 test images of birds correctly. The encoder was trained "
         "for 4 epochs on photos."
     )
     first, rest = of_run(pd.DataFrame([other, own]), 10, "for 4 epochs on photos", "")
     assert first == (
-        "For 40.0 % of the images, the encoder finds the other view of the same image. It was trained for 4 epochs on "
-        "photos."
+        "For 40.0 % of the images, the encoder finds the other view of the same image among the views of 8 images. It "
+        "was trained for 4 epochs on photos."
     )
-    assert rest.startswith("For comparison: untrained 15.0 %. That is clearly better")
+    assert rest == (
+        "For comparison: untrained 15.0 % and chance 6.7 %. The encoder is clearly better at this than the untrained "
+        "network, so it has learned from its images: simclr neighbours and simclr explore show what it finds alike."
+    )
+
+
+def test_an_encoder_that_started_from_weights_is_compared_with_them() -> None:
+    row = {"trained": 0.6, "low": 0.5, "high": 0.7, "untrained": 0.15, "start": 0.55, "pixels": nan, "chance": 0.1}
+    rest = of_run(pd.DataFrame([row | {"metric": "contrastive_h_top1"}]), None, "on photos", "")[1]
+    assert rest == (
+        "For comparison: untrained 15.0 %, before training 55.0 % and chance 10.0 %. The encoder is clearly better at "
+        "this than the untrained network, and hardly better than the weights that it started from: train for longer, "
+        "or on more images."
+    )
+    rest = of_run(pd.DataFrame([row | {"metric": "linear_top1"}]), 600, "on photos", "")[1]
+    assert rest == (
+        "For comparison: an untrained network gives 15.0 %, the weights that it started from 55.0 % and chance "
+        "10.0 %. The encoder has no clear gain over the weights that it started from."
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +177,9 @@ def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
 )
 def test_figures_without_labels_have_a_verdict(trained: float, low: float, untrained: float, word: str) -> None:
     row = {"metric": "contrastive_h_top1", "trained": trained, "low": low, "untrained": untrained, "chance": 0.2}
-    assert f"That is {word} better than the untrained network" in explain([row], {"h": 512})[0]
+    text = explain([row], {"h": 512})[0]
+    assert f"The encoder is {word} better at this than the untrained network" in text
+    assert "among the views of 250 images (chance 0.2, untrained " in text
     assert explain([row | {"metric": "knn_top1"}], {"h": 512}) == []
 
 

@@ -242,9 +242,8 @@ def test_an_encoder_no_better_than_an_untrained_one_gives_a_warning(digits: Data
 
 
 def test_an_encoder_above_the_untrained_one_gives_none() -> None:
-    table = pd.DataFrame(
-        {"metric": ["knn_top1"], "trained": [0.6], "low": [0.55], "untrained": [0.5], "chance": [0.1], "pixels": [0.5]}
-    )
+    row = {"metric": "knn_top1", "trained": 0.6, "low": 0.55, "untrained": 0.5, "start": np.nan, "chance": 0.1}
+    table = pd.DataFrame([row | {"pixels": 0.5}])
     assert evaluate._warnings(table, 100) == []
     assert len(evaluate._warnings(table.assign(low=0.5), 100)) == 1
     assert evaluate._warnings(table.assign(low=0.5), 10) == [  # longer training is no remedy for that
@@ -254,6 +253,8 @@ def test_an_encoder_above_the_untrained_one_gives_none() -> None:
     assert evaluate._warnings(matches, 0)[0].endswith("train for longer, or on more images")
     (warning,) = evaluate._warnings(table.assign(pixels=0.7), 100)
     assert warning.startswith("worse than kNN on the raw pixels in knn_top1: train for longer")
+    (warning,) = evaluate._warnings(table.assign(start=0.55), 100)
+    assert warning.startswith("no clear gain over the weights that it started from in knn_top1: train for longer")
 
 
 def test_labels_are_needed(digits: Dataset, store: Store) -> None:

@@ -62,6 +62,24 @@ def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
     assert (len(json.loads(text)["rows"]), notes) == (len(rows), [])
 
 
+def test_the_page_of_images_without_labels_says_nothing_of_a_test_set_or_of_accuracy(
+    store: Store, tmp_path: Path
+) -> None:
+    settings = {"train.epochs": 3, "train.batch_size": 8, "data.dataset": "folder"}
+    tracker = start_run(store, "photos-s0", "pretrain", settings, {"seed": "0", "data_digest": "abc"})
+    tracker.dataset("photos", "abc", "/photos", {"pretrain": 40, "test": 0})
+    matches = {"eval/": 0.9, "ref/low/": 0.8, "ref/untrained/": 0.1, "ref/chance/": 1 / 15}
+    tracker.log({f"{before}contrastive_h_top1": value for before, value in matches.items()})
+    tracker.tag_protocols({"contrastive_h_top1": "3-aaaaaa"})
+    tracker.finish("FINISHED")
+    report(tracker.record(), store, out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "For 90.0 % of the images, the encoder finds the other view of the same image among the views of 8" in page
+    assert "clearly better at this than the untrained network" in page
+    for wrong in ("test set", "Pixels (kNN)", "`"):
+        assert wrong not in page.partition("How to read the table")[0].partition("<body>")[2]
+
+
 @pytest.mark.parametrize(
     ("status", "finding"), [("FINISHED", "not evaluated yet"), ("KILLED", "This run was stopped before it finished.")]
 )
