@@ -21,6 +21,7 @@ from experiments.runs.encoders import FoundEncoder
 from simclr import device as devices
 from simclr.data.images import Array, Decoding, Files, bad_images, decode_files, files_at, read_file, thumbnail
 from simclr.data.source import UNLABELLED
+from simclr.data.unreadable import reason
 from simclr.errors import UserError, printable
 from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, check_collapse, features, fingerprint
@@ -136,7 +137,7 @@ def read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
     images = np.empty((len(files), 3, decoding.side, decoding.side), np.uint8)
     if bad := decode_files(files_at(files), images, decoding, SILENT, "").failed:
         reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
-        raise UserError(f"can't read as an image: {reasons}. Leave out what is not an image")
+        raise UserError(f"can't read as an image: {reasons}. Leave out what is damaged or not an image")
     return images
 
 
@@ -200,7 +201,7 @@ def _pictures(names: Iterable[str], read: Callable[[str], bytes], decoding: Deco
         try:
             found[name] = np.asarray(thumbnail(read(name), decoding._replace(side=THUMBNAIL)))
         except Exception as error:  # PIL raises many kinds
-            bad[name] = f"{name} ({str(error) or type(error).__name__})"
+            bad[name] = f"{name} ({reason(error)})"
     if bad:
         remedy = "Restore them, or write only their names with --out FILE.csv"
         raise bad_images(list(bad.values()), len(found) + len(bad), remedy)

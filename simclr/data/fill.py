@@ -96,7 +96,11 @@ def _refuse_mixture(contents: Contents, outcomes: dict[str, Outcome]) -> None:
             counts[kind] = counts.get(kind, 0) + 1
     if len(examples) > 1 and {"8-bit", "floating-point"} & set(examples):
         listed = ", ".join(f"{count:,} {kind} (such as {examples[kind]})" for kind, count in counts.items())
+        (rarest, few) = min(counts.items(), key=lambda item: item[1])
+        those = "it" if few == 1 else f"these {few:,}"
+        out = f"Leave {those} out ({examples[rarest]}{', ...' * (few > 1)})" if 2 * few < sum(counts.values()) else ""
         raise UserError(
-            f"the images have different kinds of values: {listed}. Convert them to one kind, or set the values that "
-            f"become black and white in images of more than 8 bits, such as --set 'data.range=[0, 65535]'"
+            f"the images have different kinds of values: {listed}. {out + ', or convert' if out else 'Convert'} all to "
+            f"one kind. Or say which value is black and which is white in images of more than 8 bits, such as --set "
+            f"'data.range=[0, 65535]'"
         )

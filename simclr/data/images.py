@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from simclr.data.jpeg import START, decode_ordinary
-from simclr.data.unreadable import describe, misread
+from simclr.data.unreadable import describe, misread, reason
 from simclr.data.wide import Array as Array
 from simclr.data.wide import Range, WideImage, find_range, kind_of_values, sample_values, to_eight_bits
 from simclr.data.workers import in_chunks
@@ -208,7 +208,7 @@ def decode_files(files: Files, out: Array, decoding: Decoding, observer: Observe
             except MemoryError:  # doesn't mean that the file is damaged
                 raise
             except Exception as error:  # PIL raises many kinds on damaged files, struct.error among them
-                part.failed[row] = str(error) or type(error).__name__
+                part.failed[row] = reason(error)
                 if isinstance(error, WideImage):
                     part.wide[row] = error.kind
             else:

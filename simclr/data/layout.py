@@ -85,7 +85,7 @@ def image_names(names: Iterable[str], notes: list[str]) -> list[str]:
         return visible
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
     notes.append(
-        f"ignored {_files(suffixes.total())} that can't be images: {kinds}"
+        f"ignored {_files(suffixes.total())} that can't be {'an image' if suffixes.total() == 1 else 'images'}: {kinds}"
         + "; give an archive alone to read it" * any(s in ARCHIVES for s in suffixes)
     )
     return [name for name in visible if suffix_of(name) not in OTHER_SUFFIXES]

@@ -104,6 +104,18 @@ def misread(image: Image.Image) -> str | None:
     return None
 
 
+def reason(error: Exception) -> str:
+    """Why a file can't be read as an image, given what was raised, in words that don't need Pillow or the system."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "a link that leads nowhere, or a file that was moved"
+    if isinstance(error, PermissionError):
+        return "can't be opened: allow reading it"
+    if isinstance(error, OSError) and any(word in text for word in ("truncated", "Truncated", "data stream")):
+        return "damaged: its end is missing, or it has broken data"
+    return text
+
+
 def describe(data: bytes) -> str:
     """Why a file can't be read as an image, given all of its bytes."""
     if not data:

@@ -28,8 +28,9 @@ def test_values_outside_the_sampled_pixels_count(rng):
 
 def test_what_was_counted_is_one_line_or_nothing():
     assert describe(GOOD) == ""
-    assert describe(GOOD._replace(images=2000, one_colour=3, repeated=1200)) == (
-        "of 2,000 images, 3 of one colour, 1,200 identical to another one (`simclr explore` shows them)"
+    assert describe(GOOD._replace(images=2000, distinct=1300, one_colour=3, repeated=1200)) == (
+        "of 2,000 images, 3 of one colour, 1,200 identical to another one (700 spare copies; `simclr explore` shows "
+        "them)"
     )
 
 

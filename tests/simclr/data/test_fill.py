@@ -72,6 +72,7 @@ def test_mixture_of_kinds_is_refused_unless_a_range_is_set(other, home, tmp_path
     message = error_message(home, dir=tmp_path / "mixed")
     name = "8-bit" if other is np.uint8 else "floating-point"
     assert f"3 16-bit (such as 00.tif), 1 {name} (such as zz.tif)" in message
+    assert "Leave it out (zz.tif), or convert all to one kind. Or say which value is black" in message
     assert "data.range=[0, 65535]" in message
     assert store_folders(home) == []
     assert len(open_data(home, dir=tmp_path / "mixed", range=(0, 4095)).images) == 4

@@ -217,7 +217,10 @@ def test_bad_images_are_counted_and_named(home, tmp_path, rng):
     write(tmp_path / "photos" / "cat" / "text.jpg", b"\0I am no image")
     write(tmp_path / "photos" / "dog" / "cut.png", encode(noise(rng, 30, 30, 3))[:900])
     message = error_message(home, dir=tmp_path / "photos", side=8)
-    assert "2 of 14 files can't be read as images: cat/text.jpg (not an image); dog/cut.png" in message
+    assert (
+        "2 of 14 files can't be read as images: cat/text.jpg (not an image); dog/cut.png (damaged: its end is missing"
+        in message
+    )
     assert "--on-bad-image skip" in message
     assert store_folders(home) == []
 
