@@ -304,7 +304,7 @@ function list(heading, text, groups, about = -1) {
   paintMarks();
   if (again) return; // nobody asked for it now
   $("panel").scrollTop = 0;
-  if (groups.length && getComputedStyle($("panel")).overflowY === "visible") $(about < 0 ? "text" : "about").scrollIntoView({block: "start"});
+  if (groups.length && getComputedStyle($("panel")).overflowY === "visible") $(about < 0 ? "heading" : "about").scrollIntoView({block: "start"});
 }
 
 function more() {

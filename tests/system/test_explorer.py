@@ -278,6 +278,16 @@ def test_the_page_fits_and_is_accessible(browser: Browser, address: str, width: 
         assert [(each["id"], [node["html"][:90] for node in each["nodes"]]) for each in found] == []
 
 
+def test_on_a_phone_the_pictures_of_a_list_are_on_the_screen(browser: Browser, address: str) -> None:
+    for page in opened(browser, address, 390, 800):
+        page.click("#duplicates")
+        expect(page.locator("#list .image canvas").first).to_be_in_viewport(ratio=1)
+        page.evaluate("scrollTo(0, 0)")
+        page.mouse.click(*place(page, 7))
+        expect(page.locator("#heading")).to_have_text("Nearest images")
+        expect(page.locator("#list .image canvas").first).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (800, "dark"), (390, "light")])
 def test_similar_images_fit_and_are_accessible(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
     wide, high = np.zeros((60, 160, 3), np.uint8), np.full((160, 40, 3), 99, np.uint8)
