@@ -54,18 +54,24 @@ def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> l
 
 
 def in_other_metrics(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Which cells differ clearly from the baseline in another metric than the first, and not in the first.
+    """Which cells differ clearly from the baseline in another metric than the first, but not so in the first.
 
     `summaries` are tables from `analysis.summary.summary` by metric.
     """
     (_, first), *others = summaries.items()
-    told = set(first["cell"][first["p_holm"] < SIGNIFICANT])
+
+    def clear(table: pd.DataFrame) -> dict[tuple[str, bool], float]:
+        """The differences by cell and side."""
+        rows = table[table["p_holm"] < SIGNIFICANT]
+        return {(row["cell"], row["difference"] > 0): row["difference"] for row in rows.to_dict("records")}
+
     sentences = []
     for metric, table in others:
-        clear = [cell for cell in table.to_dict("records") if cell["p_holm"] < SIGNIFICANT and cell["cell"] not in told]
-        if clear:
-            named = [f"{_lower(cell['cell'])} ({signed(cell['difference'], '.1f')})" for cell in clear]
-            sentences.append(f"In {metric_words(metric)}, these differ clearly: {_listed(named)}.")
+        if new := {place: size for place, size in clear(table).items() if place not in clear(first)}:
+            named = [f"{_lower(cell)} ({signed(size, '.1f')}{_points(metric)})" for (cell, _), size in new.items()]
+            sentences.append(
+                f"In {metric_words(metric)} alone, there is a clear difference to the baseline: {_listed(named)}."
+            )
     return sentences
 
 

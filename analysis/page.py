@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import indent
@@ -12,7 +13,8 @@ import pandas as pd
 from analysis.tables import MARKDOWN, format_value, markdown_rows
 from analysis.templates import address, render
 
-LITERAL = str.maketrans({key: text for key, text in MARKDOWN.items() if key not in "\n|"})
+LITERAL = str.maketrans({key: text for key, text in MARKDOWN.items() if key not in "\n|"} | {"_": "\\_"})
+STARTS = re.compile(r"^(\s*\d*)([#+.)-])", re.MULTILINE)  # what makes a line a heading or part of a list
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WEBP = "image/webp"
 
@@ -61,7 +63,7 @@ def markdown_page(
 
 
 def _literal(text: str) -> str:
-    return text.translate(LITERAL)
+    return STARTS.sub(r"\1\\\2", text.translate(LITERAL))
 
 
 def _groups(sections: Sequence[Section]) -> list[dict[str, Any]]:

@@ -139,10 +139,11 @@ def values_alone(names: Sequence[str]) -> tuple[list[str], str]:
     if len(common) < 2 or number <= len(names) / 2:
         return list(names), ""
     values = [", ".join(value for *_, value in each) for each in parts]
-    return [
+    labels = [
         value if own == common else name.partition(" (")[0]
         for name, value, own in zip(names, values, settings, strict=True)
-    ], ", ".join(common)
+    ]
+    return (labels, ", ".join(common)) if len(set(labels)) == len(labels) else (list(names), "")
 
 
 def legend_label(label: str) -> str:

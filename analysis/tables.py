@@ -175,7 +175,7 @@ def markdown(frame: pd.DataFrame, notes: Sequence[str]) -> str:
 
 def markdown_rows(frame: pd.DataFrame) -> str:
     """A Markdown table whose texts keep their lines."""
-    return _tabulate(frame, "github", MARKDOWN | {"\n": "<br>"})
+    return _tabulate(frame, "github", MARKDOWN | {"\n": "<br>", "_": "\\_"})
 
 
 def csv(frame: pd.DataFrame, _notes: Sequence[str] = ()) -> str:

@@ -308,8 +308,8 @@ def _design(seeds: range, until: float | None, max_seeds: int | None, margin: fl
 
 def _is_alone(cell: Cell, baseline: Config) -> bool:
     """Whether a cell differs from the baseline in one setting."""
-    changed, own = cell.config.flat(), baseline.flat()
-    return [changed[path] != own[path] for path in cell.settings].count(True) == 1
+    theirs, own = ({"method": "simclr", **config.flat()} for config in (cell.config, baseline))  # which leaves it out
+    return [theirs.get(path) != own.get(path) for path in cell.settings].count(True) == 1
 
 
 def _planned(forecast: Forecast) -> dict[str, Any]:

@@ -144,7 +144,10 @@ def _levels(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str
         f"untrained."
     )
     if table["mean"].iloc[0] <= untrained:
-        level += " The trained baseline is no better than that: train for longer before you compare cells."
+        level += (
+            " The trained baseline is no better than that, so differences between cells say little: training for "
+            "longer may help."
+        )
     return [level]
 
 

@@ -288,9 +288,10 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
         finding.append(test_use(study.store, digest_of(study.tags["data_digest"])))
         images, _ = images_of(study)
     here = _described(images, config)
-    facts = [here, f"{max(each.images for each in found):,} test images", count(len(found), "table")]
     begun = [each for each in found if each.study is not None]
-    sections = [Section("", "table", overview(begun)), *(section for each in begun for section in _sections(each))]
+    facts = [here, f"{max(each.images for each in found):,} test images", count(len(begun), "table")]
+    sections = [Section("", "table", overview(begun))] * bool(begun)
+    sections += [section for each in begun for section in _sections(each)]
     theirs = "The paper: ImageNet at 224 pixels, ResNet-50, LARS, batches of 4,096 images, 100 epochs."
     sections += [
         Section("How to read the tables", "text", "\n\n".join([RULE, RANKS, INTERVALS, f"{theirs} Here: {here}."])),

@@ -56,14 +56,14 @@ class Here:
     several = False
 
     def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
-        for job in jobs:
+        for position, job in enumerate(jobs):
+            if position and observer.stop():  # the job before needed no training, or was about to end
+                raise KeyboardInterrupt
             try:
                 ended = Ended(job, job.call(store, job.watch, *job.arguments))
             except Exception as error:
                 ended = Ended(job, error=error)
             yield ended
-            if observer.stop():  # a job that was about to end, or that needed no training, ended as usual
-                raise KeyboardInterrupt
 
 
 HERE = Here()

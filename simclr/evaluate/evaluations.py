@@ -57,7 +57,7 @@ def check(subject: Subject, names: list[str]) -> None:
             if subject.config.data.unlabelled:
                 remedy += " (and add --set data.unlabelled=false)"
             if len(data.classes) > 1 and not sizes["test"]:
-                remedy = "add a folder of test images, train with data.val_fraction above 0, which holds some out"
+                remedy = "add a folder of test images, or train with data.val_fraction above 0, which holds some out"
             has = f"has {len(data.classes)} classes and these labelled images: {images}"
             if not any(sizes.values()):
                 has = "has none"

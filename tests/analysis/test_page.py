@@ -128,10 +128,10 @@ def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
 
 
 def test_a_markdown_page_shows_every_text_literally(figures: list[Path]) -> None:
-    evil = "<b>*a*</b> [b](c) `d` | e_f"
+    evil = "# <b>*a*</b> [b](c) `d` | _e_f_"
     frame = pd.DataFrame({evil: [f"{evil}\nsmall", None]})
     sections = [
-        Section(evil, "text", f"{evil}\n\nsecond"),
+        Section(evil, "text", f"{evil}\n\n- second\n\n1. third"),
         Section("", "table", frame),
         Section("", "figure", (figures[1], evil)),
         Section("", "code", "<i>\n- x"),
@@ -139,8 +139,9 @@ def test_a_markdown_page_shows_every_text_literally(figures: list[Path]) -> None
     text = markdown_page("Study", evil, [evil], [evil], sections)
     seen = Reader(markdown(text, extensions=["tables"]))
     table = ["table", "thead", "tr", "th", "tbody", "tr", "td", "br", "tr", "td"]
-    assert seen.seen == ["h1", "p", "ul", "li", "h2", "p", "p", *table, "p", "img", "pre", "code"]
+    assert seen.seen == ["h1", "p", "ul", "li", "h2", "p", "p", "p", *table, "p", "img", "pre", "code"]
     assert "".join(chain(*seen.texts.values())).count(evil) == 7
+    assert {"- second", "1. third"} <= set(seen.texts["p"])
     assert (seen.attributes["alt"], seen.attributes["src"]) == ([evil], ["b.svg"])
     assert seen.texts["code"] == ["<i>\n- x\n"]
     assert MARKDOWN_KINDS.keys() == KINDS.keys()

@@ -94,6 +94,11 @@ def test_common_parts_of_names_are_left_out_if_the_rest_still_tells_them_apart(
         (["baseline", "lr=1", "lr=2"], ["baseline", "lr=1", "lr=2"], ""),  # short as they are
         (["lr=1, batch=2", "batch=2, lr=1", "no crop"], ["lr=1, batch=2", "batch=2, lr=1", "no crop"], ""),
         (["no flip, lr=1, a=1", "no crop, lr=1, a=2"], ["no flip, lr=1, a=1", "no crop, lr=1, a=2"], ""),
+        (
+            ["a (1)", "a (2)", *(f"x=1, y={y}" for y in range(5))],
+            ["a (1)", "a (2)", *(f"x=1, y={y}" for y in range(5))],
+            "",
+        ),
         (["baseline"], ["baseline"], ""),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from experiments.tracking import local
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
-from tests.experiments.studies.helpers import leave_out_figures
+from tests.experiments.studies.helpers import PREVIOUS_RUNS, leave_out_figures, write_previous_study
 
 NAMED = "baseline (lr=0.1)"  # the baseline of the recorded study, with its own value of what is varied
 
@@ -89,6 +90,14 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "Linux-x86_64" in page  # the environment
     assert "Runs without figures" in page
     assert "training diverged, with a loss of nan" in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_baseline_that_is_no_better_than_untrained_is_told(store: Store) -> None:
+    runs = copy.deepcopy(PREVIOUS_RUNS)
+    runs["baseline"]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]  # it reaches 72.1 %
+    told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
+    assert "reaches 73.0 % untrained. The trained baseline is no better than that" in told
 
 
 @pytest.mark.usefixtures("no_figures")
