@@ -52,12 +52,12 @@ def delete(
         if not can_ask():
             raise UserError("nobody is there to confirm this: to delete these runs all the same, add --yes")
         typer.confirm("Do you want to delete them for good?", abort=True, err=True)
-    delete_runs(found, store)
-    for each in found:
-        if each.kind == "search":
-            from experiments.search.saved import forget  # takes seconds to import
+    if any(each.kind == "search" for each in found):
+        from experiments.search.saved import forget  # takes seconds to import
 
-            forget(each.tags["search"], store)
+        delete_runs(found, store, lambda each: forget(each.tags["search"], store) if each.kind == "search" else None)
+    else:
+        delete_runs(found, store)
     show(result, _text, as_json=as_json)
 
 
@@ -71,7 +71,7 @@ def _table(result: dict[str, Any]) -> str:
 def _text(result: dict[str, Any]) -> str:
     from analysis.findings import count
 
-    names = ", ".join(each["name"] for each in result["runs"][-5:])
+    names = ", ".join(each["name"] for each in result["runs"][::-1][:5])
     more = ", ..." * (len(result["runs"]) > 5)
     text = f"deleted {count(len(result['runs']), 'run')} ({_size(result['bytes'])}): {printable(names)}{more}"
     if result["files_stay_on_server"]:

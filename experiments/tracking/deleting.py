@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.tracking.claims import Busy
+from experiments.tracking.claims import Busy, claim_name
 from experiments.tracking.naming import all_called
 from experiments.tracking.store import Record, Store
-from simclr.errors import UserError
+from simclr.errors import RunFailed, UserError
+
+HOLDERS = ("study", "search")
+FILES = ("init", "distill.teacher")  # settings with the file of another run, which is read again at a resume
 
 
 def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
-    """The runs with these names or ids, and all runs of those that are studies or searches, which come after these.
+    """The runs with these names or ids, and all runs of those that are studies or searches, which come last.
 
-    Raises UserError for names of no run or of several, and for runs that others refer to.
+    Raises UserError for names of no run or of several, for runs that others refer to, and (Busy) for those that are
+    being trained.
     """
     records = store.records()
     found = {record.id: record for record in (_only(name, records, store) for name in names)}
     while more := [each for each in records if each.parent in found and each.id not in found]:
-        found = {each.id: each for each in more} | found
+        found |= {each.id: each for each in more}
     _check_free(found, records)
-    return list(found.values())
+    return sorted(found.values(), key=lambda record: record.kind in HOLDERS)
 
 
 def folders_of(record: Record) -> list[Path]:
@@ -43,24 +47,48 @@ def bytes_of(record: Record) -> int:
     return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
-def delete(records: Sequence[Record], store: Store) -> None:
+def delete(records: Sequence[Record], store: Store, before: Callable[[Record], None] = lambda record: None) -> None:
     """Delete runs in the given order, which `find_deletable` gives: their files for good, their records as MLflow does.
 
-    MLflow hides them. Nothing is deleted if one of them is being trained (Busy), or if others refer to them by now
-    (UserError).
+    MLflow hides them. `before` is called with each of them first. Nothing is deleted if one of them is being trained
+    (Busy), or if others refer to them by now (UserError). If files can't be deleted, their run stays on record, so that
+    it can be deleted again (RunFailed).
     """
     with _locked(records):
         now = store.records()
         known = {record.id for record in records}
-        if running := [each for each in now if each.id in known and each.status == "RUNNING"]:
-            raise _busy(running[0])
         if new := [each for each in now if each.parent in known and each.id not in known]:
             raise UserError(f"run {new[0].name} ({new[0].short_id}) has been added meanwhile: run the command again")
         _check_free({record.id: record for record in records}, now)
+        for study in [each for each in now if each.kind in HOLDERS and each.status == "RUNNING"]:
+            _check_ended(study, store)
         for record in records:
+            before(record)
             store.sender.call(store.client.delete_run, record.id)
+    for position, record in enumerate(records):  # when the locks, which are files of the runs, are released
+        try:
             for folder in folders_of(record):
-                shutil.rmtree(folder)
+                _remove(folder)
+        except OSError as error:
+            for left in records[position:]:
+                store.sender.call(store.client.restore_run, left.id)
+            raise RunFailed(
+                f"can't delete the files of run {record.name} ({record.short_id}): {error}. The runs whose files are "
+                f"left are still on record: run the command again when they can be deleted"
+            ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, and what a link in its place leads to."""
+    shutil.rmtree(folder.resolve())
+    if folder.is_symlink():
+        folder.unlink()
+
+
+def _check_ended(study: Record, store: Store) -> None:
+    """Raise Busy if a study or search runs: it may use any run. One that was killed may still be called RUNNING."""
+    with claim_name(store, study.kind, study.name, remedy="wait until it ends, as it may use the runs to delete"):
+        pass
 
 
 def _only(name: str, records: Sequence[Record], store: Store) -> Record:
@@ -74,10 +102,20 @@ def _only(name: str, records: Sequence[Record], store: Store) -> Record:
 
 
 def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
-    """Raise UserError if runs to delete belong to a study or search that stays, or if such a one uses them."""
-    names = {record.id: record for record in records}
+    """Raise UserError if runs to delete belong to a study or search that stays, or if others use them.
+
+    Raises Busy if one of them is being trained.
+    """
+    by_id = {record.id: record for record in records}
+    if running := [by_id[each] for each in found if each in by_id and by_id[each].status == "RUNNING"]:
+        raise _busy(running[0])
     for record in records:
-        holder = names.get(record.parent or "")
+        if record.id not in found and record.status != "FINISHED" and (used := _file_of(record, found)) is not None:
+            raise UserError(
+                f"run {used.name} ({used.short_id}) has weights that the unfinished {record.name} ({record.short_id}) "
+                f"needs: resume or delete that first"
+            )
+        holder = by_id.get(record.parent or "")
         if holder is None or holder.id in found:
             continue
         own = f"the {holder.kind} {holder.name} ({holder.short_id})"
@@ -87,11 +125,23 @@ def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
             raise UserError(f"run {used.name} ({used.short_id}) is also used by {own}: delete that first, or with it")
 
 
+def _file_of(record: Record, found: dict[str, Record]) -> Record | None:
+    """That of some runs which has a file that a run starts from."""
+    files = [Path(record.params[name].rpartition("@")[0]) for name in FILES if "@" in record.params.get(name, "")]
+    used = (each for each in found.values() for folder in folders_of(each) for file in files if folder in file.parents)
+    return next(used, None)
+
+
 @contextmanager
 def _locked(records: Sequence[Record]) -> Iterator[None]:
-    """Keep other processes of this home from training these runs. Raises Busy if one does."""
+    """Keep other processes of this home from training these runs. Raises Busy if one does.
+
+    Nobody trains a finished run, and there are more of these than a process may have files open.
+    """
     with ExitStack() as stack:
         for record in records:
+            if record.status == "FINISHED" and record.kind not in HOLDERS:
+                continue
             path = record.store.lock_file(record.id)
             if not path.parent.exists():
                 continue

@@ -255,13 +255,15 @@ class Store:
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value.isalnum())
         return [self._record(run) for run in self.runs(condition) if wanted.items() <= run.data.tags.items()]
 
-    def runs(self, condition: str = "") -> Iterator[Run]:
+    def records_with_deleted(self) -> list[Record]:
+        """All runs, newest first, with those that were deleted."""
+        return [self._record(run) for run in self.runs(view=ViewType.ALL)]
+
+    def runs(self, condition: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Run]:
         """MLflow's own runs that meet a condition in its language, newest first."""
         token, order = None, ["attributes.start_time DESC"]
         while True:
-            page = self.sender.call(
-                self.client.search_runs, [self.experiment], condition, ViewType.ACTIVE_ONLY, 1000, order, token
-            )
+            page = self.sender.call(self.client.search_runs, [self.experiment], condition, view, 1000, order, token)
             yield from page
             token = page.token
             if not token:

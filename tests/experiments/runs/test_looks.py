@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.runs.looks import test_use as use_of
+from experiments.tracking.deleting import delete, find_deletable
 from experiments.tracking.store import Store
 from experiments.tracking.writing import copy_run, start_run
 from tests.experiments.studies.helpers import write_previous_study
@@ -24,5 +25,7 @@ def test_figures_of_earlier_versions_are_counted_once_for_each_run_and_protocol(
     tracker = start_run(store, "layer", "pretrain", {}, {"data_digest": f"{DIGITS}-0123"})
     tracker.tag_protocols({"z/knn_top1": "3-d"})
     tracker.finish("FINISHED")
+    assert use_of(store, DIGITS) == "The test set of this data has been used for 5 evaluations of 3 runs."
+    delete(find_deletable(["layer"], store), store)
     assert use_of(store, DIGITS) == "The test set of this data has been used for 5 evaluations of 3 runs."
     assert use_of(store, "another") == "The test set of this data has not been used yet."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from experiments.tracking.claims import Busy
+from experiments.tracking import deleting
+from experiments.tracking.claims import Busy, claim_name
 from experiments.tracking.deleting import bytes_of, delete, find_deletable
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
-from simclr.errors import UserError
+from simclr.errors import RunFailed, UserError
 from simclr.train.loop import Interrupted
 
 
@@ -68,6 +72,58 @@ def test_a_name_of_several_runs_needs_an_id(store: Store) -> None:
     with pytest.raises(UserError, match=rf"2 runs are called same: give the ids .* {two.short_id}, {one.short_id}"):
         find_deletable(["same"], store)
     assert find_deletable([one.short_id], store) == [one]
+
+
+def test_files_that_can_not_be_deleted_leave_their_runs_on_record(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [finished(store, name) for name in ("first", "second", "third")]
+    with monkeypatch.context() as patch:
+        rmtree = shutil.rmtree
+
+        def fail(folder: Path) -> None:
+            if runs[1].id in str(folder):
+                raise PermissionError(13, "not yours", str(folder))
+            rmtree(folder)
+
+        patch.setattr(deleting.shutil, "rmtree", fail)
+        with pytest.raises(
+            RunFailed, match=r"can't delete the files of run second .* not yours.* run the command again"
+        ):
+            delete(runs, store)
+    assert names_of(store.records()) == ["third", "second"]
+    delete(find_deletable(["second", "third"], store), store)
+    assert store.records() == []
+    assert not any(run.folder.exists() for run in runs)
+
+
+def test_a_folder_on_another_disk_is_deleted_with_the_link_to_it(store: Store, tmp_path: Path) -> None:
+    record = finished(store, "run")
+    record.folder.rename(tmp_path / "disk")
+    record.folder.symlink_to(tmp_path / "disk", target_is_directory=True)
+    delete(find_deletable(["run"], store), store)
+    assert not (tmp_path / "disk").exists()
+    assert not record.folder.is_symlink()
+
+
+@pytest.mark.parametrize("setting", ["init", "distill.teacher"])
+def test_weights_that_an_unfinished_run_starts_from_stay(store: Store, setting: str) -> None:
+    weights = finished(store, "weights").artifact("model.safetensors")
+    tracker = start_run(store, "needy", "pretrain", {setting: f"{weights}@0123"})
+    tracker.finish("KILLED")
+    with pytest.raises(UserError, match=r"run weights .* has weights that the unfinished needy .* needs"):
+        find_deletable(["weights"], store)
+    tracker.finish("FINISHED")
+    assert names_of(find_deletable(["weights"], store)) == ["weights"]
+
+
+def test_nothing_is_deleted_while_a_study_runs_which_may_use_it(store: Store) -> None:
+    found = [finished(store, "run")]
+    start_run(store, "at work", "study", {})
+    with claim_name(store, "study", "at work"), pytest.raises(Busy, match="'at work': wait until it ends"):
+        delete(found, store)
+    delete(found, store)  # its process was killed
+    assert names_of(store.records()) == ["at work"]
 
 
 def test_a_run_that_is_being_trained_is_not_deleted(store: Store) -> None:
