@@ -289,12 +289,14 @@ def of_search(
         f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
         f"validation{ends}{change}."
     ]
-    # A search that went on after its best trials were trained again may have a better trial now.
-    again = pd.DataFrame() if selection is None else selection[selection["cell"] == f"trial {best['trial']}"]
-    if selection is None or again.empty or pd.concat([selection[:1], again])["fresh seeds"].isna().any():
-        sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
+    if selection is None or len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
+        confirmed = False
+    else:  # a search that went on after its best trials were trained again may have a better one now
+        confirmed = best["accuracy"] <= selection.get("in the search", pd.Series([1.0])).max() + 1e-9
+    if selection is not None and confirmed:
+        sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
     else:
-        sentences.append(_confirmed(selection.iloc[0], again.iloc[0]))
+        sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     return sentences
 
 

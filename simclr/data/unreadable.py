@@ -108,9 +108,9 @@ def reason(error: Exception) -> str:
     """Why a file can't be read as an image, given what was raised, in words that don't need Pillow or the system."""
     text = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return "a link that leads nowhere, or a file that was moved"
+        return "there is no such file, or it is a link that leads nowhere"
     if isinstance(error, PermissionError):
-        return "can't be opened: allow reading it"
+        return "you have no permission to read it"
     if isinstance(error, OSError) and any(word in text for word in ("truncated", "Truncated", "data stream")):
         return "damaged: its end is missing, or it has broken data"
     return text

@@ -205,7 +205,7 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
     ]
     later = pd.concat([trials, pd.DataFrame({"trial": [3], "accuracy": [0.7]}, dtype=object)])
-    assert of_search(later, nan, selection) == [
+    assert of_search(later, nan, selection.assign(**{"in the search": [0.5, 0.6]})) == [
         f"The best of 4 trials, trial 3, reaches 70.0 % on validation. {unconfirmed}"
     ]
     assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]

@@ -46,7 +46,7 @@ def test_the_page_of_a_study_shows_its_table_and_the_mean_of_each_cell(study: Tr
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["baseline", "no crop"]
     assert "50.00" in lines[2]
     assert "+1.00" in lines[3]
-    assert r"\<b\>bold\</b\> \| x" in lines[4]
+    assert r"&lt;b\>bold&lt;/b\> \| x" in lines[4]
     assert study.record().metrics == pytest.approx(
         {"linear_top1/baseline": 0.5, "linear_top1/no crop": 0.51, "linear_top1/b bold b x": 0.52}
     )

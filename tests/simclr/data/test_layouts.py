@@ -204,7 +204,7 @@ LAYOUTS = {
         {"on_bad_image": "skip"},
         "! allow more with --on-bad-image 0.5",
     ),
-    "a broken link": (f"{TWO} cat/gone.png->nowhere", {}, "! cat/gone.png (a link that leads nowhere"),
+    "a broken link": (f"{TWO} cat/gone.png->nowhere", {}, "! cat/gone.png (there is no such file, or it is a link"),
     "MVTec": (
         "bottle/train/good*6 bottle/test/good*1 bottle/test/broken*2 bottle/ground_truth/broken*2",
         {},

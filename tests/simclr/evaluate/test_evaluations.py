@@ -99,5 +99,7 @@ def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset
             evaluate(subject_of(digits, fixed), name).metrics, abs=0.01
         )
     untested = replace(whole, parts=whole.parts | {"test": whole.parts["val"]})
-    with pytest.raises(UserError, match=r"0 val, 0 test\. Add a folder of test images, train with data\.val_fraction"):
+    with pytest.raises(
+        UserError, match=r"0 val, 0 test\. Use --no-labels, or add a folder of test images, or train with"
+    ):
         check(subject_of(untested), ["knn"])
