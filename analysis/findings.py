@@ -105,7 +105,7 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
         f"{_seeds(largest['pairs'])}.",
         " ".join(
             [
-                "No p of this metric, corrected for all comparisons, is below 0.05. The largest difference is "
+                "No p, corrected for all comparisons in this metric, is below 0.05. The largest difference is "
                 f"{size} ({low} to {high}), {_lower(largest['cell'])}.",
                 *_same(ranked),
             ]
@@ -253,8 +253,7 @@ def _of_matches(row: pd.Series[Any], trained: str) -> list[str]:
     return [
         f"For {percent['trained']:.1f} % of the images, the encoder finds the other view of the same image"
         f"{among(percent['chance'])}. It was trained {trained}.",
-        # A page shows texts literally.
-        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent).replace("`", "")]).strip(),
+        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent)]).strip(),
     ]
 
 
@@ -289,15 +288,21 @@ def of_search(
         f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
         f"validation{ends}{change}."
     ]
-    if selection is None or len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
-        confirmed = False
-    else:  # a search that went on after its best trials were trained again may have a better one now
-        confirmed = best["accuracy"] <= selection.get("in the search", pd.Series([1.0])).max() + 1e-9
-    if selection is not None and confirmed:
+    if selection is not None and _is_about(selection, best["accuracy"]):
         sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
     else:
         sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     return sentences
+
+
+def _is_about(selection: pd.DataFrame, best: float) -> bool:
+    """Whether the best trial or the start was trained again: a search that went on may have found a better one since.
+
+    Earlier versions recorded no accuracies in the search.
+    """
+    if len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
+        return False
+    return bool(best <= selection.get("in the search", pd.Series([1.0])).max() + 1e-9)
 
 
 def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
@@ -321,5 +326,5 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
     held = f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}."
     if isnan(chosen.get("test", nan)):
-        return f"{held} `--on test` shows whether it holds on other images."
+        return f"{held} With --on test, a search shows whether it holds on other images."
     return held

@@ -51,8 +51,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     )
     if set(found.values()) == {CLEARLY}:
         return (
-            f"The encoder is {told}, so it has learned from its images: `simclr neighbours` and `simclr explore` show "
-            f"what it finds alike."
+            f"The encoder is {told}, so it has learned from its images: simclr neighbours and simclr explore show what "
+            f"it finds alike."
         )
     return f"The encoder is {told}: train for longer, or on more images."
 

@@ -48,6 +48,7 @@ def one_of(kind: str, choices: Callable[[], Iterable[str]]) -> AfterValidator:
 # Bounds that settings share. They lie far above anything in use. What is within them can be computed and recorded.
 MOST_EPOCHS = 10**7  # published runs have up to 5,000, but an epoch of a few images takes milliseconds
 MOST_IMAGES = 10**9  # of a data set; the largest published ones have a few billion, for many machines
+STARTS = ("init", "distill.teacher")  # settings that may be the path of a file that training starts from
 LARGEST_BATCH = 2**20  # published ones have up to 65,536 images
 LARGEST = 1e30  # of a learning rate or a penalty: with it, a step still fits into float32, which ends at 3e38
 LARGEST_SEED = 2**63 - 1  # TOML's largest integer

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from experiments.commands import complete
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import can_ask, open_store
+from experiments.commands.terminal import can_ask, describe_size, open_store
 from simclr.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from experiments.tracking.store import Record
 
 
 def delete(
@@ -52,19 +55,22 @@ def delete(
         if not can_ask():
             raise UserError("nobody is there to confirm this: to delete these runs all the same, add --yes")
         typer.confirm("Do you want to delete them for good?", abort=True, err=True)
-    if any(each.kind == "search" for each in found):
+    delete_runs(found, store, _forget_trials)
+    show(result, _text, as_json=as_json)
+
+
+def _forget_trials(record: Record) -> None:
+    """Delete what Optuna keeps of a search."""
+    if record.kind == "search":
         from experiments.search.saved import forget  # takes seconds to import
 
-        delete_runs(found, store, lambda each: forget(each.tags["search"], store) if each.kind == "search" else None)
-    else:
-        delete_runs(found, store)
-    show(result, _text, as_json=as_json)
+        forget(record.tags.get("search", record.name), record.store)
 
 
 def _table(result: dict[str, Any]) -> str:
     from analysis.text import text_table
 
-    rows = [[each["name"], each["id"][:8], each["kind"], _size(each["bytes"])] for each in result["runs"]]
+    rows = [[each["name"], each["id"][:8], each["kind"], describe_size(each["bytes"])] for each in result["runs"]]
     return text_table(("name", "id", "kind", "size"), rows)
 
 
@@ -73,11 +79,7 @@ def _text(result: dict[str, Any]) -> str:
 
     names = ", ".join(each["name"] for each in result["runs"][::-1][:5])
     more = ", ..." * (len(result["runs"]) > 5)
-    text = f"deleted {count(len(result['runs']), 'run')} ({_size(result['bytes'])}): {printable(names)}{more}"
+    text = f"deleted {count(len(result['runs']), 'run')} ({describe_size(result['bytes'])}): {printable(names)}{more}"
     if result["files_stay_on_server"]:
         text += "\nweights and figures stay on the server until its owner runs `mlflow gc`"
     return text
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e6:,.1f} MB"

@@ -20,7 +20,7 @@ from experiments.commands.options import (
     Unlabelled,
 )
 from experiments.commands.output import Json, describe_files, show
-from experiments.commands.terminal import Terminal, find_encoder_or_newest, open_store
+from experiments.commands.terminal import Terminal, describe_size, find_encoder_or_newest, open_store
 
 
 def explore(  # over 60 lines, because of its signature
@@ -87,5 +87,5 @@ def explore(  # over 60 lines, because of its signature
         )
         check(subject, [])
         shown = write_explorer(found, subject, store, out, transfer=folder, images=images, clusters=clusters, seed=seed)
-    note = f"{shown}, {out.stat().st_size / 1e6:.1f} MB, to be opened in a browser"
+    note = f"{shown}, {describe_size(out.stat().st_size)}, to be opened in a browser"
     show({"files": [out], "note": note}, describe_files, as_json=as_json)

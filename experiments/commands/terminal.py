@@ -224,6 +224,11 @@ def describe_duration(seconds: float) -> str:
     return f"about {shown}"
 
 
+def describe_size(number: int) -> str:
+    """A number of bytes in megabytes."""
+    return f"{number / 1e6:,.1f} MB"
+
+
 def command_line() -> str:
     """The command line of this process, for reports that say how to repeat it."""
     return shlex.join(["simclr", *sys.argv[1:]])

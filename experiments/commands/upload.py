@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, resumable
+from experiments.commands.terminal import Terminal, describe_size, resumable
 from simclr.errors import printable
 
 
@@ -67,7 +67,7 @@ def _text(result: dict[str, Any]) -> str:
 
     there, done = printable(result["server"]), result["verified"]
     what = f"{count(result['runs'], 'run')} with {count(result['points'], 'point')} of metrics and "
-    what += f"{count(result['files'], 'file')} ({result['bytes'] / 1e6:.1f} MB)"
+    what += f"{count(result['files'], 'file')} ({describe_size(result['bytes'])})"
     lines = [f"{'copied' if done else 'would copy'} {what} to {there}"]
     if done:
         lines[0] += ", read them back, and found no difference"

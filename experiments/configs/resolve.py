@@ -19,6 +19,7 @@ from simclr.errors import UserError, unknown
 from simclr.methods import METHODS
 from simclr.settings import (
     MOST_VALUES,
+    STARTS,
     Epochs,
     Many,
     Section,
@@ -33,7 +34,6 @@ from simclr.settings import (
     setting_names,
 )
 
-FILES = ("init", "distill.teacher")  # settings that may be the path of a file
 # Settings that a run's name doesn't mention.
 UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "memory", "threads", "train.keep_every")
 
@@ -84,7 +84,7 @@ def short_name(path: str) -> str:
 
 def short_setting(path: str, value: Any) -> str:
     """A setting with its value, as names of runs and cells show it. Of a file to start from it is the name."""
-    return f"{short_name(path)}={Path(str(value)).name if path in FILES else value}"
+    return f"{short_name(path)}={Path(str(value)).name if path in STARTS else value}"
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

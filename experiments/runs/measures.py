@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from analysis.agreement import FEWEST, kendall
 from analysis.findings import count
 from analysis.tables import is_on_validation, metric_label
-from experiments.tracking.store import ENCODERS, Record, Store
+from experiments.tracking.store import ENCODERS, GROUPS, Record, Store
 from simclr.errors import UserError
 
 # How the names of figures without labels start: those of --no-labels, --spectrum and --lidar.
@@ -68,7 +68,7 @@ def _named(names: Sequence[str], records: Sequence[Record], everything: Sequence
     """The encoders of these runs and studies, also those that a study or search took over from another."""
     found: dict[str, Record] = {}
     for name in names:
-        groups = {each.id for each in everything if each.kind in ("study", "search") and each.is_called(name)}
+        groups = {each.id for each in everything if each.kind in GROUPS and each.is_called(name)}
         members = [each for each in everything if each.parent in groups]
         encoders = {each.tags.get("copied_from", each.id) for each in members}
         chosen = [each for each in records if each.is_called(name) or each.id in encoders]

@@ -153,8 +153,9 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
     if not run.finished:
         finding = [f"This run {ended(run.status)}.", run.tags.get("error", "")]
+    # Nobody knows what an imported encoder was trained on, and some earlier versions didn't count the test images.
     elif (digest := digest_of(run.tags.get("data_digest", ""))) and counts.get("test", 1):
-        finding.append(test_use(run.store, digest))  # nobody knows what an imported encoder was trained on
+        finding.append(test_use(run.store, digest))
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
     if predicted is not None and plain:

@@ -136,7 +136,7 @@ def read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
             raise UserError(f"{what}: expected image files")
     images = np.empty((len(files), 3, decoding.side, decoding.side), np.uint8)
     if bad := decode_files(files_at(files), images, decoding, SILENT, "").failed:
-        reasons = "; ".join(f"{files[row]} ({reason})" for row, reason in bad.items())
+        reasons = "; ".join(f"{files[row]} ({why})" for row, why in bad.items())
         raise UserError(f"can't read as an image: {reasons}. Leave out what is damaged or not an image")
     return images
 

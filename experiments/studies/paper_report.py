@@ -1,4 +1,4 @@
-"""The report of the paper's tables: each result beside the paper's, and whether they agree. HTML to LaTeX."""
+"""The report of the paper's tables, in four formats: each result beside the paper's, and whether they agree."""
 
 from __future__ import annotations
 

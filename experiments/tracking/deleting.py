@@ -11,11 +11,9 @@ from filelock import FileLock, Timeout
 
 from experiments.tracking.claims import Busy, claim_name
 from experiments.tracking.naming import all_called
-from experiments.tracking.store import Record, Store
+from experiments.tracking.store import GROUPS, Record, Store
 from simclr.errors import RunFailed, UserError
-
-HOLDERS = ("study", "search")
-FILES = ("init", "distill.teacher")  # settings with the file of another run, which is read again at a resume
+from simclr.settings import STARTS
 
 
 def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
@@ -29,7 +27,7 @@ def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
     while more := [each for each in records if each.parent in found and each.id not in found]:
         found |= {each.id: each for each in more}
     _check_free(found, records)
-    return sorted(found.values(), key=lambda record: record.kind in HOLDERS)
+    return sorted(found.values(), key=lambda record: record.kind in GROUPS)
 
 
 def folders_of(record: Record) -> list[Path]:
@@ -60,7 +58,7 @@ def delete(records: Sequence[Record], store: Store, before: Callable[[Record], N
         if new := [each for each in now if each.parent in known and each.id not in known]:
             raise UserError(f"run {new[0].name} ({new[0].short_id}) has been added meanwhile: run the command again")
         _check_free({record.id: record for record in records}, now)
-        for study in [each for each in now if each.kind in HOLDERS and each.status == "RUNNING"]:
+        for study in [each for each in now if each.kind in GROUPS and each.status == "RUNNING"]:
             _check_ended(study, store)
         for record in records:
             before(record)
@@ -87,7 +85,8 @@ def _remove(folder: Path) -> None:
 
 def _check_ended(study: Record, store: Store) -> None:
     """Raise Busy if a study or search runs: it may use any run. One that was killed may still be called RUNNING."""
-    with claim_name(store, study.kind, study.name, remedy="wait until it ends, as it may use the runs to delete"):
+    name = study.tags.get("search", study.name)  # which a search began with
+    with claim_name(store, study.kind, name, remedy="wait until it ends, as it may use the runs to delete"):
         pass
 
 
@@ -126,8 +125,8 @@ def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
 
 
 def _file_of(record: Record, found: dict[str, Record]) -> Record | None:
-    """That of some runs which has a file that a run starts from."""
-    files = [Path(record.params[name].rpartition("@")[0]) for name in FILES if "@" in record.params.get(name, "")]
+    """That of some runs which has a file that a run starts from, and would read again to resume."""
+    files = [Path(record.params[name].rpartition("@")[0]) for name in STARTS if "@" in record.params.get(name, "")]
     used = (each for each in found.values() for folder in folders_of(each) for file in files if folder in file.parents)
     return next(used, None)
 
@@ -140,7 +139,7 @@ def _locked(records: Sequence[Record]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for record in records:
-            if record.status == "FINISHED" and record.kind not in HOLDERS:
+            if record.status == "FINISHED" and record.kind not in GROUPS:
                 continue
             path = record.store.lock_file(record.id)
             if not path.parent.exists():

@@ -42,7 +42,8 @@ for _name in ("mlflow", "alembic", "sqlalchemy"):  # they log tracebacks of erro
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
-REPORTED = ("study", "search", *ENCODERS, "eval")  # the kinds that have a report
+GROUPS = ("study", "search")  # the kinds that hold runs
+REPORTED = (*GROUPS, *ENCODERS, "eval")  # the kinds that have a report
 TRANSFER_SECONDS = 600  # how long a request that carries a file may take
 
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag

@@ -22,7 +22,7 @@ from mlflow.version import VERSION
 from experiments.tracking import local
 from experiments.tracking.faults import first_line
 from experiments.tracking.sending import MOST_POINTS
-from experiments.tracking.store import PARENT, Store, patiently
+from experiments.tracking.store import GROUPS, PARENT, Store, patiently
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer
 
@@ -245,7 +245,7 @@ class Upload:
 def _group_of(run: Run) -> tuple[str, str] | None:
     """The kind of a study or search, and what commands find it by: its name, or that which a search began with."""
     kind = run.data.tags.get("kind")
-    if kind not in ("study", "search"):
+    if kind not in GROUPS:
         return None
     return kind, run.data.tags.get("search", run.info.run_name) if kind == "search" else run.info.run_name
 

@@ -73,7 +73,7 @@ def test_cells_that_differ_in_another_metric_alone_are_named() -> None:
 def test_a_study_without_a_clear_difference_says_so() -> None:
     assert of_study(table(BASELINE, GRAY), "knn_top1") == [
         "No cell differs clearly from the baseline in kNN accuracy (96.3 %), over three seeds.",
-        "No p of this metric, corrected for all comparisons, is below 0.05. The largest difference is -0.3 points "
+        "No p, corrected for all comparisons in this metric, is below 0.05. The largest difference is -0.3 points "
         "(-2.0 to +1.3), without grayscale.",
     ]
     assert of_study(table(BASELINE, GRAY, finding="the same within 1 point"), "knn_top1")[1].endswith(

@@ -117,10 +117,11 @@ def test_weights_that_an_unfinished_run_starts_from_stay(store: Store, setting: 
     assert names_of(find_deletable(["weights"], store)) == ["weights"]
 
 
-def test_nothing_is_deleted_while_a_study_runs_which_may_use_it(store: Store) -> None:
+@pytest.mark.parametrize(("kind", "began"), [("study", "at work"), ("search", "before it was renamed")])
+def test_nothing_is_deleted_while_a_study_or_search_runs_which_may_use_it(store: Store, kind: str, began: str) -> None:
     found = [finished(store, "run")]
-    start_run(store, "at work", "study", {})
-    with claim_name(store, "study", "at work"), pytest.raises(Busy, match="'at work': wait until it ends"):
+    start_run(store, "at work", kind, {}, {"search": began} if kind == "search" else {})
+    with claim_name(store, kind, began), pytest.raises(Busy, match=f"'{began}': wait until it ends"):
         delete(found, store)
     delete(found, store)  # its process was killed
     assert names_of(store.records()) == ["at work"]
