@@ -41,6 +41,16 @@ def paper(  # over 60 lines, because of its signature
             help="Make two of the tables with one seed, which is too few for verdicts, as a quick look.",
         ),
     ] = False,
+    only: Annotated[
+        list[str],
+        typer.Option(
+            "--table",
+            metavar="TABLE",
+            help="Make only this table or figure: table1, fig8, ... (--dry-run lists them). Can be repeated. The page "
+            "shows those that were made before, too.",
+            show_default="(all)",
+        ),
+    ] = [],  # noqa: B006 (Typer copies it)
     preset: Preset = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,
@@ -93,7 +103,7 @@ def paper(  # over 60 lines, because of its signature
     """
     from analysis.tables import FORMATS
     from experiments.configs.resolve import changed, resolve
-    from experiments.studies.paper import plan_paper, predict, run_part
+    from experiments.studies.paper import choose, plan_paper, predict, run_part
     from experiments.studies.paper_report import FILES, numbers, overview, report
     from experiments.tracking.store import Store, home
     from experiments.workers.engines import check_cluster, open_pool
@@ -118,9 +128,10 @@ def paper(  # over 60 lines, because of its signature
     name = name or f"paper-{base.name}"
     page = check_out((out or Path(name)) / "report.html")
     store, parts = Store(home()), plan_paper(base, name, quick=quick)
+    chosen = choose(parts, only)
     changed(base, {"seed": max(part.seeds[-1] for part in parts)})  # the largest seed must be valid, too
     with Terminal() as terminal:
-        costs = predict(parts, store, terminal)
+        costs = predict(chosen, store, terminal)
     total = sum(cost.seconds for cost in costs)
     planned = {
         "name": name,
@@ -138,7 +149,7 @@ def paper(  # over 60 lines, because of its signature
         Terminal(resumes=True, noted=terminal.noted) as terminal,
         open_pool(cluster, gpus_per_run, base.threads, cluster_options) as pool,
     ):
-        for part in sorted(parts, key=lambda part: -len(part.seeds)):
+        for part in sorted(chosen, key=lambda part: -len(part.seeds)):
             terminal.say(f"{part.table.title}: {part.table.about}")
             failures += run_part(part, store, command, terminal, pool)
             found = report(parts, store, command, page.parent, quick=quick)
@@ -151,6 +162,7 @@ def paper(  # over 60 lines, because of its signature
 def _planned(cost: Cost) -> dict[str, Any]:
     part = cost.part
     return {
+        "key": part.key,
         "table": part.table.title,
         "about": part.table.about,
         "study": part.study,
@@ -169,7 +181,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     tables = planned["tables"]
     rows = [
         [
-            each["table"],
+            each["key"],
             str(len(each["rows"])),
             str(len(each["seeds"])),
             str(each["runs"]),

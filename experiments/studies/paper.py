@@ -23,7 +23,7 @@ from experiments.tracking.store import Store
 from experiments.workers.pool import HERE, Pool
 from simclr.config import Config
 from simclr.data.dataset import open_dataset
-from simclr.errors import UserError
+from simclr.errors import UserError, unknown
 from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import identity
 from simclr.progress import SILENT, Observer
@@ -87,6 +87,7 @@ class Table(Section):
 class Part(NamedTuple):
     """A table of the paper around a config, as a study."""
 
+    key: str  # its name in paper.toml
     table: Table
     study: str  # its name
     plan: StudyPlan
@@ -111,13 +112,22 @@ def plan_paper(config: Config, name: str, *, quick: bool = False) -> list[Part]:
     parts = []
     for key, table in chosen.items():
         try:
-            parts.append(_part(f"{name}-{key}", table, config, 1 if quick else table.seeds))
+            parts.append(_part(key, f"{name}-{key}", table, config, 1 if quick else table.seeds))
         except UserError as error:
             raise UserError(f"{table.title} can't be made around {config.name}: {error}") from None
     return parts
 
 
-def _part(study: str, table: Table, config: Config, seeds: int) -> Part:
+def choose(parts: Sequence[Part], keys: Sequence[str]) -> list[Part]:
+    """The tables with these names in paper.toml, or all if there are no names. Raises UserError for an unknown name."""
+    known = [part.key for part in parts]
+    for key in keys:
+        if key not in known:
+            raise unknown("table", key, known)
+    return [part for part in parts if part.key in keys or not keys]
+
+
+def _part(key: str, study: str, table: Table, config: Config, seeds: int) -> Part:
     base = changed(config, table.set)
     cells = tuple(AxisCell(set=row.changes(base), name=row.name, layer=row.layer) for row in table.rows)
     axis = Axis(pairs=table.pairs, one_sided=bool(table.pairs), cells=cells)
@@ -127,6 +137,7 @@ def _part(study: str, table: Table, config: Config, seeds: int) -> Part:
     values = base.model_dump(mode="json")
     below = [f"{path} from {least:g} up" for path, least in table.least.items() if get_value(values, path) < least]
     return Part(
+        key=key,
         table=table,
         study=study,
         plan=plan,

@@ -59,6 +59,17 @@ def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ra
     assert {Path(file).name for file in result["files"]} == set(FILES)
 
 
+def test_only_the_chosen_tables_are_made_and_the_page_shows_all(run: Run, ran: list[str]) -> None:
+    planned = json.loads(run("paper", *WIDE, "--table", "fig8", "--table", "fig5", "--dry-run", "--json").stdout)
+    assert [table["key"] for table in planned["tables"]] == ["fig5", "fig8"]
+    assert planned["seconds"] == 2 * 1800
+    result = json.loads(run("paper", *WIDE, "--name", "mine", "--table", "fig5", "--yes", "--json").stdout)
+    assert ran == ["mine-fig5 on this machine"]
+    assert "Figure 8" in Path(result["files"][0]).read_text()  # it is not started
+    assert_one_line(run("paper", *WIDE, "--table", "fig6"), 2, "unknown table 'fig6': did you mean 'fig9'? choose from fig5, fig7")
+    assert_one_line(run("paper", *WIDE, "--quick", "--table", "fig5"), 2, "unknown table 'fig5'")
+
+
 def test_a_cluster_trains_all_tables(run: Run, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
