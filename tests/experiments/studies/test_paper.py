@@ -209,7 +209,7 @@ def test_what_the_paper_says_becomes_a_sign() -> None:
     )
     columns = {LINEAR: "linear", "told_turn": "rotation"}
     table = Table(title="T", about="", passage="", rows=rows, claims=claims, columns=columns)
-    (part,) = [paper._part("s", table, tiny(), 3)]
+    (part,) = [paper._part("t", "s", table, tiny(), 3)]
     found = find(part, _Empty())  # type: ignore[arg-type]
     assert [(each.expected, each.side) for each, _ in found.judged] == [(-2.0, -1.0), (2.0, 1.0), (None, SIDES["same"])]
     assert {judged.verdict for _, judged in found.judged} <= set(VERDICTS)
