@@ -212,7 +212,7 @@ def ablate(  # over 60 lines, because of its signature
         part_to_judge_on,
         with_recorded_choices,
     )
-    from experiments.tracking.claims import claim_name
+    from experiments.tracking.claims import check_unclaimed
     from experiments.tracking.store import Store, home
     from experiments.workers.engines import check_cluster, open_pool
 
@@ -246,8 +246,7 @@ def ablate(  # over 60 lines, because of its signature
     changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:
         if not dry_run:
-            with claim_name(store, "study", name, terminal):  # refused now, not when the cells have been timed
-                pass
+            check_unclaimed(store, "study", name, terminal)
         plan = with_recorded_choices(name, plan, store)
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         if plan.equal is not None and not plan.asked:

@@ -32,7 +32,7 @@ from experiments.commands.options import (
     check_number,
 )
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import Terminal, command_line, resumable
+from experiments.commands.terminal import Terminal, command_line, confirm_long, describe_duration, resumable
 
 if TYPE_CHECKING:
     from experiments.search.confirm import SearchOutcome
@@ -135,6 +135,17 @@ def search(  # over 60 lines, because of its signature
         str | None,
         typer.Option(callback=check_new_name, help="Name of the search.", show_default="search- and the preset"),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what is varied and how long the search takes, and stop. Downloads the images, times a few "
+            "training steps and one evaluation.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start a search of more than an hour without asking for confirmation.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search for better settings that fit into memory.
@@ -147,8 +158,10 @@ def search(  # over 60 lines, because of its signature
     """
     from experiments.configs.resolve import changed, resolve
     from experiments.search.confirm import confirm
+    from experiments.search.forecast import forecast
     from experiments.search.space import load_space
-    from experiments.search.trials import open_search, reference_accuracy, run_trials
+    from experiments.search.trials import check_choices, open_search, reference_accuracy, run_trials
+    from experiments.tracking.claims import check_unclaimed
     from experiments.tracking.store import Store, home
     from experiments.workers.engines import check_cluster, open_pool
 
@@ -169,15 +182,30 @@ def search(  # over 60 lines, because of its signature
     )
     check_cluster(cluster, gpus_per_run, full.threads, cluster_options)
     changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
+    check_choices(objectives, pruner)
+    name, top, store = name or f"search-{full.name}", top or (3 if proxy else 1), Store(home())
+    parameters, runs = load_space(space), seeds * (1 + top)
+    with Terminal() as terminal:
+        if not dry_run:
+            check_unclaimed(store, "search", name, terminal)
+        cost = forecast(
+            name, full, parameters, store, trials=trials, runs=runs, hours=hours, proxy=proxy, observer=terminal
+        )
+    planned = {"name": name, **cost._asdict()}
+    if dry_run:
+        show(planned, _describe_plan, as_json=as_json)
+        return
+    typer.echo(_describe_plan(planned), err=True)
+    confirm_long(cost.seconds, yes=yes)
     with (
         resumable(),
-        Terminal(resumes=True) as terminal,
+        Terminal(resumes=True, noted=terminal.noted) as terminal,
         open_pool(cluster, gpus_per_run, full.threads, cluster_options) as pool,
         open_search(
-            name or f"search-{full.name}",
+            name,
             full,
-            load_space(space),
-            Store(home()),
+            parameters,
+            store,
             proxy=proxy,
             objectives=objectives,
             pruner=pruner,
@@ -191,7 +219,7 @@ def search(  # over 60 lines, because of its signature
         found = confirm(
             current,
             start,
-            top=top or (3 if proxy else 1),
+            top=top,
             seeds=seeds,
             command=command,
             on=on,
@@ -202,6 +230,24 @@ def search(  # over 60 lines, because of its signature
         show(_data(found), lambda _: _text(found), as_json=as_json)
         if found.study is not None:
             found.study.check()  # while the search is open, so that it never looks finished
+
+
+def _describe_plan(planned: dict[str, Any]) -> str:
+    """What will be trained, and how long that takes at most."""
+    from analysis.findings import count
+    from analysis.text import paragraph
+
+    left, runs = max(0, planned["trials"] - planned["trials_done"]), planned["runs"]
+    trials = f"{planned['trials']} trials, {planned['trials_done']} of them done"
+    if left:
+        trials += f", {describe_duration(planned['trial_seconds'])} each"
+    if runs:
+        trials += f"; then at most {count(runs, 'run')} with fresh seeds, {describe_duration(planned['run_seconds'])} each"
+    return paragraph(
+        f"{planned['name']}: {trials}; {describe_duration(planned['seconds'])} in all, if trials take as long as the "
+        f"config that the search starts from. Those that are stopped early take less, and larger networks take more. "
+        f"It varies {', '.join(planned['varied'])}."
+    )
 
 
 def _text(found: SearchOutcome) -> str:

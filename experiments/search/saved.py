@@ -14,13 +14,25 @@ from simclr.errors import UserError
 
 def saved_study(name: str, store: Store) -> optuna.Study:
     """Optuna's study with this name, to read its trials. Raises UserError if it is missing."""
+    if (study := _find(name, store)) is None:
+        path = store.folder / STATE
+        raise UserError(f"the trials of search '{name}' are not in {path}: they were recorded in another home")
+    return study
+
+
+def trials_ended(name: str, store: Store) -> int:
+    """How many trials of the search with this name have ended in this home."""
+    study = _find(name, store)
+    return 0 if study is None else sum(trial.state.is_finished() for trial in study.trials)
+
+
+def _find(name: str, store: Store) -> optuna.Study | None:
     path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
-    with optuna_errors(path):
+    with optuna_errors(path), suppress(KeyError):  # it has no study of this name
         if path.exists():
             optuna.logging.set_verbosity(optuna.logging.ERROR)
-            with suppress(KeyError):  # it has no study of this name
-                return optuna.load_study(study_name=name, storage=local.address(path))
-    raise UserError(f"the trials of search '{name}' are not in {path}: they were recorded in another home")
+            return optuna.load_study(study_name=name, storage=local.address(path))
+    return None
 
 
 def forget(name: str, store: Store) -> None:

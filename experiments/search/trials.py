@@ -101,6 +101,19 @@ class Search(NamedTuple):
         return {"search": self.name, "trial": str(trial)}
 
 
+def check_choices(objectives: str, pruner: str) -> None:
+    """Raises UserError if there are no such objectives, or no such pruner."""
+    if objectives not in OBJECTIVES:
+        raise unknown("objectives", objectives, OBJECTIVES)
+    if pruner not in PRUNERS:
+        raise unknown("pruner", pruner, PRUNERS)
+
+
+def with_proxy(full: Config, proxy: Sequence[str]) -> Config:
+    """The config of a search's trials, which have the `proxy` settings (section.key=value)."""
+    return changed(full, dict(map(parse_setting, proxy)))
+
+
 @contextmanager
 def open_search(
     name: str,
@@ -121,15 +134,12 @@ def open_search(
     a different search, if the images have no labels, if the full config doesn't fit into memory, and for unknown
     choices.
     """
-    if objectives not in OBJECTIVES:
-        raise unknown("objectives", objectives, OBJECTIVES)
-    if pruner not in PRUNERS:
-        raise unknown("pruner", pruner, PRUNERS)
-    cheap = changed(full, dict(map(parse_setting, proxy)))
+    check_choices(objectives, pruner)
+    cheap = with_proxy(full, proxy)
     check_space(parameters := used(parameters, cheap, observer), cheap)
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
-    whole = _prepare_labelled(full, store, observer)
-    baseline = whole if cheap == full else _prepare_labelled(cheap, store, observer)
+    whole = prepare_labelled(full, store, observer)
+    baseline = whole if cheap == full else prepare_labelled(cheap, store, observer)
     fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
     budget.plan_memory(full, budget.Images(len(whole.data.images)), budget.memory_budget(full.memory, whole.device))
     # Earlier versions also tried batches that are larger than the data set. Their searches go on in the same space.
@@ -157,7 +167,7 @@ def open_search(
             yield Search(name, study, tracker, baseline, whole, parameters, objectives, expected)
 
 
-def _prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
+def prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
     """A config that is ready to train. Raises UserError also if its images have no labels to evaluate with."""
     prepared = prepare(config, store.folder, observer)
     check_labels(config, prepared.data, "search")

@@ -73,12 +73,12 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
         reasons = first_few([f"{first_few(names)}: {error}" for error, names in broken.items()], "; ")
         raise UserError(f"{count} of {len(plan.cells)} cells can't run: {reasons}")
     if any(each.seconds for each in found):
-        seconds = _evaluation_seconds(baseline, prepare(baseline.of_seed(seeds[0]), store.folder, observer), observer)
+        seconds = evaluation_seconds(baseline, prepare(baseline.of_seed(seeds[0]), store.folder, observer), observer)
         found = [each._replace(evaluation=seconds) for each in found]
     return found
 
 
-def _evaluation_seconds(cell: Cell, prepared: Prepared, observer: Observer) -> float:
+def evaluation_seconds(cell: Cell, prepared: Prepared, observer: Observer) -> float:
     """How long the evaluations of a run take, measured on an untrained network."""
     model = build_model(prepared.config, prepared.data, prepared.device)
     subject = Subject(model, prepared.config, judged_on(prepared.data, cell.on), cell.protocol(), observer)

@@ -80,6 +80,12 @@ def claim_name(
         yield
 
 
+def check_unclaimed(store: Store, kind: str, name: str, observer: Observer = SILENT) -> None:
+    """Raise Busy if another process runs this study or search, so that it is refused before its time is predicted."""
+    with claim_name(store, kind, name, observer):
+        pass
+
+
 class Claim:
     """Some work that only one process at a time may do."""
 

@@ -66,7 +66,9 @@ def test_only_the_chosen_tables_are_made_and_the_page_shows_all(run: Run, ran: l
     result = json.loads(run("paper", *WIDE, "--name", "mine", "--table", "fig5", "--yes", "--json").stdout)
     assert ran == ["mine-fig5 on this machine"]
     assert "Figure 8" in Path(result["files"][0]).read_text()  # it is not started
-    assert_one_line(run("paper", *WIDE, "--table", "fig6"), 2, "unknown table 'fig6': did you mean 'fig9'? choose from fig5, fig7")
+    assert_one_line(
+        run("paper", *WIDE, "--table", "fig6"), 2, "unknown table 'fig6': did you mean 'fig9'? choose from fig5, fig7"
+    )
     assert_one_line(run("paper", *WIDE, "--quick", "--table", "fig5"), 2, "unknown table 'fig5'")
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.search.confirm import SearchOutcome
+from experiments.search.forecast import SearchForecast
 from experiments.studies.execute import StudyOutcome
 from experiments.tracking.store import Store, home
 from simclr.errors import RunFailed
@@ -42,6 +43,11 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         best = {"trial": 3, "accuracy": 71.25}
         return SearchOutcome("5 trials", best, "report: here", study, selection, ["how to read it"], ["simclr x"])
 
+    def forecast(name: str, *arguments: object, **options: Any) -> SearchForecast:
+        calls["forecast"] = options
+        return SearchForecast(["optim.lr"], options["trials"], 2, 60.0, options["runs"], 300.0, 5400.0)
+
+    monkeypatch.setattr("experiments.search.forecast.forecast", forecast)
     monkeypatch.setattr("experiments.search.trials.open_search", open_search)
     monkeypatch.setattr("experiments.search.trials.reference_accuracy", lambda *_: 0.5)
     monkeypatch.setattr("experiments.search.trials.run_trials", run_trials)
@@ -93,8 +99,26 @@ def test_a_stopped_search_says_how_to_resume(
     monkeypatch.setattr("experiments.search.trials.run_trials", stop)
     done = run("search", "--config", "tiny.toml")
     assert done.exit_code == 130
-    assert done.stderr == "stopped after step 7: run the same command to resume\n"
+    assert done.stderr.endswith("\nstopped after step 7: run the same command to resume\n")
     assert "confirm" not in searched
+
+
+def test_a_dry_run_predicts_the_time_and_starts_nothing(run: Run, searched: dict[str, Any]) -> None:
+    options = "--config", "tiny.toml", "--trials", 9, "--proxy", "data.limit=500", "--dry-run"
+    shown = " ".join(run("search", *options).stdout.split())
+    assert shown.startswith("search-tiny: 9 trials, 2 of them done, about 60 s each; then at most 12 runs with fresh ")
+    assert "about 90 min in all" in shown
+    assert "It varies optim.lr." in shown
+    assert json.loads(run("search", *options, "--json").stdout)["seconds"] == 5400
+    assert "open" not in searched
+
+
+def test_a_long_search_is_confirmed(run: Run, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.commands.terminal.can_ask", lambda: True)
+    assert run("search", "--config", "tiny.toml", input="n\n").exit_code == 1
+    assert "open" not in searched
+    assert run("search", "--config", "tiny.toml", "--yes").exit_code == 0
+    assert "open" in searched
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ MEANT = {
 NOT_HERE = {
     "ablate --temperature 0.1": "unlike pretrain: use --set loss.temperature=VALUE, or --vary loss.temperature=VALUE,",
     "search --lr 0.1": "unlike pretrain: use --set optim.lr=VALUE",
-    "search --dry-run": "unlike pretrain, ablate, paper, upload: see simclr search --help",
+    "eval --dry-run": "unlike pretrain, ablate, paper, search, upload: see simclr eval --help",
     "eval --preset shapes": "it takes the name of a run, as in simclr eval shapes-s0",
     "ablate --hours 1": "unlike pretrain: see simclr ablate --help",
 }

@@ -1,0 +1,80 @@
+"""What a search will take, from a few training steps and one evaluation of the config that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from time import perf_counter
+from typing import NamedTuple
+
+from experiments.runs.estimate import estimate
+from experiments.runs.prepare import Prepared
+from experiments.search.saved import trials_ended
+from experiments.search.space import Parameter, check_space, used
+from experiments.search.trial_jobs import PROBE
+from experiments.search.trials import prepare_labelled, with_proxy
+from experiments.studies.cell import BASELINE, Cell
+from experiments.studies.run import evaluation_seconds
+from experiments.tracking.store import Store
+from simclr.build import build_model
+from simclr.config import Config
+from simclr.evaluate.protocol import Protocol
+from simclr.evaluate.subject import Subject
+from simclr.progress import SILENT, Observer
+
+
+class SearchForecast(NamedTuple):
+    """What a search will take at most, if its trials take as long as the config that it starts from.
+
+    A trial that is stopped early takes less. One with a larger network or batch can take more.
+    """
+
+    varied: list[str]  # the settings, in the order of the space
+    trials: int  # that are asked for
+    trials_done: int
+    trial_seconds: float  # of training and evaluating one
+    runs: int  # with fresh seeds, of the best trials and of the config that the search starts from
+    run_seconds: float
+    seconds: float  # in all, of what is left
+
+
+def forecast(
+    name: str,
+    full: Config,
+    parameters: Sequence[Parameter],
+    store: Store,
+    *,
+    trials: int,
+    runs: int,
+    hours: float | None,
+    proxy: Sequence[str] = (),
+    observer: Observer = SILENT,
+) -> SearchForecast:
+    """Predict the time of a search.
+
+    Raises UserError if its config can't run, if its images have no labels, or if a value of its space is invalid.
+    """
+    observer.say("timing the config that the search starts from")
+    cheap, done = with_proxy(full, proxy), trials_ended(name, store)
+    check_space(parameters := used(parameters, cheap), cheap)
+    left = max(0, trials - done) + (not done)  # the start is trained before the first of them
+    prepared = prepare_labelled(cheap, store, observer)
+    training = estimate(prepared).seconds
+    trial = training + _probe_seconds(prepared, observer)
+    run = 0.0
+    if runs:
+        whole = prepared if cheap == full else prepare_labelled(full, store, observer)
+        training = training if cheap == full else estimate(whole).seconds
+        run = training + evaluation_seconds(Cell(BASELINE, full, on="val"), whole, observer)
+    seconds = min(left * trial, inf if hours is None else 3600 * hours + trial)  # no trial starts after the hours
+    varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
+    return SearchForecast(varied, trials, done, trial, runs, run, seconds + runs * run)
+
+
+def _probe_seconds(prepared: Prepared, observer: Observer) -> float:
+    """How long the evaluation of a trial takes, measured on an untrained network."""
+    model = build_model(prepared.config, prepared.data, prepared.device)
+    subject = Subject(model, prepared.config, prepared.data, Protocol(), observer)
+    start = perf_counter()
+    PROBE.validation_accuracy(subject)
+    return perf_counter() - start

@@ -1,0 +1,56 @@
+"""What a search is predicted to take."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.search.forecast import forecast
+from experiments.search.space import Parameter
+from experiments.search.trials import open_search, reference_accuracy, run_trials
+from experiments.tracking.store import Store
+from simclr.errors import UserError
+from tests.helpers import tiny
+
+SPACE = [
+    Parameter(setting="optim.lr", low=1e-4, high=1e-2, log=True),
+    Parameter(setting="byol.momentum", choices=(0.9,)),
+]
+BRIEF = tiny(train={"epochs": 1, "knn_every": 1})
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps take a tenth of a second, and evaluations nothing."""
+    monkeypatch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: 0.1)
+    monkeypatch.setattr("experiments.search.forecast.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("experiments.studies.run.perf_counter", lambda: 0.0)
+
+
+@pytest.mark.usefixtures("steady")
+def test_the_time_is_that_of_all_trainings_that_are_left(store: Store) -> None:
+    found = forecast("s", BRIEF, SPACE, store, trials=3, runs=4, hours=None)
+    assert found.varied == ["optim.lr"]  # SimCLR has no momentum
+    assert found.trial_seconds == found.run_seconds > 0
+    assert found.seconds == pytest.approx((1 + 3 + 4) * found.run_seconds)  # with the start
+    limited = forecast("s", BRIEF, SPACE, store, trials=1000, runs=0, hours=0.001)
+    assert limited.seconds == pytest.approx(3.6 + found.trial_seconds)  # the last trial starts within the hours
+    with open_search("s", BRIEF, SPACE, store) as search:
+        reference_accuracy(search)
+        run_trials(search, 2)
+    later = forecast("s", BRIEF, SPACE, store, trials=3, runs=0, hours=None)
+    assert (later.trials_done, later.seconds) == (2, pytest.approx(found.trial_seconds))
+
+
+@pytest.mark.usefixtures("steady")
+def test_trials_with_a_proxy_are_shorter_than_the_runs_that_confirm_them(store: Store) -> None:
+    full = tiny(train={"epochs": 4, "knn_every": 1})
+    found = forecast("s", full, SPACE, store, trials=3, runs=4, hours=None, proxy=["train.epochs=2"])
+    assert found.run_seconds == pytest.approx(2 * found.trial_seconds)
+
+
+def test_what_can_not_be_searched_is_refused_before_anything_is_timed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: pytest.fail("it was timed"))
+    with pytest.raises(UserError, match="lr"):
+        forecast("s", BRIEF, [Parameter(setting="optim.lr", choices=(-1.0,))], store, trials=3, runs=0, hours=None)
