@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from simclr.config import Config
 from simclr.data.dataset import NORMALIZATIONS, Dataset, stored_side
 from simclr.device import system_memory
 from simclr.errors import UserError
-from simclr.model import Network, whiten
+from simclr.model import ModelConfig, Network, whiten
 from simclr.randomness import permutation
 
 WHITENED = 2000  # images whose patches a whitening stem is made from
@@ -31,9 +33,7 @@ def whiten_stem(model: Network, data: Dataset) -> None:
 
 def check_size(config: Config) -> None:
     """Raise UserError if this machine can't hold the weights of a network and their gradients. Allocates nothing."""
-    with torch.device("meta"):
-        network = Network(config.model, config.view_size() or stored_side(config.data), 0, (0.5,) * 3, (0.5,) * 3)
-    need = 2 * sum(weights.nbytes for weights in network.parameters())
+    need = 2 * _weight_bytes(config.model, config.view_size() or stored_side(config.data))
     if need > system_memory():
         raise UserError(
             f"the weights of the network and their gradients take {need / 2**30:.0f} GiB, but this machine has "
@@ -47,12 +47,29 @@ def check_images(config: Config) -> None:
     sides = [side for _, side in config.view_sides()]
     for side, remedy in zip(sides, ("set data.side", "raise augment.local.size or leave it out"), strict=False):
         try:
-            with torch.no_grad(), torch.device("meta"):
-                network = Network(config.model, sides[0], config.seed, (0.5,) * 3, (0.5,) * 3).eval()
-                network(torch.zeros(2, 3, side, side), resize=False)
+            _process(config.model, sides[0], side)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"backbone '{config.model.backbone}' can't process {side} px images ({reason}): {remedy}, or choose "
                 f"another --backbone"
             ) from None
+
+
+# Both are cached, because the cells and seeds of a study share few networks.
+
+
+@lru_cache(maxsize=256)
+def _weight_bytes(settings: ModelConfig, side: int) -> int:
+    """Bytes of the weights of a network for images of this side."""
+    with torch.device("meta"):
+        network = Network(settings, side, 0, (0.5,) * 3, (0.5,) * 3)
+    return sum(weights.nbytes for weights in network.parameters())
+
+
+@lru_cache(maxsize=256)
+def _process(settings: ModelConfig, built_for: int, side: int) -> None:
+    """Pass two images of a side through a network for images of another side. Raises what the network raises."""
+    with torch.no_grad(), torch.device("meta"):
+        network = Network(settings, built_for, 0, (0.5,) * 3, (0.5,) * 3).eval()
+        network(torch.zeros(2, 3, side, side), resize=False)
