@@ -15,6 +15,7 @@ from analysis.tables import is_accuracy, is_classification, is_on_validation, me
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 START = "the weights that it started from"
+ROUNDED = 1e-4  # by which the accuracies of trials in a table differ at most from those that were measured
 MOST_NAMED = 6  # cells that one sentence lists
 
 
@@ -302,7 +303,7 @@ def _is_about(selection: pd.DataFrame, best: float) -> bool:
     """
     if len(selection) < 2 or selection["fresh seeds"].iloc[:2].isna().any():
         return False
-    return bool(best <= selection.get("in the search", pd.Series([1.0])).max() + 1e-9)
+    return bool(best <= selection.get("in the search", pd.Series([1.0])).max() + ROUNDED)
 
 
 def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:

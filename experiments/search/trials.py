@@ -232,9 +232,11 @@ def optuna_errors(path: Path) -> Iterator[None]:
 def reference_accuracy(search: Search, observer: Observer = SILENT, pool: Pool = HERE) -> float:
     """Train the config that the search starts from, and return its accuracy on validation."""
     config = search.baseline.config
+    observer.say("the start, which is your config")
     arguments = config, search.expected, search.tags(BASELINE), search.tracker.run_id, True
     (ended,) = pool.run([Job("the start", config.key(), train_trial, arguments, observer)], search.store, observer)
     measured: Measured = ended.result()
+    observer.say(f"  {_measured(measured)}")
     return measured.accuracy
 
 
@@ -375,7 +377,11 @@ def _conclude(search: Search, watcher: _Watcher, ended: Ended) -> str:
     trial.set_user_attr(SECONDS, measured.seconds)
     values = {"accuracy": measured.accuracy, "time": measured.seconds}
     tell([values[objective] for objective in search.objectives.split(",")])
-    return f"{measured.accuracy:.1%} on validation after {measured.seconds:.0f} s of training"
+    return _measured(measured)
+
+
+def _measured(found: Measured) -> str:
+    return f"{found.accuracy:.1%} on validation after {found.seconds:.0f} s of training"
 
 
 class _Watcher(Forwarding):

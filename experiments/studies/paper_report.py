@@ -14,9 +14,10 @@ from analysis.page import Section, markdown_page, page
 from analysis.statistics import FEWEST, mean_interval
 from analysis.summary import CANT_TELL
 from analysis.summary import SIDES as DIRECTIONS
-from analysis.tables import FORMATS, as_shown, csv, in_percent, signed, with_interval
+from analysis.tables import as_shown, csv, in_percent, latex, signed, with_interval
 from analysis.verdicts import (
     RULE,
+    VERDICTS,
     Comparison,
     Judged,
     RankCorrelation,
@@ -185,28 +186,29 @@ def _comparison(each: Comparison, judged: Judged) -> dict[str, Any]:
 
 
 def report(parts: Sequence[Part], store: Store, command: str, out: Path, *, quick: bool = False) -> list[Found]:
-    """Write FILES and the figures of the Markdown page into a folder, of what has been found by now."""
+    """Write FILES and the figures of the Markdown page into a folder. Returns what the tables begun by now say."""
     found = [find(part, store) for part in parts]
     content = _page(found, command, quick=quick)
+    begun = [each for each in found if each.study is not None]
     figures = [section.content for section in content[-1] if section.kind == "figure"]
     texts = (
         page(*content),
         markdown_page(*content),
-        csv(numbers(found)) + "\n",
-        "\n\n".join(_latex(each) for each in found) + "\n",
+        csv(numbers(begun)) + "\n",
+        "\n\n".join(_latex(each) for each in begun) + "\n",
     )
     files = {name: text.encode() for name, text in zip(FILES, texts, strict=True)}
     files |= {figure.name: figure.read_bytes() for figure, _ in figures}
     for name, file in files.items():
         with written_whole(out / name) as path:
             path.write_bytes(file)
-    return found
+    return begun
 
 
 def overview(found: Sequence[Found]) -> pd.DataFrame:
     """How many comparisons of each table have each verdict."""
     rows = [{"table": each.part.table.title} | tally(each.verdicts()) for each in found]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["table", *VERDICTS])
 
 
 def rows_table(found: Found) -> pd.DataFrame:
@@ -264,7 +266,8 @@ def _latex(found: Found) -> str:
         return f"{first} ({', '.join(rest)})" if rest else value
 
     table = found.part.table
-    return FORMATS["latex"](rows_table(found).map(flat), [f"{table.title} of arXiv 2002.05709: {table.about}."])
+    caption = f"{table.title} of arXiv 2002.05709: {table.about}."
+    return latex(rows_table(found).map(flat), [caption], found.part.study)
 
 
 def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, str, list[str], list[str], list[Section]]:
@@ -278,7 +281,7 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
     ]
     if quick:
         finding.append(
-            "This is a quick look at two tables with one seed, which can't tell a difference from chance. Run "
+            "This is a quick look with one seed, which can't tell a difference from chance. Run "
             "the command without --quick for verdicts."
         )
     if waiting := [each.part.table.title for each in found if each.study is None]:
