@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.findings import count, metric_words
+from analysis.findings import compared, count, metric_words
 from analysis.latex import escape, latex_table
 from analysis.summary import SIGNIFICANT
 from analysis.tables import is_accuracy, metric_label, signed, with_interval
@@ -60,7 +60,7 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
     Each has the mean and standard deviation over seeds, the difference to the baseline with its interval, and p
     corrected for the number of comparisons. It is no wider than the text of LaTeX's article. A mean is bold if that p
     shows it to be lower or higher than the baseline's. The caption says so, after the sentences `data` about the data.
-    The first table has the given label, and others have the metric behind it. `comment` is as in `latex_table`.
+    Each has the given label and the metric as its label. `comment` is as in `latex_table`.
     """
     tables: list[str] = []
     for metric, summary in summaries.items():
@@ -73,13 +73,17 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
             for name, texts in rows
         ]
         what = f"{metric_words(metric)}{' in percent' if is_accuracy(metric) else ''}"
+        comparisons, others = (summary.attrs[key] for key in ("comparisons", "others"))
+        test = (
+            rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric. Bold: "
+            rf"lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
+        )
         caption = (
             rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
             rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference to the baseline in points, "
-            rf"paired by seed, with its 95\,\% interval by Student's t. $p$: paired t test, after Holm's correction "
-            rf"for all comparisons. Bold: lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
-        )
-        own = f"{label}-{metric}" if tables else label
+            rf"paired by seed, with its 95\,\% interval by Student's t, of this comparison by itself."
+        ) + test * bool(comparisons)
+        own = f"{label}-{metric}"
         tables.append(latex_table(rf"p{{{COLUMN}\linewidth}}rrr" if broad else "lrrr", lines, caption, own, comment))
     return "\n\n".join(tables)
 

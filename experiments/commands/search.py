@@ -242,7 +242,9 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     if left:
         trials += f", {describe_duration(planned['trial_seconds'])} each"
     if runs:
-        trials += f"; then at most {count(runs, 'run')} with fresh seeds, {describe_duration(planned['run_seconds'])} each"
+        trials += (
+            f"; then at most {count(runs, 'run')} with fresh seeds, {describe_duration(planned['run_seconds'])} each"
+        )
     return paragraph(
         f"{planned['name']}: {trials}; {describe_duration(planned['seconds'])} in all, if trials take as long as the "
         f"config that the search starts from. Those that are stopped early take less, and larger networks take more. "

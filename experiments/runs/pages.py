@@ -49,6 +49,11 @@ def where(record: Record, store: Store) -> str:
     return f"report: {record.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} can't be written"
 
 
+def files_of(record: Record) -> list[Path]:
+    """The page of a report, if it is kept."""
+    return [record.artifact(PAGE)] if record.find_artifact(PAGE) is not None else []
+
+
 def figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object], heading: str = "") -> Section:
     """Draw a figure to name.svg and name.png, and return the page's section for it."""
     for suffix in (".png", ".svg"):

@@ -28,7 +28,7 @@ from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, other_images, predictions, references
 from experiments.runs.looks import test_use
-from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.tracking.images import images_of
 from experiments.tracking.naming import ended, state
@@ -66,7 +66,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     scaled = ["trained", *REFERENCES]
     numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
     if form == "json":
-        return to_json({"rows": numbers, "notes": last}), []
+        return to_json({"rows": numbers, "files": files_of(run)}), []
     rows = numbers if form == "csv" else shown.map(_in_one_line, na_action="ignore")
     if form == "latex":
         rows["Evaluation"] = rows["Evaluation"].str.removesuffix(" (%)")  # the caption says it

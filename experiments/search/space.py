@@ -170,6 +170,6 @@ def start_trial(number: int, drawn: Sequence[str]) -> str:
         return f"trial {number} is your config"
     were, values = ("was", "value") if len(drawn) == 1 else ("were", "values")
     return (
-        f"trial {number} is as near to your config as the search space allows: {', '.join(drawn)} {were} drawn, because "
-        f"it doesn't contain your {values}"
+        f"trial {number} is as near to your config as the search space allows: {', '.join(drawn)} {were} drawn, "
+        f"because it doesn't contain your {values}"
     )

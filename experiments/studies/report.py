@@ -19,7 +19,7 @@ from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
-from experiments.runs.pages import PAGE, figure, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
@@ -48,10 +48,10 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     results = read_results(study, store)
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
-    named = _named(summaries, results)
+    named, numbers = _named(summaries, results), _numbers(summaries, results)
     with report_folder(study, store, out) as folder:
-        for metric, table in summaries.items():
-            _write_tables(table, named[metric], metric, [*notes, *doubts], folder)
+        for metric in summaries:
+            _write_tables(study.name, numbers[metric], named[metric], metric, [*notes, *doubts], folder)
         (folder / PAGE).write_text(_page(study, results, named, notes, doubts, folder), encoding="utf-8")
     if store.writable:
         show_results(Tracker(store, study.id), summaries)
@@ -63,7 +63,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     results = read_results(study, store)
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
-    page = [where(study, store)] if study.find_artifact(PAGE) is not None else []
+    page = [where(study, store)] if files_of(study) else []
     return _printed(study, results, summaries, form, notes, doubts, page)
 
 
@@ -98,6 +98,18 @@ def _named(summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str,
     return {metric: table.assign(cell=table["cell"].map(results.label)) for metric, table in summaries.items()}
 
 
+def _numbers(summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str, pd.DataFrame]:
+    """The same summaries for other programs: with the name of the metric, and a column for the figure of each seed."""
+    found = {}
+    for metric, table in summaries.items():
+        seeds = results.table.pivot(index="cell", columns="seed", values=metric).dropna(axis=1, how="all")
+        seeds = (100 * seeds if is_accuracy(metric) else seeds).reindex(table["cell"])
+        own = {f"seed_{seed}": seeds[seed].to_numpy() for seed in seeds}
+        none = {name: table[name].replace("", None) for name in ("finding", "verdict")}  # of the baseline
+        found[metric] = table.assign(metric=metric, **none, **own)
+    return found
+
+
 def _unfinished(results: Results) -> str:
     """A sentence that says how much of a study is missing; empty if nothing is."""
     ended, runs = results.progress()
@@ -120,11 +132,13 @@ def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, An
     }
 
 
-def _write_tables(table: pd.DataFrame, named: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path) -> None:
+def _write_tables(
+    study: str, table: pd.DataFrame, named: pd.DataFrame, metric: str, notes: Sequence[str], folder: Path
+) -> None:
     """Write a metric's table in every file format: as numbers in the CSV file, as text for readers in the others."""
     for form, suffix in SUFFIXES.items():
         if form == "latex":
-            text = _latex({metric: named}, metric, notes)
+            text = _latex({metric: named}, study, notes)
         else:
             text = _one_table(table if form == "csv" else named, metric, form, notes)
         (folder / f"{file_name(metric)}{suffix}").write_text(f"{text}\n", encoding="utf-8")
@@ -154,20 +168,28 @@ def _printed(
     """The tables in a format, and the lines to be shown beside them: none for JSON, which holds all notes."""
     metric = next(iter(summaries))
     unfinished, named = _unfinished(results), _named(summaries, results)
+    finding = of_study(named[metric], metric, unfinished=bool(unfinished))
+    following = [f"simclr report {shlex.quote(study.name)} --format latex", "simclr ui"]
+    numbers = pd.concat(list(_numbers(summaries, results).values()))
     if form == "json":
-        rows = pd.concat([each.assign(metric=name) for name, each in summaries.items()])
-        return to_json({"rows": rows, "notes": [*filter(None, [unfinished]), *notes, *doubts, *page]}), []
-    name = shlex.quote(study.name)
-    lines = [
-        *map(paragraph, [" ".join(of_study(named[metric], metric, unfinished=bool(unfinished))), *doubts]),
-        *page,
-        f"next: simclr report {name} --format latex   or   simclr ui",
-    ]
+        found = {
+            "study": study.name,
+            "on": results.document.on,
+            "seeds": results.seeds(),
+            "margin": results.document.design.margin,
+            "unfinished": unfinished or None,
+            "finding": finding,
+            "rows": numbers,
+            "notes": [*notes, *doubts],
+            "files": files_of(study),
+            "next": following,
+        }
+        return to_json(found), []
+    lines = [*map(paragraph, [" ".join(finding), *doubts]), *page, f"next: {'   or   '.join(following)}"]
     if unfinished and form != "terminal":
         lines.insert(0, unfinished)
     if form == "csv":  # one table of numbers
-        rows = pd.concat([each.assign(metric=name) for name, each in summaries.items()])
-        return FORMATS[form](rows, []), lines
+        return FORMATS[form](numbers, []), lines
     if form == "latex":
         return _latex(named, study.name, notes, unfinished), lines
     *_, last = summaries
@@ -280,8 +302,11 @@ def _page(
     if len(failed):
         sections.append(Section("Runs without figures", "table", failed))
     for name, each in summaries.items():
-        own = _figures(each, name, results, folder) if name != metric else []
-        sections += [Section(f"All numbers of {metric_label(name)}", "table", shown(each, name), folded=True), *own]
+        sections.append(Section(f"All numbers of {metric_label(name)}", "table", shown(each, name), folded=True))
+        if name != metric:
+            heading = f"Runs, by {metric_label(name)}"
+            sections.append(Section(heading, "table", _run_table(results, name), folded=True))
+            sections += _figures(each, name, results, folder)
     unfinished = _unfinished(results)
     finding = [*filter(None, [unfinished]), *of_study(table, metric, unfinished=bool(unfinished)), *doubts]
     return page("Study", study.name, finding, facts, [*sections, *_appendix(study, results, notes)])

@@ -38,7 +38,9 @@ FLIP = ["no flip", 3, 97.9, 0.5, 97, 99, 3, 1.6, 0.4, 2.8, 0.03, "lower", "Fig. 
 
 def table(*rows: list[object], finding: str = "can't tell") -> pd.DataFrame:
     """A study's table, whose rows all have the same finding."""
-    return pd.DataFrame(rows, columns=COLUMNS).assign(finding=finding)
+    made = pd.DataFrame(rows, columns=COLUMNS).assign(finding=finding)
+    made.attrs |= {"comparisons": len(rows) - 1, "others": 0}
+    return made
 
 
 def test_the_finding_of_a_study_is_its_largest_clear_difference() -> None:
@@ -268,8 +270,8 @@ def test_a_table_for_a_paper_has_in_bold_what_differs_from_the_baseline_and_no_n
     linear, knn = text.split("\n\n")
     assert linear.startswith("% needs \\usepackage{booktabs}\n% Digest of the data: 01.\n\\begin{table}")
     assert r"\caption{50 \% of\_x. Linear accuracy in percent: mean and standard deviation over 3 seeds." in linear
-    assert r"paired t test, after Holm's correction for all comparisons" in linear
-    assert r"\label{tab:a-study-1}" in linear
+    assert r"paired t test, after Holm's correction for 2 comparisons in this metric." in linear
+    assert r"\label{tab:a-study-1-linear-top1}" in linear
     assert r"\label{tab:a-study-1-val-knn-top1}" in knn
     baseline, clear, noise = (line.strip().split(" & ") for line in linear.splitlines()[-6:-3])
     assert baseline == ["Baseline", "$96.3 \\pm 0.8$", "--", r"-- \\"]

@@ -59,7 +59,8 @@ def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:
     assert rows["metric"].tolist()[0].startswith("linear")
     assert rows["trained"].dtype == rows["chance"].dtype == float
     text, notes = report(run, store, "json")
-    assert (len(json.loads(text)["rows"]), notes) == (len(rows), [])
+    found = json.loads(text)
+    assert (len(found["rows"]), found["files"], notes) == (len(rows), [str(run.artifact("report.html"))], [])
 
 
 def test_the_page_of_images_without_labels_says_nothing_of_a_test_set_or_of_accuracy(

@@ -110,6 +110,7 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
         for cell in (BASELINE, "lr=1e+30", "lr=0.01")
     ]
     assert rows["mean"].dtype == rows["difference"].dtype == float
+    assert rows["seed_0"].equals(rows["mean"])  # the only seed
     assert notes[-2].startswith("report: ")
 
 
@@ -124,8 +125,8 @@ def test_the_latex_format_is_a_table_for_each_metric_with_nothing_in_bold_that_i
     linear, knn = (line for line in lines if line.startswith(r"\caption{Data: digits, 359 test images. Baseline: "))
     assert "Baseline: ResNet-18 of width 0.125, 1 epoch. Seed 0. Linear accuracy in percent: " in linear
     assert "kNN accuracy in percent" in knn
-    assert r"paired t test, after Holm's correction" in linear
-    assert r"\label{tab:old}" in lines
+    assert linear.endswith("by Student's t, of this comparison by itself.}")  # one seed has no p
+    assert r"\label{tab:old-linear-top1}" in lines
     baseline, _ = (line for line in lines if line.startswith("Baseline"))
     assert baseline == r"Baseline (lr = 0.1) & $72.1$ & -- & -- \\"
     assert r"\toprule" in lines
@@ -169,7 +170,12 @@ def test_a_study_that_still_runs_says_so_first_and_is_not_advised_to_run(previou
     page = previous.artifact("report.html").read_text()
     assert '<p class="finding">Unfinished: 3 of 9 runs are done.</p>' in page
     assert "--seeds 3" not in page
-    assert json.loads(report(previous, store, "json")[0])["notes"][0] == "Unfinished: 3 of 9 runs are done."
+    found = json.loads(report(previous, store, "json")[0])
+    assert found["unfinished"] == "Unfinished: 3 of 9 runs are done."
+    assert (found["study"], found["on"], found["seeds"], found["margin"]) == ("old", "test", [0], 1.0)
+    assert found["files"] == [str(previous.artifact("report.html"))]
+    assert [(row["cell"], row["finding"], row["verdict"]) for row in found["rows"]][0] == (BASELINE, None, None)
+    assert found["rows"][0]["seed_0"] == pytest.approx(72.14, abs=0.01)
 
 
 @pytest.mark.usefixtures("no_figures")
