@@ -54,10 +54,11 @@ def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> l
     return [sentences[0], " ".join(sentences[1:])] if len(sentences) > 1 else sentences
 
 
-def in_other_metrics(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
+def in_other_metrics(summaries: Mapping[str, pd.DataFrame], margin: float) -> list[str]:
     """Which cells differ clearly from the baseline in another metric than the first, but not so in the first.
 
-    `summaries` are tables from `analysis.summary.summary` by metric.
+    `summaries` are tables from `analysis.summary.summary` by metric. Differences of less than the `margin` that the
+    study was made with, in points, are called small.
     """
     (_, first), *others = summaries.items()
 
@@ -69,9 +70,14 @@ def in_other_metrics(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     sentences = []
     for metric, table in others:
         if new := {place: size for place, size in clear(table).items() if place not in clear(first)}:
-            named = [f"{_lower(cell)} ({signed(size, '.1f')}{_points(metric)})" for (cell, _), size in new.items()]
+            small = f", less than the study's margin of {margin:g}"
+            named = [
+                f"{_lower(cell)} ({signed(size, '.1f')}{_points(metric)}{small * (abs(size) < margin)})"
+                for (cell, _), size in new.items()
+            ]
             sentences.append(
-                f"In {metric_words(metric)} alone, there is a clear difference to the baseline: {_listed(named)}."
+                f"In {metric_words(metric)} alone, there is a significant difference to the baseline (p < "
+                f"{SIGNIFICANT:g}, corrected within this metric): {_listed(named)}."
             )
     return sentences
 

@@ -30,7 +30,8 @@ def delete(
     """Delete runs with their files.
 
     Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as MLflow does it. A study
-    or a search is deleted with all of its runs. Runs that were trained before a study and used by it stay.
+    or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that were trained
+    before a study and used by it stay.
 
     Example: simclr delete shapes-s0
     """

@@ -347,7 +347,7 @@ def compare(
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
     from experiments.runs.compare import compare as compare_runs
-    from experiments.studies.report import tables
+    from experiments.studies.report import tables, what_of
 
     store = open_store()
     studies = store.studies_among(runs)
@@ -356,9 +356,15 @@ def compare(
     if studies:
         for study in studies:
             text, notes = tables(study, store, "json" if as_json else form)
+            if len(studies) > 1:
+                typer.echo(f"Study {study.name}: {what_of(study, store)}\n")
             typer.echo(text)
             for note in notes:
                 typer.echo(note, err=form != "terminal")
+        if len(studies) > 1:
+            typer.echo(
+                f"These are {len(studies)} studies by themselves. To compare runs of theirs, name the runs.", err=True
+            )
         return
     result = compare_runs(runs, store)
     data = {"runs": [_compared(run) for run in result.runs], "tests": result.tests, "notes": result.notes}

@@ -85,10 +85,10 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
                 f"torch uses {facts['threads']} of {facts['cores']} CPU cores: unset {limits}, unless "
                 f"other programs need them."
             )
-    if facts["load"] is not None and facts["load"] > 1.5 * facts["cores"]:
+    if facts["load"] is not None and facts["load"] > devices.BUSY * facts["cores"]:
         found.append(
-            f"Other programs keep the CPU busy (a load of {facts['load']:.1f} on {facts['cores']} cores): figures of "
-            f"speed are lower than they could be."
+            f"Other programs keep the CPU busy (a load of {facts['load']:.1f} on {facts['cores']} cores): close "
+            f"them, or train with --threads 1, because threads wait for each other on a busy machine."
         )
     free, disk = facts["memory"]["free"], facts["disk"]["free"]
     if free is not None and free < LITTLE_MEMORY:

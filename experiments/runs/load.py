@@ -10,6 +10,8 @@ from statistics import median
 import psutil
 import torch
 
+from simclr import device as devices
+
 COLLAPSE = 3.0  # times as slow as at its best
 STRETCHES = 5  # whose median is the speed
 SECONDS = 10.0  # between two measurements, so that they cost nothing however short the steps are
@@ -41,7 +43,7 @@ class Load:
 
 
 class Pace:
-    """Notices, once, that training has become several times slower than it was before."""
+    """Notices, once, that other programs slow training down: from its start on, or since it was faster."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.speeds, self.best, self.told = device, list[float](), 0.0, False
@@ -55,13 +57,18 @@ class Pace:
             return ""
         now = median(self.speeds[-STRETCHES:])
         self.best = max(self.best, now)
-        if now > self.best / COLLAPSE:
+        (load, *_), cores = psutil.getloadavg(), psutil.cpu_count() or 1
+        if len(self.speeds) == STRETCHES and self.device.type == "cpu" and load > devices.BUSY * cores:
+            what = f"other programs keep this machine busy (a load of {load:.1f} on {cores} cores), so training is slow"
+        elif now <= self.best / COLLAPSE:
+            what = (
+                f"training has become {self.best / now:.0f} times slower than at its best (from {self.best:.0f} to "
+                f"{now:.0f} images/s), probably because other programs keep this machine busy"
+            )
+        else:
             return ""
         self.told = True
         remedy = "close them, or wait"
         if self.device.type == "cpu" and torch.get_num_threads() > 1:
             remedy += ", or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"
-        return (
-            f"training has become {self.best / now:.0f} times slower than at its best (from {self.best:.0f} to "
-            f"{now:.0f} images/s), probably because other programs keep this machine busy: {remedy}"
-        )
+        return f"{what}: {remedy}"

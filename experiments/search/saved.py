@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.search.trials import STATE, optuna_errors
 from experiments.tracking import local
 from experiments.tracking.store import Store
 from simclr.errors import UserError
+
+STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
+
+
+@contextmanager
+def optuna_errors(path: Path) -> Iterator[None]:
+    """Turns errors of Optuna's database into a UserError."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"can't use the search database {path}: {reason}. Stop other processes that use it") from None
+    except RuntimeError as error:
+        if "optuna" not in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the search database {path} was written by a different version of Optuna ({reason}): move the file away, "
+            f"or install that version"
+        ) from None
 
 
 def saved_study(name: str, store: Store) -> optuna.Study:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -19,11 +18,11 @@ import torch
 from filelock import FileLock
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.configs.resolve import changed
 from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
+from experiments.search.saved import STATE, optuna_errors
 from experiments.search.space import (
     Parameter,
     check_space,
@@ -55,7 +54,6 @@ from simclr.settings import parse_setting
 from simclr.train import budget, memory
 from simclr.train.loop import Interrupted, count_steps
 
-STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
 STARTUP = 10  # trials before TPE replaces random sampling, and before the median can prune a trial
 
 # Names in Optuna's database. They are a file format: keep them, so that searches begun by earlier versions resume.
@@ -209,24 +207,6 @@ def _open_study(
         )
     study.set_user_attr(IDENTITY, {**identity, "configs": identities[0]["configs"]})
     return study
-
-
-@contextmanager
-def optuna_errors(path: Path) -> Iterator[None]:
-    """Turns errors of Optuna's database into a UserError."""
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"can't use the search database {path}: {reason}. Stop other processes that use it") from None
-    except RuntimeError as error:
-        if "optuna" not in str(error).lower():
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the search database {path} was written by a different version of Optuna ({reason}): move the file away, "
-            f"or install that version"
-        ) from None
 
 
 def reference_accuracy(search: Search, observer: Observer = SILENT, pool: Pool = HERE) -> float:

@@ -110,7 +110,11 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
     """How often the test images were used, and what is in doubt, in sentences."""
     document, cells = results.document, results.document.cells
     found = [_test_use(study, document), *[RESPLIT] * bool(cells[0].by_seed), *_seeds(results, summaries)]
-    found += [*in_other_metrics(summaries), *_beside_zero(summaries), *_levels(results, summaries)]
+    found += [
+        *in_other_metrics(summaries, document.design.margin),
+        *_beside_zero(summaries),
+        *_levels(results, summaries),
+    ]
     if others := [cell.cell for cell in cells if cell.layer == "h" and cell.protocols != cells[0].protocols]:
         found.append(f"Evaluated on images of another size than the baseline: {listed(others)}.")
     if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):

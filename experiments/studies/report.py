@@ -67,6 +67,11 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     return _printed(study, results, summaries, form, notes, doubts, page)
 
 
+def what_of(study: Record, store: Store) -> str:
+    """What a study is about: its images and how many, the network and the epochs of its baseline, and its seeds."""
+    return ", ".join(about(study, read_results(study, store)))
+
+
 def finding(study: Record, store: Store) -> str:
     """What a study found, in the sentences that start its report. Raises UserError if no cell has finished."""
     metric, table = next(iter(_summaries(study, read_results(study, store)).items()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,15 +20,24 @@ from simclr.settings import STARTS
 def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
     """The runs with these names or ids, and all runs of those that are studies or searches, which come last.
 
+    The study that confirms a search belongs to it.
+
     Raises UserError for names of no run or of several, for runs that others refer to, and (Busy) for those that are
     being trained.
     """
     records = store.records()
     found = {record.id: record for record in (_only(name, records, store) for name in names)}
-    while more := [each for each in records if each.parent in found and each.id not in found]:
+    while more := [each for each in records if _belongs(each, found.values()) and each.id not in found]:
         found |= {each.id: each for each in more}
     _check_free(found, records)
     return sorted(found.values(), key=lambda record: record.kind in GROUPS)
+
+
+def _belongs(record: Record, found: Collection[Record]) -> bool:
+    """Whether a run belongs to one of these studies or searches."""
+    searches = [each.tags.get("search", each.name) for each in found if each.kind == "search"]
+    confirms = (re.fullmatch(rf"{re.escape(name)}(-trial-\d+)+", record.name) for name in searches)
+    return record.parent in {each.id for each in found} or (record.kind == "study" and any(confirms))
 
 
 def folders_of(record: Record) -> list[Path]:

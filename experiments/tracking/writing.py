@@ -100,7 +100,9 @@ class Tracker:
 
     @contextmanager
     def finishing(self, stopped: type[BaseException]) -> Iterator[Tracker]:
-        """Close the run at the end: FINISHED, KILLED after `stopped` or Ctrl-C, or FAILED (with the tag `error`).
+        """Close the run at the end: FINISHED, KILLED or FAILED (with the tag `error`).
+
+        It is KILLED after `stopped` or Ctrl-C, or if nobody reads what it prints any more.
 
         Meanwhile the run has the status RUNNING and is locked, so that only one process trains it.
         """
@@ -110,7 +112,7 @@ class Tracker:
             self.store.sender.call(self._begin)
             yield self
             status = "FINISHED"
-        except (stopped, KeyboardInterrupt):
+        except (stopped, KeyboardInterrupt, BrokenPipeError):
             status = "KILLED"
             raise
         except BaseException as error:

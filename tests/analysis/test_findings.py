@@ -64,12 +64,17 @@ def test_means_over_other_seeds_than_the_difference_are_left_out() -> None:
 
 def test_cells_that_differ_in_another_metric_alone_are_named() -> None:
     summaries = {"linear_top1": table(BASELINE, JITTER, GRAY), "knn_top1": table(BASELINE, JITTER, GRAY)}
-    assert in_other_metrics(summaries) == []
+    assert in_other_metrics(summaries, 1.0) == []
     summaries["knn_top1"] = table(BASELINE, JITTER, FLIP)
-    told = "In kNN accuracy alone, there is a clear difference to the baseline: "
-    assert in_other_metrics(summaries) == [f"{told}without flip (+1.6 points)."]
+    told = (
+        "In kNN accuracy alone, there is a significant difference to the baseline (p < 0.05, corrected within this "
+        "metric): "
+    )
+    assert in_other_metrics(summaries, 1.0) == [f"{told}without flip (+1.6 points)."]
     summaries["linear_top1"] = table(BASELINE, JITTER, [*FLIP[:7], -1.6, *FLIP[8:]])
-    assert in_other_metrics(summaries) == [f"{told}without flip (+1.6 points)."]  # the other direction
+    assert in_other_metrics(summaries, 1.0) == [f"{told}without flip (+1.6 points)."]  # the other direction
+    small = f"{told}without flip (+1.6 points, less than the study's margin of 2)."
+    assert in_other_metrics(summaries, 2.0) == [small]
 
 
 def test_a_study_without_a_clear_difference_says_so() -> None:
@@ -206,6 +211,8 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above the start "
         f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
     ]
+    close = selection.assign(**{"in the search": [0.5, 0.6 - 3e-8]})  # the table of trials has four digits
+    assert of_search(trials, 0.5, close)[1].startswith("Trained again with three seeds")
     later = pd.concat([trials, pd.DataFrame({"trial": [3], "accuracy": [0.7]}, dtype=object)])
     assert of_search(later, nan, selection.assign(**{"in the search": [0.5, 0.6]})) == [
         f"The best of 4 trials, trial 3, reaches 70.0 % on validation. {unconfirmed}"

@@ -28,6 +28,18 @@ def test_report_prints_the_tables_on_stdout_and_the_rest_on_stderr(
     assert run("report", f"a-{kind}").stdout == f"{record.run_id} terminal None\na note\n"
 
 
+def test_studies_that_are_shown_together_have_titles(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        start_run(trained, name, "study", {}).finish("FINISHED")
+    monkeypatch.setattr("experiments.studies.report.tables", lambda study, *_: (f"table of {study.name}", []))
+    monkeypatch.setattr("experiments.studies.report.what_of", lambda study, _: "9 test images")
+    done = run("compare", "first", "second")
+    parts = [f"Study {name}: 9 test images\n\ntable of {name}\n" for name in ("first", "second")]
+    assert done.stdout == "".join(parts)
+    assert "2 studies by themselves" in done.stderr
+    assert run("compare", "first").stdout == "table of first\n"
+
+
 def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
     start_run(trained, "another-study", "study", {}).finish("FINISHED")
     message = "no run, study or search has the name 'another-stud' or an id that starts with it: did you mean 'another-"

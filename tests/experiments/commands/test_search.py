@@ -106,7 +106,9 @@ def test_a_stopped_search_says_how_to_resume(
 def test_a_dry_run_predicts_the_time_and_starts_nothing(run: Run, searched: dict[str, Any]) -> None:
     options = "--config", "tiny.toml", "--trials", 9, "--proxy", "data.limit=500", "--dry-run"
     shown = " ".join(run("search", *options).stdout.split())
-    assert shown.startswith("search-tiny: 9 trials, 2 of them done, about 60 s each; then at most 12 runs with fresh ")
+    assert shown.startswith(
+        "search-tiny: the start (your config) and 9 trials, 2 of them done, about 60 s each; then at most 12 runs "
+    )
     assert "about 90 min in all" in shown
     assert "It varies optim.lr." in shown
     assert json.loads(run("search", *options, "--json").stdout)["seconds"] == 5400

@@ -47,6 +47,21 @@ def test_a_collapse_of_the_speed_is_told_once(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
+def test_a_busy_machine_is_told_when_training_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module.psutil, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module.psutil, "getloadavg", lambda: (9.6, 1.0, 1.0))
+    pace = Pace(torch.device("cpu"))
+    said = [pace.notice(20.0) for _ in range(30)]
+    assert [number for number, text in enumerate(said, 1) if text] == [STRETCHES]
+    assert said[STRETCHES - 1] == (
+        "other programs keep this machine busy (a load of 9.6 on 2 cores), so training is slow: close them, or wait, "
+        "or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"
+    )
+    gpu = Pace(torch.device("cuda"))
+    assert not any(gpu.notice(20.0) for _ in range(30))
+
+
 @pytest.mark.parametrize("speeds", [[900.0] * 30, [900.0] * 10 + [350.0] * 30, [100.0] * 5 + [900.0] * 20])
 def test_a_speed_that_holds_is_no_collapse(speeds: list[float]) -> None:
     pace = Pace(torch.device("cpu"))

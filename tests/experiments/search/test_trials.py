@@ -18,10 +18,11 @@ from PIL import Image
 
 from experiments.runs.prepare import prepare
 from experiments.search import trial_jobs, trials
+from experiments.search.saved import STATE
 from experiments.search.space import Parameter
 from experiments.search.trial_jobs import VALIDATION
 from experiments.search.trial_table import outcome, ranked
-from experiments.search.trials import PRUNERS, STATE, open_search, reference_accuracy, run_trials
+from experiments.search.trials import PRUNERS, open_search, reference_accuracy, run_trials
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run

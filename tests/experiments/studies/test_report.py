@@ -174,8 +174,9 @@ def test_a_study_that_still_runs_says_so_first_and_is_not_advised_to_run(previou
     assert found["unfinished"] == "Unfinished: 3 of 9 runs are done."
     assert (found["study"], found["on"], found["seeds"], found["margin"]) == ("old", "test", [0], 1.0)
     assert found["files"] == [str(previous.artifact("report.html"))]
-    assert [(row["cell"], row["finding"], row["verdict"]) for row in found["rows"]][0] == (BASELINE, None, None)
-    assert found["rows"][0]["seed_0"] == pytest.approx(72.14, abs=0.01)
+    first = found["rows"][0]
+    assert (first["cell"], first["finding"], first["verdict"]) == (BASELINE, None, None)
+    assert first["seed_0"] == pytest.approx(72.14, abs=0.01)
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -109,6 +109,7 @@ def test_any_text_can_be_a_tag(name: str, store: Store) -> None:
     [
         (Interrupted(3), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
+        (BrokenPipeError(), "KILLED"),  # of `simclr ablate 2>&1 | head`
         (ValueError("boom"), "FAILED"),
         (SystemExit(1), "FAILED"),
     ],
