@@ -21,6 +21,7 @@ from experiments.commands.options import (
     Labels,
     NewestEncoder,
     Recheck,
+    RunBadImage,
     Unlabelled,
     absolute,
     check_new_name,
@@ -49,7 +50,7 @@ def embed(  # over 60 lines, because of its signature
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, max=2**20, help="Number of images that are processed at a time.")
     ] = 256,
-    on_bad_image: BadImage = None,
+    on_bad_image: RunBadImage = None,
     device: Device = None,
     settings: ImageSettings = [],  # noqa: B006 (Typer copies it)
     as_json: Json = False,
@@ -78,7 +79,7 @@ def embed(  # over 60 lines, because of its signature
     options = {name: getattr(data, name) for name in OPTIONS}
     found = find_encoder(run, open_store())
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
-    most = most_skipped(on_bad_image or "error")
+    most = most_skipped(on_bad_image or found.config.data.on_bad_image)
     skipped: list[str] | None = [] if most else None
     remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
     with Terminal() as terminal, devices.memory_errors(remedy):

@@ -133,7 +133,7 @@ def evaluate(  # over 60 lines, because of its signature
 
     The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels, the
     untrained network, the weights of `pretrain --init` if training started from some, and another encoder with --stock.
-    Without options, evaluates by --knn and --linear.
+    Without options, evaluates by --knn and --linear, or by --no-labels if the images have no labels.
 
     Example: simclr eval shapes-s0 --knn --linear
     """
@@ -141,13 +141,14 @@ def evaluate(  # over 60 lines, because of its signature
     from experiments.runs.encoders import open_subject
     from experiments.runs.evaluate import evaluate_encoder
     from experiments.runs.stock import stock_encoder
+    from simclr.evaluate.evaluations import usual
     from simclr.evaluate.protocol import make_protocol
     from simclr.methods import METHODS
 
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "few-shot": few_shot}
     asked |= {"retrieval": retrieval, "robustness": robustness}
     asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar, "told": told}
-    names = [name for name, value in asked.items() if value not in (None, False)] or ["knn", "linear"]
+    names = [name for name, value in asked.items() if value not in (None, False)]
     fractions = []
     if finetune is not None:
         _check_fractions(finetune)
@@ -174,6 +175,7 @@ def evaluate(  # over 60 lines, because of its signature
             device=device,
             observer=terminal,
         )
+        names = names or usual(subject.data, terminal)
         if snapshots:
             result = _snapshots(found, subject, store, names, transfer)
         else:

@@ -25,6 +25,7 @@ from analysis.tables import (
 )
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
+from experiments.tracking.images import images_of
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.augment import AUGMENTATIONS
 from simclr.errors import UserError, suggest
@@ -142,12 +143,18 @@ def _untested(records: Sequence[Record]) -> list[str]:
             f"There is nothing to compare this run with: name another. Its page: `simclr report {records[0].handle}`."
         ]
     lacking = [
-        f"`simclr eval {record.handle}`"
+        f"`simclr eval {record.handle}{'' if _has_classes(record) else ' --labels TABLE'}`"
         for record in records
         if not any(is_classification(metric) and not is_on_validation(metric) for metric in record.protocols)
     ]
     remedy = f" Run {' and '.join(lacking)}." if lacking else ""
     return [f"There is no test, because the runs have no accuracy on the same images by the same protocol.{remedy}"]
+
+
+def _has_classes(record: Record) -> bool:
+    """Whether a run's own images have labels, as far as its record says it."""
+    _, counts = images_of(record)
+    return counts.get("classes", 2) > 1
 
 
 def _is_bootstrapped(row: dict[str, Any], images: dict[tuple[str, str], int]) -> bool:

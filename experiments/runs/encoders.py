@@ -133,7 +133,8 @@ def open_subject(
     with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
     the images of `transfer`, such as data.label_column=species; those of LABELLING also of the run's own images. A
     table of labels is used also if the encoder was trained without labels. With `unlabelled`, the folders of `transfer`
-    are not classes; where it is only looked at, which `seen` says, they need not be.
+    are not classes; where it is only looked at, which `seen` says, they need not be, and are not if the encoder was
+    trained without labels.
 
     Raises UserError if the table gives no labels, and if accuracies would be measured on images that may have been
     trained on: if the images differ from those that the encoder was trained on and have labels, and if those of
@@ -141,7 +142,7 @@ def open_subject(
     An encoder that was trained on them without labels has seen the images and none of their labels, which is said.
     """
     _check_changes(changes, transfer, labels)
-    settings = _transferred(found.config.data, transfer)
+    settings = _transferred(found.config.data, transfer, seen=seen)
     if data_dir is not None and transfer is not None and settings.dataset == "folder":
         raise UserError(f"{transfer} already says which folder to use: leave out --data-dir")
     if data_dir is not None and settings.dataset in BUILT_IN:
@@ -278,8 +279,12 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
     )
 
 
-def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
-    """The data section of the images to evaluate on, which are decoded as those that the encoder was trained on."""
+def _transferred(own: DataConfig, transfer: str | None, *, seen: bool) -> DataConfig:
+    """The data section of the images to evaluate on, which are decoded as those that the encoder was trained on.
+
+    Folders are classes to be judged by, except of images that are only looked at (`seen`) by an encoder whose own
+    folders are not.
+    """
     if transfer is None:
         return own
     if transfer in DATASETS:
@@ -287,10 +292,10 @@ def _transferred(own: DataConfig, transfer: str | None) -> DataConfig:
     elif transfer.startswith("hf:"):
         other = DataConfig(dataset="folder", dir=Path(transfer))
     elif os.path.exists(transfer) or "{" in transfer:  # noqa: PTH110 (as in find_encoder)
-        folder = Path(transfer).resolve()
+        folder, unlabelled = Path(transfer).resolve(), own.unlabelled and seen
         if (own.dataset, own.dir) == ("folder", folder):  # with its table of labels and all other settings
-            return own
-        other = DataConfig(dataset="folder", dir=folder)
+            return own.model_copy(update={"unlabelled": unlabelled})
+        other = DataConfig(dataset="folder", dir=folder, unlabelled=unlabelled)
     else:
         raise unknown("data set or folder", transfer, DATASETS)
     same = {"side": stored_side(own)} | {name: getattr(own, name) for name in ("background", "range", "check")}

@@ -16,6 +16,7 @@ from simclr.evaluate.robustness import Robustness
 from simclr.evaluate.spectrum import Spectrum
 from simclr.evaluate.subject import BaseProtocol, Subject, fingerprint, layer_names
 from simclr.evaluate.told import Told
+from simclr.progress import Observer
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "knn": Knn,
@@ -41,6 +42,15 @@ def get_evaluation(protocol: BaseProtocol, name: str) -> Evaluation:
 def has_test_labels(data: Dataset) -> bool:
     """Whether accuracy on test images can be measured."""
     return len(data.classes) > 1 and len(data.parts["train"]) > 0 and len(data.parts["test"]) > 0
+
+
+def usual(data: Dataset, observer: Observer) -> list[str]:
+    """The evaluations that are made where none is asked for. Says so if the images have no labels, which some need."""
+    if len(data.classes) > 1:
+        return ["knn", "linear"]
+    lack = "only one class" if data.classes else "no labels"
+    observer.note(f"{data.title} has {lack}, so this is --no-labels. For accuracies, add --labels TABLE")
+    return ["no-labels"]
 
 
 def check(subject: Subject, names: list[str]) -> None:

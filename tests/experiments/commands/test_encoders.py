@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,21 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     assert pd.read_csv("features.csv")["file"].tolist()[:2] == ["a/0.png", "a/1.png"]  # as in a table of labels
     exec(sort, {})
     assert [line.split(",")[1] for line in Path("sorted.csv").read_text().splitlines()] == ["folder", "b", "b"]
+
+
+def test_files_that_a_run_skips_are_skipped_by_embed_too(run: Run, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "flat", tmp_path / "photos")
+    (tmp_path / "photos/broken.png").write_bytes(b"\x89PNG")
+    assert_one_line(run("embed", "tiny-s0", "photos"), 2, "broken.png")
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "skips"]
+    given = ["--data-dir", "photos", "--on-bad-image", "skip", "--seed", 2]
+    done = run("pretrain", "--config", "tiny.toml", *given, *small)
+    assert done.exit_code == 0, done.output
+    done = run("embed", "skips-s2", "photos", "--out", "f.csv")
+    assert done.exit_code == 0, done.output
+    assert "skipped: " in done.stderr
+    assert len(pd.read_csv("f.csv")) == 40
+    assert_one_line(run("embed", "skips-s2", "photos", "--on-bad-image", "error"), 2, "broken.png")
 
 
 WRONG = {

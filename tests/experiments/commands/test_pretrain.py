@@ -165,6 +165,52 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     assert_one_line(run("eval", "unlabelled-s0", "--knn"), 2, "--knn needs labels")
 
 
+def test_plain_eval_of_images_without_labels_is_what_messages_suggest(run: Run, images: Path) -> None:
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "plain"]
+    done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "two", "--unlabelled", "--seed", 1, *small)
+    assert done.exit_code == 0, done.output
+    assert_one_line(run("compare", "plain-s1"), 2, "run `simclr eval plain-s1`")
+    asked, plain = run("eval", "plain-s1", "--no-labels"), run("eval", "plain-s1")
+    assert plain.exit_code == 0, plain.output
+    assert plain.stdout == asked.stdout
+    said = "two has no labels, so this is --no-labels. For accuracies, add --labels TABLE\n"
+    assert said in plain.stderr
+    assert said not in asked.stderr
+    assert run("eval", "tiny-s0", "--knn").exit_code == 0
+    assert "Run `simclr eval plain-s1 --labels TABLE`" in " ".join(run("compare", "plain-s1", "tiny-s0").stdout.split())
+    one = run("eval", "tiny-s0", "--transfer", images / "one")
+    assert one.exit_code == 0, one.output
+    assert "one has only one class, so this is --no-labels" in one.stderr
+    assert_one_line(run("eval", "plain-s1", "--set", "data.val_fraction=0.3", "--knn"), 2, "leave it out")
+
+
+def test_the_folders_of_unlabelled_images_are_no_classes_wherever_they_are_looked_at(
+    run: Run, images: Path, tmp_path: Path
+) -> None:
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "plain"]
+    done = run("pretrain", "--config", "tiny.toml", "--data-dir", images / "two", "--unlabelled", "--seed", 1, *small)
+    assert done.exit_code == 0, done.output
+    moved, photo = tmp_path / "moved", images / "flat/0.png"
+    shutil.copytree(images / "two", moved)
+    for looked in (
+        ["explore", "plain-s1", moved],
+        ["explore", "plain-s1", "--data-dir", moved],
+        ["neighbours", "plain-s1", photo, "--among", moved],
+        ["neighbours", "plain-s1", photo, "--data-dir", moved],
+    ):
+        done = run(*looked)
+        assert done.exit_code == 0, done.output
+        assert "40 images, without labels" in done.stderr, looked
+    for labelled in (
+        ["explore", "plain-s1", moved, "--set", "data.unlabelled=false"],
+        ["eval", "plain-s1", "--knn", "--transfer", moved],  # to be judged by labels
+        ["eval", "plain-s1", "--knn", "--transfer", images / "two"],
+    ):
+        done = run(*labelled)
+        assert done.exit_code == 0, done.output
+        assert "2 classes from folder names" in done.stderr, labelled
+
+
 def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
     run: Run, images: Path, tmp_path: Path
 ) -> None:
