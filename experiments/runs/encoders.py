@@ -33,8 +33,9 @@ from simclr.progress import SILENT, Observer
 from simclr.settings import merge, nested, parse_setting
 from simclr.weights.checkpoint import fill, load_weights
 
-# Settings that give labels to images, as the run's own may have got since. All but the first are of a table of labels.
-LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column")
+# Settings that give labels to images, as the run's own may have got since. All but the first are of a table of labels,
+# the last one says how many of its images are for testing.
+LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column", "data.val_fraction")
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
@@ -209,6 +210,12 @@ def _check_seen(
     Says so instead if it was trained on them without their labels. With `seen`, nothing is measured.
     """
     if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
+        if data.classes and found.digest and settings.val_fraction != found.config.data.val_fraction:
+            raise UserError(
+                f"this encoder was trained on these labelled images with data.val_fraction = "
+                f"{found.config.data.val_fraction:g}, so it may have seen some of the test images that "
+                f"{settings.val_fraction:g} gives: leave data.val_fraction out"
+            )
         return
     if transfer is None and not data.classes:
         counts = [] if found.run_id is None else then_and_now(store.get(found.run_id), data)

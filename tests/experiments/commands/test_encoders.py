@@ -103,8 +103,8 @@ def test_an_encoder_that_computes_nothing_is_not_imported(
 
 def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     page = ROOT / "docs/guides/import-and-export.md"
-    code, sort = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert all(len(each.splitlines()) <= 15 for each in (code, sort))
+    code, label, folders = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert all(len(each.splitlines()) <= 15 for each in (code, label, folders))
     assert run("export", "tiny-s0", "--out", "shapes-s0.safetensors").exit_code == 0
     for name in ("one", "two"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
@@ -117,8 +117,13 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
             Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / folder / f"{number}.png")
     assert run("embed", "tiny-s0", tmp_path / "photos", "--out", "features.csv").exit_code == 0
     assert pd.read_csv("features.csv")["file"].tolist()[:2] == ["a/0.png", "a/1.png"]  # as in a table of labels
-    exec(sort, {})
-    assert [line.split(",")[1] for line in Path("sorted.csv").read_text().splitlines()] == ["folder", "b", "b"]
+    Path("labels.csv").write_text("file,label\na/0.png,red\nb/0.png,blue\nb/gone.png,blue\n")
+    exec(label, scope := {})
+    suggested = pd.read_csv("suggested.csv", index_col="file")["label"].to_dict()
+    blue = dict.fromkeys(("b/1.png", "unsorted/0.png", "unsorted/1.png"), "blue")
+    assert suggested == {"a/1.png": "red", **blue}
+    exec(folders, scope)
+    assert scope["labels"].dropna().to_dict() == {f"{name}/{number}.png": name for name in "ab" for number in (0, 1)}
 
 
 def test_files_that_a_run_skips_are_skipped_by_embed_too(run: Run, images: Path, tmp_path: Path) -> None:

@@ -229,6 +229,9 @@ def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
         assert done.exit_code == 0, done.output
         assert "30 images, 2 classes from labels.csv: a, b; 24 train, 3 validation, 3 test" in done.stderr
         assert seen.format(name) in done.stderr
+    done = run("eval", "later-s0", "--knn", "--labels", "labels.csv", "--set", "data.val_fraction=0.3")
+    assert done.exit_code == 0, done.output
+    assert "12 train, 9 validation, 9 test" in done.stderr
     done = run("explore", "later-s0", images / "two", "--labels", "labels.csv")
     assert "30 images, 2 classes from labels.csv" in done.stderr
     assert seen.format("two") not in done.stderr  # nothing is measured
