@@ -31,13 +31,15 @@ def delete(
 
     Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as MLflow does it. A study
     or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that were trained
-    before a study and used by it stay.
+    before a study and used by it stay. So do finished runs that started from one with --init, but their column start
+    can't be measured any more.
 
     Example: simclr delete shapes-s0
     """
+    from analysis.text import paragraph
     from experiments.commands.runs import KINDS
     from experiments.tracking import local
-    from experiments.tracking.deleting import bytes_of, find_deletable
+    from experiments.tracking.deleting import bytes_of, find_deletable, started_from
     from experiments.tracking.deleting import delete as delete_runs
 
     for name in runs:
@@ -51,6 +53,10 @@ def delete(
     }
     result["bytes"] = sum(each["bytes"] for each in result["runs"])
     result["files_stay_on_server"] = store.artifacts is None
+    if started := started_from(found, store):
+        names = printable(", ".join(each.name for each in started))
+        lost = "They stay, but `simclr eval` can no longer show their column start."
+        typer.echo(paragraph(f"Runs that started from these weights: {names}. {lost}"), err=True)
     if not yes:
         typer.echo(f"to be deleted:\n{_table(result)}", err=True)
         if not can_ask():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiments.tracking.images import then_and_now
 from experiments.tracking.naming import may_be_file
+from experiments.tracking.starts import where_now
 from experiments.tracking.store import Record, Store
 from simclr import device as devices
 from simclr.build import build_model
@@ -99,9 +100,15 @@ def weights_of(record: Record) -> Path:
 
 
 def encoder_of(record: Record) -> FoundEncoder:
-    """The encoder of a finished run. Raises WeightsMissing if its weights are gone."""
+    """The encoder of a finished run. Raises WeightsMissing if its weights are gone.
+
+    Weights that it started from (`init`) and that moved with the home are named by where they are now.
+    """
     path = weights_of(record)
-    return FoundEncoder(*load_weights(path), path, record.id)
+    config, weights, digest = load_weights(path)
+    if config.init is not None:
+        config = config.model_copy(update={"init": where_now(config.init, record.store)})
+    return FoundEncoder(config, weights, digest, path, record.id)
 
 
 def load_subject(
@@ -228,19 +235,18 @@ def _check_seen(
     if transfer is not None and seen:
         return
     trained, reads_labels = found.config.data, METHODS[found.config.method].reads_labels
-    same = (settings.dataset, settings.dir) == (trained.dataset, trained.dir) or data.digest == digest_of(found.digest)
     shared = bool(data.classes) and (trained.unlabelled or reads_labels) and _share_images(data, found, store)
-    if transfer is not None and not (same or shared):
+    if transfer is not None and not (shared or _is_trained_on(found, data, settings)):
         return
-    # Weights that training started from may have seen labels, and a file doesn't say what it started from.
-    unsure = found.config.init is not None or found.run_id is None or found.digest == UNKNOWN_DATA
-    label_free = bool(data.classes) and not (reads_labels or unsure)
+    label_free = bool(data.classes) and not reads_labels and found.digest != UNKNOWN_DATA
     if label_free and (shared or _equal_without_labels(found, data, settings, store)):
-        if not seen:
-            observer.note(
-                f"the encoder was trained on images of {data.title} without labels, so it may have seen test images, "
-                f"but none of their labels: on new images, accuracy may be lower"
-            )
+        if seen:
+            return
+        _check_starts(found, data, settings, store)
+        observer.note(
+            f"the encoder was trained on images of {data.title} without labels, so it may have seen test images, but "
+            f"none of their labels: on new images, accuracy may be lower"
+        )
     elif transfer is None:
         raise _other_data(data, found.digest)
     else:
@@ -248,6 +254,56 @@ def _check_seen(
             f"'{transfer}' has images that this encoder was trained on, so it may have seen some of those that it "
             f"would be judged on: leave out --transfer, or name another data set"
         )
+
+
+def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> None:
+    """Raise UserError if weights that training started from, directly or not, may have read labels of test images.
+
+    What nobody knows counts as it does of an imported encoder itself: weights of other programs haven't read them.
+    """
+    if found.run_id is None:
+        raise UserError(
+            f"{found.path} doesn't say which weights its training started from, so these may have been trained on "
+            f"labels of test images: evaluate its run, or use other images with --transfer"
+        )
+    runs = {record.id: record for record in store.records_with_deleted()}
+    init = found.config.init
+    while init is not None:
+        path = Path(init.rpartition("@")[0])
+        run = next((runs[part] for part in path.parts if part in runs), None)
+        if run is not None:
+            name, method, digest = run.name, run.params.get("method", "simclr"), run.tags.get("data_digest")
+            init = run.params.get("init", "None")
+            init = None if init == "None" else init
+        else:
+            try:
+                config, _, digest = load_weights(path)
+            except UserError:  # another program's, or gone
+                return
+            name, method, init = printable(path.name), config.method, None
+        reads_labels = method not in METHODS or METHODS[method].reads_labels  # a newer version may know more
+        if reads_labels and digest != data.identity and _may_share(run, data, settings, store):
+            raise UserError(
+                f"{found.name()} started from {name}, which was trained on labels, perhaps also on those of images to "
+                f"test on here: evaluate it on other images, with --transfer FOLDER"
+            )
+
+
+def _may_share(run: Record | None, data: Dataset, settings: DataConfig, store: Store) -> bool:
+    """Whether a run may have been trained on images to judge it on. None: weights that are of no run here."""
+    if run is None:
+        return True
+    try:
+        own = encoder_of(run)
+    except UserError:  # its weights are gone, and its config with them
+        return run.params.get("data.dataset") == settings.dataset
+    return _is_trained_on(own, data, settings) or _share_images(data, own, store)
+
+
+def _is_trained_on(found: FoundEncoder, data: Dataset, settings: DataConfig) -> bool:
+    """Whether an encoder was trained on a data set, as far as its name, its folder and its digest say so."""
+    trained = found.config.data
+    return (settings.dataset, settings.dir) == (trained.dataset, trained.dir) or data.digest == digest_of(found.digest)
 
 
 def _share_images(data: Dataset, found: FoundEncoder, store: Store) -> bool:

@@ -118,7 +118,7 @@ def _start(subject: Subject) -> Start | None:
     try:
         return start_of(subject.config)
     except UserError as error:
-        subject.observer.say(f"the figures before training are left out: {error}")
+        subject.observer.say(f"the column `start` is left out, because {error}")
         return None
 
 

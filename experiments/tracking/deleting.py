@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from experiments.tracking.claims import Busy, claim_name
 from experiments.tracking.naming import all_called
+from experiments.tracking.starts import starts_among
 from experiments.tracking.store import GROUPS, Record, Store
 from simclr.errors import RunFailed, UserError
-from simclr.settings import STARTS
 
 
 def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
@@ -38,6 +38,12 @@ def _belongs(record: Record, found: Collection[Record]) -> bool:
     searches = [each.tags.get("search", each.name) for each in found if each.kind == "search"]
     confirms = (re.fullmatch(rf"{re.escape(name)}(-trial-\d+)+", record.name) for name in searches)
     return record.parent in {each.id for each in found} or (record.kind == "study" and any(confirms))
+
+
+def started_from(records: Sequence[Record], store: Store) -> list[Record]:
+    """The other runs that started from the weights of some. They stay complete, but can't be compared with these."""
+    gone = {record.id for record in records}
+    return [run for run in store.records(kind="pretrain") if run.id not in gone and starts_among(run, records)]
 
 
 def folders_of(record: Record) -> list[Path]:
@@ -119,10 +125,11 @@ def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
     if running := [by_id[each] for each in found if each in by_id and by_id[each].status == "RUNNING"]:
         raise _busy(running[0])
     for record in records:
-        if record.id not in found and record.status != "FINISHED" and (used := _file_of(record, found)) is not None:
+        unfinished = record.id not in found and record.status != "FINISHED"
+        if unfinished and (needed := starts_among(record, found.values())):
             raise UserError(
-                f"run {used.name} ({used.short_id}) has weights that the unfinished {record.name} ({record.short_id}) "
-                f"needs: resume or delete that first"
+                f"run {needed[0].name} ({needed[0].short_id}) has weights that the unfinished {record.name} "
+                f"({record.short_id}) needs: resume or delete that first"
             )
         holder = by_id.get(record.parent or "")
         if holder is None or holder.id in found:
@@ -132,13 +139,6 @@ def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
             raise UserError(f"run {record.name} ({record.short_id}) belongs to {own}, and is only deleted with that")
         if (used := found.get(record.tags.get("copied_from", ""))) is not None:
             raise UserError(f"run {used.name} ({used.short_id}) is also used by {own}: delete that first, or with it")
-
-
-def _file_of(record: Record, found: dict[str, Record]) -> Record | None:
-    """That of some runs which has a file that a run starts from, and would read again to resume."""
-    files = [Path(record.params[name].rpartition("@")[0]) for name in STARTS if "@" in record.params.get(name, "")]
-    used = (each for each in found.values() for folder in folders_of(each) for file in files if folder in file.parents)
-    return next(used, None)
 
 
 @contextmanager

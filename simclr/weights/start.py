@@ -94,6 +94,8 @@ def start_of(config: Config) -> Start | None:
     if config.init is None:
         return None
     path, digest = split_digest(config.init)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}, which init names: restore it")
     start = read_start(path, config.model.backbone)
     own = {key: getattr(config.model, key) for key in ARCHITECTURE}
     if own["stem"] in start.other_stems:  # the weights don't show which one it is

@@ -246,6 +246,55 @@ def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
     assert_one_line(others, 2, "differ from those that this encoder was trained on")
 
 
+def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "home"))
+    names = sorted(path.relative_to(images / "two").as_posix() for path in (images / "two").rglob("*.png"))
+    Path("labels.csv").write_text(
+        "\n".join(["file,label", *(f"{name},{name[-5]}" for name in names if name[-5] < "3")])
+    )
+    small = ["--dataset", "folder", "--data-dir", images / "two", "--set", "data.side=16", "--epochs", 1]
+
+    def train(name: str, *options: str) -> None:
+        done = run("pretrain", "--config", "tiny.toml", *small, "--batch-size", 8, "--name", name, *options)
+        assert done.exit_code == 0, done.output
+
+    train("first", "--unlabelled")
+    train("reader", "--method", "supcon", "--init", "first-s0")
+    for name, start in {"more": "first", "after": "reader", "last": "after"}.items():
+        train(name, "--unlabelled", "--init", f"{start}-s0")
+    labelled = ("--knn", "--labels", "labels.csv")
+    note = "without labels, so it may have seen test images, but none of their labels"
+    (tmp_path / "home").rename(tmp_path / "moved")
+    monkeypatch.setenv("SIMCLR_HOME", str(tmp_path / "moved"))
+    done = run("eval", "more-s0", *labelled)
+    assert done.exit_code == 0, done.output
+    assert note in done.stderr
+    assert " start " in done.stdout  # whose weights have moved with the home
+    done = run("eval", "last-s0", *labelled)
+    assert_one_line(done, 2, "started from reader-s0, which was trained on labels")
+    assert "--transfer FOLDER" in done.stderr
+    assert run("eval", "last-s0", "--knn", "--transfer", "digits").exit_code == 0
+    by_folder = run("eval", "last-s0", "--knn", "--set", "data.unlabelled=false")
+    assert by_folder.exit_code == 0, by_folder.output  # reader-s0 held the same images out
+    assert "Runs that started from these weights: reader-s0, more-s0. They stay" in _flat(
+        run("delete", "first-s0", "--yes").stderr.replace("more-s0, reader-s0", "reader-s0, more-s0")
+    )
+    done = run("eval", "more-s0", *labelled)
+    assert done.exit_code == 0, done.output
+    assert note in done.stderr
+    assert done.stderr.count("No such file") == 0
+    assert "the column `start` is left out, because there is no file " in _flat(done.stderr)
+    assert " start " not in done.stdout
+    run("delete", "reader-s0", "--yes")
+    assert_one_line(run("eval", "last-s0", *labelled), 2, "started from reader-s0, which was trained on labels")
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_images_whose_labels_were_trained_on_are_refused_in_a_changed_copy_too(
     run: Run, images: Path, tmp_path: Path
 ) -> None:

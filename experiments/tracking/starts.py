@@ -1,0 +1,25 @@
+"""The files that runs started from (`init` or a teacher), which may be those of other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from experiments.tracking.store import Record, Store
+from simclr.settings import STARTS
+
+
+def starts_among(record: Record, runs: Collection[Record]) -> list[Record]:
+    """Those of some runs whose files a run started from. The path of such a file holds the run's id."""
+    files = [Path(record.params[name].rpartition("@")[0]) for name in STARTS if "@" in record.params.get(name, "")]
+    return [run for run in runs if any(run.id in file.parts for file in files)]
+
+
+def where_now(start: str, store: Store) -> str:
+    """PATH@DIGEST, with the path below the home of today if the file was below a home that has moved since."""
+    name, at, digest = start.rpartition("@")
+    path = Path(name)
+    if not at or path.is_file():
+        return start
+    below = (store.folder.joinpath(*path.parts[count:]) for count in range(1, len(path.parts)))
+    return f"{next((place for place in below if place.is_file()), path)}@{digest}"
