@@ -8,7 +8,8 @@ from typing import Any
 
 MATCHES = "contrastive_h_top1"  # the share of images whose other view was found
 CLEARLY = "clearly"
-FAR = 2  # times the odds of the untrained network, or of the start, from which an encoder is clearly better
+UNTRAINED = "the untrained network"
+FAR = 2  # times the odds of the untrained network from which an encoder is clearly better
 
 
 def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int]) -> list[str]:
@@ -19,10 +20,10 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     row = next((row for row in figures if row["metric"] == MATCHES), None)
     if row is None:
         return []
-    found, chance, untrained = (f"{row[key]:.2g}" for key in ("trained", "chance", "untrained"))
+    found, chance, untrained = (f"{row[key]:.2g} %" for key in ("trained", "chance", "untrained"))
     most = " and ".join(f"{count} for {layer}" for layer, count in dimensions.items())
     return [
-        f"For {found} in 100 images, the encoder finds the other view of the same image{among(row['chance'])} (chance "
+        f"For {found} of the images, the encoder finds the other view of the same image{among(row['chance'])} (chance "
         f"{chance}, untrained {untrained}). {verdict(row)}",
         f"These figures need no labels. Rows that end in h are about the encoder's output, those in z about the "
         f"head's, which only training uses. Of contrastive accuracies higher is better, of alignment, uniformity and "
@@ -36,14 +37,31 @@ def among(chance: float) -> str:
     return "" if isnan(chance) else f" among the views of {(100 / chance + 1) / 2:,.0f} images"  # two views of each
 
 
+def compared(figures: Mapping[str, tuple[float, float, float]]) -> str:
+    """Which of several encoders finds the other view of an image most often, and whether that is clear.
+
+    `figures` are MATCHES of the same images by name, in percent: the value, and its interval. Whether intervals overlap
+    says less than a paired test would, so what it calls clear is clear.
+    """
+    (best, (value, low, _)), *others = sorted(figures.items(), key=lambda item: -item[1][0])
+    second = others[0][0]
+    than = f"more often than {second}" if len(others) == 1 else f"most often, followed by {second}"
+    shares = f"{value:.1f} and {others[0][1][0]:.1f} % of the images"
+    if value == others[0][1][0]:
+        return f"{best} and {second} find the other view of an image equally often: {value:.1f} % of the images."
+    clear = low > max(high for _, (_, _, high) in others)
+    told = "This is clear: the intervals don't overlap." if clear else "This may be chance: the intervals overlap."
+    return f"{best} finds the other view of an image {than} ({shares}). {told}"
+
+
 def verdict(row: Mapping[str, Any]) -> str:
     """Whether an encoder finds other views much more often than before training, and what follows.
 
     `row` has trained, low and untrained in percent, and start if training started from weights. The last two may be
     nan.
     """
-    others = {"the untrained network": row["untrained"], "the weights that it started from": row.get("start", nan)}
-    found = {name: _how_much(row, value) for name, value in others.items() if not isnan(value)}
+    others = {UNTRAINED: row["untrained"], "the weights that it started from": row.get("start", nan)}
+    found = {name: _how_much(row, name, value) for name, value in others.items() if not isnan(value)}
     if not found:
         return ""
     told = ", and ".join(
@@ -57,10 +75,15 @@ def verdict(row: Mapping[str, Any]) -> str:
     return f"The encoder is {told}: train for longer, or on more images."
 
 
-def _how_much(row: Mapping[str, Any], other: float) -> str:
-    """How much better an encoder is than one that finds `other` percent."""
+def _how_much(row: Mapping[str, Any], name: str, other: float) -> str:
+    """How much better an encoder is than one of this name that finds `other` percent.
+
+    Almost any training beats an untrained network a little, so that has to be far surpassed.
+    """
     trained = row["trained"]
     if trained <= other:
         return "no"
-    far = row["low"] > other and trained * (100 - other) >= FAR * other * (100 - trained)
-    return CLEARLY if far else "hardly"
+    if not row["low"] > other:
+        return "not clearly"
+    far = trained * (100 - other) >= FAR * other * (100 - trained)
+    return CLEARLY if far or name != UNTRAINED else "hardly"

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.tables import is_choice, metric_label
 from experiments.tracking.store import Record
-from simclr.evaluate.evaluations import EVALUATIONS
+from simclr.evaluate.evaluations import EVALUATIONS, evaluation_of
 from simclr.settings import flatten
 
 MOST_REASONS = 3
@@ -37,20 +37,30 @@ def _difference(metric: str, one: Record, other: Record) -> str:
     if "data.split" in differing and set(SIZES) & set(differing):  # a hash, which says less
         differing.remove("data.split")
     reasons = [f"{name} is {tables[0].get(name)} and {tables[1].get(name)}" for name in differing]
-    if not all(tables) or not reasons:
+    reasons = (reasons if all(tables) else []) or _trained_otherwise(metric, one, other)
+    if not reasons:
         return f"their protocols are {one.protocols[metric]} and {other.protocols[metric]}"
     more = f", and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
     return f"{', '.join(reasons[:MOST_REASONS])}{more}"
 
 
+def _trained_otherwise(metric: str, one: Record, other: Record) -> list[str]:
+    """The settings of their training that differ between two runs, of those that a metric depends on."""
+    name = evaluation_of(metric)
+    reads = EVALUATIONS[name].config if name is not None else ()
+    return [
+        f"{key} is {value} and {other.params[key]}"
+        for key, value in one.params.items()
+        if key.startswith(reads) and value != other.params.get(key, value)
+    ]
+
+
 def _protocol(record: Record, metric: str) -> dict[str, Any]:
     """The settings that a metric depends on, as they were kept with its run; empty if they are unknown."""
-    *places, base = metric.split("/")
-    names = [name for name, row in EVALUATIONS.items() if base.startswith(row.section_name)]
-    for name in sorted(names, key=len, reverse=True):
-        path = record.find_artifact("-".join([*places, f"{name}-protocol.json"]))
-        if path is not None:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            read = ("version", "layer", "features", "data", EVALUATIONS[name].section_name, *EVALUATIONS[name].reads)
-            return {key: value for key, value in flatten(table).items() if key.partition(".")[0] in read}
-    return {}
+    name = evaluation_of(metric)
+    path = record.find_artifact("-".join([*metric.split("/")[:-1], f"{name}-protocol.json"]))
+    if name is None or path is None:
+        return {}
+    table = json.loads(path.read_text(encoding="utf-8"))
+    read = ("version", "layer", "features", "data", EVALUATIONS[name].section_name, *EVALUATIONS[name].reads)
+    return {key: value for key, value in flatten(table).items() if key.partition(".")[0] in read}

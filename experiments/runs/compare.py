@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import plots
+from analysis.label_free import MATCHES, compared
 from analysis.statistics import accuracy_interval
 from analysis.tables import (
     comparison,
@@ -26,12 +27,14 @@ from analysis.tables import (
 from experiments.runs.comparable import incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.images import images_of
+from experiments.tracking.starts import start_label
 from experiments.tracking.store import ENCODERS, Record, Store
 from simclr.augment import AUGMENTATIONS
 from simclr.errors import UserError, suggest
 from simclr.files import written_whole
 from simclr.methods import METHODS
 from simclr.progress import knn_label, knn_metric
+from simclr.settings import STARTS
 
 SHORT_NAMES = {  # what `simclr plot` accepts for a metric
     "loss": "train/loss",
@@ -77,7 +80,12 @@ def compare(names: Sequence[str], store: Store) -> Comparison:
     ]
     images = {key: len(labels) for key, labels in truth.items()}
     table = comparison(rows).set_index("run").T.rename_axis("run").reset_index()
-    notes = [*incomparable(list(chosen)), *_untested(list(chosen)) * (not tests), *_notes(rows, images, bool(tests))]
+    notes = [
+        *_matches(rows),
+        *incomparable(list(chosen)),
+        *_untested(list(chosen)) * (not tests),
+        *_notes(rows, images, bool(tests)),
+    ]
     return Comparison(table, pd.concat(tests) if tests else pd.DataFrame(), notes, rows)
 
 
@@ -110,7 +118,8 @@ def _settings(record: Record) -> dict[str, str]:
     """The settings of a run. Records of earlier versions lack the augmentations that were not used."""
     views = {key.partition(".")[0] for key in record.params} & {"augment", "augment2"}
     unused = {f"{view}.{name}.p": "0.0" for view in sorted(views) for name in AUGMENTATIONS}
-    return unused | {key: value for key, value in record.params.items() if key != "name"}
+    starts = {key: start_label(record, key) for key in STARTS if key in record.params}
+    return unused | {key: value for key, value in record.params.items() if key != "name"} | starts
 
 
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
@@ -142,6 +151,11 @@ def _untested(records: Sequence[Record]) -> list[str]:
         return [
             f"There is nothing to compare this run with: name another. Its page: `simclr report {records[0].handle}`."
         ]
+    without = [record for record in records if MATCHES not in record.protocols]
+    accuracies = any(is_classification(metric) for record in records for metric in record.protocols)
+    if not accuracies and len(without) < len(records):  # some were measured without labels
+        commands = [f"`simclr eval {record.handle} --no-labels`" for record in without]
+        return [f"To compare these runs without labels, run {' and '.join(commands)}."] if commands else []
     lacking = [
         f"`simclr eval {record.handle}{'' if _has_classes(record) else ' --labels TABLE'}`"
         for record in records
@@ -155,6 +169,16 @@ def _has_classes(record: Record) -> bool:
     """Whether a run's own images have labels, as far as its record says it."""
     _, counts = images_of(record)
     return counts.get("classes", 2) > 1
+
+
+def _matches(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Which run finds other views most often, if this was measured of several, of all by the same protocol."""
+    measured = [row for row in rows if MATCHES in row["intervals"]]
+    if len(measured) < 2 or len({row["protocols"][MATCHES] for row in measured}) > 1:
+        return []
+    figures = {row["name"]: (row["metrics"][MATCHES], *row["intervals"][MATCHES]) for row in measured}
+    shares = {name: tuple(100 * value for value in values) for name, values in figures.items()}
+    return [compared(shares)]
 
 
 def _is_bootstrapped(row: dict[str, Any], images: dict[tuple[str, str], int]) -> bool:

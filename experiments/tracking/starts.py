@@ -15,6 +15,13 @@ def starts_among(record: Record, runs: Collection[Record]) -> list[Record]:
     return [run for run in runs if any(run.id in file.parts for file in files)]
 
 
+def start_label(record: Record, setting: str) -> str:
+    """What a run started from, as a table shows it: the name of its run or file, with some digits of its weights."""
+    name, at, digest = record.params[setting].rpartition("@")
+    named = record.tags.get("start") if setting == "init" else None
+    return f"{named or Path(name).name} ({digest[:8]})" if at else digest
+
+
 def where_now(start: str, store: Store) -> str:
     """PATH@DIGEST, with the path below the home of today if the file was below a home that has moved since."""
     name, at, digest = start.rpartition("@")

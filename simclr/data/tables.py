@@ -93,7 +93,10 @@ def understand_table(
             f"add --set data.label_column={groups[0]}"
         )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
-        notes.append(f"left out {left_out:,} files that {labels.name} doesn't list: list one without a label to use it")
+        notes.append(
+            f"left out {left_out:,} files that {labels.name} doesn't list. To include a file that has no label, "
+            f"list it with an empty label"
+        )
     ordered = {
         split: sorted(zip(rows["file"][rows["split"] == split], numbers[split].tolist(), strict=True))
         for split in SPLIT_NAMES

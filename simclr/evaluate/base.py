@@ -43,6 +43,8 @@ class Evaluation(Section):
     whole_network: ClassVar[bool] = False  # whether it gives figures of h and of z, whatever the protocol's layer
     reads: ClassVar[tuple[str, ...]] = ()  # other tables of the protocol that its figures depend on
     fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
+    starts: ClassVar[tuple[str, ...]] = ()  # how names of its metrics start, if not with its section's name
+    config: ClassVar[tuple[str, ...]] = ()  # how settings of the encoder's training start that its figures depend on
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 
     def run(self, subject: Subject) -> Outcome:

@@ -39,6 +39,13 @@ def get_evaluation(protocol: BaseProtocol, name: str) -> Evaluation:
     return evaluation
 
 
+def evaluation_of(metric: str) -> str | None:
+    """The name of the evaluation that a metric is of, as the names of metrics say; None of a newer version's."""
+    base = metric.rpartition("/")[2]
+    named = [name for name, row in EVALUATIONS.items() if base.startswith(row.starts or row.section_name)]
+    return max(named, key=len, default=None)  # linear-sgd, and not linear
+
+
 def has_test_labels(data: Dataset) -> bool:
     """Whether accuracy on test images can be measured."""
     return len(data.classes) > 1 and len(data.parts["train"]) > 0 and len(data.parts["test"]) > 0

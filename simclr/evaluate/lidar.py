@@ -38,6 +38,7 @@ class Lidar(Evaluation):
     """
 
     section_name = "lidar"
+    config = ("augment",)
     needs_labels = False
     uses_test = False
     whole_network = True

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.label_free import MATCHES
 from experiments.runs.compare import chance_level, compare, curve_label, plot_metric
 from experiments.runs.evaluate import predictions
 from experiments.tracking.store import Store
@@ -74,6 +75,38 @@ def test_a_figure_over_seeds_has_its_own_interval(trained: Store) -> None:
     for mean, low, high in spans:
         assert low < mean < high
     assert spans[0][1:] != spans[1][1:]
+
+
+def test_runs_without_labels_are_compared_by_how_often_they_find_the_other_view(store: Store) -> None:
+    def evaluated(name: str, found: float, params: dict[str, str], protocol: str = "3-aaaaaa") -> None:
+        tracker = start_run(store, name, "pretrain", {"train.batch_size": "64", **params}, {"start": "theirs-s0"})
+        tracker.log({f"eval/{MATCHES}": found, f"ref/low/{MATCHES}": found - 0.03, f"ref/high/{MATCHES}": found + 0.03})
+        tracker.tag_protocols({MATCHES: protocol})
+        tracker.finish("FINISHED")
+
+    evaluated("a", 0.20, {"init": "/far/away/model.safetensors@0123456789abcdef"})
+    evaluated("b", 0.30, {"init": "None"})
+    evaluated("near", 0.24, {})
+    evaluated("other", 0.24, {"train.batch_size": "128"}, "3-bbbbbb")
+    result = compare(["a", "b"], store)
+    assert result.notes[0] == (
+        "b finds the other view of an image more often than a (30.0 and 20.0 % of the images). This is clear: the "
+        "intervals don't overlap."
+    )
+    assert "There is no test" not in " ".join(result.notes)
+    assert result.table.set_index("run").loc["init"].tolist() == ["theirs-s0 (01234567)", "None"]
+    assert compare(["a", "near"], store).notes[0].endswith("This may be chance: the intervals overlap.")
+    three = compare(["a", "b", "near"], store).notes[0]
+    assert three.startswith("b finds the other view of an image most often, followed by near (30.0 and 24.0 %")
+    assert compare(["a", "other"], store).notes[0] == (
+        f"{MATCHES} can't be compared between a and other: train.batch_size is 64 and 128"
+    )
+    tracker = start_run(store, "spectrum", "pretrain", {})
+    tracker.log({"eval/spectrum_rank_h": 9.0})
+    tracker.tag_protocols({"spectrum_rank_h": "3-cccccc"})
+    tracker.finish("FINISHED")
+    told = compare(["a", "spectrum"], store).notes
+    assert "To compare these runs without labels, run `simclr eval spectrum --no-labels`." in told
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(store: Store) -> None:
