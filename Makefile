@@ -13,9 +13,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-# Pre-train on the built-in data set, then evaluate the encoder with kNN and a linear classifier.
+# Pre-train on the built-in data set, then evaluate the encoder with kNN and a linear classifier. A run that Ctrl-C has
+# stopped is resumed. If it had other settings, which the list doesn't say, a new one is trained.
+UNFINISHED := $(BIN)/simclr runs --kind pretrain | grep -q '^shapes-s0 .* \(stopped\|running\) '
+
 demo: install
-	$(BIN)/simclr pretrain --preset shapes || $(BIN)/simclr pretrain --preset shapes --resume
+	$(BIN)/simclr pretrain --preset shapes $$($(UNFINISHED) && echo --resume) || $(BIN)/simclr pretrain --preset shapes
 	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
 	@echo "Where to look next:"

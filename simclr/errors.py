@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -72,6 +73,16 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 def nearest(name: str, names: Iterable[str], count: int = 5) -> list[str]:
     """The few of many names that users gave, which may be long, that are most similar to a name."""
     return get_close_matches(name, list(names), n=count, cutoff=0)
+
+
+def similar_path(path: Path) -> str | None:
+    """The path in the same folder whose name is most similar to that of a path that doesn't exist, if one is close."""
+    try:
+        names = [each.name for each in path.parent.iterdir()]
+    except (OSError, ValueError):  # no path has a null character
+        return None
+    near = get_close_matches(path.name, names, n=1, cutoff=CLOSE)
+    return str(path.with_name(near[0])) if near else None
 
 
 def suggest(given: str, choices: Iterable[str]) -> str:

@@ -291,6 +291,8 @@ def _mistake(first: Mapping[str, Any], model: type[BaseModel], kind: str) -> Use
     if first["type"] == "value_error":
         return UserError(f"{path + ' = ' + shown(first['input']) + ': ' if path else ''}{first['ctx']['error']}")
     wanted = expected(first)
+    if first["type"] in ("tuple_type", "list_type"):
+        wanted = f"a list, such as {_list_for(path, first['input'], model)}"
     if first["type"] == "model_type" and (inner := [name for name in names if name.startswith(f"{path}.")]):
         wanted += f": set one of them, such as {inner[0]}"
     return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {wanted}")
@@ -311,8 +313,8 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
     "dict_type": "a table of settings",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
-    "tuple_type": "a list, such as [3]",
-    "list_type": "a list, such as [3]",
+    "tuple_type": "a list",
+    "list_type": "a list",
     "greater_than_equal": "at least {ge:.10g}",
     "greater_than": "more than {gt:.10g}",
     "less_than_equal": "at most {le:.10g}",
@@ -326,9 +328,22 @@ NUMBERS = re.compile(r"[-+\d][-+\d., e]*")  # of a list whose brackets are missi
 def expected(error: Mapping[str, Any]) -> str:
     """What a value should have been, from one of the errors that pydantic lists."""
     words = EXPECTED.get(error["type"])
-    if error["type"] in ("tuple_type", "list_type") and NUMBERS.fullmatch(str(error["input"])):
-        return f"a list, such as [{error['input']}]"
     return words.format(**error.get("ctx", {})) if words else error["msg"].removeprefix("Input should be ")
+
+
+def _list_for(path: str, value: Any, model: type[BaseModel]) -> str:
+    """A list that a setting of `model` can have: `value` in brackets if that is one, or else the default."""
+    if NUMBERS.fullmatch(example := str(value)):
+        try:
+            model.model_validate(nested(path, parse_value(f"[{example}]", path)))
+            return f"[{example}]"
+        except ValidationError as error:
+            if not any(".".join(map(str, each["loc"])).startswith(path) for each in error.errors()):
+                return f"[{example}]"  # other settings lack a value
+    default: Any = model.model_construct()
+    for name in path.split("."):
+        default = getattr(default, name, None)
+    return shown(list(default or [3]))
 
 
 def shown(value: Any) -> str:

@@ -60,7 +60,9 @@ def delete(
     if not yes:
         typer.echo(f"to be deleted:\n{_table(result)}", err=True)
         if not can_ask():
-            raise UserError("nobody is there to confirm this: to delete these runs all the same, add --yes")
+            raise UserError(
+                "standard input is not a terminal, so nobody can confirm this: add --yes to delete these runs"
+            )
         typer.confirm("Do you want to delete them for good?", abort=True, err=True)
     delete_runs(found, store, _forget_trials)
     show(result, _text, as_json=as_json)

@@ -247,7 +247,8 @@ def neighbours(  # over 60 lines, because of its signature
 
     store = open_store()
     found = find_encoder(run, store)
-    read_queries(images, decoding_of(found.config.data))  # raises for those that can't be read, before any work
+    place = among or data_dir or found.config.data.dir or ""
+    read_queries(images, decoding_of(found.config.data), str(place))  # raises for those that can't be read
     with Terminal() as terminal:
         if among is not None and holds_features(Path(among)):
             of_images: dict[str, object] = {

@@ -30,7 +30,7 @@ def ui(
 
     Example: simclr ui --port 5001
     """
-    from experiments.tracking.pages import serve, shared_server
+    from experiments.tracking.pages import is_served, serve, shared_server
     from experiments.tracking.store import Store, home
 
     store = Store(home())
@@ -41,6 +41,10 @@ def ui(
     try:
         listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
+        if is_served(store, server):
+            _show(store, server, no_browser)
+            typer.echo("these runs are served there already")
+            return
         raise UserError(
             f"can't listen on port {port}: {os.strerror(error.errno or 0)}. Choose another --port"
         ) from None

@@ -12,6 +12,14 @@ from experiments.commands.checks import of_known_run
 from experiments.commands.options import Format
 from experiments.commands.output import Json
 from experiments.commands.terminal import open_store
+from simclr.errors import UserError
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    """Raises UserError, before any work, for a path that looks like that of a page."""
+    if path is not None and path.suffix.lower() == ".html":
+        raise UserError(f"--out is a folder, in which the page is written: leave out the name {path.name}")
+    return path
 
 
 def report(
@@ -26,7 +34,11 @@ def report(
     form: Format = "terminal",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to copy the tables, the figures and the HTML page to as well.", show_default=False),
+        typer.Option(
+            callback=_check_folder,
+            help="Folder to copy the tables, the figures and the HTML page to as well.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,6 +49,7 @@ def report(
 
     Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
     """
+    from experiments.runs.pages import PAGE
     from experiments.runs.report import report as report_run
 
     form = "json" if as_json else form
@@ -53,5 +66,6 @@ def report(
     else:
         text, notes = report_run(record, store, form, out)
     typer.echo(text)
-    for note in notes:
+    copied = [] if out is None else [f"copied to {out / PAGE}"]
+    for note in (*notes, *copied):
         typer.echo(note, err=form != "terminal")

@@ -26,7 +26,7 @@ from simclr.data.known import BUILT_IN
 from simclr.data.layout import FOLDER_NAMES, ClassesUnclear
 from simclr.data.source import is_there
 from simclr.data.sources import DATASETS
-from simclr.errors import UserError, printable, unknown
+from simclr.errors import UserError, printable, similar_path, unknown
 from simclr.evaluate.protocol import Protocol, judged_on
 from simclr.evaluate.subject import Subject
 from simclr.methods import METHODS
@@ -360,6 +360,7 @@ def _transferred(own: DataConfig, transfer: str | None, *, seen: bool) -> DataCo
             return own.model_copy(update={"unlabelled": unlabelled})
         other = DataConfig(dataset="folder", dir=folder, unlabelled=unlabelled)
     else:
-        raise unknown("data set or folder", transfer, DATASETS)
+        near = similar_path(Path(transfer))
+        raise unknown("data set or folder", transfer, [*DATASETS, *([near] if near else [])])
     same = {"side": stored_side(own)} | {name: getattr(own, name) for name in ("background", "range", "check")}
     return other.model_copy(update=same)

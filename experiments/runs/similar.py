@@ -22,7 +22,7 @@ from simclr import device as devices
 from simclr.data.images import Array, Decoding, Files, bad_images, decode_files, files_at, read_file, thumbnail
 from simclr.data.source import UNLABELLED
 from simclr.data.unreadable import reason
-from simclr.errors import UserError, printable
+from simclr.errors import UserError, printable, similar_path
 from simclr.evaluate.knn import nearest
 from simclr.evaluate.subject import Subject, check_collapse, features, fingerprint
 from simclr.files import written_whole
@@ -51,8 +51,8 @@ class Similar(NamedTuple):
     """An image of the bank that is similar to a query."""
 
     file: str
-    similarity: float  # cosine similarity of the features, in [-1, 1]
-    label: str  # its class, or empty
+    similarity: float  # cosine similarity of the features, at most 1
+    label: str | None  # its class, if it has one
 
 
 class Found(NamedTuple):
@@ -113,7 +113,7 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
     disk, an image of the same pixels. Its copies under other names stay. Raises UserError for queries that can't be
     read.
     """
-    images = read_queries(queries, bank.decoding)
+    images = read_queries(queries, bank.decoding, bank.root)
     with devices.memory_errors("use --device cpu"):
         x = features(bank.model, images, np.arange(len(images)), torch.float32, bank.layer)
         near = nearest(bank.features, x, count + 1)
@@ -123,17 +123,27 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
         others = [(row, value) for row, value in zip(rows, similarities, strict=True) if row != itself]
         if not others:
             raise UserError(f"there is no image to compare {query} with: search more images, with --among")
-        similar = [Similar(bank.files.names[row], value, bank.classes[row]) for row, value in others[:count]]
+        similar = [
+            Similar(bank.files.names[row], min(1.0, value), bank.classes[row] or None)  # float32 rounds 1 up
+            for row, value in others[:count]
+        ]
         found.append(Found(str(query.absolute()), similar))
     return found
 
 
-def read_queries(files: Sequence[Path], decoding: Decoding) -> Array:
-    """The images in some files, as uint8 N x 3 x S x S. Raises UserError for those that can't be read."""
+def read_queries(files: Sequence[Path], decoding: Decoding, among: str) -> Array:
+    """The images in some files, as uint8 N x 3 x S x S. Raises UserError for those that can't be read.
+
+    For a file that isn't there, the error suggests one of this name in the folder `among`, or of a similar name.
+    """
     for file in files:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder: expected image files")
         if not file.is_file():
-            what = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
-            raise UserError(f"{what}: expected image files")
+            inside = (os.path.join(folder, file.name) for folder, _, names in os.walk(among) if file.name in names)
+            near = next(inside, None) or similar_path(file)
+            remedy = f"did you mean '{near}'?" if near else "expected image files"
+            raise UserError(f"there is no file {file}: {remedy}")
     images = np.empty((len(files), 3, decoding.side, decoding.side), np.uint8)
     if bad := decode_files(files_at(files), images, decoding, SILENT, "").failed:
         reasons = "; ".join(f"{files[row]} ({why})" for row, why in bad.items())
@@ -165,7 +175,7 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> 
         Query(
             printable(query),
             queries[query],
-            [Match(printable(file), pictures[file], similarity, label) for file, similarity, label in similar],
+            [Match(printable(file), pictures[file], similarity, label or "") for file, similarity, label in similar],
         )
         for query, similar in found
     ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import warnings
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from socket import socket
 from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,6 +21,7 @@ from starlette.routing import Mount, Route
 from experiments.tracking.store import Store
 
 TRAINING = "machine_learning"  # how MLflow calls its pages about training; otherwise it shows those about chatbots
+ANSWER_SECONDS = 2  # in which a server on this machine says what it serves
 GRACE_SECONDS = 2  # for answers that are on their way when the server stops
 # MLflow keeps these in the browser. Without the first, its pages change to those about chatbots on the way to a run.
 START = """<script>
@@ -43,6 +47,17 @@ def address(server: str, experiment: str, run_id: str | None = None) -> str:
 def _place(experiment: str, run_id: str | None = None) -> str:
     run = f"/{run_id}" if run_id else ""
     return f"#/experiments/{experiment}/runs{run}?workflowType={TRAINING}"
+
+
+def is_served(store: Store, server: str) -> bool:
+    """Whether a server on this machine shows the runs of a store."""
+    place = store.client.get_experiment(store.experiment).artifact_location
+    asked = f"{server}/api/2.0/mlflow/experiments/get?experiment_id={store.experiment}"
+    try:
+        with build_opener(ProxyHandler({})).open(asked, timeout=ANSWER_SECONDS) as answer:
+            return bool(json.load(answer)["experiment"]["artifact_location"] == place)
+    except (OSError, HTTPException, ValueError, LookupError, TypeError):  # it is another program, or none
+        return False
 
 
 def serve(store: Store, listening: socket) -> None:

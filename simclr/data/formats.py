@@ -28,7 +28,7 @@ from simclr.data.source import Source
 from simclr.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, OTHERS, TARS
 from simclr.data.tables import TABLE_SUFFIXES
 from simclr.data.unreadable import OF_DATA_SETS, describe
-from simclr.errors import UserError
+from simclr.errors import UserError, similar_path
 from simclr.progress import Observer
 
 
@@ -115,7 +115,8 @@ def format_of(path: Path) -> str:
         return "archive"
     if not path.is_file():
         what = f"{path} is neither a file nor a folder" if path.exists() else f"there is no folder {path}"
-        raise UserError(f"{what}: give the folder or the file that holds your images")
+        meant = f"did you mean '{near}'?" if (near := similar_path(path)) else ""
+        raise UserError(f"{what}: {meant or 'give the folder or the file that holds your images'}")
     with path.open("rb") as file:
         about = describe(file.read(1000))
     may_hold_images = about in OF_DATA_SETS

@@ -73,6 +73,16 @@ def test_a_place_that_can_not_be_written_to_is_reported(tmp_path: Path) -> None:
     assert content(tmp_path) == {"file": b""}
 
 
+def test_folders_that_were_made_for_a_file_are_removed_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "new/inner/a.csv"):
+        assert 1 / 0
+    assert content(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+    with written_whole(tmp_path / "new/inner/a.csv") as scratch:
+        scratch.write_bytes(b"new")
+    assert (tmp_path / "new/inner/a.csv").read_bytes() == b"new"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
 def test_a_killed_process_leaves_no_file_of_that_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"

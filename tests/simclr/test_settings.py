@@ -17,6 +17,7 @@ from simclr.settings import (
     Pair,
     Section,
     Values,
+    _mistake,
     flatten,
     get_value,
     memory_bytes,
@@ -85,6 +86,23 @@ def test_merge_replaces_values_and_keeps_its_arguments():
 def test_merge_refuses_a_table_where_the_other_has_a_value(base, over):
     with pytest.raises(UserError, match=r"a\.x has the value 1|a\.x = 1: a\.x is a section"):
         merge({"a": base}, {"a": over})
+
+
+class Lists(Section):
+    needed: int
+    counts: Values[Count] = (200,)
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("value", "example"), [(0, "[200]"), (5, "[5]"), ("20,200", "[20,200]"), ("20,0", "[200]"), ("many", "[200]")]
+)
+def test_an_example_of_a_list_is_one_that_the_setting_takes(value, example):
+    for others in ({"needed": 1}, {}):
+        with pytest.raises(ValidationError) as caught:
+            Lists.model_validate({"counts": value} | others)
+        mistakes = [each for each in caught.value.errors() if each["type"] != "missing"]
+        assert str(_mistake(mistakes[0], Lists, "setting")).endswith(f": expected a list, such as {example}")
 
 
 @pytest.mark.parametrize(

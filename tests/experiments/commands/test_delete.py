@@ -30,7 +30,7 @@ def names_in(store: Store) -> set[str]:
 
 
 def test_a_run_is_deleted_after_a_confirmation(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_one_line(invoke("delete", "one"), 2, "nobody is there to confirm this: to delete these runs all the same, a")
+    assert_one_line(invoke("delete", "one"), 2, "is not a terminal, so nobody can confirm this: add --yes to")
     monkeypatch.setattr("experiments.commands.delete.can_ask", lambda: True)
     refused = invoke("delete", "one", input="n\n")
     assert refused.exit_code == 1

@@ -129,7 +129,8 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
 def test_files_that_a_run_skips_are_skipped_by_embed_too(run: Run, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "flat", tmp_path / "photos")
     (tmp_path / "photos/broken.png").write_bytes(b"\x89PNG")
-    assert_one_line(run("embed", "tiny-s0", "photos"), 2, "broken.png")
+    assert_one_line(run("embed", "tiny-s0", "photos", "--out", "new/f.csv"), 2, "broken.png")
+    assert not Path("new").exists()
     small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--name", "skips"]
     given = ["--data-dir", "photos", "--on-bad-image", "skip", "--seed", 2]
     done = run("pretrain", "--config", "tiny.toml", *given, *small)
@@ -143,6 +144,7 @@ def test_files_that_a_run_skips_are_skipped_by_embed_too(run: Run, images: Path,
 
 WRONG = {
     "no folder": (["embed", "tiny-s0", "nowhere"], "nowhere: give the folder or the file that holds your images"),
+    "a misspelt folder": (["embed", "tiny-s0", "IMAGES/flap"], "IMAGES/flap: did you mean 'IMAGES/flat'?"),
     "a folder in a file": (["embed", "tiny-s0", ".", "--out", "tiny.toml/f.npz"], "tiny.toml is a file, not a folder"),
     "an export in a file": (["export", "tiny-s0", "--out", "tiny.toml/e"], "tiny.toml is a file, not a folder"),
     "import format": (["import", "nothing.pth", "--format", "tf"], "unknown format 'tf': choose from auto, "),
@@ -163,4 +165,5 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, images
         narrow = WideResNet(*RESNETS["resnet18"], 0.0625, "imagenet")
         torch.save(narrow.state_dict(), "narrow.pth")
     arguments, message = WRONG[case]
-    assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
+    done = run(*(argument.replace("IMAGES", str(images)) for argument in arguments))
+    assert_one_line(done, 2, message.replace("IMAGES", str(images)))

@@ -125,6 +125,12 @@ WRONG = {
     "suffix of a picture": (["views", "--out", "v.gif"], "can't draw to v.gif: expected a file that ends in .png or"),
     "no such metric": (["plot", "los", "tiny-s0"], "has no curve 'los': did you mean 'loss'? choose from "),
     "no image to look for": (["neighbours", "tiny-s0", "nowhere.png"], "there is no file nowhere.png: expected"),
+    "an image that only the folder has": (
+        ["neighbours", "tiny-s0", "39.png", "--among", "IMAGES/flat"],
+        "there is no file 39.png: did you mean 'IMAGES/flat/39.png'?",
+    ),
+    "a misspelt image": (["neighbours", "tiny-s0", "tinny.toml"], "no file tinny.toml: did you mean 'tiny.toml'?"),
+    "a misspelt folder": (["explore", "tiny-s0", "IMAGES/flap"], "'IMAGES/flap': did you mean 'IMAGES/flat'?"),
     "no image, and no others": (["neighbours", "tiny-s0", "nowhere.png", "--among", "nowhere"], "there is no file now"),
     "features as a table": (
         ["neighbours", "tiny-s0", QUERY, "--among", "features.csv"],
@@ -159,7 +165,8 @@ WRONG = {
 def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, images: Path) -> None:
     arguments, message = WRONG[case]
     Path("features.csv").write_text("file,0,1\na.png,0.5,0.25\n")
-    assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
+    done = run(*(argument.replace("IMAGES", str(images)) for argument in arguments))
+    assert_one_line(done, 2, message.replace("IMAGES", str(images)))
 
 
 @pytest.mark.parametrize("name", ["views", "plot"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 
@@ -31,6 +34,26 @@ def test_a_taken_port_is_an_error() -> None:
         assert_one_line(
             invoke("ui", "--port", port), 2, f"can't listen on port {port}: {os.strerror(errno.EADDRINUSE)}. Ch"
         )
+
+
+def test_a_server_that_shows_these_runs_already_is_named(store: Store, tmp_path: Path) -> None:
+    places = [store.client.get_experiment(store.experiment).artifact_location, "file:///another/home"]
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"experiment": {"artifact_location": places.pop(0)}}).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        done = invoke("ui", "--port", port, "--no-browser")
+        assert done.exit_code == 0, done.output
+        address = f"http://127.0.0.1:{port}/#/experiments/{store.experiment}/runs?workflowType=machine_learning"
+        assert done.stdout == f"all runs: {address}\nthese runs are served there already\n"
+        assert_one_line(invoke("ui", "--port", port), 2, f"can't listen on port {port}")
+        server.shutdown()
 
 
 @pytest.fixture

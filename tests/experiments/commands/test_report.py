@@ -24,7 +24,10 @@ def test_report_prints_the_tables_on_stdout_and_the_rest_on_stderr(
     module = {"study": "studies", "search": "search"}.get(kind, "runs")
     monkeypatch.setattr(f"experiments.{module}.report.report", report)
     done = run("report", f"a-{kind}", "--format", "latex", "--out", "tables")
-    assert (done.stdout, done.stderr) == (f"{record.run_id} latex tables\n", "a note\n")
+    assert (done.stdout, done.stderr) == (
+        f"{record.run_id} latex tables\n",
+        f"a note\ncopied to {Path('tables/report.html')}\n",
+    )
     assert run("report", f"a-{kind}").stdout == f"{record.run_id} terminal None\na note\n"
 
 
@@ -45,3 +48,6 @@ def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
     message = "no run, study or search has the name 'another-stud' or an id that starts with it: did you mean 'another-"
     assert_one_line(run("report", "another-stud"), 2, message)
     assert_one_line(run("report", "another-study", "--format", "html"), 2, "unknown format 'html'")
+    refused = run("report", "another-study", "--out", "out/rep.html")
+    assert_one_line(refused, 2, "--out is a folder, in which the page is written: leave out the name rep.html")
+    assert not Path("out").exists()

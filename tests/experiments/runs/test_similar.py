@@ -93,6 +93,14 @@ def test_the_query_is_left_out_under_any_name_and_its_copy_is_not(bank: Bank, ph
         assert str(photos / "a/04.png") not in files
         assert files[0] == str(photos / "a/copy of 04.png")
         assert similar[0].similarity == pytest.approx(1, abs=1e-5)
+        assert similar[0].similarity <= 1
+
+
+def test_similarities_are_at_most_1_and_no_label_is_none(bank: Bank, photos: Path, monkeypatch) -> None:
+    rounded = torch.tensor([[1 + 2e-7, 0.5]]), torch.tensor([[1, 2]])
+    monkeypatch.setattr("experiments.runs.similar.nearest", lambda *_: rounded)
+    ((_, similar),) = search(bank._replace(classes=["", "", "b", *bank.classes[3:]]), [photos / "b/05.png"], 2)
+    assert [(each.similarity, each.label) for each in similar] == [(1.0, None), (0.5, "b")]
 
 
 def test_an_image_of_the_same_pixels_is_the_query_itself_where_there_are_no_files(
