@@ -33,9 +33,8 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "Open site/index.html in a browser, or with search: $(BIN)/python -m http.server --directory site"
 
-# Run lint, format, types and tests. One of the tests builds the site.
+# Run lint, format and tests. One of the tests checks types, and one builds the site.
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -15,18 +11,31 @@ from tests.helpers import ROOT
 LENGTH = "--epochs 9 --set data.limit=1800"
 SHORT = "--epochs 1 --set data.limit=256 --set model.width=0.125"  # the test is of the commands
 
+# Runs `!simclr ...` in the kernel, which has imported torch already.
+IN_THE_KERNEL = """
+import shlex, cli
+from typer.testing import CliRunner
+
+def system(line):
+    program, *words = shlex.split(get_ipython().var_expand(line, depth=1))
+    assert program == "simclr", line
+    done = CliRunner().invoke(cli.app, words)
+    print(done.output)
+    assert done.exit_code == 0
+
+get_ipython().system = system
+"""
+
 
 @pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # where simclr is
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # beside other tests, two threads of one step wait for each other
     notebook = nbformat.read(ROOT / "docs/tutorials/shapes.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace(LENGTH, SHORT)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(IN_THE_KERNEL))
     assert sum(SHORT in cell.source for cell in notebook.cells) == 2
     NotebookClient(notebook, timeout=None).execute()  # raises for a cell that fails
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    for failure in ("error: ", "failed: ", "not found"):  # a command that fails doesn't fail its cell
-        assert failure not in printed, printed
     assert "no-color_jitter-no-grayscale" in printed or "no color_jitter" in printed
