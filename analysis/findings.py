@@ -16,6 +16,7 @@ from analysis.tables import is_accuracy, is_classification, is_on_validation, me
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 START = "the weights that it started from"
 ROUNDED = 1e-4  # by which the accuracies of trials in a table differ at most from those that were measured
+FEW = 50  # test images below which an accuracy says little, or is in doubt if its interval is not over them
 MOST_NAMED = 6  # cells that one sentence lists
 
 
@@ -246,6 +247,8 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
         f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. The encoder was trained {trained}."
     ]
     rest = [f"For comparison: {_and(others)}."] if others else []
+    if images is not None and images < FEW:
+        rest.append(f"With only {count(images, f'{part} image')}, this says little: label more.")
     before = {"the untrained network": row["untrained"], START: row.get("start", nan)}
     if unclear := [name for name, value in before.items() if row["low"] <= value]:
         rest.append(f"The encoder has no clear gain over {_and(unclear)}.")

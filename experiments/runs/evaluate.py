@@ -15,6 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from analysis import plots
+from analysis.findings import FEW
 from analysis.statistics import accuracy_interval, balanced_interval, mean_interval
 from analysis.tables import is_accuracy, is_classification, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
@@ -22,7 +23,7 @@ from experiments.runs.encoders import FoundEncoder
 from experiments.runs.looks import LOOK
 from experiments.runs.stock import Stock
 from experiments.tracking.claims import claim_file
-from experiments.tracking.store import Record, Store
+from experiments.tracking.store import SUPERSEDED, Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import to_toml
@@ -30,7 +31,7 @@ from simclr.data.dataset import Dataset
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
-from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, get_evaluation
+from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate, evaluation_of, get_evaluation
 from simclr.evaluate.finetune import Classifier
 from simclr.evaluate.protocol import describe, identity
 from simclr.evaluate.subject import Subject, check_collapse
@@ -43,7 +44,8 @@ FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPO
 REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
 LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
 PLACE = "place/"  # the tag with the name of the images that metrics are about whose names start with what follows
-FEW = 50  # test images below which a figure that has no interval over them is in doubt
+LABELS = "labels"  # the tag with the identity of the labelled images that figures of a run's own images are about
+LABELLED = "labelled"  # the tag that says in words which labels these are
 STOCK_ENDS = ("stock_low", "stock_high")  # of its interval, which is shown but not kept
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
@@ -229,14 +231,46 @@ def _figures(record: Record) -> pd.DataFrame:
         raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again, which writes it anew") from None
 
 
-def _keep_figures(tracker: Tracker, table: pd.DataFrame) -> None:
-    """Keep figures with a run, in place of earlier ones of the same metrics."""
+def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
+    """Let figures of other labels of a run's own images count no more, so that those of two tables never mix.
+
+    Returns their names.
+    """
+    record, data = tracker.record(), subject.data
+    if record.tags.get(LABELS, record.tags.get("data_digest")) == data.identity:
+        return []
+    old = [metric for metric in record.protocols if other_images(record, metric) is None and _needs_labels(metric)]
+    if old:
+        subject.observer.note(
+            f"earlier figures of {record.name} are of other labels or test images, and are left out from now on: "
+            f"{', '.join(old)}"
+        )
+    tracker.tag_protocols(dict.fromkeys(old, SUPERSEDED))
+    about = f"{data.origin or data.title} ({int((data.labels >= 0).sum()):,} images with labels)"
+    tracker.tag({LABELS: data.identity, LABELLED: about})
+    return old
+
+
+def _needs_labels(metric: str) -> bool:
+    name = evaluation_of(metric)
+    return name is not None and EVALUATIONS[name].needs_labels
+
+
+def labels_of(record: Record) -> str | None:
+    """Which labels the figures of a run's own images are about, if they aren't those that it was trained with."""
+    same = record.tags.get(LABELS) in (None, record.tags.get("data_digest"))
+    measured = any(other_images(record, metric) is None and _needs_labels(metric) for metric in record.protocols)
+    return None if same or not measured else record.tags[LABELLED]
+
+
+def _keep_figures(tracker: Tracker, table: pd.DataFrame, old: Sequence[str] = ()) -> None:
+    """Keep figures with a run, in place of earlier ones of the same metrics, and of `old` ones."""
     with FileLock(claim_file(tracker.store, FIGURES_FILE, tracker.run_id)):  # of two evaluations, none is lost
         try:
             before = _figures(tracker.record())
         except UserError:  # it is damaged
             before = pd.DataFrame(columns=REPORT_COLUMNS)
-        rows = [*before[~before["metric"].isin(table["metric"])].to_dict("records"), *table.to_dict("records")]
+        rows = [*before[~before["metric"].isin([*table["metric"], *old])].to_dict("records"), *table.to_dict("records")]
         tracker.artifact(FIGURES_FILE, lambda path: write_csv(pd.DataFrame(rows), path))
         tracker.flush()
 
@@ -275,6 +309,8 @@ def _log(
     protocol, before = subject.protocol, place_of(subject, transfer)
     table = table[REPORT_COLUMNS].assign(metric=before + table["metric"])
     metrics = {f"eval/{name}": value for name, value in zip(table["metric"], table["trained"], strict=True)}
+    own = transfer is None and any(EVALUATIONS[name].needs_labels for name in outcomes)
+    old = _supersede(tracker, subject) if own else []
     label = before.replace("/", "-")
     description = json.dumps(describe(protocol, subject.data), indent=2)
     for name, outcome in outcomes.items():
@@ -284,7 +320,7 @@ def _log(
         if keep and isinstance(network := outcome.network, Classifier):
             facts = facts_of(network, to_toml(subject.config), subject.data)
             tracker.artifact(FILE, partial(save_weights, model=network, metadata=facts))
-    _keep_figures(tracker, table)
+    _keep_figures(tracker, table, old)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
     place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}

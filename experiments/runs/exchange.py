@@ -8,7 +8,7 @@ import torch
 
 from analysis.tables import is_accuracy
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
-from experiments.runs.evaluate import references
+from experiments.runs.evaluate import labels_of, references
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from simclr.build import build_model
@@ -70,6 +70,8 @@ def export_run(found: FoundEncoder, store: Store, path: Path, form: str) -> Pari
         name = record.name
         known = references(record)
         card["run"] = f"{record.name} ({record.id})"
+        if (labels := labels_of(record)) is not None:
+            card["labels"] = labels
         for metric, protocol in record.protocols.items():
             if is_accuracy(metric):
                 interval = ""

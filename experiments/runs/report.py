@@ -26,7 +26,7 @@ from analysis.tables import (
 )
 from analysis.text import to_json
 from experiments.runs.compare import chance_level, curve, curve_label
-from experiments.runs.evaluate import LATER, REFERENCES, other_images, predictions, references
+from experiments.runs.evaluate import LATER, REFERENCES, labels_of, other_images, predictions, references
 from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
@@ -61,7 +61,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     shown = _shown(figures)
     with report_folder(run, store, out) as folder:
         (folder / PAGE).write_text(_page(run, figures, folder), encoding="utf-8")
-    last = [where(run, store)]
+    last = [*_about(run), where(run, store)]
     shares = figures["metric"].map(in_percent)
     scaled = ["trained", *REFERENCES]
     numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
@@ -82,6 +82,12 @@ def _caption(run: Record) -> str:
     if run.kind == "pretrain":
         how = f"trained for {count(int(run.params['train.epochs']), 'epoch')} on {training}{name}"
     return f"Figures of {run.name}, {how}. {HOW}"
+
+
+def _about(run: Record) -> list[str]:
+    """A sentence about the labels that accuracies are of, if the run was trained without them."""
+    labels = labels_of(run)
+    return [f"Accuracies are of the labels in {labels}."] if labels else []
 
 
 def _in_one_line(text: str) -> str:
@@ -156,6 +162,7 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     # Nobody knows what an imported encoder was trained on, and some earlier versions didn't count the test images.
     elif (digest := digest_of(run.tags.get("data_digest", ""))) and counts.get("test", 1):
         finding.append(test_use(run.store, digest))
+    finding += _about(run)
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
     if predicted is not None and plain:

@@ -49,6 +49,7 @@ TRANSFER_SECONDS = 600  # how long a request that carries a file may take
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
 HOME = "mlflow.simclr.home"  # the tag with the owner (see local.py) of the home that trains or last trained a run
 PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
+SUPERSEDED = "superseded"  # its value for a figure that doesn't count any more
 
 
 def home() -> Path:
@@ -82,7 +83,7 @@ class Record:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]  # the latest value of each
-    protocols: Mapping[str, str]  # identity of the protocol of each evaluated metric
+    protocols: Mapping[str, str]  # identity of the protocol of each evaluated metric that counts
     store: Store = field(repr=False, compare=False)
 
     @property
@@ -231,6 +232,7 @@ class Store:
 
     def _record(self, run: Run) -> Record:
         tags = run.data.tags
+        protocols = {key.removeprefix(PROTOCOL): tag for key, tag in tags.items() if key.startswith(PROTOCOL)}
         return Record(
             id=run.info.run_id,
             name=printable(str(run.info.run_name)),  # MLflow's page can rename a run
@@ -241,7 +243,7 @@ class Store:
             params=run.data.params,
             tags={key: value for key, value in tags.items() if not key.startswith(("mlflow.", PROTOCOL))},
             metrics=run.data.metrics,
-            protocols={key.removeprefix(PROTOCOL): value for key, value in tags.items() if key.startswith(PROTOCOL)},
+            protocols={metric: tag for metric, tag in protocols.items() if tag != SUPERSEDED},
             store=self,
         )
 

@@ -27,6 +27,7 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
+LEFT_OUT = "left out {:,} files that {} doesn't list. To include a file that has no label, list it with an empty label"
 SAMPLE = 1000  # rows in which file names are looked for
 
 
@@ -93,10 +94,7 @@ def understand_table(
             f"add --set data.label_column={groups[0]}"
         )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
-        notes.append(
-            f"left out {left_out:,} files that {labels.name} doesn't list. To include a file that has no label, "
-            f"list it with an empty label"
-        )
+        notes.append(LEFT_OUT.format(left_out, labels.name))
     ordered = {
         split: sorted(zip(rows["file"][rows["split"] == split], numbers[split].tolist(), strict=True))
         for split in SPLIT_NAMES

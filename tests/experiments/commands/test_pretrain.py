@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from time import monotonic
 
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import Result
@@ -244,6 +246,52 @@ def test_photos_that_were_trained_on_without_labels_can_be_labelled_afterwards(
     )
     others = run("eval", "later-s0", "--knn", "--data-dir", images / "flat", "--labels", "others.csv")
     assert_one_line(others, 2, "differ from those that this encoder was trained on")
+
+
+def test_figures_of_other_labels_are_left_out_when_a_run_is_evaluated_with_new_ones(
+    run: Run, trained: Store, images: Path
+) -> None:
+    for name, count in {"many.csv": 40, "few.csv": 24}.items():
+        rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(count)]
+        Path(name).write_text("\n".join(["file,label", *rows]))
+    small = ["--dataset", "folder", "--set", "data.side=16", "--epochs", 1, "--batch-size", 8, "--seed", 7]
+    for command in (
+        ["pretrain", "--config", "tiny.toml", "--data-dir", images / "flat", *small, "--name", "relabelled"],
+        ["eval", "relabelled-s7", "--no-labels"],
+        ["eval", "relabelled-s7", "--knn", "--linear", "--labels", "many.csv"],
+    ):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+    before = trained.find("relabelled-s7").protocols
+    (old,) = (metric for metric in before if metric.startswith("knn_") and metric.endswith("_top1"))
+    assert "linear_top1" in before
+    said = "earlier figures of relabelled-s7 are of other labels or test images, and are left out from now on: "
+    done = run("eval", "relabelled-s7", "--knn", "--labels", "few.csv")
+    assert said in _flat(done.stderr)
+    assert old in done.stderr
+    record = trained.find("relabelled-s7")
+    (new,) = (metric for metric in record.protocols if metric.startswith("knn_") and metric.endswith("_top1"))
+    assert new != old
+    assert "linear_top1" not in record.protocols
+    assert record.protocols["contrastive_h_top1"] == before["contrastive_h_top1"]  # which needs no labels
+    kept = set(pd.read_csv(record.artifact("evaluations.csv"))["metric"])
+    assert kept == set(record.protocols)
+    (row,) = (row for row in json.loads(run("runs", "--json").stdout) if row["name"] == "relabelled-s7")
+    assert row["linear"] is None
+    assert row["knn_protocol"] == record.protocols[new]
+    page = run("report", "relabelled-s7", "--out", "report")
+    assert "Accuracies are of the labels in few.csv (24 images with labels)." in _flat(page.output)
+    html = next(Path("report").rglob("*.html")).read_text()
+    assert "few.csv (24 images with labels)" in html
+    assert re.search(r"With only \d+ test images, this says little: label more\.", html)
+    done = run("export", "relabelled-s7", "--out", "card/encoder.safetensors")
+    assert done.exit_code == 0, done.output
+    card = next(Path("card").glob("*.md")).read_text()
+    assert "few.csv (24 images with labels)" in card
+    assert "linear_top1" not in card
+    again = run("eval", "relabelled-s7", "--linear", "--labels", "few.csv")
+    assert said not in _flat(again.stderr)
+    assert {new, "linear_top1"} <= trained.find("relabelled-s7").protocols.keys()
 
 
 def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
