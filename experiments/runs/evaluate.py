@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis import plots
 from analysis.findings import FEW
 from analysis.statistics import accuracy_interval, balanced_interval, mean_interval
-from analysis.tables import is_accuracy, is_classification, write_csv
+from analysis.tables import is_accuracy, is_choice, is_classification, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
 from experiments.runs.looks import LOOK
@@ -243,7 +243,7 @@ def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
     if old:
         subject.observer.note(
             f"earlier figures of {record.name} are of other labels or test images, and are left out from now on: "
-            f"{', '.join(old)}"
+            f"{', '.join(metric for metric in old if not is_choice(metric))}"
         )
     tracker.tag_protocols(dict.fromkeys(old, SUPERSEDED))
     about = f"{data.origin or data.title} ({int((data.labels >= 0).sum()):,} images with labels)"
