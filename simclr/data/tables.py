@@ -15,7 +15,7 @@ import pandas as pd
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, split_in, unclear
 from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, splits_named, understand
 from simclr.data.source import UNLABELLED
-from simclr.errors import UserError, printable
+from simclr.errors import UserError, printable, similar_path
 
 FILE_NAMES = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "img", "id")
 # Columns whose values group images, for `data.group`: not labels, unless the user says so.
@@ -202,7 +202,8 @@ def read_table(path: Path) -> pd.DataFrame:
                 skiprows=skipped,
             )
     except OSError as error:
-        raise UserError(f"can't read the labels {path}: {error.strerror or error}") from None
+        meant = f". Did you mean '{near}'?" if not path.exists() and (near := similar_path(path)) else ""
+        raise UserError(f"can't read the labels {path}: {error.strerror or error}{meant}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: save it as a CSV file in UTF-8") from None
     except StopIteration:

@@ -56,7 +56,10 @@ def usual(data: Dataset, observer: Observer) -> list[str]:
     if len(data.classes) > 1:
         return ["knn", "linear"]
     lack = "only one class" if data.classes else "no labels"
-    observer.note(f"{data.title} has {lack}, so this is --no-labels. For accuracies, add --labels TABLE")
+    observer.note(
+        f"{data.title} has {lack}, so this is what can be measured without (--no-labels). For accuracies, add --labels "
+        f"TABLE"
+    )
     return ["no-labels"]
 
 

@@ -175,14 +175,16 @@ def test_plain_eval_of_images_without_labels_is_what_messages_suggest(run: Run, 
     asked, plain = run("eval", "plain-s1", "--no-labels"), run("eval", "plain-s1")
     assert plain.exit_code == 0, plain.output
     assert plain.stdout == asked.stdout
-    said = "two has no labels, so this is --no-labels. For accuracies, add --labels TABLE\n"
+    said = (
+        "two has no labels, so this is what can be measured without (--no-labels). For accuracies, add --labels TABLE\n"
+    )
     assert said in plain.stderr
     assert said not in asked.stderr
     assert run("eval", "tiny-s0", "--knn").exit_code == 0
     assert "Run `simclr eval plain-s1 --labels TABLE`" in " ".join(run("compare", "plain-s1", "tiny-s0").stdout.split())
     one = run("eval", "tiny-s0", "--transfer", images / "one")
     assert one.exit_code == 0, one.output
-    assert "one has only one class, so this is --no-labels" in one.stderr
+    assert "one has only one class, so this is what can be measured without" in one.stderr
     assert_one_line(run("eval", "plain-s1", "--set", "data.val_fraction=0.3", "--knn"), 2, "leave it out")
 
 

@@ -343,8 +343,10 @@ def test_wrong_tables_are_errors(name, photos, home, tmp_path):
     for other in ("labels.json", "labels.xlsx"):
         message = error_message(home, dir=photos, labels=write(tmp_path / other, content))
         assert "is not a table of labels: save it as a .csv file" in message
-    missing = tmp_path / "none.csv"
-    assert f"can't read the labels {missing}" in error_message(home, dir=photos, labels=missing)
+    missing, near = tmp_path / "none.csv", write(tmp_path / "nome.csv", b"")
+    message = error_message(home, dir=photos, labels=missing)
+    assert message.startswith(f"can't read the labels {missing}")
+    assert message.endswith(f"Did you mean '{near}'?")
 
 
 def test_a_column_without_a_table_is_an_error(photos, home):
