@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from experiments.tracking.starts import where_now
 from simclr.config import Config
 from simclr.errors import UserError
 from simclr.methods import METHODS
@@ -15,18 +16,21 @@ GONE = "To resume a run whose weights to start from are gone, give its config.to
 def with_weights(config: Config) -> Config:
     """The config with the files that `init` and the method's `teacher` name, and the digests of their tensors.
 
-    Those that have both stay as they are. Raises UserError if one names neither a file nor a finished run that has what
-    it needs, and if `init` holds another network.
+    Those that have both stay as they are, but for a file to start from that moved with the home. Raises UserError if one
+    names neither a file nor a finished run that has what it needs, and if `init` holds another network.
     """
     kind, settings = METHODS[config.method], config.method_settings()
     teacher: str | None = settings.teacher if kind.takes_teacher else None  # type: ignore[attr-defined]
     if config.init is None and teacher is None:
         return config
+    from experiments.tracking.local import named_home
     from simclr.train.teacher import FILE, HOW, load_teacher  # importing torch's networks takes a second
     from simclr.weights.start import resolved, split_digest
 
     if config.init is not None and split_digest(config.init)[1] is None:
         config = resolved(config, _find("init", config.init, "model.safetensors", GONE))
+    elif config.init is not None:
+        config = config.model_copy(update={"init": where_now(config.init, Path(named_home()).resolve())})
     if teacher is not None and split_digest(teacher)[1] is None:
         path = str(_find(f"{kind.section_name}.teacher", teacher, FILE, f"K{HOW[1:]}"))
         named = {"teacher": f"{path}@{load_teacher(path)[2]}"}

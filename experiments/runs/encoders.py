@@ -107,7 +107,7 @@ def encoder_of(record: Record) -> FoundEncoder:
     path = weights_of(record)
     config, weights, digest = load_weights(path)
     if config.init is not None:
-        config = config.model_copy(update={"init": where_now(config.init, record.store)})
+        config = config.model_copy(update={"init": where_now(config.init, record.store.folder)})
     return FoundEncoder(config, weights, digest, path, record.id)
 
 

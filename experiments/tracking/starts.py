@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.tracking.store import Record, Store
 from simclr.settings import STARTS
+
+if TYPE_CHECKING:  # importing MLflow takes seconds
+    from experiments.tracking.store import Record
 
 
 def starts_among(record: Record, runs: Collection[Record]) -> list[Record]:
@@ -22,11 +25,11 @@ def start_label(record: Record, setting: str) -> str:
     return f"{named or Path(name).name} ({digest[:8]})" if at else digest
 
 
-def where_now(start: str, store: Store) -> str:
+def where_now(start: str, home: Path) -> str:
     """PATH@DIGEST, with the path below the home of today if the file was below a home that has moved since."""
     name, at, digest = start.rpartition("@")
     path = Path(name)
     if not at or path.is_file():
         return start
-    below = (store.folder.joinpath(*path.parts[count:]) for count in range(1, len(path.parts)))
+    below = (home.joinpath(*path.parts[count:]) for count in range(1, len(path.parts)))
     return f"{next((place for place in below if place.is_file()), path)}@{digest}"
