@@ -16,8 +16,8 @@ GONE = "To resume a run whose weights to start from are gone, give its config.to
 def with_weights(config: Config) -> Config:
     """The config with the files that `init` and the method's `teacher` name, and the digests of their tensors.
 
-    Those that have both stay as they are, but for a file to start from that moved with the home. Raises UserError if one
-    names neither a file nor a finished run that has what it needs, and if `init` holds another network.
+    Those that have both stay as they are, but for a file to start from that moved with the home. Raises UserError if
+    one names neither a file nor a finished run that has what it needs, and if `init` holds another network.
     """
     kind, settings = METHODS[config.method], config.method_settings()
     teacher: str | None = settings.teacher if kind.takes_teacher else None  # type: ignore[attr-defined]
