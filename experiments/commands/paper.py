@@ -193,6 +193,6 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     runs, done = (sum(each[key] for each in tables) for key in ("runs", "runs_done"))
     summary = (
         f"{planned['name']}: {runs} runs, {done} of them done; {describe_duration(planned['seconds'])} of training and "
-        f"evaluation left. A run that several tables need is counted in the first of them. All are judged on test images."
+        f"evaluation left, all judged on test images. A run that several tables need is counted in the first of them."
     )
     return f"{paragraph(summary)}\n{text_table(['table', 'rows', 'seeds', 'runs', 'done', 'time left'], rows)}"
