@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 UNFINISHED := $(BIN)/simclr runs --kind pretrain | grep -q '^shapes-s0 .* \(stopped\|running\) '
 
 demo: install
-	$(BIN)/simclr pretrain --preset shapes $$($(UNFINISHED) && echo --resume) || $(BIN)/simclr pretrain --preset shapes
+	if $(UNFINISHED); then $(BIN)/simclr pretrain --preset shapes --resume || $(BIN)/simclr pretrain --preset shapes; \
+	else $(BIN)/simclr pretrain --preset shapes; fi
 	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
 	@echo "Where to look next:"

@@ -248,7 +248,7 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     ]
     rest = [f"For comparison: {_and(others)}."] if others else []
     if images is not None and images < FEW:
-        rest.append(f"With only {count(images, f'{part} image')}, this says little: label more.")
+        rest.append(f"With only {count(images, f'{part} image')}, this says little.")
     before = {"the untrained network": row["untrained"], START: row.get("start", nan)}
     if unclear := [name for name, value in before.items() if row["low"] <= value]:
         rest.append(f"The encoder has no clear gain over {_and(unclear)}.")

@@ -20,7 +20,7 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     row = next((row for row in figures if row["metric"] == MATCHES), None)
     if row is None:
         return []
-    found, chance, untrained = (f"{row[key]:.2g} %" for key in ("trained", "chance", "untrained"))
+    found, chance, untrained = (f"{row[key]:.1f} %" for key in ("trained", "chance", "untrained"))
     most = " and ".join(f"{count} for {layer}" for layer, count in dimensions.items())
     return [
         f"For {found} of the images, the encoder finds the other view of the same image{among(row['chance'])} (chance "

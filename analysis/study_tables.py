@@ -60,7 +60,7 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
     Each has the mean and standard deviation over seeds, the difference to the baseline with its interval, and p
     corrected for the number of comparisons. It is no wider than the text of LaTeX's article. A mean is bold if that p
     shows it to be lower or higher than the baseline's. The caption says so, after the sentences `data` about the data.
-    Each has the given label and the metric as its label. `comment` is as in `latex_table`.
+    The label of each is the given one and the metric. `comment` is as in `latex_table`.
     """
     tables: list[str] = []
     for metric, summary in summaries.items():

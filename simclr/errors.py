@@ -78,7 +78,7 @@ def nearest(name: str, names: Iterable[str], count: int = 5) -> list[str]:
 def similar_path(path: Path) -> str | None:
     """The path in the same folder whose name is most similar to that of a path that doesn't exist, if one is close."""
     try:
-        names = [each.name for each in path.parent.iterdir()]
+        names = [each.name for each in path.parent.iterdir() if each.exists() and each.name != path.name]
     except (OSError, ValueError):  # no path has a null character
         return None
     near = get_close_matches(path.name, names, n=1, cutoff=CLOSE)

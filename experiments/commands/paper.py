@@ -48,7 +48,7 @@ def paper(  # over 60 lines, because of its signature
             metavar="TABLE",
             help="Make only this table or figure: table1, fig8, ... (--dry-run lists them). Can be repeated. The page "
             "shows those that were made before, too.",
-            show_default="(all)",
+            show_default="all",
         ),
     ] = [],  # noqa: B006 (Typer copies it)
     preset: Preset = None,

@@ -237,8 +237,9 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     from analysis.findings import count
     from analysis.text import paragraph
 
-    left, runs = max(0, planned["trials"] - planned["trials_done"]), planned["runs"]
-    trials = f"the start (your config) and {count(planned['trials'], 'trial')}, {planned['trials_done']} of them done"
+    done, runs = min(planned["trials"], planned["trials_done"]), planned["runs"]
+    left = planned["trials"] - done
+    trials = f"the start (your config) and {count(planned['trials'], 'trial')}, {done} of them done"
     if left:
         trials += f", {describe_duration(planned['trial_seconds'])} each"
     if runs:

@@ -37,6 +37,7 @@ from simclr.weights.checkpoint import fill, load_weights
 # Settings that give labels to images, as the run's own may have got since. All but the first are of a table of labels,
 # the last one says how many of its images are for testing.
 LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column", "data.val_fraction")
+DIVISION = ("val_fraction", "split_seed", "test_from")  # settings of images that the identity of some leaves out
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
@@ -273,6 +274,7 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
         run = next((runs[part] for part in path.parts if part in runs), None)
         if run is not None:
             name, method, digest = run.name, run.params.get("method", "simclr"), run.tags.get("data_digest")
+            division = {key: run.params.get(f"data.{key}") for key in DIVISION}
             init = run.params.get("init", "None")
             init = None if init == "None" else init
         else:
@@ -280,9 +282,14 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
                 config, _, digest = load_weights(path)
             except UserError:  # another program's, or gone
                 return
-            name, method, init = printable(path.name), config.method, None
+            name, method, init = printable(path.name), config.method, config.init
+            division = {key: str(getattr(config.data, key)) for key in DIVISION}
         reads_labels = method not in METHODS or METHODS[method].reads_labels  # a newer version may know more
-        if reads_labels and digest != data.identity and _may_share(run, data, settings, store):
+        alike = digest == data.identity and all(
+            value in (None, str(getattr(settings, key)))
+            for key, value in division.items()  # None: of before
+        )
+        if reads_labels and not alike and _may_share(run, data, settings, store):
             raise UserError(
                 f"{found.name()} started from {name}, which was trained on labels, perhaps also on those of images to "
                 f"test on here: evaluate it on other images, with --transfer FOLDER"

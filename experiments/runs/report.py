@@ -66,7 +66,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     scaled = ["trained", *REFERENCES]
     numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
     if form == "json":
-        return to_json({"rows": numbers, "files": files_of(run)}), []
+        return to_json({"rows": numbers, "notes": _about(run), "files": files_of(run)}), []
     rows = numbers if form == "csv" else shown.map(_in_one_line, na_action="ignore")
     if form == "latex":
         rows["Evaluation"] = rows["Evaluation"].str.removesuffix(" (%)")  # the caption says it

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import nan
 from typing import Any, NamedTuple
 
@@ -25,7 +26,9 @@ from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import StudyPlan
 from experiments.studies.report import finding as study_finding
 from experiments.studies.results import read_results
-from experiments.studies.run import part_to_judge_on
+from experiments.studies.run import part_to_judge_on, study_named
+from experiments.tracking.deleting import CONFIRMS
+from experiments.tracking.writing import Tracker
 from experiments.workers.pool import HERE, Pool
 from simclr.config import to_toml
 from simclr.errors import RunFailed
@@ -85,7 +88,8 @@ def confirm(
         f"your config and {', '.join(chosen)} are trained again with {count(seeds, 'fresh seed')}, and judged on "
         f"{'validation' if on == 'val' else on} images"
     )
-    study = execute(name, plan, search.store, fresh, command, observer, form, pool)
+    with _belonging(name, search):
+        study = execute(name, plan, search.store, fresh, command, observer, form, pool)
     found = found._replace(study=study)
     if not study.report:
         return found
@@ -102,6 +106,16 @@ def confirm(
     found = found._replace(summary=summary(search) + told, selection=table, notes=selection_notes(search, table))
     lost = table["gain"].iloc[1] < 0  # so the best config of the search is not the one to train
     return found._replace(next=()) if lost else found
+
+
+@contextmanager
+def _belonging(study: str, search: Search) -> Iterator[None]:
+    """Record that the study of this name, which is run meanwhile, confirms a search, also if it is stopped."""
+    try:
+        yield
+    finally:
+        if (begun := study_named(study, search.store)) is not None:
+            Tracker(search.store, begun.id).tag({CONFIRMS: search.name})
 
 
 def record_trials(search: Search, start: float) -> None:

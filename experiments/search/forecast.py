@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from experiments.runs.estimate import estimate
 from experiments.runs.prepare import Prepared
-from experiments.search.saved import trials_ended
+from experiments.search.saved import confirmation_of, trials_ended
 from experiments.search.space import Parameter, check_space, used
 from experiments.search.trial_jobs import PROBE
 from experiments.search.trials import prepare_labelled, with_proxy
@@ -33,7 +33,7 @@ class SearchForecast(NamedTuple):
     trials: int  # that are asked for
     trials_done: int
     trial_seconds: float  # of training and evaluating one
-    runs: int  # with fresh seeds, of the best trials and of the config that the search starts from
+    runs: int  # with fresh seeds, of the best trials and of the start; 0 if they are done
     run_seconds: float
     seconds: float  # in all, of what is left
 
@@ -57,7 +57,9 @@ def forecast(
     observer.say("timing the config that the search starts from")
     cheap, done = with_proxy(full, proxy), trials_ended(name, store)
     check_space(parameters := used(parameters, cheap), cheap)
-    left = max(0, trials - done) + (not done)  # the start is trained before the first of them
+    left = max(0, trials - done)
+    if not left and confirmation_of(name, store) is not None:
+        runs = 0
     prepared = prepare_labelled(cheap, store, observer)
     training = estimate(prepared).seconds
     trial = training + _probe_seconds(prepared, observer)
@@ -66,7 +68,8 @@ def forecast(
         whole = prepared if cheap == full else prepare_labelled(full, store, observer)
         training = training if cheap == full else estimate(whole).seconds
         run = training + evaluation_seconds(Cell(BASELINE, full, on="val"), whole, observer)
-    seconds = min(left * trial, inf if hours is None else 3600 * hours + trial)  # no trial starts after the hours
+    start = 0.0 if done else trial  # it is trained before the first trial, and the hours begin after it
+    seconds = start + min(left * trial, inf if hours is None else 3600 * hours + trial)
     varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
     return SearchForecast(varied, trials, done, trial, runs, run, seconds + runs * run)
 

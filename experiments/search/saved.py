@@ -7,12 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.tracking import local
-from experiments.tracking.store import Store
+from experiments.tracking.store import Record, Store
 from simclr.errors import UserError
 
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # how trials end that count; one that was interrupted is FAIL
 STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
 
 
@@ -45,7 +47,13 @@ def saved_study(name: str, store: Store) -> optuna.Study:
 def trials_ended(name: str, store: Store) -> int:
     """How many trials of the search with this name have ended in this home."""
     study = _find(name, store)
-    return 0 if study is None else sum(trial.state.is_finished() for trial in study.trials)
+    return 0 if study is None else len(study.get_trials(deepcopy=False, states=ENDED))
+
+
+def confirmation_of(name: str, store: Store) -> Record | None:
+    """The finished study with fresh seeds that confirms the search with this name, if there is one."""
+    studies = store.records(kind="study", confirms=name)
+    return next((study for study in studies if study.finished), None)
 
 
 def _find(name: str, store: Store) -> optuna.Study | None:

@@ -22,7 +22,7 @@ from optuna.trial import Trial, TrialState
 from experiments.configs.resolve import changed
 from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
-from experiments.search.saved import STATE, optuna_errors
+from experiments.search.saved import ENDED, STATE, optuna_errors
 from experiments.search.space import (
     Parameter,
     check_space,
@@ -236,7 +236,7 @@ def run_trials(
 
     def ended() -> int:
         """The number of trials that have ended, which is reported with the best of them."""
-        trials = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        trials = search.study.get_trials(deepcopy=False, states=ENDED)
         completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         best = max(completed, key=lambda trial: trial.values[0], default=None)
         text = f"{best.values[0]:.1%} on validation (trial {best.number})" if best else ""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from experiments.tracking.naming import all_called
 from experiments.tracking.starts import starts_among
 from experiments.tracking.store import GROUPS, Record, Store
 from simclr.errors import RunFailed, UserError
+
+CONFIRMS = "confirms"  # the tag of a study with fresh seeds that names the search whose best trials it trains
 
 
 def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
@@ -27,23 +28,19 @@ def find_deletable(names: Sequence[str], store: Store) -> list[Record]:
     """
     records = store.records()
     found = {record.id: record for record in (_only(name, records, store) for name in names)}
-    while more := [each for each in records if _belongs(each, found.values()) and each.id not in found]:
+    searches = {each.tags.get("search", each.name) for each in found.values() if each.kind == "search"}
+    found |= {each.id: each for each in records if each.tags.get(CONFIRMS) in searches}
+    while more := [each for each in records if each.parent in found and each.id not in found]:
         found |= {each.id: each for each in more}
     _check_free(found, records)
     return sorted(found.values(), key=lambda record: record.kind in GROUPS)
 
 
-def _belongs(record: Record, found: Collection[Record]) -> bool:
-    """Whether a run belongs to one of these studies or searches."""
-    searches = [each.tags.get("search", each.name) for each in found if each.kind == "search"]
-    confirms = (re.fullmatch(rf"{re.escape(name)}(-trial-\d+)+", record.name) for name in searches)
-    return record.parent in {each.id for each in found} or (record.kind == "study" and any(confirms))
-
-
 def started_from(records: Sequence[Record], store: Store) -> list[Record]:
     """The other runs that started from the weights of some. They stay complete, but can't be compared with these."""
     gone = {record.id for record in records}
-    return [run for run in store.records(kind="pretrain") if run.id not in gone and starts_among(run, records)]
+    runs = [run for run in store.records(kind="pretrain") if run.id not in gone]
+    return [run for run in runs if starts_among(run, records, ["init"])]
 
 
 def folders_of(record: Record) -> list[Path]:

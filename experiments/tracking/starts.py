@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # importing MLflow takes seconds
     from experiments.tracking.store import Record
 
 
-def starts_among(record: Record, runs: Collection[Record]) -> list[Record]:
+def starts_among(record: Record, runs: Collection[Record], settings: Sequence[str] = STARTS) -> list[Record]:
     """Those of some runs whose files a run started from. The path of such a file holds the run's id."""
-    files = [Path(record.params[name].rpartition("@")[0]) for name in STARTS if "@" in record.params.get(name, "")]
+    files = [Path(record.params[name].rpartition("@")[0]) for name in settings if "@" in record.params.get(name, "")]
     return [run for run in runs if any(run.id in file.parts for file in files)]
 
 

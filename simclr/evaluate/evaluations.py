@@ -57,8 +57,8 @@ def usual(data: Dataset, observer: Observer) -> list[str]:
         return ["knn", "linear"]
     lack = "only one class" if data.classes else "no labels"
     observer.note(
-        f"{data.title} has {lack}, so this is what can be measured without (--no-labels). For accuracies, add --labels "
-        f"TABLE"
+        f"{data.title} has {lack}, so only what needs no labels is measured, as with --no-labels. For accuracies, "
+        f"add --labels TABLE"
     )
     return ["no-labels"]
 

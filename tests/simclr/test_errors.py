@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simclr.errors import NEAREST, first_few, suggest, unknown
+from pathlib import Path
+
+from simclr.errors import NEAREST, first_few, similar_path, suggest, unknown
 
 
 def test_a_long_list_of_choices_is_cut_to_the_nearest() -> None:
@@ -21,3 +23,12 @@ def test_a_suggestion_does_not_mind_capitals() -> None:
 def test_a_long_list_of_facts_is_cut_and_counted() -> None:
     assert first_few(["a", "b"], "; ") == "a; b"
     assert first_few([str(n) for n in range(300)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 290 more"
+
+
+def test_a_path_is_suggested_that_exists_and_is_not_the_one_given(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "fotos").symlink_to(tmp_path / "gone")  # of a disk that is not there
+    assert similar_path(tmp_path / "photo") == str(tmp_path / "photos")
+    assert similar_path(tmp_path / "fotos") == str(tmp_path / "photos")
+    assert similar_path(tmp_path / "photos") is None
+    assert similar_path(tmp_path / "nowhere" / "photos") is None

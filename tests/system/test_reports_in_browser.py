@@ -101,7 +101,7 @@ def test_the_page_of_a_study_of_30_runs(browser: Browser, study: Record, tmp_pat
     page = tmp_path / "report.html"
     assert page.stat().st_size < LARGEST
     text = page.read_text()
-    assert text.count("?workflowType=") == 30
+    assert text.count("?workflowType=") == 2 * 30  # for each metric
     assert text.count("example views:") == len(CELLS) - 1
     assert "example views: temperature=0; temperature=1" in text
     check(browser, page)

@@ -21,7 +21,8 @@ def system(line):
     assert program == "simclr", line
     done = CliRunner().invoke(cli.app, words)
     print(done.output)
-    assert done.exit_code == 0
+    if done.exception:
+        raise done.exception
 
 get_ipython().system = system
 """

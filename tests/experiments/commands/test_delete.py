@@ -11,6 +11,7 @@ import pytest
 
 from experiments.search.saved import STATE
 from experiments.tracking import local
+from experiments.tracking.deleting import CONFIRMS
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from tests.experiments.commands.helpers import assert_one_line, invoke
@@ -44,14 +45,14 @@ def test_a_run_is_deleted_after_a_confirmation(store: Store, monkeypatch: pytest
 
 
 def test_a_search_is_deleted_with_its_trials(store: Store) -> None:
-    study = start_run(store, "wide-trial-3", "study", {})  # with fresh seeds
+    study = start_run(store, "wide-trial-3", "study", {}, {CONFIRMS: "wide"})  # with fresh seeds
     start_run(store, "trial-3-s1", "pretrain", {}, {"cell": "trial 3"}, parent=study.run_id).finish("FINISHED")
     study.finish("FINISHED")
-    start_run(store, "wide-trial-3-again", "study", {}).finish("FINISHED")  # somebody's own
+    start_run(store, "wide-trial-4", "study", {}).finish("FINISHED")  # somebody's own
     done = invoke("delete", "wide", "--yes", "--json")
     assert done.exit_code == 0, done.output
     assert {each["name"] for each in json.loads(done.stdout)["runs"]} == {"wide", "wide-trial-3", "trial-3-s1"}
-    assert names_in(store) == {"one", "wide-trial-3-again"}
+    assert names_in(store) == {"one", "wide-trial-4"}
     assert optuna.get_all_study_names(local.address(store.folder / STATE)) == []
 
 

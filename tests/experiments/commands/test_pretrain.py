@@ -176,7 +176,8 @@ def test_plain_eval_of_images_without_labels_is_what_messages_suggest(run: Run, 
     assert plain.exit_code == 0, plain.output
     assert plain.stdout == asked.stdout
     said = (
-        "two has no labels, so this is what can be measured without (--no-labels). For accuracies, add --labels TABLE\n"
+        "two has no labels, so only what needs no labels is measured, as with --no-labels. For accuracies, add "
+        "--labels TABLE\n"
     )
     assert said in plain.stderr
     assert said not in asked.stderr
@@ -184,7 +185,7 @@ def test_plain_eval_of_images_without_labels_is_what_messages_suggest(run: Run, 
     assert "Run `simclr eval plain-s1 --labels TABLE`" in " ".join(run("compare", "plain-s1", "tiny-s0").stdout.split())
     one = run("eval", "tiny-s0", "--transfer", images / "one")
     assert one.exit_code == 0, one.output
-    assert "one has only one class, so this is what can be measured without" in one.stderr
+    assert "one has only one class, so only what needs no labels is measured" in one.stderr
     assert_one_line(run("eval", "plain-s1", "--set", "data.val_fraction=0.3", "--knn"), 2, "leave it out")
 
 
@@ -285,7 +286,7 @@ def test_figures_of_other_labels_are_left_out_when_a_run_is_evaluated_with_new_o
     assert "Accuracies are of the labels in few.csv (24 images with labels)." in _flat(page.output)
     html = next(Path("report").rglob("*.html")).read_text()
     assert "few.csv (24 images with labels)" in html
-    assert re.search(r"With only \d+ test images, this says little: label more\.", html)
+    assert re.search(r"With only \d+ test images, this says little\.", html)
     done = run("export", "relabelled-s7", "--out", "card/encoder.safetensors")
     assert done.exit_code == 0, done.output
     card = next(Path("card").glob("*.md")).read_text()
@@ -331,6 +332,10 @@ def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
     assert run("eval", "last-s0", "--knn", "--transfer", "digits").exit_code == 0
     by_folder = run("eval", "last-s0", "--knn", "--set", "data.unlabelled=false")
     assert by_folder.exit_code == 0, by_folder.output  # reader-s0 held the same images out
+    train("divided", "--method", "supcon", "--set", "data.split_seed=1")  # which holds out others
+    train("onto", "--unlabelled", "--init", "divided-s0")
+    by_folder = run("eval", "onto-s0", "--knn", "--set", "data.unlabelled=false")
+    assert_one_line(by_folder, 2, "started from divided-s0, which was trained on labels")
     told = _flat(run("delete", "first-s0", "--yes").stderr)
     assert "Runs that started from these weights: more-s3, more-s0, reader-s0. They stay" in told
     done = run("eval", "more-s0", *labelled)

@@ -12,6 +12,7 @@ from analysis.trials import pictures
 from experiments.configs.resolve import resolve
 from experiments.search import confirm as confirming
 from experiments.search.confirm import confirm, confirmation_plan, record_trials, selection_notes, summary
+from experiments.search.saved import confirmation_of
 from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
 from experiments.search.trials import open_search, reference_accuracy, run_trials
@@ -62,6 +63,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
     assert "judged on validation images" in said.text
     assert plan["on"] == "val"
+    assert confirmation_of("s", store) == study
     assert found.summary.startswith("2 trials: 2 completed")
     assert found.best["accuracy"] == 100 * max(start, search.study.trials[1].values[0])
     assert found.selection is not None

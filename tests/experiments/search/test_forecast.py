@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from experiments.search.forecast import forecast
 from experiments.search.space import Parameter
 from experiments.search.trials import open_search, reference_accuracy, run_trials
+from experiments.tracking.deleting import CONFIRMS
 from experiments.tracking.store import Store
+from experiments.tracking.writing import start_run
 from simclr.errors import UserError
 from tests.helpers import tiny
 
@@ -33,12 +37,15 @@ def test_the_time_is_that_of_all_trainings_that_are_left(store: Store) -> None:
     assert found.trial_seconds == found.run_seconds > 0
     assert found.seconds == pytest.approx((1 + 3 + 4) * found.run_seconds)  # with the start
     limited = forecast("s", BRIEF, SPACE, store, trials=1000, runs=0, hours=0.001)
-    assert limited.seconds == pytest.approx(3.6 + found.trial_seconds)  # the last trial starts within the hours
+    assert limited.seconds == pytest.approx(3.6 + 2 * found.trial_seconds)  # the start, and a last trial that begins
     with open_search("s", BRIEF, SPACE, store) as search:
         reference_accuracy(search)
         run_trials(search, 2)
+    search.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))  # one that Ctrl-C stopped
     later = forecast("s", BRIEF, SPACE, store, trials=3, runs=0, hours=None)
     assert (later.trials_done, later.seconds) == (2, pytest.approx(found.trial_seconds))
+    start_run(store, "s-trial-1", "study", {}, {CONFIRMS: "s"}).finish("FINISHED")
+    assert forecast("s", BRIEF, SPACE, store, trials=2, runs=4, hours=None).seconds == 0  # nothing is left
 
 
 @pytest.mark.usefixtures("steady")

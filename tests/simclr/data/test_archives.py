@@ -7,6 +7,7 @@ import lzma
 import multiprocessing
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -70,9 +71,11 @@ def test_an_archive_gives_what_its_folder_gives(name, prefix, home, tmp_path):
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
 def test_names_that_lead_outside_are_data(name, home, tmp_path):
     members = {f"cat/{i}.png": plain(i) for i in range(5)} | {f"dog/{i}.png": plain(10 + i) for i in range(5)}
-    evil = {"../../evil.png": plain(99), f"{tmp_path}/evil.png": plain(20), "..\\evil.png": plain(99)}
+    outside = Path("/outside-of-the-tests-of-simclr")
+    evil = {"../../evil.png": plain(99), f"{outside}/evil.png": plain(20), "..\\evil.png": plain(99)}
     archive = write(tmp_path / "in" / name, PACKED[name](members | evil))
     assert values(open_data(home, dir=archive, side=8)) == [*range(5), *range(10, 15), 20]
+    assert not outside.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"in", "home"}
     assert {path.name for path in (tmp_path / "in").iterdir()} == {name}
     assert {path.name for path in home.iterdir()} == {"cache"}
