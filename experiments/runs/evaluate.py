@@ -28,7 +28,6 @@ from experiments.tracking.writing import Tracker, start_run
 from simclr import device as devices
 from simclr.config import to_toml
 from simclr.data.dataset import Dataset
-from simclr.data.parts import hash_parts
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError
 from simclr.evaluate.base import Outcome
@@ -45,7 +44,7 @@ FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPO
 REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
 LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
 PLACE = "place/"  # the tag with the name of the images that metrics are about whose names start with what follows
-LABELS = "labels"  # the tag with the identity and division of the images that figures of a run's own labels are about
+LABELS = "labels"  # the tag with the identity of the labelled images that figures of a run's own images are about
 LABELLED = "labelled"  # the tag that says in words which labels these are
 STOCK_ENDS = ("stock_low", "stock_high")  # of its interval, which is shown but not kept
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
@@ -238,12 +237,7 @@ def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
     Returns their names.
     """
     record, data = tracker.record(), subject.data
-    own = f"{data.identity} {hash_parts(data.parts)}"  # the identity of some images leaves out how they are divided
-    before = record.tags.get(LABELS)
-    if before == own:
-        return []
-    if before is None and record.tags.get("data_digest") == data.identity:  # the first ones
-        tracker.tag({LABELS: own})
+    if record.tags.get(LABELS, record.tags.get("data_digest")) == data.identity:
         return []
     old = [metric for metric in record.protocols if other_images(record, metric) is None and _needs_labels(metric)]
     if old:
@@ -253,7 +247,7 @@ def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
         )
     tracker.tag_protocols(dict.fromkeys(old, SUPERSEDED))
     about = f"{data.origin or data.title} ({int((data.labels >= 0).sum()):,} images with labels)"
-    tracker.tag({LABELS: own, LABELLED: about})
+    tracker.tag({LABELS: data.identity, LABELLED: about})
     return old
 
 
@@ -264,8 +258,9 @@ def _needs_labels(metric: str) -> bool:
 
 def labels_of(record: Record) -> str | None:
     """Which labels the figures of a run's own images are about, if they aren't those that it was trained with."""
+    same = record.tags.get(LABELS) in (None, record.tags.get("data_digest"))
     measured = any(other_images(record, metric) is None and _needs_labels(metric) for metric in record.protocols)
-    return record.tags.get(LABELLED) if measured else None
+    return None if same or not measured else record.tags[LABELLED]
 
 
 def _keep_figures(tracker: Tracker, table: pd.DataFrame, old: Sequence[str] = ()) -> None:
