@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 UNFINISHED := $(BIN)/simclr runs --kind pretrain | grep -q '^shapes-s0 .* \(stopped\|running\) '
 
 demo: install
-	if $(UNFINISHED); then $(BIN)/simclr pretrain --preset shapes --resume || $(BIN)/simclr pretrain --preset shapes; \
+	@if $(UNFINISHED); then $(BIN)/simclr pretrain --preset shapes --resume || $(BIN)/simclr pretrain --preset shapes; \
 	else $(BIN)/simclr pretrain --preset shapes; fi
 	$(BIN)/simclr eval shapes-s0 --knn --linear
 	@echo
