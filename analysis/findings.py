@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.label_free import MATCHES, among, verdict
+from analysis.label_free import MATCHES, START, UNTRAINED, among, verdict
 from analysis.statistics import FEWEST, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-START = "the weights that it started from"
 ROUNDED = 1e-4  # by which the accuracies of trials in a table differ at most from those that were measured
 FEW = 50  # test images below which an accuracy says little, or is in doubt if its interval is not over them
 MOST_NAMED = 6  # cells that one sentence lists
@@ -249,7 +248,7 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     rest = [f"For comparison: {_and(others)}."] if others else []
     if images is not None and images < FEW:
         rest.append(f"With only {count(images, f'{part} image')}, this says little.")
-    before = {"the untrained network": row["untrained"], START: row.get("start", nan)}
+    before = {UNTRAINED: row["untrained"], START: row.get("start", nan)}
     if unclear := [name for name, value in before.items() if row["low"] <= value]:
         rest.append(f"The encoder has no clear gain over {_and(unclear)}.")
     return [*sentences, " ".join(rest)] if rest else sentences

@@ -9,6 +9,7 @@ from typing import Any
 MATCHES = "contrastive_h_top1"  # the share of images whose other view was found
 CLEARLY = "clearly"
 UNTRAINED = "the untrained network"
+START = "the weights that it started from"
 FAR = 2  # times the odds of the untrained network from which an encoder is clearly better
 
 
@@ -60,7 +61,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     `row` has trained, low and untrained in percent, and start if training started from weights. The last two may be
     nan.
     """
-    others = {UNTRAINED: row["untrained"], "the weights that it started from": row.get("start", nan)}
+    others = {UNTRAINED: row["untrained"], START: row.get("start", nan)}
     found = {name: _how_much(row, name, value) for name, value in others.items() if not isnan(value)}
     if not found:
         return ""

@@ -78,11 +78,11 @@ def nearest(name: str, names: Iterable[str], count: int = 5) -> list[str]:
 def similar_path(path: Path) -> str | None:
     """The path in the same folder whose name is most similar to that of a path that doesn't exist, if one is close."""
     try:
-        names = [each.name for each in path.parent.iterdir() if each.exists() and each.name != path.name]
+        names = [each.name for each in path.parent.iterdir() if each.name != path.name]
     except (OSError, ValueError):  # no path has a null character
         return None
-    near = get_close_matches(path.name, names, n=1, cutoff=CLOSE)
-    return str(path.with_name(near[0])) if near else None
+    near = map(path.with_name, get_close_matches(path.name, names, cutoff=CLOSE))
+    return next((str(each) for each in near if each.exists()), None)
 
 
 def suggest(given: str, choices: Iterable[str]) -> str:

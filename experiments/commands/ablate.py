@@ -28,6 +28,7 @@ from experiments.commands.options import (
     Settings,
     StudyOn,
     Threads,
+    Yes,
     check_new_name,
     check_number,
     choice,
@@ -188,9 +189,7 @@ def ablate(  # over 60 lines, because of its signature
             "images, times a few steps of each cell, and evaluates once.",
         ),
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Start a study of more than an hour without asking for confirmation.")
-    ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Run an ablation study and report it.
@@ -246,7 +245,7 @@ def ablate(  # over 60 lines, because of its signature
     changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:
         if not dry_run:
-            check_unclaimed(store, "study", name, terminal)
+            check_unclaimed(store, "study", name, observer=terminal)
         plan = with_recorded_choices(name, plan, store)
         check_study_name(name, plan, store, terminal)  # before the cells are timed
         if plan.equal is not None and not plan.asked:

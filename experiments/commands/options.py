@@ -271,6 +271,7 @@ Memory = Annotated[
     str | None,
     typer.Option(help="Memory that the run may use, such as 8GiB.", show_default="that of the GPU; no limit on a CPU"),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Start work of more than an hour without asking for confirmation.")]
 Threads = Annotated[
     str | None,
     typer.Option(

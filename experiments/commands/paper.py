@@ -23,6 +23,7 @@ from experiments.commands.options import (
     Recheck,
     Settings,
     Threads,
+    Yes,
     check_new_name,
     check_out,
 )
@@ -88,9 +89,7 @@ def paper(  # over 60 lines, because of its signature
             "config and one evaluation.",
         ),
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Start work of more than an hour without asking for confirmation.")
-    ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Reproduce tables of the SimCLR paper with your images.

@@ -28,6 +28,7 @@ from experiments.commands.options import (
     Settings,
     StudyOn,
     Threads,
+    Yes,
     check_new_name,
     check_number,
 )
@@ -143,9 +144,7 @@ def search(  # over 60 lines, because of its signature
             "training steps and one evaluation.",
         ),
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Start a search of more than an hour without asking for confirmation.")
-    ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Search for better settings that fit into memory.
@@ -187,7 +186,7 @@ def search(  # over 60 lines, because of its signature
     parameters, runs = load_space(space), seeds * (1 + top)
     with Terminal() as terminal:
         if not dry_run:
-            check_unclaimed(store, "search", name, terminal)
+            check_unclaimed(store, "search", name, observer=terminal)
         cost = forecast(
             name, full, parameters, store, trials=trials, runs=runs, hours=hours, proxy=proxy, observer=terminal
         )
@@ -233,7 +232,7 @@ def search(  # over 60 lines, because of its signature
 
 
 def _describe_plan(planned: dict[str, Any]) -> str:
-    """What will be trained, and how long that takes at most."""
+    """What will be trained, and how long that takes."""
     from analysis.findings import count
     from analysis.text import paragraph
 

@@ -285,10 +285,9 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
             name, method, init = printable(path.name), config.method, config.init
             division = {key: str(getattr(config.data, key)) for key in DIVISION}
         reads_labels = method not in METHODS or METHODS[method].reads_labels  # a newer version may know more
-        alike = digest == data.identity and all(
-            value in (None, str(getattr(settings, key)))
-            for key, value in division.items()  # None: of before
-        )
+        # Earlier versions recorded fewer settings.
+        divided_alike = all(value in (None, str(getattr(settings, key))) for key, value in division.items())
+        alike = digest == data.identity and divided_alike
         if reads_labels and not alike and _may_share(run, data, settings, store):
             raise UserError(
                 f"{found.name()} started from {name}, which was trained on labels, perhaps also on those of images to "

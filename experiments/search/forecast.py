@@ -24,7 +24,7 @@ from simclr.progress import SILENT, Observer
 
 
 class SearchForecast(NamedTuple):
-    """What a search will take at most, if its trials take as long as the config that it starts from.
+    """What a search takes, if its trials take as long as the config that it starts from.
 
     A trial that is stopped early takes less. One with a larger network or batch can take more.
     """
@@ -32,7 +32,7 @@ class SearchForecast(NamedTuple):
     varied: list[str]  # the settings, in the order of the space
     trials: int  # that are asked for
     trials_done: int
-    trial_seconds: float  # of training and evaluating one
+    trial_seconds: float  # of training and evaluating one; 0 if nothing is left
     runs: int  # with fresh seeds, of the best trials and of the start; 0 if they are done
     run_seconds: float
     seconds: float  # in all, of what is left
@@ -54,12 +54,15 @@ def forecast(
 
     Raises UserError if its config can't run, if its images have no labels, or if a value of its space is invalid.
     """
-    observer.say("timing the config that the search starts from")
     cheap, done = with_proxy(full, proxy), trials_ended(name, store)
     check_space(parameters := used(parameters, cheap), cheap)
     left = max(0, trials - done)
     if not left and confirmation_of(name, store) is not None:
         runs = 0
+    varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
+    if not left and not runs:
+        return SearchForecast(varied, trials, done, 0.0, 0, 0.0, 0.0)
+    observer.say("timing the config that the search starts from")
     prepared = prepare_labelled(cheap, store, observer)
     training = estimate(prepared).seconds
     trial = training + _probe_seconds(prepared, observer)
@@ -70,7 +73,6 @@ def forecast(
         run = training + evaluation_seconds(Cell(BASELINE, full, on="val"), whole, observer)
     start = 0.0 if done else trial  # it is trained before the first trial, and the hours begin after it
     seconds = start + min(left * trial, inf if hours is None else 3600 * hours + trial)
-    varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
     return SearchForecast(varied, trials, done, trial, runs, run, seconds + runs * run)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -80,9 +81,9 @@ def claim_name(
         yield
 
 
-def check_unclaimed(store: Store, kind: str, name: str, observer: Observer = SILENT) -> None:
-    """Raise Busy if another process runs this study or search, so that it is refused before its time is predicted."""
-    with claim_name(store, kind, name, observer):
+def check_unclaimed(store: Store, kind: str, name: str, **options: Any) -> None:
+    """Raise Busy if another process runs this study or search, now rather than later. `options` as for claim_name."""
+    with claim_name(store, kind, name, **options):
         pass
 
 

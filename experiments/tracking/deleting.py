@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.tracking.claims import Busy, claim_name
+from experiments.tracking.claims import Busy, check_unclaimed
 from experiments.tracking.naming import all_called
 from experiments.tracking.starts import starts_among
 from experiments.tracking.store import GROUPS, Record, Store
@@ -99,8 +99,7 @@ def _remove(folder: Path) -> None:
 def _check_ended(study: Record, store: Store) -> None:
     """Raise Busy if a study or search runs: it may use any run. One that was killed may still be called RUNNING."""
     name = study.tags.get("search", study.name)  # which a search began with
-    with claim_name(store, study.kind, name, remedy="wait until it ends, as it may use the runs to delete"):
-        pass
+    check_unclaimed(store, study.kind, name, remedy="wait until it ends, as it may use the runs to delete")
 
 
 def _only(name: str, records: Sequence[Record], store: Store) -> Record:

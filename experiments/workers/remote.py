@@ -83,10 +83,11 @@ class Remote:
                 if observer.stop():
                     raise KeyboardInterrupt
                 return
-            for token, outcome in self.engine.ended(LOOK_SECONDS):
-                flight = self._flying.pop(token)
+            # All have landed before the first is read, whose reader may raise an error.
+            ended = [(self._flying.pop(token), outcome) for token, outcome in self.engine.ended(LOOK_SECONDS)]
+            for flight, outcome in ended:
                 if isinstance(outcome, Lost):
-                    self._end_lost(store, token)
+                    self._end_lost(store, flight.task.token)
                     if not observer.stop() and (failed := self._again(flight, outcome, origin, observer)) is not None:
                         yield failed
                     continue

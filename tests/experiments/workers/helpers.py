@@ -38,6 +38,7 @@ class Threads:
         self.most = max(self.most, len(self._futures))
 
     def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
+        assert self._futures, "a task that has ended is waited for"
         done, _ = wait(self._futures, seconds, FIRST_COMPLETED)
         return [(self._futures.pop(future).token, outcome(future)) for future in done]
 

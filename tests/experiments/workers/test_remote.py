@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.tracking.writing import start_run
 from experiments.workers import remote
 from experiments.workers.pool import HERE, Job
 from experiments.workers.remote import RETRIES, Remote
-from experiments.workers.task import Origin, Unfit, portable
+from experiments.workers.task import Lost, Origin, Outcome, Unfit, portable
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
 from simclr.errors import BadSettings, RunFailed, UserError
@@ -63,6 +64,12 @@ def train_until_stopped(store: Store, observer: Observer) -> None:
 
 def jobs(*values: object, same: bool = False) -> list[Job]:
     return [Job(f"job {n}", "one" if same else str(n), answer, (value,), SILENT) for n, value in enumerate(values)]
+
+
+def read(pool: Remote, todo: list[Job], store: Store, observer: Observer) -> None:
+    """Read results as commands do. The traceback of a comprehension would keep the pool at work after an error."""
+    for ended in pool.run(todo, store, observer):
+        ended.result()
 
 
 class Watch(Observer):
@@ -140,7 +147,7 @@ def test_no_job_begins_after_a_stop_even_if_none_has_trained_meanwhile(store: St
 def test_a_bug_and_an_unfit_machine_end_everything(store: Store) -> None:
     for error in (KeyError("a bug"), Unfit("n7 has other images")):
         with Threads() as engine, pytest.raises(type(error)) as raised:
-            [ended.result() for ended in Remote(engine).run(jobs(1, error), store, SILENT)]
+            read(Remote(engine), jobs(1, error), store, SILENT)
         notes = getattr(raised.value, "__notes__", [])
         assert [isinstance(error, KeyError)] * len(notes) == ["raise value" in note for note in notes]
         assert len(notes) == isinstance(error, KeyError)
@@ -155,18 +162,25 @@ def test_an_error_that_cannot_be_pickled_arrives_as_its_text(store: Store) -> No
 def test_after_an_error_the_runs_that_still_train_are_stopped_with_a_checkpoint(store: Store) -> None:
     """Also after an error of whoever reads what has ended, as in a search."""
 
-    def read(engine: Threads) -> None:
-        both = [Job("endless", "e", train_until_stopped, (), SILENT), Job("bad", "b", fail_beside, (), SILENT)]
-        for ended in Remote(engine).run([*both, *jobs("never started")], store, watch):
-            ended.result()
-
+    both = [Job("endless", "e", train_until_stopped, (), SILENT), Job("bad", "b", fail_beside, (), SILENT)]
     watch = Watch()
     with Threads() as engine, pytest.raises(RunFailed, match="full"):
-        read(engine)
+        read(Remote(engine), [*both, *jobs("never started")], store, watch)
     assert engine.abandoned == []
     assert len(engine.started) == 2
     assert [record.status for record in store.records()] == ["KILLED"]
     assert "stopping the other runs on the cluster (1): saving checkpoints" in watch.said
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # of the engine, as the pool is closed
+def test_after_an_error_nobody_waits_for_what_ended_with_it(store: Store) -> None:
+    class Together(Threads):
+        def ended(self, seconds: float) -> list[tuple[str, Outcome | Lost]]:
+            wait(self._futures)
+            return super().ended(seconds)
+
+    with Together() as engine, pytest.raises(RunFailed, match="full"):
+        read(Remote(engine), jobs(RunFailed("full"), RunFailed("full")), store, SILENT)
 
 
 def fail_beside(store: Store, observer: Observer) -> None:
