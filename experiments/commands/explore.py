@@ -59,7 +59,8 @@ def explore(  # over 60 lines, because of its signature
 
     The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
     class, folder, split, error or cluster, finds file names, and saves those of the images that you select. It is one
-    file that needs no server.
+    file that needs no server. A CSV file beside it has the same of each image for other programs: class, cluster and
+    errors, the nearest image, and the similarities that tell copies and outliers.
 
     Example: simclr explore shapes-s0 photos --out photos.html
     """
@@ -88,4 +89,4 @@ def explore(  # over 60 lines, because of its signature
         check(subject, [])
         shown = write_explorer(found, subject, store, out, transfer=folder, images=images, clusters=clusters, seed=seed)
     note = f"{shown}, {describe_size(out.stat().st_size)}, to be opened in a browser"
-    show({"files": [out], "note": note}, describe_files, as_json=as_json)
+    show({"files": [out, out.with_suffix(".csv")], "note": note}, describe_files, as_json=as_json)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,7 +17,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from analysis.explorer import Column, Size, explorer_page, thumbnail_side
-from analysis.tables import is_classification, metric_label
+from analysis.tables import is_classification, metric_label, write_csv
 from analysis.tsne import large_map
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
 from experiments.runs.evaluate import predictions, prefix
@@ -66,6 +67,7 @@ def explore(
 ) -> str:
     """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
 
+    A file of the same name that ends in .csv has what the page knows of each image, for other programs.
     `transfer` names images other than the encoder's own, and `clusters` is by default the number of classes. Raises
     UserError for fewer than four images or fewer than `clusters`, and if all features are the same.
     """
@@ -106,9 +108,24 @@ def explore(
         _thumbnails(subject, shown, layout.rows),
         _sizes(subject, shown),
     )
-    with written_whole(out) as scratch:
+    with written_whole(out) as scratch, written_whole(out.with_suffix(".csv")) as table:
         scratch.write_text(page, "utf-8")
+        write_csv(_table(np.array(shown.names), columns, layout), table)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
+
+
+def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout) -> pd.DataFrame:
+    """What each image is, in the order of the data set, and how similar (in [-1, 1]) the nearest ones on the page are.
+
+    A high similarity to the nearest one is that of a possible copy, and a low mean that of an outlier.
+    """
+    values = {column.name: np.array([*column.categories, ""])[column.codes] for column in columns}  # -1 is the last
+    nearest_ones = {
+        "nearest": names[layout.near[:, 0]],
+        "similarity": layout.similarities[:, 0],
+        f"mean similarity, {layout.near.shape[1]} nearest": layout.similarities.mean(1),
+    }
+    return pd.DataFrame({"file": names} | values | nearest_ones).iloc[layout.rows.argsort()]
 
 
 def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:

@@ -23,10 +23,14 @@ from experiments.tracking.store import Store
 TRAINING = "machine_learning"  # how MLflow calls its pages about training; otherwise it shows those about chatbots
 ANSWER_SECONDS = 2  # in which a server on this machine says what it serves
 GRACE_SECONDS = 2  # for answers that are on their way when the server stops
+COLUMNS = ("attributes.`Dataset`", "metrics.`eval/knn_top1`", "metrics.`eval/linear_top1`", "metrics.`train/loss`")
 # MLflow keeps these in the browser. Without the first, its pages change to those about chatbots on the way to a run.
+# The last are the columns of the list of runs, which shows no metrics by default; it keeps what the user has changed.
 START = """<script>
 localStorage.setItem("mlflow.workflowType_v1", '"{training}"');
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+const list = 'MLflowLocalStorage-1.1-ExperimentPage-["{experiment}"]-ReactComponentState';
+if (!localStorage.getItem(list)) localStorage.setItem(list, '{columns}');
 if (!location.hash) location.hash = "{place}";
 </script>"""
 
@@ -72,7 +76,12 @@ def serve(store: Store, listening: socket) -> None:
     os.environ[BACKEND_STORE_URI_ENV_VAR] = store.uri
     os.environ[ARTIFACT_ROOT_ENV_VAR] = (store.folder / "artifacts").as_uri()
     front = Path(str(flask_app.static_folder)) / "index.html"
-    start = START.format(training=TRAINING, place=_place(store.experiment))
+    start = START.format(
+        training=TRAINING,
+        experiment=store.experiment,
+        columns=json.dumps({"selectedColumns": COLUMNS}),
+        place=_place(store.experiment),
+    )
     page = HTMLResponse(
         front.read_text(encoding="utf-8").replace("<head>", f"<head>{start}", 1), headers={"Cache-Control": "no-store"}
     )

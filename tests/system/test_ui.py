@@ -94,7 +94,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.dataset("photos", "12345678", "/photos", {"train": 90})
         for step in (1, 2, 3):
             run.log({"train/loss": 1 / step, "system/cpu_utilization_percentage": 50.0}, step)
-        run.log({"eval/linear_top1": 0.75})
+        run.log({"eval/knn_top1": 0.7, "eval/linear_top1": 0.75})
         run.finish("FINISHED")
         rows += [{"cell": cell, "seed": seed, "linear_top1": 0.5 + seed / 10} for seed in (0, 1)]
     table = pd.DataFrame(rows).assign(status="FINISHED", seconds=1.0, images_per_second=1.0)
@@ -132,6 +132,8 @@ def test_the_pages_stay_in_model_training(home: Path, page: Page, tmp_path: Path
         page.goto(runs)
         expect_training(page)
         assert (tmp_path / "opened").read_text().strip() == runs
+        for column in ("eval/knn_top1", "eval/linear_top1", "train/loss"):
+            expect(page.get_by_role("columnheader").get_by_text(column, exact=True)).to_be_visible()
 
         row = page.locator(".ag-row", has=page.get_by_role("link", name="shapes-no-blur"))
         row.locator("button").first.click()  # shows the runs of the study
@@ -148,7 +150,7 @@ def test_the_pages_stay_in_model_training(home: Path, page: Page, tmp_path: Path
         page.get_by_role("link", name=re.compile("^[0-9a-f]{32}$")).first.click()  # the id of a run
         expect(page.get_by_role("heading", name=re.compile("shapes"))).to_be_visible()
         expect_training(page)
-        for metrics in ("Model metrics (2)", "System metrics (1)"):
+        for metrics in ("Model metrics (3)", "System metrics (1)"):
             expect(page.get_by_text(metrics)).to_be_visible()
 
         page.goto(study.partition("?")[0])  # as MLflow's own links

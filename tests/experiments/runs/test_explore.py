@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -85,6 +86,15 @@ def test_every_image_has_its_name_class_split_picture_and_neighbours(
     assert page.points.shape == (300, 2)
     assert set(page.values("cluster")) == {str(number) for number in range(1, 11)}
     assert page.sizes == [None] * 300  # they are not files
+
+    order, table = np.argsort(rows), pd.read_csv(tmp_path / "e.csv", dtype={"class": str})
+    assert table["file"].tolist() == [page.names[i] for i in order]
+    for column in ("class", "split", f"error, {NEIGHBOURS} nearest"):
+        assert table[column].fillna("").tolist() == [page.values(column)[i] for i in order]
+    assert table["nearest"].tolist() == [page.names[cosine[i].argmax()] for i in order]
+    np.testing.assert_allclose(table["similarity"], cosine[order].max(1), atol=1e-5)
+    mean = -np.sort(-cosine[order], axis=1)[:, :NEIGHBOURS].mean(1)
+    np.testing.assert_allclose(table[f"mean similarity, {NEIGHBOURS} nearest"], mean, atol=1e-5)
 
 
 def test_the_vote_of_the_nearest_is_that_of_their_classes(
