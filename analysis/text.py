@@ -19,6 +19,7 @@ from rich.text import Text
 
 LINES = Box("\n".join(["    ", "    ", " -  ", *["    "] * 5]))  # a line of dashes below the header, and nothing else
 WORD = re.compile(r"(?= )|(?<=[-/=._,@+])(?=[A-Za-z])")  # where a line of a table may end
+PHRASE = re.compile(rf"(?<!\d to)(?! to [-+]?\d)(?:{WORD.pattern})")  # the same, but not within an interval
 NUMBER = re.compile(r"[-+<]? ?\d[\d.,e+-]*%?\*?[⁰¹²³⁴⁵⁶⁷⁸⁹]*")
 
 
@@ -30,14 +31,16 @@ def columns() -> int:
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with a line below its header. Columns of numbers are aligned on the right, empty ones are left out.
 
-    Where it would be wider than the terminal, texts continue on further lines of their cell: between words, as far as
-    possible.
+    Where it would be wider than the terminal, texts continue on further lines of their cell: between words and not
+    within intervals, as far as possible.
     """
     used = [position for position in range(len(header)) if not rows or any(row[position] for row in rows)]
     cells = [[row[position] for position in used] for row in [header, *rows]]
-    widths = _column_widths(list(zip(*cells, strict=True)))
+    by_column = list(zip(*cells, strict=True))
+    parts = PHRASE if _fits(_longest_parts(by_column, PHRASE)) else WORD
+    widths = _column_widths(by_column, _longest_parts(by_column, parts))
     table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style=None)
-    wrapped = [[_wrap(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    wrapped = [[_wrap(cell, width, parts) for cell, width in zip(row, widths, strict=True)] for row in cells]
     for position, title in enumerate(wrapped[0]):
         numbers = all(NUMBER.fullmatch(row[position] or "0") for row in cells[1:])
         table.add_column(Text(title), justify="right" if numbers else "left", no_wrap=True)
@@ -48,15 +51,24 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
 
 
-def _column_widths(cells: Sequence[Sequence[str]]) -> list[int]:
+def _fits(widths: Sequence[int]) -> bool:
+    """Whether columns of these widths fit the terminal."""
+    return sum(widths) + 2 * (len(widths) - 1) <= columns()
+
+
+def _longest_parts(by_column: Sequence[Sequence[str]], parts: re.Pattern[str]) -> list[int]:
+    """The length of the longest part of each column (a list of its cells) that a line should not end in."""
+    return [max((len(part.strip()) for cell in cells for part in parts.split(cell)), default=1) for cells in by_column]
+
+
+def _column_widths(by_column: Sequence[Sequence[str]], longest_parts: Sequence[int]) -> list[int]:
     """The width of each column (a list of its cells), so that the table fits the terminal.
 
-    The widest are made narrower, down to their longest words; only if that is not enough, to parts of words.
+    The widest are made narrower, down to their longest parts; only if that is not enough, further.
     """
-    widths = [max(map(len, column)) for column in cells]
-    words = [max((len(word.strip()) for cell in column for word in WORD.split(cell)), default=1) for column in cells]
-    while sum(widths) + 2 * (len(widths) - 1) > columns():
-        loose = [position for position in range(len(widths)) if widths[position] > words[position]]
+    widths = [max(map(len, cells)) for cells in by_column]
+    while not _fits(widths):
+        loose = [position for position in range(len(widths)) if widths[position] > longest_parts[position]]
         widest = max(loose or range(len(widths)), key=lambda position: widths[position])
         if widths[widest] == 1:
             break  # there are more columns than the terminal has room for
@@ -64,13 +76,13 @@ def _column_widths(cells: Sequence[Sequence[str]]) -> list[int]:
     return widths
 
 
-def _wrap(text: str, width: int) -> str:
-    """A text in lines of at most so many characters, between words if they are short enough."""
+def _wrap(text: str, width: int, parts: re.Pattern[str]) -> str:
+    """A text in lines of at most so many characters, between parts if they are short enough."""
     lines = [""]
-    for word in WORD.split(text):
-        if len(lines[-1] + word.rstrip()) > width:
+    for part in parts.split(text):
+        if len(lines[-1] + part.rstrip()) > width:
             lines.append("")
-        rest = word if lines[-1] else word.lstrip(" ")
+        rest = part if lines[-1] else part.lstrip(" ")
         while len(rest.rstrip()) > width:
             lines[-1], rest = rest[:width], rest[width:]
             lines.append("")

@@ -40,6 +40,20 @@ def test_lines_end_between_words_and_names_at_hyphens(monkeypatch: pytest.Monkey
     assert second.split()[0] == "color_jitter"
 
 
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [(50, ("(53.26 to 54.78)", "(-1.65 to -1.03)")), (40, ("53.26", "54.78)", "(-1.65", "-1.03)"))],
+)
+def test_an_interval_stays_on_one_line_if_there_is_room(
+    columns: int, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = ["nonlinear, 128, z judged", "54.02 (53.26 to 54.78)", "-1.34 (-1.65 to -1.03)"]
+    shown = text_table(["cell", "linear top-1 (%)", "difference"], [row])
+    assert max(map(len, shown.splitlines())) <= columns
+    assert all(part in shown for part in wanted)
+
+
 def test_a_table_with_too_many_columns_breaks_words_rather_than_losing_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     shown = text_table([f"column{n}" for n in range(8)], [["value"] * 8])
