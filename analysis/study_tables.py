@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.findings import compared, count, metric_words
 from analysis.latex import escape, latex_table
-from analysis.summary import SIGNIFICANT
-from analysis.tables import is_accuracy, metric_label, signed, with_interval
+from analysis.summary import SAME, SIGNIFICANT
+from analysis.tables import format_p, is_accuracy, metric_label, signed, with_interval
 
 NARROW, COLUMN = 24, 0.3  # characters of names from which on they are in several lines, and the width of these
 
@@ -19,30 +19,31 @@ NARROW, COLUMN = 24, 0.3  # characters of names from which on they are in severa
 def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The cells of a study in few columns for `analysis.page`, with intervals on a line of their own.
 
-    `summaries` are tables from `analysis.summary.summary` by metric. The first metric is compared with the baseline and
-    with the paper.
+    `summaries` are tables from `analysis.summary.summary` by metric. Each metric has its mean and its difference to the
+    baseline, with what that shows. The first metric is compared with the paper.
     """
-    (metric, first), *others = summaries.items()
-    columns: dict[str, Sequence[object]] = {"Cell": first["cell"].tolist(), _title(metric): _means(first, metric)}
-    columns[f"Difference{' (points)' if is_accuracy(metric) else ''}"] = [
-        _difference(row, _style(metric)) for row in first.to_dict("records")
-    ]
-    columns |= {_title(name): _means(table, name) for name, table in others}
+    first = next(iter(summaries.values()))
+    columns: list[tuple[str, Sequence[object]]] = [("Cell", first["cell"].tolist())]
+    for metric, table in summaries.items():
+        rows, style = table.to_dict("records"), _style(metric)
+        columns += [
+            (_title(metric), [with_interval(row["mean"], row["low"], row["high"], style) for row in rows]),
+            (f"Difference{' (points)' if is_accuracy(metric) else ''}", [_difference(row, style) for row in rows]),
+        ]
     if (first["verdict"] != "").any():
-        columns["Paper"] = [_paper(row) for row in first.to_dict("records")]
-    return pd.DataFrame(columns, dtype=object)
-
-
-def _means(table: pd.DataFrame, metric: str) -> list[str | None]:
-    return [with_interval(row["mean"], row["low"], row["high"], _style(metric)) for row in table.to_dict("records")]
+        columns.append(("Paper", [_paper(row) for row in first.to_dict("records")]))
+    names, values = zip(*columns, strict=True)
+    return pd.DataFrame(zip(*values, strict=True), columns=names, dtype=object)
 
 
 def _difference(row: Mapping[Any, Any], style: str) -> str | None:
-    """The difference to the baseline with its interval, and what it shows on a third line."""
+    """The difference to the baseline with its interval, and on a third line what it shows, with p (Holm)."""
     if row["difference"] != row["difference"]:
         return "" if row["n"] else None  # the baseline has no difference to itself
     ends = row["difference_low"], row["difference_high"]
-    return f"{with_interval(row['difference'], *ends, style, signed)}\n{row['finding']}"
+    other_test = row["finding"].startswith(SAME) or row["p_holm"] != row["p_holm"]  # p is not what that rests on
+    p = "" if other_test else f", p\u00a0{format_p(row['p_holm'])}"
+    return f"{with_interval(row['difference'], *ends, style, signed)}\n{row['finding']}{p}"
 
 
 def _paper(row: Mapping[Any, Any]) -> str:
