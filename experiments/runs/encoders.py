@@ -169,7 +169,10 @@ def open_subject(
     given |= dict(map(parse_setting, changes))
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
     if transfer is None and settings.dataset == "folder" and settings.dir is not None and not is_there(settings.dir):
-        raise UserError(f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW")
+        raise UserError(
+            f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW, or make a link from "
+            f"there to the new place"
+        )
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for other images than the run's own, which keep their labels: leave it out")
     data = _open_images(settings, store, observer, needs_classes=transfer is None or not seen)
