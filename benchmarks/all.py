@@ -27,7 +27,7 @@ from benchmarks.timing import processor, times_in_turn
 from experiments.configs.resolve import resolve
 from simclr import device as devices
 from simclr.data.dataset import open_dataset
-from simclr.train.loop import step_timer
+from simclr.train.cost import step_timer
 from simclr.views import batch_views
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,8 @@ from simclr.data.sources import image_side
 from simclr.errors import BadSettings, UserError
 from simclr.progress import SILENT, Observer
 from simclr.train import budget, memory
-from simclr.train.loop import count_steps, timed_steps
+from simclr.train.cost import timed_steps
+from simclr.train.loop import count_steps
 from simclr.weights.checkpoint import checkpoints
 
 TRAINING_SHARE = 0.9  # share of the time for training steps. The rest: kNN, checkpoints, variation of the speed

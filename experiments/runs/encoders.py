@@ -170,8 +170,8 @@ def open_subject(
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
     if transfer is None and settings.dataset == "folder" and settings.dir is not None and not is_there(settings.dir):
         raise UserError(
-            f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW, or make a link from "
-            f"there to the new place"
+            f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW, or link that "
+            f"path to the new folder"
         )
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for other images than the run's own, which keep their labels: leave it out")

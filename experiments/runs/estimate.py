@@ -14,7 +14,7 @@ from simclr.build import build_model
 from simclr.errors import UserError
 from simclr.model import parameter_count
 from simclr.train import budget
-from simclr.train.loop import timed_steps
+from simclr.train.cost import timed_steps
 from simclr.train.memory import format_bytes
 
 

@@ -13,7 +13,7 @@ from simclr import processes
 from simclr.data.workers import cores
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
-from simclr.train.loop import step_timer
+from simclr.train.cost import step_timer
 
 ROUNDS = 3  # steps with each number of threads that are timed, after one to warm up
 

@@ -8,7 +8,7 @@ from experiments.studies.plan import COSTS, StudyPlan
 from experiments.tracking.store import Store
 from simclr.errors import UserError
 from simclr.progress import SILENT, Observer
-from simclr.train.loop import count_flops
+from simclr.train.cost import count_flops
 
 CLOSE = 0.1  # how far a cell's cost may be from the baseline's, as a share of it
 

@@ -16,7 +16,8 @@ from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
-from simclr.train.loop import count_flops, load_batches
+from simclr.train.cost import count_flops
+from simclr.train.loop import load_batches
 from simclr.train.step import start_training, train_step
 from tests.helpers import tiny
 

@@ -20,6 +20,7 @@ from simclr.errors import RunFailed, UserError
 from simclr.methods.ntxent import chance_loss
 from simclr.settings import merge
 from simclr.train import step
+from simclr.train.cost import timed_steps
 from simclr.train.loop import (
     Interrupted,
     batch_rows,
@@ -28,7 +29,6 @@ from simclr.train.loop import (
     load_batches,
     one_ahead,
     pretrain,
-    timed_steps,
 )
 from simclr.train.step import start_training, train_step
 from simclr.weights import checkpoint
