@@ -95,7 +95,9 @@ class Commands(TyperGroup):
             raise unknown("command", args[0], COMMANDS)
         launched = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
         if launched and args[0] != "pretrain":  # each process would do all of the work, into the same store
-            raise UserError(f"simclr {args[0]} works in one process: start it without torchrun, which is for pretrain")
+            raise UserError(
+                f"simclr {args[0]} runs in one process: start it without torchrun, which only pretrain supports"
+            )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -76,7 +76,7 @@ def in_other_metrics(summaries: Mapping[str, pd.DataFrame], margin: float) -> li
                 for (cell, _), size in new.items()
             ]
             sentences.append(
-                f"In {metric_words(metric)} alone, there is a significant difference to the baseline (p < "
+                f"In {metric_words(metric)} alone, there is a significant difference from the baseline (p < "
                 f"{SIGNIFICANT:g}, corrected within this metric): {_listed(named)}."
             )
     return sentences
@@ -97,10 +97,10 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
     size += _points(metric)
     if isnan(largest["difference_low"]):
-        why = "Fewer than three seeds can't tell that from chance"
+        why = "Fewer than three seeds can't tell this from chance"
         why += "." if unfinished else ": repeat the study with --seeds 3 or more."
         if largest["pairs"] >= FEWEST:
-            why = "It is the same in all seeds, so there is no spread to judge it by."
+            why = "It is the same in all seeds, so there is no spread to test it against."
         return [
             f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
@@ -286,12 +286,12 @@ def of_search(
         return [f"No trial ran to the end, of {len(trials)}."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
     gain = round(100 * (best["accuracy"] - start), 1)
-    change = ", the same as the start"
+    change = ", the same as your config"
     if isnan(start):
         change = ""
     elif gain:
         own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
-        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} the start ({own})"
+        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} your config ({own})"
     ends = f" ({interval(best['accuracy'])})" * (images is not None)
     sentences = [
         f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
@@ -322,16 +322,16 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     interval = "" if isnan(low) else f" ({signed(low, '.1f')} to {signed(high, '.1f')})"
     told = (
         f"Trained again with {_seeds(n)} that took no part in the choice, {chosen['cell']} is {abs(mean):.1f} points "
-        f"{'above' if mean >= 0 else 'below'} the start on validation{interval}."
+        f"{'above' if mean >= 0 else 'below'} your config on validation{interval}."
     )
     if n < FEWEST:
-        return f"{told} Fewer than three fresh seeds can't tell that from chance: search again with --seeds 3 or more."
+        return f"{told} Fewer than three fresh seeds can't tell this from chance: search again with --seeds 3 or more."
     if isnan(low):
         return told
     if high < 0:
-        return f"{told} So the start is better{', and the gain in the search was luck' * bool(searched > 0)}."
+        return f"{told} So your config is better{', and the gain in the search was luck' * bool(searched > 0)}."
     if low <= 0:
-        return f"{told} That can be chance: the gain is not confirmed. More --seeds tell smaller gains from chance."
+        return f"{told} That can be chance: the gain is not confirmed. More --seeds can detect smaller gains."
     smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
     held = f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}."
     if isnan(chosen.get("test", nan)):

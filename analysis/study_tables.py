@@ -81,7 +81,7 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
         )
         caption = (
             rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
-            rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference to the baseline in points, "
+            rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference from the baseline in points, "
             rf"paired by seed, with its 95\,\% interval by Student's t, of this comparison by itself."
         ) + test * bool(comparisons)
         own = f"{label}-{metric}"

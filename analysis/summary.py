@@ -126,12 +126,12 @@ def _pooled(
     if not found.holds():
         why = f"Bartlett's test: p = {found.p_equal:.2g}"
         if found.p_equal >= UNEQUAL:
-            why = f"differences to the baseline have {found.excess:.2g} times the variance that a common error gives"
-        return unknown, f"Not pooled: the cells may vary unequally ({why}), so rely on the paired tests."
+            why = f"differences from the baseline have {found.excess:.2g} times the variance that a common error gives"
+        return unknown, f"Not pooled: the variances of the cells may differ ({why}), so rely on the paired tests."
     return pd.Series(found.p_dunnett, index=whole.columns).reindex(values.columns), (
         f"p (Dunnett) is pooled: it has one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom "
-        f"instead of {seeds - 1}, and is corrected for the number of cells. This holds only if all cells vary alike, "
-        f"and few seeds can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
+        f"instead of {seeds - 1}, and is corrected for the number of cells. This holds only if all cells have the same "
+        f"variance, and few seeds can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
     )
 
 

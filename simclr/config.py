@@ -76,8 +76,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     # Number of epochs between kNN accuracies on validation images (0: never).
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)
-    # Evaluate an average of the weights over the steps, which keeps this share of itself (such as 0.99) at each step.
-    # Running statistics of batch norm are averaged with them.
+    # Evaluate a moving average of the weights, which keeps this share of itself (such as 0.99) at each step. Running
+    # statistics of batch norm are averaged as well.
     ema: float | None = later(None, ge=0, lt=1)
     # Compile the network with torch.compile: fewer kernels on a GPU, after up to a minute at the start. It trains the
     # same up to rounding, and needs a C++ compiler (on a GPU Triton too).
@@ -124,13 +124,12 @@ class Config(MethodSections):
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # method that trains the encoder
     seed: Seed = 0  # seed of the initial weights, the order of the images and the augmentations
     # Weights that the encoder starts from: a run, or a file of torchvision, timm or another program, as for `simclr
-    # import` (default: random ones). The digest of its tensors after an @, which the suite adds, is checked.
+    # import` (default: random ones). The suite adds the digest of its tensors after an @, and checks it.
     init: Annotated[str, Field(min_length=1)] | None = later(None)
     device: str = "auto"  # device to compute on: cpu, cuda, cuda:1, mps or auto (the accelerator if there is one)
-    memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all that it has)
-    # Number of CPU threads that train (auto: the fastest, measured on a few steps). It changes results by rounding
-    # only. A run that is resumed keeps its number unless another one is given (default: OMP_NUM_THREADS, or one for
-    # each core).
+    memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all of it)
+    # Number of CPU threads to train with (auto: the fastest, measured on a few steps). It only changes results by
+    # rounding. A resumed run keeps its number unless another one is given (default: OMP_NUM_THREADS, or one per core).
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"] | None = later(None)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

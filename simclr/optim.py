@@ -25,7 +25,7 @@ class OptimConfig(Section):
     # Factor on the rate for a batch of N: linear N / 256, sqrt the square root of N over 16, none 1 (paper, B.1).
     lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
     weight_decay: float = Field(1e-6, ge=0, le=LARGEST)  # weight decay, which is decoupled with adamw and muon
-    decay_bias_and_norm: bool = False  # whether biases and norms decay too, and lars adapts their rate
+    decay_bias_and_norm: bool = False  # whether weight decay and lars also apply to biases and norms
     momentum: float = Field(0.9, ge=0, lt=1)  # momentum of lars, sgd and muon (0.95 is usual for muon)
     trust: Rate = 1e-3  # only for lars: the rate relative to the norm of the weights
     # Only for lars: divide by |g + decay w| (SimCLR's code) instead of |g| + decay |w| (the LARS paper).
@@ -33,7 +33,7 @@ class OptimConfig(Section):
     betas: Pair[Beta] = (0.9, 0.999)  # betas of adamw, and of muon for biases and norms
     schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"  # how the rate changes after the warm-up
     warmup_epochs: float = Field(10.0, ge=0, le=MOST_EPOCHS)  # epochs in which the rate rises from zero
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # only for plateau: what the rate is multiplied by
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # only for plateau: factor on the rate
     # Only for plateau: epochs without a lower loss before the rate falls.
     plateau_patience: int = Field(10, ge=0, le=MOST_EPOCHS)
 

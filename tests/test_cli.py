@@ -93,7 +93,10 @@ def test_only_pretrain_works_in_several_processes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(cli.app, ["runs"])
     assert done.exit_code == 2
-    assert done.stderr == "error: simclr runs works in one process: start it without torchrun, which is for pretrain\n"
+    assert (
+        done.stderr
+        == "error: simclr runs runs in one process: start it without torchrun, which only pretrain supports\n"
+    )
     assert CliRunner().invoke(cli.app, ["pretrain", "--help"]).exit_code == 0
 
 

@@ -23,22 +23,26 @@ NOTE = "<!-- Written by `make docs` from the code. Change the code, not this pag
 COMMANDS = """# Commands
 
 Every command with its arguments, options and defaults, as `simclr COMMAND --help` shows them. `simclr --help` lists the
-commands. An exit code of 0 means success, 1 a run that failed, 2 a request that can't be fulfilled as it was made, and
-130 that Ctrl-C stopped the command.
+commands. The exit code is 0 for success, 1 if a run failed, 2 if the command can't be carried out as given, and 130 if
+Ctrl-C stopped it.
 
 """
 SETTINGS = """# Settings
 
 Every setting of a run and of an evaluation, with its default and the values that it accepts. `--set section.key=value`
-changes one, and a file for `--config` holds several as TOML.
-[Runs and settings](../guides/runs-and-settings.md#settings) explains how they combine. A default of *none* is explained
-beside the setting.
+changes one, and a file for `--config` holds several as TOML. [Runs and
+settings](../guides/runs-and-settings.md#settings) explains how they combine. A default of *none* is explained next to
+the setting.
 
 """
 FAR = 1e6  # bounds from here on lie far above anything in use, and are left out
 PARTS: dict[str, tuple[str, type[BaseModel], str]] = {  # prefix of the settings, model and introduction of each part
     "A run": ("", Config, "`augment2` takes the same settings as `augment`, for the second view."),
-    "A time budget": ("time.", TimeBudget, "The table `[time]` of a preset or a file makes `simclr pretrain` choose."),
+    "A time budget": (
+        "time.",
+        TimeBudget,
+        "With a table `[time]` in a preset or a file, `simclr pretrain` chooses settings that fit into the time.",
+    ),
     "An evaluation": ("", Protocol, "`--set` of `simclr eval` changes these, and with them the hash of the protocol."),
 }
 

@@ -62,7 +62,7 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             metavar="AUGMENTATION",
-            help="Augmentation to leave out of one cell. Can be repeated, for more cells. --vary is crossed with it. "
+            help="Augmentation to leave out in one cell. Can be repeated, for more cells, and is crossed with --vary. "
             f"Choices: {', '.join(AUGMENTATIONS)}.",
             show_default=False,
             autocompletion=complete.of(AUGMENTATIONS),
@@ -73,7 +73,7 @@ def ablate(  # over 60 lines, because of its signature
         typer.Option(
             "--only",
             metavar="AUGMENTATION",
-            help="Augmentation to keep, alone, in one cell. Can be repeated, for more cells. Choices: "
+            help="The only augmentation to keep in one cell. Can be repeated, for more cells. Choices: "
             f"{', '.join(AUGMENTATIONS)}.",
             show_default=False,
             autocompletion=complete.of(AUGMENTATIONS),
@@ -82,7 +82,8 @@ def ablate(  # over 60 lines, because of its signature
     together: Annotated[
         bool,
         typer.Option(
-            "--together", help="Make one cell of all --drop augmentations, and one of all --only augmentations."
+            "--together",
+            help="Use one cell for all --drop augmentations, and one for all --only augmentations.",
         ),
     ] = False,
     axis: Annotated[
@@ -98,8 +99,8 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             metavar="SETTING=VALUE,...",
-            help="Setting to vary, such as loss.temperature=0.1,0.5: one cell for each value. Can be repeated, for one "
-            "cell for each combination. All other cells are made with the baseline's value and with each of these.",
+            help="Setting to vary, such as loss.temperature=0.1,0.5, with one cell per value. Can be repeated, for one "
+            "cell per combination. All other cells are made with the baseline's value and with each of these.",
             show_default=False,
             autocompletion=complete.settings,
         ),
@@ -110,8 +111,8 @@ def ablate(  # over 60 lines, because of its signature
             metavar="N",
             min=1,
             max=100,
-            help="Number of seeds that each cell is trained with, counting up from the config's seed. Three are enough "
-            "for a quick look.",
+            help="Number of seeds to train each cell with, counting up from the config's seed. Three are enough for a "
+            "quick look.",
         ),
     ] = 5,
     until: Annotated[
@@ -128,7 +129,7 @@ def ablate(  # over 60 lines, because of its signature
     max_seeds: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=3, max=100, help="Most seeds that --until may take.", show_default=str(MOST_SEEDS)
+            metavar="N", min=3, max=100, help="Most seeds that --until may use.", show_default=str(MOST_SEEDS)
         ),
     ] = None,
     margin: Annotated[
@@ -138,7 +139,8 @@ def ablate(  # over 60 lines, because of its signature
             min=SMALLEST,
             max=100,
             callback=check_number,
-            help="Smallest difference that matters to you. Cells are called the same if it can be ruled out.",
+            help="Smallest difference that matters to you. Cells are called the same if a difference of this size can "
+            "be ruled out.",
         ),
     ] = 1.0,
     on: StudyOn = None,
@@ -154,8 +156,8 @@ def ablate(  # over 60 lines, because of its signature
         str | None,
         typer.Option(
             metavar="COST",
-            help="Choose the epochs of each cell so that its training costs as much as the baseline's, in time "
-            "(measured on this machine) or flops.",
+            help="Choose the number of epochs of each cell so that its training costs as much as the baseline's, in "
+            "time (measured on this machine) or flops.",
             show_default=False,
             **choice("--equal", "time", "flops"),
         ),
@@ -185,8 +187,8 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the cells with their memory and time, and what the study can show, and stop. Downloads the "
-            "images, times a few steps of each cell, and evaluates once.",
+            help="Show the cells with their memory and time, and the differences that the study can detect, and stop. "
+            "Downloads the images, times a few steps of each cell, and evaluates once.",
         ),
     ] = False,
     yes: Yes = False,
@@ -194,8 +196,8 @@ def ablate(  # over 60 lines, because of its signature
 ) -> None:
     """Run an ablation study and report it.
 
-    A study trains and evaluates a baseline and variations of it, the cells, all with the same seeds. Cells that have
-    been trained before are reused. Run the same command again to resume a study.
+    A study trains and evaluates a baseline and variations of it (the cells), all with the same seeds. It reuses cells
+    that have been trained before. Run the same command again to resume a study.
 
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
@@ -349,7 +351,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     if all(len(each["seeds_done"]) == most for each in cells):
         left = "all of them trained before"
     summary = (
-        f"study {planned['study']}: {len(cells)} cells x {number}, {left}, judged on "
+        f"study {planned['study']}: {len(cells)} cells x {number}, {left}, evaluated on "
         f"{'validation' if planned['on'] == 'val' else planned['on']} images"
     )
     if planned["rates"]:
@@ -365,7 +367,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     from analysis.text import paragraph, text_table
 
     if power["deviation"] is None:
-        shows = f"What {count(seeds, 'seed')} can show isn't known yet, because {power['source']}."
+        shows = f"It isn't known yet what {count(seeds, 'seed')} can show, because {power['source']}."
         return paragraph(f"{shows} Once three seeds have finished, --dry-run can tell.")
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
     if isnan(points):
@@ -382,7 +384,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         )
     between = " (95 % interval {:.2g} to {:.2g})".format(*power["interval"]) if power["interval"] else ""
     source = (
-        f"This is by the paired t test, with p corrected for {compared(power['comparisons'], power['others'])}, if "
+        f"This is for a paired t test, with p corrected for {compared(power['comparisons'], power['others'])}, if "
         f"differences vary between seeds with a standard deviation of {power['deviation']:.2g} points{between}. That "
         f"is {power['source']}."
     )

@@ -42,7 +42,7 @@ def budget(  # over 60 lines, because of its signature
             metavar="N",
             min=0,
             max=10**9,
-            help="Number of images in the data set, to see whether they fit too. 0: not counted.",
+            help="Number of images in the data set, to see whether they also fit. 0: not counted.",
         ),
     ] = 0,
     device: Device = None,
@@ -51,7 +51,7 @@ def budget(  # over 60 lines, because of its signature
 ) -> None:
     """Predict how much memory a config needs, and what fits.
 
-    Shows part by part the memory of a training step, or of the kNN accuracies during training if these need more, and
+    Breaks down the memory of a training step, or of the kNN evaluation during training if that needs more, and shows
     the peaks of other batch sizes. Needs neither a GPU nor the images.
 
     Example: simclr budget --preset cifar10 --batch-size 4096 --memory 8GiB

@@ -27,8 +27,8 @@ GpusPerRun = Annotated[
         min=0,
         max=1,  # a run uses one
         callback=check_number,
-        help="GPUs that each run of --cluster takes. With 0.5, two runs share one on Ray.",
-        show_default="1, or 0 where there are none",
+        help="GPUs for each run with --cluster. With 0.5, two runs share a GPU on Ray.",
+        show_default="1, or 0 if there are none",
     ),
 ]
 ClusterOptions = Annotated[

@@ -29,10 +29,10 @@ def delete(
 ) -> None:
     """Delete runs with their files.
 
-    Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as MLflow does it. A study
-    or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that were trained
-    before a study and used by it stay. So do finished runs that started from one with --init, but their column start
-    can't be measured any more.
+    Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as usual in MLflow. A study
+    or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that the study
+    reused, because they had been trained before, are kept. Finished runs that started from a deleted run with --init
+    are also kept, but their column start can't be measured any more.
 
     Example: simclr delete shapes-s0
     """

@@ -18,8 +18,8 @@ def doctor(
 ) -> None:
     """Show what this machine can do, and what slows it down.
 
-    Prints the device, its memory and precision, the disk, the record of runs, and how fast the preset trains. For that
-    it times a few training steps on blank images, so it needs no data. Starts no run.
+    Prints the device, its memory and precision, the disk, the record of runs, and how fast the preset trains. To find
+    out, it times a few training steps on blank images, so it needs no data. Doesn't start a run.
 
     Example: simclr doctor --preset cifar10
     """

@@ -57,8 +57,8 @@ def embed(  # over 60 lines, because of its signature
 ) -> None:
     """Write the features of images to a file.
 
-    The features are those of the encoder (h), one row for each image, with the name of its file: below FOLDER in a CSV
-    file, and the whole path in others.
+    Writes the encoder's features (h), with one row per image and the path of its file: relative to FOLDER in a CSV
+    file, and in full in other formats.
 
     Example: simclr embed shapes-s0 photos --out features.parquet
     """
@@ -116,8 +116,8 @@ def export(
 ) -> None:
     """Export an encoder for other programs.
 
-    Also writes a card that says how to load the file and what is known about the encoder. The file is checked by
-    loading it as the card says.
+    Also writes a model card that says how to load the file and what is known about the encoder. As a check, loads the
+    file in the way that the card says.
 
     Example: simclr export shapes-s0 --format onnx --out exported
     """
@@ -136,7 +136,7 @@ def export(
 def _describe_export(result: dict[str, Any]) -> str:
     from analysis.text import paragraph
 
-    off = f", but for {result['difference']:.0e} of the largest" * (result["difference"] > 0)
+    off = f", to within {result['difference']:.0e} of the largest one" * (result["difference"] > 0)
     checked = f"checked: the file, loaded as the card says, gives the same features{off}"
     file, card = result["files"]
     wrote = [printable(f"wrote {file}"), printable(f"wrote {card}, which says how to load it")]
@@ -173,26 +173,26 @@ def import_(  # over 60 lines, because of its signature
     normalize: Annotated[
         str,
         typer.Option(
-            help=f"How images were normalized when the encoder was trained: {', '.join(NORMALIZATIONS)}.",
+            help=f"How images were normalised when the encoder was trained: {', '.join(NORMALIZATIONS)}.",
             autocompletion=complete.of(NORMALIZATIONS),
         ),
     ] = "imagenet",
     backbone: Annotated[
-        str | None, typer.Option(help="Network of the encoder.", show_default="found for ResNets")
+        str | None, typer.Option(help="Network of the encoder.", show_default="detected for ResNets")
     ] = None,
     stem: Annotated[
         str | None,
         typer.Option(
             help=f"First layers of a ResNet: {', '.join(STEMS)}.",
-            show_default="found from the weights",
+            show_default="detected from the weights",
             autocompletion=complete.of(STEMS),
         ),
     ] = None,
     prefix: Annotated[
         str | None,
         typer.Option(
-            help="How the names of the encoder's entries start, if the file has several encoders.",
-            show_default="that of the only one",
+            help="Prefix of the names of the encoder's weights, if the file contains several encoders.",
+            show_default="detected if there is only one",
         ),
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a file with missing or unknown entries.")] = False,
@@ -203,7 +203,7 @@ def import_(  # over 60 lines, because of its signature
 ) -> None:
     """Import an encoder that another program trained.
 
-    It becomes a run, which can be evaluated like any other. No code in the file is run.
+    The encoder becomes a run, which you can evaluate like any other. No code in the file is run.
 
     Example: simclr import theirs.ckpt --dataset cifar10 --name theirs
     """
@@ -246,7 +246,8 @@ def _describe_import(run: dict[str, Any]) -> str:
     model = run["model"]
     lines = [
         f"run {run['run']} ({run['id'][:8]}): {model['backbone']}, stem {model['stem']}, width {model['width']:g}",
-        f"images are normalized with '{run['normalize']}': if the encoder was trained otherwise, add --normalize",
+        f"images are normalised with '{run['normalize']}': if the encoder was trained with another normalisation, add "
+        "--normalize",
     ]
     for what in ("left_out", "missing", "unmatched"):
         if keys := run[what]:

@@ -59,11 +59,11 @@ def evaluate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--keep",
-            help="Keep the network that --finetune trains with its first seed, for --method distill.",
+            help="Keep the network that --finetune trains with its first seed, as a teacher for --method distill.",
         ),
     ] = False,
     few_shot: Annotated[
-        bool, typer.Option("--few-shot", help="Classify by 1, 5 and 10 labelled images of each class, drawn 100 times.")
+        bool, typer.Option("--few-shot", help="Classify with 1, 5 and 10 labelled images per class, drawn 100 times.")
     ] = False,
     retrieval: Annotated[
         bool, typer.Option("--retrieval", help="Search for images of the same class: mean average precision.")
@@ -103,8 +103,8 @@ def evaluate(  # over 60 lines, because of its signature
     stock: Annotated[
         str | None,
         typer.Option(
-            help="Also evaluate a stock encoder on the same images: a weights file, as for `simclr import`, or a "
-            "network of torchvision, such as resnet18, whose weights are in torch's cache.",
+            help="Also evaluate a stock encoder on the same images: a weights file, as for `simclr import`, or the "
+            "name of a torchvision network, such as resnet18, whose weights are in PyTorch's cache.",
             show_default=False,
         ),
     ] = None,
@@ -133,7 +133,7 @@ def evaluate(  # over 60 lines, because of its signature
 
     The encoder stays frozen, except that --finetune trains a copy of it. The baselines are chance, raw pixels, the
     untrained network, the weights of `pretrain --init` if training started from some, and another encoder with --stock.
-    Without options, evaluates by --knn and --linear, or by --no-labels if the images have no labels.
+    Without options, runs --knn and --linear, or --no-labels if the images have no labels.
 
     Example: simclr eval shapes-s0 --knn --linear
     """
@@ -156,7 +156,7 @@ def evaluate(  # over 60 lines, because of its signature
     if keep and (finetune is None or "," in finetune):
         raise UserError("--keep keeps one fine-tuned network: add --finetune with one fraction, such as --finetune 0.1")
     if snapshots and (keep or stock is not None):
-        raise UserError("--snapshots keeps no network, and compares with no other: leave --keep and --stock out")
+        raise UserError("--snapshots can't be combined with --keep or --stock: leave them out")
     own = [text for text in settings if not text.startswith("data.")]
     protocol = make_protocol([*fractions, *own], layer=layer, on=on)
     store = open_store()
@@ -211,7 +211,7 @@ def _snapshots(
     from experiments.runs.snapshots import FILE, evaluate_snapshots
 
     if found.run_id is None:
-        raise UserError(f"--snapshots evaluates those that a run kept, and {found.path} is a file: name a run")
+        raise UserError(f"--snapshots evaluates the snapshots of a run, and {found.path} is a file: name a run")
     record = store.get(found.run_id)
     table = evaluate_snapshots(record, subject, store, names, transfer)
     for column in ("value", "low", "high", "chance"):
@@ -310,7 +310,7 @@ def _legend(result: dict[str, Any]) -> str:
     if any(metric.startswith("finetune") for metric in metrics):
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:
-        parts.append("contrastive_own and softmax_entropy are as the training loss sees the similarities.")
+        parts.append("contrastive_own and softmax_entropy use similarities as the training loss does.")
     if any(not isnan(row["stock"]) for row in result["figures"]):
         parts.append("stock is the encoder that --stock names, on the same images (--json has its intervals).")
     if any(not isnan(row["pixels"]) for row in result["figures"]):
@@ -343,8 +343,8 @@ def compare(
 ) -> None:
     """Compare evaluated runs, or the cells of a study.
 
-    Of runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test of each pair. Of a
-    study, shows the table of its cells. With --format csv, the figures are numbers, and there are no tests.
+    For runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test for each pair. For
+    a study, shows the table of its cells. With --format csv, all figures are plain numbers, and tests are left out.
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
@@ -354,7 +354,7 @@ def compare(
     store = open_store()
     studies = store.studies_among(runs)
     if len(studies) > 1 and (as_json or form not in ("terminal", "markdown")):
-        raise UserError("--json, and the formats csv and latex, show one study: name one")
+        raise UserError("--json and the formats csv and latex show only one study: name one")
     if studies:
         for study in studies:
             text, notes = tables(study, store, "json" if as_json else form)
@@ -365,7 +365,7 @@ def compare(
                 typer.echo(note, err=form != "terminal")
         if len(studies) > 1:
             typer.echo(
-                f"These are {len(studies)} studies by themselves. To compare runs of theirs, name the runs.", err=True
+                f"Each of these {len(studies)} studies is shown by itself. To compare runs, name the runs.", err=True
             )
         return
     result = compare_runs(runs, store)

@@ -43,7 +43,10 @@ def explore(  # over 60 lines, because of its signature
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the choice of images, map and clusters.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=2**32 - 1, help="Seed for choosing the images, and for the map and the clusters."
+        ),
     ] = 0,
     layer: Layer = None,
     data_dir: RunDataDir = None,
@@ -58,9 +61,9 @@ def explore(  # over 60 lines, because of its signature
     """Write a page to explore images in the browser.
 
     The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
-    class, folder, split, error or cluster, finds file names, and saves those of the images that you select. It is one
-    file that needs no server. A CSV file beside it has the same of each image for other programs: class, cluster and
-    errors, the nearest image, and the similarities that tell copies and outliers.
+    class, folder, split, error or cluster, finds file names, and saves those of the images that you select. The page is
+    a single file that needs no server. A CSV file next to it lists the images for other programs: the class, cluster
+    and errors of each, the nearest image, and the similarities that reveal copies and outliers.
 
     Example: simclr explore shapes-s0 photos --out photos.html
     """

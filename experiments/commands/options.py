@@ -28,9 +28,9 @@ OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command wh
 FROM_PRESET = "from the preset or --config"
 FROM_RUN = "that of the run"
 DATA_DIR_HELP = (
-    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays, or hf:NAME of the Hugging Face hub "
-    "(docs/guides/your-own-images.md lists all forms). Or the folder with the archive of a data set that you "
-    "downloaded yourself."
+    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays, or hf:NAME for a data set on the "
+    "Hugging Face Hub (docs/guides/your-own-images.md lists all forms). Or the folder with the archive of a data set "
+    "that you downloaded yourself."
 )
 ENCODER_HELP = "Name of a run, the first 4 or more characters of its id, or a weights file."
 LABELS_HELP = "Table (.csv or .tsv) with the names of the image files and their labels."
@@ -206,8 +206,8 @@ Recheck = Annotated[
     typer.Option(
         "--recheck",
         callback=_recheck,
-        help="Look at the size and the date of every image file. Without it, a file that was overwritten in place may "
-        "go unnoticed in a folder of 2,000 images or more.",
+        help="Check the size and date of every image file. Without it, a file that was overwritten in place may go "
+        "unnoticed in a folder of 2,000 images or more.",
     ),
 ]
 Seed = Annotated[
@@ -223,8 +223,8 @@ Device = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Weights that the encoder starts from: a run, a file of torchvision, timm or another program that "
-        "`simclr import` reads, or a network of torchvision, such as resnet18, whose weights are in torch's cache.",
+        help="Weights to start the encoder from: a run, a file of torchvision, timm or another program that `simclr "
+        "import` reads, or the name of a torchvision network, such as resnet18, whose weights are in PyTorch's cache.",
         show_default="random weights",
         autocompletion=complete.encoders,
     ),
@@ -232,7 +232,7 @@ Init = Annotated[
 Backbone = Annotated[
     str | None,
     typer.Option(
-        help=f"Network of the encoder: {', '.join([*RESNETS, *VITS])}, or another classifier of torchvision.",
+        help=f"Network of the encoder: {', '.join([*RESNETS, *VITS])}, or another torchvision classifier.",
         show_default=FROM_PRESET,
         autocompletion=complete.of([*RESNETS, *VITS]),
     ),
@@ -256,7 +256,9 @@ Head = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Number of passes over the images.", show_default=FROM_PRESET)]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Number of images in each training step. Each gives all its views.", show_default=FROM_PRESET),
+    typer.Option(
+        help="Number of images per training step. Each image contributes all of its views.", show_default=FROM_PRESET
+    ),
 ]
 MicroBatch = Annotated[
     str | None,
@@ -264,7 +266,7 @@ MicroBatch = Annotated[
         callback=_auto_or_number,
         help="Number of images that are in memory at the same time: auto, or a multiple of train.norm_batch that "
         "divides the batch.",
-        show_default="auto, as many as fit the GPU",
+        show_default="auto, as many as fit on the GPU",
     ),
 ]
 Memory = Annotated[
@@ -277,9 +279,9 @@ Threads = Annotated[
     typer.Option(
         metavar="N",
         callback=_auto_or_number,
-        help="Number of CPU threads to train with, or auto: the fastest number, measured on a few steps. A run that is "
-        "resumed keeps its number, unless you give another one.",
-        show_default="OMP_NUM_THREADS, or one for each core",
+        help="Number of CPU threads to train with, or auto: the fastest number, measured on a few steps. A resumed run "
+        "keeps its number of threads, unless you give another one.",
+        show_default="OMP_NUM_THREADS, or one per core",
     ),
 ]
 PlannedMemory = Annotated[
@@ -325,8 +327,8 @@ RunNames = Annotated[
 Transfer = Annotated[
     str | None,
     typer.Option(
-        help=f"Use the images of another data set ({', '.join(DATASETS)}), or images of your own, given as for "
-        "--data-dir. With a data set, --data-dir says where it is.",
+        help=f"Use the images of another data set ({', '.join(DATASETS)}), or your own images, given as for "
+        "--data-dir. For a named data set, --data-dir says where it is.",
         show_default=FROM_RUN,
         autocompletion=complete.of(DATASETS),
     ),
@@ -336,7 +338,7 @@ ImageSettings = Annotated[
     typer.Option(
         "--set",
         metavar="SETTING=VALUE",
-        help="Setting of images other than the run's own, such as data.label_column=species. Can be repeated.",
+        help="Setting for reading images other than the run's own, such as data.label_column=species. Can be repeated.",
         show_default=False,
         autocompletion=complete.image_settings,
     ),
@@ -364,11 +366,11 @@ Layer = Annotated[
         autocompletion=complete.of(["h", "z", "head."]),
     ),
 ]
-ON_HELP = "Images that accuracies are measured on: test, or val for the validation images."
+ON_HELP = "Images to measure accuracies on: test, or val for the validation images."
 ON = choice("--on", "test", "val")
 On = Annotated[str, typer.Option("--on", help=ON_HELP, **ON)]
 StudyOn = Annotated[
-    str | None, typer.Option("--on", help=ON_HELP, show_default="val, or what the study had before", **ON)
+    str | None, typer.Option("--on", help=ON_HELP, show_default="val, or what the study used before", **ON)
 ]
 
 # Output.
@@ -387,7 +389,9 @@ PictureFile = Annotated[
 PictureFiles = Annotated[
     Path,
     typer.Option(
-        "--out", callback=_check_pictures, help="Where to write the files, to which .png, .svg and .csv are added."
+        "--out",
+        callback=_check_pictures,
+        help="Path of the files to write, without a suffix: .png, .svg and .csv are added.",
     ),
 ]
 SearchFile = Annotated[

@@ -39,7 +39,7 @@ def paper(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--quick",
-            help="Make two of the tables with one seed, which is too few for verdicts, as a quick look.",
+            help="Make only two of the tables with one seed, for a quick look. One seed is too few for verdicts.",
         ),
     ] = False,
     only: Annotated[
@@ -48,7 +48,7 @@ def paper(  # over 60 lines, because of its signature
             "--table",
             metavar="TABLE",
             help="Make only this table or figure: table1, fig8, ... (--dry-run lists them). Can be repeated. The page "
-            "shows those that were made before, too.",
+            "also shows those that were made before.",
             show_default="all",
         ),
     ] = [],  # noqa: B006 (Typer copies it)
@@ -73,13 +73,16 @@ def paper(  # over 60 lines, because of its signature
         str | None,
         typer.Option(
             callback=check_new_name,
-            help="First part of the names of the studies, of which each table is one.",
+            help="First part of the names of the studies. Each table is a study.",
             show_default="paper- and the preset",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html and the same as Markdown, CSV and LaTeX.", show_default="the --name"),
+        typer.Option(
+            help="Folder for report.html, and for the same results as Markdown, CSV and LaTeX.",
+            show_default="the --name",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -94,9 +97,9 @@ def paper(  # over 60 lines, because of its signature
 ) -> None:
     """Reproduce tables of the SimCLR paper with your images.
 
-    Reproduces Figures 5, 7, 8 and 9 and Tables 1, 3, 4 and 5 with a network of your choice, and compares directions and
-    orders, not sizes, with the paper's. Each is a study, and runs that several need are trained once. Run the same
-    command again to resume.
+    Reproduces Figures 5, 7, 8 and 9 and Tables 1, 3, 4 and 5 with a network of your choice. Compares the directions and
+    the order of differences with the paper's, but not their sizes. Each table or figure is a study, and a run that
+    several of them need is trained only once. Run the same command again to resume.
 
     Example: simclr paper --preset shapes --quick
     """
@@ -192,6 +195,6 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     runs, done = (sum(each[key] for each in tables) for key in ("runs", "runs_done"))
     summary = (
         f"{planned['name']}: {runs} runs, {done} of them done; {describe_duration(planned['seconds'])} of training and "
-        f"evaluation left, all judged on test images. A run that several tables need is counted in the first of them."
+        "evaluation left, all evaluated on test images. A run that several tables need is counted in the first of them."
     )
     return f"{paragraph(summary)}\n{text_table(['table', 'rows', 'seeds', 'runs', 'done', 'time left'], rows)}"

@@ -103,9 +103,7 @@ def plot(
     out: PictureFiles = Path("curves"),
     smooth: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=0, max=10**6, help="Number of points that a running mean is taken over. 0: no smoothing."
-        ),
+        typer.Option(metavar="N", min=0, max=10**6, help="Number of points in the running mean. 0: no smoothing."),
     ] = 0,
     as_json: Json = False,
 ) -> None:
@@ -129,8 +127,8 @@ def tsne(  # over 60 lines, because of its signature
     part: Annotated[
         str | None,
         typer.Option(
-            help="Part of the data set to draw: train, val, test, or pretrain (all images that are trained on, with or "
-            "without labels).",
+            help="Part of the data set to draw: train, val, test, or pretrain (all images used for pre-training, with "
+            "or without labels).",
             show_default="test, or pretrain if there are no labels",
             autocompletion=complete.of(["train", "val", "test", "pretrain"]),
         ),
@@ -146,12 +144,12 @@ def tsne(  # over 60 lines, because of its signature
             min=1,
             max=10_000,
             callback=check_number,
-            help="Perplexity of t-SNE: roughly the number of neighbours that each image has. "
-            "It has to be below the number of images.",
+            help="Perplexity of t-SNE: roughly the number of neighbours that each image has. It has to be below the "
+            "number of images.",
         ),
     ] = 30,
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of the choice of images and of t-SNE.")
+        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed for choosing the images and for t-SNE.")
     ] = 0,
     transfer: Transfer = None,
     layer: Layer = None,
@@ -166,7 +164,7 @@ def tsne(  # over 60 lines, because of its signature
 ) -> None:
     """Draw a t-SNE map of an encoder's features.
 
-    A note below the map says how well neighbours on it agree with neighbours among the features. Writes the map as
+    A note below the map says how well neighbours on the map agree with neighbours in feature space. Writes the map as
     .png and .svg, and its points as .csv.
 
     Example: simclr tsne shapes-s0 --images 2000 --thumbnails
@@ -209,17 +207,19 @@ def tsne(  # over 60 lines, because of its signature
 
 def neighbours(  # over 60 lines, because of its signature
     run: EncoderName,
-    images: Annotated[list[Path], typer.Argument(help="Image files to find similar images of.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files to find similar images for.")],
     among: Annotated[
         str | None,
         typer.Option(
             metavar="IMAGES",
-            help="Images to search: a folder, or another form of --data-dir, or a Parquet file of `simclr embed`.",
+            help="Images to search: a folder, or another form of --data-dir, or a Parquet file from `simclr embed`.",
             show_default="those that the run was trained on",
         ),
     ] = None,
     out: SearchFile = Path("neighbours.png"),
-    count: Annotated[int, typer.Option(metavar="N", min=1, max=50, help="Number of similar images of each image.")] = 8,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=1, max=50, help="Number of similar images to find for each image.")
+    ] = 8,
     layer: Layer = None,
     data_dir: RunDataDir = None,
     labels: RunLabels = None,
@@ -232,8 +232,8 @@ def neighbours(  # over 60 lines, because of its signature
 ) -> None:
     """Find the images that are most similar to an image.
 
-    Images are similar if the cosine similarity of their features is high. The names of the files are printed, and
-    written with the pictures or as a table. The image itself is left out, and its copies are not.
+    Images are similar if the cosine similarity of their features is high. Prints the file names, and writes them with
+    the pictures or as a table. The image itself is left out of the results, but its copies are not.
 
     Example: simclr neighbours shapes-s0 photo.jpg --among photos --out similar.html
     """

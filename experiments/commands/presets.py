@@ -23,8 +23,8 @@ def presets(
 ) -> None:
     """List the presets, or show one in full.
 
-    Shows what a preset is for and, of one, its command, its cost (measured or estimated), its results (measured, or
-    reported by its source) and its settings.
+    Without a name, shows what each preset is for. With a name, also shows its command, its cost (measured or
+    estimated), its results (measured, or reported by its source) and its settings.
 
     Example: simclr presets cifar10
     """

@@ -270,8 +270,8 @@ class TrainingTerminal(Terminal):
         if due and before and (late := monotonic() + left - self.ends) > LATE * left:
             self.ends = inf
             self.say(
-                f"this machine is slower than when it was measured: training takes {describe_duration(left)} more, "
-                f"which ends {describe_duration(late)} after the time budget"
+                f"this machine has become slower since it was measured: training takes {describe_duration(left)} more, "
+                f"and ends {describe_duration(late)} after the time budget"
             )
 
     def status(self) -> str:

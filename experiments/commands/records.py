@@ -43,7 +43,7 @@ def ui(
     except OSError as error:
         if is_served(store, server):
             _show(store, server, no_browser)
-            typer.echo("these runs are served there already")
+            typer.echo("these runs are already served there")
             return
         raise UserError(
             f"can't listen on port {port}: {os.strerror(error.errno or 0)}. Choose another --port"

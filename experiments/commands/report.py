@@ -18,7 +18,7 @@ from simclr.errors import UserError
 def _check_folder(path: Path | None) -> Path | None:
     """Raises UserError, before any work, for a path that looks like that of a page."""
     if path is not None and path.suffix.lower() == ".html":
-        raise UserError(f"--out is a folder, in which the page is written: leave out the name {path.name}")
+        raise UserError(f"--out is the folder to write the page to: leave out the name {path.name}")
     return path
 
 
@@ -36,7 +36,7 @@ def report(
         Path | None,
         typer.Option(
             callback=_check_folder,
-            help="Folder to copy the tables, the figures and the HTML page to as well.",
+            help="Folder to which the tables, the figures and the HTML page are also copied.",
             show_default=False,
         ),
     ] = None,
@@ -44,8 +44,8 @@ def report(
 ) -> None:
     """Make the page of a run, a study or a search.
 
-    It is one HTML file with tables and figures, made from the records. Prints the tables, too, and trains nothing.
-    With --format latex or csv, stdout holds the table and nothing else.
+    Writes one HTML file with tables and figures from the record of runs, and prints the tables. Trains nothing. With
+    --format latex or csv, stdout contains only the table.
 
     Example: simclr report shapes-no-color_jitter-no-grayscale --format latex
     """

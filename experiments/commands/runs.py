@@ -52,11 +52,11 @@ def runs(
 ) -> None:
     """List all runs, newest first.
 
-    The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file.
-    A study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
-    are copies of reused runs, or failed attempts.
-    The loss is that of training. kNN and linear are accuracies on the test images (`simclr eval`). If a run has none,
-    they are those on the validation images, marked with *: of a study, or by kNN during training (val_knn).
+    The kind pretrain is a trained encoder, import an encoder from another program, and eval an evaluation of a file. A
+    study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
+    are copies of reused runs, or failed attempts. The loss is the training loss. kNN and linear are accuracies on the
+    test images (`simclr eval`). If a run has none, its accuracies on the validation images are shown, marked with *:
+    from a study, or from kNN during training (val_knn).
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
@@ -144,7 +144,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     if any(marks.values()):
         lines.append(
             paragraph(
-                "Figures of one column with different small numbers can't be compared: their evaluations or their "
+                "Figures in one column with different small numbers can't be compared: their evaluations or their "
                 "images differ (--json names the protocols)."
             )
         )

@@ -49,7 +49,7 @@ def search(  # over 60 lines, because of its signature
             metavar="N",
             min=1,
             max=100_000,
-            help="Number of trials in all, including those of earlier calls of this search.",
+            help="Total number of trials, including those of earlier calls of this search.",
         ),
     ] = 30,
     space: Annotated[
@@ -149,8 +149,8 @@ def search(  # over 60 lines, because of its signature
 ) -> None:
     """Search for better settings that fit into memory.
 
-    Trials are compared by their accuracy on validation images. The best are then trained again with fresh seeds, to
-    see how much of the gain holds, also on validation images: add --on test for the final result. Run the same
+    Trials are compared by their accuracy on validation images. The best are then trained again with fresh seeds and
+    evaluated on validation images, to see how much of the gain holds. For the final result, add --on test. Run the same
     command again to resume a search.
 
     Example: simclr search --preset shapes --trials 30 --max-hours 8
@@ -238,7 +238,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
 
     done, runs = min(planned["trials"], planned["trials_done"]), planned["runs"]
     left = planned["trials"] - done
-    trials = f"the start (your config) and {count(planned['trials'], 'trial')}, {done} of them done"
+    trials = f"your config and {count(planned['trials'], 'trial')}, {done} of them done"
     if left:
         trials += f", {describe_duration(planned['trial_seconds'])} each"
     if runs:
@@ -246,9 +246,9 @@ def _describe_plan(planned: dict[str, Any]) -> str:
             f"; then at most {count(runs, 'run')} with fresh seeds, {describe_duration(planned['run_seconds'])} each"
         )
     return paragraph(
-        f"{planned['name']}: {trials}; {describe_duration(planned['seconds'])} in all, if trials take as long as the "
-        f"config that the search starts from. Those that are stopped early take less, and larger networks take more. "
-        f"It varies {', '.join(planned['varied'])}."
+        f"{planned['name']}: {trials}; {describe_duration(planned['seconds'])} in all, if trials take as long as your "
+        "config. Trials that are stopped early take less time, and larger networks take more. The search varies "
+        f"{', '.join(planned['varied'])}."
     )
 
 

@@ -23,10 +23,10 @@ def upload(
 ) -> None:
     """Copy all runs to an MLflow server, and verify them.
 
-    Copies runs with their metrics, params, tags, files and studies. What arrived is read back and compared. The copies
-    have new ids and the same names. The runs of this home stay as they are, and so do its checkpoints, snapshots,
-    baselines and decoded images, which aren't copied. If the command is stopped, run it again: it copies only what is
-    missing there, or what has changed here.
+    Copies runs with their metrics, parameters, tags, files and studies, reads the copies back and compares them. These
+    have new ids and the same names. The home folder is not changed. Its checkpoints, snapshots, baselines and decoded
+    images aren't copied. If the command is stopped, run it again: it copies only what is missing on the server or has
+    changed in the home folder.
 
     Example: simclr upload http://mlflow.example.org:5000 --dry-run
     """
@@ -72,10 +72,10 @@ def _text(result: dict[str, Any]) -> str:
     if done:
         lines[0] += ", read them back, and found no difference"
     if result["already_there"]:
-        lines.append(f"{count(result['already_there'], 'run')} had arrived there before")
+        lines.append(f"{count(result['already_there'], 'run')} had been copied before")
     if result["trained_there_too"]:
         lines.append(
-            f"{count(result['trained_there_too'], 'run')} of a config that somebody else has trained there too"
+            f"{count(result['trained_there_too'], 'run')} of a config that somebody else has also trained there"
         )
     if stay := [
         f"{name} of {count(result[key], 'run')}"

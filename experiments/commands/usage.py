@@ -19,8 +19,9 @@ def describe(error: Any, command: str, load: Callable[[str], Any], commands: Ite
     """A mistake in the options or arguments of a command, in one sentence. `load` loads one of all `commands`."""
     if hasattr(error, "possibilities"):
         parameters = error.ctx.command.get_params(error.ctx)  # with --help
-        if (name := error.option_name.lstrip("-")) in (each.name for each in parameters if not _is_option(each)):
-            return f"{error.option_name} is an argument, not an option: give the {name} alone, see simclr {command} -h"
+        given = error.option_name
+        if given.lstrip("-") in (each.name for each in parameters if not _is_option(each)):
+            return f"{given} is an argument, not an option: leave out {given}, see simclr {command} -h"
         options = _options(parameters)
         owners = [other for other in commands if error.option_name in _options(load(other).params)]
         if owners and error.option_name.startswith("--"):
@@ -47,7 +48,7 @@ def _instead(option: str, command: str, parameters: Sequence[Any]) -> str:
     """What a command has instead of an option that only others have, if that is known."""
     options = _options(parameters)
     if option in ("--preset", "--config") and any(each.name in ("run", "runs") for each in parameters):
-        return f"it takes the name of a run, as in simclr {command} shapes-s0"
+        return f"give the name of a run, as in simclr {command} shapes-s0"
     setting = FLAGS.get(option.removeprefix("--").replace("-", "_"))
     if setting in (None, "time.hours") or not {"--preset", "--set"} <= set(options):
         return ""

@@ -99,7 +99,7 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
             f"SIMCLR_HOME to a folder on another disk."
         )
     if not facts["store"]["writable"]:
-        found.append("The record can't be written: encoders can be evaluated, and nothing can be trained.")
+        found.append("The record of runs can't be written: encoders can be evaluated, but nothing can be trained.")
     return found
 
 

@@ -39,7 +39,7 @@ UNNAMED = ("data.dir", "data.labels", "data.on_bad_image", "seed", "device", "me
 
 
 class Choice(Section):
-    """Settings that are worth training if the time is enough for this many epochs."""
+    """Settings that are used if the time allows this many epochs."""
 
     epochs: Epochs = 1  # number of epochs that must fit into the time
     set: dict[str, Any] = Field(default_factory=dict)  # settings by their dotted names, with their values
@@ -240,7 +240,7 @@ def check_augmentation(name: str) -> None:
         return
     if set(parts := re.split(r"[,\s]+", name.strip())) <= set(AUGMENTATIONS):
         raise UserError(
-            f"'{name}' is several augmentations: repeat the option, such as --drop {' --drop '.join(parts)}"
+            f"'{name}' names several augmentations: repeat the option, such as --drop {' --drop '.join(parts)}"
         )
     raise unknown("augmentation", name, AUGMENTATIONS)
 

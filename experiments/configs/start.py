@@ -10,7 +10,7 @@ from simclr.config import Config
 from simclr.errors import UserError
 from simclr.methods import METHODS
 
-GONE = "To resume a run whose weights to start from are gone, give its config.toml as --config"
+GONE = "To resume a run whose starting weights are gone, give its config.toml as --config"
 
 
 def with_weights(config: Config) -> Config:
@@ -56,4 +56,6 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
 
         if setting == "init" and name in list_models():
             return cached_weights(name)
-        raise UserError(f"{setting} = '{name}' is no file, and no finished run with one: {error}. {remedy}") from None
+        raise UserError(
+            f"{setting} = '{name}' is neither a file nor a finished run that has one: {error}. {remedy}"
+        ) from None

@@ -84,7 +84,7 @@ def _cautions(load: float, cores: int, steps: int) -> list[str]:
         f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
         f"into the time than were chosen: once it is idle, run the same command with --again"
     )
-    few = f"only {steps} steps fit into the time, which are too few to learn much: allow more --hours"
+    few = f"only {steps} steps fit into the time, which is too few to learn much: allow more --hours"
     return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
 
 
@@ -194,9 +194,12 @@ def _nothing_to_resume(config: Config, asked: TimeBudget, store: Store, observer
             return images_changed(record, data)
         return UserError(
             f"{record.name} ({record.short_id}) is unfinished, but it was started on another machine, with another "
-            f"--hours or --memory, or before its image files were copied or touched: leave out --resume to start anew"
+            "--hours or --memory, or before its image files were copied or modified: leave out --resume to start a new "
+            "run"
         )
-    return UserError("no run of the same options, images and machine is unfinished: leave out --resume to start one")
+    return UserError(
+        "there is no unfinished run with the same options and images on this machine: leave out --resume to start one"
+    )
 
 
 def _largest_side(config: Config, asked: TimeBudget, source: Source) -> int:

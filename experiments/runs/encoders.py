@@ -136,19 +136,17 @@ def open_subject(
     device: str | None = None,
     observer: Observer = SILENT,
 ) -> Subject:
-    """The encoder with its own data set, or, with `transfer`, with another one (a data set's name, or a folder).
+    """The encoder with its own data set, or with another one: `transfer` names a data set or a folder.
 
-    `data_dir` and `labels` are where the images and the table of their labels are now, `on_bad_image` is what to do
-    with files that can't be read ("error", "skip", or the share that may be skipped), and `changes` are settings of
-    the images of `transfer`, such as data.label_column=species; those of LABELLING also of the run's own images. A
-    table of labels is used also if the encoder was trained without labels. With `unlabelled`, the folders of `transfer`
-    are not classes; where it is only looked at, which `seen` says, they need not be, and are not if the encoder was
-    trained without labels.
+    `data_dir` and `labels` are where the images and the table of their labels are now, and `on_bad_image` is what to do
+    with files that can't be read ("error", "skip", or the share that may be skipped). `changes` are settings of the
+    images of `transfer`, such as data.label_column=species; those of LABELLING may also change the run's own images.
+    With `unlabelled`, the folders of `transfer` are not classes. If nothing is measured on the images, which `seen`
+    says, folders need not be classes, and are not if the encoder was trained without labels.
 
-    Raises UserError if the table gives no labels, and if accuracies would be measured on images that may have been
-    trained on: if the images differ from those that the encoder was trained on and have labels, and if those of
-    `transfer` are the ones that it was trained on, unless it may have `seen` them, since nothing is measured on them.
-    An encoder that was trained on them without labels has seen the images and none of their labels, which is said.
+    Raises UserError if the table gives no labels, or if accuracies would be measured on images that may have been trained
+    on: if the run's own images have labels and have changed, or if `transfer` has images that the encoder was trained
+    on. An encoder that was trained on them without labels is evaluated all the same, and a note says so.
     """
     _check_changes(changes, transfer, labels)
     settings = _transferred(found.config.data, transfer, seen=seen)
@@ -174,7 +172,7 @@ def open_subject(
             f"path to the new folder"
         )
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
-        raise UserError("--unlabelled is for other images than the run's own, which keep their labels: leave it out")
+        raise UserError("--unlabelled is for images other than the run's own, which keep their labels: leave it out")
     data = _open_images(settings, store, observer, needs_classes=transfer is None or not seen)
     groups_only = found.config.data.labels is not None and data.identity == found.digest  # so was the run's own table
     if labels is not None and not (data.classes or settings.unlabelled or groups_only):
@@ -193,7 +191,7 @@ def _open_images(settings: DataConfig, store: Store, observer: Observer, *, need
     except ClassesUnclear:
         if needs_classes:
             raise
-        observer.note(f"{own_name(settings)} is read without classes, since its folders can't all be classes")
+        observer.note(f"{own_name(settings)} is read without classes, because its folders can't all be classes")
         return open_dataset(settings.model_copy(update={"unlabelled": True}), store.folder, observer)
 
 
@@ -201,7 +199,7 @@ def _check_changes(changes: Sequence[str], transfer: str | None, labels: Path | 
     """Raise UserError for settings that are not of images, or that the run's own images can't have."""
     own = LABELLING if labels is not None else LABELLING[:1]
     if transfer is None and (other := [text for text in changes if text.partition("=")[0].strip() not in own]):
-        raise UserError(f"{other[0]} is for other images than the run's own, which keep their settings: leave it out")
+        raise UserError(f"{other[0]} is for images other than the run's own, which keep their settings: leave it out")
     if other := [text for text in changes if not text.startswith("data.")]:
         raise UserError(f"{other[0]} is not a setting of images: expected one such as data.label_column=species")
 
@@ -223,17 +221,17 @@ def _check_seen(
     if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
         if data.classes and found.digest and settings.val_fraction != found.config.data.val_fraction:
             raise UserError(
-                f"this encoder was trained on these labelled images with data.val_fraction = "
-                f"{found.config.data.val_fraction:g}, so it may have seen some of the test images that "
-                f"{settings.val_fraction:g} gives: leave data.val_fraction out"
+                "this encoder was trained on these labelled images with data.val_fraction = "
+                f"{found.config.data.val_fraction:g}, so with {settings.val_fraction:g} it may have seen some of the "
+                "test images: leave data.val_fraction out"
             )
         return
     if transfer is None and not data.classes:
         counts = [] if found.run_id is None else then_and_now(store.get(found.run_id), data)
         known = "".join(f" ({text})" for text in counts)
         observer.note(
-            f"the images of {data.title} have changed since this encoder was trained on them{known}: what follows is "
-            f"about those of today"
+            f"the images of {data.title} have changed since this encoder was trained on them{known}: the results are "
+            "for the current ones"
         )
         return
     if transfer is not None and seen:
@@ -255,8 +253,8 @@ def _check_seen(
         raise _other_data(data, found.digest)
     else:
         raise UserError(
-            f"'{transfer}' has images that this encoder was trained on, so it may have seen some of those that it "
-            f"would be judged on: leave out --transfer, or name another data set"
+            f"'{transfer}' has images that this encoder was trained on, so it may have seen some of the images to "
+            "evaluate it on: leave out --transfer, or name another data set"
         )
 
 
@@ -267,8 +265,8 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
     """
     if found.run_id is None:
         raise UserError(
-            f"{found.path} doesn't say which weights its training started from, so these may have been trained on "
-            f"labels of test images: evaluate its run, or use other images with --transfer"
+            f"{found.path} doesn't say which weights its training started from, and these may have been trained on "
+            "labels of test images: evaluate its run, or use other images with --transfer"
         )
     runs = {record.id: record for record in store.records_with_deleted()}
     init = found.config.init
@@ -293,8 +291,8 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
         alike = digest == data.identity and divided_alike
         if reads_labels and not alike and _may_share(run, data, settings, store):
             raise UserError(
-                f"{found.name()} started from {name}, which was trained on labels, perhaps also on those of images to "
-                f"test on here: evaluate it on other images, with --transfer FOLDER"
+                f"{found.name()} started from {name}, which was trained on labels, perhaps also on those of these test "
+                "images: evaluate it on other images, with --transfer FOLDER"
             )
 
 
@@ -341,13 +339,13 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
     digests = f"(digest {short_identity(data.identity)}, was {short_identity(trained_on)})"
     if data.digest == digest_of(trained_on):
         return UserError(
-            f"{data.title} has the images that this encoder was trained on, but not the same ones are held out "
-            f"{digests}, so it may have seen some of the test images: restore the splits, groups and copies that there "
-            f"were, or train again (earlier versions held out other images)"
+            f"{data.title} has the images that this encoder was trained on, but other ones are held out now {digests}, "
+            "so it may have seen some of the test images: restore the earlier splits, groups and copies, or train "
+            "again (earlier versions held out other images)"
         )
     return UserError(
         f"the images of {data.title} or their labels differ from those that this encoder was trained on {digests}, so "
-        f"it may have seen some of the test images: restore the folder to what it was"
+        "it may have seen some of the test images: restore the earlier files"
     )
 
 

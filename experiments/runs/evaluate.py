@@ -90,8 +90,8 @@ def evaluate_encoder(
     warnings, run_id = _warnings(table, images), found.run_id
     if "few-shot" in names and images < FEW:
         warnings.append(
-            f"the intervals of few-shot accuracies are over draws of the labelled images. With only {images} test "
-            f"images, the accuracy on other images may differ by much more"
+            f"the intervals of few-shot accuracies only cover the draws of labelled images. With only {images} test "
+            "images, the accuracy on other images may differ by much more"
         )
     if store.writable:
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
@@ -228,7 +228,7 @@ def _figures(record: Record) -> pd.DataFrame:
         table = table.assign(**{name: nan for name in LATER if name not in table})[REPORT_COLUMNS]
         return table.astype(dict.fromkeys(("trained", *REFERENCES), float))  # Python's float keeps every digit
     except (ValueError, KeyError):  # what pandas raises for a damaged file is among these
-        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again, which writes it anew") from None
+        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again to write it anew") from None
 
 
 def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
@@ -242,7 +242,7 @@ def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
     old = [metric for metric in record.protocols if other_images(record, metric) is None and _needs_labels(metric)]
     if old:
         subject.observer.note(
-            f"earlier figures of {record.name} are of other labels or test images, and are left out from now on: "
+            f"earlier figures of {record.name} are for other labels or test images, and are left out from now on: "
             f"{', '.join(metric for metric in old if not is_choice(metric))}"
         )
     tracker.tag_protocols(dict.fromkeys(old, SUPERSEDED))

@@ -44,8 +44,8 @@ class Expected:
         if config.train.precision == "auto":
             if not devices.can_compute(self.precision, devices.resolve(config.device)):
                 raise Unfit(
-                    f"{node} can't compute fast in {self.precision}, which auto stands for where the command was "
-                    f"started: add --set train.precision=fp32, or leave out this machine"
+                    f"{node} is slow in {self.precision}, which auto stands for on the machine where the command was "
+                    "started: add --set train.precision=fp32, or leave out this machine"
                 )
             config = config.in_precision(self.precision)
         try:
@@ -56,7 +56,7 @@ class Expected:
             raise Unfit(
                 f"the images on {node} are not those that the command started with: their digest is "
                 f"{short_identity(data.identity)}, and was {short_identity(self.identity)}. Give all machines the same "
-                f"images, and don't change them meanwhile"
+                "images, and don't change them while the command runs"
             )
         return prepare(config, home, observer, self._open(config.data, home, observer))
 

@@ -90,7 +90,7 @@ def explore(
     run = found.config.run_name()
     notes = [
         f"{len(rows):,} of the {total:,} images of {data.title}, and the features {subject.protocol.layer} that the "
-        f"encoder of {run} computes of them.",
+        f"encoder of {run} computes for them.",
         f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
         f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
         f"the cosine similarity of the features.",

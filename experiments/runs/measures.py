@@ -40,7 +40,7 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
                 groups.setdefault((measure, protocol, record.protocols[accuracy]), []).append(record)
     if not groups:
         raise UserError(
-            f"no encoder has both {accuracy} and a figure without labels: evaluate some with {_commands(accuracy)}"
+            f"no encoder has both {accuracy} and a label-free metric: evaluate some with {_commands(accuracy)}"
         )
     rows = []
     for (measure, protocol, _), members in groups.items():
@@ -51,8 +51,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     if not enough:
         most = max(row["n"] for row in rows)
         raise UserError(
-            f"at most {most} encoders have {metric_label(accuracy)} and a figure without labels under the same "
-            f"protocols, which is too few to order (at least {FEWEST}, not all equal): evaluate more of them"
+            f"at most {most} encoders have {metric_label(accuracy)} and a label-free metric under the same protocols, "
+            f"which is too few to rank (at least {FEWEST}, not all equal): evaluate more of them"
         )
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
 
@@ -79,15 +79,15 @@ def _named(names: Sequence[str], records: Sequence[Record], everything: Sequence
 def _notes(rows: Sequence[dict[str, Any]], enough: Sequence[dict[str, Any]]) -> list[str]:
     """How to read the table, and what was left out."""
     notes = [
-        "Kendall's tau is 1 if a measure orders the encoders as the accuracy does, -1 if it orders them the other way "
-        "round, and about 0 if it says nothing. The interval has 95 % confidence, and treats encoders as independent: "
-        "those that differ only in their seed say less than their number."
+        "Kendall's tau is 1 if a metric ranks the encoders as the accuracy does, -1 if it ranks them the other way "
+        "round, and about 0 if it says nothing. The 95 % interval treats encoders as independent: those that differ "
+        "only in their seed say less than their number suggests."
     ]
     sizes = [row["n"] for row in rows if row not in enough]
     if sizes:
         span = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
         notes.append(
             f"Left out: {count(len(sizes), 'group')} of encoders ({span} in each) that share a protocol, because fewer "
-            f"than {FEWEST} can't be ordered, or because all of their figures are equal."
+            f"than {FEWEST} can't be ranked, or because all of their figures are equal."
         )
     return notes

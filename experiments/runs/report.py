@@ -38,7 +38,7 @@ from simclr.progress import knn_metric
 
 MOST_CONFUSED = 10  # pairs of classes
 FEWEST_OF_CLASS = 5  # test images of a class, on average, below which nothing can be said about confusions
-TOO_FEW = "They are not shown: {images} test images are too few to say which classes are taken for which. Label more."
+TOO_FEW = "They are not shown: {images} test images are too few to say which classes are confused. Label more."
 COLUMNS = {
     "untrained": "Untrained",
     "start": "Before training",
@@ -46,7 +46,7 @@ COLUMNS = {
     "pixels": "Pixels (kNN)",
     "chance": "Chance",
 }
-HOW = """Accuracies are on the test images unless they say on validation, in percent, with Clopper and Pearson's 95 % \
+HOW = """Accuracies are on the test images unless marked "on validation", in percent, with Clopper and Pearson's 95 % \
 interval. They stand next to those of the same network without training (and, if its encoder started from weights, \
 with these), of k nearest neighbours on the raw pixels, and of chance."""
 
@@ -87,7 +87,7 @@ def _caption(run: Record) -> str:
 def _about(run: Record) -> list[str]:
     """A sentence about the labels that accuracies are of, if the run was trained without them."""
     labels = labels_of(run)
-    return [f"Accuracies are of the labels in {labels}."] if labels else []
+    return [f"Accuracies are for the labels in {labels}."] if labels else []
 
 
 def _in_one_line(text: str) -> str:
@@ -224,7 +224,7 @@ def _predicted(run: Record) -> Predicted | None:
 
 def _confusion(predicted: Predicted, folder: Path) -> Section:
     classifier = metric_label(predicted.metric).removesuffix(" top-1")
-    caption = f"Where the {classifier} classifier goes wrong, as shares of each true class"
+    caption = f"Errors of the {classifier} classifier, as shares of each true class"
     draw = partial(plots.confusion_matrix, predicted.matrix(), predicted.classes)
     return figure(folder, "confusion", caption, draw)
 

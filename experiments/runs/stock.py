@@ -31,7 +31,7 @@ def stock_encoder(name: str, subject: Subject) -> Stock:
     other layers than h.
     """
     if subject.protocol.layer != "h":
-        raise UserError(f"--stock has no layer '{subject.protocol.layer}', only h: leave out one of both options")
+        raise UserError(f"--stock has no layer '{subject.protocol.layer}', only h: leave out one of the two options")
     path = Path(name)
     backbone = None
     if not path.is_file():

@@ -85,7 +85,7 @@ def confirm(
     name = "-".join([search.name, *(each.replace(" ", "-") for each in chosen)])
     plan = plan.judged_on(on := part_to_judge_on(name, on, search.store))
     observer.say(
-        f"your config and {', '.join(chosen)} are trained again with {count(seeds, 'fresh seed')}, and judged on "
+        f"your config and {', '.join(chosen)} are trained again with {count(seeds, 'fresh seed')}, and evaluated on "
         f"{'validation' if on == 'val' else on} images"
     )
     with _belonging(name, search):
@@ -189,7 +189,7 @@ def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
     """How to read `selection_table` and, after a search with a proxy, how well the proxy ranks the trials."""
     return [
         *_luck(search, table),
-        "accuracies on validation are those of the search, whose classifier takes the L2 penalty that is best on these "
+        "accuracies on validation are those of the search, whose classifier uses the L2 penalty that is best on these "
         "images; the report of the fresh seeds chooses it on training images, so its accuracies differ",
     ]
 
@@ -198,7 +198,7 @@ def _luck(search: Search, table: pd.DataFrame) -> list[str]:
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
         return [
-            "trials were chosen by their accuracy in the search, so only fresh seeds are free of that luck (but the "
+            "trials were chosen by their accuracy in the search, so only fresh seeds are free of this luck (but the "
             "validation images are the same)"
         ]
     searched, fresh = (chosen[column].to_numpy() for column in ("in the search", "fresh seeds"))

@@ -62,7 +62,7 @@ def forecast(
     varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
     if not left and not runs:
         return SearchForecast(varied, trials, done, 0.0, 0, 0.0, 0.0)
-    observer.say("timing the config that the search starts from")
+    observer.say("timing your config")
     prepared = prepare_labelled(cheap, store, observer)
     training = estimate(prepared).seconds
     trial = training + _probe_seconds(prepared, observer)

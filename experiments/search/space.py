@@ -123,7 +123,9 @@ def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = S
         if parameter.choices or parameter.low is not None:
             found.append(parameter)
     if found != list(parameters):
-        observer.say(f"batches of more than {images} images, which is all there are to pre-train on, are not tried")
+        observer.say(
+            f"batches of more than {images} images are not tried, because there are no more images to pre-train on"
+        )
     return found
 
 

@@ -59,6 +59,6 @@ class Design(BaseModel, frozen=True):
         return (
             f"The number of seeds followed Stein's two-stage rule (1945). By the spread of the first {first}, it takes "
             f"{wanted} for the 95 % intervals of all differences in {metric_label(metric)} to reach at most {half:g} "
-            f"points to each side. {ended} Intervals and p values take the spread from the first {first} alone, which "
-            f"keeps them exact."
+            f"points to each side. {ended} Intervals and p values use the spread of the first {first} alone, which "
+            "keeps them exact."
         )

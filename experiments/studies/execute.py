@@ -68,8 +68,8 @@ def execute(
                 if len(failures) < len(plan.cells) * len(seeds):
                     if more := _more_seeds(tracker, plan, store):
                         observer.say(
-                            f"{count(len(more), 'more seed')} {'is' if len(more) == 1 else 'are'} trained so that the "
-                            f"intervals get as narrow as --until asks"
+                            f"{count(len(more), 'more seed')} {'is' if len(more) == 1 else 'are'} trained to make the "
+                            f"intervals as narrow as --until asks"
                         )
                         open_study(name, plan, store, command, sorted({*seeds, *more}))
                         failures += run_study(tracker, plan, store, more, observer, pool)

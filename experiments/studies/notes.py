@@ -28,7 +28,7 @@ SIGN_FLIP = (
     "0. It assumes no distribution."
 )
 PAPER = (
-    "Expected is the paper's difference to its own baseline in points, or its direction (ImageNet, ResNet-50). The "
+    "Expected is the paper's difference from its own baseline in points, or its direction (ImageNet, ResNet-50). The "
     "verdict is about the direction."
 )
 SINGLE = "Each interval is of one comparison by itself, and p (Holm) is corrected for all of them."
@@ -102,7 +102,7 @@ def _beside_zero(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
     for table in summaries.values():
         apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         if (apart & (table["finding"] == CANT_TELL)).any():
-            return [f"{SINGLE} So a cell can be called '{CANT_TELL}' although its interval leaves out 0."]
+            return [f"{SINGLE} So a cell can be called '{CANT_TELL}' although its interval excludes 0."]
     return []
 
 
@@ -159,7 +159,7 @@ def _test_use(study: Record, document: StudyDocument) -> str:
     """How often the test images were used, where all seeds have the same ones."""
     if document.test_by_seed:
         return (
-            "Each seed holds out other test images, so no image is unused by all seeds: keep a test set of your own "
+            "Each seed holds out different test images, so no image is unused by all seeds: keep a separate test set "
             "for a final figure."
         )
     digest = digest_of(study.tags["data_digest"])

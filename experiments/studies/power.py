@@ -80,7 +80,7 @@ def _spread(baseline: Cell, store: Store) -> tuple[Spread | None, str]:
     cells, seeds = [cell for cell, _ in values], [seed for _, seed in values]
     if values and (spread := measured_spread(list(values.values()), cells, seeds)) is not None:
         return spread, (
-            f"measured on {len(values)} finished runs, with {spread.freedom} degrees of freedom: those on these images "
-            f"with this network, as many epochs and this protocol"
+            f"estimated from {len(values)} finished runs on these images with this network, number of epochs and "
+            f"protocol ({spread.freedom} degrees of freedom)"
         )
     return unmeasured(TOO_FEW)

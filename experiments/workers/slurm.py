@@ -126,7 +126,7 @@ class Slurm:
                 self._left = {token: self._left.get(token, now) for token in gone}
         late = {token for token, since in self._left.items() if now - since >= LOST_SECONDS}
         return [
-            (token, Lost(f"job {job.job_id} of Slurm ended without an answer ({job.paths.stdout} has what it said)"))
+            (token, Lost(f"job {job.job_id} of Slurm ended without a result (its output is in {job.paths.stdout})"))
             for token, job in self._jobs.items()
             if token in late | self._cancelled
         ]

@@ -86,12 +86,12 @@ class DataConfig(Section):
     dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
     dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
-    # Share of the training images that is held out for validation, and for testing, where there is no such split.
+    # Share of the training images that is held out for validation, and for testing, if there is no such split.
     val_fraction: float = Field(0.1, ge=0, lt=1)
-    # Number of training images to use, for kNN and the linear classifier too (default: all).
+    # Number of training images to use, also for kNN and the linear classifier (default: all).
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
-    split_seed: Seed = 0  # seed of the validation split and the limit (--resplit of ablate adds that of each run)
-    # Mean and deviation that normalise the channels: of the training images, 0.5 and 0.5, ImageNet's, or none.
+    split_seed: Seed = 0  # seed of the validation split and the limit (ablate --resplit adds each run's seed)
+    # Mean and deviation that normalise the channels: those of the training images, 0.5 and 0.5, ImageNet's, or none.
     normalize: Annotated[str, one_of("normalization", lambda: NORMALIZATIONS)] = "dataset"
     labels: Folder | None = later(None)  # table of the file names in `dir` and their labels
     image_column: str | None = later(None)  # column or array with images or their file names (default: recognised)
@@ -101,13 +101,13 @@ class DataConfig(Section):
     # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
     group: Annotated[str | None, AfterValidator(_check_pattern)] = later(None)
     test_from: Literal["val"] | None = later(None)  # the split to test on if there is no test
-    # What to do with files that can't be read as images. skip: up to a quarter of them may be skipped; or this share.
+    # What to do with files that can't be read as images: error, skip (up to a quarter), or the share to skip at most.
     on_bad_image: Annotated[Literal["error", "skip"] | float, BeforeValidator(_check_bad_image)] = "error"
     # The colour behind transparent images.
     background: Annotated[str, AfterValidator(_check_colour)] = later("white")
     # Values that become 0 and 255 in images of more than 8 bits. auto: percentiles 0.1 and 99.9 of the training images.
     range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = later("auto")
-    check: Literal["error", "report"] = later("error")  # what to do if images look wrongly decoded
+    check: Literal["error", "report"] = later("error")  # what to do if images look badly decoded
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def _choose_splits(store: ImageStore, config: DataConfig, observer: Observer) ->
     if config.test_from is None:
         if only_val and len(store.classes) > 1 and config.val_fraction:
             observer.note(
-                "there are no test images, so some of train are held out to test on. To test on val, and hold "
+                "there are no test images, so some of train are held out for testing. To test on val, and hold "
                 "validation images out of train, use --set data.test_from=val"
             )
         return splits

@@ -33,6 +33,6 @@ def doubtful_classes(inner: Mapping[str, Collection[str]]) -> list[str]:
     names = sorted(inner), same
     outer, shown = (printable(", ".join(some[:5]) + ", ..." * (len(some) > 5)) for some in names)
     return [
-        f"warning: {outer} are taken for classes, although each has folders {shown}: if they are splits, call them "
-        f"train, val and test; if the inner folders are the classes, move them out"
+        f"warning: {outer} are taken as classes, although each has folders {shown}: if they are splits, call them "
+        "train, val and test; if the inner folders are the classes, move them out"
     ]

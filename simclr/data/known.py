@@ -69,8 +69,8 @@ def _download_folder(name: str, folder: Path | None, home: Path) -> Path:
     if folder.is_file():
         archive = DOWNLOADS[name].url.rpartition("/")[2]
         raise UserError(
-            f"{folder} is a file, but for '{name}' --data-dir must be the folder that holds {archive}: to use the "
-            f"images in that file, add --dataset folder"
+            f"{folder} is a file, but for '{name}' --data-dir must be the folder that contains {archive}: to use the "
+            "images in that file, add --dataset folder"
         )
     if not folder.exists() and suffix_of(folder.name) in OTHER_SUFFIXES:
         raise UserError(f"there is no file {folder}: check --data-dir (data.dir)")

@@ -177,7 +177,7 @@ def _enter(folder: _Folder, notes: list[str], classes: Collection[str] = ()) -> 
         else:
             break
     if entered:
-        notes.append(f"went into {printable(entered.path)}, which holds everything")
+        notes.append(f"using the folder {printable(entered.path)}, which contains everything")
     return folder
 
 
@@ -238,7 +238,7 @@ def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) 
     if others:
         raise UserError(
             f"{place} has folders {', '.join(others[:5])} beside {shown}: expected only splits ({', '.join(SPLITS)}) "
-            f"or only classes. Move the others elsewhere, or rename a class that is called like a split"
+            "or only classes. Move the others elsewhere, or rename a class that has the name of a split"
         )
     if "train" not in named.values():
         raise UserError(f"{place} has the folders {shown} but no 'train': call the folder of the training images train")
@@ -308,9 +308,9 @@ def _splits_within_classes(root: _Folder, where: str, notes: list[str]) -> dict[
                 return {}  # all images are for training, however they are understood
             reason = f"has {printable(odd[0])}" if odd else "has two folders of one split, or no folder train"
             raise UserError(
-                f"{_place(root, where)} has classes with folders called like splits, but the class '{printable(name)}' "
-                f"{reason}: expected the same splits ({', '.join(SPLITS)}) and nothing else in each class. Move the "
-                f"rest elsewhere, or rename folders that are not splits"
+                f"{_place(root, where)} has classes with folders that are named like splits, but the class "
+                f"'{printable(name)}' {reason}: expected the same splits ({', '.join(SPLITS)}) and nothing else in "
+                "each class. Move the rest elsewhere, or rename folders that are not splits"
             )
         for split, folder in named.items():
             roots.setdefault(split, _Folder(f"*/{split}/", [], {})).folders[name] = folder

@@ -90,8 +90,8 @@ def understand_table(
     notes.append(_describe({"file names": image, "labels": label, "splits": split}, marks, table, labels))
     if not labelled and not unlabelled and (groups := [name for name in table.columns if name.lower() in GROUP_NAMES]):
         notes.append(
-            f"column '{groups[0]}' is taken for groups (data.group), not for labels: if its values are the classes, "
-            f"add --set data.label_column={groups[0]}"
+            f"column '{groups[0]}' is taken as groups (data.group), not as labels: if its values are the classes, add "
+            f"--set data.label_column={groups[0]}"
         )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
         notes.append(LEFT_OUT.format(left_out, labels.name))

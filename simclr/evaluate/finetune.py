@@ -66,14 +66,14 @@ class LinearSgd(Sgd):
 class Finetune(Sgd):
     """Encoder and classifier trained together on some of the labels (paper, B.5, with a rate of 0.05 at 256).
 
-    The learning rate is chosen with the labels of the first seed alone: a fifth of them is held out meanwhile. If they
+    The learning rate is chosen with the labels of the first seed alone: a fifth of them is held out for this. If they
     are too few for that, it is the first rate. Validation images are not used.
     """
 
     section_name = "finetune"
     in_metric_names = frozenset({"fractions"})
 
-    # Learning rates, of which the best on a fifth of the labels is used, and of equal ones the first.
+    # Learning rates to choose from, on a fifth of the labels. The first is used if several are equally good.
     lr: Values[Rate] = (0.05, 0.01, 0.2)
     epochs: Epochs = 30  # number of epochs with more than 1 % of the labels (paper, B.5)
     few_epochs: Epochs = 60  # number of epochs with up to 1 % of the labels (paper, B.5)

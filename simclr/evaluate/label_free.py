@@ -72,7 +72,7 @@ def chosen_rows(subject: Subject, most: int, seed: int) -> Array:
     rows = parts["val"] if len(parts["val"]) else parts["pretrain"]
     rows = rows.take(permutation(len(rows), seed, "geometry").numpy()[:most])
     if len(rows) < 2:
-        raise UserError(f"figures without labels need at least two images, but there are {len(rows)}: add images")
+        raise UserError(f"label-free metrics need at least two images, but there are {len(rows)}: add images")
     return rows
 
 

@@ -54,8 +54,8 @@ class Linear(Evaluation):
         """Raise UserError if features would be standardised twice, which changes nothing."""
         if self.standardise and subject.protocol.features == "standardised":
             raise UserError(
-                "features = standardised has no effect on the linear classifier, which standardises by itself: leave "
-                "it out, or choose evaluations without that classifier, such as --knn"
+                "features = standardised has no effect on the linear classifier, which standardises features itself: "
+                "leave it out, or choose evaluations without that classifier, such as --knn"
             )
 
     def chooses(self) -> str:

@@ -72,8 +72,8 @@ def judged_on(data: Dataset, on: str) -> Dataset:
     train, val = data.parts["train"], data.parts["val"]
     if len(data.classes) > 1 and not len(val):
         raise UserError(
-            "there are no validation images to judge on: train with data.val_fraction above 0, or judge on the test "
-            "images with --on test"
+            "there are no validation images to evaluate on: train with data.val_fraction above 0, or evaluate on the "
+            "test images with --on test"
         )
     held = held_out(data.labels, train)
     if data.units is not None and len(train):
@@ -81,8 +81,8 @@ def judged_on(data: Dataset, on: str) -> Dataset:
     rest = np.setdiff1d(train, held)
     if len(train) and not len(rest):
         raise UserError(
-            "there are no training images to choose on besides those to train on, because all stay together (by "
-            "data.group, or as copies): judge on the test images with --on test"
+            "no training images can be held out to choose settings on, because all stay together (by data.group, or as "
+            "copies): evaluate on the test images with --on test"
         )
     return replace(data, parts=data.parts | {"train": rest, "val": np.sort(held), "test": val})
 

@@ -125,8 +125,7 @@ def check_share(config: Config) -> None:
     smaller = max((d for d in divisors(group) if d > 1 and batch // d % count == 0), default=None)
     raise UserError(
         f"{count} processes can't share a batch of {batch}, which batch norm divides into {batch // group} of {group} "
-        f"images: start {fewer}"
-        + (f", or set train.norm_batch={smaller}, which trains something else" if smaller else "")
+        f"images: start {fewer}" + (f", or set train.norm_batch={smaller}, which changes the result" if smaller else "")
     )
 
 

@@ -73,11 +73,11 @@ class Export(NamedTuple):
 
 SAME_KERNELS, OTHER_KERNELS = 1e-5, 1e-4  # tolerances; other kernels are those of onnxruntime or contiguous memory
 
-BY_ENCODER = "floats N x 3 x {side} x {side}, RGB in [0, 1] (divide bytes by 255). The file normalises them by itself"
+BY_ENCODER = "floats N x 3 x {side} x {side}, RGB in [0, 1] (divide bytes by 255). The file normalises them itself"
 BY_LINES = "floats N x 3 x {side} x {side}, RGB in [0, 1] (divide bytes by 255). The lines below normalise them"
 OF_ANY_SIZE = (
     "N x 3 x H x W (or N x 1 x H x W), floats in [0, 1] or uint8, RGB. The encoder resizes them to {side} x {side}, as "
-    "in training, and normalises them by itself"
+    "in training, and normalises them itself"
 )
 
 LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and the suffix
@@ -269,8 +269,8 @@ def export_encoder(
         parity = Parity(file, _compare(encoder, _fill_in(row.lines, str(scratch), encoder)), row.tolerance)
         if not parity.difference <= parity.tolerance:
             raise RunFailed(
-                f"the {format} file gives other features than the encoder: they differ by {parity.difference:.1e} of "
-                f"the largest, expected at most {parity.tolerance:g}. It was removed: choose another format"
+                f"the {format} file gives different features from the encoder: they differ by {parity.difference:.1e} "
+                f"of the largest, expected at most {parity.tolerance:g}. It was removed: choose another format"
             )
         text.write_text(_card(encoder, config, row, card, parity), encoding="utf-8")
     return parity

@@ -106,13 +106,13 @@ def start_of(config: Config) -> Start | None:
     if differing:
         theirs = " ".join(f"--set {setting}" for setting in differing)
         raise UserError(
-            f"init = '{path}' holds another network than the config has: to train the network that it holds, add "
-            f"{theirs}"
+            f"init = '{path}' contains a different network from that of the config: to train the network in the file, "
+            f"add {theirs}"
         )
     if digest not in (None, (found := digest_of(start.weights))):
         raise UserError(
             f"the weights in {path}, which init names, have changed: their digest is {found}, and was {digest}. "
-            f"Restore the file, or name it as init = '{path}' to start from its weights of today"
+            f"Restore the file, or name it as init = '{path}' to start from its current weights"
         )
     return start
 

@@ -67,7 +67,7 @@ def test_cells_that_differ_in_another_metric_alone_are_named() -> None:
     assert in_other_metrics(summaries, 1.0) == []
     summaries["knn_top1"] = table(BASELINE, JITTER, FLIP)
     told = (
-        "In kNN accuracy alone, there is a significant difference to the baseline (p < 0.05, corrected within this "
+        "In kNN accuracy alone, there is a significant difference from the baseline (p < 0.05, corrected within this "
         "metric): "
     )
     assert in_other_metrics(summaries, 1.0) == [f"{told}without flip (+1.6 points)."]
@@ -203,18 +203,18 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     trials = pd.DataFrame({"trial": [0, 1, 2], "accuracy": [0.5, None, 0.6]}, dtype=object)
     selection = pd.DataFrame({"cell": ["baseline", "trial 2"], "fresh seeds": [0.5, 0.52], "n": [3, 3]})  # of before
     assert of_search(trials, 0.55, selection) == [
-        "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above the start (55.0 %).",
-        "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above the start on "
+        "The best of 3 trials, trial 2, reaches 60.0 % on validation, 5.0 points above your config (55.0 %).",
+        "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above your config on "
         "validation.",
     ]
     unconfirmed = "This is not confirmed with fresh seeds, and the best trial is best partly by luck."
     assert of_search(trials, nan, None) == [
         f"The best of 3 trials, trial 2, reaches 60.0 % on validation. {unconfirmed}"
     ]
-    assert of_search(trials, 0.6, None)[0].endswith(f"on validation, the same as the start. {unconfirmed}")
+    assert of_search(trials, 0.6, None)[0].endswith(f"on validation, the same as your config. {unconfirmed}")
     failed = selection.assign(**{"fresh seeds": [0.5, None]})
     assert of_search(trials, 0.5, failed, 20) == [  # Clopper and Pearson's intervals of 12 and 10 of 20
-        "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above the start "
+        "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above your config "
         f"(50.0 %, 27.2 to 72.8). {unconfirmed}"
     ]
     close = selection.assign(**{"in the search": [0.5, 0.6 - 3e-8]})  # the table of trials has four digits
@@ -240,8 +240,8 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         (3, 0.01, 0.02, 0.01, 0.03, "So the gain holds with fresh seeds."),
         (3, nan, 0.02, 0.01, 0.03, "So the gain holds with fresh seeds."),
         (3, 0.05, 0.02, -0.01, 0.05, "That can be chance: the gain is not confirmed."),
-        (3, 0.05, -0.02, -0.03, -0.01, "So the start is better, and the gain in the search was luck."),
-        (1, 0.004, 0.0225, nan, nan, "Fewer than three fresh seeds can't tell that from chance: search again with"),
+        (3, 0.05, -0.02, -0.03, -0.01, "So your config is better, and the gain in the search was luck."),
+        (1, 0.004, 0.0225, nan, nan, "Fewer than three fresh seeds can't tell this from chance: search again with"),
     ],
     ids=["shrank", "held", "proxy", "unclear", "lost", "one seed"],
 )
@@ -252,7 +252,7 @@ def test_a_search_says_whether_its_gain_is_real(
     facts = {"cell": "trial 1", "n": n, "gain in the search": searched, "gain": gain, "gain_low": low}
     selection = pd.DataFrame([{"cell": "baseline", "n": n}, facts | {"gain_high": high}]).assign(**{"fresh seeds": 0.5})
     told = of_search(trials, 0.5, selection)[1]
-    assert f"{abs(100 * gain):.1f} points {'above' if gain > 0 else 'below'} the start on validation" in told
+    assert f"{abs(100 * gain):.1f} points {'above' if gain > 0 else 'below'} your config on validation" in told
     assert verdict in told
 
 

@@ -112,7 +112,7 @@ def test_cells_that_vary_unequally_are_not_pooled_and_the_table_says_so() -> Non
     noisy = {name: draw.normal(0.6, size, 10) for name, size in (("base", 0.001), ("a", 0.001), ("b", 0.05))}
     result = table(noisy)
     assert result["p_dunnett"].isna().all()
-    assert result.attrs["pooled"].startswith("Not pooled: the cells may vary unequally (Bartlett's test: p = ")
+    assert result.attrs["pooled"].startswith("Not pooled: the variances of the cells may differ (Bartlett's test: p = ")
     assert result["p"].notna().tolist() == [False, True, True]
     two = table({"base": [0.5, 0.6], "a": [0.4, 0.6], "b": [0.4, 0.5]})
     assert two.attrs["pooled"] == "Not pooled: that takes 3 seeds of a baseline and two or more cells."

@@ -54,7 +54,7 @@ SHARES = {  # processes, batch, norm_batch and device: what the message says
         64,
         "cpu",
     ): r"^3 processes can't share a batch of 256, which batch norm divides into 4 of 64 images: start 2$",
-    (4, 256, 256, "cpu"): r"into 1 of 256 images: start 1, or set train\.norm_batch=64, which trains something else$",
+    (4, 256, 256, "cpu"): r"into 1 of 256 images: start 1, or set train\.norm_batch=64, which changes the result$",
     (2, 256, 64, "cuda:1"): r"^--device cuda:1 is one device, but 2 processes need one each: use --device cuda$",
     (2, 256, 64, "mps"): r"^2 processes can't share Apple's GPU: start one, or add --device cpu$",
     (2, 256, 64, "cuda"): r"^2 processes need as many GPUs, but this machine has 1: start 1$",

@@ -107,12 +107,12 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
     plan, _, power = done.stdout.partition("\n\n")
     summary, more, header, _, *rows = plan.splitlines()
     assert summary.startswith("study tiny-no-flip-only-crop: 3 cells x 2 seeds (0 to 1), about 1.8 h of")
-    assert more == "training and evaluation left, judged on validation images"
+    assert more == "training and evaluation left, evaluated on validation images"
     assert header.split("  ")[0] == "cell"
     assert [re.split("  +", row) for row in rows] == [
         [name, "1 of 2", "about 35 min", "5 MiB"] for name in ("baseline", "no flip", "only crop")
     ]
-    known = "What 2 seeds can show isn't known yet, because too few finished runs on these images, with this network"
+    known = "It isn't known yet what 2 seeds can show, because too few finished runs on these images, with this network"
     assert " ".join(power.split()).startswith(known)
     assert study == []
     monkeypatch.setattr("experiments.studies.power.ASSUMED_DATA", "digits")

@@ -66,7 +66,7 @@ def test_an_imported_encoder_is_a_run_like_others(run: Run, trained: Store) -> N
     record = trained.find("theirs")
     assert done.stdout.splitlines() == [
         f"run theirs ({record.short_id}): resnet18, stem imagenet, width 0.125",
-        "images are normalized with 'imagenet': if the encoder was trained otherwise, add --normalize",
+        "images are normalised with 'imagenet': if the encoder was trained with another normalisation, add --normalize",
         "left out: backbone.fc.weight, backbone.fc.bias",
         "next: simclr eval theirs",
     ]

@@ -207,7 +207,7 @@ def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained
 
 WRONG = {
     "no such run": (["eval", "nothing"], "no run has the name 'nothing'"),
-    "run as an option": (["eval", "--run", "tiny-s0"], "--run is an argument, not an option: give the run alone"),
+    "run as an option": (["eval", "--run", "tiny-s0"], "--run is an argument, not an option: leave out --run"),
     "evaluation as an argument": (["eval", "knn", "tiny-s0"], "did you mean --knn? See simclr eval --help"),
     "list without brackets": (["eval", "--set", "knn.k=20,200"], 'knn.k = "20,200": expected a list, such as [20,200]'),
     "metric last": (["plot", "tiny-s0", "loss"], "the metric comes first: simclr plot loss tiny-s0"),
@@ -338,4 +338,4 @@ def test_snapshots_are_shown_by_epoch_and_drawn(run: Run, tmp_path: Path) -> Non
 
 def test_measures_say_what_they_need(run: Run) -> None:
     assert run("eval", "tiny-s0", "--linear", "--spectrum", "--set", "linear.l2_values=2").exit_code == 0
-    assert_one_line(run("measures"), 2, "at most 1 encoders have linear top-1 and a figure without labels")
+    assert_one_line(run("measures"), 2, "at most 1 encoders have linear top-1 and a label-free metric")

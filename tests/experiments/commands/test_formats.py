@@ -119,4 +119,4 @@ def test_unclear_columns_are_chosen_with_a_setting_in_every_command(run: Run, fo
         assert_one_line(run(*command), 2, "--set data.label_column=NAME")
         done = run(*command, *column)
         assert done.exit_code == 0, done.output
-    assert_one_line(run("eval", "tiny-s0", *KNN, *column), 2, "data.label_column=kind is for other images than")
+    assert_one_line(run("eval", "tiny-s0", *KNN, *column), 2, "data.label_column=kind is for images other than")

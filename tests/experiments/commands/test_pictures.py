@@ -83,7 +83,7 @@ def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, i
     assert done.exit_code == 0, done.output
     assert pd.read_csv("similar.csv")["file"][0] == "b/new.png"  # below the folder
     for command in (["neighbours", "own-s0", images / "flat/0.png"], ["explore", "own-s0"]):
-        assert_one_line(run(*command), 2, "restore the folder to what it was")
+        assert_one_line(run(*command), 2, "restore the earlier files")
     done = run("explore", "own-s0", "own")
     assert done.exit_code == 0, done.output
     page = Path("explore.html").read_text()
@@ -96,7 +96,7 @@ def test_images_beside_folders_are_searched_and_explored_and_not_evaluated_on(ru
     shutil.copy(images / "flat/0.png", "mixed/loose.png")
     done = run("neighbours", "tiny-s0", images / "flat/0.png", "--among", "mixed", "--out", "similar.csv")
     assert done.exit_code == 0, done.output
-    assert "mixed is read without classes, since" in done.stderr
+    assert "mixed is read without classes, because" in done.stderr
     assert pd.read_csv("similar.csv")["file"][0] == "loose.png"
     assert run("explore", "tiny-s0", "mixed").exit_code == 0
     page = Path("explore.html").read_text()
@@ -143,11 +143,14 @@ WRONG = {
     "no such images": (["neighbours", "tiny-s0", QUERY, "--among", "nowhere"], "unknown data set or folder"),
     "settings of no other images": (
         ["neighbours", "tiny-s0", QUERY, "--set", "data.side=8"],
-        "data.side=8 is for other images than the run's own",
+        "data.side=8 is for images other than the run's own",
     ),
     "no page": (["explore", "tiny-s0", "--out", "e.png"], "can't write to e.png: expected a file that ends in .html"),
     "no folder to explore": (["explore", "tiny-s0", "nowhere"], "unknown data set or folder 'nowhere'"),
-    "settings of no folder": (["explore", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for other images than"),
+    "settings of no folder": (
+        ["explore", "tiny-s0", "--set", "data.side=8"],
+        "data.side=8 is for images other than",
+    ),
     "a folder to look for": (["neighbours", "tiny-s0", "."], ". is a folder: expected image files"),
     "built-in data": (["neighbours", "tiny-s0", QUERY, "--data-dir", "."], "'digits' is built in and reads no"),
     "no such part": (["tsne", "tiny-s0", "--part", "all"], "unknown part 'all'"),
@@ -155,7 +158,10 @@ WRONG = {
         ["tsne", "tiny-s0", "--transfer", "shapes", "--set", "data.label_column=a"],
         "data.label_column is not a setting of the data set 'shapes'",
     ),
-    "settings of own images": (["tsne", "tiny-s0", "--set", "data.side=8"], "data.side=8 is for other images than"),
+    "settings of own images": (
+        ["tsne", "tiny-s0", "--set", "data.side=8"],
+        "data.side=8 is for images other than",
+    ),
     "perplexity": (["tsne", "tiny-s0", "--images", "20"], "perplexity"),
     "no image": (["neighbours", "tiny-s0", "tiny.toml"], "tiny.toml"),
 }

@@ -76,7 +76,7 @@ def test_a_run_starts_from_another_which_is_a_baseline_of_its_evaluation(run: Ru
 @pytest.mark.parametrize("name", ["nothing.pth", "nothing-s0"])
 def test_a_start_that_is_no_file_and_no_run_is_refused(name: str, run: Run) -> None:
     done = run("pretrain", "--config", "tiny.toml", "--init", name)
-    assert_one_line(done, 2, f"init = '{name}' is no file, and no finished run with one: ")
+    assert_one_line(done, 2, f"init = '{name}' is neither a file nor a finished run that has one: ")
 
 
 def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) -> None:
@@ -268,7 +268,7 @@ def test_figures_of_other_labels_are_left_out_when_a_run_is_evaluated_with_new_o
     before = trained.find("relabelled-s7").protocols
     (old,) = (metric for metric in before if metric.startswith("knn_") and metric.endswith("_top1"))
     assert "linear_top1" in before
-    said = "earlier figures of relabelled-s7 are of other labels or test images, and are left out from now on: "
+    said = "earlier figures of relabelled-s7 are for other labels or test images, and are left out from now on: "
     done = run("eval", "relabelled-s7", "--knn", "--labels", "few.csv")
     assert said in _flat(done.stderr)
     assert old in done.stderr
@@ -283,7 +283,7 @@ def test_figures_of_other_labels_are_left_out_when_a_run_is_evaluated_with_new_o
     assert row["linear"] is None
     assert row["knn_protocol"] == record.protocols[new]
     page = run("report", "relabelled-s7", "--out", "report")
-    assert "Accuracies are of the labels in few.csv (24 images with labels)." in _flat(page.output)
+    assert "Accuracies are for the labels in few.csv (24 images with labels)." in _flat(page.output)
     html = next(Path("report").rglob("*.html")).read_text()
     assert "few.csv (24 images with labels)" in html
     assert re.search(r"With only \d+ test images, this says little\.", html)
@@ -397,7 +397,7 @@ def test_a_run_that_will_exceed_its_time_says_so_once(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()[1:]
     assert lines[0] == "epoch 0.1/10 loss 3.00 10 img/s, about 16 min left"
     assert [line for line in lines if "slower" in line] == [
-        "this machine is slower than when it was measured: training takes about 16 min more, which ends about 14 min "
+        "this machine has become slower since it was measured: training takes about 16 min more, and ends about 14 min "
         "after the time budget"
     ]
 
@@ -440,7 +440,7 @@ WRONG = {
     "path with a space": (["--data-dir", "my", "photos"], "got unexpected extra argument (photos)"),
     "two augmentations": (
         ["--drop", "flip,blur"],
-        "is several augmentations: repeat the option, such as --drop flip --d",
+        "names several augmentations: repeat the option, such as --drop flip --d",
     ),
     "no value": (["--epochs"], "option '--epochs' requires an argument: see simclr pretrain --help\n"),
     "bad images": (["--on-bad-image", "skp"], "--on-bad-image 'skp': expected error, skip or a share"),

@@ -52,7 +52,7 @@ def test_a_server_that_shows_these_runs_already_is_named(store: Store, monkeypat
         done = invoke("ui", "--port", port, "--no-browser")
         assert done.exit_code == 0, done.output
         address = f"http://127.0.0.1:{port}/#/experiments/{store.experiment}/runs?workflowType=machine_learning"
-        assert done.stdout == f"all runs: {address}\nthese runs are served there already\n"
+        assert done.stdout == f"all runs: {address}\nthese runs are already served there\n"
         assert_one_line(invoke("ui", "--port", port), 2, f"can't listen on port {port}")
         server.shutdown()
 

@@ -39,7 +39,7 @@ def test_studies_that_are_shown_together_have_titles(run: Run, trained: Store, m
     done = run("compare", "first", "second")
     parts = [f"Study {name}: 9 test images\n\ntable of {name}\n" for name in ("first", "second")]
     assert done.stdout == "".join(parts)
-    assert "2 studies by themselves" in done.stderr
+    assert "Each of these 2 studies is shown by itself" in done.stderr
     assert run("compare", "first").stdout == "table of first\n"
 
 
@@ -49,5 +49,5 @@ def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
     assert_one_line(run("report", "another-stud"), 2, message)
     assert_one_line(run("report", "another-study", "--format", "html"), 2, "unknown format 'html'")
     refused = run("report", "another-study", "--out", "out/rep.html")
-    assert_one_line(refused, 2, "--out is a folder, in which the page is written: leave out the name rep.html")
+    assert_one_line(refused, 2, "--out is the folder to write the page to: leave out the name rep.html")
     assert not Path("out").exists()

@@ -107,10 +107,10 @@ def test_a_dry_run_predicts_the_time_and_starts_nothing(run: Run, searched: dict
     options = "--config", "tiny.toml", "--trials", 9, "--proxy", "data.limit=500", "--dry-run"
     shown = " ".join(run("search", *options).stdout.split())
     assert shown.startswith(
-        "search-tiny: the start (your config) and 9 trials, 2 of them done, about 60 s each; then at most 12 runs "
+        "search-tiny: your config and 9 trials, 2 of them done, about 60 s each; then at most 12 runs "
     )
     assert "about 90 min in all" in shown
-    assert "It varies optim.lr." in shown
+    assert "The search varies optim.lr." in shown
     assert json.loads(run("search", *options, "--json").stdout)["seconds"] == 5400
     assert "open" not in searched
 

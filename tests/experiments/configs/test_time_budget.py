@@ -117,7 +117,7 @@ def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
 def test_a_poor_choice_is_said() -> None:
     busy, few = time_budget._cautions(9.3, 2, 99)
     assert "(load 9.3 on 2 cores)" in busy
-    assert few == "only 99 steps fit into the time, which are too few to learn much: allow more --hours"
+    assert few == "only 99 steps fit into the time, which is too few to learn much: allow more --hours"
     assert time_budget._cautions(2.0, 2, 100) == []
 
 
@@ -210,7 +210,7 @@ def test_a_run_of_the_same_request_keeps_its_config(
     expected = chosen.model_copy(update={"train": chosen.train.model_copy(update=unrelated)})
     if status == "FINISHED":
         assert choose() == expected
-        with pytest.raises(UserError, match="is unfinished: leave out --resume to start one"):
+        with pytest.raises(UserError, match="there is no unfinished run with the same options and images"):
             choose(resume=True)
     else:
         assert choose().model.width == 0.125  # it has no checkpoint

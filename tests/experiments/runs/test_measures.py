@@ -21,7 +21,7 @@ def add(store: Store, name: str, figures: dict[str, tuple[float, str]], **what: 
 
 
 def test_encoders_are_ordered_together_under_the_same_protocols_only(store: Store) -> None:
-    with pytest.raises(UserError, match="no encoder has both linear_top1 and a figure without labels"):
+    with pytest.raises(UserError, match="no encoder has both linear_top1 and a label-free metric"):
         rank_measures(store, "linear_top1")
     draw = np.random.default_rng(0)
     accuracy = draw.random(8)

@@ -61,7 +61,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     plan = json.loads(study.artifact("plan.json").read_text())
     assert plan["command"] == "simclr search --name s"
     assert {record.tags["seed"] for record in store.records(parent=study.id)} == {"1", "2"}
-    assert "judged on validation images" in said.text
+    assert "evaluated on validation images" in said.text
     assert plan["on"] == "val"
     assert confirmation_of("s", store) == study
     assert found.summary.startswith("2 trials: 2 completed")
@@ -73,7 +73,7 @@ def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store,
     assert isnan(found.selection["gain_low"].iloc[1])  # two seeds
     assert found.study is not None
     assert "linear top-1 on validation" in found.study.report
-    assert "Fewer than three fresh seeds can't tell that from chance" in found.summary
+    assert "Fewer than three fresh seeds can't tell this from chance" in found.summary
     assert "trial 0 is your config" not in found.summary  # all of it was in the space
     page = search.tracker.record().artifact("report.html").read_text()
     assert found.next[0].endswith("best.toml --seed 3")  # a seed that was not trained
@@ -180,7 +180,7 @@ def test_notes_explain_selection_and_the_ranking_of_a_proxy(store: Store) -> Non
         }
     )
     with open_search("full", BRIEF, SPACE, store) as search:
-        assert "only fresh seeds are free of that luck" in selection_notes(search, table)[0]
+        assert "only fresh seeds are free of this luck" in selection_notes(search, table)[0]
     with open_search("proxy", BRIEF, SPACE, store, proxy=["data.limit=256"]) as search:
         assert selection_notes(search, table)[1] == "rank correlation (Spearman) between both over 3 trials: 0.50"
         assert "needs --top 3" in selection_notes(search, table[:2])[1]

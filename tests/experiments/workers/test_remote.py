@@ -276,6 +276,8 @@ def test_a_machine_that_cannot_compute_alike_is_unfit(store: Store, monkeypatch:
     expected = Expected.of(config, open_dataset(config.data, store.folder).identity)
     assert expected.precision == "bf16"
     monkeypatch.setattr(devices, "has_fast_bf16", lambda device: False)
-    with pytest.raises(Unfit, match="can't compute fast in bf16, which auto stands for where the command was started"):
+    with pytest.raises(
+        Unfit, match="is slow in bf16, which auto stands for on the machine where the command was started"
+    ):
         expected.prepare(config, store.folder)
     assert expected.prepare(tiny(), store.folder).config.train.precision == "fp32"

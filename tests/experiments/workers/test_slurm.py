@@ -109,7 +109,7 @@ def test_a_job_that_left_the_queue_without_an_answer_is_lost(told: Path) -> None
         ((token, lost),) = engine.ended(5)
         assert token == "b"
         assert isinstance(lost, Lost)
-        assert lost.reason.startswith("job 7_1 of Slurm ended without an answer (")
+        assert lost.reason.startswith("job 7_1 of Slurm ended without a result (its output is in ")
         Path("queue").unlink()  # Slurm doesn't respond
         assert engine.ended(0) == []
         engine.cancel("a")

@@ -62,7 +62,7 @@ def test_splits_have_many_names(train, other, split, above):
 def test_one_folder_around_everything_is_entered(text, holds):
     layout = understand(names(text), "here")
     assert layout.classes == ("cat", "dog")
-    assert f"went into {holds}, which holds everything" in layout.notes
+    assert f"using the folder {holds}, which contains everything" in layout.notes
 
 
 def test_one_folder_of_images_is_one_class():

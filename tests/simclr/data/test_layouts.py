@@ -134,7 +134,7 @@ LAYOUTS = {
     "splits in a language that is not known": (
         "obuka/cat*4 obuka/dog*4 ispit/cat*1 ispit/dog*1",
         {},
-        "warning: ispit, obuka are taken for classes, although each has folders cat, dog: if they are splits, call th",
+        "warning: ispit, obuka are taken as classes, although each has folders cat, dog: if they are splits, call th",
     ),
     "masks with other suffixes beside the images": (
         f"{TWO} dog/0.jpg=cat/0.png",
@@ -146,7 +146,11 @@ LAYOUTS = {
         {},
         "warning: meta/test.txt and meta/train.txt are not read, and may say which images are for testing",
     ),
-    "folders in folders": ("a/b/c/cat*6 a/b/c/dog*6", {}, "went into a/b/c/, which holds everything\nof 12 images"),
+    "folders in folders": (
+        "a/b/c/cat*6 a/b/c/dog*6",
+        {},
+        "using the folder a/b/c/, which contains everything\nof 12 images",
+    ),
     "an archive in a folder": (
         "photos.zip labels.csv",
         {},

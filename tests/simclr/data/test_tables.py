@@ -146,7 +146,7 @@ def test_a_lone_column_of_groups_is_not_taken_for_labels_in_silence(photos, home
     path = table(tmp_path / "whales.csv", "file,individual", [(name, f"w{i % 4}") for i, (name, *_) in enumerate(ROWS)])
     data, notes = open_and_listen(home, dir=photos, labels=path, side=8)
     assert data.classes == ()
-    (note,) = (note for note in notes if "column 'individual' is taken for groups" in note)
+    (note,) = (note for note in notes if "column 'individual' is taken as groups" in note)
     assert note.endswith("add --set data.label_column=individual")
     assert len(open_data(home, dir=photos, labels=path, side=8, label_column="individual").classes) == 4
 

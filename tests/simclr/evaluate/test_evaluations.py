@@ -82,7 +82,9 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
     check(subject_of(digits, twice), ["knn"])
     check(subject_of(digits, [*twice, "linear.standardise=false"]), ["linear", "robustness"])
     for name in ("linear", "robustness"):
-        with pytest.raises(UserError, match="has no effect on the linear classifier, which standardises by itself"):
+        with pytest.raises(
+            UserError, match="has no effect on the linear classifier, which standardises features itself"
+        ):
             check(subject_of(digits, twice), [name])
 
 

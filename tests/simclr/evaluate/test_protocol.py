@@ -88,7 +88,7 @@ def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
     assert "test" not in described
     on_test = subject_of(stored)
     assert identity_of(on_test) != identity_of(replace(on_test, data=judged, protocol=make_protocol(["on=val"])))
-    with pytest.raises(UserError, match="there are no validation images to judge on: train with"):
+    with pytest.raises(UserError, match="there are no validation images to evaluate on: train with"):
         judged_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
 
 

@@ -97,7 +97,7 @@ def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bo
     network = Network(config.model, 24, 0, (0.5,) * 3, (0.5,) * 3)
     save_weights(path, network if own else network.encoder, {"config": to_toml(config), "digest": ""} if own else {})
     assert resolved(config, path).init
-    assert error_of(resolved, tiny(model=vit), path).endswith("it holds, add --set augment.crop.size=24")
+    assert error_of(resolved, tiny(model=vit), path).endswith("in the file, add --set augment.crop.size=24")
 
 
 @pytest.mark.parametrize("text", ["weights.pth@0123456789abcdef", "weights.pth"])
