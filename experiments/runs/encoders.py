@@ -144,9 +144,8 @@ def open_subject(
     With `unlabelled`, the folders of `transfer` are not classes. If nothing is measured on the images, which `seen`
     says, folders need not be classes, and are not if the encoder was trained without labels.
 
-    Raises UserError if the table gives no labels, or if accuracies would be measured on images that may have been trained
-    on: if the run's own images have labels and have changed, or if `transfer` has images that the encoder was trained
-    on. An encoder that was trained on them without labels is evaluated all the same, and a note says so.
+    Raises UserError if the table gives no labels, or if accuracies would be measured on images that the encoder may
+    have seen: its own, if they have labels and have changed, or those of `transfer`, if it was trained on them.
     """
     _check_changes(changes, transfer, labels)
     settings = _transferred(found.config.data, transfer, seen=seen)
