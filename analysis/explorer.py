@@ -30,7 +30,7 @@ class Column(NamedTuple):
 
 
 def thumbnail_side(images: int, original: int) -> int:
-    """Side in pixels of the pictures of so many images, whose shorter side is about `original`.
+    """Side in pixels of the pictures of this many images, whose shorter side is about `original`.
 
     It is a multiple of 16, the size of JPEG's blocks, so that pictures on one sheet don't run into each other, but for
     their outermost pixels.

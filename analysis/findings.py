@@ -305,7 +305,7 @@ def of_search(
 
 
 def _is_about(selection: pd.DataFrame, best: float) -> bool:
-    """Whether the best trial or the start was trained again: a search that went on may have found a better one since.
+    """Whether the best trial or the start was trained again: a search that continued may have found a better one since.
 
     Earlier versions recorded no accuracies in the search.
     """

@@ -77,7 +77,7 @@ def _column_widths(by_column: Sequence[Sequence[str]], longest_parts: Sequence[i
 
 
 def _wrap(text: str, width: int, parts: re.Pattern[str]) -> str:
-    """A text in lines of at most so many characters, between parts if they are short enough."""
+    """A text in lines of at most this many characters, broken between parts if they are short enough."""
     lines = [""]
     for part in parts.split(text):
         if len(lines[-1] + part.rstrip()) > width:

@@ -132,7 +132,7 @@ def _signs(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def _orders(count: int) -> list[NDArray[np.int64]]:
-    """All orders of so many rows, or MOST_ORDERS of them drawn at random, the given one first."""
+    """All orders of this many rows, or MOST_ORDERS of them drawn at random, the given one first."""
     if count <= 7:
         return [np.array(order) for order in permutations(range(count))]
     draw = np.random.default_rng(0)

@@ -199,7 +199,7 @@ def whole_float32() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """A context in which torch computes with so many CPU threads."""
+    """A context in which torch computes with this many CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

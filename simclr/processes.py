@@ -122,7 +122,7 @@ def _of_this_round(store: Any, number: int, size: int) -> Any:
 
 @contextmanager
 def pretended(processes: int) -> Iterator[None]:
-    """A context in which memory is planned for the first of so many processes."""
+    """A context in which memory is planned for the first of this many processes."""
     with _as(World(processes, pretended=True)):
         yield
 

@@ -43,14 +43,14 @@ class Observer:
     def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
         """`done` of `total` runs of a study, or trials of a search, have ended (`what` is "run" or "trial").
 
-        `best` is the best result so far in words, or empty. No new one starts after so many `seconds`.
+        `best` is the best result so far in words, or empty. No new one starts after this many `seconds`.
         """
 
     def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
         """All runs of a study or a search that are in progress in other processes."""
 
     def began(self, run_id: str, steps: int) -> None:
-        """A run of so many steps is about to train."""
+        """A run of this many steps is about to train."""
 
     def reused(self, run_id: str) -> None:
         """A finished run of the same config and data is returned instead of training again."""

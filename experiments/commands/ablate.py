@@ -362,7 +362,7 @@ def _describe_plan(planned: dict[str, Any]) -> str:
 
 
 def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
-    """What so many seeds can show, and where that is known from. `most` is the number that --until may take."""
+    """What this many seeds can show, and how that is known. `most` is the number that --until may take."""
     from analysis.findings import compared, count
     from analysis.text import paragraph, text_table
 

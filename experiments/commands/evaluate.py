@@ -306,7 +306,7 @@ def _legend(result: dict[str, Any]) -> str:
     from analysis.findings import count
 
     metrics = [row["metric"] for row in result["figures"]]
-    parts = ["Compare figures only if they have the same protocol: the same images, split, layer and settings."]
+    parts = ["Compare values only if they have the same protocol: the same images, split, layer and settings."]
     if any(metric.startswith("finetune") for metric in metrics):
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:

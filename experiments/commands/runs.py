@@ -144,7 +144,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     if any(marks.values()):
         lines.append(
             paragraph(
-                "Figures in one column with different small numbers can't be compared: their evaluations or their "
+                "Values in one column with different small numbers can't be compared: their evaluations or their "
                 "images differ (--json names the protocols)."
             )
         )

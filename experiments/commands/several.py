@@ -52,7 +52,8 @@ def starts_processes(asked: str) -> bool:
 
 
 def _start(count: int) -> None:
-    """Run the command line of this process in so many others, which find each other by the loopback device."""
+    """Run the command line of this process in this many others, which find each other through the loopback
+    interface."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

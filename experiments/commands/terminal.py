@@ -163,7 +163,7 @@ class Whole:
     def status(self, share: float = 0.0, elsewhere: int | None = None) -> str:
         """The state in one line. `share` of the run that trains is done (0: none trains).
 
-        If runs train `elsewhere`, so many at the same time, it is the sum of their shares.
+        If `elsewhere` runs train at the same time on other workers, `share` is the sum of their shares.
         """
         done = f"{self.done} of {self.total} {self.what}s"
         if elsewhere is None:

@@ -143,7 +143,8 @@ def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start
 
 
 def _with_batch(config: Config, asked: TimeBudget, images: int) -> Config:
-    """The config with a batch of so many images or fewer: half of its own, a quarter and so on, if that may be."""
+    """The config with a batch of this many images or fewer: half of its own, a quarter and so on, if that is
+    allowed."""
     batch = config.train.batch_size
     while asked.smallest_batch is not None and batch > images and batch // 2 >= asked.smallest_batch:
         batch //= 2

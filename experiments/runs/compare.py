@@ -139,7 +139,7 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
     if tested:
         notes.append(
             "McNemar's test is exact and two-sided, on the images that only one of the runs classified correctly. It "
-            "is not corrected for the number of tests. For figures over several seeds (finetune) it uses the first "
+            "is not corrected for the number of tests. For means over several seeds (finetune) it uses the first "
             "seed's predictions."
         )
     return notes

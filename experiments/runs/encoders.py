@@ -351,8 +351,8 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
 def _transferred(own: DataConfig, transfer: str | None, *, seen: bool) -> DataConfig:
     """The data section of the images to evaluate on, which are decoded as those that the encoder was trained on.
 
-    Folders are classes to be judged by, except of images that are only looked at (`seen`) by an encoder whose own
-    folders are not.
+    Folders are classes, except those of images that nothing is measured on (`seen`), if the encoder's own folders are
+    not.
     """
     if transfer is None:
         return own

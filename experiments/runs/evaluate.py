@@ -96,7 +96,7 @@ def evaluate_encoder(
     if store.writable:
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
-        warnings.append(f"these figures were not recorded, because {store.folder} can't be written")
+        warnings.append(f"these results were not recorded, because {store.folder} can't be written")
     return Report(run_id, table, describe(subject.protocol, subject.data), warnings)
 
 
@@ -179,8 +179,8 @@ def _warnings(table: pd.DataFrame, images: int) -> list[str]:
 def prefix(layer: str, elsewhere: str | None = None, on: str = "test", features: str = "raw") -> str:
     """The part of a metric's name between `eval/` and the metric.
 
-    It has another data set's name, a layer other than h, how features are scaled, and what is judged on if that is not
-    test.
+    It names another data set, a layer other than h, the scaling of features, and the images to evaluate on, if those
+    are not test.
     """
     scaled = features if features != "raw" else ""
     parts = filter(None, [elsewhere, layer if layer != "h" else "", scaled, on if on != "test" else ""])
@@ -242,7 +242,7 @@ def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
     old = [metric for metric in record.protocols if other_images(record, metric) is None and _needs_labels(metric)]
     if old:
         subject.observer.note(
-            f"earlier figures of {record.name} are for other labels or test images, and are left out from now on: "
+            f"earlier results of {record.name} are for other labels or test images, and are left out from now on: "
             f"{', '.join(metric for metric in old if not is_choice(metric))}"
         )
     tracker.tag_protocols(dict.fromkeys(old, SUPERSEDED))

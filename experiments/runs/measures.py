@@ -58,7 +58,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
 
 
 def _commands(accuracy: str) -> str:
-    """What measures an accuracy and the figures without labels, which are the same on whatever accuracy is judged."""
+    """The commands that measure an accuracy and the label-free metrics, which are the same whatever images the accuracy
+    is measured on."""
     if is_on_validation(accuracy):
         return "`simclr eval RUN --linear --knn --on val` and `simclr eval RUN --no-labels --spectrum --lidar`"
     return "`simclr eval RUN --linear --knn --no-labels --spectrum --lidar`"
@@ -88,6 +89,6 @@ def _notes(rows: Sequence[dict[str, Any]], enough: Sequence[dict[str, Any]]) -> 
         span = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
         notes.append(
             f"Left out: {count(len(sizes), 'group')} of encoders ({span} in each) that share a protocol, because fewer "
-            f"than {FEWEST} can't be ranked, or because all of their figures are equal."
+            f"than {FEWEST} can't be ranked, or because all of their values are equal."
         )
     return notes

@@ -81,7 +81,7 @@ def _caption(run: Record) -> str:
     how = f"trained elsewhere and evaluated on {name}"
     if run.kind == "pretrain":
         how = f"trained for {count(int(run.params['train.epochs']), 'epoch')} on {training}{name}"
-    return f"Figures of {run.name}, {how}. {HOW}"
+    return f"Results of {run.name}, {how}. {HOW}"
 
 
 def _about(run: Record) -> list[str]:

@@ -62,7 +62,7 @@ def confirm(
     """Report a search, then its `top` best trials and its baseline in a study with fresh seeds (0: no study).
 
     `start` is the baseline's accuracy on validation, and `command` the command line that the report shows. The study is
-    reported in the format `form`, and judged `on` test or val (default: what it was before, or val if it is new).
+    reported in the format `form`, and evaluated `on` test or val (default: what it used before, or val if it is new).
     Raises RunFailed if no trial but the baseline ran to the end.
     """
     record_trials(search, start)

@@ -66,7 +66,8 @@ def _find(name: str, store: Store) -> optuna.Study | None:
 
 
 def forget(name: str, store: Store) -> None:
-    """Delete Optuna's study with this name, if this home has one, so that a search of this name starts anew."""
+    """Delete Optuna's study with this name, if this home has one, so that a search of this name starts from the
+    beginning."""
     path = local.check_path(store.folder / STATE, "SIMCLR_HOME")
     if path.exists():
         with optuna_errors(path), suppress(KeyError):

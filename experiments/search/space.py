@@ -112,7 +112,8 @@ def check_space(parameters: Sequence[Parameter], baseline: Config) -> None:
 
 
 def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = SILENT) -> list[Parameter]:
-    """The parameters without batches that are larger than the number of images to pre-train on, which is said.
+    """The parameters without batches that are larger than the number of images to pre-train on. A message names what is
+    left out.
 
     If none is left, the batch size is not searched, and stays as the config has it.
     """
@@ -130,7 +131,7 @@ def fitting(parameters: Sequence[Parameter], images: int, observer: Observer = S
 
 
 def used(parameters: Sequence[Parameter], baseline: Config, observer: Observer = SILENT) -> list[Parameter]:
-    """The parameters without those of methods that the config doesn't train, which is said."""
+    """The parameters without those of methods that the config doesn't train. A message names what is left out."""
     unused = baseline.unused_sections()
     found = [parameter for parameter in parameters if parameter.setting.partition(".")[0] not in unused]
     if left := ", ".join(parameter.setting for parameter in parameters if parameter not in found):

@@ -20,7 +20,7 @@ from experiments.search.trials import COST, DRAWN, ERROR, MEMORY, REJECTED, RUN,
 ACCURACY_DIGITS = 6  # the others are noise of 32-bit numbers
 MEASURED_BY = (
     f"accuracies are those of a linear classifier, with the best of {PROBE.l2_values} L2 penalties on the same "
-    f"validation images. `simclr eval --on val` chooses the penalty on training images, so its figures differ"
+    "validation images. `simclr eval --on val` chooses the penalty on training images, so its accuracies differ"
 )
 
 

@@ -101,7 +101,7 @@ def _more_seeds(study: Tracker, plan: StudyPlan, store: Store) -> range:
 
 
 def rates_plan(name: str, plan: StudyPlan) -> StudyPlan:
-    """A study of all learning rates that the cells of a plan try, judged on validation.
+    """A study of all learning rates that the cells of a plan try, evaluated on validation images.
 
     Raises UserError if a name becomes too long.
     """

@@ -122,8 +122,8 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
     finished = results.table[results.table["status"] == "FINISHED"]
     if missing := int(finished[document.metrics()].isna().sum().sum()):
         found.append(
-            f"Figures left out because they were not measured under the study's protocol: {missing}. Run the study's "
-            f"command again to measure them."
+            f"Results left out because they were not measured under the study's protocol: {missing}. Run the study's "
+            "command again to measure them."
         )
     unnamed = [run for run in results.runs.values() if run.params.get("train.precision") == "auto"]
     if len(precisions := sorted({run.tags.get("precision", "unknown") for run in unnamed})) > 1:
@@ -160,7 +160,7 @@ def _test_use(study: Record, document: StudyDocument) -> str:
     if document.test_by_seed:
         return (
             "Each seed holds out different test images, so no image is unused by all seeds: keep a separate test set "
-            "for a final figure."
+            "for the final accuracy."
         )
     digest = digest_of(study.tags["data_digest"])
     if document.on == "test":

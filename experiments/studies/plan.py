@@ -63,7 +63,7 @@ class StudyPlan(NamedTuple):
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
     def judged_on(self, on: str) -> StudyPlan:
-        """The same plan, judged on the images of "test" or "val"."""
+        """The same plan, evaluated on the images of "test" or "val"."""
         return self._replace(cells=[cell._replace(on=on) for cell in self.cells])
 
     def with_cells(self, cells: Sequence[Cell]) -> StudyPlan:

@@ -305,7 +305,7 @@ def _page(
     ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]
     if len(failed):
-        sections.append(Section("Runs without figures", "table", failed))
+        sections.append(Section("Runs without results", "table", failed))
     for name, each in summaries.items():
         sections.append(Section(f"All numbers of {metric_label(name)}", "table", shown(each, name), folded=True))
         if name != metric:

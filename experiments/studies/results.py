@@ -105,7 +105,7 @@ class Results(NamedTuple):
         return len(jobs & ended), len(jobs)
 
     def images(self) -> list[int]:
-        """How many images the runs were judged on: one number, unless it differs between seeds."""
+        """How many images the runs were evaluated on: one number, unless it differs between seeds."""
         return sorted({len(right) for by_job in self.correct.values() for right in by_job.values()})
 
     def seeds_wanted(self) -> int:

@@ -124,7 +124,8 @@ def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observe
 
 
 def part_to_judge_on(name: str, on: str | None, store: Store) -> str:
-    """What a study is judged on: what the user says, or else what it was before, or validation if it is new."""
+    """The images to evaluate a study on: what the user says, or else what the study used before, or validation if it is
+    new."""
     document = document_of(name, store)
     return on or (document.on if document is not None else "val")
 
@@ -230,8 +231,8 @@ def _document(plan: StudyPlan, data: Dataset, divided: Mapping[int, Dataset], co
     ]
     if any(own.keys() != cell.protocols.keys() for cell in cells for own in cell.by_seed.values()):
         raise UserError(
-            "the seeds leave different numbers of images for kNN, fewer than its k, so its figures can't be compared: "
-            "leave --resplit out, or add images"
+            "the seeds leave different numbers of images for kNN, fewer than its k, so its accuracies can't be "
+            "compared: leave --resplit out, or add images"
         )
     on = plan.cells[0].on
     return StudyDocument(

@@ -359,7 +359,8 @@ class Sender:
                     self._check(run_id)
 
     def _is_outdated(self, entry: dict[str, Any]) -> bool:
-        """Whether the run began anew after the entry was written, by a process that could not send it in time."""
+        """Whether the run was started again after the entry was written, by a process that could not send it in
+        time."""
         if "time" not in entry:  # written by an earlier version
             return False
         began: str = self.client.get_run(entry["run"]).data.tags.get(BEGAN, "0")

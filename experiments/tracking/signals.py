@@ -61,7 +61,7 @@ def end_lost(store: Store, driver: str, token: str) -> None:
 class Signals(Forwarding):
     """Passes on what a task reports, and says in the record how far its run is. Use it as a context manager.
 
-    If the record doesn't respond, the run goes on, and the next beat tries again.
+    If the record doesn't respond, the run continues, and the next beat tries again.
     """
 
     def __init__(self, store: Store, driver: str, token: str, observer: Observer) -> None:

@@ -160,9 +160,9 @@ def in_queue() -> set[str] | None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A task as a job of Slurm, which signals before it ends a job. The task then stops, and saves a checkpoint.
+    """A task as a job of Slurm, which sends a signal before it ends a job. The task then stops, and saves a checkpoint.
 
-    At the time limit, submitit puts the job back into the queue, and it goes on from there. A job that Slurm itself
+    At the time limit, submitit puts the job back into the queue, and it continues from there. A job that Slurm itself
     puts back (it was preempted, or its machine died) is called again too.
     """
 

@@ -126,7 +126,7 @@ def portable(error: Exception) -> Exception:
 
 
 class Said(Observer):
-    """Keeps what it is told for the user."""
+    """Keeps the messages for the user."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -324,7 +324,7 @@ def _divide(
     """The rows of each part, a hash of them, or "" where they follow from the config and the images, and the units.
 
     Copies of an image stay in one part, and so do images of one `data.group`. Where they changed the parts, these are
-    hashed: earlier versions let copies of test images into train, so an encoder of theirs has seen them.
+    hashed: earlier versions let copies of test images into train, so their encoders have seen them.
     """
     splits, labels = _choose_splits(store, config, observer), store.labels
     cut = partial(divide, splits, labels, fraction=config.val_fraction, seed=config.split_seed)

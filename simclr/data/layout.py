@@ -207,7 +207,7 @@ def _without_in_classes(root: _Folder, notes: list[str]) -> _Folder:
 
 
 def _without_those(root: _Folder, found: dict[str, list[str]], notes: list[str]) -> _Folder:
-    """A folder whose folders lack some of theirs, which hold annotations."""
+    """A folder whose subfolders lack some of their own, which contain annotations."""
     if not found:
         return root
     left_out = [root.folders[name].folders[inner] for name, own in found.items() for inner in own]

@@ -112,5 +112,5 @@ def evaluate(subject: Subject, name: str) -> Outcome:
     before = fingerprint(subject.model)
     outcome = get_evaluation(subject.protocol, name).run(subject)
     if fingerprint(subject.model) != before:
-        raise RunFailed(f"evaluation '{name}' changed the frozen encoder, so its figures are invalid: report this bug")
+        raise RunFailed(f"evaluation '{name}' changed the frozen encoder, so its results are invalid: report this bug")
     return outcome

@@ -37,7 +37,7 @@ else:
     Protocol = create_model(
         "Protocol",
         __base__=BaseProtocol,
-        __doc__="How encoders are evaluated. It is frozen and versioned, and recorded with every figure.",
+        __doc__="How encoders are evaluated. It is immutable and versioned, and recorded with every result.",
         **{row.section_name: (row, row()) for row in EVALUATIONS.values()},
     )
 

@@ -44,7 +44,7 @@ class Crops(Section):
 class BaseProtocol(Section):
     """The part of a protocol that doesn't depend on which evaluations exist. `Protocol` adds a table for each."""
 
-    version: Literal[3] = 3  # version of the protocol, which is raised when the meaning of a figure changes
+    version: Literal[3] = 3  # version of the protocol, which is raised when the meaning of a metric changes
     layer: str = "h"  # layer to evaluate: h, z, or head.N, the output of module N of the head
     # Images that accuracies are measured on. With val, classifiers are fitted on the training images alone.
     on: Literal["test", "val"] = "test"
@@ -72,7 +72,7 @@ def layer_names(model: Network) -> list[str]:
 
 
 def batch_of(model: Network, pixels: int = PIXELS_PER_BATCH) -> int:
-    """How many images of a network have so many pixels, at least one."""
+    """How many of a network's images have this many pixels in all, at least one."""
     return max(1, pixels // model.side**2)
 
 

@@ -121,7 +121,7 @@ def predict(config: Config, micro_batch: int) -> dict[str, int]:
 
 
 def predict_knn(config: Config, images: int) -> dict[str, int]:
-    """Bytes of each of PARTS at the peak of a kNN evaluation of so many images during training.
+    """Bytes of each of PARTS at the peak of a kNN evaluation of this many images during training.
 
     The features, as far as they stay on the device, are part of `activations`. So is a forward pass of few images,
     because a batch that doesn't fit is halved. One process keeps 2 * KEPT bytes of features at most: of the bank and of
@@ -193,9 +193,9 @@ class _Embeddings(NamedTuple):
 def _forward_backward(config: Config, sharing: int) -> tuple[Counter[str], _Embeddings | None]:
     """The peak of forward and backward, without the optimizer's state.
 
-    If so many processes are `sharing` the config's batch, each share is one micro-batch, and there is the loss of the
-    whole batch. If `sharing` is 0, the config's batch is one of several micro-batches. It gives the embeddings that the
-    loss needs, and the gradients of the micro-batches before it are there.
+    If `sharing` processes share the config's batch, each share is one micro-batch, and there is the loss of the whole
+    batch. If `sharing` is 0, the config's batch is one of several micro-batches. It gives the embeddings that the loss
+    needs, and the gradients of the micro-batches before it are there.
     """
     batch = config.train.batch_size
     bytes_per_image = _bytes_of_views(_only(config, "data", "augment", "augment2"))

@@ -171,8 +171,8 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
 def compile_network(network: Network) -> None:
     """Compile a network as a whole, with the random numbers that dropout draws where it is not compiled.
 
-    All networks share their code, of which torch compiles only so many variants: for other shapes, with and without
-    gradients, for each number of CPU threads. So those of earlier runs are forgotten, and one more is an error.
+    All networks share their code, of which torch compiles only a limited number of variants: for other shapes, with and
+    without gradients, for each number of CPU threads. So those of earlier runs are forgotten, and one more is an error.
     """
     import torch._dynamo  # takes a second to import
 

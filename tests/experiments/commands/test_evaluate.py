@@ -46,7 +46,7 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     *first, header = done.stdout.partition("\n---")[0].splitlines()
     digest = record.tags["data_digest"][:8]
     title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1294 train, 144 val, 359 test)"
-    legend = "Compare figures only if they have the same protocol: the same images, split, layer and settings."
+    legend = "Compare values only if they have the same protocol: the same images, split, layer and settings."
     assert " ".join(first) == f"{title}, layer h {legend} pixels is kNN on the raw pixels."
     assert re.split("  +", header.strip()) == [
         "trained",
@@ -276,7 +276,7 @@ def test_a_home_that_cannot_be_written_is_listed_and_evaluated_from(
     done = run("eval", "tiny-s0", "--knn")
     assert done.exit_code == 0, done.output
     assert "knn_top1" in done.stdout
-    assert f"these figures were not recorded, because {home} can't be written" in " ".join(done.stderr.split())
+    assert f"these results were not recorded, because {home} can't be written" in " ".join(done.stderr.split())
     weights = Store(home).find("tiny-s0").artifact("model.safetensors")
     assert run("eval", weights, "--knn").stdout.startswith("the file on digits")
     assert times() == before

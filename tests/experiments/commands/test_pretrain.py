@@ -268,7 +268,7 @@ def test_figures_of_other_labels_are_left_out_when_a_run_is_evaluated_with_new_o
     before = trained.find("relabelled-s7").protocols
     (old,) = (metric for metric in before if metric.startswith("knn_") and metric.endswith("_top1"))
     assert "linear_top1" in before
-    said = "earlier figures of relabelled-s7 are for other labels or test images, and are left out from now on: "
+    said = "earlier results of relabelled-s7 are for other labels or test images, and are left out from now on: "
     done = run("eval", "relabelled-s7", "--knn", "--labels", "few.csv")
     assert said in _flat(done.stderr)
     assert old in done.stderr

@@ -47,7 +47,7 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     page = (tmp_path / "report.html").read_text()
     assert "Most often confused" not in page
     assert "359 test images are too few to say which classes" in page
-    assert r"\caption{Figures of elsewhere-s0, trained for 1 epoch on digits. " in text
+    assert r"\caption{Results of elsewhere-s0, trained for 1 epoch on digits. " in text
     assert r"\label{tab:elsewhere-s0}" in text
     assert r"\begin{tabular}{llrrr}" in text
 

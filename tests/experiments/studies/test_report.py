@@ -88,7 +88,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "simclr report old" in page
     assert "[augment.crop]" in page  # the config
     assert "Linux-x86_64" in page  # the environment
-    assert "Runs without figures" in page
+    assert "Runs without results" in page
     assert "training diverged, with a loss of nan" in page
 
 
