@@ -26,17 +26,17 @@ class Pooled(NamedTuple):
     excess: float  # of the variance of the paired differences, over the one that the common error leads to expect
 
     def holds(self) -> bool:
-        """Whether neither speaks against one error for all cells. The excess is above 1 if the first cell varies more,
-        which makes all comparisons wrong at once."""
+        """Whether neither check contradicts a common error of all cells. The excess is above 1 if the first cell varies
+        more, which invalidates all comparisons at once."""
         return self.p_equal >= UNEQUAL and self.excess <= 1
 
 
 def pooled_differences(values: ArrayLike, first: int | None = None) -> Pooled:
     """Compare cells with the first one, in a randomised block design (values: C cells x S seeds, all known).
 
-    The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. Only the
-    `first` seeds measure it if their spread decided how many follow. All is nan if the cells differ by the same in
-    these. Raises ValueError for fewer than two cells or FEWEST seeds.
+    The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. If the
+    spread of the `first` seeds decided how many follow, only these estimate it. All is nan if the differences are the
+    same in all of these. Raises ValueError for fewer than two cells or FEWEST seeds.
     """
     x = np.asarray(values, np.float64)
     measured = x[:, :first]

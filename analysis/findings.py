@@ -22,10 +22,10 @@ MOST_NAMED = 6  # cells that one sentence lists
 def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> list[str]:
     """The finding of a study, given a table from `analysis.summary.summary` whose first row is the baseline.
 
-    The first sentence is about the cell with the largest clear difference to the baseline, or says that there is none.
-    A difference is clear if its p value, corrected for all comparisons, is below 0.05. Cells that are the same as the
-    baseline within a margin are named apart from those that can't be told from it. Of a study that is `unfinished`
-    nothing is advised that it may be doing already.
+    The first sentence is about the cell with the largest clear difference from the baseline, or says that there is
+    none. A difference is clear if its p value, corrected for all comparisons, is below 0.05. Cells that are the same as
+    the baseline within a margin are named separately from those that can't be told from it. For an `unfinished` study,
+    nothing is recommended that it may be doing already.
     """
     cells = table.iloc[1:].to_dict("records")
     compared = [cell for cell in cells if not isnan(cell["difference"])]
@@ -55,7 +55,7 @@ def of_study(table: pd.DataFrame, metric: str, *, unfinished: bool = False) -> l
 
 
 def in_other_metrics(summaries: Mapping[str, pd.DataFrame], margin: float) -> list[str]:
-    """Which cells differ clearly from the baseline in another metric than the first, but not so in the first.
+    """Which cells differ clearly from the baseline in a metric other than the first, but not in the first.
 
     `summaries` are tables from `analysis.summary.summary` by metric. Differences of less than the `margin` that the
     study was made with, in points, are called small.

@@ -14,9 +14,8 @@ FAR = 2  # times the odds of the untrained network from which an encoder is clea
 
 
 def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int]) -> list[str]:
-    """What the figures without labels say, and how to read them; empty if there are none.
-
-    `figures` have a metric, and in percent trained, low, untrained and chance. `dimensions` are those of h and z.
+    """What the label-free metrics say, and how to read them; empty if there are none. `figures` have a metric, and in
+    percent trained, low, untrained and chance. `dimensions` are those of h and z.
     """
     row = next((row for row in figures if row["metric"] == MATCHES), None)
     if row is None:
@@ -79,7 +78,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 def _how_much(row: Mapping[str, Any], name: str, other: float) -> str:
     """How much better an encoder is than one of this name that finds `other` percent.
 
-    Almost any training beats an untrained network a little, so that has to be far surpassed.
+    Almost any training beats an untrained network a little, so a clear gain has to be far above that.
     """
     trained = row["trained"]
     if trained <= other:

@@ -45,7 +45,7 @@ def pairs_needed(effect: float, level: float, most: int) -> int | None:
 def pairs_for_width(deviation: float, first: int, half: float, level: float = 0.95) -> int:
     """The number of pairs for an interval of a mean difference that reaches at most `half` to each side.
 
-    `deviation` is the standard deviation of the differences, measured with the `first` pairs. This is the two-stage
+    `deviation` is the standard deviation of the differences, estimated from the `first` pairs. This is the two-stage
     rule of Stein (1945, doi 10.1214/aoms/1177731088); `mean_interval` has the interval that goes with it.
     """
     return max(first, math.ceil((scipy.special.stdtrit(first - 1, (1 + level) / 2) * deviation / half) ** 2))
@@ -68,8 +68,8 @@ def measured_spread(values: ArrayLike, cells: Sequence[str], seeds: Sequence[str
     """The spread of paired differences among results, each of which has a value, a cell and a seed.
 
     It follows from the residuals of an additive model of cells and seeds. If that leaves fewer than two degrees of
-    freedom, results of the same seed are taken to be as different as any. None if this leaves too few as well, or if
-    nothing varies.
+    freedom, results of the same seed are assumed to differ as much as any others. None if this leaves too few as well,
+    or if nothing varies.
     """
     x = np.asarray(values, np.float64)
     blocks = [np.equal.outer(list(names), sorted(set(names))).astype(float) for names in (cells, seeds)]

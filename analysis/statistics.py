@@ -92,9 +92,9 @@ class Mean(NamedTuple):
 def mean_interval(values: ArrayLike, level: float = 0.95, first: int | None = None) -> Mean:
     """The mean of some values, one per seed, with Student's t interval and test.
 
-    If the spread of the `first` values decided how many follow, only these measure it, and both stay exact (Stein 1945,
-    doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST values measure the spread, or none of them
-    differ.
+    If the spread of the `first` values decided how many follow, only these estimate it, and both stay exact (Stein
+    1945, doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST values measure the spread, or none
+    of them differ.
     """
     mean, error, freedom = _student(values, first)
     half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)

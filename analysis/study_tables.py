@@ -19,8 +19,8 @@ NARROW, COLUMN = 24, 0.3  # characters of names from which on they are in severa
 def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The cells of a study in few columns for `analysis.page`, with intervals on a line of their own.
 
-    `summaries` are tables from `analysis.summary.summary` by metric. Each metric has its mean and its difference to the
-    baseline, with what that shows. The first metric is compared with the paper.
+    `summaries` are tables from `analysis.summary.summary` by metric. Each metric has its mean and its difference from
+    the baseline, with what that shows. The first metric is compared with the paper.
     """
     first = next(iter(summaries.values()))
     columns: list[tuple[str, Sequence[object]]] = [("Cell", first["cell"].tolist())]
@@ -58,7 +58,7 @@ def _paper(row: Mapping[Any, Any]) -> str:
 def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, comment: str = "") -> str:
     """Tables of the cells of a study, given its tables from `analysis.summary.summary` by metric: one for each metric.
 
-    Each has the mean and standard deviation over seeds, the difference to the baseline with its interval, and p
+    Each has the mean and standard deviation over seeds, the difference from the baseline with its interval, and p
     corrected for the number of comparisons. It is no wider than the text of LaTeX's article. A mean is bold if that p
     shows it to be lower or higher than the baseline's. The caption says so, after the sentences `data` about the data.
     The label of each is the given one and the metric. `comment` is as in `latex_table`.

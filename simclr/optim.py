@@ -104,8 +104,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrices to a stack of matrices (k x rows x columns), approximately.
 
     Their singular values become about 1. Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024
-    (Muon). They run in bfloat16, as there, if the hardware multiplies it natively. A CPU that emulates it would need
-    four times as long as the rest of the step.
+    (Muon). They run in bfloat16, as there, if the hardware supports it natively. A CPU that emulates it would need four
+    times as long as the rest of the step.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16() if has_fast_bf16(matrices.device) else matrices

@@ -104,7 +104,7 @@ def _of_this_round(store: Any, number: int, size: int) -> Any:
 
     torchrun keeps one store when it starts all processes again, in which the addresses of ended processes remain. Its
     own number of restarts can't tell them apart, because it differs between machines. So the first process begins a
-    round and admits the others. Whoever takes an earlier round for this one is not admitted, and looks again.
+    round and admits the others. A process that mistakes an earlier round for this one is not admitted, and looks again.
     """
     if number == 0:
         name = f"round {store.add('rounds', 1)}"

@@ -96,8 +96,8 @@ def batch_views(
     """A function that makes the views of any rows of a batch (uint8 N x 3 x S x S), with the step's random numbers.
 
     It returns float32 V x n x 3 x S x S. The views of a row do not depend on which other rows are made in the same
-    call. `first` is the number of the first view, which decides its random numbers. `images` may be a part of a `batch`
-    of so many images, from its row `start` on.
+    call. `first` is the number of the first view, which decides its random numbers. `images` may be a part of a batch
+    of `batch` images, from its row `start` on.
     """
     own = slice(start, start + len(images))
     whole = [draw(ops, batch or len(images), seed, step, view) for view, ops in enumerate(pipelines, first)]

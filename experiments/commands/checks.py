@@ -14,10 +14,9 @@ Given = TypeVar("Given", str, str | None, list[str])
 
 
 def of_known_run(*kinds: str, what: str = "run", files: bool = False) -> Callable[[typer.Context, Given], Given]:
-    """A callback that refuses a name of no run of these kinds, or, without a name, that there is none at all.
-
-    With `files`, what looks like a file of weights isn't checked. Nor is an option without its dashes: cli.py says what
-    was meant.
+    """A callback that raises UserError if no run of these kinds has the name, or, without a name, if there is none at
+    all. With `files`, a name that looks like a weights file isn't checked. Nor is an option without its dashes: cli.py
+    says what was meant.
     """
 
     def check(context: typer.Context, given: Given) -> Given:

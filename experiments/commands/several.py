@@ -30,7 +30,7 @@ STOP_SECONDS = 600  # in which a process that is asked to stop finishes its step
 
 
 def starts_processes(asked: str) -> bool:
-    """Run this command in several processes of its own, if it is asked to and is not one of them. Whether it did.
+    """Run this command in several processes, if that is asked for and this isn't one of them. Returns whether it did.
 
     Raises UserError for a number that can't be. If the processes fail, raises typer.Exit if one of them has said why,
     and RunFailed if none has.

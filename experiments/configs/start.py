@@ -16,8 +16,9 @@ GONE = "To resume a run whose starting weights are gone, give its config.toml as
 def with_weights(config: Config) -> Config:
     """The config with the files that `init` and the method's `teacher` name, and the digests of their tensors.
 
-    Those that have both stay as they are, but for a file to start from that moved with the home. Raises UserError if
-    one names neither a file nor a finished run that has what it needs, and if `init` holds another network.
+    Those that have both stay as they are, except for a starting file that was moved together with the home. Raises
+    UserError if one names neither a file nor a finished run that has what it needs, and if `init` holds another
+    network.
     """
     kind, settings = METHODS[config.method], config.method_settings()
     teacher: str | None = settings.teacher if kind.takes_teacher else None  # type: ignore[attr-defined]
@@ -39,7 +40,7 @@ def with_weights(config: Config) -> Config:
 
 
 def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
-    """The file with this name, or the file `kept` of the run that is called so, or else a network of torchvision.
+    """The file with this name, or the file `kept` of the run with this name, or else a network of torchvision.
 
     Raises UserError with the remedy.
     """

@@ -46,13 +46,13 @@ def choose_config(
     """The config to train on this machine, and a hash of the request, which its run gets as the tag `request`.
 
     Takes the first choice whose epochs fit into the time that is left after its images are decoded, or else the last
-    choice, and trains it for as many epochs as fit. A batch larger than the data set is halved if it may be. Skips
-    choices with images larger than the files, with a batch of their own that is larger than the data set, those that
-    don't fit into memory, and those that there is no time to measure.
+    choice, and trains it for as many epochs as fit. A batch larger than the data set is halved if that is allowed.
+    Skips choices with images larger than the files, with a batch of their own that is larger than the data set, those
+    that don't fit into memory, and those that there is no time to measure.
 
-    A run of the same request that has finished or has a checkpoint keeps its config. With `resume` only unfinished ones
-    count, the newest with a checkpoint or else the newest, with `again` none does. Raises UserError if not even one
-    epoch fits, and with `resume` if no run is unfinished.
+    A run of the same request that has finished or has a checkpoint keeps its config. With `resume`, only unfinished
+    ones count (the newest with a checkpoint, or else the newest); with `again`, none do. Raises UserError if not even
+    one epoch fits, and with `resume` if no run is unfinished.
     """
     start = time.monotonic()
     source = source_of(config.data, store.folder, observer)

@@ -60,8 +60,8 @@ class Comparison(NamedTuple):
 def compare(names: Sequence[str], store: Store) -> Comparison:
     """All evaluations of these runs (names, or starts of ids), and McNemar's test of each pair.
 
-    Two runs are tested on a figure only if both measured it under the same protocol, on the same images.
-    Raises UserError if a run has not been evaluated.
+    Two runs are tested on a metric only if both measured it under the same protocol, on the same images. Raises
+    UserError if a run has not been evaluated.
     """
     found = (store.find(name, (*ENCODERS, "eval")) for name in names)
     chosen = {record.id: record for record in found}.values()

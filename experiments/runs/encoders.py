@@ -213,9 +213,8 @@ def _check_seen(
     seen: bool,
     observer: Observer,
 ) -> None:
-    """Raise UserError if accuracies would be measured on images that the encoder may have been trained on.
-
-    Says so instead if it was trained on them without their labels. With `seen`, nothing is measured.
+    """Raise UserError if accuracies would be measured on images that the encoder may have been trained on. If it was
+    trained on them without their labels, only a note says so. With `seen`, nothing is measured.
     """
     if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
         if data.classes and found.digest and settings.val_fraction != found.config.data.val_fraction:
@@ -260,7 +259,7 @@ def _check_seen(
 def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> None:
     """Raise UserError if weights that training started from, directly or not, may have read labels of test images.
 
-    What nobody knows counts as it does of an imported encoder itself: weights of other programs haven't read them.
+    If this is unknown, as for weights of other programs, they are assumed not to have, as for an imported encoder.
     """
     if found.run_id is None:
         raise UserError(

@@ -232,7 +232,7 @@ def _figures(record: Record) -> pd.DataFrame:
 
 
 def _supersede(tracker: Tracker, subject: Subject) -> list[str]:
-    """Let figures of other labels of a run's own images count no more, so that those of two tables never mix.
+    """Make results for other labels of a run's own images invalid, so that those of two tables are never mixed.
 
     Returns their names.
     """

@@ -24,8 +24,8 @@ def test_use(store: Store, digest: str) -> str:
 def uses(store: Store, digest: str) -> tuple[int, int]:
     """How many evaluations of recorded runs used the test set of these images, and of how many runs.
 
-    An evaluation counts once for each run and protocol, and one of snapshots for each of them. Figures on validation,
-    and those that test no images, don't count. Runs that were deleted do, until `mlflow gc`.
+    An evaluation counts once for each run and protocol, and one of snapshots for each of them. Evaluations on
+    validation images, and those that use no test images, don't count. Deleted runs count until `mlflow gc`.
     """
     looks = {(run.id, protocol) for run in store.records_with_deleted() for protocol in _looks(run, digest)}
     return len(looks), len({run for run, _ in looks})

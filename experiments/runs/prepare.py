@@ -26,7 +26,8 @@ from simclr.train.loop import Steps, count_steps
 class Prepared:
     """A config with its open data, its device and the number of its steps.
 
-    Memory is planned when it is first asked for, by what is free on the device at that moment, and then kept.
+    The memory plan is made when it is first needed, for the memory that is free on the device at that moment, and then
+    kept.
     """
 
     config: Config  # as the user asked for it

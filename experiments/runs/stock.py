@@ -27,8 +27,8 @@ class Stock(NamedTuple):
 def stock_encoder(name: str, subject: Subject) -> Stock:
     """The encoder in a file of another program, or one of torchvision whose weights are in torch's cache, by its name.
 
-    It sees the same images, normalised by ImageNet's mean and deviation. Raises UserError if it can't be had, and for
-    other layers than h.
+    It sees the same images, normalised by ImageNet's mean and deviation. Raises UserError if it isn't available, and
+    for layers other than h.
     """
     if subject.protocol.layer != "h":
         raise UserError(f"--stock has no layer '{subject.protocol.layer}', only h: leave out one of the two options")

@@ -48,7 +48,7 @@ def choose_threads(prepared: Prepared, earlier: Record | None = None, observer: 
 def _fastest(prepared: Prepared, most: int) -> int:
     """The number of threads whose steps are fastest now, out of `most`, half of it, and so on down to 1.
 
-    They take turns, so that other programs slow all of them down alike.
+    They take turns, so that other programs slow all of them down equally.
     """
     timed = step_timer(prepared.fitted, prepared.data, prepared.device)
     times: dict[int, list[float]] = {most >> halvings: [] for halvings in range(most.bit_length())}

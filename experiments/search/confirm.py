@@ -140,7 +140,7 @@ def summary(search: Search) -> str:
 
 
 def confirmation_plan(search: Search, top: int) -> StudyPlan:
-    """A study of the best trials at full size, next to the config that the search started from.
+    """A study of the best trials at full size, next to the starting config.
 
     Raises RunFailed if no trial but that config ran to the end.
     """
@@ -161,7 +161,7 @@ def selection_table(
 ) -> pd.DataFrame:
     """Accuracy on validation of each cell: in the search, and the mean over the `n` fresh seeds that finished.
 
-    The gain is the mean difference to the baseline over the fresh seeds that both have, with its 95 % interval (nan
+    The gain is the mean difference from the baseline over the fresh seeds that both have, with its 95 % interval (nan
     below three). The gain in the search is nan if its trials were cheaper, with a proxy.
     """
     searched = {f"trial {trial.number}": trial.values[0] for trial in ranked(search.study)} | {BASELINE: start}

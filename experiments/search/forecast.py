@@ -24,7 +24,7 @@ from simclr.progress import SILENT, Observer
 
 
 class SearchForecast(NamedTuple):
-    """What a search takes, if its trials take as long as the config that it starts from.
+    """The time that a search takes, if its trials take as long as the starting config.
 
     A trial that is stopped early takes less. One with a larger network or batch can take more.
     """

@@ -128,8 +128,8 @@ def open_search(
     """Start the search with this name, or resume it. Only one process at a time can have it open.
 
     `proxy` settings (section.key=value) apply to the trials only. If trials run in `parallel`, those that have not
-    ended count as bad ones when the next is chosen, so that it isn't like them. Raises UserError if the name belongs to
-    a different search, if the images have no labels, if the full config doesn't fit into memory, and for unknown
+    ended count as bad ones when the next is chosen, so that it differs from them. Raises UserError if the name belongs
+    to a different search, if the images have no labels, if the full config doesn't fit into memory, and for unknown
     choices.
     """
     check_choices(objectives, pruner)

@@ -37,7 +37,7 @@ class Cell(NamedTuple):
     def of_seed(self, seed: int) -> Config:
         """The config for one seed. Its name starts with the cell's name, unless the cell is the baseline.
 
-        With `resplit`, the seed is added to `data.split_seed`, so that all cells divide the images alike.
+        With `resplit`, the seed is added to `data.split_seed`, so that all cells split the images in the same way.
         """
         short = self.name.replace(", ", ",").replace(" ", "-")
         name = self.config.name if self.name == BASELINE else f"{short}@{self.config.name}"

@@ -23,7 +23,7 @@ class Design(BaseModel, frozen=True):
     most: int = 0  # seeds, whatever their spread
 
     def seeds_wanted(self, records: pd.DataFrame, metric: str, baseline: str) -> int:
-        """How many seeds Stein's rule asks for, by the differences to the baseline of the first seeds.
+        """How many seeds Stein's rule asks for, by the differences of the first seeds from the baseline.
 
         `records` are those of a study (see `analysis.summary.summary`), with accuracies in [0, 1].
         """

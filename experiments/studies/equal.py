@@ -14,11 +14,12 @@ CLOSE = 0.1  # how far a cell's cost may be from the baseline's, as a share of i
 
 
 def at_equal_cost(plan: StudyPlan, store: Store, observer: Observer = SILENT) -> StudyPlan:
-    """The plan with as many epochs for each cell as cost what the baseline's training does, by `plan.equal`.
+    """The plan with the number of epochs for each cell at which its training costs as much as the baseline's, by
+    `plan.equal`.
 
     The time of a step is measured on this machine. Floating-point operations are those of a whole step: of both views,
-    forwards and backwards, and of all networks of the method. Raises UserError if the epochs of a cell can't be whole
-    without a cost that differs by more than CLOSE.
+    forwards and backwards, and of all networks of the method. Raises UserError if no whole number of epochs brings a
+    cell's cost within CLOSE of the baseline's.
     """
     assert plan.equal is not None
     costs: dict[str, float] = {}  # of an epoch, by the key of the config: layers of one network share its training

@@ -119,7 +119,7 @@ def rates_plan(name: str, plan: StudyPlan) -> StudyPlan:
 def rates_seed(first: int) -> int:
     """The seed of the runs that choose learning rates, which is none of the study's own: those count up from `first`.
 
-    With one of them, the chosen rate would be the best one for that run, also by luck, and so flatter it.
+    With one of those, the chosen rate would be the best for that run partly by luck, and so favour it.
     """
     return first + RATES_SEED
 
@@ -135,9 +135,9 @@ def tuned(
 ) -> StudyPlan:
     """The plan in which each cell has the learning rate that is best for it on validation, by one run each.
 
-    These runs are a study of its own, with a report, and are resumed and reused as others are. Of equally good rates it
-    is the first. A rate that makes training diverge isn't chosen. Raises RunFailed if no rate of a cell ran to the end,
-    or if a run failed for another reason, which says nothing about its rate.
+    These runs form a separate study, with a report, and are resumed and reused like others. If rates are equally good,
+    the first is chosen. A rate that makes training diverge isn't chosen. Raises RunFailed if no rate of a cell ran to
+    the end, or if a run failed for another reason, which says nothing about its rate.
     """
     grid = rates_plan(name, plan)
     outcome = execute(grid.name, grid, store, [rates_seed(first)], command, observer, pool=pool)

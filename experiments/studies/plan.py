@@ -100,10 +100,10 @@ def plan_study(
     """Plan a study around a baseline.
 
     `drop` names augmentations to leave out, `alone` augmentations to keep as the only ones: each in a cell of its own,
-    or all in one cell with `together`. `axis` is an axis, its name, or a TOML file with one. `vary` lists settings
-    with their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells, which the study also
-    has with the baseline's own values. Cells that equal the baseline are merged into it. With `resplit`, each seed has
-    its own division of the images. `equal` is what all cells must cost alike, one of COSTS (see `at_equal_cost`).
+    or all in one cell with `together`. `axis` is an axis, its name, or a TOML file with one. `vary` lists settings with
+    their values, such as "loss.temperature=0.1,0.5"; they are crossed with all other cells, which the study also has
+    with the baseline's own values. Cells that equal the baseline are merged into it. With `resplit`, each seed has its
+    own split of the images. `equal` is the cost that is the same for all cells, one of COSTS (see `at_equal_cost`).
     Raises UserError for unknown names, invalid values, and a plan with nothing to compare.
     """
     if together and not drop and not alone:
@@ -364,7 +364,7 @@ def _with_baseline(baseline: Config, cells: Sequence[Cell], axis: Axis) -> list[
 def _with_rates(cells: Sequence[Cell], factors: Sequence[float]) -> list[Cell]:
     """The cells with the learning rates that each tries, as factors of its own. Raises UserError if some differ in it.
 
-    All cells, the baseline too, try as many: none is better because it was tuned better.
+    All cells, including the baseline, try the same number, so that none is better because it was tuned more.
     """
     if not factors:
         return list(cells)

@@ -59,7 +59,8 @@ def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
 def _spread(baseline: Cell, store: Store) -> tuple[Spread | None, str]:
     """The spread of paired differences in the study's first metric, in points, and where it comes from.
 
-    Where it was not measured, it is ASSUMED for runs like those that this comes from, or else None with the reason.
+    If it can't be estimated, it is ASSUMED for runs like those that this value comes from, or else None with the
+    reason.
     """
     config = baseline.config
     data = open_dataset(config.data, store.folder)

@@ -59,9 +59,8 @@ def runs_on_disk(kinds: Sequence[str]) -> list[RunName] | None:
 
 
 def check_known(name: str | None, kinds: Sequence[str], what: str = "run") -> None:
-    """Raise UserError if no run of these kinds is called so, or if there is none at all, as `Store.find` would.
-
-    It takes far less time. Where the record isn't on this disk, nothing is checked.
+    """Raise UserError if no run of these kinds has this name, or if there is none at all, as `Store.find` does, but
+    much faster. Where the record isn't on this disk, nothing is checked.
     """
     if (runs := runs_on_disk(kinds)) is None:
         return

@@ -40,7 +40,7 @@ def is_called(run: Named, name: str) -> bool:
 
 
 def all_called(name: str, runs: Sequence[T], folder: Path, what: str = "run") -> list[T]:
-    """Those of some runs, newest first, which a name or the start of an id means.
+    """The runs, newest first, that a name or the start of an id refers to.
 
     Raises UserError, which suggests others, if there is none. `folder` is where the runs are.
     """

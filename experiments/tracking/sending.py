@@ -54,7 +54,7 @@ class Request:
 
 
 class Sender:
-    """The line of requests to a store, and the thread that sends them, which lives as long as there are any.
+    """The queue of requests to a store, and the thread that sends them, which lives as long as there are any.
 
     A request that fails because the store doesn't respond is tried again every RETRY_SECONDS. Entries of one run arrive
     in the order in which they were written.
@@ -77,7 +77,7 @@ class Sender:
         self.adopt()
 
     def adopt(self) -> None:
-        """Put what other processes left in the line, so that whatever is read next includes it.
+        """Put what other processes left behind into the queue, so that later reads include it.
 
         Raises RunFailed if the disk is full.
         """

@@ -62,7 +62,7 @@ def load_digits(name: str, folder: Path | None, home: Path, observer: Observer) 
 def _download_folder(name: str, folder: Path | None, home: Path) -> Path:
     """Where the archive of a data set is, or is downloaded to: a folder of the user's, which may be new, or `home`.
 
-    Raises UserError for a file, or what is called as one.
+    Raises UserError for a file, or a name that looks like one.
     """
     if folder is None:
         return home / "downloads"

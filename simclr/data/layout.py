@@ -256,7 +256,7 @@ def _split_roots(root: _Folder, where: str, notes: list[str], unlabelled: bool) 
 
 
 def _named_splits(root: _Folder, where: str) -> dict[str, str]:
-    """The splits that folders are called after: train and Test, or else seg_train and seg_test, trainset and testset.
+    """The splits that folders are named after: train and Test, or else seg_train and seg_test, trainset and testset.
 
     Raises UserError for names that are both splits and classes, such as trainA, trainB, testA and testB.
     """

@@ -153,9 +153,8 @@ def tables_beside(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str | None:
-    """Why a table beside images is not taken for the one of their labels. None if it is.
-
-    It names most of the images, and has a column called as labels are, unless `any_label`.
+    """Why a table next to images is not used as the table of their labels, or None if it is. It has to name most of the
+    images, and, unless `any_label`, to have a column with a usual name for labels.
     """
     try:
         table = read_table(labels)
@@ -346,8 +345,8 @@ def _may_be_label(column: str) -> bool:
 def _one_for_each_class(table: pd.DataFrame, used: set[str | None]) -> pd.DataFrame | None:
     """The columns for the classes, with a single 1 in each row and else 0. None if a table has no such columns.
 
-    They are not taken for classes beside a column of texts, which may hold the classes, nor if they are called as
-    splits are.
+    They are not taken as classes if there is a column of texts, which may contain the classes, or if they are named
+    like splits.
     """
     others = [column for column in table.columns if column not in used]
     if any(column.lower() in LABEL_NAMES for column in others):

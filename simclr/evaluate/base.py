@@ -59,7 +59,7 @@ class Evaluation(Section):
         return ""
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
-        """The figures of guessing, by how names of metrics end, and the number of images that they are measured on.
+        """The values of guessing, by how names of metrics end, and the number of images that they are measured on.
 
         The best guess is the most common classes of the test set. Balanced accuracy is the same for every guess.
         """
@@ -69,7 +69,8 @@ class Evaluation(Section):
         return guessed | {"balanced": 1 / int((counts > 0).sum())}, total
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
-        """Everything that the figures depend on besides the encoder, the layer, these settings and the labelled images.
+        """Everything that the results depend on apart from the encoder, the layer, these settings and the labelled
+        images.
 
         `config` is that of the encoder's pre-training.
         """

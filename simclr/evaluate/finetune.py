@@ -222,9 +222,8 @@ def class_scores(classifier: Classifier, subject: Subject, rows: Array) -> Tenso
 def best_rate(
     subject: Subject, rows: Array, judged: Array, settings: Sgd, seed: int, *, frozen: bool
 ) -> tuple[float, Classifier]:
-    """The learning rate whose classifier, trained on `rows`, is best on the images in `judged`; and that classifier.
-
-    Of equally good rates, it is the first.
+    """The learning rate whose classifier, trained on `rows`, is best on the images in `judged`; and that classifier. If
+    rates are equally good, it is the first.
     """
     truth, best, chosen = torch.from_numpy(subject.data.labels[judged]).to(subject.device), -1.0, None
     for lr in settings.lr:

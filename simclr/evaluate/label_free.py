@@ -84,7 +84,7 @@ def pretrained_on(data: Dataset) -> dict[str, str]:
 class LabelFree(Evaluation):
     """Contrastive top-1 and top-5 accuracy, alignment, uniformity and effective rank, of h and of z if there is a head.
 
-    For SimCLR also contrastive accuracy and entropy by the similarity that its loss has (paper, Table 5).
+    For SimCLR also contrastive accuracy and entropy with the similarity of its loss (paper, Table 5).
 
     They compare two views as in pre-training, of validation images, or of the images pre-trained on if there is no
     validation set. The batch size is that of pre-training, because contrastive accuracy depends on the 2N - 1

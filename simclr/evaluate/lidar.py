@@ -34,7 +34,7 @@ def lidar(means: Tensor, within: Tensor, delta: float) -> float:
 class Lidar(Evaluation):
     """LiDAR of h, and of z if there is a head. The views are those of pre-training.
 
-    The images are those of validation, or those pre-trained on if there is no validation set.
+    The images are validation images, or those pre-trained on if there is no validation set.
     """
 
     section_name = "lidar"

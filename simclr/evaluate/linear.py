@@ -144,8 +144,8 @@ def choose_l2(
 ) -> tuple[float, float, Tensor]:
     """Return the best validation accuracy over the L2 values, that L2 value, and its weights fitted on train.
 
-    The grid is walked from strong to weak. Each fit starts at the linear extrapolation of the two before it. Of equal
-    accuracies the strongest penalty wins.
+    The grid runs from strong to weak penalties. Each fit starts at the linear extrapolation of the two before it. If
+    accuracies are equal, the strongest penalty wins.
     """
     grid, weights = settings.grid(), train.new_zeros(train.shape[1] + 1, classes)
     before = best_weights = weights

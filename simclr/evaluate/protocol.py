@@ -61,11 +61,11 @@ ROLES = {
 
 
 def judged_on(data: Dataset, on: str) -> Dataset:
-    """The data set whose part `test` holds the images to judge on, "test" or "val".
+    """The data set whose part `test` contains the images to evaluate on, "test" or "val".
 
-    On validation, a fifth of the training images takes the place of the validation images: choices are made on them.
-    So the images that a figure is about are used once here too, and the test images not at all. Copies, and images of
-    one `data.group`, stay together. Raises UserError if there are no validation images.
+    On validation, a fifth of the training images takes the place of the validation images: choices are made on them. So
+    the images that an accuracy is measured on are used only once here too, and the test images not at all. Copies, and
+    images of one `data.group`, stay together. Raises UserError if there are no validation images.
     """
     if on == "test":
         return data
@@ -103,9 +103,8 @@ def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
 
 
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:
-    """Version and short hash of everything that the figures of an evaluation depend on, besides the encoder.
-
-    Figures with equal identities can be compared. `config` is that of the encoder's pre-training, and `data` is what
+    """Version and short hash of everything that the results of an evaluation depend on, apart from the encoder. Results
+    with equal identities can be compared. `config` is that of the encoder's pre-training, and `data` is what
     `judged_on` gives.
     """
     evaluation, whole = get_evaluation(protocol, name), describe(protocol, data)

@@ -46,7 +46,7 @@ def expected_precision(relevant: Tensor, total: int) -> Tensor:
 class Retrieval(Evaluation):
     """Test images are queries for the training and validation images of their class, by cosine similarity.
 
-    The figure is the mean over the queries of their average precision over the whole ranking. Its interval is over the
+    The metric is the mean over the queries of their average precision over the whole ranking. Its interval is over the
     queries. Images of a class that has no training image are left out.
     """
 

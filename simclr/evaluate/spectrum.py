@@ -49,8 +49,8 @@ def spectral_decay(x: Tensor, ranks: tuple[int, int]) -> float:
 class Spectrum(Evaluation):
     """Effective rank and decay of the spectrum of h, and of z if there is a head, on whole images without augmentation.
 
-    They are validation images, or the images pre-trained on if there is no validation set. The figures don't depend on
-    the views of pre-training, so encoders that were trained with different ones can be compared.
+    They are validation images, or the images pre-trained on if there is no validation set. The metrics don't depend on
+    the views of pre-training, so encoders that were trained with different views can be compared.
     """
 
     section_name = "spectrum"

@@ -36,7 +36,7 @@ class Told(Evaluation):
     """The share of images whose transformation a classifier with one hidden layer predicts from frozen features.
 
     The tasks are: grey or not, rotated by 0 to 3 quarter turns, noisy or not, and filtered by Sobel or not. The
-    classifier learns from images that were pre-trained on, and is tested on test images, or on those of validation if
+    classifier learns from images that were pre-trained on, and is tested on test images, or on validation images if
     there are none.
     """
 

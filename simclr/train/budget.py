@@ -145,7 +145,7 @@ def check_devices(config: Config, device: torch.device) -> None:
 
 
 def plan_memory(config: Config, images: Images, budget: MemoryBudget) -> MemoryPlan:
-    """The largest micro-batch that fits. The stored images stay on the device if they fit beside it.
+    """The largest micro-batch that fits. The stored images stay on the device if there is room for them as well.
 
     kNN during training must fit too. Raises UserError if none fits, with the nearest change that would.
     """

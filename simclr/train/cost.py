@@ -20,7 +20,7 @@ def count_flops(config: Config, data: Dataset, device: torch.device) -> int:
     """Floating-point operations of a training step: of all its matrix products and convolutions.
 
     They are counted in a real step, with the loss and the optimizer, so that configs of any method can be trained at
-    equal cost. `memory.flops` only predicts those of the network, without data and in a moment.
+    equal cost. `memory.flops` only predicts those of the network, without data and at once.
     """
     eager = config.train.model_copy(update={"compile": False})  # whose operations can be counted
     training = start_training(config.model_copy(update={"train": eager}), data, device)

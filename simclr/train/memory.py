@@ -231,9 +231,8 @@ LARGE_BATCH = 4096  # images; simulating the loss takes time that grows with the
 
 @lru_cache(maxsize=256)
 def _loss(config: Config, z: _Embeddings, batch: int, sharing: int) -> tuple[Counter[str], Counter[str]]:
-    """What a batch's loss holds while its micro-batches go by (embeddings and their gradient), and its peak.
-
-    So many processes are `sharing` the batch. Both grow with it, and for some methods with its square, so those of
+    """What a batch's loss keeps in memory while its micro-batches are processed (embeddings and their gradient), and
+    its peak. `sharing` processes share the batch. Both grow with it, and for some methods with its square, so those of
     large batches follow from smaller ones.
     """
     if batch > LARGE_BATCH:

@@ -292,7 +292,7 @@ def smaller_micro_batch(training: Training) -> int | None:
     """The largest micro-batch below the current one that computes the same, or None if there is none.
 
     It divides the batch and consists of whole groups. With several processes there is none, because the others would
-    wait for an exchange that doesn't come.
+    wait for an exchange that never happens.
     """
     if processes.count() > 1:
         return None

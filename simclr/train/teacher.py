@@ -31,7 +31,7 @@ def facts_of(classifier: Classifier, config: str, data: Dataset) -> dict[str, st
 def load_teacher(teacher: str | None) -> tuple[Classifier, list[str], str]:
     """The network in a file, which may be followed by @ and its digest; the classes that it knows; and its digest.
 
-    Raises UserError if there is none, or another one than before.
+    Raises UserError if there is none, or if it has changed.
     """
     if teacher is None:
         raise UserError(f"method 'distill' needs a fine-tuned network: set distill.teacher to its run ({HOW})")

@@ -88,9 +88,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Raise ValueError if a file is a zip archive with damaged records, or with records that unpack to more than it.
-
-    torch verifies no checksums, and packs nothing: an archive that unpacks could fill the memory.
+    """Raise ValueError if a file is a zip archive with damaged records, or with records that unpack to more than its
+    size. torch verifies no checksums, and doesn't compress: an archive that is compressed could fill the memory.
     """
     if not zipfile.is_zipfile(path):
         return

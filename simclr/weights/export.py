@@ -248,7 +248,7 @@ def export_encoder(
     """Write an encoder in one of EXPORTS, with a card next to it (same name, .md), and check it by loading the file.
 
     `weights` are those of the whole network, as a run saves them. `path` is a folder, or a file with the format's
-    suffix. In a folder, the file is called after `name` (default: that of the config), which can't lead out of the
+    suffix. In a folder, the file is named after `name` (default: that of the config), which can't lead out of the
     folder. `card` lists what to say about the encoder, such as data and accuracies. Its "digest" is that of the data.
     The file contains neither the head nor the path of the images. Raises UserError if the format can't hold the encoder
     or needs a library, and RunFailed if the file can't be written or gives other features. No file is left then.
