@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -14,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from simclr.errors import Deserted, RunFailed, UserError, printable, unknown
 
+UNREAD = 141  # how a shell reports a program that SIGPIPE ended
 COMMANDS = {  # name: (module of experiments.commands and function, what it does)
     "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
     "ablate": ("ablate:ablate", "Run an ablation study and report it."),
@@ -116,8 +119,11 @@ class Commands(TyperGroup):
             _exit(1, f"failed: {error}")
         except KeyboardInterrupt as stopped:
             _exit(130, str(stopped) or "stopped")
-        except BrokenPipeError:  # typical of `simclr runs | head`; Click ends it without a message
-            raise
+        except BrokenPipeError:  # typical of `simclr runs | head`
+            for stream in (sys.stdout, sys.stderr):  # what Python still has to write is not an error
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise typer.Exit(UNREAD) from None
         except OSError as error:
             file = f" {error.filename}" if error.filename else ""
             remedy = "check the folder's permissions and the free space on its disk, or choose another path"

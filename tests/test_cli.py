@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -118,7 +119,7 @@ def test_without_arguments_the_help_is_shown() -> None:
         (RunFailed("it diverged"), 1, "failed: it diverged\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
-        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
         (
             PermissionError(13, "Permission denied", "a.png"),
             1,
@@ -145,6 +146,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("experiments.commands.presets.presets", fail)
     assert isinstance(CliRunner().invoke(cli.app, ["presets"]).exception, KeyError)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_output_that_nobody_reads_ends_a_command_as_other_programs_end() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "cli.py", "presets"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("how", [["-m", "cli"], ["cli.py"]])
