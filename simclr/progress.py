@@ -52,7 +52,7 @@ class Observer:
     def began(self, run_id: str, steps: int) -> None:
         """A run of this many steps is about to train."""
 
-    def reused(self, run_id: str) -> None:
+    def reused(self, run_id: str, name: str) -> None:
         """A finished run of the same config and data is returned instead of training again."""
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -90,8 +90,8 @@ class Forwarding(Observer):
     def began(self, run_id: str, steps: int) -> None:
         self.observer.began(run_id, steps)
 
-    def reused(self, run_id: str) -> None:
-        self.observer.reused(run_id)
+    def reused(self, run_id: str, name: str) -> None:
+        self.observer.reused(run_id, name)
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.observer.metrics(metrics, step)

@@ -253,8 +253,11 @@ class TrainingTerminal(Terminal):
         if self.remark:
             self.say(self.remark)
 
-    def reused(self, run_id: str) -> None:
-        self.say(f"run {run_id[:8]} has trained this config: add --again or another --seed to train a new one")
+    def reused(self, run_id: str, name: str) -> None:
+        unused = f" (so the name {self.config.run_name()} is not used)" if name != self.config.run_name() else ""
+        self.say(
+            f"run {name} ({run_id[:8]}) has trained this config{unused}: add --again or another --seed to train a new one"
+        )
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step

@@ -64,7 +64,7 @@ def train(
                 store.end_killed(record.id)
         if not again and (finished := next((record for record in earlier if record.finished), None)):
             _remove_checkpoints(finished)  # the command that trained it may have ended before it was marked as finished
-            observer.reused(finished.id)
+            observer.reused(finished.id, finished.name)
             if config.train.snapshots() and not snapshots(finished.folder):
                 observer.note(f"run {finished.short_id} kept no snapshots: add --again to train one that does")
             processes.first_says(lambda: None)  # to `follow`: there is nothing to train
@@ -86,7 +86,13 @@ def train(
             own |= tag_of(prepared.data)
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
-            tracker = start_run(store, config.run_name(), "pretrain", config.flat(), {**own, **tags}, parent=parent)
+            name = config.run_name()
+            if parent is None and (called := [run for run in store.records() if run.name == name]):
+                observer.note(
+                    f"an earlier run is called {name}, too: from now on, the name means the new one. Use the id "
+                    f"{called[0].short_id} for the earlier one, or stop and choose another --name"
+                )
+            tracker = start_run(store, name, "pretrain", config.flat(), {**own, **tags}, parent=parent)
         with tracker.finishing(Interrupted), devices.threads(threads):
             _train(prepared, tracker, unfinished is not None, observer)
         record = tracker.record()

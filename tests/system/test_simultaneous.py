@@ -28,7 +28,7 @@ def test_a_config_is_trained_by_the_first_of_two_processes(tmp_path: Path) -> No
     (run,) = runs_of(tmp_path / "home").values()
     first, second = sorted((text for _, text in ends), key=lambda text: "has trained this config" in text)
     assert "has trained this config" not in first
-    assert f"run {run.short_id} has trained this config: add --again" in second
+    assert f"run {run.name} ({run.short_id}) has trained this config: add --again" in second
     assert len(Store(tmp_path / "home").records()) == 1
 
 

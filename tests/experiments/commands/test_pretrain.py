@@ -44,7 +44,8 @@ def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> Non
     done = run("pretrain", "--config", "tiny.toml", "--name", "same-config")
     assert done.exit_code == 0
     record = trained.find("tiny-s0")
-    assert f"run {record.short_id} has trained this config: add --again" in done.stderr
+    unused = "(so the name same-config-s0 is not used)"
+    assert f"run tiny-s0 ({record.short_id}) has trained this config {unused}: add --again" in done.stderr
     assert [record.name for record in trained.records(kind="pretrain")].count("same-config-s0") == 0
     weights = trained.find("tiny-s0").artifact("model.safetensors")
     weights.rename(weights.with_name("away"))

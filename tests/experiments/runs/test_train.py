@@ -37,10 +37,13 @@ class Watch(Observer):
     def began(self, run_id: str, steps: int) -> None:
         self.told.append(("began", run_id))
 
-    def reused(self, run_id: str) -> None:
+    def reused(self, run_id: str, name: str) -> None:  # noqa: ARG002
         self.told.append(("reused", run_id))
 
     def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def note(self, text: str) -> None:
         self.said.append(text)
 
     def stop(self) -> bool:
@@ -163,6 +166,16 @@ def test_a_run_resumes_without_the_weights_that_it_started_from(home: Path, stor
         train(prepared, store, resume=True)
     path.unlink()
     assert train(first, store, resume=True).id == stopped.id
+
+
+def test_a_name_that_an_earlier_run_has_is_pointed_out(home: Path, store: Store) -> None:
+    first, watch = tiny(train={"epochs": 1}), Watch()
+    earlier = train(prepare(first, home), store, observer=watch)
+    assert not any("an earlier run is called" in text for text in watch.said)
+    other = train(prepare(tiny(train={"epochs": 2}), home), store, parent=earlier.id, observer=watch)
+    assert not any("an earlier run is called" in text for text in watch.said)
+    train(prepare(tiny(train={"epochs": 3}), home), store, observer=watch)
+    assert any(f"Use the id {other.short_id} for" in text for text in watch.said)
 
 
 def auto(home: Path) -> Prepared:
