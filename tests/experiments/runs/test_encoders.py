@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.runs.encoders import WeightsMissing, find_encoder, open_subject
 from experiments.runs.exchange import export_run
@@ -115,6 +117,30 @@ def test_settings_of_a_transfer_are_those_of_images(trained: Store) -> None:
     found = find_encoder("t0.2-s0", trained)
     with pytest.raises(UserError, match=r"train\.epochs=3 is not a setting of images"):
         open_subject(found, trained, make_protocol([]), transfer="shapes", changes=["train.epochs=3"])
+
+
+def test_images_of_more_bits_than_the_encoders_own_need_a_range(trained: Store, tmp_path: Path) -> None:
+    found, folder = find_encoder("t0.2-s0", trained), tmp_path / "deep"
+    for name, brightest in (("a", 4095), ("b", 2000)):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.linspace(i, brightest, 256).reshape(16, 16).astype(np.uint16)).save(
+                folder / name / f"{i}.png"
+            )
+    for seen in (True, False):
+        with pytest.raises(UserError, match="deep has images of more than 8 bits, but the encoder was trained on"):
+            open_subject(found, trained, make_protocol([]), transfer=str(folder), seen=seen)
+    subject = open_subject(
+        found, trained, make_protocol([]), transfer=str(folder), changes=["data.range=[0, 4095]"], seen=True
+    )
+    assert subject.data.range == (0, 4095)
+    own = found.config.model_copy(update={"data": found.config.data.model_copy(update={"range": (0, 8190)})})
+    subject = open_subject(found._replace(config=own), trained, make_protocol([]), transfer=str(folder), seen=True)
+    assert subject.data.images.max() == 128  # its own range, not that of the folder
+    moved = {"dataset": "folder", "dir": tmp_path / "images"}
+    own = found.config.model_copy(update={"data": found.config.data.model_copy(update=moved)})
+    with pytest.raises(UserError, match=r"trained on images of 8 bits: convert them to 8 bits$"):
+        open_subject(found._replace(config=own), trained, make_protocol([]), data_dir=folder, seen=True)
 
 
 def test_transfer_to_the_training_data_is_refused(trained: Store) -> None:
