@@ -172,8 +172,7 @@ def open_subject(
         )
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for images other than the run's own, which keep their labels: leave it out")
-    data = _open_images(settings, store, observer, needs_classes=transfer is None or not seen)
-    _check_bits(data, settings, transfer)
+    data = _open_images(settings, store, observer, transfer=transfer, seen=seen)
     groups_only = found.config.data.labels is not None and data.identity == found.digest  # so was the run's own table
     if labels is not None and not (data.classes or settings.unlabelled or groups_only):
         raise UserError(
@@ -184,28 +183,28 @@ def open_subject(
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
 
 
-def _open_images(settings: DataConfig, store: Store, observer: Observer, *, needs_classes: bool) -> Dataset:
-    """The images of a config, without classes if these are not needed and folders can't all be classes."""
+def _open_images(
+    settings: DataConfig, store: Store, observer: Observer, *, transfer: str | None, seen: bool
+) -> Dataset:
+    """The images of a config. Those of `transfer` have no classes if their folders can't all be, and are only `seen`.
+
+    Raises UserError for images of more than 8 bits without a range of values, which an encoder of such images has: the
+    range that would be found in them says nothing about how the encoder saw its own images.
+    """
     try:
-        return open_dataset(settings, store.folder, observer)
+        data = open_dataset(settings, store.folder, observer)
     except ClassesUnclear:
-        if needs_classes:
+        if transfer is None or not seen:
             raise
         observer.note(f"{own_name(settings)} is read without classes, because its folders can't all be classes")
-        return open_dataset(settings.model_copy(update={"unlabelled": True}), store.folder, observer)
-
-
-def _check_bits(data: Dataset, settings: DataConfig, transfer: str | None) -> None:
-    """Raise UserError for images of more than 8 bits without a range of values, which the encoder of such images has.
-
-    The range that was found in them would say nothing about how the encoder saw its own images.
-    """
+        data = open_dataset(settings.model_copy(update={"unlabelled": True}), store.folder, observer)
     if settings.range == "auto" and data.range is not None:
         given = ", or say which values become 0 and 255, such as --set 'data.range=[0, 65535]'" * (transfer is not None)
         raise UserError(
             f"{data.title} has images of more than 8 bits, but the encoder was trained on images of 8 bits: convert "
             f"them to 8 bits{given}"
         )
+    return data
 
 
 def _check_changes(changes: Sequence[str], transfer: str | None, labels: Path | None) -> None:
