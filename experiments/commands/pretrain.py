@@ -255,9 +255,8 @@ class TrainingTerminal(Terminal):
 
     def reused(self, run_id: str, name: str) -> None:
         unused = f" (so the name {self.config.run_name()} is not used)" if name != self.config.run_name() else ""
-        self.say(
-            f"run {name} ({run_id[:8]}) has trained this config{unused}: add --again or another --seed to train a new one"
-        )
+        remedy = "add --again or another --seed to train a new one"
+        self.say(f"run {name} ({run_id[:8]}) has trained this config{unused}: {remedy}")
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step

@@ -46,6 +46,7 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
     """
     if os.path.isfile(name):  # noqa: PTH113 (Path raises for a name that is too long for a file)
         return Path(name).resolve()
+    from experiments.tracking.naming import may_be_file
     from experiments.tracking.store import Store, home
 
     try:
@@ -57,6 +58,9 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
 
         if setting == "init" and name in list_models():
             return cached_weights(name)
+        if may_be_file(name):
+            missing = f"{setting} = '{name}': there is no such file, and no run has that name. {remedy}"
+            raise UserError(missing) from None
         raise UserError(
             f"{setting} = '{name}' is neither a file nor a finished run that has one: {error}. {remedy}"
         ) from None

@@ -82,9 +82,9 @@ def _cautions(load: float, cores: int, steps: int) -> list[str]:
     """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps."""
     busy = (
         f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
-        f"into the time than were chosen: once it is idle, run the same command with --again"
+        f"into the time than were chosen: choose again once it is idle (after a run, that takes --again)"
     )
-    few = f"only {steps} steps fit into the time, which is too few to learn much: allow more --hours"
+    few = f"so few steps fit into the time ({steps}) that the encoder learns little: allow more --hours"
     return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
 
 

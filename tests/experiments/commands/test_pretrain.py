@@ -74,10 +74,16 @@ def test_a_run_starts_from_another_which_is_a_baseline_of_its_evaluation(run: Ru
     assert "Before training" in page
 
 
-@pytest.mark.parametrize("name", ["nothing.pth", "nothing-s0"])
-def test_a_start_that_is_no_file_and_no_run_is_refused(name: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nothing.pth", ": there is no such file, and no run has that name. "),
+        ("nothing-s0", " is neither a file nor a finished run that has one: "),
+    ],
+)
+def test_a_start_that_is_no_file_and_no_run_is_refused(name: str, why: str, run: Run) -> None:
     done = run("pretrain", "--config", "tiny.toml", "--init", name)
-    assert_one_line(done, 2, f"init = '{name}' is neither a file nor a finished run that has one: ")
+    assert_one_line(done, 2, f"init = '{name}'{why}")
 
 
 def test_a_dry_run_shows_the_cost_and_starts_no_run(run: Run, trained: Store) -> None:

@@ -21,7 +21,7 @@ from experiments.tracking.writing import start_run
 from simclr.config import Config
 from simclr.errors import BadSettings, UserError
 from simclr.progress import Observer
-from simclr.train import loop
+from simclr.train import cost, loop
 from simclr.train.loop import Interrupted
 from simclr.train.step import Training
 from tests.helpers import tiny
@@ -45,8 +45,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that stands still unless a test moves it, for choosing and for training."""
     clock = SimpleNamespace(now=0.0, seconds_per_image=1e-3)
     clock.monotonic = clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr(time_budget, "time", clock)
-    monkeypatch.setattr(loop, "time", clock)
+    for module in (time_budget, cost, loop):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -117,7 +117,7 @@ def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
 def test_a_poor_choice_is_said() -> None:
     busy, few = time_budget._cautions(9.3, 2, 99)
     assert "(load 9.3 on 2 cores)" in busy
-    assert few == "only 99 steps fit into the time, which is too few to learn much: allow more --hours"
+    assert few == "so few steps fit into the time (99) that the encoder learns little: allow more --hours"
     assert time_budget._cautions(2.0, 2, 100) == []
 
 
@@ -233,7 +233,8 @@ def steps(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
         training.step += 1
         return torch.ones(1 + len(training.method.figures))
 
-    monkeypatch.setattr(loop, "train_step", step)
+    for module in (cost, loop):
+        monkeypatch.setattr(module, "train_step", step)
 
 
 @pytest.mark.usefixtures("steps")

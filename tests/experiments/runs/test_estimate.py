@@ -10,7 +10,7 @@ from experiments.runs import estimate as estimating
 from experiments.runs.estimate import estimate
 from experiments.runs.prepare import prepare
 from simclr.errors import RunFailed, UserError
-from simclr.train import loop
+from simclr.train import cost
 from tests.helpers import tiny
 
 
@@ -36,7 +36,7 @@ def test_out_of_memory_while_timing_is_an_error_of_one_line(home: Path, monkeypa
     def fail(*arguments: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes")
 
-    monkeypatch.setattr(loop, "train_step", fail)
+    monkeypatch.setattr(cost, "train_step", fail)
     with pytest.raises(RunFailed, match=r"out of memory: lower train\.micro_batch"):
         estimate(prepare(tiny(), home))
 

@@ -11,6 +11,12 @@ from experiments.runs import load as module
 from experiments.runs.load import STRETCHES, Load, Pace
 
 
+@pytest.fixture(autouse=True)
+def first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No earlier run of this process has told anything."""
+    monkeypatch.setattr(Pace, "told", False)
+
+
 def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
@@ -58,6 +64,9 @@ def test_a_busy_machine_is_told_when_training_has_begun(monkeypatch: pytest.Monk
         "other programs keep this machine busy (a load of 9.6 on 2 cores), so training is slow: close them, or wait, "
         "or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"
     )
+    next_run = Pace(torch.device("cpu"))
+    assert not any(next_run.notice(20.0) for _ in range(30))
+    monkeypatch.setattr(Pace, "told", False)
     gpu = Pace(torch.device("cuda"))
     assert not any(gpu.notice(20.0) for _ in range(30))
 

@@ -37,7 +37,7 @@ class Watch(Observer):
     def began(self, run_id: str, steps: int) -> None:
         self.told.append(("began", run_id))
 
-    def reused(self, run_id: str, name: str) -> None:  # noqa: ARG002
+    def reused(self, run_id: str, name: str) -> None:
         self.told.append(("reused", run_id))
 
     def say(self, text: str) -> None:

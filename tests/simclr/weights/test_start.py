@@ -73,12 +73,13 @@ def test_another_network_is_refused_with_the_settings_of_the_one_in_the_file(dig
     path = tmp_path / "theirs.pth"
     save(path, backbone="resnet10", stem="imagenet")
     message = error_of(resolved, tiny(), path)
-    assert message.endswith("add --set model.backbone=resnet10 --set model.stem=imagenet")
+    assert "theirs.pth, whose network differs" in message
+    assert "use model.backbone=resnet10 (not resnet18) and model.stem=imagenet (not stride2) here" in message
     config = resolved(tiny(model={"backbone": "resnet10", "stem": "imagenet"}), path)
     assert start_training(config, digits, CPU).step == 0
     assert "can't start from" in error_of(resolved, tiny(model={"backbone": "vgg11"}), path)
     wider = config.model_copy(update={"model": config.model.model_copy(update={"width": 0.25})})
-    assert "add --set model.width=0.125" in error_of(start_training, wider, digits, CPU)
+    assert "use model.width=0.125 (not 0.25) here" in error_of(start_training, wider, digits, CPU)
 
 
 def test_a_file_of_another_version_of_this_suite_is_not_taken_for_another_programs(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bo
     network = Network(config.model, 24, 0, (0.5,) * 3, (0.5,) * 3)
     save_weights(path, network if own else network.encoder, {"config": to_toml(config), "digest": ""} if own else {})
     assert resolved(config, path).init
-    assert error_of(resolved, tiny(model=vit), path).endswith("in the file, add --set augment.crop.size=24")
+    assert error_of(resolved, tiny(model=vit), path).endswith("use augment.crop.size=24 (not 16) here")
 
 
 @pytest.mark.parametrize("text", ["weights.pth@0123456789abcdef", "weights.pth"])
