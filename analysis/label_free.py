@@ -25,10 +25,10 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     return [
         f"For {found} of the images, the encoder finds the other view of the same image{among(row['chance'])} (chance "
         f"{chance}, untrained {untrained}). {verdict(row)}",
-        "These metrics need no labels. Rows that end in h are about the encoder's output, those in z about the head's, "
-        "which only training uses. Of contrastive accuracies higher is better, of alignment, uniformity and entropy "
-        f"lower. An effective rank is at most {most}. Near 1, all images look the same to the encoder; above that, "
-        "neither more nor less is known to be better.",
+        "These metrics need no labels. Rows with h are about the encoder's output, rows with z about the head's, which "
+        "only training uses. Higher is better for contrastive accuracies, lower for alignment, uniformity and entropy. "
+        f"An effective rank is at most {most}. If it is near 1, all images look the same to the encoder; above that, "
+        "neither higher nor lower is known to be better.",
     ]
 
 

@@ -51,8 +51,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     if not enough:
         most = max(row["n"] for row in rows)
         raise UserError(
-            f"at most {most} encoders have {metric_label(accuracy)} and a label-free metric under the same protocols, "
-            f"which is too few to rank (at least {FEWEST}, not all equal): evaluate more of them"
+            f"ranking needs at least {FEWEST} encoders with {metric_label(accuracy)} and a label-free metric under the "
+            f"same protocols, not all equal, but there are at most {most}: evaluate more of them"
         )
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
 

@@ -144,8 +144,8 @@ def _levels(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str
         return []
     untrained, chance = 100 * known["untrained"].mean(), 100 * known["chance"].mean()
     level = (
-        f"In {metric_words(metric)}, chance is {chance:.1f} %, and the baseline's network reaches {untrained:.1f} % "
-        f"untrained."
+        f"In {metric_words(metric)}, chance is {chance:.1f} %, and the untrained network of the baseline reaches "
+        f"{untrained:.1f} %."
     )
     if table["mean"].iloc[0] <= untrained:
         level += (
@@ -166,7 +166,7 @@ def _test_use(study: Record, document: StudyDocument) -> str:
     if document.on == "test":
         return test_use(study.store, digest)
     evaluations, runs = uses(study.store, digest)
-    others = f" Other evaluations have: {evaluations}, of {count(runs, 'run')}." if evaluations else ""
+    others = f" Other evaluations have used them: {evaluations}, of {count(runs, 'run')}." if evaluations else ""
     return f"This study has not used the test images.{others}"
 
 

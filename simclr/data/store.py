@@ -202,7 +202,7 @@ def _write(folder: Path, contents: Contents, decoding: Decoding, skip_bad: bool,
     """Decode all splits, one after the other, into images.npy, labels.npy and meta.json."""
     labels = np.concatenate([split.labels for split in contents.splits.values()])
     if len(labels) >= MANY:
-        observer.say(f"decoding {len(labels):,} images, which is done once")
+        observer.say(f"decoding {len(labels):,} images (only once)")
     images = allocate(folder / "images.npy", (len(labels), 3, decoding.side, decoding.side))
     decoding, bad, notes = fill(contents, images, decoding, observer)
     ends = np.cumsum([len(split.labels) for split in contents.splits.values()]).tolist()

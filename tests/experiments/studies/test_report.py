@@ -68,7 +68,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
         in text
     )
     assert "accuracies are measured: 3-07d9ea, 3-69f7a1." in text
-    level = "In linear accuracy, chance is 12.8 %, and the baseline's network reaches 52.6 % untrained."
+    level = "In linear accuracy, chance is 12.8 %, and the untrained network of the baseline reaches 52.6 %."
     assert level in text  # 0.12813 and 0.52646 in the record
     assert "no better than that" not in text
     assert notes[-2] == f"report: {previous.artifact('report.html')}"
@@ -97,7 +97,7 @@ def test_a_baseline_that_is_no_better_than_untrained_is_told(store: Store) -> No
     runs = copy.deepcopy(PREVIOUS_RUNS)
     runs["baseline"]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]  # it reaches 72.1 %
     told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
-    assert "reaches 73.0 % untrained. The trained baseline is no better than that" in told
+    assert "reaches 73.0 %. The trained baseline is no better than that" in told
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -56,7 +56,7 @@ def test_a_long_decoding_is_announced_once(home, tmp_path, monkeypatch):
     listener = Listener()
     for _ in range(2):
         open_dataset(config, home, listener)
-    assert listener.said == ["decoding 12 images, which is done once"]
+    assert listener.said == ["decoding 12 images (only once)"]
 
 
 def test_second_opening_decodes_nothing(home, tmp_path, monkeypatch):
