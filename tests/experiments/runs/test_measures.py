@@ -46,7 +46,7 @@ def test_encoders_are_ordered_together_under_the_same_protocols_only(store: Stor
     assert [row["n"] for row in rank_measures(store, "linear_top1", ["study"]).rows] == [8, 6]
     with pytest.raises(UserError, match=r"`simclr eval RUN --linear --knn --on val` and `simclr eval RUN --no-labels"):
         rank_measures(store, "val/linear_top1")
-    with pytest.raises(UserError, match="at least 5 encoders with linear top-1 .* but there are at most 2"):
+    with pytest.raises(UserError, match=r"at least 5 encoders with linear top-1 .* but there are at most 2"):
         rank_measures(store, "linear_top1", ["r6", "r7"])
     with pytest.raises(UserError, match="no run has the name 'nothing'"):
         rank_measures(store, "linear_top1", ["nothing"])
