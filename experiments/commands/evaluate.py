@@ -307,6 +307,10 @@ def _legend(result: dict[str, Any]) -> str:
 
     metrics = [row["metric"] for row in result["figures"]]
     parts = ["Compare values only if they have the same protocol: the same images, split, layer and settings."]
+    images = result["data"]["images"]
+    if result["on"] == "test" and any(metric.startswith(("knn", "linear_top")) for metric in metrics):
+        labels = images.get("train", 0) + images.get("val", 0)
+        parts.append(f"kNN and the linear classifier use the labels of the {labels:,} train and val images.")
     if any(metric.startswith("finetune") for metric in metrics):
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:

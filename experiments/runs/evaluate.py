@@ -149,7 +149,8 @@ def _rows(
             predicted = outcome.predictions[metric.replace("_balanced", "_top1")].cpu().numpy()
             row["low"], row["high"] = balanced_interval(value, predicted == truth, truth)
         row["chance"] = chance.get(metric.rpartition("_")[2], nan)
-        row["pixels"] = pixels if is_classification(metric) else nan
+        fewer_labels = name == "finetune"  # than kNN on the raw pixels has
+        row["pixels"] = pixels if is_classification(metric) and not fewer_labels else nan
         yield row
 
 

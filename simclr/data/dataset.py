@@ -88,7 +88,8 @@ class DataConfig(Section):
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
     # Share of the training images that is held out for validation, and for testing, if there is no such split.
     val_fraction: float = Field(0.1, ge=0, lt=1)
-    # Number of training images to use, also for kNN and the linear classifier (default: all).
+    # Number of training images to use (default: all). Validation images, which kNN and the linear classifier use too,
+    # stay as they are.
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit (ablate --resplit adds each run's seed)
     # Mean and deviation that normalise the channels: those of the training images, 0.5 and 0.5, ImageNet's, or none.
