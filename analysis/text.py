@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -28,11 +30,16 @@ def columns() -> int:
     return shutil.get_terminal_size().columns
 
 
+def _most_columns() -> float:
+    """The width that a table may have: any, if a program reads it."""
+    return columns() if "COLUMNS" in os.environ or sys.stdout.isatty() else math.inf
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with a line below its header. Columns of numbers are aligned on the right, empty ones are left out.
 
     Where it would be wider than the terminal, texts continue on further lines of their cell: between words and not
-    within intervals, as far as possible.
+    within intervals, as far as possible. If the output goes elsewhere, each row is one line.
     """
     used = [position for position in range(len(header)) if not rows or any(row[position] for row in rows)]
     cells = [[row[position] for position in used] for row in [header, *rows]]
@@ -53,7 +60,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _fits(widths: Sequence[int]) -> bool:
     """Whether columns of these widths fit the terminal."""
-    return sum(widths) + 2 * (len(widths) - 1) <= columns()
+    return sum(widths) + 2 * (len(widths) - 1) <= _most_columns()
 
 
 def _longest_parts(by_column: Sequence[Sequence[str]], parts: re.Pattern[str]) -> list[int]:

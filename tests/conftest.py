@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ settings.register_profile(
 )
 settings.register_profile("full", settings.get_profile("short"), max_examples=600, derandomize=False)
 settings.load_profile("short")
+os.environ["COLUMNS"] = "80"  # of the terminal that tests read tables from
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

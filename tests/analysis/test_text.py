@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_a_table_fits_the_terminal_and_loses_nothing(columns: int, monkeypatch: 
     assert "".join(lines).count("x") == 101  # one is in the header
     assert "".join(lines).count("name") == 13
     assert "12.5%" in "\n".join(lines)
+
+
+def test_a_program_that_reads_a_table_gets_one_line_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    header, line, row = text_table(["name", "kind"], [["a-name-" * 30, "pretrain"]]).splitlines()
+    assert row.split() == ["a-name-" * 30, "pretrain"]
+    assert len(header) < len(line)
 
 
 def test_lines_end_between_words_and_names_at_hyphens(monkeypatch: pytest.MonkeyPatch) -> None:
