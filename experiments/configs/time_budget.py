@@ -82,7 +82,7 @@ def _cautions(load: float, cores: int, steps: int) -> list[str]:
     """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps."""
     busy = (
         f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
-        f"into the time than were chosen: choose again once it is idle (after a run, that takes --again)"
+        f"into the time than were chosen: once it is idle, run the command again (with --again after a finished run)"
     )
     few = f"so few steps fit into the time ({steps}) that the encoder learns little: allow more --hours"
     return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
