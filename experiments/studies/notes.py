@@ -36,7 +36,7 @@ POOLED = "p (Dunnett) uses the spread of all cells together (pooled), where they
 
 
 def about(study: Record, results: Results) -> list[str]:
-    """What a study's images are and how many, the network and the epochs of its baseline, and its seeds."""
+    """What a study's images are and how many, the network and training of its baseline, and its seeds."""
     name, counts = images_of(study)
     own, seeds = baseline_run(results).params, results.seeds()
     images = f"{listed([f'{number:,}' for number in results.images()])} {IMAGES[results.document.on]}"
@@ -44,7 +44,7 @@ def about(study: Record, results: Results) -> list[str]:
     return [
         f"{name}, {training}{images}",
         f"{own['model.backbone'].replace('resnet', 'ResNet-')} of width {float(own['model.width']):g}",
-        count(int(own["train.epochs"]), "epoch"),
+        f"{count(int(own['train.epochs']), 'epoch')} of {own['optim.name']} with batches of {own['train.batch_size']}",
         f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}",
     ]
 

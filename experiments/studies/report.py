@@ -68,7 +68,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
 
 
 def what_of(study: Record, store: Store) -> str:
-    """What a study is about: its images and how many, the network and the epochs of its baseline, and its seeds."""
+    """What a study is about: its images and how many, the network and training of its baseline, and its seeds."""
     return ", ".join(about(study, read_results(study, store)))
 
 
