@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from math import nan
 from pathlib import Path
@@ -24,6 +24,11 @@ FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
 # Names of runs, cells and classes are shown literally: no cell of a Markdown table holds HTML, a link or an image.
 MARKDOWN = {"\n": " ", "&": "&amp;", "<": "&lt;"} | {character: f"\\{character}" for character in "\\|>[]*`"}
 OTHER_SHARES = ("contrastive", "few_shot", "robustness")  # of matched views; over draws of images and corruptions
+INTERVALS = {  # for names of metrics: what they are, and what their intervals are if not those of other accuracies
+    r"_balanced$": ("balanced accuracies", "Korn and Graubard's, over the images"),
+    r"\bfew_shot_": ("few-shot accuracies", "Student's, over the draws of labelled images"),
+    r"_map$": ("mean average precision", "Student's, over the queries"),
+}
 LABELS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 LABELS |= {"knn_balanced": "kNN balanced", "linear_balanced": "linear balanced"}
 
@@ -68,6 +73,17 @@ def metric_label(metric: str) -> str:
     if part := re.fullmatch(r"finetune_(.+)pct_top1", metric):
         return f"fine-tuned on {part[1]} % of labels, top-1"
     return LABELS.get(metric, metric)
+
+
+def interval_kinds(metrics: Collection[str]) -> str:
+    """A sentence on the intervals of some metrics, which are of several kinds; empty if there are no metrics."""
+    special = {pattern: [name for name in metrics if re.search(pattern, name)] for pattern in INTERVALS}
+    kinds = [INTERVALS[pattern] for pattern, names in special.items() if names]
+    if len(metrics) > sum(map(len, special.values())):
+        kinds.insert(0, ("accuracies", "Clopper and Pearson's, over the images"))
+    if len(kinds) == 1:
+        return f"The 95 % intervals are {kinds[0][1]}."
+    return f"The 95 % intervals are, {'; '.join(f'for {what}, {kind}' for what, kind in kinds)}." if kinds else ""
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> pd.DataFrame:

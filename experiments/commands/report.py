@@ -65,7 +65,8 @@ def report(
         text, notes = report_search(record, store, form, out)
     else:
         text, notes = report_run(record, store, form, out)
-    typer.echo(text)
+    if text:
+        typer.echo(text)
     copied = [] if out is None else [f"copied to {out / PAGE}"]
     for note in (*notes, *copied):
         typer.echo(note, err=form != "terminal")

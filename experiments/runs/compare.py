@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,15 @@ from analysis.statistics import accuracy_interval
 from analysis.tables import (
     comparison,
     in_percent,
+    interval_kinds,
+    is_choice,
     is_classification,
     is_on_validation,
     mcnemar_table,
     metric_label,
     write_csv,
 )
-from experiments.runs.comparable import incomparable
+from experiments.runs.comparable import image_difference, incomparable
 from experiments.runs.evaluate import predictions, references
 from experiments.tracking.images import images_of
 from experiments.tracking.starts import start_label
@@ -124,10 +127,12 @@ def _settings(record: Record) -> dict[str, str]:
 
 def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], tested: bool) -> list[str]:
     """How to read the tables."""
-    notes = ["Accuracies are in percent, with Clopper and Pearson's 95 % interval over the images in brackets."]
+    with_intervals = {metric for row in rows for metric in row["intervals"]}
+    brackets = f", with intervals in brackets. {interval_kinds(with_intervals)}" if with_intervals else "."
+    notes = [f"Accuracies are in percent{brackets}"]
     if older := [row["name"] for row in rows if _is_bootstrapped(row, images)]:
         notes.append(f"Evaluated by an older version, with intervals by the bootstrap: {', '.join(older)}.")
-    pairs = sorted({pair for row in rows for pair in row["protocols"].items()})
+    pairs = sorted({pair for row in rows for pair in row["protocols"].items() if not is_choice(pair[0])})
     for identity in dict.fromkeys(identity for _, identity in pairs):
         names = [name for name, other in pairs if other == identity]
         counts = {images[name, identity] for name in names if (name, identity) in images}
@@ -153,16 +158,33 @@ def _untested(records: Sequence[Record]) -> list[str]:
         ]
     without = [record for record in records if MATCHES not in record.protocols]
     accuracies = any(is_classification(metric) for record in records for metric in record.protocols)
-    if not accuracies and len(without) < len(records):  # some were measured without labels
-        commands = [f"`simclr eval {record.handle} --no-labels`" for record in without]
+    label_free = not accuracies and len(without) < len(records)  # some were measured without labels
+    if label_free and not without:
+        return []
+    why = "There is no test, because the runs have no accuracy on the same images by the same protocol. "
+    alike = {record.id for pair in combinations(records, 2) if not image_difference(*pair) for record in pair}
+    if not alike:
+        one, other = records[:2]
+        return [
+            f"{why * (not label_free)}Results on their own images can't be compared: {image_difference(one, other)} "
+            f"({one.name} and {other.name}). To compare the runs, evaluate each on the same other images: `simclr eval "
+            f"RUN --transfer FOLDER{' --no-labels' * label_free}`."
+        ]
+    if label_free:
+        commands = [f"`simclr eval {record.handle} --no-labels`" for record in without if record.id in alike]
         return [f"To compare these runs without labels, run {' and '.join(commands)}."] if commands else []
-    lacking = [
-        f"`simclr eval {record.handle}{'' if _has_classes(record) else ' --labels TABLE'}`"
-        for record in records
-        if not any(is_classification(metric) and not is_on_validation(metric) for metric in record.protocols)
+    lacking = [record for record in records if not _tested(record) and record.id in alike]
+    if not lacking and not set.intersection(*map(_tested, records)):  # they have different kinds of accuracies
+        lacking = [record for record in records if "linear_top1" not in record.protocols and record.id in alike]
+    commands = [
+        f"`simclr eval {record.handle}{'' if _has_classes(record) else ' --labels TABLE'}`" for record in lacking
     ]
-    remedy = f" Run {' and '.join(lacking)}." if lacking else ""
-    return [f"There is no test, because the runs have no accuracy on the same images by the same protocol.{remedy}"]
+    return [f"{why}Run {' and '.join(commands)}." if commands else why.strip()]
+
+
+def _tested(record: Record) -> set[str]:
+    """The accuracies of a run on its test images, of which there are predictions."""
+    return {metric for metric in record.protocols if is_classification(metric) and not is_on_validation(metric)}
 
 
 def _has_classes(record: Record) -> bool:

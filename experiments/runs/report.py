@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -17,6 +18,7 @@ from analysis.page import Section, page
 from analysis.tables import (
     FORMATS,
     in_percent,
+    interval_kinds,
     is_accuracy,
     is_choice,
     is_classification,
@@ -46,42 +48,54 @@ COLUMNS = {
     "pixels": "Pixels (kNN)",
     "chance": "Chance",
 }
-HOW = """Accuracies are on the test images unless marked "on validation", in percent, with Clopper and Pearson's 95 % \
-interval. They stand next to those of the same network without training (and, if its encoder started from weights, \
-with these), of k nearest neighbours on the raw pixels, and of chance."""
+HOW = """Accuracies are on the test images unless marked "on validation", in percent. They stand next to those of \
+the same network without training (and, if its encoder started from weights, with these), of k nearest neighbours on \
+the raw pixels, and of chance."""
 
 
 def report(run: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
     """Write the page and the figures of a run, and keep them with it.
 
-    Returns the table of its evaluations in a format, json or one of `analysis.tables.FORMATS`, and a line that says
-    where the page is. The files are also copied to `out`. Raises UserError if `out` can't be written to.
+    Returns the table of its evaluations in a format, json or one of `analysis.tables.FORMATS` (empty without
+    evaluations), and lines that say this and where the page is. The files are also copied to `out`. Raises UserError if
+    `out` can't be written to.
     """
-    figures = _figures(run)
-    shown = _shown(figures)
+    figures, predicted = _figures(run), _predicted(run)
+    finding = _finding(run, figures, predicted)
     with report_folder(run, store, out) as folder:
-        (folder / PAGE).write_text(_page(run, figures, folder), encoding="utf-8")
-    last = [*_about(run), where(run, store)]
+        (folder / PAGE).write_text(_page(run, figures, predicted, finding, folder), encoding="utf-8")
+    notes = _about(run) if len(figures) else [" ".join(finding)]
+    last = [*notes, where(run, store)]
     shares = figures["metric"].map(in_percent)
     scaled = ["trained", *REFERENCES]
     numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
     if form == "json":
-        return to_json({"rows": numbers, "notes": _about(run), "files": files_of(run)}), []
-    rows = numbers if form == "csv" else shown.map(_in_one_line, na_action="ignore")
+        return to_json({"rows": numbers, "notes": notes, "files": files_of(run)}), []
+    if form == "csv":
+        return FORMATS[form](numbers, []), last
+    if figures.empty:
+        return "", last
+    rows = _shown(figures).map(_in_one_line, na_action="ignore")
     if form == "latex":
         rows["Evaluation"] = rows["Evaluation"].str.removesuffix(" (%)")  # the caption says it
-        return latex(rows, [_caption(run)], run.name), last
+        return latex(rows, [_caption(run, figures)], run.name), last
     return FORMATS[form](rows, []), last
 
 
-def _caption(run: Record) -> str:
+def _how(figures: pd.DataFrame) -> str:
+    """How to read the table of a run's figures."""
+    intervals = interval_kinds(figures["metric"][figures["low"].notna()].tolist())
+    return f"{HOW} {intervals}".strip()
+
+
+def _caption(run: Record, figures: pd.DataFrame) -> str:
     """What a table of a run's figures is about."""
     name, counts = images_of(run)
     training = f"{counts['pretrain']:,} images of " if "pretrain" in counts else ""
     how = f"trained elsewhere and evaluated on {name}"
     if run.kind == "pretrain":
         how = f"trained for {count(int(run.params['train.epochs']), 'epoch')} on {training}{name}"
-    return f"Results of {run.name}, {how}. {HOW}"
+    return f"Results of {run.name}, {how}. {_how(figures)}"
 
 
 def _about(run: Record) -> list[str]:
@@ -139,15 +153,27 @@ def _shown(figures: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Evaluation", "Trained", *(COLUMNS[key] for key in columns)], dtype=object)
 
 
-def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
-    dataset, counts = images_of(run)
-    trained, settings = "elsewhere", []
-    if run.kind == "pretrain":  # the others have settings that don't say how they were trained
-        trained = f"for {count(int(run.params['train.epochs']), 'epoch')} on {dataset}"
-        settings = [f"batch size {run.params['train.batch_size']}", f"seed {run.tags['seed']}"]
-    predicted = _predicted(run)
-    plain = predicted is not None and len(predicted.truth) >= FEWEST_OF_CLASS * len(predicted.classes)
+def _trained(run: Record) -> str:
+    """How a run was trained. Those that were not trained here have settings that don't say it."""
+    if run.kind != "pretrain":
+        return "elsewhere"
+    return f"for {count(int(run.params['train.epochs']), 'epoch')} on {images_of(run)[0]}"
+
+
+def _finding(run: Record, figures: pd.DataFrame, predicted: Predicted | None) -> list[str]:
+    """What is known of a run, in sentences."""
+    if not run.finished:
+        return list(filter(None, [f"This run {ended(run.status)}.", run.tags.get("error", "")]))
     images = None if predicted is None else len(predicted.truth)
+    return of_run(figures, images, _trained(run), f"simclr eval {run.handle}")
+
+
+def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, finding: Sequence[str], folder: Path) -> str:
+    dataset, counts = images_of(run)
+    settings = []
+    if run.kind == "pretrain":
+        settings = [f"batch size {run.params['train.batch_size']}", f"seed {run.tags['seed']}"]
+    plain = predicted is not None and len(predicted.truth) >= FEWEST_OF_CLASS * len(predicted.classes)
     facts = [
         dataset,
         run.params.get("model.backbone", ""),
@@ -156,13 +182,12 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
         run.started.strftime("%d %B %Y"),
         state(run.status),
     ]
-    finding = of_run(figures, images, trained, f"simclr eval {run.handle}")
-    if not run.finished:
-        finding = [f"This run {ended(run.status)}.", run.tags.get("error", "")]
+    sentences = [*finding]
     # Nobody knows what an imported encoder was trained on, and some earlier versions didn't count the test images.
-    elif (digest := digest_of(run.tags.get("data_digest", ""))) and counts.get("test", 1):
-        finding.append(test_use(run.store, digest))
-    finding += _about(run)
+    digest = digest_of(run.tags.get("data_digest", ""))
+    if run.finished and digest and counts.get("test", 1):
+        sentences.append(test_use(run.store, digest))
+    sentences += _about(run)
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)
     if predicted is not None and plain:
@@ -178,7 +203,7 @@ def _page(run: Record, figures: pd.DataFrame, folder: Path) -> str:
     pages = pd.DataFrame({"Page, while simclr ui is running": [link(run, run.name)], "Id": [run.id]})
     sections.append(Section("This run", "table", pages))
     return page(
-        "Run", run.name, list(filter(None, finding)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]
+        "Run", run.name, list(filter(None, sentences)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]
     )
 
 
@@ -244,7 +269,7 @@ def _most_confused(predicted: Predicted) -> pd.DataFrame:
 
 
 def _appendix(run: Record, figures: pd.DataFrame) -> list[Section]:
-    sections = [Section("How to read the table", "text", HOW, folded=True)] if len(figures) else []
+    sections = [Section("How to read the table", "text", _how(figures), folded=True)] if len(figures) else []
     if len(figures):
         sections.append(Section("Protocols", "table", figures[["metric", "protocol"]], folded=True))
     files = {"Config": "config.toml", "Environment": "environment.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,63 @@ def test_a_run_of_an_earlier_version_differs_only_where_its_settings_do(store: S
     assert "augment.blur.sigma" not in rows.index  # one run doesn't blur
     assert "no accuracy on the same images by the same protocol. Run `simclr eval new` and `simclr" in result.notes[0]
     assert "bootstrap" not in " ".join(result.notes)
+
+
+def test_only_an_evaluation_that_can_help_is_suggested(store: Store) -> None:
+    def evaluated(name: str, metric: str = "lidar_h", digest: str = "abc", **settings: object) -> None:
+        params = {f"data.{key}": value for key, value in settings.items()}
+        tracker = start_run(store, name, "pretrain", params, {"data_digest": digest})
+        about = {"data": {"train": settings.get("limit", 900), "split": name}}
+        classes = np.zeros(10, np.int64)
+        tracker.log({f"eval/{metric}": 1.0})
+        tracker.artifact("knn-protocol.json", lambda path: path.write_text(json.dumps(about)))
+        tracker.artifact(f"{metric}-predictions.npz", lambda path: np.savez(path, predicted=classes, labels=classes))
+        tracker.tag_protocols({metric: f"3-{name}"})
+        tracker.finish("FINISHED")
+
+    def untested(*names: str) -> str:
+        (note,) = (note for note in compare(names, store).notes if "There is no test" in note)
+        return note
+
+    evaluated("whole")
+    evaluated("limited", limit=400)
+    evaluated("less", limit=400, split_seed=0, normalize="half")
+    evaluated("other", digest="def", dir="/other")
+    evaluated("changed", digest="def")
+    evaluated("labelled", digest="ghi", labels="/table.csv")
+    assert "can't be compared: data.limit is None and 400 (whole and limited)." in untested("whole", "limited")
+    assert "data.dir is None and /other (whole and other)" in untested("whole", "other")
+    assert "the images or their labels have changed (whole and changed)" in untested("whole", "changed")
+    assert "Run `simclr eval limited` and `simclr eval less`." in untested("whole", "limited", "less")
+    assert untested("whole", "labelled").endswith("Run `simclr eval whole` and `simclr eval labelled`.")
+    evaluated("by-knn", "knn_top1")
+    evaluated("by-linear", "linear_top1")
+    assert untested("by-knn", "by-linear").endswith("Run `simclr eval by-knn`.")
+    evaluated("by-knn-of-400", "knn_top1", limit=400)
+    assert compare(["by-knn", "by-knn-of-400"], store).notes[0] == (
+        "kNN top-1 can't be compared between by-knn and by-knn-of-400: the number of training images is 900 and 400 "
+        "(data.limit)"
+    )
+
+
+def test_intervals_are_called_what_they_are_and_settings_are_no_results(store: Store) -> None:
+    def evaluated(name: str, *metrics: str) -> str:
+        tracker = start_run(store, name, "pretrain", {})
+        ends = [metric for metric in metrics if metric.endswith(("_top1", "_map"))]
+        tracker.log({f"eval/{metric}": 0.5 for metric in metrics})
+        tracker.log({f"ref/{end}/{metric}": 0.5 for metric in ends for end in ("low", "high")})
+        tracker.tag_protocols(dict.fromkeys(metrics, "3-aaaaaa"))
+        tracker.finish("FINISHED")
+        return " ".join(compare([name], store).notes)
+
+    drawn = evaluated("drawn", "few_shot_5_top1", "retrieval_map", "contrastive_h_top1")
+    assert "for accuracies, Clopper and Pearson's, over the images" in drawn
+    assert "for few-shot accuracies, Student's, over the draws" in drawn
+    assert "for mean average precision, Student's, over the queries" in drawn
+    few = evaluated("few", "few_shot_5_top1", "linear_l2", "lidar_h")
+    assert "The 95 % intervals are Student's, over the draws of labelled images." in few
+    assert "Clopper" not in few
+    assert "linear_l2" not in few
 
 
 def test_figures_of_two_protocols_have_two_rows_and_no_test(trained: Store) -> None:

@@ -48,6 +48,7 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     assert "Most often confused" not in page
     assert "359 test images are too few to say which classes" in page
     assert r"\caption{Results of elsewhere-s0, trained for 1 epoch on digits. " in text
+    assert r"and of chance. The 95 \% intervals are Clopper and Pearson's, over the images." in text
     assert r"\label{tab:elsewhere-s0}" in text
     assert r"\begin{tabular}{llrrr}" in text
 
@@ -89,5 +90,10 @@ def test_a_run_without_figures_has_a_page(status: str, finding: str, store: Stor
         store, "new-s0", "pretrain", {"train.epochs": 3, "train.batch_size": 8}, {"error": "no space", "seed": "0"}
     )
     tracker.finish(status)
-    report(tracker.record(), store, out=tmp_path)
+    for form in ("terminal", "markdown", "latex"):
+        text, (said, _) = report(tracker.record(), store, form, tmp_path)
+        assert text == ""
+        assert finding in said
+    assert report(tracker.record(), store, "csv")[0].startswith("metric,")  # which other programs can load
+    assert finding in json.loads(report(tracker.record(), store, "json")[0])["notes"][0]
     assert finding in (tmp_path / "report.html").read_text()
