@@ -17,6 +17,7 @@ from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.runs.train import record_images, train_or_resume
 from experiments.studies.cell import Cell
+from experiments.studies.differences import differences
 from experiments.studies.plan import STUDY_EVALUATIONS, StudyPlan
 from experiments.studies.results import PLAN_FILE, CellDocument, StudyDocument
 from experiments.tracking.claims import Busy, claim_config
@@ -159,7 +160,11 @@ def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Recor
     own = plan.cells[0].config.in_precision("auto").precision()
     theirs = next((auto for auto in (own, *PRECISIONS, "auto") if digest == plan.digest(images, auto)), None)
     if theirs is None:
-        raise UserError(f"study '{name}' exists with another plan: choose another --name")
+        found = differences(study, plan)
+        different = f" ({first_few(found, '; ')})" if found else ""
+        raise UserError(
+            f"study '{name}' exists with another plan{different}: to continue it, use its own, or choose another --name"
+        )
     if images != data.identity:
         raise UserError(
             f"the images changed since study '{name}' started (their digest is {short_identity(data.identity)}, "

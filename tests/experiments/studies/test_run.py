@@ -284,10 +284,20 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
     study = open_study("one", plan, store, "")
     check_study_name("one", plan, store)
     assert open_study("one", plan, store, "").run_id == study.run_id
-    other_plan = plan_study(tiny(**QUICK), drop=["flip"])
-    other_images = plan_study(tiny(**QUICK, data={"limit": 1000}), drop=["color_jitter"])
-    for other in (other_plan, other_images):
-        with pytest.raises(UserError, match="study 'one' exists with another plan"):
+    others = {
+        "cells only there: 'no color_jitter'; cells only here: 'no flip'": plan_study(tiny(**QUICK), drop=["flip"]),
+        "data.limit is None there and 1000 here": plan_study(
+            tiny(name="typo", device="cpu", data={"limit": 1000}, train={"epochs": 1, "knn_every": 3}),
+            drop=["color_jitter"],
+        ),
+        "--resplit is only here": plan_study(tiny(**QUICK), drop=["color_jitter"], resplit=True),
+        "--equal is not given there and flops here": plan._replace(equal="flops"),
+        "cell 'no color_jitter' has other settings": plan._replace(
+            cells=[plan.cells[0], plan.cells[1]._replace(layer="z")]
+        ),
+    }
+    for different, other in others.items():
+        with pytest.raises(UserError, match=re.escape(f"study 'one' exists with another plan ({different}): ")):
             check_study_name("one", other, store)
         with pytest.raises(UserError, match="choose another --name"):
             open_study("one", other, store, "")

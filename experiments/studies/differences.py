@@ -1,0 +1,62 @@
+"""What differs between a study as it was recorded and a plan that is to continue it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.configs.resolve import changed
+from experiments.studies.plan import StudyPlan
+from experiments.studies.results import PLAN_FILE, StudyDocument
+from experiments.tracking.store import Record
+from simclr.config import Config
+from simclr.errors import UserError, first_few
+from simclr.settings import flatten, parse_value
+
+
+def differences(study: Record, plan: StudyPlan) -> list[str]:
+    """What differs between a recorded study ("there") and a plan ("here"), as far as the record says it."""
+    found = list(_settings(study, plan.cells[0].config))
+    if study.find_artifact(PLAN_FILE) is not None:
+        found += _cells(StudyDocument.read(study), plan)
+    return found
+
+
+def _settings(study: Record, baseline: Config) -> Iterator[str]:
+    """The settings of the baseline that differ and on which results depend."""
+    defaults = flatten(Config().model_dump(mode="json"))  # which records may leave out
+    recorded, own = ({**defaults, **table} for table in (study.params, baseline.flat()))
+    for name in own | recorded:
+        there, here = str(recorded.get(name)), str(own.get(name))
+        if there != here and _matters(name, there, baseline):
+            yield f"{name} is {there} there and {here} here"
+
+
+def _matters(setting: str, text: str, baseline: Config) -> bool:
+    """Whether results depend on a setting, of which a record has another value as text."""
+    value = None if text == "None" else parse_value(text, setting)
+    try:
+        return changed(baseline, {setting: value}).key() != baseline.key()
+    except UserError:  # it is not valid together with the others
+        return True
+
+
+def _cells(document: StudyDocument, plan: StudyPlan) -> Iterator[str]:
+    """The cells that only one has, or that differ, and what is asked of all cells."""
+    there, here = {cell.cell: cell for cell in document.cells}, {cell.name: cell for cell in plan.asked or plan.cells}
+    for one, other, place in ((there, here, "there"), (here, there, "here")):
+        if names := [f"'{name}'" for name in one if name not in other]:
+            yield f"cells only {place}: {first_few(names)}"
+    for name in (name for name in here if name in there):
+        if _asked(there[name]) != _asked(here[name]):
+            yield f"cell '{name}' has other settings"
+    if (resplit := any(cell.by_seed for cell in document.cells)) != plan.cells[0].resplit:
+        yield f"--resplit is only {'there' if resplit else 'here'}"
+    if document.equal != plan.equal:
+        yield f"--equal is {document.equal or 'not given'} there and {plan.equal or 'not given'} here"
+
+
+def _asked(cell: Any) -> str:
+    """What is asked of a cell, whether it is recorded or planned."""
+    return json.dumps([cell.settings, cell.layer, cell.rates])
