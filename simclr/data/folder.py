@@ -28,14 +28,14 @@ def load_folder(
 ) -> Source:
     """Any folder of images, in one of the layouts of `understand`, or with a table of labels."""
     names, notes = list_files(folder)
-    if labels is None and not unlabelled and (table := table_among(names)) and "/" not in table:
-        if reason := reason_against(folder / table, image_names(names, []), any(columns.values())):
+    if labels is None and not unlabelled:
+        if (table := table_among(names)) is None or "/" in table:
+            notes += tables_beside(names, folder)
+        elif reason := reason_against(folder / table, image_names(names, []), any(columns.values())):
             notes.append(f"{table} is not used, because {reason}. To use it, add --labels {folder / table}")
         else:
             labels = folder / table
     layout, origin = understand_names(names, str(folder), unlabelled=unlabelled, labels=labels, **columns)
-    if labels is None and not unlabelled and not layout.classes:
-        notes += tables_beside(names, folder)
     files = Files(names, partial(_read, str(folder)), forkable=True)
     known = set(names)
     listed = [name for rows in layout.splits.values() for name, _ in rows if name in known]

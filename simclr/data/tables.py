@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pandas as pd
 
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, split_in, unclear
 from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, splits_named, understand
+from simclr.data.names import SEVERAL, Names
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, printable, similar_path
 
@@ -27,7 +26,6 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
-LEFT_OUT = "left out {:,} files that {} doesn't list. To include a file that has no label, list it with an empty label"
 SAMPLE = 1000  # rows in which file names are looked for
 
 
@@ -68,13 +66,13 @@ def understand_table(
     """
     notes: list[str] = []
     table = read_table(labels)
-    files = _Names(image_names(names, []))
+    files = Names(image_names(names, []))
     image = _image_column(table, files, labels, where, image_column)
     split = _split_column(table, image, labels, split_column, notes)
     marks = None if unlabelled or label_column else _one_for_each_class(table, {image, split})
     label = None if unlabelled or marks is not None else _label_column(table, {image, split}, labels, label_column)
     labelled = marks is not None or label is not None
-    rows = pd.DataFrame({"file": [files.find(text) or text for text in table[image]]})
+    rows = pd.DataFrame({"file": _files(table[image], files, labels)})
     if not (listed := rows["file"].isin(files.names)).any():
         raise UserError(f"{labels} names no file in {where} (such as {table[image][0]}): check --data-dir")
     rows["split"] = table[split].map(splits_named(table[split].unique())) if split else ""
@@ -94,7 +92,10 @@ def understand_table(
             f"--set data.label_column={groups[0]}"
         )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
-        notes.append(LEFT_OUT.format(left_out, labels.name))
+        notes.append(
+            f"left out {left_out:,} file{'s' * (left_out > 1)} that {labels.name} doesn't list, readable or not. To "
+            f"include an image that has no label, list it with an empty label"
+        )
     ordered = {
         split: sorted(zip(rows["file"][rows["split"] == split], numbers[split].tolist(), strict=True))
         for split in SPLIT_NAMES
@@ -106,6 +107,19 @@ def understand_table(
     }
     origin = labels.name if labelled else f"folder names, splits from {labels.name}" if split else FOLDER_NAMES
     return Layout(classes, ordered, tuple(notes), others), origin
+
+
+def _files(texts: pd.Series, files: Names, labels: Path) -> list[str]:
+    """The file that each text names, or the text itself if there is none. Raises UserError if it may be several."""
+    found = [files.find(text) for text in texts]
+    if count := found.count(SEVERAL):
+        text = texts.iloc[found.index(SEVERAL)]
+        several = " or ".join(map(printable, files.candidates(text)))
+        raise UserError(
+            f"'{printable(text)}' in {labels} could be {several} ({count:,} such row{'s' * (count > 1)}): write the "
+            f"folder and the suffix as here, or give the folder of the right one as --data-dir"
+        )
+    return [file or text for file, text in zip(found, texts, strict=True)]
 
 
 def _completed(rows: pd.DataFrame, by_folder: Layout, split: str | None, labelled: bool) -> pd.DataFrame:
@@ -143,10 +157,11 @@ def table_among(names: Sequence[str]) -> str | None:
 
 
 def tables_beside(names: Sequence[str], folder: Path) -> list[str]:
-    """A sentence about the tables among files, which may hold labels; none if there is none, or only one is known."""
+    """A sentence about the tables among files, which may contain labels, outermost ones first, if there are any."""
     found = [name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not HIDDEN.search(name)]
-    if not found or table_among(names):
+    if not found:
         return []
+    found.sort(key=lambda name: name.count("/"))
     shown = f"{', '.join(map(printable, found[:5]))}{', ...' * (len(found) > 5)}"
     best = next((name for name in found if split_in(name) == "train"), found[0])
     return [f"labels are not taken from {shown}: to use a table, add such as --labels {printable(str(folder / best))}"]
@@ -160,8 +175,12 @@ def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str 
         table = read_table(labels)
     except UserError as error:
         return str(error)
-    files = _Names(images)
-    names = [column for column in table.columns if 2 * len(set(map(files.find, table[column])) - {None}) > len(images)]
+    files = Names(images)
+    names = [
+        column
+        for column in table.columns
+        if 2 * len(set(map(files.find, table[column])) - {SEVERAL, None}) > len(images)
+    ]
     if not names:
         return "no column names most of the images"
     others = [column for column in table.columns if column not in names and column.lower() not in SPLIT_COLUMNS]
@@ -221,56 +240,6 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame({column: table[column].str.strip() for column in table.columns})
 
 
-class _Names:
-    """Finds the names of files as tables write them."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = frozenset(names)
-        ends = [(end, name) for name in names for end in _ends(name)]
-        self._whole = _by_key([(name, name) for name in names]) | {name: name for name in names}
-        self._ends = _by_key(ends) | self._whole
-
-    def find(self, text: str) -> str | None:
-        """The file of this name, with or without its suffix.
-
-        Folders may be missing at the start, if one file only has this name then, or be more than those of the file.
-        Capitals and the form of accents may differ, if one file only has this name then.
-        """
-        own, *shorter = _ends(text.replace("\\", "/"))
-        found = self._ends.get(own) or self._ends.get(_plain(own))
-        keys = (key for end in shorter for key in (end, _plain(end)))
-        return found or next((self._whole[key] for key in keys if key in self._whole), None)
-
-
-def _ends(name: str) -> list[str]:
-    """A name, and the names without its first folder, its first two, and so on."""
-    parts = name.split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name
-
-
-def _plain(name: str) -> str:
-    """A name without what differs between systems: capitals, and the form of accents."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _by_key(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Names by their keys: as they are, without suffix and by `_plain`, where only one name has the key."""
-    stems = [(_stem(key), name) for key, name in pairs]
-    plain = [(_plain(key), name) for key, name in pairs]
-    plain_stems = [(_plain(key), name) for key, name in stems]
-    return _unique(plain_stems) | _unique(plain) | _unique(stems) | _unique(pairs)
-
-
-def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The name of each key that only one name has."""
-    counts = Counter(key for key, _ in pairs)
-    return {key: name for key, name in pairs if counts[key] == 1}
-
-
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
@@ -280,15 +249,23 @@ def _chosen(table: pd.DataFrame, labels: Path, name: str, setting: str) -> str:
     return name
 
 
-def _image_column(table: pd.DataFrame, files: _Names, labels: Path, where: str, name: str | None) -> str:
-    """The column with the most names of files. Of two, the one with more different values, or a usual name."""
+def _image_column(table: pd.DataFrame, files: Names, labels: Path, where: str, name: str | None) -> str:
+    """The column with the most names of files. Of two, the one with more different values, or a usual name.
+
+    A class may have the name of a file. So a column of few values doesn't count if most of them name no file, and a
+    column with a usual name has many more.
+    """
     if name is not None:
         return _chosen(table, labels, name, "image_column")
     sample = table.iloc[:: max(1, len(table) // SAMPLE)]
+    different = {column: sample[column].nunique() for column in table.columns}
+    named = {column: sum(files.find(text) is not None for text in sample[column].unique()) for column in table.columns}
+    most = max((different[column] for column in table.columns if column.lower() in FILE_NAMES), default=0)
 
     def score(column: str) -> tuple[int, int, int]:
+        by_chance = 2 * named[column] <= different[column] <= most / 2
         usual = FILE_NAMES.index(column.lower()) if column.lower() in FILE_NAMES else len(FILE_NAMES)
-        return sum(files.find(text) is not None for text in sample[column]), sample[column].nunique(), -usual
+        return 0 if by_chance else named[column], different[column], -usual
 
     scores = {column: score(column) for column in table.columns}
     best = max(scores, key=lambda column: scores[column])

@@ -105,9 +105,11 @@ def test_what_was_understood_is_said_each_time(name, home, tmp_path, monkeypatch
     monkeypatch.setattr(store, "fill", None)
     _, second = open_and_listen(home, dir=tmp_path / name, side=8)
     assert second == first
-    understood = {"a.zip": "went into photos/", "a.npz": "images from 'images'", "a.parquet": "images from column"}[
-        name
-    ]
+    understood = {
+        "a.zip": "using the folder photos/",
+        "a.npz": "images from 'images'",
+        "a.parquet": "images from column",
+    }[name]
     assert any(understood in note for note in second)
     assert any(
         "of 12 images, 12 of one colour, 12 identical to another one (6 spare copies; " in note for note in second

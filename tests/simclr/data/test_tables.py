@@ -180,6 +180,22 @@ def test_tables_beside_splits_are_named(home, tmp_path):
     assert open_data(home, dir=tmp_path / "photos", labels=path, side=8).classes == ("bright", "dark")
 
 
+@pytest.mark.parametrize(
+    ("inner", "beside"), [("all/day{}", "labels.csv"), ("all/day{}", "all/labels.csv"), ("all/day1", "all/labels.csv")]
+)
+def test_a_table_beside_folders_that_are_taken_for_classes_is_named(inner, beside, home, tmp_path):
+    for i, (name, *_) in enumerate(ROWS):
+        write(tmp_path / "tt" / inner.format(i % 2) / f"{name}.png", plain(i))
+    path = table(tmp_path / "tt" / beside, "id,label", [row[:2] for row in ROWS])
+    table(tmp_path / "tt" / inner.format(1) / "exif.csv", "id,iso", [("000", "100")])
+    data, notes = open_and_listen(home, dir=tmp_path / "tt", side=8)
+    assert all(name.startswith("day") for name in data.classes)
+    (note,) = (note for note in notes if "labels are not taken from" in note)
+    assert note.startswith(f"labels are not taken from {beside}, {inner.format(1)}/exif.csv: ")
+    assert note.endswith(f"--labels {path}")
+    assert open_data(home, dir=tmp_path / "tt", labels=path, side=8).classes == ("bright", "dark")
+
+
 def test_the_only_table_in_a_folder_of_images_is_used(photos, home):
     table(photos / "labels.csv", "id,label,split", ROWS)
     assert open_data(home, dir=photos, side=8).classes == ("bright", "dark")
@@ -266,6 +282,37 @@ def test_missing_files_are_errors_or_skipped(photos, home, tmp_path):
     message = error_message(home, dir=photos, labels=path, side=8)
     assert "1 of 21 files can't be read as images: ../../etc/passwd (there is no such file, or it is a link" in message
     assert values(open_data(home, dir=photos, labels=path, side=8, on_bad_image="skip")) == list(range(20))
+
+
+def test_a_class_with_the_name_of_a_file_makes_no_column_of_names(photos, home, tmp_path):
+    write(photos / "bright.png", plain(20))
+    rows = [(f"elsewhere/{i}.png", label) for i, (_, label, _) in enumerate(ROWS)]
+    path = table(tmp_path / "labels.csv", "file,label", rows)
+    assert "no column of" in error_message(home, dir=photos, labels=path)
+    path = table(tmp_path / "few.csv", "file,label", [*rows, ROWS[0][:2]])
+    assert values(open_data(home, dir=photos, labels=path, side=8, on_bad_image=0.96)) == [0]
+    path = table(tmp_path / "right.csv", "file,label", [row[:2] for row in ROWS])
+    assert open_data(home, dir=photos, labels=path, side=8).classes == ("bright", "dark")
+
+
+@pytest.mark.parametrize("form", ["stem", "name", "folder"])
+def test_a_name_that_several_files_have_is_an_error_whose_remedies_work(form, home, tmp_path):
+    for copy in ("clean", "clean2"):
+        for name, label, _ in ROWS:
+            write(tmp_path / "all" / copy / label / f"{name}.png", plain(int(name)))
+    write(tmp_path / "all" / "clean" / "bright.png", plain(20))  # a class has the name of a file
+    written = {
+        "stem": lambda name, _: name,
+        "name": lambda name, _: f"{name}.png",
+        "folder": lambda name, label: f"{label}/{name}.png",
+    }[form]
+    rows = [(written(name, label), label) for name, label, _ in ROWS]
+    path = table(tmp_path / "labels.csv", "file,label", rows)
+    message = error_message(home, dir=tmp_path / "all", labels=path)
+    assert f"'{rows[0][0]}' in {path} could be clean/bright/000.png or clean2/bright/000.png (20 such rows)" in message
+    assert values(open_data(home, dir=tmp_path / "all" / "clean2", labels=path, side=8)) == list(range(20))
+    path = table(path, "file,label", [(f"clean2/{label}/{name}", label) for name, label, _ in ROWS])
+    assert values(open_data(home, dir=tmp_path / "all", labels=path, side=8)) == list(range(20))
 
 
 def test_rows_that_contradict_each_other_are_an_error(photos, home, tmp_path):
