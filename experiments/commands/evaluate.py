@@ -196,7 +196,7 @@ def evaluate(  # over 60 lines, because of its signature
         "finetune_seeds": protocol.finetune.seeds if finetune is not None else None,
         "dimensions": _dimensions(subject.model),
         "figures": _figures(report.table),
-        "warnings": report.warnings,
+        "warnings": [*terminal.warnings(), *report.warnings],
     }
     show(result, _describe, as_json=as_json)
     for warning in report.warnings:

@@ -47,7 +47,7 @@ class Terminal(Observer):
         self._elsewhere: set[str] = set()  # the names of runs that train elsewhere, with their places
         self._stopping = False
         self._alone = alone
-        self.noted = set(noted)
+        self.noted = dict.fromkeys(noted)
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -88,8 +88,12 @@ class Terminal(Observer):
 
     def note(self, text: str) -> None:
         if text not in self.noted:
-            self.noted.add(text)
+            self.noted[text] = None
             self.say(text)
+
+    def warnings(self) -> list[str]:
+        """The warnings among the notes, without that word."""
+        return [text.removeprefix("warning: ") for text in self.noted if text.startswith("warning: ")]
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)

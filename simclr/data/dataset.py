@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 import re
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections import deque
@@ -21,6 +20,7 @@ from PIL import ImageColor
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from simclr.data.check import find_fault
+from simclr.data.doubts import doubtful_labels
 from simclr.data.formats import as_files
 from simclr.data.images import Array, Decoding, Files, files_at, join_files, listed_files, too_many_skipped
 from simclr.data.layout import FOLDER_NAMES
@@ -34,7 +34,7 @@ from simclr.data.parts import (
     joined,
     told_by_labels,
 )
-from simclr.data.source import Source, fingerprint
+from simclr.data.source import UNLABELLED, Source, fingerprint
 from simclr.data.sources import DATASETS
 from simclr.data.store import ImageStore, open_store
 from simclr.data.wide import Range
@@ -253,8 +253,9 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     _check_skipped(store.skipped, len(store.labels), config, observer)
     if config.range != "auto" and store.range is None:
         observer.note("warning: data.range changes nothing, because no image has more than 8 bits")
-    if alike := _alike(store.classes):
-        observer.note(f"warning: {alike} are different classes: give a class one name if they are the same")
+    counts = np.bincount(store.labels[store.labels != UNLABELLED], minlength=len(store.classes)).tolist()
+    for sentence in doubtful_labels(dict(zip(map(printable, store.classes), counts, strict=True))):
+        observer.note(sentence)
     if fault := find_fault(store.measured, config.check == "error"):
         raise UserError(fault)
     parts, division, units = _divide(config, source, store, observer)
@@ -280,14 +281,6 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
         units,
         own_name(config),
     )
-
-
-def _alike(classes: Sequence[str]) -> str:
-    """The first classes whose names differ only in capitals, spaces at the ends or the form of accents, if any do."""
-    found: dict[str, list[str]] = {}
-    for name in classes:
-        found.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), []).append(f"'{printable(name)}'")
-    return next((" and ".join(names) for names in found.values() if len(names) > 1), "")
 
 
 def _check_skipped(skipped: Sequence[str], images: int, config: DataConfig, observer: Observer) -> None:

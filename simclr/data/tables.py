@@ -26,6 +26,9 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
+LEFT_OUT = (
+    "left out {:,} file{} that {} doesn't list, readable or not. To include one without a label, list it with none"
+)
 SAMPLE = 1000  # rows in which file names are looked for
 
 
@@ -92,10 +95,7 @@ def understand_table(
             f"--set data.label_column={groups[0]}"
         )
     if left_out := len(files.names) - int(rows["file"].isin(files.names).sum()):
-        notes.append(
-            f"left out {left_out:,} file{'s' * (left_out > 1)} that {labels.name} doesn't list, readable or not. To "
-            f"include an image that has no label, list it with an empty label"
-        )
+        notes.append(LEFT_OUT.format(left_out, "s" * (left_out > 1), labels.name))
     ordered = {
         split: sorted(zip(rows["file"][rows["split"] == split], numbers[split].tolist(), strict=True))
         for split in SPLIT_NAMES

@@ -256,6 +256,17 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(case: str, run: Run, traine
     assert_one_line(run(*(argument.replace("IMAGES", str(images)) for argument in arguments)), 2, message)
 
 
+def test_warnings_about_images_are_in_the_json_too(run: Run, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "two", tmp_path / "three")
+    shutil.copytree(
+        images / "one" / "a", tmp_path / "three" / "bb", ignore=lambda *_: [f"{i}.png" for i in range(2, 8)]
+    )
+    done = run("eval", "tiny-s0", "--knn", "--transfer", tmp_path / "three", "--set", "data.val_fraction=0.2", "--json")
+    warning = "1 of 3 classes has fewer than 5 images: 'bb' (2)"
+    assert any(text.startswith(warning) for text in json.loads(done.stdout)["warnings"])
+    assert done.stderr.count(f"warning: {warning}") == 1
+
+
 def test_with_few_images_k_is_capped_and_named(run: Run, trained: Store, images: Path) -> None:
     done = run("eval", "tiny-s0", "--knn", "--transfer", images / "two")
     assert done.exit_code == 0, done.output

@@ -173,6 +173,11 @@ LAYOUTS = {
         "2 classes from folder names: test_tube, train_st",
     ),
     "classes that differ in capitals": ("cat*6 Cat*6", {}, "warning: 'Cat' and 'cat' are different classes"),
+    "a misspelled class": (
+        "stripes*6 stripse*3 dots*7 tall*1",
+        {},
+        "warning: 2 of 4 classes have fewer than 5 images: 'stripse' (3, did you mean 'stripes'?), 'tall' (1). Add",
+    ),
     "one class in two forms of Unicode": (
         "train/caf\u00e9*6 train/dog*6 val/cafe\u0301*2",
         {},
