@@ -1,4 +1,4 @@
-"""`simclr eval` and `simclr compare`: accuracies and other figures of trained encoders."""
+"""`simclr eval` and `simclr compare`: accuracies and other metrics of trained encoders."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def evaluate(  # over 60 lines, because of its signature
         "protocol": protocol.version,
         "finetune_seeds": protocol.finetune.seeds if finetune is not None else None,
         "dimensions": _dimensions(subject.model),
-        "figures": _figures(report.table),
+        "results": _results(report.table),
         "warnings": [*terminal.warnings(), *report.warnings],
     }
     show(result, _describe, as_json=as_json)
@@ -202,7 +202,7 @@ def evaluate(  # over 60 lines, because of its signature
 def _snapshots(
     found: FoundEncoder, subject: Subject, store: Store, names: list[str], transfer: str | None
 ) -> dict[str, Any]:
-    """The figures of each snapshot of a run, accuracies in percent, and the files that are kept with the run."""
+    """The results of each snapshot of a run, accuracies in percent, and the files that are kept with the run."""
     from analysis.tables import as_shown
     from experiments.runs.snapshots import FILE, evaluate_snapshots
 
@@ -257,8 +257,8 @@ def _dimensions(model: Network) -> dict[str, int]:
     return {"h": model.features, **({"z": model.z_width} if len(model.head) else {})}
 
 
-def _figures(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table of figures, with accuracies in percent."""
+def _results(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table of results, with accuracies in percent."""
     from analysis.tables import as_shown
 
     texts = ("metric", "protocol")
@@ -269,7 +269,7 @@ def _figures(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _describe(result: dict[str, Any]) -> str:
-    """What was evaluated, and a table of the figures."""
+    """What was evaluated, and a table of the results."""
     from analysis.label_free import explain
     from analysis.tables import is_choice
     from analysis.text import paragraph, text_table
@@ -278,10 +278,10 @@ def _describe(result: dict[str, Any]) -> str:
     images = ", ".join(
         f"{count} {'without labels' if part == 'pretrain' else part}" for part, count in data["images"].items()
     )
-    known = [key for key in ("start", "stock") if not all(isnan(row[key]) for row in result["figures"])]
+    known = [key for key in ("start", "stock") if not all(isnan(row[key]) for row in result["results"])]
     columns = ["untrained", *known, "pixels", "chance"]
     rows = []
-    for row in (row for row in result["figures"] if not is_choice(row["metric"])):  # --json has all
+    for row in (row for row in result["results"] if not is_choice(row["metric"])):  # --json has all
         interval = "" if isnan(row["low"]) else f"{row['low']:.1f} to {row['high']:.1f}"
         others = [_format_number(row, column) for column in columns]
         rows.append([row["metric"], _format_number(row, "trained"), interval, *others, row["protocol"]])
@@ -292,7 +292,7 @@ def _describe(result: dict[str, Any]) -> str:
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}{scaled}"
     )
-    texts = [*explain(result["figures"], result["dimensions"]), title, _legend(result)]
+    texts = [*explain(result["results"], result["dimensions"]), title, _legend(result)]
     header = ["", "trained", "95% interval", *columns, "protocol"]
     return "\n".join([*map(paragraph, texts), text_table(header, rows)])
 
@@ -301,7 +301,7 @@ def _legend(result: dict[str, Any]) -> str:
     """What the names in the table mean, where they don't say it."""
     from analysis.findings import count
 
-    metrics = [row["metric"] for row in result["figures"]]
+    metrics = [row["metric"] for row in result["results"]]
     parts = ["Compare values only if they have the same protocol: the same images, split, layer and settings."]
     images = result["data"]["images"]
     if result["on"] == "test" and any(metric.startswith(("knn", "linear_top")) for metric in metrics):
@@ -311,9 +311,9 @@ def _legend(result: dict[str, Any]) -> str:
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:
         parts.append("contrastive_own and softmax_entropy use similarities as the training loss does.")
-    if any(not isnan(row["stock"]) for row in result["figures"]):
+    if any(not isnan(row["stock"]) for row in result["results"]):
         parts.append("stock is the encoder that --stock names, on the same images (--json has its intervals).")
-    if any(not isnan(row["pixels"]) for row in result["figures"]):
+    if any(not isnan(row["pixels"]) for row in result["results"]):
         parts.append("pixels is kNN on the raw pixels.")
     return " ".join(parts)
 
@@ -344,7 +344,7 @@ def compare(
     """Compare evaluated runs, or the cells of a study.
 
     For runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test for each pair. For
-    a study, shows the table of its cells. With --format csv, all figures are plain numbers, and tests are left out.
+    a study, shows the table of its cells. With --format csv, all results are plain numbers, and tests are left out.
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
@@ -374,15 +374,15 @@ def compare(
 
 
 def _compared(run: dict[str, Any]) -> dict[str, Any]:
-    """A run with its settings and figures, accuracies in percent."""
+    """A run with its settings and results, accuracies in percent."""
     from analysis.tables import as_shown
 
-    figures = []
+    results = []
     for metric, value in run["metrics"].items():
         low, high = run["intervals"].get(metric, (nan, nan))
         shown = {key: as_shown(metric, each) for key, each in {"value": value, "low": low, "high": high}.items()}
-        figures.append({"metric": metric, **shown, "protocol": run["protocols"][metric]})
-    return {"run": run["name"], "id": run["id"], "settings": run["config"], "figures": figures}
+        results.append({"metric": metric, **shown, "protocol": run["protocols"][metric]})
+    return {"run": run["name"], "id": run["id"], "settings": run["config"], "results": results}
 
 
 def _tables(result: Comparison, form: str) -> str:

@@ -70,7 +70,7 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     assert metrics["eval/linear_top1"] > kept["chance"] + 0.1
     assert run("eval", "tiny-s0").stdout == done.stdout
     result = json.loads(run("eval", "tiny-s0", "--json").stdout)
-    (figures,) = (row for row in result["figures"] if row["metric"] == "linear_top1")
+    (figures,) = (row for row in result["results"] if row["metric"] == "linear_top1")
     assert figures["trained"] == pytest.approx(100 * metrics["eval/linear_top1"])
     assert figures["pixels"] == pytest.approx(100 * kept["pixels"])
     assert (result["run"], result["id"], figures["protocol"]) == ("tiny-s0", record.id, protocol)
@@ -166,7 +166,7 @@ def test_compare_tests_an_evaluated_file_against_a_run(run: Run, exported: Path)
     assert pd.read_csv(io.StringIO(done.stdout))["kNN top-1"].dtype == float
     compared = json.loads(run("compare", of_file, "tiny-s0", "--json").stdout)
     assert [each["run"] for each in compared["runs"]] == [of_file, "tiny-s0"]
-    (first, second) = ({row["metric"]: row["value"] for row in each["figures"]} for each in compared["runs"])
+    (first, second) = ({row["metric"]: row["value"] for row in each["results"]} for each in compared["runs"])
     assert first["knn_top1"] == second["knn_top1"] > 1
     assert compared["tests"][0]["only A right"] == 0
 
@@ -324,7 +324,7 @@ def test_means_over_draws_and_queries_have_intervals_and_chance_of_their_own(run
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["features"] == "standardised"
-    rows = {row["metric"]: row for row in result["figures"]}
+    rows = {row["metric"]: row for row in result["results"]}
     for metric in ("few_shot_5_top1", "retrieval_map"):
         row = rows[metric]
         assert row["chance"] < row["low"] < row["trained"] < row["high"] < 100

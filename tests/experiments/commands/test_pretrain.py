@@ -62,7 +62,7 @@ def test_a_run_starts_from_another_which_is_a_baseline_of_its_evaluation(run: Ru
     assert record.tags["start"] == "tiny-s0"
     assert record.params["init"].startswith(f"{trained.find('tiny-s0').artifact('model.safetensors')}@")
     own, onward = (
-        {row["metric"]: row for row in json.loads(run("eval", name, "--knn", "--json").stdout)["figures"]}
+        {row["metric"]: row for row in json.loads(run("eval", name, "--knn", "--json").stdout)["results"]}
         for name in ("tiny-s0", record.name)
     )
     assert onward["knn_top1"]["start"] == own["knn_top1"]["trained"]
