@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -239,7 +240,7 @@ def neighbours(  # over 60 lines, because of its signature
     """
     from experiments.runs.encoders import find_encoder, open_subject
     from experiments.runs.pictures import keep
-    from experiments.runs.similar import bank_in, bank_of, read_queries, search, write_found
+    from experiments.runs.similar import bank_in, bank_of, below_folder, read_queries, search, write_found
     from simclr.data.dataset import decoding_of
     from simclr.evaluate.evaluations import check
     from simclr.evaluate.protocol import make_protocol
@@ -281,17 +282,23 @@ def neighbours(  # over 60 lines, because of its signature
             bank = bank_of(subject, "pretrain" if among is None else None)
         results = search(bank, images, count)
         write_found(results, bank, out, found.config.run_name())
-    matches = [{"query": query, "similar": [each._asdict() for each in similar]} for query, similar in results]
-    show({"matches": matches, "files": [out]}, _describe_matches, as_json=as_json)
+    matches = [
+        {
+            "query": query,
+            "similar": [{"file": file, "similarity": round(near, 6), "class": name} for file, near, name in similar],
+        }
+        for query, similar in below_folder(results, bank.root)
+    ]
+    show({"folder": bank.root or None, "matches": matches, "files": [out]}, _describe_matches, as_json=as_json)
     keep({f"neighbours{out.suffix}": out}, found, store)
 
 
 def _describe_matches(result: dict[str, Any]) -> str:
     """The images that are similar to each query, and the file that shows them."""
-    lines = []
+    lines, folder = [], result["folder"] or ""
     for match in result["matches"]:
-        lines.append(match["query"])
+        lines.append(os.path.join(folder, match["query"]))
         for each in match["similar"]:
-            label = f"  ({each['label']})" if each["label"] else ""
-            lines.append(f"  {each['similarity']:.4f}  {each['file']}{label}")
+            label = f"  ({each['class']})" if each["class"] else ""
+            lines.append(f"  {each['similarity']:.4f}  {os.path.join(folder, each['file'])}{label}")
     return "\n".join([*map(printable, lines), describe_files(result)])

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from analysis.explorer import Column, Size, explorer_page, thumbnail_side
+from analysis.matches import below
 from analysis.tables import is_classification, metric_label, write_csv
 from analysis.tsne import large_map
 from experiments.runs.encoders import UNKNOWN_DATA, FoundEncoder
@@ -97,6 +98,7 @@ def explore(
         *(f"{column.name}: {column.about}." for column in columns if column.about),
     ]
     shown = files._replace(names=[files.names[row] for row in layout.rows.tolist()])
+    pictures = _thumbnails(subject, shown, layout.rows)
     page = explorer_page(
         f"{data.title}, seen by {run}",
         list(map(printable, notes)),
@@ -105,27 +107,38 @@ def explore(
         layout.points,
         layout.near,
         layout.similarities,
-        _thumbnails(subject, shown, layout.rows),
+        pictures,
         _sizes(subject, shown),
     )
     with written_whole(out) as scratch, written_whole(out.with_suffix(".csv")) as table:
         scratch.write_text(page, "utf-8")
-        write_csv(_table(np.array(shown.names), columns, layout), table)
+        names = np.array([below(data.source.folder if data.source else "", name) for name in shown.names])
+        write_csv(_table(names, columns, layout, pictures), table)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
 
 
-def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout) -> pd.DataFrame:
+def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictures: NDArray[np.uint8]) -> pd.DataFrame:
     """What each image is, in the order of the data set, and how similar (in [-1, 1]) the nearest ones on the page are.
 
-    A high similarity to the nearest one is that of a possible copy, and a low mean that of an outlier.
+    A high similarity to the nearest one and a low difference to its pixels are those of a possible copy, and a low mean
+    similarity is that of an outlier.
     """
     values = {column.name: np.array([*column.categories, ""])[column.codes] for column in columns}  # -1 is the last
     nearest_ones = {
         "nearest": names[layout.near[:, 0]],
         "similarity": layout.similarities[:, 0],
+        "pixel difference": _pixel_differences(pictures, layout.near[:, 0]),
         f"mean similarity, {layout.near.shape[1]} nearest": layout.similarities.mean(1),
     }
     return pd.DataFrame({"file": names} | values | nearest_ones).iloc[layout.rows.argsort()]
+
+
+def _pixel_differences(pictures: NDArray[np.uint8], others: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How much each picture differs from another one, from 0 to 255: the mean over 8 x 8 pixels, as on the page."""
+    inner = pictures[:, 1:-1, 1:-1]
+    tiny = np.stack([np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX)) for each in inner])
+    differences: NDArray[np.float64] = np.abs(tiny.astype(np.int16) - tiny[others]).mean((1, 2, 3))
+    return differences.round(4)
 
 
 def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:

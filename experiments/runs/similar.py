@@ -167,7 +167,7 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> 
     """
     if out.suffix == ".csv":
         with written_whole(out) as scratch:
-            write_csv(_table(found, bank.root), scratch)
+            write_csv(_table(below_folder(found, bank.root)), scratch)
         return
     queries = _pictures([query for query, _ in found], read_file, bank.decoding)
     pictures = _pictures([each.file for _, similar in found for each in similar], bank.files.read, bank.decoding)
@@ -187,16 +187,18 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> 
             plots.neighbours(shown, scratch)
 
 
-def _table(found: Sequence[Found], root: str) -> pd.DataFrame:
-    """One row for each similar image, whose rank is 1 for the nearest. Names below the folder `root` are without it."""
+def below_folder(found: Sequence[Found], root: str) -> list[Found]:
+    """What was found, with the names of files in the folder `root` as those below it."""
+    return [
+        Found(below(root, query), [each._replace(file=below(root, each.file)) for each in similar])
+        for query, similar in found
+    ]
+
+
+def _table(found: Sequence[Found]) -> pd.DataFrame:
+    """One row for each similar image, whose rank is 1 for the nearest."""
     rows = [
-        (
-            printable(below(root, query)),
-            rank,
-            printable(below(root, each.file)),
-            round(each.similarity, 6),
-            each.label,
-        )
+        (printable(query), rank, printable(each.file), round(each.similarity, 6), each.label)
         for query, similar in found
         for rank, each in enumerate(similar, 1)
     ]

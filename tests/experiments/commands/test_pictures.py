@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -50,6 +51,11 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
     lines = done.stdout.splitlines()
     found = lines[lines.index(str(images / "flat/3.png")) + 1 : -1]
     assert found == [f"  {row.similarity:.4f}  {images / 'flat' / row.file}" for row in table.itertuples()]
+    result = json.loads(run(*search, "--json").stdout)
+    (match,) = result["matches"]
+    assert (result["folder"], match["query"]) == (str(images / "flat"), "3.png")
+    rows = zip(table["file"], table["similarity"], strict=True)
+    assert match["similar"] == [{"file": file, "similarity": near, "class": None} for file, near in rows]
     assert run("embed", "tiny-s0", images / "flat").exit_code == 0
     features = [*search[:-1], "features.parquet", "--out", "again.csv"]
     for option in (["--on-bad-image", "skip"], ["--recheck"], ["--layer", "z"]):
