@@ -56,11 +56,7 @@ def evaluate(  # over 60 lines, because of its signature
         ),
     ] = None,
     keep: Annotated[
-        bool,
-        typer.Option(
-            "--keep",
-            help="Keep the network that --finetune trains with its first seed, as a teacher for --method distill.",
-        ),
+        bool, typer.Option("--keep", help="Keep the network of --finetune's first seed, for --method distill.")
     ] = False,
     few_shot: Annotated[
         bool, typer.Option("--few-shot", help="Classify with 1, 5 and 10 labelled images per class, drawn 100 times.")
