@@ -9,7 +9,7 @@ one row per parameter, the most important first: parameter (its column in the ta
 from __future__ import annotations
 
 import math
-import textwrap
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -22,13 +22,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
+from analysis.statistics import accuracy_interval
 from analysis.style import (
     COLORS,
     FAINT,
@@ -45,47 +45,91 @@ from analysis.style import (
 LABELS = {"accuracy": "accuracy on validation (%)", "time": "training time (s)"}
 SCALES = {"accuracy": 100.0}  # from the table to the figures
 CAPTIONS = {
-    "history": "Accuracy of each trial, and the best so far",
-    "importance": "How much each parameter matters for the accuracy",
-    "slice": "Accuracy against the most important parameters. Later trials are lighter",
-    "parallel-coordinates": "Each line is a trial. The best are the lightest",
-    "contour": "Accuracy over each two of the most important parameters. Dots are trials",
-    "pareto-front": "Accuracy against training time. No trial is better than those on the line in both",
+    "history": "Accuracy of each trial, and the best so far.",
+    "importance": "How much each parameter matters for the accuracy.",
+    "slice": "Accuracy against the most important parameters. Later trials are lighter.",
+    "parallel-coordinates": "Each line is a trial: the stronger its colour, the higher its accuracy.",
+    "contour": "Accuracy over each two of the most important parameters. Dots are trials.",
+    "pareto-front": "Accuracy against training time. No trial is better than those on the line in both.",
 }
 FEWEST = 10  # completed trials from which on figures say which parameters are important
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
 # Its ends would disappear, one on white and the other in dark mode.
 COLOR_MAP = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.95, 256)))
 EDGE: dict[str, Any] = {"edgecolor": FAINT, "linewidth": 0.6}
-OUTLINE = [withStroke(linewidth=2, foreground="white")]
+NARROW = 18  # characters of a name beside or below one of several panels
+ABSENT = -0.3  # where lines pass a parameter that their trial doesn't have, on an axis from 0 to 1
+TICK: dict[str, Any] = {"fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}, "zorder": 3}
+
+
+class Picture(NamedTuple):
+    """A figure with its caption, and the function that draws it to a file."""
+
+    caption: str
+    draw: Callable[[Path], None]
 
 
 def pictures(
-    trials: pd.DataFrame, parameters: pd.DataFrame, objectives: Sequence[str]
-) -> dict[str, Callable[[Path], None]]:
-    """The figures that the completed trials allow: for each name a function that draws it to a file.
+    trials: pd.DataFrame,
+    parameters: pd.DataFrame,
+    objectives: Sequence[str],
+    *,
+    start: float = math.nan,
+    images: int | None = None,
+    varied: int | None = None,
+) -> dict[str, Picture]:
+    """The figures that the completed trials allow, by name.
 
     There are none for fewer than two completed trials, those that are about the most important parameters need FEWEST,
-    a contour needs two parameters, and a Pareto front two objectives.
+    a contour needs two parameters, and a Pareto front two objectives. `start` is the first objective of the config that
+    the search started from (nan: unknown), `images` the number of images that accuracies are about, and `varied` the
+    number of settings that the trials vary.
     """
     completed = trials.dropna(subset=list(objectives)).sort_values("trial")
     if len(completed) < 2:
         return {}
     completed = completed.astype({"trial": int} | dict.fromkeys(objectives, float))
     completed = completed.assign(**{name: completed[name] * SCALES.get(name, 1.0) for name in objectives})
-    first = objectives[0]
+    first, enough = objectives[0], len(completed) >= FEWEST
     dimensions = [_dimension(completed, row) for _, row in parameters.head(SHOWN_PARAMETERS).iterrows()]
-    drawn: dict[str, Callable[[Path], None]] = {"history": partial(history, completed, first)}
+    drawn: dict[str, Callable[[Path], None]] = {
+        "history": partial(history, completed, first, start * SCALES.get(first, 1.0))
+    }
     if dimensions:
         drawn["parallel-coordinates"] = partial(parallel_coordinates, completed, dimensions, first)
-    if dimensions and len(completed) >= FEWEST:
-        drawn["importance"] = partial(importance, parameters, first)
+    if dimensions and enough:
+        drawn["importance"] = partial(importance, parameters)
         drawn["slice"] = partial(slices, completed, dimensions, first)
-    if len(dimensions) > 1 and len(completed) >= FEWEST:
+    if len(dimensions) > 1 and enough:
         drawn["contour"] = partial(contours, completed, dimensions, first)
     if len(objectives) > 1:
         drawn["pareto-front"] = partial(pareto_front, completed, first, objectives[1])
-    return drawn
+    more = {
+        "history": _by_chance(completed[first].max() / SCALES.get(first, 1.0), images) if first in SCALES else "",
+        "parallel-coordinates": _what_is_shown(completed, dimensions, first, varied or len(parameters), enough=enough),
+    }
+    return {name: Picture(f"{CAPTIONS[name]} {more.get(name, '')}".strip(), draw) for name, draw in drawn.items()}
+
+
+def _by_chance(accuracy: float, images: int | None) -> str:
+    """How much an accuracy on some images varies by chance."""
+    if images is None:
+        return ""
+    low, high = accuracy_interval(accuracy * images, images)
+    return (
+        f"On {images:,} validation images, a single accuracy varies by about ±{50 * (high - low):.1f} points by chance "
+        f"(95 %, binomial), so smaller differences say little."
+    )
+
+
+def _what_is_shown(
+    trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str, varied: int, *, enough: bool
+) -> str:
+    """Which line is the best trial, and which of the settings that vary have an axis."""
+    best = f"The thick one is trial {trials['trial'].iloc[trials[objective].to_numpy().argmax()]}, the best."
+    if len(dimensions) >= varied:
+        return best
+    return f"{best} Shown are {len(dimensions)} of {varied} settings that vary{', the most important' * enough}."
 
 
 class Dimension(NamedTuple):
@@ -109,32 +153,47 @@ def _dimension(trials: pd.DataFrame, parameter: pd.Series[Any]) -> Dimension:
     return Dimension(name, positions, ticks, [shorten(label, 14) for label in labels])
 
 
-def _range_dimension(name: str, values: pd.Series[Any], log: bool = False) -> Dimension:
-    """Numbers scaled to [0, 1], on a logarithmic scale if `log`."""
+def _in_short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _value(objective: str, value: float) -> str:
+    """A value of an objective, with as many digits as in the table of trials."""
+    return f"{value:.1f}" if objective in SCALES else _in_short(value)
+
+
+def _range_dimension(
+    name: str, values: pd.Series[Any], log: bool = False, show: Callable[[float], str] = _in_short
+) -> Dimension:
+    """Numbers scaled to [0, 1], on a logarithmic scale if `log`, with texts by `show`."""
     numbers = pd.to_numeric(values).to_numpy(float)
     scaled = np.log(numbers) if log else numbers
     low, high = float(np.nanmin(scaled)), float(np.nanmax(scaled))
     ticks = [0.0, 0.5, 1.0] if low < high else [0.5]
     middle = np.linspace(low, high, 3) if low < high else np.array([low])
-    labels = [f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}" for value in (np.exp(middle) if log else middle)]
+    labels = [show(value) for value in (np.exp(middle) if log else middle)]
     positions = (scaled - low) / (high - low) if low < high else np.where(np.isnan(scaled), math.nan, 0.5)
     return Dimension(name, positions, ticks, labels)
 
 
-def history(trials: pd.DataFrame, objective: str, path: Path) -> None:
-    """Draw the objective of each trial, and the best so far."""
+def history(trials: pd.DataFrame, objective: str, start: float, path: Path) -> None:
+    """Draw the objective of each trial, the best so far, and that of the start as a line, unless it is nan."""
     figure, axes = new_figure(WIDTH, 3.3)
     best = trials[objective].cummax()
     axes.scatter(trials["trial"], trials[objective], 24, color=COLORS[0])
     axes.step(trials["trial"], best, where="post", color=COLORS[1])
+    ends = [(trials["trial"].iloc[-1], best.iloc[-1], f"best so far\n{_value(objective, best.iloc[-1])}", COLORS[1])]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=_label(objective))
     axes.margins(x=0.03, y=0.1)
-    label_ends(axes, [(trials["trial"].iloc[-1], best.iloc[-1], f"best so far\n{best.iloc[-1]:.4g}", COLORS[1])])
+    if not math.isnan(start):
+        axes.axhline(start, color=MUTED, linestyle="--", linewidth=1)
+        ends.append((axes.get_xlim()[1], start, f"your config\n{_value(objective, start)}", MUTED))
+    label_ends(axes, ends)
     save(figure, path)
 
 
-def importance(parameters: pd.DataFrame, objective: str, path: Path) -> None:
+def importance(parameters: pd.DataFrame, path: Path) -> None:
     """Draw the importance of each parameter as a bar, the most important at the top."""
     figure, axes = new_figure(WIDTH, 1 + 0.27 * len(parameters))
     axes.grid(visible=False)
@@ -145,7 +204,7 @@ def importance(parameters: pd.DataFrame, objective: str, path: Path) -> None:
     axes.tick_params("y", length=0)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set(xlabel=f"importance for the {LABELS.get(objective, objective).partition(' (')[0]}")
+    axes.set(xlabel="importance")
     save(figure, path)
 
 
@@ -171,7 +230,7 @@ def slices(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str
 def contours(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str, path: Path) -> None:
     """Draw the objective over each pair of parameters: trials as dots, and a surface interpolated between them."""
     side = len(dimensions) - 1
-    figure = Figure(figsize=(1.8 + 1.8 * side, 1 + 1.8 * side), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.4 + 1.2 * side), layout="constrained")
     grid = figure.subplots(side, side, squeeze=False)
     values = trials[objective].to_numpy()
     norm = Normalize(values.min(), values.max())
@@ -182,12 +241,12 @@ def contours(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: s
         _draw_surface(axes, np.column_stack([x.positions, y.positions]), values, norm)
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[], yticks=[])
         if row == side:
-            _label_x(axes, x)
+            _label_x(axes, x, NARROW)
         if column == 0:
-            axes.set_yticks(y.ticks, y.labels, fontsize=7)
-            axes.set_ylabel(shorten(y.name, 30), fontsize=8)
+            axes.set_yticks(y.ticks, y.labels, fontsize=8)
+            axes.set_ylabel(_wrapped(y.name, NARROW), fontsize=8)
     panels = list(grid[np.tril_indices(side)])
-    figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, label=_label(objective))
+    figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, label=_label(objective), location="top", aspect=40)
     save(figure, path)
 
 
@@ -195,7 +254,7 @@ def _draw_surface(axes: Axes, points: NDArray[np.float64], values: NDArray[np.fl
     """Draw values (N) at points (N x 2, nan if unknown), over a smooth surface through them."""
     known = ~np.isnan(points).any(axis=1)
     if not known.any():
-        axes.text(0.5, 0.5, "no trial has both", ha="center", va="center", fontsize=8, color=MUTED)
+        axes.text(0.5, 0.5, "no trial\nhas both", ha="center", va="center", fontsize=8, color=MUTED)
         return
     points, values = points[known], values[known]
     if norm.vmin != norm.vmax:
@@ -218,28 +277,34 @@ def _interpolate(
 
 
 def parallel_coordinates(trials: pd.DataFrame, dimensions: Sequence[Dimension], objective: str, path: Path) -> None:
-    """Draw each trial as a line through its objective and parameters. A trial without a parameter passes below it."""
-    axis_list = [_range_dimension(_label(objective), trials[objective]), *dimensions]
-    missing = -0.15
-    positions = np.column_stack([dimension.positions for dimension in axis_list])
-    figure, axes = new_figure(1.2 + 1.3 * len(axis_list), 4.2)
+    """Draw each trial as a line from its objective, at the top, down through its parameters.
+
+    A line passes a parameter that its trial doesn't have on the left.
+    """
+    show = partial(_value, objective)
+    rows = [_range_dimension(_label(objective), trials[objective], show=show), *dimensions]
+    positions = np.nan_to_num(np.column_stack([row.positions for row in rows]), nan=ABSENT)
+    figure, axes = new_figure(WIDTH, 0.4 + 0.72 * len(rows))
     axes.grid(visible=False)
-    order = np.argsort(trials[objective].to_numpy())  # the best trials are drawn last, above the others
-    lines = [np.column_stack([np.arange(len(axis_list)), row]) for row in np.nan_to_num(positions, nan=missing)[order]]
-    collection = LineCollection(lines, cmap=COLOR_MAP, alpha=0.8)
-    collection.set_array(trials[objective].to_numpy()[order])
-    axes.add_collection(collection)
-    for x, dimension in enumerate(axis_list):
-        axes.axvline(x, color=FAINT, linewidth=1, zorder=0)
-        ticks = list(zip(dimension.ticks, dimension.labels, strict=True))
-        if np.isnan(dimension.positions).any():
-            ticks.append((missing, "none"))
-        for y, label in ticks:
-            axes.text(x - 0.03, y, label, ha="right", va="center", fontsize=7, path_effects=OUTLINE)
-    axes.set(xlim=(-0.5, len(axis_list) - 0.8), ylim=(missing - 0.05, 1.05), yticks=[])
-    axes.set_xticks(range(len(axis_list)), [_wrapped(dimension.name) for dimension in axis_list], fontsize=8)
+    order = np.argsort(positions[:, 0], kind="stable")  # the best trials are drawn last, above the others
+    best = int(trials[objective].to_numpy().argmax())
+    y = np.arange(len(rows))
+    lines = [np.column_stack([positions[index], y]) for index in order if index != best]
+    colors = [to_rgba(COLORS[0], 0.15 + 0.75 * positions[index, 0]) for index in order if index != best]
+    axes.add_collection(LineCollection(lines, colors=colors, linewidths=1.2))
+    axes.plot(positions[best], y, color=COLORS[1], linewidth=2.8)
+    for place, row in enumerate(rows):
+        axes.plot([0, 1], [place, place], color=FAINT, linewidth=1, zorder=0)
+        ticks = list(zip(row.ticks, row.labels, strict=True))
+        if np.isnan(row.positions).any():
+            ticks.append((ABSENT, "none"))
+        for x, label in ticks:
+            axes.annotate(label, (x, place), (0, -4), textcoords="offset points", ha="center", va="top", **TICK)
+    left = ABSENT if (positions == ABSENT).any() else 0
+    axes.set(xlim=(left - 0.12, 1.12), ylim=(len(rows) - 0.5, -0.15), xticks=[])
+    axes.set_yticks(y, [_wrapped(row.name) for row in rows])
+    axes.tick_params("y", length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(collection, label=_label(objective), shrink=0.8)
     save(figure, path)
 
 
@@ -263,10 +328,17 @@ def _label(objective: str) -> str:
     return LABELS.get(objective, escape_dollars(objective))
 
 
-def _label_x(axes: Axes, dimension: Dimension) -> None:
-    axes.set_xticks(dimension.ticks, dimension.labels, fontsize=7, rotation=45, ha="right")
-    axes.set_xlabel(_wrapped(dimension.name), fontsize=8)
+def _label_x(axes: Axes, dimension: Dimension, width: int = 22) -> None:
+    axes.set_xticks(dimension.ticks, dimension.labels, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel(_wrapped(dimension.name, width), fontsize=8)
 
 
-def _wrapped(name: str) -> str:
-    return textwrap.fill(shorten(name, 40), 24)
+def _wrapped(name: str, width: int = 22) -> str:
+    """A name in lines of about this many characters. They end at a space or, in longer words, after a dot."""
+    words = [re.split(r"(?<=\.)", word) if len(word) > width else [word] for word in shorten(name, 44).split(" ")]
+    lines = [""]
+    for word in words:
+        for place, part in enumerate(word):
+            joined = lines[-1] + (" " if lines[-1] and not place else "") + part
+            lines[-1:] = [joined] if not lines[-1] or len(joined) <= width else [lines[-1], part]
+    return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from analysis.findings import of_search
 from analysis.page import Section, page
 from analysis.tables import FORMATS, MISSING, format_value, signed, with_interval, write_csv
 from analysis.text import to_json
-from analysis.trials import CAPTIONS, pictures
+from analysis.trials import pictures
 from experiments.configs.resolve import short_name
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.search.saved import saved_study
@@ -31,6 +31,10 @@ CHOSEN = {  # its columns of accuracies, and how they are called in what people 
     "test": "fresh seeds: test (%)",
 }
 COLUMNS = ["Trial", "Accuracy on validation (%)", "Training (s)", "Settings"]  # columns of the page's first table
+EXACT = (
+    f"Names of settings are shortened, and their values rounded. The best config, below and in {BEST}, has both in "
+    "full, and so does the table of all trials."
+)
 SHOWN = 15  # trials of the page's first table
 FACTS = ("trial", "state", "accuracy", "time", "rejected", "error", "seconds", "run")  # the others are settings
 
@@ -50,10 +54,15 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     with report_folder(search, store, out) as folder:
         write_csv(trials, folder / "trials.csv")
         start = float(search.tags.get(START, nan))  # earlier versions did not record it
-        drawn = [
-            figure(folder, name, CAPTIONS[name], draw)
-            for name, draw in pictures(whole, parameter_table(study), objectives).items()
-        ]
+        found = pictures(
+            whole,
+            parameter_table(study),
+            objectives,
+            start=start,
+            images=_images(search),
+            varied=len(_settings(trials)),
+        )
+        drawn = [figure(folder, name, picture.caption, picture.draw) for name, picture in found.items()]
         text = _page(search, trials, drawn, start, outcome(study, start))
         (folder / PAGE).write_text(text, encoding="utf-8")
     last = [where(search, store)]
@@ -67,6 +76,8 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
 def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start: float, ended: Sequence[str]) -> str:
     store, selection = search.store, _selection(search)
     sections = [Section("", "table", _best(trials, start, store))]
+    if search.find_artifact(BEST) is not None:
+        sections.append(Section("", "text", EXACT))
     if selection is not None:
         sections.append(Section("The best trials with fresh seeds: linear accuracy", "table", shown(selection)))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
@@ -83,9 +94,19 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
 
 def finding(search: Record, trials: pd.DataFrame) -> list[str]:
     """What a search found, in sentences. `trials` is its table of trials."""
-    images = search.tags.get(IMAGES)  # earlier versions recorded neither this nor the start
-    start = float(search.tags.get(START, nan))
-    return of_search(trials, start, _selection(search), int(images) if images else None)
+    start = float(search.tags.get(START, nan))  # earlier versions recorded neither this nor the number of images
+    return of_search(trials, start, _selection(search), _images(search))
+
+
+def _images(search: Record) -> int | None:
+    """How many images the accuracies of a search are about, if it is known."""
+    images = search.tags.get(IMAGES)
+    return int(images) if images else None
+
+
+def _settings(trials: pd.DataFrame) -> list[str]:
+    """The columns of a table of trials that are settings."""
+    return [name for name in map(str, trials) if name not in FACTS]
 
 
 def _selection(search: Record) -> pd.DataFrame | None:
@@ -114,7 +135,7 @@ def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
     """The start (unless its accuracy is nan) and the best trials: accuracy in percent, training time, and settings."""
     done = trials.dropna(subset=["accuracy"])
     done = done.iloc[done["accuracy"].astype(float).argsort(kind="stable")[::-1]].head(SHOWN)
-    settings = [name for name in map(str, trials) if name not in FACTS]
+    settings = _settings(trials)
     records = {record.id: record for record in store.records()}
     rows: list[dict[str, object]] = []
     if not isnan(start):
@@ -124,11 +145,11 @@ def _best(trials: pd.DataFrame, start: float, store: Store) -> pd.DataFrame:
         changes = {name: row[name] for name in settings if format_value(row[name]) != MISSING}
         trial = str(row["trial"]) if run is None else link(run, str(row["trial"]))
         seconds = None if row["seconds"] is None else f"{row['seconds']:.0f}"
-        values = [trial, f"{100 * row['accuracy']:.1f}", seconds, settings_text(changes)]
+        values = [trial, f"{100 * row['accuracy']:.1f}", seconds, settings_text(changes, short_name)]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
-def settings_text(changes: Mapping[str, object]) -> str:
-    """The settings of a trial in one line."""
-    return ", ".join(f"{short_name(name)}\u00a0=\u00a0{in_short(value)}" for name, value in changes.items())
+def settings_text(changes: Mapping[str, object], name: Callable[[str], str] = str) -> str:
+    """The settings of a trial in one line, with rounded numbers: as --set takes them, unless `name` shortens names."""
+    return ", ".join(f"{name(path)}={in_short(value).replace(', ', ',')}" for path, value in changes.items())

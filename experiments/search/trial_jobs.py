@@ -22,6 +22,7 @@ from simclr.evaluate.protocol import Protocol
 from simclr.progress import SILENT, Observer
 
 VALIDATION = "val/linear_top1"  # the metric that a search maximizes, logged to the run of each trial
+ACCURACY_DIGITS = 6  # the others are noise of 32-bit numbers, which can change how a figure is rounded
 PROBE = Linear(l2_values=9)  # the paper has 45 L2 values; a comparison of encoders doesn't need all of them
 
 
@@ -80,10 +81,10 @@ def training_seconds(record: Record, batch_size: int) -> float:
 def validation_accuracy(record: Record, data: Dataset, device: torch.device, observer: Observer = SILENT) -> float:
     """Accuracy on validation of a linear classifier on the encoder, at the best L2 value. It is logged to the run."""
     if VALIDATION in record.metrics:
-        return record.metrics[VALIDATION]
+        return round(record.metrics[VALIDATION], ACCURACY_DIGITS)  # earlier versions logged all digits
     subject = load_subject(encoder_of(record), data, Protocol(), device, observer)
     with devices.memory_errors("trials are evaluated on the device that trains them: use --device cpu"):
-        accuracy = PROBE.validation_accuracy(subject)
+        accuracy = round(PROBE.validation_accuracy(subject), ACCURACY_DIGITS)
     tracker = Tracker(record.store, record.id)
     tracker.log({VALIDATION: accuracy})
     tracker.flush()

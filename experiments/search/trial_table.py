@@ -14,10 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.findings import count
 from experiments.search.space import start_trial
-from experiments.search.trial_jobs import PROBE
+from experiments.search.trial_jobs import ACCURACY_DIGITS, PROBE
 from experiments.search.trials import COST, DRAWN, ERROR, MEMORY, REJECTED, RUN, SECONDS, SETTINGS, WALL
 
-ACCURACY_DIGITS = 6  # the others are noise of 32-bit numbers
 MEASURED_BY = (
     f"accuracies are those of a linear classifier, with the best of {PROBE.l2_values} L2 penalties on the same "
     "validation images. `simclr eval --on val` chooses the penalty on training images, so its accuracies differ"
@@ -43,7 +42,7 @@ def trial_table(study: optuna.Study, objectives: list[str]) -> pd.DataFrame:
         values = trial.values if trial.state is TrialState.COMPLETE else [None] * len(objectives)
         row |= dict(zip(objectives, values, strict=True))
         if (accuracy := row.get("accuracy")) is not None:
-            row["accuracy"] = round(accuracy, ACCURACY_DIGITS)
+            row["accuracy"] = round(accuracy, ACCURACY_DIGITS)  # earlier versions recorded all digits
         row |= {"rejected": attributes.get(REJECTED), "error": attributes.get(ERROR)}
         row |= {"seconds": attributes.get(SECONDS), "run": attributes.get(RUN)}
         rows.append(row | _parameters(trial) | attributes.get(SETTINGS, {}))

@@ -10,6 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import trials as search
+from analysis.statistics import accuracy_interval
+from analysis.style import WIDTH
 from analysis.trials import pictures
 
 PARAMETERS = pd.DataFrame(
@@ -50,7 +52,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def draw(name: str, figures: list[Figure], objectives: tuple[str, ...] = ("accuracy",)) -> Figure:
-    pictures(table(), PARAMETERS, objectives)[name](Path("unused"))
+    pictures(table(), PARAMETERS, objectives, start=0.55)[name].draw(Path("unused"))
     return figures[-1]
 
 
@@ -71,23 +73,43 @@ def test_few_trials_say_nothing_of_importance(fewest: int, expected: set[str], m
 def test_every_picture_has_a_caption_and_is_saved(tmp_path: Path) -> None:
     drawn = pictures(table(), PARAMETERS, ["accuracy", "time"])
     assert set(drawn) == set(search.CAPTIONS)
-    for name, function in drawn.items():
-        function(tmp_path / f"{name}.png")
+    for name, picture in drawn.items():
+        picture.draw(tmp_path / f"{name}.png")
+        assert picture.caption.endswith(".")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
 def test_every_picture_allows_equal_trials(figures: list[Figure]) -> None:
     same = pd.concat([table()[:1], table()[:1].assign(trial=1)])
-    for function in pictures(same, PARAMETERS, ["accuracy", "time"]).values():
-        function(Path("unused"))
+    for picture in pictures(same, PARAMETERS, ["accuracy", "time"]).values():
+        picture.draw(Path("unused"))
     assert len(figures) == 6
 
 
-def test_history_shows_the_best_so_far(figures: list[Figure]) -> None:
+def test_captions_say_what_chance_does_and_how_many_settings_are_shown() -> None:
+    drawn = pictures(table(), PARAMETERS, ["accuracy"], images=400, varied=11)
+    low, high = accuracy_interval(320, 400)
+    assert f"On 400 validation images, a single accuracy varies by about ±{50 * (high - low):.1f} points" in (
+        drawn["history"].caption
+    )
+    assert "The thick one is trial 4, the best. Shown are 3 of 11 settings that vary, the most important." in (
+        drawn["parallel-coordinates"].caption
+    )
+    assert "Shown are" not in pictures(table(), PARAMETERS, ["accuracy"])["parallel-coordinates"].caption
+
+
+def test_names_break_at_spaces_and_longer_words_after_dots() -> None:
+    assert search._wrapped("augment.color_jitter.strength") == "augment.color_jitter.\nstrength"
+    assert search._wrapped("optim.lr (optim.name=muon)") == "optim.lr\n(optim.name=muon)"
+    assert search._wrapped("accuracy on validation (%)") == "accuracy on validation\n(%)"
+
+
+def test_history_shows_the_best_so_far_and_the_start(figures: list[Figure]) -> None:
     axes = draw("history", figures).axes[0]
     assert axes.collections[0].get_offsets().tolist() == [[0, 50], [1, 70], [3, 60], [4, 80], [5, 80]]
     assert axes.lines[0].get_ydata().tolist() == [50, 70, 70, 80, 80]
-    assert [text.get_text() for text in axes.texts] == ["best so far\n80"]
+    assert axes.lines[1].get_ydata() == pytest.approx([55, 55])
+    assert [text.get_text() for text in axes.texts] == ["best so far\n80.0", "your config\n55.0"]
     assert axes.get_ylabel() == "accuracy on validation (%)"
 
 
@@ -109,7 +131,7 @@ def test_slices_put_ranges_and_choices_on_an_axis_from_0_to_1(figures: list[Figu
 
 def test_contours_show_each_pair_of_parameters(figures: list[Figure]) -> None:
     *panels, bar = draw("contour", figures).axes
-    assert bar.get_ylabel() == "accuracy on validation (%)"
+    assert bar.get_xlabel() == "accuracy on validation (%)"
     assert [len(axes.collections[-1].get_offsets()) for axes in panels] == [4, 4, 5]  # trial 4 has no learning rate
     assert [axes.get_ylabel() for axes in panels] == ["train.batch_size", "augment.crop.scale", ""]
 
@@ -120,14 +142,17 @@ def test_contours_interpolate_between_trials() -> None:
     np.testing.assert_allclose(values, [0, 0.5, 1], atol=0.03)
 
 
-def test_parallel_lines_pass_below_a_missing_parameter(figures: list[Figure]) -> None:
+def test_parallel_lines_pass_a_missing_parameter_on_the_left_and_the_best_is_drawn_apart(figures: list[Figure]) -> None:
     axes = draw("parallel-coordinates", figures).axes[0]
     lines = np.array(axes.collections[0].get_segments())
-    assert lines.shape == (5, 4, 2)
-    missing = lines[:, 1, 1] < 0
-    assert missing.sum() == 1
-    np.testing.assert_allclose(lines[missing][0, :, 1], [1, -0.15, 0, 0])
-    assert [text.get_text() for text in axes.texts].count("none") == 1
+    assert lines.shape == (4, 4, 2)
+    best = axes.lines[0]
+    np.testing.assert_allclose(best.get_xdata(), [1, search.ABSENT, 0, 0])  # trial 4 has no learning rate
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:3] == ["50.0", "65.0", "80.0"]
+    assert texts.count("none") == 1
+    assert all(text.get_bbox_patch() is not None for text in axes.texts)  # no line crosses a value
+    assert figures[-1].get_figwidth() == WIDTH
 
 
 def test_the_pareto_front_leaves_out_beaten_trials(figures: list[Figure]) -> None:

@@ -43,7 +43,7 @@ class Messages(Observer):
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out_figures(monkeypatch)
-    monkeypatch.setattr("experiments.search.report.pictures", lambda *_: {})
+    monkeypatch.setattr("experiments.search.report.pictures", lambda *_, **__: {})
 
 
 def test_the_best_trial_and_the_start_are_trained_with_fresh_seeds(store: Store, trained: list[Config]) -> None:
@@ -130,8 +130,13 @@ def test_the_trials_their_pictures_and_the_best_config_are_kept(
     best = ranked(search.study)[0]
     assert list(table["trial"]) == [0, 1, 2, 3]
     assert [name for name in table if name.startswith("optim.weight_decay")] == ["optim.weight_decay"]
-    assert "Settings of trial" in text
-    assert table["accuracy"].max() == pytest.approx(best.values[0], abs=1e-6)
+    told = next(line for line in text.splitlines() if line.startswith(f"Settings of trial {best.number}: "))
+    settings = [setting.strip() for setting in told.partition(": ")[2].removesuffix(".").split(", ")]
+    assert resolve(settings=settings).optim.lr == pytest.approx(best.params["optim.lr"], rel=0.01)
+    page = record.artifact("report.html").read_text()
+    assert f"On {len(search.baseline.data.parts['val']):,} validation images, a single accuracy varies" in page
+    assert "and in best.toml" in page
+    assert table["accuracy"].max() == best.values[0]  # so all texts round the same number
     raw = pd.read_csv(record.artifact("trials.csv"), dtype=str)
     assert raw["accuracy"].str.fullmatch(r"0\.\d{1,6}|1\.0").all()  # without the noise of 32-bit numbers
     for name in ("history", "importance", "slice", "contour", "parallel-coordinates", "pareto-front"):
