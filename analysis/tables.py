@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from analysis.latex import escape, latex_table
 from analysis.statistics import check_same_shape, mcnemar
-from analysis.text import NUMBER, paragraph, text_table
+from analysis.text import NUMBER, paragraph, percent, text_table
 
 MISSING = "—"
 FORMULA = ("=", "+", "-", "@")  # what a formula of a spreadsheet starts with
@@ -51,7 +51,7 @@ def in_percent(metric: str) -> bool:
 
 def as_shown(metric: str, value: float) -> float:
     """The value of a metric as tables and JSON show it."""
-    return 100 * value if in_percent(metric) else value
+    return percent(value) if in_percent(metric) else value
 
 
 def is_choice(metric: str) -> bool:
@@ -142,7 +142,7 @@ def _metric_numbers(run: Mapping[str, Any] | None, metric: str, label: str) -> d
     if not in_percent(metric):
         return {label: value}
     low, high = run["intervals"].get(metric, (nan, nan)) if run else (nan, nan)
-    return {label: 100 * value, f"{label} low": 100 * low, f"{label} high": 100 * high}
+    return {label: percent(value), f"{label} low": percent(low), f"{label} high": percent(high)}
 
 
 def _metric_text(run: Mapping[str, Any], metric: str) -> str | None:

@@ -102,6 +102,11 @@ def paragraph(text: str, indent: str = "") -> str:
     return textwrap.fill(text, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def percent(share: float) -> float:
+    """A share in percent, without the digits that come from its rounding to float32."""
+    return float(f"{100 * share:.7g}")
+
+
 def to_json(result: Any) -> str:
     """A result as a JSON document. Tables become lists of rows, and numbers that are not finite become null."""
     return json.dumps(_plain(result), indent=2, allow_nan=False)

@@ -90,13 +90,15 @@ def _of_study(name: str, records: Sequence[Record]) -> list[Record]:
 
 def _row(record: Record) -> dict[str, Any]:
     """A run as the command shows it, accuracies in percent. Unknown figures are nan."""
+    from analysis.text import percent
+
     row: dict[str, Any] = {"id": record.id, "name": record.name, "kind": record.kind, "status": record.status}
     row |= {"started": record.started, "parent": record.parent}
     row |= {"loss": record.metrics.get("train/loss", nan), "val_knn_protocol": knn_metric(record.metrics)}
-    row["val_knn"] = 100 * record.metrics.get(row["val_knn_protocol"], nan)
+    row["val_knn"] = percent(record.metrics.get(row["val_knn_protocol"], nan))
     for key in ("knn", "linear"):
         metric = _measured(record, key)
-        row[key] = 100 * record.metrics.get(f"eval/{metric}", nan)
+        row[key] = percent(record.metrics.get(f"eval/{metric}", nan))
         row[f"{key}_on"] = None if metric is None else "val" if metric.startswith("val/") else "test"
         row[f"{key}_protocol"] = record.protocols.get(str(metric))
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.commands.names import names_in
@@ -23,11 +24,13 @@ def describe(error: Any, command: str, load: Callable[[str], Any], commands: Ite
         if given.lstrip("-") in (each.name for each in parameters if not _is_option(each)):
             return f"{given} is an argument, not an option: leave out {given}, see simclr {command} -h"
         options = _options(parameters)
-        owners = [other for other in commands if error.option_name in _options(load(other).params)]
-        if owners and error.option_name.startswith("--"):
-            instead = _instead(error.option_name, command, parameters) or f"see simclr {command} --help"
-            return f"{command} has no option {error.option_name}, unlike {', '.join(owners)}: {instead}"
-        return str(unknown("option", error.option_name, options))
+        owners = [other for other in commands if given in _options(load(other).params)]
+        if owners and given.startswith("--"):
+            instead = _instead(given, command, parameters) or f"see simclr {command} --help"
+            return f"{command} has no option {given}, unlike {', '.join(owners)}: {instead}"
+        if file := next((each.name for each in sorted(Path().iterdir()) if each.name.startswith(given)), None):
+            return f"{command} has no option {given}: if a file is meant, write ./{file} instead of {file}"
+        return str(unknown("option", given, options))
     if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's
         (details, *_) = error.__cause__.errors()
         wanted = "a number" if str(details["input"]).strip().lower() == "nan" else expected(details)

@@ -26,7 +26,7 @@ from analysis.tables import (
     latex,
     metric_label,
 )
-from analysis.text import to_json
+from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, other_images, predictions, references
 from experiments.runs.looks import test_use
@@ -68,7 +68,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     last = [*notes, where(run, store)]
     shares = figures["metric"].map(in_percent)
     scaled = ["trained", *REFERENCES]
-    numbers = figures.assign(**{key: figures[key].where(~shares, 100 * figures[key]) for key in scaled})
+    numbers = figures.assign(**{key: figures[key].where(~shares, figures[key].map(percent)) for key in scaled})
     if form == "json":
         return to_json({"rows": numbers, "notes": notes, "files": files_of(run)}), []
     if form == "csv":

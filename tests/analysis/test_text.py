@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.text import paragraph, text_table, to_json
+from analysis.text import paragraph, percent, text_table, to_json
 
 WIDE = [["a name " * 12, "12.5%", "x" * 100], ["b", "100.0%", "a few words"]]
 
@@ -19,6 +19,12 @@ WIDE = [["a name " * 12, "12.5%", "x" * 100], ["b", "100.0%", "a few words"]]
 def test_columns_of_numbers_are_aligned_on_the_right_and_empty_ones_left_out() -> None:
     table = text_table(["name", "n", "nothing", "value"], [["a", "1", "", "12.5%"], ["bcd", "100", "", ""]])
     assert table.splitlines() == ["name    n  value", "----- ---- -----", "a       1  12.5%", "bcd   100"]
+
+
+def test_a_share_in_percent_has_no_noise_of_float32() -> None:
+    assert percent(float(np.float32(0.1890625))) == 18.90625
+    assert percent(float(np.float32(0.07))) == 7
+    assert np.isnan(percent(np.nan))
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

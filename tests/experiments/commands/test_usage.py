@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.experiments.commands.helpers import assert_one_line, invoke
@@ -19,7 +21,7 @@ NOT_HERE = {
     "ablate --temperature 0.1": "unlike pretrain: use --set loss.temperature=VALUE, or --vary loss.temperature=VALUE,",
     "search --lr 0.1": "unlike pretrain: use --set optim.lr=VALUE",
     "eval --dry-run": "unlike pretrain, ablate, paper, search, upload: see simclr eval --help",
-    "eval --preset shapes": "it takes the name of a run, as in simclr eval shapes-s0",
+    "eval --preset shapes": "give the name of a run, as in simclr eval shapes-s0",
     "ablate --hours 1": "unlike pretrain: see simclr ablate --help",
 }
 
@@ -41,3 +43,11 @@ def test_an_option_of_another_command_is_called_that(given: str) -> None:
 def test_options_before_the_command_are_moved_behind_it() -> None:
     done = invoke("--preset", "shapes", "pretrain", "--name", "my run")
     assert_one_line(done, 2, "options go after the command: simclr pretrain --preset shapes --name 'my run'")
+
+
+def test_a_file_whose_name_starts_with_a_dash_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(invoke("neighbours", "shapes-s0", "-rf.jpg"), 2, "unknown option '-r'")
+    (tmp_path / "-rf.jpg").touch()
+    assert_one_line(invoke("neighbours", "shapes-s0", "-rf.jpg"), 2, "write ./-rf.jpg instead of -rf.jpg")
+    assert "option" not in invoke("neighbours", "shapes-s0", "./-rf.jpg").stderr
