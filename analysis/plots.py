@@ -94,12 +94,13 @@ def curves(
     ends = []
     for index, ((_, group), name, n) in enumerate(zip(groups, names, counts, strict=True)):
         line = group.groupby(x)["value"].agg(["mean", "min", "max"])
-        look = line_style(index) | ({"marker": MARKERS[index % len(MARKERS)]} if len(line) <= SPARSE else {})
-        axes.plot(line.index, line["mean"], markersize=4, **look)
+        look = line_style(index) | {"markersize": 4}
+        look |= {"marker": MARKERS[index % len(MARKERS)]} if len(line) <= SPARSE else {}
+        axes.plot(line.index, line["mean"], **look)
         axes.fill_between(line.index, line["min"], line["max"], color=color(index), alpha=0.2, linewidth=0)
         if len(groups) > 1:
             count = f" (n = {n})" if len(set(counts)) > 1 else ""
-            ends.append((line.index[-1], line["mean"].iloc[-1], shorten(name, 30) + count, color(index)))
+            ends.append((line.index[-1], line["mean"].iloc[-1], shorten(name, 30) + count, look))
     axes.set(xlabel={"images": "images seen"}.get(x, x), ylabel=escape_dollars(ylabel))
     axes.margins(x=0.02, y=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=points[x].max() >= 2))
@@ -108,8 +109,9 @@ def curves(
     for level in sorted(set(levels.values())):
         first = next(label for label, chance in levels.items() if chance == level)
         shade = color([label for label, _ in groups].index(first)) if len(set(levels.values())) > 1 else FAINT
-        axes.axhline(level, color=shade, linewidth=1, linestyle=(0, (1, 2)))
-        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{' %' if percent else ''}", shade))
+        look = {"color": shade, "linewidth": 1, "linestyle": (0, (1, 2))}
+        axes.axhline(level, **look)
+        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{' %' if percent else ''}", look))
     title = [f"labels are {settings}"] * bool(settings)
     if max(counts, default=1) > 1:
         each = f"{counts[0]} runs" if len(set(counts)) == 1 else "the runs"
@@ -195,16 +197,17 @@ def against(
         axes.errorbar(cells["x"], cells["mean"], yerr=bars, capsize=3, **look)
         axes.fill_between(cells["x"], cells["low"], cells["high"], color=color(index), alpha=0.2, linewidth=0)
         if len(lines) > 1 and len(known := cells.dropna(subset=["mean"])):
-            ends.append((known["x"].iloc[-1], known["mean"].iloc[-1], shorten(label, 30), color(index)))
+            ends.append((known["x"].iloc[-1], known["mean"].iloc[-1], shorten(label, 30), look))
     if log:
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set(xlabel=escape_dollars(xlabel), ylabel=escape_dollars(ylabel))
-    axes.axhline(level, color=MUTED, linestyle=":")
+    dotted: dict[str, Any] = {"color": MUTED, "linestyle": ":"}
+    axes.axhline(level, **dotted)
     if baseline in numbers:
         axes.plot(numbers[baseline], level, marker="o", markersize=12, color=MUTED, fillstyle="none")
     if not np.isnan(level):
-        ends.append((axes.get_xlim()[1], level, shorten(baseline, 30), MUTED))
+        ends.append((axes.get_xlim()[1], level, shorten(baseline, 30), dotted))
     label_ticks(axes, sorted(set(numbers.values())))
     label_ends(axes, ends)
     save(figure, path)

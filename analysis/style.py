@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch
+from matplotlib.transforms import Affine2D, ScaledTranslation
 
 # The palette of Okabe and Ito (2008), which colour-blind readers can tell apart. Line styles also work without colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,6 +43,7 @@ ON_DARK, ON_LIGHT = "#fefefe", "#010101"  # texts on coloured areas, which are t
 WIDTH = 4.9  # inches; texts of 9 points can still be read where a figure is as wide as a phone
 SPARSE = 25  # curves of up to so many points have markers
 LABEL_HEIGHT = 11.5  # points between two labels at the ends of lines
+PIECE = (7, 27)  # points from the axes to the ends of the piece of a line before its label
 TICK_GAP = 4  # points between the texts of two ticks
 ENDS = "- /@"
 SEPARATORS = re.compile(f"(?<=[{ENDS}])")  # after these, a name can be cut
@@ -163,11 +167,12 @@ def add_legend(figure: Figure, title: str | None = None) -> None:
     figure.legend(loc="outside upper left", title=title, ncols=3, **look)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, Any]]]) -> None:
     """Write labels beside the axes at the heights of the ends of lines, and apart from each other.
 
-    An end is (x, y, label, colour), with x and y in units of the data, and dollars in the label escaped. Call it when
-    the limits of the axes are final.
+    An end is (x, y, label, look), with x and y in units of the data, and dollars in the label escaped. Before its label
+    is a short piece of the line, whose look is what `axes.plot` was given. Call it when the limits of the axes are
+    final.
     """
     if not ends:
         return
@@ -175,25 +180,36 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # lays out the axes, whose height is needed
     heights = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
-    apart = spread(heights, LABEL_HEIGHT * figure.dpi / 72, axes.bbox.y0, axes.bbox.y1)
-    for (x, y, label, shade), place in zip(ends, apart, strict=True):
+    gap = LABEL_HEIGHT * max(label.count("\n") + 1 for _, _, label, _ in ends)
+    apart = spread(heights, gap * figure.dpi / 72, axes.bbox.y0, axes.bbox.y1)
+    left, right = PIECE
+    for (x, y, label, look), place in zip(ends, apart, strict=True):
+        height = (place - axes.bbox.y0) / axes.bbox.height
+        in_points = Affine2D().scale(1 / 72) + figure.dpi_scale_trans + ScaledTranslation(1, height, axes.transAxes)
+        piece = Line2D([left, (left + right) / 2, right], [0, 0, 0], transform=in_points, markevery=[1], **look)
+        leader = ConnectionPatch(
+            (x, y),
+            (left, 0),
+            "data",
+            in_points,
+            axesA=axes,
+            color=look["color"],
+            linewidth=0.8,
+            linestyle=(0, (1, 3)),  # so that it doesn't look like a part of the line
+            shrinkA=2,
+        )
+        for artist in (leader, piece):
+            artist.set_in_layout(False)
+            figure.add_artist(artist)
         axes.annotate(
             label,
-            (x, y),
-            xytext=(1.03, (place - axes.bbox.y0) / axes.bbox.height),
-            textcoords="axes fraction",
+            (1, height),
+            xycoords="axes fraction",
+            xytext=(right + 4, 0),
+            textcoords="offset points",
             va="center",
             fontsize=9,
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": shade,
-                "linewidth": 0.8,
-                "linestyle": (0, (1, 3)),  # so that it doesn't look like a part of the line
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 2,
-            },
         )
 
 

@@ -181,14 +181,16 @@ def history(trials: pd.DataFrame, objective: str, start: float, path: Path) -> N
     figure, axes = new_figure(WIDTH, 3.3)
     best = trials[objective].cummax()
     axes.scatter(trials["trial"], trials[objective], 24, color=COLORS[0])
-    axes.step(trials["trial"], best, where="post", color=COLORS[1])
-    ends = [(trials["trial"].iloc[-1], best.iloc[-1], f"best so far\n{_value(objective, best.iloc[-1])}", COLORS[1])]
+    look: dict[str, Any] = {"color": COLORS[1]}
+    axes.step(trials["trial"], best, where="post", **look)
+    ends = [(trials["trial"].iloc[-1], best.iloc[-1], f"best so far\n{_value(objective, best.iloc[-1])}", look)]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=_label(objective))
     axes.margins(x=0.03, y=0.1)
     if not math.isnan(start):
-        axes.axhline(start, color=MUTED, linestyle="--", linewidth=1)
-        ends.append((axes.get_xlim()[1], start, f"your config\n{_value(objective, start)}", MUTED))
+        look = {"color": MUTED, "linestyle": "--", "linewidth": 1}
+        axes.axhline(start, **look)
+        ends.append((axes.get_xlim()[1], start, f"your config\n{_value(objective, start)}", look))
     label_ends(axes, ends)
     save(figure, path)
 
@@ -320,7 +322,7 @@ def pareto_front(trials: pd.DataFrame, maximized: str, minimized: str, path: Pat
         axes.annotate(str(trial), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel=_label(minimized), ylabel=_label(maximized))
     axes.margins(y=0.12)
-    label_ends(axes, [(front[minimized].iloc[-1], front[maximized].iloc[-1], "Pareto\nfront", COLORS[1])])
+    label_ends(axes, [(front[minimized].iloc[-1], front[maximized].iloc[-1], "Pareto\nfront", line)])
     save(figure, path)
 
 

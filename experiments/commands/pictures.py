@@ -118,8 +118,7 @@ def plot(
 
     if metric not in METRICS and (given := [run for run in runs if run in METRICS]) and "/" not in metric:
         raise UserError(f"the metric comes first: simclr plot {given[0]} {shlex.quote(metric)}")
-    files = plot_metric(metric, runs, open_store(), out, smooth)
-    show({"files": files}, describe_files, as_json=as_json)
+    show(plot_metric(metric, runs, open_store(), out, smooth), describe_files, as_json=as_json)
 
 
 def tsne(  # over 60 lines, because of its signature

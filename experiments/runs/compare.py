@@ -51,6 +51,10 @@ SHORT_NAMES = {  # what `simclr plot` accepts for a metric
 CURVES = ("train/", "val/", "perf/", "snapshots/")  # how the names of metrics start that have a value at many steps
 
 
+OUTSIDE_THE_LOSS = (".hidden_dim", ".momentum", ".teacher")  # settings of methods on which its scale doesn't depend
+CANDIDATES = ["train.batch_size", "augment.views", "augment.local.count"]  # settings on which chance may depend
+
+
 class Comparison(NamedTuple):
     """What `simclr compare` prints."""
 
@@ -236,6 +240,27 @@ def chance_level(metric: str, record: Record) -> float:
     return levels.get(metric, nan)
 
 
+def loss_caveat(metric: str, records: Sequence[Record]) -> str:
+    """A sentence for curves of the loss that differ in what its scale depends on; empty if there is nothing to say."""
+    if metric != "train/loss":
+        return ""
+    methods = {_method(record) for record in records}
+    sections = {METHODS[method].section_name for method in methods if method in METHODS}
+    own = {name for record in records for name in record.params if name.partition(".")[0] in sections}
+    names = [] if len(methods) > 1 else sorted(name for name in own if not name.endswith(OUTSIDE_THE_LOSS))
+    levels = {level for record in records if not isnan(level := chance_level(metric, record))}
+    names += CANDIDATES * (len(levels) > 1)
+    differing = [name for name in names if len({record.params.get(name) for record in records}) > 1]
+    differing = ["the method"] * (len(methods) > 1) + differing
+    if not differing:
+        return ""
+    of_chance = " Each level of chance has the colour of its curve." * (len(levels) > 1)
+    return (
+        f"The scale of the loss depends on {' and '.join(differing)}, so the heights of curves that differ in this say "
+        f"nothing about which encoder is better.{of_chance}"
+    )
+
+
 def _view_count(params: Mapping[str, str]) -> int:
     return int(params.get("augment.views", 2)) + int(params.get("augment.local.count", 0))
 
@@ -272,10 +297,11 @@ def _no_curve(record: Record, metric: str) -> UserError:
     return UserError(f"run {record.name} ({record.short_id}) has no curve '{metric}': {suggest(metric, curves)}")
 
 
-def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> list[Path]:
+def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smooth: int) -> dict[str, Any]:
     """Draw the curves of several runs in one figure, with their chance levels, and write their points.
 
-    Returns the files: out.png, out.svg and out.csv. Raises UserError if a run doesn't have the metric.
+    Returns the files, out.png, out.svg and out.csv, and a note on how to read them. Raises UserError if a run doesn't
+    have the metric.
     """
     histories, chances, axis_labels = {}, {}, set()
     records = [store.find(name) for name in names]
@@ -292,4 +318,4 @@ def plot_metric(metric: str, names: Sequence[str], store: Store, out: Path, smoo
             ylabel = " / ".join(sorted(axis_labels))
             plots.curves(histories, path, ylabel, chances, smooth, percent=in_percent(key))
         write_csv(plots.curve_points(histories), csv)
-    return files
+    return {"files": files, "note": loss_caveat(key, records) or None}

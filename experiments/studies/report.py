@@ -18,7 +18,7 @@ from analysis.study_tables import latex_summary, page_table
 from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import columns, paragraph, to_json
-from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.runs.compare import chance_level, curve, curve_label, loss_caveat
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
@@ -258,20 +258,20 @@ def _curves(results: Results, folder: Path) -> list[Section]:
     figures = []
     for metric in ["train/loss", *sorted(filter(None, {knn_metric(run.metrics) for run in results.runs.values()}))]:
         histories: dict[str, list[pd.DataFrame]] = {}
-        chances: dict[str, float] = {}
+        drawn: dict[str, Record] = {}  # the first run of each
         for cell in results.document.cells:
             runs = [run for (name, _), run in results.runs.items() if name == cell.cell]
             curves = [points for run in runs if len(points := curve(run, metric)) > 1]
             if curves and cell.layer == "h":
-                name = results.label(cell.cell)
-                histories[name], chances[name] = curves, chance_level(metric, runs[0])
+                histories[results.label(cell.cell)], drawn[results.label(cell.cell)] = curves, runs[0]
         if histories:
-            label = curve_label(metric, baseline_run(results))
+            label = " / ".join(sorted({curve_label(metric, run) for run in drawn.values()}))
+            chances = {name: chance_level(metric, run) for name, run in drawn.items()}
             figures.append(
                 figure(
                     folder,
                     f"curves-{metric.replace('/', '-')}",
-                    f"{label}, of all runs of each cell",
+                    f"{label}, of all runs of each cell. {loss_caveat(metric, list(drawn.values()))}".strip(),
                     partial(plots.curves, histories, ylabel=label, chances=chances, percent=is_accuracy(metric)),
                 )
             )

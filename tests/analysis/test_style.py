@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
@@ -121,10 +122,19 @@ def test_labels_at_line_ends_do_not_overlap_and_are_inside_the_figure() -> None:
     figure, axes = new_figure(5, 3)
     ends = []
     for index in range(8):
-        axes.plot([0, 1], [0, index / 100])
-        ends.append((1, index / 100, f"the cell {index}", color(index)))
+        look = line_style(index) | {"marker": "s"} if index % 2 else line_style(index)
+        axes.plot([0, 1], [0, index / 100], **look)
+        ends.append((1, index / 100, f"the cell {index}", look))
     label_ends(axes, ends)
     figure.draw_without_rendering()
+    pieces = [artist for artist in figure.artists if isinstance(artist, Line2D)]  # of each line, before its label
+    for text, line, piece in zip(axes.texts, axes.lines, pieces, strict=True):
+        assert piece.get_color() == line.get_color()
+        assert piece.get_linestyle() == line.get_linestyle()
+        assert piece.get_marker() == line.get_marker()
+        box, label = piece.get_window_extent(), Text.get_window_extent(text)
+        assert axes.bbox.x1 < box.x0 < box.x1 < label.x0
+        assert label.y0 < (box.y0 + box.y1) / 2 < label.y1
     boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)  # without arrows
     assert len(boxes) == 8
     assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))

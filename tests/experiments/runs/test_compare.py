@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.label_free import MATCHES
-from experiments.runs.compare import chance_level, compare, curve_label, plot_metric
+from experiments.runs.compare import chance_level, compare, curve_label, loss_caveat, plot_metric
 from experiments.runs.evaluate import predictions
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -174,7 +174,11 @@ def test_a_run_that_was_not_evaluated_cannot_be_compared(store: Store) -> None:
 
 
 def test_curves_of_runs_are_drawn_with_their_points(trained: Store, tmp_path: Path) -> None:
-    files = plot_metric("loss", ["t0.2-s0", "t0.5-s0"], trained, tmp_path / "curves", 0)
+    plotted = plot_metric("loss", ["t0.2-s0", "t0.5-s0"], trained, tmp_path / "curves", 0)
+    files = plotted["files"]
+    assert plotted["note"].startswith("The scale of the loss depends on loss.temperature, so")
+    assert plot_metric("loss", ["t0.2-s0"], trained, tmp_path / "one", 0)["note"] is None
+    assert plot_metric("top1", ["t0.2-s0", "t0.5-s0"], trained, tmp_path / "top1", 0)["note"] is None
     assert [path.suffix for path in files] == [".png", ".svg", ".csv"]
     points = pd.read_csv(files[2])
     curves = [trained.find(name).history("train/loss") for name in ("t0.2-s0", "t0.5-s0")]
@@ -193,6 +197,20 @@ def test_chance_levels_come_from_the_method(trained: Store) -> None:
     assert np.isnan(chance_level("perf/images_per_second", record))
     assert curve_label("val/knn_k54_top1", record) == "kNN (k = 54) accuracy on validation"
     assert curve_label("train/loss", record) == "NT-Xent loss"
+
+
+def test_curves_of_losses_with_different_scales_say_on_what_these_depend(store: Store) -> None:
+    def caveat(*params: dict[str, object]) -> str:
+        records = [start_run(store, "r", "pretrain", {"train.batch_size": 64, **each}).record() for each in params]
+        return loss_caveat("train/loss", records)
+
+    assert caveat({"loss.temperature": 0.5, "optim.lr": 1}, {"loss.temperature": 0.5, "optim.lr": 2}) == ""
+    of_batches = caveat({"loss.temperature": 0.5}, {"loss.temperature": 0.5, "train.batch_size": 128})
+    assert "depends on train.batch_size, so" in of_batches
+    assert of_batches.endswith("Each level of chance has the colour of its curve.")
+    byol = {"method": "byol", "byol.momentum": 0.9}
+    assert caveat(byol, byol | {"byol.momentum": 0.99, "train.batch_size": 128}) == ""  # whose loss has one scale
+    assert "depends on the method, so" in caveat(byol, {"loss.temperature": 0.5})
 
 
 def test_a_method_of_a_newer_version_has_no_chance_level(store: Store) -> None:

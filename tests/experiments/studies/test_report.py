@@ -93,6 +93,13 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_losses_of_different_temperatures_are_not_compared_by_their_height(store: Store, tmp_path: Path) -> None:
+    runs = copy.deepcopy(PREVIOUS_RUNS)
+    runs["elsewhere"]["params"]["loss.temperature"] = "0.5"
+    report(write_previous_study(store, runs), store, out=tmp_path)
+    assert "The scale of the loss depends on loss.temperature, so" in (tmp_path / "report.html").read_text()
+
+
 def test_a_baseline_that_is_no_better_than_untrained_is_told(store: Store) -> None:
     runs = copy.deepcopy(PREVIOUS_RUNS)
     runs["baseline"]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]  # it reaches 72.1 %
