@@ -106,12 +106,7 @@ def curves(
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=points[x].max() >= 2))
     if x == "images":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    for level in sorted(set(levels.values())):
-        first = next(label for label, chance in levels.items() if chance == level)
-        shade = color([label for label, _ in groups].index(first)) if len(set(levels.values())) > 1 else FAINT
-        look = {"color": shade, "linewidth": 1, "linestyle": (0, (1, 2))}
-        axes.axhline(level, **look)
-        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{' %' if percent else ''}", look))
+    ends += _draw_chance(axes, levels, [str(label) for label, _ in groups], " %" if percent else "")
     title = [f"labels are {settings}"] * bool(settings)
     if max(counts, default=1) > 1:
         each = f"{counts[0]} runs" if len(set(counts)) == 1 else "the runs"
@@ -119,6 +114,20 @@ def curves(
     axes.set_title("\n".join(title), fontsize=9, color=MUTED, loc="left")
     label_ends(axes, ends)
     save(figure, path)
+
+
+def _draw_chance(
+    axes: Axes, levels: Mapping[str, float], labels: Sequence[str], unit: str
+) -> list[tuple[float, float, str, dict[str, Any]]]:
+    """Draw the levels of chance of some curves, and return the ends of their lines for `label_ends`."""
+    ends = []
+    for level in sorted(set(levels.values())):
+        first = next(label for label, chance in levels.items() if chance == level)
+        shade = color(labels.index(first)) if len(set(levels.values())) > 1 else FAINT
+        look: dict[str, Any] = {"color": shade, "linewidth": 1, "linestyle": (0, (1, 2))}
+        axes.axhline(level, **look)
+        ends.append((axes.get_xlim()[1], level, f"chance {level:.3g}{unit}", look))
+    return ends
 
 
 def curve_points(histories: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:

@@ -185,7 +185,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, 
     left, right = PIECE
     for (x, y, label, look), place in zip(ends, apart, strict=True):
         height = (place - axes.bbox.y0) / axes.bbox.height
-        in_points = Affine2D().scale(1 / 72) + figure.dpi_scale_trans + ScaledTranslation(1, height, axes.transAxes)
+        beside = ScaledTranslation(1, height, axes.transAxes)  # type: ignore[arg-type]
+        in_points = Affine2D().scale(1 / 72) + figure.dpi_scale_trans + beside
         piece = Line2D([left, (left + right) / 2, right], [0, 0, 0], transform=in_points, markevery=[1], **look)
         leader = ConnectionPatch(
             (x, y),
