@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from analysis.explorer import Column, Size, explorer_page, thumbnail_side
+from analysis.explorer import Column, Size, explorer_page, pixel_differences, thumbnail_side
 from analysis.matches import below
 from analysis.tables import is_classification, metric_label, write_csv
 from analysis.tsne import large_map
@@ -127,18 +127,10 @@ def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictu
     nearest_ones = {
         "nearest": names[layout.near[:, 0]],
         "similarity": layout.similarities[:, 0],
-        "pixel difference": _pixel_differences(pictures, layout.near[:, 0]),
+        "pixel difference": pixel_differences(pictures, layout.near[:, 0]),
         f"mean similarity, {layout.near.shape[1]} nearest": layout.similarities.mean(1),
     }
     return pd.DataFrame({"file": names} | values | nearest_ones).iloc[layout.rows.argsort()]
-
-
-def _pixel_differences(pictures: NDArray[np.uint8], others: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How much each picture differs from another one, from 0 to 255: the mean over 8 x 8 pixels, as on the page."""
-    inner = pictures[:, 1:-1, 1:-1]
-    tiny = np.stack([np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX)) for each in inner])
-    differences: NDArray[np.float64] = np.abs(tiny.astype(np.int16) - tiny[others]).mean((1, 2, 3))
-    return differences.round(4)
 
 
 def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:

