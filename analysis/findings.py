@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.label_free import MATCHES, START, UNTRAINED, among, verdict
+from analysis.label_free import MATCHES, START, UNTRAINED, among, of_images, verdict
 from analysis.statistics import FEWEST, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
@@ -205,7 +205,9 @@ def _value(value: float, metric: str) -> str:
     return f"{value:.1f} %" if is_accuracy(metric) else f"{value:.4g}"
 
 
-def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str) -> list[str]:
+def of_run(
+    figures: pd.DataFrame, images: int | None, trained: str, command: str, used: tuple[int, int] | None = None
+) -> list[str]:
     """The finding of a run, given its evaluations: metric, trained, low, high, untrained, pixels and chance,
     and start if its training started from weights.
 
@@ -213,14 +215,14 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     they have no labels.
 
     `images` is the number of images that the first accuracy is about, `trained` says how it was trained (`for 10 epochs
-    on shapes`), and `command` evaluates a run that has not been evaluated.
+    on shapes`), and `command` evaluates a run that has not been evaluated. `used` is as in `label_free.of_images`.
     """
     elsewhere = figures["elsewhere"] if "elsewhere" in figures else pd.Series(None, figures.index, object)
     kinds = figures["metric"].map(is_classification).astype(bool)
     matches = figures[(figures["metric"] == MATCHES) & elsewhere.isna()]
     accuracies = figures[kinds & elsewhere.isna()]
     if accuracies.empty and len(matches):
-        return _of_matches(matches.iloc[0], trained)
+        return _of_matches(matches.iloc[0], trained, used)
     if accuracies.empty:
         accuracies = figures[kinds]
     if accuracies.empty:
@@ -254,13 +256,13 @@ def of_run(figures: pd.DataFrame, images: int | None, trained: str, command: str
     return [*sentences, " ".join(rest)] if rest else sentences
 
 
-def _of_matches(row: pd.Series[Any], trained: str) -> list[str]:
+def _of_matches(row: pd.Series[Any], trained: str, used: tuple[int, int] | None) -> list[str]:
     """The finding of a run whose images have no labels: for how many it finds the other view of the same image."""
     percent = {key: 100 * row.get(key, nan) for key in ("trained", "low", "untrained", "start", "chance")}
     names = {"untrained": "untrained", "start": "before training", "chance": "chance"}
     known = [f"{name} {percent[key]:.1f} %" for key, name in names.items() if not isnan(percent[key])]
     return [
-        f"For {percent['trained']:.1f} % of the images, the encoder finds the other view of the same image"
+        f"For {percent['trained']:.1f} % {of_images(used)}, the encoder finds the other view of the same image"
         f"{among(percent['chance'])}. It was trained {trained}.",
         " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent)]).strip(),
     ]

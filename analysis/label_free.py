@@ -13,9 +13,11 @@ START = "the weights that it started from"
 FAR = 2  # times the odds of the untrained network from which an encoder is clearly better
 
 
-def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int]) -> list[str]:
+def explain(
+    figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int], used: tuple[int, int] | None = None
+) -> list[str]:
     """What the label-free metrics say, and how to read them; empty if there are none. `figures` have a metric, and in
-    percent trained, low, untrained and chance. `dimensions` are those of h and z.
+    percent trained, low, untrained and chance. `dimensions` are those of h and z. `used` is as in `of_images`.
     """
     row = next((row for row in figures if row["metric"] == MATCHES), None)
     if row is None:
@@ -23,13 +25,18 @@ def explain(figures: Sequence[Mapping[str, Any]], dimensions: Mapping[str, int])
     found, chance, untrained = (f"{row[key]:.1f} %" for key in ("trained", "chance", "untrained"))
     most = " and ".join(f"{count} for {layer}" for layer, count in dimensions.items())
     return [
-        f"For {found} of the images, the encoder finds the other view of the same image{among(row['chance'])} (chance "
-        f"{chance}, untrained {untrained}). {verdict(row)}",
+        f"For {found} {of_images(used)}, the encoder finds the other view of the same image{among(row['chance'])} "
+        f"(chance {chance}, untrained {untrained}). {verdict(row)}",
         "These metrics need no labels. Rows with h are about the encoder's output, rows with z about the head's, which "
         "only training uses. Higher is better for contrastive accuracies, lower for alignment, uniformity and entropy. "
         f"An effective rank is at most {most}. If it is near 1, all images look the same to the encoder; above that, "
         "neither higher nor lower is known to be better.",
     ]
+
+
+def of_images(used: tuple[int, int] | None) -> str:
+    """Of which images a share is, given how many were used and of how many, if it is known: only whole batches are."""
+    return "of the images" + ("" if used is None or used[0] == used[1] else f" ({used[0]:,} of {used[1]:,} were used)")
 
 
 def among(chance: float) -> str:

@@ -184,7 +184,7 @@ def evaluate(  # over 60 lines, because of its signature
         "run": None if report.run_id is None else store.get(report.run_id).name,
         "id": report.run_id,
         "reads_labels": METHODS[subject.config.method].reads_labels,
-        "data": _images(subject.data, protocol.on),
+        "data": {**_images(subject.data, protocol.on), "matched": report.matched},
         "layer": protocol.layer,
         "on": protocol.on,
         "features": protocol.features,
@@ -292,7 +292,7 @@ def _describe(result: dict[str, Any]) -> str:
         f"{what} on {'validation images of ' * (result['on'] == 'val')}{data['name']} (digest "
         f"{data['digest'][:8]}; images: {images}), layer {result['layer']}{scaled}"
     )
-    texts = [*explain(result["results"], result["dimensions"]), title, _legend(result)]
+    texts = [*explain(result["results"], result["dimensions"], data["matched"]), title, _legend(result)]
     header = ["", "trained", "95% interval", *columns, "protocol"]
     return "\n".join([*map(paragraph, texts), text_table(header, rows)])
 

@@ -46,6 +46,7 @@ LATER = ("start", "stock")  # those that tables of earlier versions lack, and th
 PLACE = "place/"  # the tag with the name of the images that metrics are about whose names start with what follows
 LABELS = "labels"  # the tag with the identity of the labelled images that figures of a run's own images are about
 LABELLED = "labelled"  # the tag that says in words which labels these are
+MATCHED = "matched"  # the tag with the numbers of `matched`
 STOCK_ENDS = ("stock_low", "stock_high")  # of its interval, which is shown but not kept
 REPORT_COLUMNS = ["metric", "trained", *REFERENCES, "protocol"]
 
@@ -57,6 +58,7 @@ class Report(NamedTuple):
     table: pd.DataFrame  # one row per metric, with REPORT_COLUMNS
     protocol: dict[str, Any]
     warnings: list[str]
+    matched: tuple[int, int] | None  # how many images were used without labels, and of how many, if any were
 
 
 def evaluate_encoder(
@@ -97,7 +99,7 @@ def evaluate_encoder(
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
         warnings.append(f"these results were not recorded, because {store.folder} can't be written")
-    return Report(run_id, table, describe(subject.protocol, subject.data), warnings)
+    return Report(run_id, table, describe(subject.protocol, subject.data), warnings, _matched(subject, names))
 
 
 def figures_of(
@@ -113,6 +115,19 @@ def figures_of(
         if stock is not None:
             others["stock"] = untrained_metrics(stock.subject, name, store, stock.start)
         yield name, outcome, list(_rows(subject, name, outcome, others, pixels))
+
+
+def _matched(subject: Subject, names: Iterable[str]) -> tuple[int, int] | None:
+    if "no-labels" not in names:
+        return None
+    found: tuple[int, int] = get_evaluation(subject.protocol, "no-labels").used(subject)  # type: ignore[attr-defined]
+    return found
+
+
+def matched(record: Record) -> tuple[int, int] | None:
+    """How many of a run's own images were used without labels, and of how many. Earlier versions did not record it."""
+    used, slash, images = record.tags.get(MATCHED, "").partition("/")
+    return (int(used), int(images)) if slash else None
 
 
 def _start(subject: Subject) -> Start | None:
@@ -324,6 +339,8 @@ def _log(
     _keep_figures(tracker, table, old)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
+    if transfer is None and (counts := _matched(subject, outcomes)) is not None:
+        tracker.tag({MATCHED: f"{counts[0]}/{counts[1]}"})
     place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}
     tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes), **place})
     protocols = dict(zip(table["metric"], table["protocol"], strict=True))

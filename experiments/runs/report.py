@@ -28,7 +28,7 @@ from analysis.tables import (
 )
 from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
-from experiments.runs.evaluate import LATER, REFERENCES, labels_of, other_images, predictions, references
+from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
 from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP
@@ -165,7 +165,7 @@ def _finding(run: Record, figures: pd.DataFrame, predicted: Predicted | None) ->
     if not run.finished:
         return list(filter(None, [f"This run {ended(run.status)}.", run.tags.get("error", "")]))
     images = None if predicted is None else len(predicted.truth)
-    return of_run(figures, images, _trained(run), f"simclr eval {run.handle}")
+    return of_run(figures, images, _trained(run), f"simclr eval {run.handle}", matched(run))
 
 
 def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, finding: Sequence[str], folder: Path) -> str:

@@ -63,13 +63,18 @@ def entropy_rank(values: Tensor) -> float:
     return math.exp(-(shares * shares.log()).sum().item())
 
 
+def own_rows(subject: Subject) -> Array:
+    """Validation images, or those pre-trained on if there is no validation set."""
+    parts = subject.data.parts
+    return parts["val"] if len(parts["val"]) else parts["pretrain"]
+
+
 def chosen_rows(subject: Subject, most: int, seed: int) -> Array:
-    """Validation images, or those pre-trained on if there is no validation set: up to `most`, in a random order.
+    """Up to `most` of `own_rows`, in a random order.
 
     Raises UserError if there are fewer than two.
     """
-    parts = subject.data.parts
-    rows = parts["val"] if len(parts["val"]) else parts["pretrain"]
+    rows = own_rows(subject)
     rows = rows.take(permutation(len(rows), seed, "geometry").numpy()[:most])
     if len(rows) < 2:
         raise UserError(f"label-free metrics need at least two images, but there are {len(rows)}: add images")
@@ -110,6 +115,10 @@ class LabelFree(Evaluation):
         """The encoder's own views and batch size, and the images pre-trained on, which may be the ones compared."""
         pretrain = hash_rows(data.parts["pretrain"])
         return {"batch": config.train.batch_size, "views": config.result()["views"][:2], "pretrain": pretrain}
+
+    def used(self, subject: Subject) -> tuple[int, int]:
+        """How many images are compared, and of how many."""
+        return len(self._rows(subject)[0]), len(own_rows(subject))
 
     def _rows(self, subject: Subject) -> tuple[Array, int]:
         """Rows of the images to compare, in whole batches, and the batch size."""

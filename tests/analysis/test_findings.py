@@ -197,6 +197,9 @@ def test_figures_without_labels_have_a_verdict(trained: float, low: float, untra
     assert f"The encoder is {word} better at this than the untrained network" in text
     assert "among the views of 250 images (chance 0.2 %, untrained " in text
     assert explain([row | {"metric": "knn_top1"}], {"h": 512}) == []
+    some = explain([row], {"h": 512}, (128, 200))[0]
+    assert some.startswith(f"For {trained:.1f} % of the images (128 of 200 were used), the encoder finds")
+    assert explain([row], {"h": 512}, (200, 200))[0].startswith(f"For {trained:.1f} % of the images, the encoder finds")
 
 
 def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.runs import baselines, encoders, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
-from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, references
+from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, matched, references
 from experiments.runs.looks import test_use as use_of
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -59,6 +59,8 @@ def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: St
     assert (accuracies["low"] < accuracies["trained"]).all()
     assert (accuracies["trained"] < accuracies["high"]).all()
     assert accuracies[["pixels", "chance"]].notna().all().all()
+    assert report.matched is not None
+    assert matched(record) == report.matched
     unlabelled = report.table.set_index("metric").filter(like="contrastive", axis=0)
     assert (unlabelled["low"] < unlabelled["trained"]).all()
     assert (unlabelled["trained"] < unlabelled["high"]).all()

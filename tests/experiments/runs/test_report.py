@@ -73,10 +73,12 @@ def test_the_page_of_images_without_labels_says_nothing_of_a_test_set_or_of_accu
     matches = {"eval/": 0.9, "ref/low/": 0.8, "ref/untrained/": 0.1, "ref/chance/": 1 / 15}
     tracker.log({f"{before}contrastive_h_top1": value for before, value in matches.items()})
     tracker.tag_protocols({"contrastive_h_top1": "3-aaaaaa"})
+    tracker.tag({"matched": "32/40"})
     tracker.finish("FINISHED")
     report(tracker.record(), store, out=tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "For 90.0 % of the images, the encoder finds the other view of the same image among the views of 8" in page
+    assert "For 90.0 % of the images (32 of 40 were used), the encoder finds the other view of the same image" in page
+    assert "among the views of 8 images" in page
     assert "clearly better at this than the untrained network" in page
     for wrong in ("test set", "Pixels (kNN)", "`"):
         assert wrong not in page.partition("How to read the table")[0].partition("<body>")[2]
