@@ -86,7 +86,8 @@ def _data_settings(one: Record, other: Record) -> list[str]:
 
 def _data(record: Record, setting: str) -> str:
     """A setting of a run's images. Those that are not recorded have their default."""
-    return record.params.get(setting, str(DataConfig.model_fields[setting.removeprefix("data.")].default))
+    default = DataConfig.model_fields[setting.removeprefix("data.")].default
+    return record.params.get(setting, "not set" if default is None else str(default))
 
 
 def _trained_otherwise(metric: str, one: Record, other: Record) -> list[str]:

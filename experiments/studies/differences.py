@@ -14,6 +14,8 @@ from simclr.config import Config
 from simclr.errors import UserError, first_few
 from simclr.settings import flatten, parse_value
 
+UNSET = "not set"
+
 
 def differences(study: Record, plan: StudyPlan) -> list[str]:
     """What differs between a recorded study ("there") and a plan ("here"), as far as the record says it."""
@@ -28,14 +30,14 @@ def _settings(study: Record, baseline: Config) -> Iterator[str]:
     defaults = flatten(Config().model_dump(mode="json"))  # which records may leave out
     recorded, own = ({**defaults, **table} for table in (study.params, baseline.flat()))
     for name in own | recorded:
-        there, here = str(recorded.get(name)), str(own.get(name))
+        there, here = (str(table.get(name, UNSET)) for table in (recorded, own))
         if there != here and _matters(name, there, baseline):
             yield f"{name} is {there} there and {here} here"
 
 
 def _matters(setting: str, text: str, baseline: Config) -> bool:
     """Whether results depend on a setting, of which a record has another value as text."""
-    value = None if text == "None" else parse_value(text, setting)
+    value = None if text == UNSET else parse_value(text, setting)
     try:
         return changed(baseline, {setting: value}).key() != baseline.key()
     except UserError:  # it is not valid together with the others

@@ -286,7 +286,7 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
     assert open_study("one", plan, store, "").run_id == study.run_id
     others = {
         "cells only there: 'no color_jitter'; cells only here: 'no flip'": plan_study(tiny(**QUICK), drop=["flip"]),
-        "data.limit is None there and 1000 here": plan_study(
+        "data.limit is not set there and 1000 here": plan_study(
             tiny(name="typo", device="cpu", data={"limit": 1000}, train={"epochs": 1, "knn_every": 3}),
             drop=["color_jitter"],
         ),
