@@ -189,7 +189,8 @@ def test_plain_eval_of_images_without_labels_is_what_messages_suggest(run: Run, 
     assert said in plain.stderr
     assert said not in asked.stderr
     assert run("eval", "tiny-s0", "--knn").exit_code == 0
-    assert "Run `simclr eval plain-s1 --labels TABLE`" in " ".join(run("compare", "plain-s1", "tiny-s0").stdout.split())
+    compared = " ".join(run("compare", "plain-s1", "tiny-s0").stdout.split())
+    assert "evaluate each on the same other images: `simclr eval RUN --transfer FOLDER`" in compared
     one = run("eval", "tiny-s0", "--transfer", images / "one")
     assert one.exit_code == 0, one.output
     assert "one has only one class, so only what needs no labels is measured" in one.stderr
