@@ -83,7 +83,7 @@ def interval_kinds(metrics: Collection[str]) -> str:
         kinds.insert(0, ("accuracies", "Clopper and Pearson's, over the images"))
     if len(kinds) == 1:
         return f"The 95 % intervals are {kinds[0][1]}."
-    return f"The 95 % intervals are, {'; '.join(f'for {what}, {kind}' for what, kind in kinds)}." if kinds else ""
+    return f"95 % intervals: {'; '.join(f'{kind} (for {what})' for what, kind in kinds)}." if kinds else ""
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], *, numbers: bool = False) -> pd.DataFrame:

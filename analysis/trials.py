@@ -127,9 +127,10 @@ def _what_is_shown(
 ) -> str:
     """Which line is the best trial, and which of the settings that vary have an axis."""
     best = f"The thick one is trial {trials['trial'].iloc[trials[objective].to_numpy().argmax()]}, the best."
-    if len(dimensions) >= varied:
+    settings = {each.name.partition(" (")[0] for each in dimensions}  # one can have several axes, with conditions
+    if len(settings) >= varied:
         return best
-    return f"{best} Shown are {len(dimensions)} of {varied} settings that vary{', the most important' * enough}."
+    return f"{best} Shown are {len(settings)} of {varied} settings that vary{', the most important' * enough}."
 
 
 class Dimension(NamedTuple):

@@ -18,9 +18,18 @@ from experiments.commands.options import (
     RunDataDir,
     RunLabels,
     Unlabelled,
+    check_out,
 )
 from experiments.commands.output import Json, describe_files, show
 from experiments.commands.terminal import Terminal, describe_size, find_encoder_or_newest, open_store
+from simclr.errors import UserError
+
+
+def _check_table(path: Path | None) -> Path | None:
+    """Raises UserError, before any work, if no table can be written to this path."""
+    if path is not None and (path.suffix != ".csv" or path.is_dir()):
+        raise UserError(f"can't write to {path}: expected a file that ends in .csv")
+    return path if path is None else check_out(path)
 
 
 def explore(  # over 60 lines, because of its signature
@@ -33,6 +42,14 @@ def explore(  # over 60 lines, because of its signature
         ),
     ] = None,
     out: PageFile = Path("explore.html"),
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_check_table,
+            help="Table to write as well, with what the page knows about each image (.csv).",
+            show_default=False,
+        ),
+    ] = None,
     images: Annotated[
         int, typer.Option(metavar="N", min=4, max=50_000, help="Largest number of images to show.")
     ] = 10_000,
@@ -62,7 +79,7 @@ def explore(  # over 60 lines, because of its signature
 
     The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
     class, folder, split, error or cluster, finds file names, and saves those of the images that you select. The page is
-    a single file that needs no server. A CSV file next to it lists the images for other programs: the class, cluster
+    a single file that needs no server. With --table, a CSV file lists the images for other programs: the class, cluster
     and errors of each, the nearest image, and the similarities that reveal copies and outliers.
 
     Example: simclr explore shapes-s0 photos --out photos.html
@@ -90,6 +107,8 @@ def explore(  # over 60 lines, because of its signature
             observer=terminal,
         )
         check(subject, [])
-        shown = write_explorer(found, subject, store, out, transfer=folder, images=images, clusters=clusters, seed=seed)
+        shown = write_explorer(
+            found, subject, store, out, table=table, transfer=folder, images=images, clusters=clusters, seed=seed
+        )
     note = f"{shown}, {describe_size(out.stat().st_size)}, to be opened in a browser"
-    show({"files": [out, out.with_suffix(".csv")], "note": note}, describe_files, as_json=as_json)
+    show({"files": [out, *filter(None, [table])], "note": note}, describe_files, as_json=as_json)

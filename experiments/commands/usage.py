@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from simclr.errors import unknown
 from simclr.settings import expected
 
 AUGMENTATIONS = names_in("simclr.augment.AUGMENTATIONS")
+
+
+def _file_called(start: str) -> str | None:
+    """A file of the current folder whose name starts like this, if there is one and the folder can be listed."""
+    with suppress(OSError):
+        return min((path.name for path in Path().iterdir() if path.name.startswith(start)), default=None)
+    return None
 
 
 def describe(error: Any, command: str, load: Callable[[str], Any], commands: Iterable[str]) -> str:
@@ -28,7 +36,7 @@ def describe(error: Any, command: str, load: Callable[[str], Any], commands: Ite
         if owners and given.startswith("--"):
             instead = _instead(given, command, parameters) or f"see simclr {command} --help"
             return f"{command} has no option {given}, unlike {', '.join(owners)}: {instead}"
-        if file := next((each.name for each in sorted(Path().iterdir()) if each.name.startswith(given)), None):
+        if file := _file_called(given):
             return f"{command} has no option {given}: if a file is meant, write ./{file} instead of {file}"
         return str(unknown("option", given, options))
     if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):  # pydantic's

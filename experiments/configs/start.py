@@ -58,7 +58,7 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
 
         if setting == "init" and name in list_models():
             return cached_weights(name)
-        if may_be_file(name):
+        if may_be_file(name) and not any(record.is_called(name) for record in Store(home()).records()):
             missing = f"{setting} = '{name}': there is no such file, and no run has that name. {remedy}"
             raise UserError(missing) from None
         raise UserError(

@@ -21,6 +21,7 @@ SIZES = {  # what a protocol says about the number of images in each part
     "data.test": "the number of test images",
 }
 HASHES = {"data.digest": "the digest of the images and their labels", "data.split": "the digest of their split"}
+OTHER = ("normalize", "check")  # settings of images that don't change them
 LABELS = ("labels", "label_column", "unlabelled")  # settings of images that an evaluation may change
 DIVIDING = {f"data.{name}" for name in ("limit", *DIVISION)}  # settings on which the images of each part depend
 
@@ -79,7 +80,7 @@ def _same_images(one: Record, other: Record) -> bool:
 
 def _data_settings(one: Record, other: Record) -> list[str]:
     """The settings that differ between the images of two runs: those that divide them, if the images are the same."""
-    names = [f"data.{name}" for name in DataConfig.model_fields]
+    names = [f"data.{name}" for name in DataConfig.model_fields if name not in OTHER]
     differing = [name for name in names if _data(one, name) != _data(other, name)]
     return [name for name in differing if name in DIVIDING] if _same_images(one, other) else differing
 

@@ -256,7 +256,7 @@ def loss_caveat(metric: str, records: Sequence[Record]) -> str:
         return ""
     of_chance = " Each level of chance has the colour of a curve that has it." * (len(levels) > 1)
     return (
-        f"The scale of the loss depends on {' and '.join(differing)}, so the heights of curves that differ in this say "
+        f"The scale of the loss depends on {', '.join(differing)}, so the heights of curves that differ in this say "
         f"nothing about which encoder is better.{of_chance}"
     )
 

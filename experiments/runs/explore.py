@@ -61,6 +61,7 @@ def explore(
     store: Store,
     out: Path,
     *,
+    table: Path | None = None,
     transfer: str | None,
     images: int,
     clusters: int | None,
@@ -68,7 +69,7 @@ def explore(
 ) -> str:
     """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
 
-    A file of the same name that ends in .csv has what the page knows of each image, for other programs.
+    `table` gets what the page knows of each image, for other programs.
     `transfer` names images other than the encoder's own, and `clusters` is by default the number of classes. Raises
     UserError for fewer than four images or fewer than `clusters`, and if all features are the same.
     """
@@ -110,10 +111,12 @@ def explore(
         pictures,
         _sizes(subject, shown),
     )
-    with written_whole(out) as scratch, written_whole(out.with_suffix(".csv")) as table:
+    with written_whole(out) as scratch:
         scratch.write_text(page, "utf-8")
-        names = np.array([below(data.source.folder if data.source else "", name) for name in shown.names])
-        write_csv(_table(names, columns, layout, pictures), table)
+    if table is not None:
+        names = [printable(below(data.source.folder if data.source else "", name)) for name in shown.names]
+        with written_whole(table) as scratch:
+            write_csv(_table(np.array(names), columns, layout, pictures), scratch)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
 
 
@@ -123,12 +126,15 @@ def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictu
     A high similarity to the nearest one and a low difference to its pixels are those of a possible copy, and a low mean
     similarity is that of an outlier.
     """
-    values = {column.name: np.array([*column.categories, ""])[column.codes] for column in columns}  # -1 is the last
+    values = {
+        column.name: np.array([*map(printable, column.categories), ""])[column.codes]  # -1 is the last
+        for column in columns
+    }
     nearest_ones = {
         "nearest": names[layout.near[:, 0]],
-        "similarity": layout.similarities[:, 0],
+        "similarity": layout.similarities[:, 0].astype(float).round(6),
         "pixel difference": pixel_differences(pictures, layout.near[:, 0]),
-        f"mean similarity, {layout.near.shape[1]} nearest": layout.similarities.mean(1),
+        "mean similarity": layout.similarities.mean(1, dtype=float).round(6),
     }
     return pd.DataFrame({"file": names} | values | nearest_ones).iloc[layout.rows.argsort()]
 

@@ -87,10 +87,11 @@ def train(
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
             name = config.run_name()
-            if parent is None and (called := [run for run in store.records() if run.name == name]):
+            called = [run for run in store.records(kind="pretrain") if run.finished and run.name == name]
+            if parent is None and called:
                 observer.note(
-                    f"an earlier run is called {name}, too: from now on, the name means the new one. Use the id "
-                    f"{called[0].short_id} for the earlier one, or stop and choose another --name"
+                    f"an earlier run is called {name}, too: once the new one has finished, the name means that one. "
+                    f"Use the id {called[0].short_id} for the earlier one, or stop and choose another --name"
                 )
             tracker = start_run(store, name, "pretrain", config.flat(), {**own, **tags}, parent=parent)
         with tracker.finishing(Interrupted), devices.threads(threads):

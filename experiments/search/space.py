@@ -163,7 +163,9 @@ def drawn_settings(values: Mapping[str, Any], baseline: Config) -> list[str]:
 
 
 def in_short(value: object) -> str:
-    """The value of a setting, for people."""
+    """The value of a setting, with a rounded number."""
+    if isinstance(value, bool):
+        return str(value).lower()  # as --set accepts it
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

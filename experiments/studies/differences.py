@@ -37,8 +37,8 @@ def _settings(study: Record, baseline: Config) -> Iterator[str]:
 
 def _matters(setting: str, text: str, baseline: Config) -> bool:
     """Whether results depend on a setting, of which a record has another value as text."""
-    value = None if text == UNSET else parse_value(text, setting)
     try:
+        value = None if text == UNSET else parse_value(text, setting)
         return changed(baseline, {setting: value}).key() != baseline.key()
     except UserError:  # it is not valid together with the others
         return True

@@ -163,7 +163,8 @@ def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Recor
         found = differences(study, plan)
         different = f" ({first_few(found, '; ')})" if found else ""
         raise UserError(
-            f"study '{name}' exists with another plan{different}: to continue it, use its own, or choose another --name"
+            f"study '{name}' exists with another plan{different}: to continue it, run the command that started it, or "
+            f"choose another --name"
         )
     if images != data.identity:
         raise UserError(

@@ -26,7 +26,10 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".txt", "")  # of tables that --labels names
 SEPARATORS = "\t;,|"
 LARGEST_TABLE = 1 << 30  # bytes; a million rows have about 1 << 26
-LEFT_OUT = "left out {:,} file{} that {} doesn't list, readable or not. List images without a label with an empty one"
+LEFT_OUT = (
+    "left out {:,} file{} that {} doesn't list, without reading them. To include an image that has no label, list it "
+    "with an empty label"
+)
 SAMPLE = 1000  # rows in which file names are looked for
 
 
@@ -251,14 +254,16 @@ def _image_column(table: pd.DataFrame, files: Names, labels: Path, where: str, n
     """The column with the most names of files. Of two, the one with more different values, or a usual name.
 
     A class may have the name of a file. So a column of few values doesn't count if most of them name no file, and a
-    column with a usual name has many more.
+    column with a usual name has many more, unless that may be an id of something else.
     """
     if name is not None:
         return _chosen(table, labels, name, "image_column")
     sample = table.iloc[:: max(1, len(table) // SAMPLE)]
     different = {column: sample[column].nunique() for column in table.columns}
     named = {column: sum(files.find(text) is not None for text in sample[column].unique()) for column in table.columns}
-    most = max((different[column] for column in table.columns if column.lower() in FILE_NAMES), default=0)
+    usual_names = (column for column in table.columns if column.lower() in FILE_NAMES)
+    sure_names = (column for column in usual_names if named[column] or not column.lower().endswith("id"))
+    most = max((different[column] for column in sure_names), default=0)
 
     def score(column: str) -> tuple[int, int, int]:
         by_chance = 2 * named[column] <= different[column] <= most / 2

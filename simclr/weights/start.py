@@ -100,13 +100,16 @@ def start_of(config: Config) -> Start | None:
     own = {key: getattr(config.model, key) for key in ARCHITECTURE}
     if own["stem"] in start.other_stems:  # the weights don't show which one it is
         start.model["stem"] = own["stem"]
-    differing = [f"model.{key}={value} (not {own[key]})" for key, value in start.model.items() if value != own[key]]
+    differing = [
+        (f"model.{key}={value}", f"model.{key}={own[key]}") for key, value in start.model.items() if value != own[key]
+    ]
     if start.side not in (None, _side(config)):
-        differing.append(f"augment.crop.size={start.side} (not {_side(config)})")
+        differing.append((f"augment.crop.size={start.side}", f"images of {_side(config)} px"))
     if differing:
+        theirs, ours = zip(*differing, strict=True)
         raise UserError(
-            f"init names the encoder {start.name}, whose network differs from that of the config: to train it, use "
-            f"{' and '.join(differing)} here"
+            f"init names the encoder {start.name}, whose network differs from that of the config ({', '.join(ours)}): "
+            f"to train it, use {' '.join(f'--set {setting}' for setting in theirs)} instead"
         )
     if digest not in (None, (found := digest_of(start.weights))):
         raise UserError(

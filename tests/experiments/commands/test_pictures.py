@@ -71,12 +71,14 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
 def test_images_are_explored_in_one_page(run: Run, images: Path) -> None:
     done = run("explore", "tiny-s0", "--images", 60, "--clusters", 3)
     assert done.exit_code == 0, done.output
-    wanted = r"60 of 1,797 images, 0\.\d MB, to be opened in a browser\nwrote explore\.html, explore\.csv\n"
+    wanted = r"60 of 1,797 images, 0\.\d MB, to be opened in a browser\nwrote explore\.html\n"
     assert re.fullmatch(wanted, done.stdout)
     assert "digits, seen by tiny-s0" in Path("explore.html").read_text()
-    done = run("explore", "tiny-s0", images / "flat", "--out", "flat/page.html")
+    done = run("explore", "tiny-s0", images / "flat", "--out", "flat/page.html", "--table", "table.csv")
     assert done.exit_code == 0, done.output
     assert all(str(images / "flat" / name) in Path("flat/page.html").read_text() for name in ("0.png", "39.png"))
+    assert set(pd.read_csv("table.csv")["file"]) == {path.name for path in (images / "flat").iterdir()}
+    assert_one_line(run("explore", "tiny-s0", "--table", "table.txt"), 2, "expected a file that ends in .csv")
 
 
 def test_a_runs_own_folder_can_be_searched_and_explored_as_it_is_now(run: Run, images: Path) -> None:

@@ -102,9 +102,9 @@ def test_intervals_are_called_what_they_are_and_settings_are_no_results(store: S
         return " ".join(compare([name], store).notes)
 
     drawn = evaluated("drawn", "few_shot_5_top1", "retrieval_map", "contrastive_h_top1")
-    assert "for accuracies, Clopper and Pearson's, over the images" in drawn
-    assert "for few-shot accuracies, Student's, over the draws" in drawn
-    assert "for mean average precision, Student's, over the queries" in drawn
+    assert "Clopper and Pearson's, over the images (for accuracies)" in drawn
+    assert "Student's, over the draws of labelled images (for few-shot accuracies)" in drawn
+    assert "Student's, over the queries (for mean average precision)" in drawn
     few = evaluated("few", "few_shot_5_top1", "linear_l2", "lidar_h")
     assert "The 95 % intervals are Student's, over the draws of labelled images." in few
     assert "Clopper" not in few

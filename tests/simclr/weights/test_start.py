@@ -74,12 +74,13 @@ def test_another_network_is_refused_with_the_settings_of_the_one_in_the_file(dig
     save(path, backbone="resnet10", stem="imagenet")
     message = error_of(resolved, tiny(), path)
     assert "theirs.pth, whose network differs" in message
-    assert "use model.backbone=resnet10 (not resnet18) and model.stem=imagenet (not stride2) here" in message
+    assert "(model.backbone=resnet18, model.stem=stride2)" in message
+    assert message.endswith("use --set model.backbone=resnet10 --set model.stem=imagenet instead")
     config = resolved(tiny(model={"backbone": "resnet10", "stem": "imagenet"}), path)
     assert start_training(config, digits, CPU).step == 0
     assert "can't start from" in error_of(resolved, tiny(model={"backbone": "vgg11"}), path)
     wider = config.model_copy(update={"model": config.model.model_copy(update={"width": 0.25})})
-    assert "use model.width=0.125 (not 0.25) here" in error_of(start_training, wider, digits, CPU)
+    assert "use --set model.width=0.125 instead" in error_of(start_training, wider, digits, CPU)
 
 
 def test_a_file_of_another_version_of_this_suite_is_not_taken_for_another_programs(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bo
     network = Network(config.model, 24, 0, (0.5,) * 3, (0.5,) * 3)
     save_weights(path, network if own else network.encoder, {"config": to_toml(config), "digest": ""} if own else {})
     assert resolved(config, path).init
-    assert error_of(resolved, tiny(model=vit), path).endswith("use augment.crop.size=24 (not 16) here")
+    assert error_of(resolved, tiny(model=vit), path).endswith("use --set augment.crop.size=24 instead")
 
 
 @pytest.mark.parametrize("text", ["weights.pth@0123456789abcdef", "weights.pth"])
