@@ -19,31 +19,45 @@ NARROW, COLUMN = 24, 0.3  # characters of names from which on they are in severa
 def page_table(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The cells of a study in few columns for `analysis.page`, with intervals on a line of their own.
 
-    `summaries` are tables from `analysis.summary.summary` by metric. Each metric has its mean and its difference from
-    the baseline, with what that shows. The first metric is compared with the paper.
+    `summaries` are tables from `analysis.summary.summary` by metric. The first metric has a column for its difference
+    from the baseline, and is compared with the paper. The others have their difference on a third line, without its
+    interval, so that the table fits a narrow page.
     """
-    first = next(iter(summaries.values()))
-    columns: list[tuple[str, Sequence[object]]] = [("Cell", first["cell"].tolist())]
-    for metric, table in summaries.items():
-        rows, style = table.to_dict("records"), _style(metric)
-        columns += [
-            (_title(metric), [with_interval(row["mean"], row["low"], row["high"], style) for row in rows]),
-            (f"Difference{' (points)' if is_accuracy(metric) else ''}", [_difference(row, style) for row in rows]),
-        ]
+    (metric, first), *others = summaries.items()
+    rows = first.to_dict("records")
+    columns: dict[str, Sequence[object]] = {"Cell": first["cell"].tolist()}
+    columns[_title(metric)] = [_mean(row, metric) for row in rows]
+    columns[f"Difference{' (points)' if is_accuracy(metric) else ''}"] = [_difference(row, metric) for row in rows]
+    for name, table in others:
+        columns[_title(name)] = [_mean_and_difference(row, name) for row in table.to_dict("records")]
     if (first["verdict"] != "").any():
-        columns.append(("Paper", [_paper(row) for row in first.to_dict("records")]))
-    names, values = zip(*columns, strict=True)
-    return pd.DataFrame(zip(*values, strict=True), columns=names, dtype=object)
+        columns["Paper"] = [_paper(row) for row in rows]
+    return pd.DataFrame(columns, dtype=object)
 
 
-def _difference(row: Mapping[Any, Any], style: str) -> str | None:
-    """The difference to the baseline with its interval, and on a third line what it shows, with p (Holm)."""
+def _mean(row: Mapping[Any, Any], metric: str) -> str | None:
+    return with_interval(row["mean"], row["low"], row["high"], _style(metric))
+
+
+def _difference(row: Mapping[Any, Any], metric: str) -> str | None:
+    """The difference from the baseline with its interval, and on a third line what it shows."""
     if row["difference"] != row["difference"]:
-        return "" if row["n"] else None  # the baseline has no difference to itself
+        return "" if row["n"] else None  # the baseline has no difference from itself
     ends = row["difference_low"], row["difference_high"]
-    other_test = row["finding"].startswith(SAME) or row["p_holm"] != row["p_holm"]  # p is not what that rests on
-    p = "" if other_test else f", p\u00a0{format_p(row['p_holm'])}"
-    return f"{with_interval(row['difference'], *ends, style, signed)}\n{row['finding']}{p}"
+    return f"{with_interval(row['difference'], *ends, _style(metric), signed)}\n{_finding(row)}"
+
+
+def _mean_and_difference(row: Mapping[Any, Any], metric: str) -> str | None:
+    mean = _mean(row, metric)
+    if mean is None or row["difference"] != row["difference"]:
+        return mean
+    return f"{mean}\n{signed(row['difference'], _style(metric))}: {_finding(row)}"
+
+
+def _finding(row: Mapping[Any, Any]) -> str:
+    """What a difference shows, with p (Holm) unless that is not what the finding rests on."""
+    other_test = row["finding"].startswith(SAME) or row["p_holm"] != row["p_holm"]
+    return str(row["finding"]) + ("" if other_test else f", p\u00a0{format_p(row['p_holm'])}")
 
 
 def _paper(row: Mapping[Any, Any]) -> str:

@@ -69,9 +69,9 @@ def explore(
 ) -> str:
     """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
 
-    `table` gets what the page knows of each image, for other programs.
-    `transfer` names images other than the encoder's own, and `clusters` is by default the number of classes. Raises
-    UserError for fewer than four images or fewer than `clusters`, and if all features are the same.
+    `table` gets what the page knows of each image, for other programs. `transfer` names images other than the
+    encoder's own, and `clusters` is by default the number of classes. Raises UserError for fewer than four images or
+    fewer than `clusters`, and if all features are the same.
     """
     data, total = subject.data, len(subject.data.labels)
     rows = np.sort(permutation(total, seed, "explore").numpy()[:images])
@@ -90,14 +90,9 @@ def explore(
     if not data.classes:
         columns.insert(0, columns.pop())  # what the page shows first
     run = found.config.run_name()
-    notes = [
-        f"{len(rows):,} of the {total:,} images of {data.title}, and the features {subject.protocol.layer} that the "
-        f"encoder of {run} computes for them.",
-        f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
-        f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
-        f"the cosine similarity of the features.",
-        *(f"{column.name}: {column.about}." for column in columns if column.about),
-    ]
+    images_of = f"{len(rows):,} of the {total:,} images of {data.title}"
+    features_of = f"the features {subject.protocol.layer} that the encoder of {run} computes for them"
+    notes = [f"{images_of}, and {features_of}.", *_notes(layout, columns)]
     shown = files._replace(names=[files.names[row] for row in layout.rows.tolist()])
     pictures = _thumbnails(subject, shown, layout.rows)
     page = explorer_page(
@@ -118,6 +113,16 @@ def explore(
         with written_whole(table) as scratch:
             write_csv(_table(np.array(names), columns, layout, pictures), scratch)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
+
+
+def _notes(layout: Layout, columns: list[Column]) -> Iterator[str]:
+    """How to read the page."""
+    yield (
+        f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
+        f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
+        f"the cosine similarity of the features."
+    )
+    yield from (f"{column.name}: {column.about}." for column in columns if column.about)
 
 
 def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictures: NDArray[np.uint8]) -> pd.DataFrame:

@@ -134,7 +134,7 @@ def test_a_file_with_other_features_is_removed(small, tmp_path, monkeypatch):
     content = EXPORTS["safetensors"].content
     export_encoder(model.state_dict(), config, tmp_path / "whole.safetensors", "safetensors", {})
     monkeypatch.setitem(EXPORTS, "safetensors", EXPORTS["safetensors"]._replace(content=spoil))
-    with pytest.raises(RunFailed, match="other features"):
+    with pytest.raises(RunFailed, match="different features"):
         export_encoder(model.state_dict(), config, tmp_path / "spoilt.safetensors", "safetensors", {})
     assert {path.name for path in tmp_path.iterdir()} == {"whole.md", "whole.safetensors"}
 
