@@ -18,18 +18,14 @@ from experiments.commands.options import (
     RunDataDir,
     RunLabels,
     Unlabelled,
-    check_out,
+    check_suffix,
 )
 from experiments.commands.output import Json, describe_files, show
 from experiments.commands.terminal import Terminal, describe_size, find_encoder_or_newest, open_store
-from simclr.errors import UserError
 
 
 def _check_table(path: Path | None) -> Path | None:
-    """Raises UserError, before any work, if no table can be written to this path."""
-    if path is not None and (path.suffix != ".csv" or path.is_dir()):
-        raise UserError(f"can't write to {path}: expected a file that ends in .csv")
-    return path if path is None else check_out(path)
+    return path if path is None else check_suffix(path, "write", (".csv",))
 
 
 def explore(  # over 60 lines, because of its signature

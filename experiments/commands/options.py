@@ -97,19 +97,19 @@ def choice(option: str, *names: str) -> dict[str, Any]:
 
 
 def _check_picture(path: Path) -> Path:
-    """Raises UserError, before any work, if no picture can be written to this path."""
-    return _check_suffix(path, "draw", SUFFIXES)
+    return check_suffix(path, "draw", SUFFIXES)
 
 
 def _check_search(path: Path) -> Path:
-    return _check_suffix(path, "write", SEARCH_SUFFIXES)
+    return check_suffix(path, "write", SEARCH_SUFFIXES)
 
 
 def _check_page(path: Path) -> Path:
-    return _check_suffix(path, "write", (".html",))
+    return check_suffix(path, "write", (".html",))
 
 
-def _check_suffix(path: Path, verb: str, suffixes: tuple[str, ...]) -> Path:
+def check_suffix(path: Path, verb: str, suffixes: tuple[str, ...]) -> Path:
+    """Raises UserError, before any work, if a path doesn't end in one of these, or can't be written to."""
     if path.suffix not in suffixes:
         raise UserError(f"can't {verb} to {path}: expected a file that ends in {' or '.join(suffixes)}")
     return _check_file(path)
@@ -126,7 +126,7 @@ def _check_pictures(path: Path) -> Path:
 
 def _check_file(path: Path) -> Path:
     if path.is_dir():
-        raise UserError(f"{path} is a folder: expected the name of a file in --out")
+        raise UserError(f"{path} is a folder: expected the name of a file")
     return check_out(path)
 
 
@@ -134,7 +134,7 @@ def check_out(path: Path) -> Path:
     """Raises UserError, before any work, if a path that is to be written lies in a file."""
     for folder in path.parents:
         if folder.is_file():
-            raise UserError(f"{folder} is a file, not a folder: choose another --out")
+            raise UserError(f"{folder} is a file, not a folder: choose another path")
     return path
 
 

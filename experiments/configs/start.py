@@ -49,8 +49,9 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
     from experiments.tracking.naming import may_be_file
     from experiments.tracking.store import Store, home
 
+    store = Store(home())
     try:
-        return Store(home()).find(name).artifact(kept)
+        return store.find(name).artifact(kept)
     except UserError as error:
         from torchvision.models import list_models
 
@@ -58,7 +59,7 @@ def _find(setting: str, name: str, kept: str, remedy: str) -> Path:
 
         if setting == "init" and name in list_models():
             return cached_weights(name)
-        if may_be_file(name) and not any(record.is_called(name) for record in Store(home()).records()):
+        if may_be_file(name) and not any(record.is_called(name) for record in store.records()):
             missing = f"{setting} = '{name}': there is no such file, and no run has that name. {remedy}"
             raise UserError(missing) from None
         raise UserError(

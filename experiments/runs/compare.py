@@ -254,7 +254,7 @@ def loss_caveat(metric: str, records: Sequence[Record]) -> str:
     differing = ["the method"] * (len(methods) > 1) + differing
     if not differing:
         return ""
-    of_chance = " Each level of chance has the colour of a curve that has it." * (len(levels) > 1)
+    of_chance = " Each chance level has the colour of its curve." * (len(levels) > 1)
     return (
         f"The scale of the loss depends on {', '.join(differing)}, so the heights of curves that differ in this say "
         f"nothing about which encoder is better.{of_chance}"

@@ -99,7 +99,7 @@ def evaluate_encoder(
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
         warnings.append(f"these results were not recorded, because {store.folder} can't be written")
-    return Report(run_id, table, describe(subject.protocol, subject.data), warnings, _matched(subject, names))
+    return Report(run_id, table, describe(subject.protocol, subject.data), warnings, _used(outcomes))
 
 
 def figures_of(
@@ -117,11 +117,8 @@ def figures_of(
         yield name, outcome, list(_rows(subject, name, outcome, others, pixels))
 
 
-def _matched(subject: Subject, names: Iterable[str]) -> tuple[int, int] | None:
-    if "no-labels" not in names:
-        return None
-    found: tuple[int, int] = get_evaluation(subject.protocol, "no-labels").used(subject)  # type: ignore[attr-defined]
-    return found
+def _used(outcomes: Mapping[str, Outcome]) -> tuple[int, int] | None:
+    return next((outcome.used for outcome in outcomes.values() if outcome.used is not None), None)
 
 
 def matched(record: Record) -> tuple[int, int] | None:
@@ -339,7 +336,7 @@ def _log(
     _keep_figures(tracker, table, old)
     known = tracker.record().metrics  # a value from before must not outlive one that is nan now
     tracker.log({key: value for key, value in metrics.items() if not np.isnan(value) or key in known})
-    if transfer is None and (counts := _matched(subject, outcomes)) is not None:
+    if transfer is None and (counts := _used(outcomes)) is not None:
         tracker.tag({MATCHED: f"{counts[0]}/{counts[1]}"})
     place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}
     tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes), **place})

@@ -87,18 +87,24 @@ def train(
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
             name = config.run_name()
-            called = [run for run in store.records(kind="pretrain") if run.finished and run.name == name]
-            if parent is None and called:
-                observer.note(
-                    f"an earlier run is called {name}, too: once the new one has finished, the name means that one. "
-                    f"Use the id {called[0].short_id} for the earlier one, or stop and choose another --name"
-                )
+            if parent is None:  # names in a study differ
+                _point_out_namesake(name, store, observer)
             tracker = start_run(store, name, "pretrain", config.flat(), {**own, **tags}, parent=parent)
         with tracker.finishing(Interrupted), devices.threads(threads):
             _train(prepared, tracker, unfinished is not None, observer)
         record = tracker.record()
         _remove_checkpoints(record)
         return record
+
+
+def _point_out_namesake(name: str, store: Store, observer: Observer) -> None:
+    """Say so if a finished run has the name that a new one will have."""
+    called = (run for run in store.records(kind="pretrain") if run.finished and run.name == name)
+    if (earlier := next(called, None)) is not None:
+        observer.note(
+            f"an earlier run is also called {name}. Once the new run has finished, the name refers to the new one: use "
+            f"the id {earlier.short_id} for the earlier run, or stop and choose another --name"
+        )
 
 
 def _remove_checkpoints(record: Record) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
-
-SEVERAL = ""  # instead of the name of a file where several files have it
 
 
 class Names:
@@ -16,24 +12,20 @@ class Names:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = frozenset(names)
         ends = [(end, name) for name in names for end in _ends(name)]
-        self._whole = _by_key([(name, name) for name in names]) | {name: name for name in names}
+        self._whole = _by_key([(name, name) for name in names]) | {name: (name,) for name in names}
         self._ends = _by_key(ends) | self._whole
 
-    def find(self, text: str) -> str | None:
-        """The file of this name, with or without its suffix; SEVERAL if several files have it, None if none has.
+    def find(self, text: str) -> tuple[str, ...]:
+        """The file of this name, with or without its suffix; the first two if several files have it.
 
         Folders may be missing at the start, or be more than those of the file. Capitals and the form of accents may
         differ, if one file only has this name then.
         """
         own, *shorter = _ends(text.replace("\\", "/"))
-        if (found := self._ends.get(own, self._ends.get(_plain(own)))) is not None:
+        if found := self._ends.get(own, self._ends.get(_plain(own))):
             return found
         keys = (key for end in shorter for key in (end, _plain(end)))
-        return next((self._whole[key] for key in keys if key in self._whole), None)
-
-    def candidates(self, text: str) -> list[str]:
-        """The first two files that a text may name where several have this name."""
-        return list(islice((name for name in sorted(self.names) if Names([name]).find(text)), 2))
+        return next((self._whole[key] for key in keys if key in self._whole), ())
 
 
 def _ends(name: str) -> list[str]:
@@ -51,15 +43,17 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _by_key(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Names by their keys: as they are, without suffix and by `_plain`. SEVERAL where several names have the key."""
+def _by_key(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The names of each key, at most two: by keys as they are, without suffix and by `_plain`."""
     stems = [(_stem(key), name) for key, name in pairs]
     plain = [(_plain(key), name) for key, name in pairs]
     plain_stems = [(_plain(key), name) for key, name in stems]
-    return _single(plain_stems) | _single(plain) | _single(stems) | _single(pairs)
+    return _grouped(plain_stems) | _grouped(plain) | _grouped(stems) | _grouped(pairs)
 
 
-def _single(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The name of each key, or SEVERAL."""
-    counts = Counter(key for key, _ in pairs)
-    return {key: name if counts[key] == 1 else SEVERAL for key, name in pairs}
+def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The first two names of each key."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key, name in pairs:
+        found[key] = (*found.get(key, ()), name)[:2]
+    return found

@@ -12,7 +12,7 @@ import pandas as pd
 
 from simclr.data.labels import LABEL_NAMES, SPLIT_COLUMNS, number, split_in, unclear
 from simclr.data.layout import FOLDER_NAMES, HIDDEN, SPLIT_NAMES, SPLITS, Layout, image_names, splits_named, understand
-from simclr.data.names import SEVERAL, Names
+from simclr.data.names import Names
 from simclr.data.source import UNLABELLED
 from simclr.errors import UserError, printable, similar_path
 
@@ -113,14 +113,14 @@ def understand_table(
 def _files(texts: pd.Series, files: Names, labels: Path) -> list[str]:
     """The file that each text names, or the text itself if there is none. Raises UserError if it may be several."""
     found = [files.find(text) for text in texts]
-    if count := found.count(SEVERAL):
-        text = texts.iloc[found.index(SEVERAL)]
-        several = " or ".join(map(printable, files.candidates(text)))
+    if unclear_rows := [row for row, names in enumerate(found) if len(names) > 1]:
+        first, count = unclear_rows[0], len(unclear_rows)
         raise UserError(
-            f"'{printable(text)}' in {labels} could be {several} ({count:,} such row{'s' * (count > 1)}): write the "
-            f"folder and the suffix as here, or give the folder of the right one as --data-dir"
+            f"'{printable(texts.iloc[first])}' in {labels} could be {' or '.join(map(printable, found[first]))} "
+            f"({count:,} such row{'s' * (count > 1)}): write the folder and the suffix as here, or give the folder of "
+            f"the right one as --data-dir"
         )
-    return [file or text for file, text in zip(found, texts, strict=True)]
+    return [names[0] if names else text for names, text in zip(found, texts, strict=True)]
 
 
 def _completed(rows: pd.DataFrame, by_folder: Layout, split: str | None, labelled: bool) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str 
     names = [
         column
         for column in table.columns
-        if 2 * len(set(map(files.find, table[column])) - {SEVERAL, None}) > len(images)
+        if 2 * len({found for found in map(files.find, table[column]) if len(found) == 1}) > len(images)
     ]
     if not names:
         return "no column names most of the images"
@@ -260,7 +260,7 @@ def _image_column(table: pd.DataFrame, files: Names, labels: Path, where: str, n
         return _chosen(table, labels, name, "image_column")
     sample = table.iloc[:: max(1, len(table) // SAMPLE)]
     different = {column: sample[column].nunique() for column in table.columns}
-    named = {column: sum(files.find(text) is not None for text in sample[column].unique()) for column in table.columns}
+    named = {column: sum(bool(files.find(text)) for text in sample[column].unique()) for column in table.columns}
     usual_names = (column for column in table.columns if column.lower() in FILE_NAMES)
     sure_names = (column for column in usual_names if named[column] or not column.lower().endswith("id"))
     most = max((different[column] for column in sure_names), default=0)

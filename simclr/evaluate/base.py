@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
     predictions: dict[str, Tensor] = {}  # noqa: RUF012  predicted class of each test image, by accuracy
     network: nn.Module | None = None  # the last one that was fine-tuned, of the first seed
     samples: dict[str, list[float]] = {}  # noqa: RUF012  the values that a metric is the mean of, if not images
+    used: tuple[int, int] | None = None  # how many images were used, and of how many, if not all test images
 
 
 class Evaluation(Section):

@@ -116,10 +116,6 @@ class LabelFree(Evaluation):
         pretrain = hash_rows(data.parts["pretrain"])
         return {"batch": config.train.batch_size, "views": config.result()["views"][:2], "pretrain": pretrain}
 
-    def used(self, subject: Subject) -> tuple[int, int]:
-        """How many images are compared, and of how many."""
-        return len(self._rows(subject)[0]), len(own_rows(subject))
-
     def _rows(self, subject: Subject) -> tuple[Array, int]:
         """Rows of the images to compare, in whole batches, and the batch size."""
         rows = chosen_rows(subject, self.images, self.seed)
@@ -162,4 +158,4 @@ class LabelFree(Evaluation):
                 "contrastive_own_top1": float(np.mean([contrastive_accuracy(matrix)[0].item() for matrix in matrices])),
                 "softmax_entropy": float(np.mean(entropies)),
             }
-        return Outcome(metrics)
+        return Outcome(metrics, used=(len(rows), len(own_rows(subject))))

@@ -207,7 +207,7 @@ def test_curves_of_losses_with_different_scales_say_on_what_these_depend(store: 
     assert caveat({"loss.temperature": 0.5, "optim.lr": 1}, {"loss.temperature": 0.5, "optim.lr": 2}) == ""
     of_batches = caveat({"loss.temperature": 0.5}, {"loss.temperature": 0.5, "train.batch_size": 128})
     assert "depends on train.batch_size, so" in of_batches
-    assert of_batches.endswith("Each level of chance has the colour of a curve that has it.")
+    assert of_batches.endswith("Each chance level has the colour of its curve.")
     byol = {"method": "byol", "byol.momentum": 0.9}
     assert caveat(byol, byol | {"byol.momentum": 0.99, "train.batch_size": 128}) == ""  # whose loss has one scale
     assert "depends on the method, so" in caveat(byol, {"loss.temperature": 0.5})

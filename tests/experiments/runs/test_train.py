@@ -171,11 +171,11 @@ def test_a_run_resumes_without_the_weights_that_it_started_from(home: Path, stor
 def test_a_name_that_an_earlier_run_has_is_pointed_out(home: Path, store: Store) -> None:
     first, watch = tiny(train={"epochs": 1}), Watch()
     earlier = train(prepare(first, home), store, observer=watch)
-    assert not any("an earlier run is called" in text for text in watch.said)
+    assert not any("an earlier run is also called" in text for text in watch.said)
     other = train(prepare(tiny(train={"epochs": 2}), home), store, parent=earlier.id, observer=watch)
-    assert not any("an earlier run is called" in text for text in watch.said)
+    assert not any("an earlier run is also called" in text for text in watch.said)
     train(prepare(tiny(train={"epochs": 3}), home), store, observer=watch)
-    assert any(f"Use the id {other.short_id} for" in text for text in watch.said)
+    assert any(f"use the id {other.short_id} for" in text for text in watch.said)
 
 
 def auto(home: Path) -> Prepared:

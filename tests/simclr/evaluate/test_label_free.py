@@ -90,8 +90,8 @@ def test_contrastive_accuracy_is_measured_in_batches_of_pre_training(digits: Dat
 
 def test_only_whole_batches_of_the_images_are_used(digits: Dataset) -> None:
     images = len(digits.parts["val"])
-    assert LabelFree().used(subject_of(digits, train={"batch_size": images - 1})) == (images - 1, images)
-    assert LabelFree().used(subject_of(digits, train={"batch_size": 2 * images})) == (images, images)
+    assert LabelFree().run(subject_of(digits, train={"batch_size": images - 1})).used == (images - 1, images)
+    assert LabelFree().run(subject_of(digits, train={"batch_size": 2 * images})).used == (images, images)
 
 
 def test_chance_is_the_contrastive_accuracy_of_random_vectors(digits: Dataset) -> None:
