@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.runs.train import git_state
 from simclr.files import written_whole
 
 Row = dict[str, Any]
 Section = Callable[[], list[Row]]  # its docstring says what its table shows
+WIDTH = 120  # of the page's text, in characters
 TEXTS = ("output", "failures")  # that are shown below a table
 
 
@@ -48,7 +52,8 @@ def measure(
         except Exception as error:
             found |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
             print(found["traceback"], file=sys.stderr)
-        results[name] = found | {"seconds": time.perf_counter() - clock}
+        seconds = time.perf_counter() - clock
+        results[name] = found | {"seconds": seconds, "measured": f"{datetime.now(UTC):%Y-%m-%d}", **git_state()}
         for suffix, text in ((".json", json.dumps(results, indent=1)), (".md", markdown(results, page))):
             with written_whole(page.path.with_suffix(suffix)) as scratch:
                 scratch.write_text(text, encoding="utf-8")
@@ -58,10 +63,10 @@ def measure(
 
 def markdown(results: Mapping[str, Any], page: Page) -> str:
     """The page: a table for each section, and what commands printed below it."""
-    lines = [f"# {page.title}", "", page.intro, ""]
+    lines = [f"# {page.title}", "", *_paragraph(page.intro), ""]
     for name, section in results.items():
-        lines += [f"## {name} ({section['seconds']:.0f} s)", ""]
-        lines += [" ".join(section["about"].split()), ""] if section.get("about") else []
+        lines += [f"## {name[:1].upper()}{name[1:]}", ""]
+        lines += [*_paragraph(f"{section['about'] or ''} {_measured(section)}"), ""]
         if "error" in section:
             lines += [f"Failed: {section['error']}", ""]
             continue
@@ -72,6 +77,17 @@ def markdown(results: Mapping[str, Any], page: Page) -> str:
             lines += ["", "```", (text if isinstance(text, str) else "\n".join(text)).strip(), "```"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _measured(section: Mapping[str, Any]) -> str:
+    """When a section was measured, with which code, and how long that took."""
+    commit = f" at commit {section['git_commit'][:7]}" if "git_commit" in section else ""
+    changes = " with changes" if section.get("git_dirty") == "true" else ""
+    return f"Measured on {section['measured']}{commit}{changes}, in {section['seconds']:.0f} s."
 
 
 def _cell(value: object) -> str:

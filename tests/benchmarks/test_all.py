@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import growth
+from benchmarks import growth, sections
 from benchmarks.sections import Row
 
 
@@ -25,6 +26,7 @@ def test_sections_that_are_done_are_not_measured_again(tmp_path: Path, monkeypat
         measured.append(("fails", quick))
         raise RuntimeError("no memory")
 
+    monkeypatch.setattr(sections, "git_state", lambda: {"git_commit": "0123456789", "git_dirty": "false"})
     monkeypatch.setattr(everything, "SECTIONS", {"works": works, "fails": fails})
     everything.main(["--out", str(tmp_path), "--quick"])
     everything.main(["--out", str(tmp_path)])
@@ -40,7 +42,8 @@ def test_sections_that_are_done_are_not_measured_again(tmp_path: Path, monkeypat
     ]
     assert json.loads((tmp_path / "performance.json").read_text())["works"]["rows"] == [{"network": "a", "ms": 1.23456}]
     page = (tmp_path / "performance.md").read_text()
-    assert "\n\nWhat it shows.\n\n| network | ms |\n| --- | --- |\n| a | 1.235 |\n" in page
+    assert re.search(r"\n## Works\n\nWhat it shows\. Measured on \d{4}-\d\d-\d\d at commit 0123456, in 0 s\.\n", page)
+    assert "\n\n| network | ms |\n| --- | --- |\n| a | 1.235 |\n" in page
     assert "Failed: RuntimeError: no memory" in page
 
 
