@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, update_wrapper
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -40,6 +41,7 @@ STEPS: dict[str, tuple[str, Sequence[str], int]] = {
     "ResNet-18, CIFAR stem": ("cifar10-cpu", ("model.backbone=resnet18", "model.width=1", "model.stem=cifar"), 3),
 }
 VIEWS = {"torchvision": peers.torchvision_views, "kornia": peers.kornia_views}
+PEERS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-learning")
 RECIPES = {"lightly as published": False, "lightly at its best (bf16, channels-last)": True}
 INTRO = (
     "Made by `python -m benchmarks.all`, which says at its top how to make it again. Each table is from one run, in "
@@ -51,8 +53,14 @@ INTRO = (
 def machine(quick: bool) -> list[Row]:
     """What measured, and how busy it was with other work at the start (cores in use, on average over a minute)."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    row: Row = {"CPU": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}
-    return [row | {"precision": devices.precision_on("auto", torch.device("cpu")), "quick": quick}]
+    row: Row = {"CPU": processor(), "threads": torch.get_num_threads(), "load": load}
+    row |= {"precision": devices.precision_on("auto", torch.device("cpu")), "torch": torch.__version__}
+    for peer in PEERS:
+        try:
+            row[peer] = version(peer)
+        except PackageNotFoundError:
+            row[peer] = "not installed"
+    return [row | {"tiny sizes": quick}]
 
 
 def step(quick: bool) -> list[Row]:
@@ -132,9 +140,15 @@ def classifier(quick: bool) -> list[Row]:
     return [linear.compare(500, 16, 3) if quick else linear.compare(50_000, 512, 45)]
 
 
-def growth_of(name: str, quick: bool) -> list[Row]:
-    """Time, and memory above what the process held before, at three sizes (features have 512 dimensions)."""
-    return growth.measure(name, 50 if quick else 1)
+def growth_of(name: str) -> Callable[[bool], list[Row]]:
+    """The section that shows how a case of growth.py grows."""
+
+    def section(quick: bool) -> list[Row]:
+        return growth.measure(name, 50 if quick else 1)
+
+    prepare, _ = growth.CASES[name]
+    section.__doc__ = f"{prepare.__doc__} Memory is what the process holds in addition to what it held before."
+    return section
 
 
 SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
@@ -144,7 +158,7 @@ SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
     "recipe": recipe,
     "loss": nt_xent,
     "classifier": classifier,
-    **{name: update_wrapper(partial(growth_of, name), growth_of) for name in growth.CASES},
+    **{name: growth_of(name) for name in growth.CASES},
 }
 
 
