@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,8 @@ def test_an_exchange_without_a_partner_ends_quietly_and_one_without_memory_says_
         processes._exchange(full)
 
 
-def test_processes_that_are_started_again_do_not_find_what_earlier_ones_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_are_started_again_do_not_find_what_earlier_ones_left() -> None:
     """torchrun keeps its store when it starts all of them again, at any moment. Here the first one comes last."""
-    monkeypatch.setattr(processes, "LOOK", timedelta(milliseconds=50))
     store = dist.HashStore()
     for number in range(3):
         with ThreadPoolExecutor() as threads:
