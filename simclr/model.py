@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from simclr.settings import Section, one_of
 
 # Outputs of a layer of the head. Published heads have up to 16,384; a layer from 32,768 to as many takes 4 GiB.
 Width = Annotated[int, Field(ge=1, le=2**15)]
+HeadNorm = bool | Literal["hidden"]
 
 # With fewer than 8 channels, oneDNN 3.12 (torch 2.14) on a CPU without AVX-512 writes out of bounds in the weight
 # gradient of 1x1 convolutions with stride 2.
@@ -44,10 +45,14 @@ class ModelConfig(Section):
     head: Annotated[str, one_of("head", lambda: HEADS)] = "mlp"  # projection head; the paper's has one hidden layer
     hidden_dim: Width | None = None  # width of the head's hidden layers (default: that of h)
     out_dim: Width = 128  # width of z, the head's output
-    head_batch_norm: bool = False  # batch norm after each linear layer of the head, as in the paper's code
+    # Batch norm after each linear layer of the head, as in the paper's code, or after the hidden ones only.
+    head_batch_norm: HeadNorm = False
 
     def effective_settings(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=UNUSED_BY_HEAD.get(self.head))
+        settings = self.model_dump(mode="json", exclude=UNUSED_BY_HEAD.get(self.head))
+        if self.head == "linear" and self.head_batch_norm == "hidden":  # it has no hidden layer
+            settings["head_batch_norm"] = False
+        return settings
 
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -193,24 +198,26 @@ def build_encoder(config: ModelConfig, side: int, seed: int) -> tuple[nn.Module,
     return network, features
 
 
-def _mlp(depth: int) -> Callable[[int, int, int, bool], nn.Sequential]:
-    def build(features: int, hidden: int, out: int, batch_norm: bool) -> nn.Sequential:
+def _mlp(depth: int) -> Callable[[int, int, int, HeadNorm], nn.Sequential]:
+    def build(features: int, hidden: int, out: int, batch_norm: HeadNorm) -> nn.Sequential:
         widths = [features] + [hidden] * (depth - 1) + [out]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):
-            layers.append(nn.Linear(a, b, bias=not batch_norm))
-            if batch_norm:
+            is_hidden = i < depth - 1
+            normalised = batch_norm is True or (batch_norm == "hidden" and is_hidden)
+            layers.append(nn.Linear(a, b, bias=not normalised))
+            if normalised:
                 layers.append(nn.BatchNorm1d(b))
-            if i < depth - 1:
+            if is_hidden:
                 layers.append(nn.ReLU(inplace=True))
         return nn.Sequential(*layers)
 
     return build
 
 
-# From (features, hidden width, output width, batch norm after each linear layer) to a head. The paper's Fig. 8 compares
-# none, linear and mlp.
-HEADS: dict[str, Callable[[int, int, int, bool], nn.Sequential]] = {
+# From (features, hidden width, output width, `head_batch_norm`) to a head. The paper's Fig. 8 compares none, linear and
+# mlp.
+HEADS: dict[str, Callable[[int, int, int, HeadNorm], nn.Sequential]] = {
     "none": lambda features, hidden, out, batch_norm: nn.Sequential(),
     "linear": _mlp(1),
     "mlp": _mlp(2),

@@ -15,7 +15,7 @@ CLOSE = 0.1  # how far a cell's cost may be from the baseline's, as a share of i
 
 def at_equal_cost(plan: StudyPlan, store: Store, observer: Observer = SILENT) -> StudyPlan:
     """The plan with the number of epochs for each cell at which its training costs as much as the baseline's, by
-    `plan.equal`.
+    `plan.equal`. The warm-up keeps its share of them.
 
     The time of a step is measured on this machine. Floating-point operations are those of a whole step: of both views,
     forwards and backwards, and of all networks of the method. Raises UserError if no whole number of epochs brings a
@@ -39,7 +39,9 @@ def at_equal_cost(plan: StudyPlan, store: Store, observer: Observer = SILENT) ->
                 f"'{cell.name}' can't be trained at the baseline's cost: epochs are whole, and the nearest number, "
                 f"{epochs}, takes {epochs * each / whole:.0%} of its {COSTS[plan.equal]}. Add more --epochs"
             )
-        cells.append(cell.with_chosen({"train.epochs": epochs}, epochs * each / whole))
+        warmup = cell.config.optim.warmup_epochs * epochs / cell.config.train.epochs  # the same share of the training
+        chosen = {"train.epochs": epochs, "optim.warmup_epochs": warmup}
+        cells.append(cell.with_chosen(chosen, epochs * each / whole))
     return plan.with_cells(cells)
 
 

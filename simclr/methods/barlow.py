@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +11,18 @@ from pydantic import Field
 from torch import Tensor
 
 from simclr.methods.base import Method, single, spread
+from simclr.model import Network
 from simclr.settings import Section
+
+PUBLISHED = 0.005 * 8192  # lambda times the number of features (there, Section 2.2 and the code)
 
 
 class BarlowConfig(Section):
     """Settings of Barlow Twins."""
 
-    # Weight of the correlations between features (lambda in the Barlow Twins paper).
-    redundancy: float = Field(0.005, ge=0, le=1e3)
+    # Weight of the correlations between features: lambda in the Barlow Twins paper, which has 0.005 for 8,192 features
+    # (default: what gives all of them the same weight as there, relative to the agreement of the views).
+    redundancy: float | None = Field(None, ge=0, le=1e3)
 
 
 class Barlow(Method):
@@ -27,8 +32,13 @@ class Barlow(Method):
     section = BarlowConfig
     loss_label = "Barlow Twins loss"
     figures = ("spread",)
-    head_batch_norm = True
+    head_batch_norm = "hidden"
     settings: BarlowConfig
+
+    def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
+        super().__init__(settings, network, fused=fused)
+        own = self.settings.redundancy
+        self.redundancy = PUBLISHED / network.z_width if own is None else own
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)
         """The sum of squared differences of the correlations from the identity, and the spread of the embeddings.
@@ -43,4 +53,4 @@ class Barlow(Method):
         correlation = z1.T @ z2 / len(z1)
         on_diagonal = (correlation.diagonal() - 1).square().sum()
         off_diagonal = correlation.square().sum() - correlation.diagonal().square().sum()
-        return on_diagonal + self.settings.redundancy * off_diagonal
+        return on_diagonal + self.redundancy * off_diagonal

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simclr.errors import UserError
-from simclr.model import UNUSED_BY_HEAD, ModelConfig, Network
+from simclr.model import HeadNorm, ModelConfig, Network
 from simclr.settings import Section
 
 
@@ -30,7 +30,7 @@ class Method(nn.Module):
     figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
     reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
 
-    head_batch_norm: ClassVar[bool] = False  # whether it is published with batch norm in the head
+    head_batch_norm: ClassVar[HeadNorm] = False  # the batch norm in the head with which it is published
     takes_local: ClassVar[bool] = True  # whether local crops are embedded and compared like views
     takes_teacher: ClassVar[bool] = False  # whether it learns from the fine-tuned network that its `teacher` names
     mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
@@ -101,9 +101,11 @@ class Method(nn.Module):
     @classmethod
     def remark(cls, model: ModelConfig) -> str:
         """A sentence on what the published method has and this network lacks, with the setting to add, or empty."""
-        if not cls.head_batch_norm or model.head_batch_norm or "head_batch_norm" in UNUSED_BY_HEAD.get(model.head, ()):
+        own, other = cls.head_batch_norm, model.effective_settings().get("head_batch_norm", cls.head_batch_norm)
+        if not own or own == other or (own == "hidden" and model.head == "linear"):
             return ""
-        return "the method is published with batch norm in the head: add --set model.head_batch_norm=true"
+        where = "only after the head's hidden layers" if own == "hidden" else "after each layer of the head"
+        return f"the method is published with batch norm {where}: add --set model.head_batch_norm={str(own).lower()}"
 
     @classmethod
     def chance(cls, settings: Any, batch_size: int, views: int = 2) -> dict[str, float]:  # noqa: ARG003 (for subclasses)

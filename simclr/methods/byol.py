@@ -29,7 +29,7 @@ class BYOL(Method):
     section = BYOLConfig
     loss_label = "BYOL loss"
     figures = ("spread",)
-    head_batch_norm = True
+    head_batch_norm = "hidden"
     takes_local = False
     settings: BYOLConfig
 

@@ -68,4 +68,6 @@ class MoCo(Method):
     def after_step(self) -> None:
         """Move the key encoder towards the network, and replace the oldest keys of the queue."""
         follow(self.key_network, self.network, self.settings.momentum)
-        self.queue.copy_(torch.cat([self.keys.to(self.queue.dtype), self.queue])[: len(self.queue)])
+        queue = torch.cat([self.keys.to(self.queue.dtype), self.queue])[: len(self.queue)]
+        # After an overflow in float16, which the optimizer's step skips, the keys would spoil the queue.
+        self.queue.copy_(torch.where(queue.isfinite().all(), queue, self.queue))

@@ -16,7 +16,8 @@ from simclr.settings import Section
 class SimSiamConfig(Section):
     """Settings of SimSiam."""
 
-    hidden_dim: Width = 512  # width of the predictor's hidden layer (512 in the SimSiam paper, a quarter of the output)
+    # Width of the predictor's hidden layer: a quarter of z's default width, as in the SimSiam paper (512 of 2,048).
+    hidden_dim: Width = 32
 
 
 class SimSiam(Method):

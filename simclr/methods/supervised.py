@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from simclr.errors import UserError
 from simclr.methods.base import Method, single
+from simclr.model import Network
 from simclr.settings import Section
 
 
@@ -19,9 +21,13 @@ class SupervisedConfig(Section):
     # Label smoothing: the share of the target that is spread over all classes.
     smoothing: float = Field(0.0, ge=0, lt=1)
 
+    def effective_settings(self) -> dict[str, Any]:
+        # In the key, because earlier versions had all numbers of z in the softmax.
+        return super().effective_settings() | {"logits": "classes"}
+
 
 class Supervised(Method):
-    """Cross-entropy of the classes, on all views. z has a logit for each class; outputs beyond them are not used."""
+    """Cross-entropy of the classes, on all views. The first numbers of z are the logits, the others aren't used."""
 
     section_name = "supervised"
     section = SupervisedConfig
@@ -30,9 +36,13 @@ class Supervised(Method):
     reads_labels = True
     settings: SupervisedConfig
 
+    def __init__(self, settings: Any, network: Network, *, fused: bool) -> None:
+        super().__init__(settings, network, fused=fused)
+        self.classes = network.z_width  # until the images are known
+
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the accuracy on the augmented training images."""
-        logits, targets = single(embeddings).flatten(0, 1), labels.repeat(len(embeddings))
+        logits, targets = single(embeddings).flatten(0, 1)[:, : self.classes], labels.repeat(len(embeddings))
         correct = (logits.detach().argmax(1) == targets).to(logits.dtype).mean()
         return F.cross_entropy(logits, targets, label_smoothing=self.settings.smoothing), correct.view(1)
 
@@ -44,3 +54,4 @@ class Supervised(Method):
                 f"the images have {count} classes, but the network has only {outputs} outputs: set model.out_dim to "
                 f"{count} or more, and model.head to linear, mlp or mlp3"
             )
+        self.classes = max(count, len(classes))

@@ -24,13 +24,16 @@ class VICRegConfig(Section):
 
 
 class VICReg(Method):
-    """A weighted sum of the views' distance, of how far deviations are below 1, and of squared covariances (Eq. 6)."""
+    """A weighted sum of the views' distance, of how far deviations are below 1, and of squared covariances.
+
+    Both views' terms of deviations are averaged, as in the authors' code. Their Eq. 6 adds them.
+    """
 
     section_name = "vicreg"
     section = VICRegConfig
     loss_label = "VICReg loss"
     figures = ("invariance", "variance", "covariance", "spread")
-    head_batch_norm = True
+    head_batch_norm = "hidden"
     settings: VICRegConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)

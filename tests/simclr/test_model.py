@@ -214,7 +214,7 @@ def linears(head: nn.Module) -> list[tuple[int, int]]:
     return [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True, "hidden"])
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
@@ -228,10 +228,12 @@ def test_heads_have_their_layers(head, expected, batch_norm):
     model = build(**SMALL, head=head, hidden_dim=30, out_dim=20, head_batch_norm=batch_norm)
     assert linears(model.head) == expected
     norms = [m.num_features for m in model.head.modules() if isinstance(m, nn.BatchNorm1d)]
-    assert norms == ([out for _, out in expected] if batch_norm else [])
+    normalised = {False: 0, True: len(expected), "hidden": max(0, len(expected) - 1)}[batch_norm]  # the first layers
+    assert norms == [out for _, out in expected][:normalised]
     assert len([m for m in model.head.modules() if isinstance(m, nn.ReLU)]) == max(0, len(expected) - 1)
     # Batch norm would remove a bias before it.
-    assert all((m.bias is None) == batch_norm for m in model.head.modules() if isinstance(m, nn.Linear))
+    biased = [m.bias is not None for m in model.head.modules() if isinstance(m, nn.Linear)]
+    assert biased == [False] * normalised + [True] * (len(expected) - normalised)
     h, z = model(images())
     assert h.shape == (4, 64)
     assert z.shape == (4, expected[-1][1] if expected else 64)

@@ -70,6 +70,8 @@ def test_each_cell_has_the_epochs_that_cost_what_the_baselines_do(
         "width=0.25": (10, 1.0),
         "width=0.5": (5, 1.0),
     }
+    shares = {cell.config.optim.warmup_epochs / cell.config.train.epochs for cell in settled.cells}
+    assert shares == {BASELINE.optim.warmup_epochs / 20}
     heads = at_equal_cost(plan_study(BASELINE, axis="head", equal="flops"), store)
     assert heads.cells[-1].layer == "z"
     assert heads.cells[-1].config.key() == heads.cells[0].config.key()  # trained once, judged at two layers

@@ -152,8 +152,10 @@ def test_some_methods_refuse_local_crops() -> None:
 def test_a_network_without_the_batch_norm_of_a_published_head_is_remarked() -> None:
     remarks = {name: kind.remark(config_of(name).model) for name, kind in METHODS.items()}
     assert {name for name, text in remarks.items() if text} == {"byol", "simsiam", "barlow", "vicreg"}
-    assert remarks["byol"].endswith("add --set model.head_batch_norm=true")
-    for model in ({"head_batch_norm": True}, {"head": "none"}):  # a setting that has no use can't be added
+    assert remarks["byol"].endswith("only after the head's hidden layers: add --set model.head_batch_norm=hidden")
+    assert remarks["simsiam"].endswith("after each layer of the head: add --set model.head_batch_norm=true")
+    assert METHODS["byol"].remark(tiny(model={"head_batch_norm": True}).model) == remarks["byol"]
+    for model in ({"head_batch_norm": "hidden"}, {"head": "none"}, {"head": "linear"}):  # no use in adding it
         assert not METHODS["byol"].remark(tiny(model=model).model)
 
 

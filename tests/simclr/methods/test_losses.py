@@ -322,6 +322,51 @@ def test_a_target_network_follows_the_online_network(name: str, target: str) -> 
         assert not p.requires_grad
 
 
+def test_a_queue_is_not_spoiled_by_keys_that_overflowed() -> None:
+    method, embeddings = method_of("moco", queue=20), embeddings_of(4)
+    old = method.queue.clone()
+    embeddings[3, 0, 0] = math.inf
+    method.loss(embeddings, LABELS)
+    method.after_step()
+    assert torch.equal(method.queue, old)
+
+
+def test_supervised_training_has_as_many_logits_as_classes() -> None:
+    method, z = method_of("supervised", smoothing=0.1), embeddings_of().requires_grad_()
+    method.check_labels(LABELS, ["a", "b", "c"])
+    loss, (top1,) = method.loss(z, LABELS)
+    targets = 0.9 * F.one_hot(LABELS, 3).double() + 0.1 / 3
+    torch.testing.assert_close(loss, -(targets * z[:, :, :3].log_softmax(2)).sum(2).mean(), **EXACT)
+    assert top1 == (z[:, :, :3].argmax(2) == LABELS).double().mean()
+    loss.backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad[:, :, 3:], torch.zeros(2, N, D - 3, dtype=torch.float64))
+
+
+def test_the_weight_of_barlow_twins_follows_the_number_of_features() -> None:
+    z = embeddings_of()
+    own, published = (method_of("barlow", **settings).loss(z, LABELS)[0] for settings in ({}, {"redundancy": 8.192}))
+    torch.testing.assert_close(own, published)  # 0.005 for 8,192 features is 8.192 for 5
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam", "moco"])
+def test_the_branch_of_the_targets_has_no_predictor_and_its_own_network(name: str) -> None:
+    method = method_of(name).float().eval()
+    target = {"byol": "target", "moco": "key_network"}.get(name, "network")
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.mul_(1.1)  # so that a target network differs
+    views = torch.rand(2, N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    embeddings = method.embed(views)
+    for view, (online, other) in zip(views, zip(*embeddings.chunk(2), strict=True), strict=True):
+        z = method.network(view)[1]
+        expected = z if name == "moco" else method.predictor(z)  # type: ignore[operator]
+        torch.testing.assert_close(online, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other, getattr(method, target)(view)[1], rtol=1e-4, atol=1e-5)
+    embeddings.chunk(2)[1].sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in method.parameters())
+
+
 def test_losses_equal_those_of_lightly() -> None:
     losses = pytest.importorskip("lightly.loss", reason="lightly is not installed")
     z1, z2 = embeddings_of(2)
