@@ -68,9 +68,10 @@ def _download_folder(name: str, folder: Path | None, home: Path) -> Path:
         return home / "downloads"
     if folder.is_file():
         archive = DOWNLOADS[name].url.rpartition("/")[2]
+        unpack = name == "tiny-imagenet"  # the only one that is read unpacked, too. As a plain folder it is refused
+        remedy = "unpack it, and give its folder" if unpack else "to use its images, add --dataset folder"
         raise UserError(
-            f"{folder} is a file, but for '{name}' --data-dir must be the folder that contains {archive}: to use the "
-            "images in that file, add --dataset folder"
+            f"{folder} is a file, but for '{name}' --data-dir must be the folder that contains {archive}: {remedy}"
         )
     if not folder.exists() and suffix_of(folder.name) in OTHER_SUFFIXES:
         raise UserError(f"there is no file {folder}: check --data-dir (data.dir)")

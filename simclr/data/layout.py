@@ -366,7 +366,10 @@ def _unknown_classes(
         f"{known or 'not classes'}{more}"
     )
     if any(name.rpartition("/")[2] == "val_annotations.txt" for name in names):
-        return UserError(f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet")
+        return UserError(
+            f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet, with an archive "
+            f"unpacked"
+        )
     one, other = ({unicodedata.normalize("NFC", name) for name in some} for some in (extra, classes))
     if one & other:
         text += " (some names look the same, but are written with other Unicode characters)"

@@ -70,12 +70,14 @@ def test_archive_of_another_version_is_an_error(home, monkeypatch):
 def test_nothing_is_created_for_a_folder_that_cannot_be_meant(home, tmp_path):
     archive = write(tmp_path / "photos.zip", make_zip({"a.png": encode(np.zeros((8, 8), np.uint8))}))
     messages = {
-        archive: "to use the images in that file, add --dataset folder",
+        archive: f"{archive} is a file, but for",
         tmp_path / "cifar.tar.gz": f"there is no file {tmp_path / 'cifar.tar.gz'}",
         tmp_path / "data" / "cifar": f"there is no folder {tmp_path / 'data'} to download into",
     }
     for dataset, (place, message) in product(("cifar10", "tiny-imagenet"), messages.items()):
         assert message in error_message(home, dataset, dir=place)
+    assert "to use its images, add --dataset folder" in error_message(home, "cifar10", dir=archive)
+    assert "unpack it, and give its folder" in error_message(home, "tiny-imagenet", dir=archive)
     assert list(tmp_path.iterdir()) == [archive]
     assert f"or add --dataset folder to use the images in {tmp_path}" in error_message(
         home, "digits", unlabelled=True, dir=tmp_path
