@@ -199,6 +199,12 @@ def chosen(document: StudyDocument) -> list[str]:
             f"{len(document.cells[0].rates)} on validation, by one run with each rate and a seed that this study "
             f"doesn't have. {'; '.join(rates)}. These runs are in the study whose name ends in -rates."
         )
+        ends = [cell.cell for cell in document.cells if cell.chosen[RATE] in {min(cell.rates), max(cell.rates)}]
+        if ends and len(document.cells[0].rates) > 1:
+            found.append(
+                f"The lowest or highest rate that was tried is the best for {listed(ends)}, so a rate beyond it may be "
+                f"better still."
+            )
     return found
 
 

@@ -15,6 +15,7 @@ from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome, execute
+from experiments.studies.notes import chosen
 from experiments.studies.plan import plan_study
 from experiments.studies.results import StudyDocument, read_results
 from experiments.studies.run import check_study_name, with_recorded_choices
@@ -223,6 +224,10 @@ def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
     text = outcome.study.artifact("linear_top1.md").read_text()
     assert "were tuned in the same way for all cells, the baseline too: each has the best of 2 on validation" in text
     assert f"baseline 0.003 of 0.003, 0.01; {other.name} 0.02 of 0.006, 0.02." in text
+    assert f"The lowest or highest rate that was tried is the best for baseline, {other.name}, so" in text
+    document = StudyDocument.read(outcome.study)
+    around = [each.model_copy(update={"rates": (0.001, each.chosen["optim.lr"], 1.0)}) for each in document.cells]
+    assert "lowest or highest" not in " ".join(chosen(document.model_copy(update={"cells": around})))
 
     trained.clear()
     execute("tuned", plan, store, [1], "simclr ablate").check()  # what was chosen before is kept
