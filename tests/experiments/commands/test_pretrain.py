@@ -375,7 +375,7 @@ def test_images_whose_labels_were_trained_on_are_refused_in_a_changed_copy_too(
 def test_where_there_is_no_terminal_a_long_run_is_reported_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = TrainingTerminal(tiny(method="byol", train={"epochs": 100}))
     terminal.began("a-run", 3000)
-    assert "published with batch norm in the head: add" in capsys.readouterr().err
+    assert "hidden layers: add --set model.head_batch_norm=hidden" in capsys.readouterr().err
     for step in range(1000, 3001):  # it was resumed
         terminal.metrics({"train/loss": 3.0, "val/knn_top1": 0.5}, step)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
