@@ -44,9 +44,9 @@ VIEWS = {"torchvision": peers.torchvision_views, "kornia": peers.kornia_views}
 PEERS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-learning")
 RECIPES = {"lightly as published": False, "lightly at its best (bf16, channels-last)": True}
 INTRO = (
-    "Made by `python -m benchmarks.all`, which says at its top how to make it again. Each table is from one run, in "
-    "which this suite and the others took turns. A ratio is the median over the rounds, with the smallest and the "
-    "largest in brackets."
+    "Made by `python -m benchmarks.all`; the top of `benchmarks/all.py` says how to repeat it. Each table is from one "
+    "run, in which this suite and the others took turns. A ratio is the median over the rounds, with the smallest and "
+    "the largest in brackets."
 )
 
 
@@ -60,7 +60,7 @@ def machine(quick: bool) -> list[Row]:
             row[peer] = version(peer)
         except PackageNotFoundError:
             row[peer] = "not installed"
-    return [row | {"tiny sizes": quick}]
+    return [row | ({"sizes": "tiny"} if quick else {})]
 
 
 def step(quick: bool) -> list[Row]:

@@ -65,8 +65,8 @@ def markdown(results: Mapping[str, Any], page: Page) -> str:
     """The page: a table for each section, and what commands printed below it."""
     lines = [f"# {page.title}", "", *_paragraph(page.intro), ""]
     for name, section in results.items():
-        lines += [f"## {name[:1].upper()}{name[1:]}", ""]
-        lines += [*_paragraph(f"{section['about'] or ''} {_measured(section)}"), ""]
+        lines += [f"## {name}", ""]
+        lines += [*_paragraph(f"{section['about'] or ''} {_measured(section)}".strip()), ""]
         if "error" in section:
             lines += [f"Failed: {section['error']}", ""]
             continue

@@ -367,8 +367,8 @@ def _unknown_classes(
     )
     if any(name.rpartition("/")[2] == "val_annotations.txt" for name in names):
         return UserError(
-            f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet, with an "
-            f"archive unpacked"
+            f"{text}. This is Tiny ImageNet, whose val has another layout: use --dataset tiny-imagenet (unpack an "
+            f"archive first)"
         )
     one, other = ({unicodedata.normalize("NFC", name) for name in some} for some in (extra, classes))
     if one & other:

@@ -27,7 +27,7 @@ class SupervisedConfig(Section):
 
 
 class Supervised(Method):
-    """Cross-entropy of the classes, on all views. The first numbers of z are the logits, the others aren't used."""
+    """Cross-entropy of the classes, on all views. The first numbers of z are the logits; the rest isn't used."""
 
     section_name = "supervised"
     section = SupervisedConfig

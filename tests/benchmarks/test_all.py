@@ -42,7 +42,7 @@ def test_sections_that_are_done_are_not_measured_again(tmp_path: Path, monkeypat
     ]
     assert json.loads((tmp_path / "performance.json").read_text())["works"]["rows"] == [{"network": "a", "ms": 1.23456}]
     page = (tmp_path / "performance.md").read_text()
-    assert re.search(r"\n## Works\n\nWhat it shows\. Measured on \d{4}-\d\d-\d\d at commit 0123456, in 0 s\.\n", page)
+    assert re.search(r"\n## works\n\nWhat it shows\. Measured on \d{4}-\d\d-\d\d at commit 0123456, in 0 s\.\n", page)
     assert "\n\n| network | ms |\n| --- | --- |\n| a | 1.235 |\n" in page
     assert "Failed: RuntimeError: no memory" in page
 

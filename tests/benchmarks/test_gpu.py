@@ -30,7 +30,7 @@ def test_sections_and_their_errors_are_written_to_both_files(tmp_path: Path, mon
     assert results["tests"]["error"] == "RuntimeError: no such kernel"
     assert [row["seconds"] > 0 for row in results["evaluation"]["rows"]] == [True, True]
     page = (tmp_path / "out" / "gpu.md").read_text()
-    assert "## Card\n" in page
+    assert "## card\n" in page
     assert "Failed: RuntimeError: no such kernel" in page
     assert "| kNN (k 200), 200 queries, 2000 x 64 | " in page
 

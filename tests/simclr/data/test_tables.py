@@ -291,9 +291,8 @@ def test_a_class_with_the_name_of_a_file_makes_no_column_of_names(photos, home, 
     assert "no column of" in error_message(home, dir=photos, labels=path)
     path = table(tmp_path / "few.csv", "file,label", [*rows, ROWS[0][:2]])
     assert values(open_data(home, dir=photos, labels=path, side=8, on_bad_image=0.96)) == [0]
-    boxes = [
-        (str(1000 + i), f"{i // 3:03}", "cat") for i in range(180)
-    ]  # three of each picture, most of which are gone
+    # Three boxes of each picture. Most pictures are gone.
+    boxes = [(str(1000 + i), f"{i // 3:03}", "cat") for i in range(180)]
     path = table(tmp_path / "boxes.csv", "id,picture,label", boxes)
     assert values(open_data(home, dir=photos, labels=path, side=8, on_bad_image=0.9)) == list(range(20))
     path = table(tmp_path / "right.csv", "file,label", [row[:2] for row in ROWS])
