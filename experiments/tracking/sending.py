@@ -35,7 +35,7 @@ RETRY_SECONDS = 2.0  # between two attempts
 PATIENCE_SECONDS = 120.0  # how long a command waits for a store that doesn't respond
 MOST_POINTS = 200  # in one request: a slow server then needs about a second
 
-BEGAN = "mlflow.simclr.began"  # the tag of when a run last began, in ms. MLflow's pages hide tags that begin so
+BEGAN = "mlflow.simclr.began"  # the tag of when a run last began, in ns. MLflow's pages hide such tags
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ class Sender:
         Raises RunFailed if the disk is full, and Refused if the store has refused something of this run. The entry is
         sent all the same.
         """
-        entry = {"run": run_id, "time": now(), **what}
+        entry = {"run": run_id, "time": time.time_ns(), **what}
         request = Request(partial(self._store, entry), entry=entry)
         try:
             with self._using() as journal, self._changed:
@@ -360,7 +360,10 @@ class Sender:
 
     def _is_outdated(self, entry: dict[str, Any]) -> bool:
         """Whether the run was started again after the entry was written, by a process that could not send it in
-        time."""
+        time.
+
+        Both times are in ns. Within one millisecond, a process can stop and another one can start the run again.
+        """
         if "time" not in entry:  # written by an earlier version
             return False
         began: str = self.client.get_run(entry["run"]).data.tags.get(BEGAN, "0")

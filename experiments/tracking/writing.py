@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -130,7 +131,7 @@ class Tracker:
 
     def _begin(self) -> None:
         """Mark the run as running. What another process recorded of it before, and sends later, won't change that."""
-        tags = {BEGAN: now(), HOME: local.owner(self.store.folder)}
+        tags = {BEGAN: time.time_ns(), HOME: local.owner(self.store.folder)}
         self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         self.store.client.update_run(self.run_id, "RUNNING")
 

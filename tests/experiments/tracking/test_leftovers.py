@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,8 @@ def test_whoever_claims_a_config_reads_what_the_process_before_left(
 def test_a_run_that_finished_stays_so_whatever_an_earlier_process_of_it_left(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ticks = count(time.time_ns())
+    monkeypatch.setattr(time, "time_ns", lambda: next(ticks))  # all of it happens within a millisecond
     run_id = start_run(store, "run", "pretrain", {}).run_id
     other = killed_without_the_store(store, run_id, monkeypatch)
     with Tracker(store, run_id).finishing(KeyboardInterrupt) as tracker:
