@@ -46,7 +46,7 @@ def is_classification(metric: str) -> bool:
 def in_percent(metric: str) -> bool:
     """Whether tables and JSON show a metric in percent: an accuracy, a precision, the deviation of one, or a share."""
     name = metric.rpartition("/")[2]  # without the data set, the layer and the part that it was measured on
-    return is_accuracy(name) or name.endswith(("_std", "_balanced", "_map")) or name.startswith("told_")
+    return is_accuracy(name) or name.endswith(("_std", "_balanced", "_map")) or name.startswith("transformation_")
 
 
 def as_shown(metric: str, value: float) -> float:

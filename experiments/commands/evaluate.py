@@ -86,10 +86,11 @@ def evaluate(  # over 60 lines, because of its signature
             "images, without labels.",
         ),
     ] = False,
-    told: Annotated[
+    transformations: Annotated[
         bool,
         typer.Option(
-            "--told", help="Measure how well features predict the transformation of an image (the paper's Table 3)."
+            "--transformations",
+            help="Measure how well features predict the transformation of an image (the paper's Table 3).",
         ),
     ] = False,
     snapshots: Annotated[
@@ -143,7 +144,7 @@ def evaluate(  # over 60 lines, because of its signature
 
     asked = {"knn": knn, "linear": linear, "linear-sgd": linear_sgd, "finetune": finetune, "few-shot": few_shot}
     asked |= {"retrieval": retrieval, "robustness": robustness}
-    asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar, "told": told}
+    asked |= {"no-labels": no_labels, "spectrum": spectrum, "lidar": lidar, "transformations": transformations}
     names = [name for name, value in asked.items() if value not in (None, False)]
     fractions = []
     if finetune is not None:

@@ -172,7 +172,7 @@ def _cell(
     for path in changes:
         refuse_fixed(path)
     settings = {**before, **changes}
-    suffix = f", {layer} judged" if layer != "h" else ""
+    suffix = f", layer {layer}" if layer != "h" else ""
     config = changed(start, changes)
     check_method(config, changes)
     return Cell(name or settings_name(settings) + suffix, config, settings, layer, **facts)

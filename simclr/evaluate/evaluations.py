@@ -15,7 +15,7 @@ from simclr.evaluate.retrieval import Retrieval
 from simclr.evaluate.robustness import Robustness
 from simclr.evaluate.spectrum import Spectrum
 from simclr.evaluate.subject import BaseProtocol, Subject, fingerprint, layer_names
-from simclr.evaluate.told import Told
+from simclr.evaluate.transformations import Transformations
 from simclr.progress import Observer
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
@@ -29,7 +29,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "no-labels": LabelFree,
     "spectrum": Spectrum,
     "lidar": Lidar,
-    "told": Told,
+    "transformations": Transformations,
 }
 
 

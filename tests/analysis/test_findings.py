@@ -109,7 +109,7 @@ def test_a_figure_that_is_not_comparable_says_why() -> None:
     [
         ("no crop, color_jitter", "Without crop and colour jitter"),
         ("only color_jitter + grayscale", "With only colour jitter and grayscale"),
-        ("head=mlp, z judged", "With head = mlp, z judged"),
+        ("head=mlp, layer z", "With head = mlp, layer z"),
         ("trial 7", "With the settings of trial 7"),
         ("1 + blur", "With 1 + blur"),
     ],

@@ -150,7 +150,7 @@ def test_comparison_adds_ids_to_equal_names_and_leaves_out_unknown_intervals() -
         ("linear_balanced", "50.00 (40.0 to 60.0)"),
         ("folder-46436ce1/z/val/knn_k90_balanced", "50.00 (40.0 to 60.0)"),
         ("z/retrieval_map", "50.00 (40.0 to 60.0)"),
-        ("head.1/told_turn", "50.00 (40.0 to 60.0)"),
+        ("head.1/transformation_turn", "50.00 (40.0 to 60.0)"),
         ("few_shot_5_std", "50.00 (40.0 to 60.0)"),
         ("val/spectrum_rank_h", "0.5"),
     ],

@@ -63,7 +63,7 @@ def test_an_interval_stays_on_one_line_if_there_is_room(
     columns: int, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    row = ["nonlinear, 128, z judged", "54.02 (53.26 to 54.78)", "-1.34 (-1.65 to -1.03)"]
+    row = ["nonlinear, 128, layer z", "54.02 (53.26 to 54.78)", "-1.34 (-1.65 to -1.03)"]
     shown = text_table(["cell", "linear top-1 (%)", "difference"], [row])
     assert max(map(len, shown.splitlines())) <= columns
     assert all(part in shown for part in wanted)

@@ -171,11 +171,11 @@ PROTOCOL: dict[str, list[Any]] = {
         f"{section}.seed": [*NOT_WHOLE, -1]
         for section in ("few_shot", "retrieval", "robustness", "views", "spectrum", "lidar")
     },
-    "told.images": [*NOT_COUNT, 0, 1],
-    "told.hidden": [*NOT_COUNT, 0],
-    "told.epochs": [*NOT_COUNT, 0],
-    "told.lr": [*NOT_NUMBER, 0, -1, 1e100],
-    "told.seed": [*NOT_WHOLE, -1],
+    "transformations.images": [*NOT_COUNT, 0, 1],
+    "transformations.hidden": [*NOT_COUNT, 0],
+    "transformations.epochs": [*NOT_COUNT, 0],
+    "transformations.lr": [*NOT_NUMBER, 0, -1, 1e100],
+    "transformations.seed": [*NOT_WHOLE, -1],
 }
 
 DIGITS = "1" * 5000

@@ -105,12 +105,12 @@ def test_figures_on_validation_stand_beside_those_on_test_and_ignore_the_test_im
     assert use_of(trained, digest) == used  # validation doesn't count, and what is measured again counts once
     knn("knn.temperature=0.2")  # replaces a figure, but the test set was used twice
     assert use_of(trained, digest) != used
-    told = ["told.images=60", "told.epochs=1"]
+    small = ["transformations.images=60", "transformations.epochs=1"]
     used = use_of(trained, digest)
-    report_of(trained, "t0.2-s0", ["told"], [*told, "on=val"])
-    assert "val/told_turn" in trained.find("t0.2-s0").protocols
+    report_of(trained, "t0.2-s0", ["transformations"], [*small, "on=val"])
+    assert "val/transformation_turn" in trained.find("t0.2-s0").protocols
     assert use_of(trained, digest) == used
-    report_of(trained, "t0.2-s0", ["told"], told)  # needs no labels, but test images
+    report_of(trained, "t0.2-s0", ["transformations"], small)  # needs no labels, but test images
     assert use_of(trained, digest) != used
     build = encoders.build_model
 

@@ -205,9 +205,9 @@ def test_what_the_paper_says_becomes_a_sign() -> None:
     rows = (Row(name="a", set=COLD, paper={LINEAR: 3.0}), Row(name="b", set=WARM, paper={LINEAR: 1.0}, against="a"))
     claims = (
         Claim(says="a is better", weights={"a": 1.0, "b": -1.0}),
-        Claim(says="a is as good", weights={"a": 1.0, "b": -1.0}, metric="told_turn", direction="same"),
+        Claim(says="a is as good", weights={"a": 1.0, "b": -1.0}, metric="transformation_turn", direction="same"),
     )
-    columns = {LINEAR: "linear", "told_turn": "rotation"}
+    columns = {LINEAR: "linear", "transformation_turn": "rotation"}
     table = Table(title="T", about="", passage="", rows=rows, claims=claims, columns=columns)
     (part,) = [paper._part("t", "s", table, tiny(), 3)]
     found = find(part, _Empty())  # type: ignore[arg-type]

@@ -131,12 +131,12 @@ def test_another_layer_of_a_network_is_evaluated_without_training(
 ) -> None:
     monkeypatch.setattr(train, "pretrain", kill)
     plan = plan_study(tiny(**QUICK), axis="head")
-    plan = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, z judged")])
+    plan = plan._replace(cells=[cell for cell in plan.cells if cell.name in (BASELINE, "head=mlp, layer z")])
     layers = open_study("layers", plan, shared_store, "")
     assert run_study(layers, plan, shared_store, [0]) == []
     table = read_results(layers.record(), shared_store).table.set_index("cell")
     assert table["linear_top1"].notna().all()
-    assert table.loc[BASELINE, "linear_top1"] != table.loc["head=mlp, z judged", "linear_top1"]
+    assert table.loc[BASELINE, "linear_top1"] != table.loc["head=mlp, layer z", "linear_top1"]
 
 
 def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(

@@ -19,7 +19,7 @@ from tests.helpers import subject_of
 QUICK = [
     *("linear.l2_values=3", "linear_sgd.epochs=1", "finetune.epochs=1", "finetune.min_steps=1"),
     *("finetune.seeds=1", "finetune.lr=[0.1]", "finetune.fractions=[0.1]", "few_shot.draws=3", "lidar.views=2"),
-    *("robustness.images=50", "lidar.images=50", "told.images=100", "told.epochs=1"),
+    *("robustness.images=50", "lidar.images=50", "transformations.images=100", "transformations.epochs=1"),
 ]
 
 

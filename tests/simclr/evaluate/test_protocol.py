@@ -64,7 +64,7 @@ def test_description_has_every_setting_and_the_images(stored: Dataset) -> None:
     described = describe(make_protocol(["knn.k=[1]"]), stored)
     assert list(described) == [
         *("version", "layer", "on", "features", "knn", "linear", "linear_sgd", "finetune", "few_shot", "retrieval"),
-        *("robustness", "views", "spectrum", "lidar", "told", "data", "images"),
+        *("robustness", "views", "spectrum", "lidar", "transformations", "data", "images"),
     ]
     assert described["knn"] == {"k": [1], "temperature": 0.1, "distance": "cosine"}
     assert [name for name, table in described.items() if "distance" in str(table)] == ["knn"]

@@ -32,7 +32,7 @@ TASKS: dict[str, tuple[float, ...]] = {
 BATCH = 256
 
 
-class Told(Evaluation):
+class Transformations(Evaluation):
     """The share of images whose transformation a classifier with one hidden layer predicts from frozen features.
 
     The tasks are: grey or not, rotated by 0 to 3 quarter turns, noisy or not, and filtered by Sobel or not. The
@@ -40,7 +40,7 @@ class Told(Evaluation):
     there are none.
     """
 
-    section_name = "told"
+    section_name = "transformations"
     needs_labels = False  # but it tests on the test images
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to learn from, and to test on
@@ -52,7 +52,9 @@ class Told(Evaluation):
     def _rows(self, data: Dataset) -> tuple[Array, Array]:
         """Rows of the images to learn from and to test on."""
         parts = (data.parts["pretrain"], data.parts["test" if len(data.parts["test"]) else "val"])
-        first, second = (rows[permutation(len(rows), self.seed, "told").numpy()[: self.images]] for rows in parts)
+        first, second = (
+            rows[permutation(len(rows), self.seed, "transformations").numpy()[: self.images]] for rows in parts
+        )
         return first, second
 
     def check(self, subject: Subject) -> None:
@@ -60,7 +62,8 @@ class Told(Evaluation):
         on_val = subject.protocol.on == "val"  # then nothing takes the place of missing images
         if not len(subject.data.parts["test"] if on_val else self._rows(subject.data)[1]):
             raise UserError(
-                "--told needs test or validation images, but there are none: train with data.val_fraction above 0"
+                "--transformations needs test or validation images, but there are none: train with data.val_fraction "
+                "above 0"
             )
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
@@ -77,14 +80,14 @@ class Told(Evaluation):
             )
             scaled = standardising(x)
             right = self._fit(scaled(x), y, len(TASKS[task]))(scaled(queries)).argmax(1) == truth
-            metrics[f"told_{task}"] = right.float().mean().item()
+            metrics[f"transformation_{task}"] = right.float().mean().item()
             subject.observer.progress("transformations", done, len(TASKS))
         return Outcome(metrics)
 
     @torch.no_grad()
     def _examples(self, subject: Subject, task: str, rows: Array, part: str) -> tuple[Tensor, Tensor]:
         """Features (N x D) of transformed images, and which transformation each has (N)."""
-        model, training, purpose = subject.model, subject.model.training, ("told", task, part)
+        model, training, purpose = subject.model, subject.model.training, ("transformations", task, part)
         shares = torch.tensor(TASKS[task])
         drawn = uniforms((len(rows), 3), self.seed, *purpose)
         classes = torch.bucketize(drawn[:, 2].contiguous(), shares.cumsum(0)[:-1])
@@ -103,12 +106,12 @@ class Told(Evaluation):
     def _fit(self, x: Tensor, y: Tensor, classes: int) -> nn.Module:
         """A classifier of features (N x D), given their classes (N)."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(subseed(self.seed, "told network"))
+            torch.default_generator.manual_seed(subseed(self.seed, "transformations network"))
             layers = nn.Linear(x.shape[1], self.hidden), nn.ReLU(), nn.Linear(self.hidden, classes)
         network = nn.Sequential(*layers).to(x.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         for epoch in range(self.epochs):
-            for picked in permutation(len(x), self.seed, "told order", epoch).to(x.device).split(BATCH):
+            for picked in permutation(len(x), self.seed, "transformations order", epoch).to(x.device).split(BATCH):
                 optimizer.zero_grad()
                 F.cross_entropy(network(x[picked]), y[picked]).backward()
                 optimizer.step()

@@ -12,19 +12,19 @@ from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import check
 from simclr.evaluate.protocol import Protocol
-from simclr.evaluate.told import TASKS, Told, transformed
+from simclr.evaluate.transformations import TASKS, Transformations, transformed
 from tests.helpers import subject_of
 
 
 def test_pixels_tell_what_was_done_to_an_image(digits: Dataset) -> None:
-    told = Told(images=600, epochs=10)
-    metrics = told.run(subject_of(digits, layer="pixels")).metrics
-    assert set(metrics) == {f"told_{task}" for task in TASKS}
-    assert metrics["told_grey"] == pytest.approx(0.8, abs=0.06)  # digits are grey, so this is a guess
-    assert metrics["told_turn"] > 0.7
-    assert metrics["told_noise"] > 0.9
-    assert metrics["told_sobel"] > 0.9
-    assert metrics == told.run(subject_of(digits, layer="pixels")).metrics
+    evaluation = Transformations(images=600, epochs=10)
+    metrics = evaluation.run(subject_of(digits, layer="pixels")).metrics
+    assert set(metrics) == {f"transformation_{task}" for task in TASKS}
+    assert metrics["transformation_grey"] == pytest.approx(0.8, abs=0.06)  # digits are grey, so this is a guess
+    assert metrics["transformation_turn"] > 0.7
+    assert metrics["transformation_noise"] > 0.9
+    assert metrics["transformation_sobel"] > 0.9
+    assert metrics == evaluation.run(subject_of(digits, layer="pixels")).metrics
 
 
 def test_images_are_transformed_as_their_classes_say() -> None:
@@ -45,8 +45,8 @@ def test_images_are_transformed_as_their_classes_say() -> None:
 
 def test_images_to_test_on_are_needed(digits: Dataset) -> None:
     bare = replace(digits, parts=digits.parts | {part: digits.parts[part][:0] for part in ("val", "test")})
-    with pytest.raises(UserError, match="--told needs test or validation images"):
-        check(subject_of(bare), ["told"])
+    with pytest.raises(UserError, match="--transformations needs test or validation images"):
+        check(subject_of(bare), ["transformations"])
     held = replace(digits, parts=digits.parts | {"test": digits.parts["test"][:0]})  # as on validation without any
-    with pytest.raises(UserError, match="--told needs test or validation images"):
-        check(replace(subject_of(held), protocol=Protocol(on="val")), ["told"])
+    with pytest.raises(UserError, match="--transformations needs test or validation images"):
+        check(replace(subject_of(held), protocol=Protocol(on="val")), ["transformations"])
