@@ -210,7 +210,7 @@ def ablate(  # over 60 lines, because of its signature
     from experiments.studies.run import (
         check_study_name,
         forecast,
-        part_to_judge_on,
+        part_to_evaluate_on,
         with_recorded_choices,
     )
     from experiments.tracking.claims import check_unclaimed
@@ -242,7 +242,7 @@ def ablate(  # over 60 lines, because of its signature
     store, numbers = Store(home()), range(baseline.seed, baseline.seed + seeds)
     plan = plan._replace(design=_design(numbers, until, max_seeds, margin))
     most = range(baseline.seed, baseline.seed + max(seeds, plan.design.most))
-    plan = plan.judged_on(part_to_judge_on(name, on, store))
+    plan = plan.evaluated_on(part_to_evaluate_on(name, on, store))
     largest = rates_seed(most[0]) if plan.must_choose_rates() else most[-1]
     changed(baseline, {"seed": largest, "data.split_seed": baseline.data.split_seed + resplit * largest})
     with Terminal() as terminal:

@@ -27,7 +27,7 @@ from simclr.data.layout import FOLDER_NAMES, ClassesUnclear
 from simclr.data.source import is_there
 from simclr.data.sources import DATASETS
 from simclr.errors import UserError, printable, similar_path, unknown
-from simclr.evaluate.protocol import Protocol, judged_on
+from simclr.evaluate.protocol import Protocol, evaluated_on
 from simclr.evaluate.subject import Subject
 from simclr.methods import METHODS
 from simclr.progress import SILENT, Observer
@@ -118,7 +118,7 @@ def load_subject(
     """The encoder on a device, with the data set that it is evaluated on, divided as the protocol says."""
     model = build_model(found.config, data, device)
     fill(model, found.weights)
-    return Subject(model, found.config, judged_on(data, protocol.on), protocol, observer)
+    return Subject(model, found.config, evaluated_on(data, protocol.on), protocol, observer)
 
 
 def open_subject(

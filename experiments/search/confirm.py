@@ -26,7 +26,7 @@ from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.plan import StudyPlan
 from experiments.studies.report import finding as study_finding
 from experiments.studies.results import read_results
-from experiments.studies.run import part_to_judge_on, study_named
+from experiments.studies.run import part_to_evaluate_on, study_named
 from experiments.tracking.deleting import CONFIRMS
 from experiments.tracking.writing import Tracker
 from experiments.workers.pool import HERE, Pool
@@ -83,7 +83,7 @@ def confirm(
     fresh = range(first, first + seeds)
     chosen = [cell.name for cell in plan.cells[1:]]
     name = "-".join([search.name, *(each.replace(" ", "-") for each in chosen)])
-    plan = plan.judged_on(on := part_to_judge_on(name, on, search.store))
+    plan = plan.evaluated_on(on := part_to_evaluate_on(name, on, search.store))
     observer.say(
         f"your config and {', '.join(chosen)} are trained again with {count(seeds, 'fresh seed')}, and evaluated on "
         f"{'validation' if on == 'val' else on} images"

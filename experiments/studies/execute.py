@@ -113,7 +113,7 @@ def rates_plan(name: str, plan: StudyPlan) -> StudyPlan:
     for cell in cells:
         changed(cell.config, {"name": cell.of_seed(0).name})
     lines = {cell.name: {f"{cell.name}, lr={rate:g}": rate for rate in cell.rates} for cell in plan.cells}
-    return StudyPlan(cells, RATE, log=True, lines=lines, name=f"{name}-rates").judged_on("val")
+    return StudyPlan(cells, RATE, log=True, lines=lines, name=f"{name}-rates").evaluated_on("val")
 
 
 def rates_seed(first: int) -> int:

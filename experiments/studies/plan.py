@@ -62,7 +62,7 @@ class StudyPlan(NamedTuple):
         parts += ["resplit"] * cells[0].resplit + [f"equal {self.equal}"] * (self.equal is not None)
         return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
-    def judged_on(self, on: str) -> StudyPlan:
+    def evaluated_on(self, on: str) -> StudyPlan:
         """The same plan, evaluated on the images of "test" or "val"."""
         return self._replace(cells=[cell._replace(on=on) for cell in self.cells])
 

@@ -31,7 +31,7 @@ from simclr.device import PRECISIONS
 from simclr.device import resolve as resolve_device
 from simclr.errors import BadSettings, RunFailed, UserError, first_few
 from simclr.evaluate.evaluations import check, evaluate
-from simclr.evaluate.protocol import identity, judged_on
+from simclr.evaluate.protocol import evaluated_on, identity
 from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Observer
 from simclr.train.loop import Interrupted
@@ -51,7 +51,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     """Predict the time and memory of each cell. Raises UserError, naming all of them, if cells can't run."""
     baseline = plan.cells[0]
     data = open_dataset(baseline.config.data, store.folder, observer)
-    check_labels(baseline.config, judged_on(data, baseline.on), "ablate")
+    check_labels(baseline.config, evaluated_on(data, baseline.on), "ablate")
     if baseline.resplit:
         _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
     observer.say(f"timing {len(plan.cells)} cells" if len(plan.cells) > 1 else "timing the baseline")
@@ -62,7 +62,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
             prepared = prepare(cell.of_seed(seeds[0]), store.folder, observer)
             memory, done = prepared.peak, _seeds_done(cell, prepared, store, seeds)
             model = build_model(cell.config, prepared.data, torch.device("cpu"))
-            check(Subject(model, cell.config, judged_on(prepared.data, cell.on), cell.protocol()), STUDY_EVALUATIONS)
+            check(Subject(model, cell.config, evaluated_on(prepared.data, cell.on), cell.protocol()), STUDY_EVALUATIONS)
             trained_before = any(cell.config.key() == other.cell.config.key() for other in found)
             timed = len(done) < len(seeds) and not trained_before
             found.append(Forecast(cell, estimate(prepared).seconds if timed else 0.0, memory, done))
@@ -82,7 +82,7 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
 def evaluation_seconds(cell: Cell, prepared: Prepared, observer: Observer) -> float:
     """How long the evaluations of a run take, measured on an untrained network."""
     model = build_model(prepared.config, prepared.data, prepared.device)
-    subject = Subject(model, prepared.config, judged_on(prepared.data, cell.on), cell.protocol(), observer)
+    subject = Subject(model, prepared.config, evaluated_on(prepared.data, cell.on), cell.protocol(), observer)
     start = perf_counter()
     for name in STUDY_EVALUATIONS:
         evaluate(subject, name)
@@ -124,7 +124,7 @@ def check_study_name(name: str, plan: StudyPlan, store: Store, observer: Observe
     find_study(name, plan, open_dataset(plan.cells[0].config.data, store.folder, observer), store)
 
 
-def part_to_judge_on(name: str, on: str | None, store: Store) -> str:
+def part_to_evaluate_on(name: str, on: str | None, store: Store) -> str:
     """The images to evaluate a study on: what the user says, or else what the study used before, or validation if it is
     new."""
     document = document_of(name, store)
@@ -259,7 +259,7 @@ def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, s
 
     The metric of kNN is named after k if there are few images.
     """
-    protocol, judged = cell.protocol(), judged_on(data, cell.on)
+    protocol, judged = cell.protocol(), evaluated_on(data, cell.on)
     (knn,) = protocol.knn.metric_names(judged).values()
     return {
         prefix("h", on=cell.on) + metric: identity(name, protocol, cell.config, judged, device)

@@ -3,7 +3,7 @@
 Choices (L2, learning rates) are made on validation, and the test set is used once. After that, kNN and the linear
 classifier use the validation images together with the training images. Fine-tuning keeps them apart.
 
-While the test set must not be used yet, figures are measured on validation: see `judged_on`.
+While the test set must not be used yet, figures are measured on validation: see `evaluated_on`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def make_protocol(settings: list[str], **changes: object) -> Protocol:
         raise readable(error, Protocol) from None
 
 
-# What the parts of a data set are, by what is judged on: see `judged_on`.
+# What the parts of a data set are, by what is judged on: see `evaluated_on`.
 ROLES = {
     "test": {"train": "train", "val": "val", "test": "test"},
     "val": {"train": "train", "val": "held out of train", "test": "val"},
 }
 
 
-def judged_on(data: Dataset, on: str) -> Dataset:
+def evaluated_on(data: Dataset, on: str) -> Dataset:
     """The data set whose part `test` contains the images to evaluate on, "test" or "val".
 
     On validation, a fifth of the training images takes the place of the validation images: choices are made on them. So
@@ -88,7 +88,7 @@ def judged_on(data: Dataset, on: str) -> Dataset:
 
 
 def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
-    """The complete protocol, with the images that it is applied to (see `judged_on`)."""
+    """The complete protocol, with the images that it is applied to (see `evaluated_on`)."""
     tables = {row.section_name: getattr(protocol, row.section_name) for row in EVALUATIONS.values()}
     settings = {name: table.model_dump(mode="json") | table.fixed for name, table in tables.items()}
     rows = {role: data.parts[part] for part, role in ROLES[protocol.on].items()}
@@ -105,7 +105,7 @@ def describe(protocol: BaseProtocol, data: Dataset) -> dict[str, Any]:
 def identity(name: str, protocol: BaseProtocol, config: Config, data: Dataset, device: torch.device) -> str:
     """Version and short hash of everything that the results of an evaluation depend on, apart from the encoder. Results
     with equal identities can be compared. `config` is that of the encoder's pre-training, and `data` is what
-    `judged_on` gives.
+    `evaluated_on` gives.
     """
     evaluation, whole = get_evaluation(protocol, name), describe(protocol, data)
     more, side = evaluation.depends_on(config, data, device), config.view_size() or data.side

@@ -212,7 +212,7 @@ def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
 ) -> None:
     axis = tmp_path / "mine.toml"
     axis.write_text('[mine]\nrates = [0.3, 1]\ncells = [{set = {"optim.weight_decay" = 0.5, "optim.lr" = 0.02}}]')
-    plan = plan_study(tiny(optim={"lr": 0.01}), axis=str(axis)).judged_on("test")
+    plan = plan_study(tiny(optim={"lr": 0.01}), axis=str(axis)).evaluated_on("test")
     (other,) = plan.cells[1:]
     assert (plan.cells[0].rates, other.rates) == ((0.003, 0.01), (0.006, 0.02))
     outcome = execute("tuned", plan, store, [0], "simclr ablate")
@@ -238,7 +238,7 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     store: Store, trained: list[tuple[str, int, float]]
 ) -> None:
     config = tiny(optim={"lr": 0.02})
-    plan = plan_study(config, drop=["flip"], resplit=True).judged_on("val")
+    plan = plan_study(config, drop=["flip"], resplit=True).evaluated_on("val")
     execute("divided", plan, store, [0, 1], "simclr ablate --resplit").check()
     outcome = execute("divided", plan, store, [1], "simclr ablate --resplit")
     text = " ".join(outcome.report.split())
@@ -250,7 +250,7 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     truth = {job: tuple(predictions(run, "val/linear_top1")[1]) for job, run in results.runs.items()}
     assert truth[BASELINE, 0] == truth["no flip", 0] != truth[BASELINE, 1] == truth["no flip", 1]
     assert len(list((store.folder / "cache").glob("digits-*"))) == 1  # nothing was decoded twice
-    plain = plan_study(config, drop=["flip"]).judged_on("val")
+    plain = plan_study(config, drop=["flip"]).evaluated_on("val")
     assert plain.name != plan.name
     with pytest.raises(UserError, match="study 'divided' exists with another plan"):
         check_study_name("divided", plain, store)

@@ -23,7 +23,7 @@ from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.power import _spread
 from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name, find_study, forecast, open_study, part_to_judge_on, run_study
+from experiments.studies.run import check_study_name, find_study, forecast, open_study, part_to_evaluate_on, run_study
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
@@ -144,8 +144,8 @@ def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(
 ) -> None:
     monkeypatch.setattr(train, "pretrain", kill)
     leave_out_figures(monkeypatch)
-    assert part_to_judge_on("new", None, shared_store) == "val"
-    judged = plan.judged_on("val")
+    assert part_to_evaluate_on("new", None, shared_store) == "val"
+    judged = plan.evaluated_on("val")
     exploring = open_study("explores", judged, shared_store, "simclr ablate")
     assert run_study(exploring, judged, shared_store, [0]) == []
     monkeypatch.setattr(runner, "evaluate_encoder", kill)
@@ -159,11 +159,11 @@ def test_a_study_is_judged_on_validation_until_it_is_asked_for_test(
     assert "linear top-1 on validation" in text
     assert "This study has not used the test images." in text
 
-    assert part_to_judge_on("explores", None, shared_store) == "val"
-    assert part_to_judge_on("explores", "test", shared_store) == "test"
+    assert part_to_evaluate_on("explores", None, shared_store) == "val"
+    assert part_to_evaluate_on("explores", "test", shared_store) == "test"
     final = open_study("explores", plan, shared_store, "simclr ablate --on test")  # its runs are judged on test already
     assert final.run_id == exploring.run_id
-    assert part_to_judge_on("explores", None, shared_store) == "test"
+    assert part_to_evaluate_on("explores", None, shared_store) == "test"
     text, _ = report(final.record(), shared_store, "markdown")
     assert "359 test images" in text
     assert "validation" not in text
@@ -227,7 +227,7 @@ def test_a_study_of_the_previous_version_is_resumed(
 
     monkeypatch.setattr(runner, "train_or_resume", without_diverging)
     before = {record.id for record in store.records()}
-    plan = previous_plan().judged_on(part_to_judge_on("old", None, store))
+    plan = previous_plan().evaluated_on(part_to_evaluate_on("old", None, store))
     assert plan == previous_plan()  # earlier versions judged on test
     check_study_name("old", plan, store)
     document = StudyDocument.read(previous)
@@ -267,7 +267,7 @@ def test_only_images_without_splits_of_their_own_are_divided(
     assert first.digest == second.digest
     assert not np.array_equal(first.parts["test"], second.parts["test"])
     assert len(list((store.folder / "cache").glob("folder-*"))) == 1
-    judged = divided.judged_on("val")
+    judged = divided.evaluated_on("val")
     document = StudyDocument.read(open_study("divided", judged, store, "", [0, 1]).record())
     assert document.test_by_seed
     assert not StudyDocument.read(open_study("one", judged, store, "", [0]).record()).test_by_seed

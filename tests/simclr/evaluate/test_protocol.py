@@ -10,7 +10,7 @@ import pytest
 from simclr.data.dataset import Dataset
 from simclr.errors import UserError
 from simclr.evaluate.evaluations import EVALUATIONS
-from simclr.evaluate.protocol import Protocol, describe, identity, judged_on, make_protocol
+from simclr.evaluate.protocol import Protocol, describe, evaluated_on, identity, make_protocol
 from simclr.evaluate.subject import Subject
 from tests.helpers import subject_of
 
@@ -73,8 +73,8 @@ def test_description_has_every_setting_and_the_images(stored: Dataset) -> None:
 
 
 def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
-    judged, before = judged_on(stored, "val"), stored.parts
-    assert judged_on(stored, "test") is stored
+    judged, before = evaluated_on(stored, "val"), stored.parts
+    assert evaluated_on(stored, "test") is stored
     assert np.array_equal(judged.parts["test"], before["val"])
     assert np.array_equal(np.union1d(judged.parts["train"], judged.parts["val"]), before["train"])
     assert not np.intersect1d(judged.parts["train"], judged.parts["val"]).size
@@ -89,17 +89,17 @@ def test_on_validation_the_test_images_are_not_touched(stored: Dataset) -> None:
     on_test = subject_of(stored)
     assert identity_of(on_test) != identity_of(replace(on_test, data=judged, protocol=make_protocol(["on=val"])))
     with pytest.raises(UserError, match="there are no validation images to evaluate on: train with"):
-        judged_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
+        evaluated_on(replace(stored, parts=before | {"val": before["val"][:0]}), "val")
 
 
 def test_on_validation_images_that_stay_together_are_held_out_together(stored: Dataset) -> None:
     units = np.arange(60) // 4
-    parts = judged_on(replace(stored, units=units), "val").parts
+    parts = evaluated_on(replace(stored, units=units), "val").parts
     assert len(parts["val"]) == 8  # a fifth of 40
     assert not np.intersect1d(units[parts["train"]], units[parts["val"]]).size
     assert np.array_equal(np.union1d(parts["train"], parts["val"]), stored.parts["train"])
     with pytest.raises(UserError, match="because all stay together"):
-        judged_on(replace(stored, units=np.zeros(60)), "val")
+        evaluated_on(replace(stored, units=np.zeros(60)), "val")
 
 
 def test_a_description_says_that_crops_are_averaged(stored: Dataset) -> None:
