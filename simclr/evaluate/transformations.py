@@ -15,7 +15,7 @@ from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import whole_float32
 from simclr.errors import UserError
-from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.base import Evaluation, Outcome, share
 from simclr.evaluate.scaling import standardising
 from simclr.evaluate.subject import Subject, hash_rows, represent, whole_images
 from simclr.model import check_finite
@@ -80,7 +80,7 @@ class Transformations(Evaluation):
             )
             scaled = standardising(x)
             right = self._fit(scaled(x), y, len(TASKS[task]))(scaled(queries)).argmax(1) == truth
-            metrics[f"transformation_{task}"] = right.float().mean().item()
+            metrics[f"transformation_{task}"] = share(right)
             subject.observer.progress("transformations", done, len(TASKS))
         return Outcome(metrics)
 
