@@ -122,14 +122,14 @@ def ablate(  # over 60 lines, because of its signature
             min=SMALLEST,
             max=100,
             callback=check_number,
-            help="Add seeds until the 95 % interval of each difference reaches at most this many points to each side.",
+            help="Add seeds until the 95 % interval of each difference is at most ± this many points.",
             show_default=False,
         ),
     ] = None,
     max_seeds: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=3, max=100, help="Most seeds that --until may use.", show_default=str(MOST_SEEDS)
+            metavar="N", min=3, max=100, help="Largest number of seeds for --until.", show_default=str(MOST_SEEDS)
         ),
     ] = None,
     margin: Annotated[
@@ -148,8 +148,8 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--resplit",
-            help="Split the images anew for each seed, in the same way for all cells. Validation and test sets that "
-            "your images already have are kept.",
+            help="Draw a new split of the images for each seed, the same for all cells. Validation and test sets that "
+            "come with your images are kept.",
         ),
     ] = False,
     equal: Annotated[
@@ -187,7 +187,7 @@ def ablate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the cells with their memory and time, and the differences that the study can detect, and stop. "
+            help="Show the cells with their memory and time and the differences that the study can detect, then exit. "
             "Downloads the images, times a few steps of each cell, and evaluates once.",
         ),
     ] = False,
@@ -290,7 +290,7 @@ def ablate(  # over 60 lines, because of its signature
 
 
 def _design(seeds: range, until: float | None, max_seeds: int | None, margin: float) -> Design:
-    """What the options say of the number of seeds and of differences. Raises UserError if they don't fit together."""
+    """The design of the study from its options. Raises UserError if they don't fit together."""
     from analysis.statistics import FEWEST
     from experiments.studies.design import Design
 
@@ -349,13 +349,13 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     header = ["cell", "seeds done", "epochs", "cost", "time per seed", "memory"]
     left = f"{describe_duration(planned['seconds'])} of training and evaluation left{' at most' * (most > len(seeds))}"
     if all(len(each["seeds_done"]) == most for each in cells):
-        left = "all of them trained before"
+        left = "all of them already trained"
     summary = (
         f"study {planned['study']}: {len(cells)} cells x {number}, {left}, evaluated on "
         f"{'validation' if planned['on'] == 'val' else planned['on']} images"
     )
     if planned["rates"]:
-        summary += f". First, {len(planned['rates'])} runs with another seed choose the learning rates on validation"
+        summary += f". First, {len(planned['rates'])} runs with another seed choose learning rates on validation images"
     why = [paragraph(CROSSED)] * planned["crossed"] + [paragraph(CONFOUNDED)] * planned["confounded"]
     shown = _describe_power(planned["power"], len(seeds), most)
     return "\n".join([paragraph(summary), *why, text_table(header, rows), "", shown])
@@ -371,13 +371,13 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         return paragraph(f"{shows} Once three seeds have finished, --dry-run can tell.")
     chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
     if isnan(points):
-        shows = f"{count(seeds, 'seed')} can't show a difference: that takes three."
+        shows = f"{count(seeds, 'seed')} can't show a difference: at least three are needed."
     elif points > 100:
-        shows = f"With a probability of {chance}, {seeds} seeds miss even a difference of 100 points."
+        shows = f"{seeds} seeds can't detect even a difference of 100 points with a probability of {chance}."
     else:
         ends = power["detectable_interval"]
         most_points = f"{ends[1]:.2g}" if ends and ends[1] <= 100 else "over 100"
-        roughly = f" (roughly: {ends[0]:.2g} to {most_points}, as the spread is not known better)" if ends else ""
+        roughly = f" (roughly: {ends[0]:.2g} to {most_points}, because the spread is an estimate)" if ends else ""
         shows = (
             f"With a probability of {chance}, {seeds} seeds detect a difference of {points:.1f} points in linear "
             f"accuracy{roughly}."
@@ -393,6 +393,6 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     table = text_table(["difference (points)", f"seeds needed ({chance}{about})"], needed)
     expected = []
     if (needed_seeds := power.get("expected_seeds")) is not None:
-        wider = f", more than --max-seeds {most}: the intervals will then be wider than asked" * (needed_seeds > most)
+        wider = f", more than --max-seeds {most}: the intervals will be wider than requested" * (needed_seeds > most)
         expected = [paragraph(f"--until is expected to need {needed_seeds} seeds{wider}.")]
     return "\n".join([paragraph(shows), table, paragraph(source), *expected])

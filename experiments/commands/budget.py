@@ -42,7 +42,7 @@ def budget(  # over 60 lines, because of its signature
             metavar="N",
             min=0,
             max=10**9,
-            help="Number of images in the data set, to see whether they also fit. 0: not counted.",
+            help="Number of images in the data set, to see whether they also fit. 0 leaves them out.",
         ),
     ] = 0,
     device: Device = None,
@@ -117,7 +117,7 @@ def _text(result: dict[str, Any]) -> str:
     batch, micro_batch, images = result["batch_size"], result["micro_batch"], result["images"]
     count = result["processes"]
     how = f"in micro-batches of {micro_batch}" if micro_batch < batch // count else "no micro-batches"
-    among = f" in {count} processes, in each of them" if count > 1 else ","
+    among = f" in {count} processes, each of them" if count > 1 else ","
     lines = [f"{result['config']}: a batch of {batch}{among} {how}"]
     for part, size in result["parts"].items():
         lines.append(
@@ -137,7 +137,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(
             f"time for {epochs} epoch{'s' * (epochs != 1)}: {describe_duration(result['seconds'])}, assuming "
             f"{SPEED / 1e12:g} TFLOP/s (a guess for an RTX 4060)"
-            + (f" in each of {count} processes, and no time to exchange anything" if count > 1 else "")
+            + (f" in each of {count} processes, without the time for communication" if count > 1 else "")
         )
     return "\n".join([*lines, "", _peaks(result)])
 

@@ -29,10 +29,10 @@ def delete(
 ) -> None:
     """Delete runs with their files.
 
-    Weights, checkpoints, figures and pages are deleted for good, and the record is hidden, as usual in MLflow. A study
-    or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that the study
-    reused, because they had been trained before, are kept. Finished runs that started from a deleted run with --init
-    are also kept, but their column start can't be measured any more.
+    Weights, checkpoints, figures and pages are deleted permanently. MLflow only marks the record as deleted, and hides
+    it. A study or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that the
+    study reused, because they had been trained before, are kept. So are finished runs that started from a deleted run
+    (--init), but `simclr eval` can no longer fill their column "start".
 
     Example: simclr delete shapes-s0
     """
@@ -46,7 +46,7 @@ def delete(
         local.check_known(name, KINDS, "run, study or search")
     store = open_store()
     if not store.writable:
-        raise UserError(f"{store.folder} can't be written, so no run can be deleted: make it writable first")
+        raise UserError(f"{store.folder} is not writable, so no run can be deleted: make it writable first")
     found = find_deletable(runs, store)
     result: dict[str, Any] = {
         "runs": [{"id": each.id, "name": each.name, "kind": each.kind, "bytes": bytes_of(each)} for each in found]
@@ -55,7 +55,7 @@ def delete(
     result["files_stay_on_server"] = store.artifacts is None
     if started := started_from(found, store):
         names = printable(", ".join(each.name for each in started))
-        lost = "They stay, but `simclr eval` can no longer show their column start."
+        lost = 'They are kept, but `simclr eval` can no longer fill their column "start".'
         typer.echo(paragraph(f"Runs that started from these weights: {names}. {lost}"), err=True)
     if not yes:
         typer.echo(f"to be deleted:\n{_table(result)}", err=True)
@@ -63,7 +63,7 @@ def delete(
             raise UserError(
                 "standard input is not a terminal, so nobody can confirm this: add --yes to delete these runs"
             )
-        typer.confirm("Do you want to delete them for good?", abort=True, err=True)
+        typer.confirm("Delete them permanently?", abort=True, err=True)
     delete_runs(found, store, _forget_trials)
     show(result, _text, as_json=as_json)
 

@@ -42,13 +42,13 @@ def embed(  # over 60 lines, because of its signature
     run: EncoderName,
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder of images, with its subfolders, or another form of --data-dir."),
+        typer.Argument(help="Folder of images, with its subfolders, or any other form that --data-dir accepts."),
     ],
     out: Annotated[Path, typer.Option(callback=check_out, help=f"File to write ({', '.join(WRITERS)}).")] = Path(
         "features.parquet"
     ),
     batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, max=2**20, help="Number of images that are processed at a time.")
+        int, typer.Option(metavar="N", min=1, max=2**20, help="Number of images to process at a time.")
     ] = 256,
     on_bad_image: RunBadImage = None,
     device: Device = None,
@@ -57,8 +57,8 @@ def embed(  # over 60 lines, because of its signature
 ) -> None:
     """Write the features of images to a file.
 
-    Writes the encoder's features (h), with one row per image and the path of its file: relative to FOLDER in a CSV
-    file, and in full in other formats.
+    Writes one row per image, with the encoder's features (h) and the path of the image file: relative to FOLDER in a
+    CSV file, absolute in other formats.
 
     Example: simclr embed shapes-s0 photos --out features.parquet
     """
@@ -116,8 +116,8 @@ def export(
 ) -> None:
     """Export an encoder for other programs.
 
-    Also writes a model card that says how to load the file and what is known about the encoder. As a check, loads the
-    file in the way that the card says.
+    Also writes a model card that says how to load the file and what is known about the encoder. To check the file,
+    loads it as the card describes and compares the features.
 
     Example: simclr export shapes-s0 --format onnx --out exported
     """
@@ -231,8 +231,8 @@ def import_(  # over 60 lines, because of its signature
     model = imported.model
     if imported.other_stems:
         typer.echo(
-            f"warning: a stem {' or '.join(imported.other_stems)} has weights of the same shapes as {model['stem']}: "
-            f"if the encoder was trained with another one, import it with --stem",
+            f"warning: the weights fit the stem {model['stem']}, but also {' or '.join(imported.other_stems)}: if the "
+            f"encoder was trained with another stem, import it again with --stem",
             err=True,
         )
     entries = {what: getattr(imported, what) for what in ("left_out", "missing", "unmatched")}

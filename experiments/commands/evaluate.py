@@ -56,7 +56,7 @@ def evaluate(  # over 60 lines, because of its signature
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the network of --finetune's first seed, for --method distill.")
+        bool, typer.Option("--keep", help="Keep the fine-tuned network (of the first seed), for --method distill.")
     ] = False,
     few_shot: Annotated[
         bool, typer.Option("--few-shot", help="Classify with 1, 5 and 10 labelled images per class, drawn 100 times.")
@@ -90,7 +90,7 @@ def evaluate(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--transformations",
-            help="Measure how well features predict the transformation of an image (the paper's Table 3).",
+            help="Measure how well features predict which transformation an image went through (paper, Table 3).",
         ),
     ] = False,
     snapshots: Annotated[
@@ -242,7 +242,7 @@ def _check_fractions(text: str) -> None:
     except ValueError:
         raise UserError(f"--finetune '{text}': expected fractions such as 0.01,0.1") from None
     if percent := [each for each in fractions if 1 < each <= 100]:
-        raise UserError(f"--finetune '{text}': expected fractions, and {percent[0]:g} % is {percent[0] / 100:g}")
+        raise UserError(f"--finetune '{text}': expected fractions, so write {percent[0] / 100:g} for {percent[0]:g} %")
 
 
 def _images(data: Dataset, on: str) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _legend(result: dict[str, Any]) -> str:
     if any(metric.startswith("finetune") for metric in metrics):
         parts.append(f"Fine-tuning is a mean over {count(result['finetune_seeds'], 'seed')}.")
     if "contrastive_own_top1" in metrics:
-        parts.append("contrastive_own and softmax_entropy use similarities as the training loss does.")
+        parts.append("contrastive_own and softmax_entropy use the similarity and temperature of the training loss.")
     if any(not isnan(row["stock"]) for row in result["results"]):
         parts.append("stock is the encoder that --stock names, on the same images (--json has its intervals).")
     if any(not isnan(row["pixels"]) for row in result["results"]):
@@ -345,7 +345,7 @@ def compare(
     """Compare evaluated runs, or the cells of a study.
 
     For runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test for each pair. For
-    a study, shows the table of its cells. With --format csv, all results are plain numbers, and tests are left out.
+    a study, shows the table of its cells. With --format csv, all results are plain numbers, without McNemar's test.
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """
@@ -365,9 +365,7 @@ def compare(
             for note in notes:
                 typer.echo(note, err=form != "terminal")
         if len(studies) > 1:
-            typer.echo(
-                f"Each of these {len(studies)} studies is shown by itself. To compare runs, name the runs.", err=True
-            )
+            typer.echo(f"{len(studies)} studies are shown one by one. To compare runs, name the runs.", err=True)
         return
     result = compare_runs(runs, store)
     data = {"runs": [_compared(run) for run in result.runs], "tests": result.tests, "notes": result.notes}

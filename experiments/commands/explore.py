@@ -33,7 +33,7 @@ def explore(  # over 60 lines, because of its signature
     folder: Annotated[
         str | None,
         typer.Argument(
-            help="Images to explore: a folder, or another form of --data-dir, or the name of a data set.",
+            help="Images to explore: a folder, any other form that --data-dir accepts, or the name of a data set.",
             show_default="those of the run",
         ),
     ] = None,
@@ -42,7 +42,7 @@ def explore(  # over 60 lines, because of its signature
         Path | None,
         typer.Option(
             callback=_check_table,
-            help="Table to write as well, with what the page knows about each image (.csv).",
+            help="CSV file to write as well, with what the page shows about each image.",
             show_default=False,
         ),
     ] = None,
@@ -106,5 +106,5 @@ def explore(  # over 60 lines, because of its signature
         shown = write_explorer(
             found, subject, store, out, table=table, transfer=folder, images=images, clusters=clusters, seed=seed
         )
-    note = f"{shown}, {describe_size(out.stat().st_size)}, to be opened in a browser"
+    note = f"{shown}, {describe_size(out.stat().st_size)}: open it in a browser"
     show({"files": [out, *filter(None, [table])], "note": note}, describe_files, as_json=as_json)

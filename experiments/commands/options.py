@@ -70,7 +70,7 @@ def absolute(path: Path | None) -> Path | None:
 def check_number(number: float | None) -> float | None:
     """Raises UserError for nan, which is within every range of Click."""
     if number is not None and math.isnan(number):
-        raise UserError(f"{number} is not a number that an option can have")
+        raise UserError(f"'{number}' is not a number: expected one such as 0.5")
     return number
 
 
@@ -187,8 +187,8 @@ Unlabelled = Annotated[
     bool,
     typer.Option(
         "--unlabelled",
-        help="The subfolders of your images are not classes. Folders named after splits (train, val, test) "
-        "still count.",
+        help="Don't take the subfolders of your images for classes. Folders named after splits (train, val, test) "
+        "still count as splits.",
     ),
 ]
 BadImage = Annotated[
@@ -264,8 +264,8 @@ MicroBatch = Annotated[
     str | None,
     typer.Option(
         callback=_auto_or_number,
-        help="Number of images that are in memory at the same time: auto, or a multiple of train.norm_batch that "
-        "divides the batch.",
+        help="Number of images to hold in memory at the same time: auto, or a multiple of train.norm_batch that "
+        "divides the batch size.",
         show_default="auto, as many as fit on the GPU",
     ),
 ]

@@ -88,7 +88,7 @@ def paper(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the tables with their runs and time, and stop. Downloads the images, times a few steps of each "
+            help="Show the tables with their runs and time, then exit. Downloads the images, times a few steps of each "
             "config and one evaluation.",
         ),
     ] = False,

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 LOG_LINES = 20  # about a run, where there are no progress bars
-LATE = 0.2  # share of the time left by which a run may exceed its time budget without a word
+LATE = 0.2  # share of the time left by which a run may exceed its time budget without a warning
 LIST = re.compile(r"\[\n(.*?)\]", re.DOTALL)  # a list that TOML has over several lines
 
 
@@ -98,7 +98,7 @@ def pretrain(  # over 60 lines, because of its signature
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the run, to which -s and its seed are added.", show_default="the preset and what you changed"
+            help="Name of the run. -s and the seed are appended to it.", show_default="the preset and what you changed"
         ),
     ] = None,
     settings: Settings = [],  # noqa: B006
@@ -112,7 +112,7 @@ def pretrain(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show all settings, the memory and the time that a run would take, and stop. "
+            help="Show all settings and the memory and time that a run would take, then exit. "
             "Downloads the images and times a few steps.",
         ),
     ] = False,
@@ -178,7 +178,9 @@ def _pretrain(
 
     alone = processes.count() == 1
     if time is not None and not alone:
-        raise UserError("a time budget (--hours) is measured in one process: choose a preset without one, and --epochs")
+        raise UserError(
+            "a time budget (--hours) works only in one process: choose a preset without a time budget, and set --epochs"
+        )
     if not processes.is_first():
         _follow(asked, dry_run=dry_run)
         return
@@ -256,7 +258,7 @@ class TrainingTerminal(Terminal):
     def reused(self, run_id: str, name: str) -> None:
         unused = f" (so the name {self.config.run_name()} is not used)" if name != self.config.run_name() else ""
         remedy = "add --again or another --seed to train a new one"
-        self.say(f"run {name} ({run_id[:8]}) has trained this config{unused}: {remedy}")
+        self.say(f"run {name} ({run_id[:8]}) has already trained this config{unused}: {remedy}")
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         before = self.step
@@ -272,8 +274,8 @@ class TrainingTerminal(Terminal):
         if due and before and (late := monotonic() + left - self.ends) > LATE * left:
             self.ends = inf
             self.say(
-                f"this machine has become slower since it was measured: training takes {describe_duration(left)} more, "
-                f"and ends {describe_duration(late)} after the time budget"
+                f"this machine has become slower since its speed was measured: training takes "
+                f"{describe_duration(left)} more, and ends {describe_duration(late)} after the time budget"
             )
 
     def status(self) -> str:
@@ -365,7 +367,7 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
     }
     bf16, fp32 = found["seconds_per_step"], found["seconds_per_step_in_fp32"]
     if fp32 is not None and bf16 >= fp32:
-        rows["precision"] = f"bf16 is no faster than fp32 on this CPU now ({bf16:.3f} and {fp32:.3f} s per step)"
+        rows["precision"] = f"bf16 is currently no faster than fp32 on this CPU ({bf16:.3f} and {fp32:.3f} s per step)"
     if found["snapshots"]:
         rows["snapshots"] = f"{found['snapshots']}, {format_bytes(found['snapshot_bytes'])} on the disk"
     if found["remark"]:

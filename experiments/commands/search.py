@@ -140,7 +140,7 @@ def search(  # over 60 lines, because of its signature
         bool,
         typer.Option(
             "--dry-run",
-            help="Show what is varied and how long the search takes, and stop. Downloads the images, times a few "
+            help="Show what is varied and how long the search takes, then exit. Downloads the images, times a few "
             "training steps and one evaluation.",
         ),
     ] = False,

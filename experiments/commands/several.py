@@ -21,7 +21,7 @@ Processes = Annotated[
     typer.Option(
         metavar="N",
         help="Number of processes that train the run together on this machine, each on a GPU of its own: a number, or "
-        "auto, one for each GPU. The result is the same. For several machines, use torchrun.",
+        "auto for one per GPU. The result is the same as in one process. For several machines, use torchrun.",
         show_default="1",
     ),
 ]

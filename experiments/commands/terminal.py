@@ -30,11 +30,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Terminal(Observer):
     """Prints messages on stderr, shows progress bars if that is a terminal, and stops training after SIGINT or SIGTERM.
 
-    The first signal asks the work to stop when its state is saved, once a run has begun to train. Before that, and the
-    second time, a signal raises KeyboardInterrupt. `resumes` is for work that is in the record from its beginning, such
-    as a study: the first signal then always asks. `noted` are notes that were printed before, and are not repeated.
-    If it is not `alone`, others train the run with it, and who started them sends signals when one of them fails: then
-    a signal says nothing, and the second one does no more than the first. Use it as a context manager.
+    Once a run has begun to train, the first signal asks it to save its state and stop. Before that, and the second
+    time, a signal raises KeyboardInterrupt. `resumes` is for work that can be resumed from its very beginning, such as
+    a study: the first signal is then always such a request. `noted` are notes that were printed before, and are not
+    repeated. Without `alone`, this is one of several processes that train the run. When one of them fails, the program
+    that started them sends signals to the others: a signal then prints nothing, and a second one changes nothing.
+    Use it as a context manager.
     """
 
     def __init__(self, *, resumes: bool = False, noted: Iterable[str] = (), alone: bool = True) -> None:
@@ -42,7 +43,7 @@ class Terminal(Observer):
         self.bars: Progress | None = None
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
-        self.step, self.steps = 0, 0  # done and in all, of the run that trains. No run has begun if there are 0 in all
+        self.step, self.steps = 0, 0  # steps done and total steps of the run that trains; 0 in total before it begins
         self.whole = Whole()
         self._elsewhere: set[str] = set()  # the names of runs that train elsewhere, with their places
         self._stopping = False
@@ -263,6 +264,7 @@ def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:
     found = find_encoder(name, store)
     if name is None and found.run_id is not None:
         typer.echo(
-            f"the newest run: {found.config.run_name()} ({found.run_id[:8]}), outside studies and searches", err=True
+            f"using {found.config.run_name()} ({found.run_id[:8]}), the newest run outside studies and searches",
+            err=True,
         )
     return found

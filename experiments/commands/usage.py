@@ -30,7 +30,7 @@ def describe(error: Any, command: str, load: Callable[[str], Any], commands: Ite
         parameters = error.ctx.command.get_params(error.ctx)  # with --help
         given = error.option_name
         if given.lstrip("-") in (each.name for each in parameters if not _is_option(each)):
-            return f"{given} is an argument, not an option: leave out {given}, see simclr {command} -h"
+            return f"{given} is an argument, not an option: write the value without {given}, see simclr {command} -h"
         options = _options(parameters)
         owners = [other for other in commands if given in _options(load(other).params)]
         if owners and given.startswith("--"):

@@ -26,9 +26,9 @@ def test_a_config_is_trained_by_the_first_of_two_processes(tmp_path: Path) -> No
     ends = run_together(tmp_path, COMMANDS["pretrain"], COMMANDS["pretrain"])
     assert [code for code, _ in ends] == [0, 0], ends
     (run,) = runs_of(tmp_path / "home").values()
-    first, second = sorted((text for _, text in ends), key=lambda text: "has trained this config" in text)
-    assert "has trained this config" not in first
-    assert f"run {run.name} ({run.short_id}) has trained this config: add --again" in second
+    first, second = sorted((text for _, text in ends), key=lambda text: "has already trained this config" in text)
+    assert "has already trained this config" not in first
+    assert f"run {run.name} ({run.short_id}) has already trained this config: add --again" in second
     assert len(Store(tmp_path / "home").records()) == 1
 
 

@@ -251,7 +251,7 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
     again = subprocess.run(
         command("pretrain", "--config", str(tmp_path / "run.toml")), env=environment, capture_output=True, text=True
     )
-    assert "has trained this config" in again.stderr
+    assert "has already trained this config" in again.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         (record,) = Store(tmp_path / "home").records()

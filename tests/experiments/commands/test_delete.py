@@ -35,7 +35,7 @@ def test_a_run_is_deleted_after_a_confirmation(store: Store, monkeypatch: pytest
     monkeypatch.setattr("experiments.commands.delete.can_ask", lambda: True)
     refused = invoke("delete", "one", input="n\n")
     assert refused.exit_code == 1
-    assert re.search(r"\none +\w{8} +pretrain +0\.0 MB\n.*Do you want to delete them for good\?", refused.stderr)
+    assert re.search(r"\none +\w{8} +pretrain +0\.0 MB\n.*Delete them permanently\?", refused.stderr)
     assert names_in(store) == {"one", "wide"}
     done = invoke("delete", "one", input="y\n")
     assert done.exit_code == 0
@@ -58,5 +58,5 @@ def test_a_search_is_deleted_with_its_trials(store: Store) -> None:
 
 def test_a_record_that_cannot_be_written_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
-    assert_one_line(invoke("delete", "one", "--yes"), 2, "can't be written, so no run can be deleted")
+    assert_one_line(invoke("delete", "one", "--yes"), 2, "is not writable, so no run can be deleted")
     assert names_in(store) == {"one", "wide"}

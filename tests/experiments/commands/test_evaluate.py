@@ -210,7 +210,7 @@ def test_weights_that_cannot_be_used_are_refused_and_never_run(run: Run, trained
 
 WRONG = {
     "no such run": (["eval", "nothing"], "no run has the name 'nothing'"),
-    "run as an option": (["eval", "--run", "tiny-s0"], "--run is an argument, not an option: leave out --run"),
+    "run as an option": (["eval", "--run", "tiny-s0"], "--run is an argument, not an option: write the value"),
     "evaluation as an argument": (["eval", "knn", "tiny-s0"], "did you mean --knn? See simclr eval --help"),
     "list without brackets": (["eval", "--set", "knn.k=20,200"], 'knn.k = "20,200": expected a list, such as [20,200]'),
     "metric last": (["plot", "tiny-s0", "loss"], "the metric comes first: simclr plot loss tiny-s0"),
@@ -227,7 +227,7 @@ WRONG = {
     "fractions": (["eval", "tiny-s0", "--finetune", "0.1,ten"], "--finetune '0.1,ten': expected fractions such as"),
     "fraction above one": (
         ["eval", "tiny-s0", "--finetune", "10"],
-        "--finetune '10': expected fractions, and 10 % is 0.1",
+        "--finetune '10': expected fractions, so write 0.1 for 10 %",
     ),
     "crop": (["eval", "tiny-s0", "--set", "finetune.crop=[1,0.08]"], "finetune.crop"),
     "too large a k": (["eval", "tiny-s0", "--knn", "--set", "knn.k=5000"], "knn.k"),

@@ -71,7 +71,7 @@ def test_similar_images_are_printed_and_written_with_their_names(run: Run, image
 def test_images_are_explored_in_one_page(run: Run, images: Path) -> None:
     done = run("explore", "tiny-s0", "--images", 60, "--clusters", 3)
     assert done.exit_code == 0, done.output
-    wanted = r"60 of 1,797 images, 0\.\d MB, to be opened in a browser\nwrote explore\.html\n"
+    wanted = r"60 of 1,797 images, 0\.\d MB: open it in a browser\nwrote explore\.html\n"
     assert re.fullmatch(wanted, done.stdout)
     assert "digits, seen by tiny-s0" in Path("explore.html").read_text()
     done = run("explore", "tiny-s0", images / "flat", "--out", "flat/page.html", "--table", "table.csv")

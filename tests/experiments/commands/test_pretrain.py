@@ -45,7 +45,7 @@ def test_a_finished_config_is_not_trained_again(run: Run, trained: Store) -> Non
     assert done.exit_code == 0
     record = trained.find("tiny-s0")
     unused = "(so the name same-config-s0 is not used)"
-    assert f"run tiny-s0 ({record.short_id}) has trained this config {unused}: add --again" in done.stderr
+    assert f"run tiny-s0 ({record.short_id}) has already trained this config {unused}: add --again" in done.stderr
     assert [record.name for record in trained.records(kind="pretrain")].count("same-config-s0") == 0
     weights = trained.find("tiny-s0").artifact("model.safetensors")
     weights.rename(weights.with_name("away"))
@@ -104,7 +104,7 @@ def test_a_dry_run_says_where_bfloat16_is_no_faster(run: Run, monkeypatch: pytes
     monkeypatch.setattr(estimating, "timed_steps", lambda config, *_, **options: seconds[config.train.precision])
     done = run("pretrain", "--config", "tiny.toml", "--dry-run", "--precision", "bf16")
     last = done.stdout.splitlines()[-1]
-    assert last == "precision   bf16 is no faster than fp32 on this CPU now (2.000 and 1.500 s per step)"
+    assert last == "precision   bf16 is currently no faster than fp32 on this CPU (2.000 and 1.500 s per step)"
 
 
 def test_a_stopped_run_says_how_to_resume_it(run: Run, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     assert " (chance 6.7%)" in done.stdout
     done = run("eval", "--no-labels")
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("the newest run: unlabelled-s0 (")
+    assert done.stderr.startswith("using unlabelled-s0 (")
     assert "; images: 40 without labels), layer h Compare " in done.stdout.replace("\n", " ")
     found = "finds the other view of the same image among the views of 8 images (chance 6.7 %, untrained"
     assert found in done.stdout.replace("\n", " ")
@@ -405,8 +405,8 @@ def test_a_run_that_will_exceed_its_time_says_so_once(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()[1:]
     assert lines[0] == "epoch 0.1/10 loss 3.00 10 img/s, about 16 min left"
     assert [line for line in lines if "slower" in line] == [
-        "this machine has become slower since it was measured: training takes about 16 min more, and ends about 14 min "
-        "after the time budget"
+        "this machine has become slower since its speed was measured: training takes about 16 min more, and ends about "
+        "14 min after the time budget"
     ]
 
 

@@ -39,7 +39,7 @@ def test_studies_that_are_shown_together_have_titles(run: Run, trained: Store, m
     done = run("compare", "first", "second")
     parts = [f"Study {name}: 9 test images\n\ntable of {name}\n" for name in ("first", "second")]
     assert done.stdout == "".join(parts)
-    assert "Each of these 2 studies is shown by itself" in done.stderr
+    assert "2 studies are shown one by one" in done.stderr
     assert run("compare", "first").stdout == "table of first\n"
 
 

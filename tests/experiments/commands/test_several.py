@@ -112,4 +112,4 @@ def test_what_torchrun_may_start_again_is_resumed(
 def test_a_time_budget_is_for_one_process(run: Run) -> None:
     with processes.pretended(2):
         done = run("pretrain", "--preset", "half-hour")
-    assert_one_line(done, 2, "a time budget (--hours) is measured in one process")
+    assert_one_line(done, 2, "a time budget (--hours) works only in one process")
