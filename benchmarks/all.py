@@ -1,10 +1,11 @@
 """Everything about speed on a CPU, next to other programs: `python -m benchmarks.all [--only SECTION ...]`.
 
 Writes performance.json and performance.md to `--out` (docs/results by default) after each section. A section that is
-already in the file is not measured again unless `--only` names it, so a run that was stopped goes on where it was. But
-without `--only`, sections are dropped that other hardware, another torch or number of threads, or `--quick` measured.
-All sections take about 40 minutes of two cores. Programs that are compared with come from `pip install '.[peers]'`; one
-that is not installed is left out, with a line that says so. `--quick` shrinks all sizes, to check the script itself.
+already in the file is not measured again unless `--only` names it, so a run that was stopped can be resumed. But
+without `--only`, sections measured on other hardware, with another torch or number of threads, or with `--quick` are
+dropped. All sections take about 40 minutes on two cores. `pip install '.[peers]'` installs the programs to compare
+with; one that is not installed is left out, with a line that says so. `--quick` shrinks all sizes, to check the script
+itself.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ PEERS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-lea
 RECIPES = {"lightly as published": False, "lightly at its best (bf16, channels-last)": True}
 INTRO = (
     "Made by `python -m benchmarks.all`; the top of `benchmarks/all.py` says how to repeat it. Each table is from one "
-    "run, in which this suite and the others took turns. A ratio is the median over the rounds, with the smallest and "
-    "the largest in brackets."
+    "run, which timed this suite and the other programs alternately. A ratio is the median over the rounds, with the "
+    "smallest and the largest in brackets."
 )
 
 
 def machine(quick: bool) -> list[Row]:
-    """What measured, and how busy it was with other work at the start (cores in use, on average over a minute)."""
+    """The machine, and its load from other programs at the start (cores in use, averaged over a minute)."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     row: Row = {"CPU": processor(), "threads": torch.get_num_threads(), "load": load}
     row |= {"precision": devices.precision_on("auto", torch.device("cpu")), "torch": torch.__version__}
@@ -76,7 +77,8 @@ def step(quick: bool) -> list[Row]:
 
 
 def views(quick: bool) -> list[Row]:
-    """Both views of 256 images of 32 px (crop, flip, colour jitter, grayscale), with one thread and with all."""
+    """Both views of 256 images of 32 px (crop, flip, colour jitter, grayscale), with one thread and with all
+    threads."""
     images = torch.randint(256, (8 if quick else BATCH, 3, peers.SIDE, peers.SIDE), dtype=torch.uint8)
     config, rows = resolve("cifar10-cpu"), list[Row]()
     ours = partial(batch_views, images, config.pipelines(), 0)
@@ -90,8 +92,8 @@ def views(quick: bool) -> list[Row]:
 
 
 def recipe(quick: bool) -> list[Row]:
-    """Training at batch 256 and 32 px, next to lightly's SimCLR loop with the same encoder, ResNet-18, and optimizer,
-    SGD."""
+    """Training at batch 256 and 32 px, compared with lightly's SimCLR loop with the same encoder, ResNet-18, and
+    optimizer, SGD."""
     batch, rows = 16 if quick else BATCH, list[Row]()
     images = torch.randint(256, (3 * batch, 3, peers.SIDE, peers.SIDE), dtype=torch.uint8)
     for stem in ("cifar",) if quick else ("imagenet", "cifar"):
@@ -115,12 +117,12 @@ def recipe(quick: bool) -> list[Row]:
         for name, row in speeds.items():
             ratios = [ours / theirs for ours, theirs in zip(speeds["this suite"], row, strict=True)]
             found = {"network": f"{stem} stem", "program": name, "images/s": median(row)}
-            rows.append(found | {"this suite is faster by": _spread(ratios)})
+            rows.append(found | {"speed-up of this suite": _spread(ratios)})
     return rows
 
 
 def nt_xent(quick: bool) -> list[Row]:
-    """NT-Xent of 2N embeddings of width 128, forward and backward. Each has a process of its own, which may use 16 GiB.
+    """NT-Xent of 2N embeddings of width 128, forward and backward. Each runs in its own process, which may use 16 GiB.
     `plain` and `blockwise` are the forms of this suite. `broadcast` compares all pairs by broadcasting."""
     rows = []
     for size in (512,) if quick else (512, 2048, 8192):
@@ -136,7 +138,8 @@ def nt_xent(quick: bool) -> list[Row]:
 
 
 def classifier(quick: bool) -> list[Row]:
-    """The linear classifier at 45 L2 values on 50,000 x 512 made-up features, next to scikit-learn's by default."""
+    """The linear classifier at 45 L2 values on 50,000 x 512 synthetic features, compared with scikit-learn's
+    default."""
     return [linear.compare(500, 16, 3) if quick else linear.compare(50_000, 512, 45)]
 
 
@@ -147,7 +150,7 @@ def growth_of(name: str) -> Callable[[bool], list[Row]]:
         return growth.measure(name, 50 if quick else 1)
 
     prepare, _ = growth.CASES[name]
-    section.__doc__ = f"{prepare.__doc__} Memory is what the process holds in addition to what it held before."
+    section.__doc__ = f"{prepare.__doc__} Memory is what the process needs in addition to what it held before."
     return section
 
 
