@@ -100,7 +100,7 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
         why = "Fewer than three seeds can't tell this from chance"
         why += "." if unfinished else ": repeat the study with --seeds 3 or more."
         if largest["pairs"] >= FEWEST:
-            why = "It is the same in all seeds, so there is no spread to test it against."
+            why = "The difference is the same in all seeds, so there is no spread to test it against."
         return [
             f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
@@ -230,13 +230,15 @@ def of_run(
     linear = accuracies[accuracies["metric"] == "linear_top1"]
     row = (linear if len(linear) else accuracies).iloc[0]
     place = row.get("elsewhere")
-    how = f"By {metric_words(row['metric'].rpartition('/')[2] if place else row['metric'])}, it"
-    if row["metric"].removeprefix("val/") == "linear_top1":
-        how = "A linear classifier on its features"
     part = "validation" if is_on_validation(row["metric"]) else "test"
-    of = f" of {images} {part} images" if images else f" of the {part} images"
+    of = f"{images} {part} images" if images else f"the {part} images"
     of += f" of {place}" if place else ""
     interval = "" if isnan(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    words = metric_words(row["metric"].rpartition("/")[2] if place else row["metric"].removeprefix("val/"))
+    reached = f"The encoder's {words} is {100 * row['trained']:.1f} % on {of}{interval}."
+    if row["metric"].removeprefix("val/") == "linear_top1":
+        share = f"{100 * row['trained']:.1f} % of {of}"
+        reached = f"A linear classifier on the encoder's features classifies {share} correctly{interval}."
     known = {
         "untrained": "an untrained network gives",
         "start": START,
@@ -244,9 +246,7 @@ def of_run(
         "chance": "chance",
     }
     others = [f"{name} {100 * row[key]:.1f} %" for key, name in known.items() if not isnan(row.get(key, nan))]
-    sentences = [
-        f"{how} classifies {100 * row['trained']:.1f} %{of} correctly{interval}. The encoder was trained {trained}."
-    ]
+    sentences = [f"{reached} The encoder was trained {trained}."]
     rest = [f"For comparison: {_and(others)}."] if others else []
     if images is not None and images < FEW:
         rest.append(f"With only {count(images, f'{part} image')}, this says little.")
@@ -285,7 +285,7 @@ def of_search(
 
     completed = trials.dropna(subset=["accuracy"])
     if completed.empty:
-        return [f"No trial ran to the end, of {len(trials)}."]
+        return [f"No trial ran to the end ({count(len(trials), 'trial')})."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
     gain = round(100 * (best["accuracy"] - start), 1)
     change = ", the same as your config"
@@ -302,7 +302,7 @@ def of_search(
     if selection is not None and _is_about(selection, best["accuracy"]):
         sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
     else:
-        sentences[0] += " This is not confirmed with fresh seeds, and the best trial is best partly by luck."
+        sentences[0] += " This is not confirmed with fresh seeds, and part of it is luck."
     return sentences
 
 
@@ -322,20 +322,22 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     low, high, searched = (100 * chosen.get(name, nan) for name in ("gain_low", "gain_high", "gain in the search"))
     n = int(chosen["n"])
     interval = "" if isnan(low) else f" ({signed(low, '.1f')} to {signed(high, '.1f')})"
-    told = (
+    outcome = (
         f"Trained again with {_seeds(n)} that took no part in the choice, {chosen['cell']} is {abs(mean):.1f} points "
         f"{'above' if mean >= 0 else 'below'} your config on validation{interval}."
     )
     if n < FEWEST:
-        return f"{told} Fewer than three fresh seeds can't tell this from chance: search again with --seeds 3 or more."
+        return (
+            f"{outcome} Fewer than three fresh seeds can't tell this from chance: search again with --seeds 3 or more."
+        )
     if isnan(low):
-        return told
+        return outcome
     if high < 0:
-        return f"{told} So your config is better{', and the gain in the search was luck' * bool(searched > 0)}."
+        return f"{outcome} So your config is better{', and the gain in the search was luck' * bool(searched > 0)}."
     if low <= 0:
-        return f"{told} That can be chance: the gain is not confirmed. More --seeds can detect smaller gains."
-    smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where luck had a part"
-    held = f"{told} So the gain holds with fresh seeds{smaller * bool(mean < searched)}."
+        return f"{outcome} That may be chance: the gain is not confirmed. More --seeds can detect smaller gains."
+    smaller = f", but it is smaller than in the search ({signed(searched, '.1f')}), where part of it was luck"
+    held = f"{outcome} So the gain holds with fresh seeds{smaller * bool(mean < searched)}."
     if isnan(chosen.get("test", nan)):
-        return f"{held} With --on test, a search shows whether it holds on other images."
+        return f"{held} Add --on test to see whether it also holds on test images."
     return held

@@ -57,8 +57,8 @@ def compared(figures: Mapping[str, tuple[float, float, float]]) -> str:
     if value == others[0][1][0]:
         return f"{best} and {second} find the other view of an image equally often: {value:.1f} % of the images."
     clear = low > max(high for _, (_, _, high) in others)
-    told = "This is clear: the intervals don't overlap." if clear else "This may be chance: the intervals overlap."
-    return f"{best} finds the other view of an image {than} ({shares}). {told}"
+    why = "This is clear: the intervals don't overlap." if clear else "This may be chance: the intervals overlap."
+    return f"{best} finds the other view of an image {than} ({shares}). {why}"
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -71,15 +71,15 @@ def verdict(row: Mapping[str, Any]) -> str:
     found = {name: _how_much(row, name, value) for name, value in others.items() if not isnan(value)}
     if not found:
         return ""
-    told = ", and ".join(
+    comparison = ", and ".join(
         f"{how} better{'' if number else ' at this'} than {name}" for number, (name, how) in enumerate(found.items())
     )
     if set(found.values()) == {CLEARLY}:
         return (
-            f"The encoder is {told}, so it has learned from its images: simclr neighbours and simclr explore show what "
-            f"it finds alike."
+            f"The encoder is {comparison}, so it has learned from its images: simclr neighbours and simclr explore "
+            f"show which images it finds similar."
         )
-    return f"The encoder is {told}: train for longer, or on more images."
+    return f"The encoder is {comparison}: train for longer, or on more images."
 
 
 def _how_much(row: Mapping[str, Any], name: str, other: float) -> str:

@@ -83,9 +83,9 @@ def _verdict(each: Comparison, found: Mean, p: float) -> tuple[str, str]:
     if each.caveat:
         return "not comparable", each.caveat
     if found.n < FEWEST:
-        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'} of the {FEWEST} that it needs"
+        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'}, and {FEWEST} are needed"
     if np.isnan(found.p):
-        return CANT_TELL, "the same in all seeds, so there is no spread to judge by"
+        return CANT_TELL, "the same in all seeds, so there is no spread to test it against"
     if each.side == 0:
         if not p < SIGNIFICANT:
             return CANT_TELL, f"neither within {MARGIN:g} point nor outside of it, p = {p:.2g}"
@@ -122,8 +122,8 @@ def rank_correlation(values: pd.DataFrame, published: Mapping[str, float]) -> Ra
     signs = np.mean([_signs(row) for row in ours], axis=0)
     scores = [float((_signs(theirs[order]) * signs).sum()) for order in _orders(len(theirs))]
     p = float(np.mean(np.abs(scores) >= abs(scores[0]) - 1e-9))
-    told = len(known) >= FEWEST and p < SIGNIFICANT
-    return RankCorrelation(tau, p, ("agrees" if tau.mean > 0 else "differs") if told else CANT_TELL)
+    clear = len(known) >= FEWEST and p < SIGNIFICANT
+    return RankCorrelation(tau, p, ("agrees" if tau.mean > 0 else "differs") if clear else CANT_TELL)
 
 
 def _signs(x: ArrayLike) -> NDArray[np.float64]:

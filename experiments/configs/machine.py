@@ -68,7 +68,7 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
     found = []
     if kind == "cpu":
         if facts["unused_gpu"]:
-            found.append("Training runs on the CPU, though there is a GPU: leave out --device.")
+            found.append("Training runs on the CPU although there is a GPU: leave out --device.")
         elif shutil.which("nvidia-smi"):
             found.append(
                 f"There is an NVIDIA GPU that this torch ({facts['torch']}) can't use: install torch with CUDA as "
@@ -99,7 +99,10 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
             f"SIMCLR_HOME to a folder on another disk."
         )
     if not facts["store"]["writable"]:
-        found.append("The record of runs can't be written: encoders can be evaluated, but nothing can be trained.")
+        found.append(
+            "The record of runs is not writable, so encoders can be evaluated, but nothing can be trained: make "
+            f"{facts['store']['folder']} writable, or set SIMCLR_HOME to another folder."
+        )
     return found
 
 

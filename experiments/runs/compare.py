@@ -135,7 +135,7 @@ def _notes(rows: Sequence[dict[str, Any]], images: dict[tuple[str, str], int], t
     brackets = f", with intervals in brackets. {interval_kinds(with_intervals)}" if with_intervals else "."
     notes = [f"Accuracies are in percent{brackets}"]
     if older := [row["name"] for row in rows if _is_bootstrapped(row, images)]:
-        notes.append(f"Evaluated by an older version, with intervals by the bootstrap: {', '.join(older)}.")
+        notes.append(f"Evaluated by an older version, with bootstrap intervals: {', '.join(older)}.")
     pairs = sorted({pair for row in rows for pair in row["protocols"].items() if not is_choice(pair[0])})
     for identity in dict.fromkeys(identity for _, identity in pairs):
         names = [name for name, other in pairs if other == identity]
@@ -165,7 +165,7 @@ def _untested(records: Sequence[Record]) -> list[str]:
     label_free = not accuracies and len(without) < len(records)  # some were measured without labels
     if label_free and not without:
         return []
-    why = "There is no test, because the runs have no accuracy on the same images by the same protocol. "
+    why = "McNemar's test is left out, because the runs share no accuracy on the same images and protocol. "
     alike = {record.id for pair in combinations(records, 2) if not image_difference(*pair) for record in pair}
     if not alike:
         one, other = records[:2]

@@ -20,8 +20,8 @@ from analysis.statistics import accuracy_interval, balanced_interval, mean_inter
 from analysis.tables import is_accuracy, is_choice, is_classification, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
-from experiments.runs.looks import LOOK
 from experiments.runs.stock import Stock
+from experiments.runs.use_of_test_set import TEST_TAG
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import SUPERSEDED, Record, Store
 from experiments.tracking.writing import Tracker, start_run
@@ -98,7 +98,7 @@ def evaluate_encoder(
     if store.writable:
         run_id = _log(found, subject, store, table, outcomes, transfer, keep)
     else:
-        warnings.append(f"these results were not recorded, because {store.folder} can't be written")
+        warnings.append(f"these results were not recorded, because {store.folder} is not writable")
     return Report(run_id, table, describe(subject.protocol, subject.data), warnings, _used(outcomes))
 
 
@@ -339,7 +339,7 @@ def _log(
     if transfer is None and (counts := _used(outcomes)) is not None:
         tracker.tag({MATCHED: f"{counts[0]}/{counts[1]}"})
     place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}
-    tracker.tag({"protocol": protocol.version, **looks_of(subject, outcomes), **place})
+    tracker.tag({"protocol": protocol.version, **use_tags(subject, outcomes), **place})
     protocols = dict(zip(table["metric"], table["protocol"], strict=True))
     tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
     if found.run_id is None:
@@ -348,7 +348,7 @@ def _log(
     return tracker.run_id
 
 
-def looks_of(subject: Subject, names: Iterable[str], of: str = "") -> dict[str, str]:
+def use_tags(subject: Subject, names: Iterable[str], of: str = "") -> dict[str, str]:
     """The tags that count how often a test set was used, of those evaluations that use it.
 
     `of` is what was evaluated of the run, if that is not its encoder.
@@ -356,7 +356,7 @@ def looks_of(subject: Subject, names: Iterable[str], of: str = "") -> dict[str, 
     protocol, data = subject.protocol, subject.data
     used = [name for name in names if protocol.on == "test" and EVALUATIONS[name].uses_test and len(data.parts["test"])]
     keys = (identity(name, protocol, subject.config, data, subject.device) for name in used)
-    return {f"{LOOK}{key}{of}": data.digest for key in keys}
+    return {f"{TEST_TAG}{key}{of}": data.digest for key in keys}
 
 
 def _keep_predictions(tracker: Tracker, subject: Subject, metric: str, predicted: NDArray[np.int64]) -> None:

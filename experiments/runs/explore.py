@@ -118,9 +118,9 @@ def explore(
 def _notes(layout: Layout, columns: list[Column]) -> Iterator[str]:
     """How to read the page."""
     yield (
-        f"The map is a {layout.method}. Images that lie together are similar. How large groups are and how far apart "
-        f"they lie means little. The lists of nearest images, duplicates and outliers don't depend on the map, but on "
-        f"the cosine similarity of the features."
+        f"The map is a {layout.method}. Images that lie close together are similar, but the sizes of groups and the "
+        f"distances between them mean little. The lists of nearest images, duplicates and outliers come from the "
+        f"cosine similarity of the features, and not from the map."
     )
     yield from (f"{column.name}: {column.about}." for column in columns if column.about)
 
@@ -192,7 +192,7 @@ def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
             splits[data.parts[part]] = code
         yield Column("split", list(SPLITS.values()), splits[layout.rows])
     if len(data.classes) > 1:
-        about = f"the class that the {count} nearest other images shown here vote for, with the weights of kNN"
+        about = f"the class that kNN predicts from the {count} nearest of the other images shown here"
         yield from _errors(
             f"{count} nearest", data, labels, _vote(data, labels[layout.near], layout.similarities), about
         )

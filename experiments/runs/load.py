@@ -45,14 +45,14 @@ class Load:
 class Pace:
     """Notices that other programs slow training down: from its start on, or since it was faster."""
 
-    told = False  # in this process, so that a study says it once and not for each of its runs
+    warned = False  # in this process, so that a study says it once and not for each of its runs
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.speeds, self.best = device, list[float](), 0.0
 
     def notice(self, images_per_second: float | None) -> str:
-        """What to tell the user after another stretch of steps: mostly nothing."""
-        if images_per_second is None or self.told:
+        """The warning for the user after another stretch of steps, usually empty."""
+        if images_per_second is None or self.warned:
             return ""
         self.speeds.append(images_per_second)
         if len(self.speeds) < STRETCHES:
@@ -69,7 +69,7 @@ class Pace:
             )
         else:
             return ""
-        Pace.told = True
+        Pace.warned = True
         remedy = "close them, or wait"
         if self.device.type == "cpu" and torch.get_num_threads() > 1:
             remedy += ", or press Ctrl-C and resume with --threads 1: threads wait for each other on a busy machine"

@@ -46,7 +46,7 @@ def report_folder(record: Record, store: Store, out: Path | None) -> Iterator[Pa
 
 def where(record: Record, store: Store) -> str:
     """A line that says where the page of a report is."""
-    return f"report: {record.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} can't be written"
+    return f"report: {record.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} is not writable"
 
 
 def files_of(record: Record) -> list[Path]:

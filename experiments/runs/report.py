@@ -29,8 +29,8 @@ from analysis.tables import (
 from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
-from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.use_of_test_set import describe_uses
 from experiments.runs.view_grid import STRIP
 from experiments.tracking.images import images_of
 from experiments.tracking.naming import ended, state
@@ -186,7 +186,7 @@ def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, findi
     # Nobody knows what an imported encoder was trained on, and some earlier versions didn't count the test images.
     digest = digest_of(run.tags.get("data_digest", ""))
     if run.finished and digest and counts.get("test", 1):
-        sentences.append(test_use(run.store, digest))
+        sentences.append(describe_uses(run.store, digest))
     sentences += _about(run)
     sections = [Section("", "table", _shown(figures))] if len(figures) else []
     drawn = _curves(run, folder)

@@ -16,7 +16,7 @@ from torch import nn
 
 from analysis import plots
 from analysis.tables import in_percent, is_on_validation, metric_label, write_csv
-from experiments.runs.evaluate import figures_of, looks_of, place_of
+from experiments.runs.evaluate import figures_of, place_of, use_tags
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr import device as devices
@@ -74,8 +74,8 @@ def evaluate_snapshots(
     with devices.memory_errors("evaluate with --device cpu"):
         for done, (epoch, load) in enumerate(loads.items(), 1):
             if store.writable:  # before, so that an evaluation that was stopped counts
-                looks = looks_of(subject, names, "" if epoch == last else f"/{epoch}")
-                Tracker(store, record.id).tag(looks)
+                tags = use_tags(subject, names, "" if epoch == last else f"/{epoch}")
+                Tracker(store, record.id).tag(tags)
             for _, _, figures in figures_of(load(), names, store):
                 if done == 1:
                     before = {"epoch": 0, "step": 0, "low": nan, "high": nan}

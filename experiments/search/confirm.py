@@ -94,16 +94,16 @@ def confirm(
     if not study.report:
         return found
     table = selection_table(search, plan, start, fresh, observer)
-    told = ""
+    on_test = ""
     if on == "test":
         results = read_results(study.study, search.store)
         own = results.table[results.table["seed"].isin(fresh)]  # it may have more seeds, from an earlier command
         means = own.groupby("cell")[results.document.metrics()[0]].mean()
         table = table.assign(test=table["cell"].map(means))
-        told = f"\nOn test images: {study_finding(study.study, search.store)}"
+        on_test = f"\nOn test images: {study_finding(study.study, search.store)}"
     search.tracker.artifact(SELECTION, lambda path: write_csv(table, path))
     report(search.tracker.record(), search.store)  # which now says how much of the gain holds
-    found = found._replace(summary=summary(search) + told, selection=table, notes=selection_notes(search, table))
+    found = found._replace(summary=summary(search) + on_test, selection=table, notes=selection_notes(search, table))
     lost = table["gain"].iloc[1] < 0  # so the best config of the search is not the one to train
     return found._replace(next=()) if lost else found
 
@@ -198,8 +198,8 @@ def _luck(search: Search, table: pd.DataFrame) -> list[str]:
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
         return [
-            "trials were chosen by their accuracy in the search, so only fresh seeds are free of this luck (but the "
-            "validation images are the same)"
+            "trials were chosen for their accuracy in the search, which is partly luck. Fresh seeds are free of this "
+            "luck, except that the validation images are the same"
         ]
     searched, fresh = (chosen[column].to_numpy() for column in ("in the search", "fresh seeds"))
     ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"

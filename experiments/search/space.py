@@ -175,6 +175,6 @@ def start_trial(number: int, drawn: Sequence[str]) -> str:
         return f"trial {number} is your config"
     were, values = ("was", "value") if len(drawn) == 1 else ("were", "values")
     return (
-        f"trial {number} is as near to your config as the search space allows: {', '.join(drawn)} {were} drawn, "
-        f"because it doesn't contain your {values}"
+        f"trial {number} is as close to your config as the search space allows: {', '.join(drawn)} {were} drawn at "
+        f"random, because the space doesn't contain your {values}"
     )

@@ -212,7 +212,7 @@ def _open_study(
 def reference_accuracy(search: Search, observer: Observer = SILENT, pool: Pool = HERE) -> float:
     """Train the config that the search starts from, and return its accuracy on validation."""
     config = search.baseline.config
-    observer.say("the start, which is your config")
+    observer.say("your config, where the search starts")
     arguments = config, search.expected, search.tags(BASELINE), search.tracker.run_id, True
     (ended,) = pool.run([Job("the start", config.key(), train_trial, arguments, observer)], search.store, observer)
     measured: Measured = ended.result()

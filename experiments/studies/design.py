@@ -44,21 +44,21 @@ class Design(BaseModel, frozen=True):
             )
 
     def note(self, table: pd.DataFrame, metric: str, wanted: int) -> str:
-        """How the number of seeds came about and whether the intervals are as narrow as asked, for the report.
+        """How the number of seeds was chosen and whether the intervals are as narrow as asked for, for the report.
 
         `table` is the study's summary by `metric`, and `wanted` what `seeds_wanted` says.
         """
         half, first = self.until or 0.0, len(self.first)
         widest = float((table["difference_high"] - table["difference_low"]).max()) / 2
-        ended = f"They do: the widest reaches {widest:.2g}."
+        ended = f"The widest interval reaches {widest:.2g}, as asked for."
         if isnan(widest):
             ended = "There are no intervals yet."
         elif widest > half + 1e-9:
             why = f"--max-seeds allowed {self.most}" if wanted > self.most else "runs are missing"
-            ended = f"They don't, because {why}: the widest reaches {widest:.2g}."
+            ended = f"The widest interval reaches {widest:.2g}, because {why}."
         return (
-            f"The number of seeds followed Stein's two-stage rule (1945). By the spread of the first {first}, it takes "
-            f"{wanted} for the 95 % intervals of all differences in {metric_label(metric)} to reach at most {half:g} "
-            f"points to each side. {ended} Intervals and p values use the spread of the first {first} alone, which "
-            "keeps them exact."
+            f"The number of seeds followed Stein's two-stage rule (1945). By the spread of the first {first}, "
+            f"{wanted} are needed for the 95 % intervals of all differences in {metric_label(metric)} to reach at most "
+            f"{half:g} points to each side. {ended} Intervals and p values use the spread of the first {first} alone, "
+            "which keeps them exact."
         )

@@ -11,14 +11,14 @@ from analysis.summary import CANT_TELL
 from analysis.tables import metric_label
 from experiments.runs.compare import reads_labels
 from experiments.runs.evaluate import references
-from experiments.runs.looks import test_use, uses
+from experiments.runs.use_of_test_set import count_uses, describe_uses
 from experiments.studies.plan import COSTS, RATE
 from experiments.studies.results import Results, StudyDocument
 from experiments.tracking.images import images_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import digest_of
 
-IMAGES = {"test": "test images", "val": "validation images"}  # what a study is judged on
+IMAGES = {"test": "test images", "val": "validation images"}  # that a study is evaluated on
 RESPLIT = (
     "Each seed splits the images anew, in the same way for all cells. The splits share most of their training images, "
     "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
@@ -55,7 +55,7 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
     measured = [cell.protocols_of(seed).values() for cell in document.cells for seed in seeds]
     protocols = {protocol for identities in measured for protocol in identities}
     data, *baseline, own = about(study, results)
-    judged, table = IMAGES[document.on], next(iter(summaries.values()))
+    images, table = IMAGES[document.on], next(iter(summaries.values()))
     held_out = (
         "Evaluated on validation images. Each classifier's own settings, such as its L2 penalty, are chosen on a fifth "
         "of the training images, and it is then fitted on all of them. `simclr ablate ... --on test` evaluates the "
@@ -65,7 +65,7 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
         "Intervals are 95 % Student's t intervals over seeds, from three seeds on. Differences are paired by seed. p "
         f"comes from a paired t test, and p (Holm) is corrected for {compared(**_comparisons(table))} by Holm's "
         f"method, in each metric by itself: below 0.05, a cell is called lower or higher. {SINGLE} McNemar's test is "
-        f"exact, on the {judged}, for each seed."
+        f"exact, on the {images}, for each seed."
     )
     same = (
         "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
@@ -98,7 +98,7 @@ def _comparisons(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _beside_zero(summaries: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Why cells can't be told from the baseline although their interval leaves out 0, if there are such cells."""
+    """Why some cells don't differ clearly from the baseline although their interval excludes 0, if there are any."""
     for table in summaries.values():
         apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         if (apart & (table["finding"] == CANT_TELL)).any():
@@ -129,7 +129,7 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
     if len(precisions := sorted({run.tags.get("precision", "unknown") for run in unnamed})) > 1:
         found.append(
             f"Trained in several precisions ({listed(precisions)}), because an earlier version continued this study "
-            f"on another machine. Differences may come from that."
+            f"on another machine. This may explain some differences between cells."
         )
     return found
 
@@ -159,15 +159,15 @@ def _test_use(study: Record, document: StudyDocument) -> str:
     """How often the test images were used, where all seeds have the same ones."""
     if document.test_by_seed:
         return (
-            "Each seed holds out different test images, so no image is unused by all seeds: keep a separate test set "
-            "for the final accuracy."
+            "Each seed holds out different test images, so every image may have been used by some seed: keep a "
+            "separate test set for the final accuracy."
         )
     digest = digest_of(study.tags["data_digest"])
     if document.on == "test":
-        return test_use(study.store, digest)
-    evaluations, runs = uses(study.store, digest)
-    others = f" Other evaluations have used them: {evaluations}, of {count(runs, 'run')}." if evaluations else ""
-    return f"This study has not used the test images.{others}"
+        return describe_uses(study.store, digest)
+    evaluations, runs = count_uses(study.store, digest)
+    others = f", but {count(evaluations, 'other evaluation')} of {count(runs, 'run')} used them" * (evaluations > 0)
+    return f"This study has not used the test images{others}."
 
 
 def _seeds(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -195,9 +195,9 @@ def chosen(document: StudyDocument) -> list[str]:
     if document.cells[0].rates:
         rates = [f"{cell.cell} {cell.chosen[RATE]:g} of {listed(cell.rates)}" for cell in document.cells]
         found.append(
-            f"Learning rates were tuned in the same way for all cells, the baseline too: each has the best of "
-            f"{len(document.cells[0].rates)} on validation, by one run with each rate and a seed that this study "
-            f"doesn't have. {'; '.join(rates)}. These runs are in the study whose name ends in -rates."
+            f"Learning rates were tuned in the same way for all cells, including the baseline: each cell uses the best "
+            f"of {len(document.cells[0].rates)} on validation, found in one run per rate, with a seed that this study "
+            f"doesn't use. {'; '.join(rates)}. These runs are in the study whose name ends in -rates."
         )
         ends = [cell.cell for cell in document.cells if cell.chosen[RATE] in {min(cell.rates), max(cell.rates)}]
         if ends and len(document.cells[0].rates) > 1:

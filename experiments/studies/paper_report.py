@@ -26,8 +26,8 @@ from analysis.verdicts import (
     tally,
 )
 from experiments.runs.evaluate import prefix
-from experiments.runs.looks import test_use
 from experiments.runs.pages import PAGE
+from experiments.runs.use_of_test_set import describe_uses
 from experiments.studies.paper import Part, own_protocols
 from experiments.studies.results import Job, Results, read_results
 from experiments.studies.run import study_named
@@ -50,14 +50,14 @@ INTERVALS = f"Intervals are 95 % Student's t intervals over seeds, from {FEWEST}
 
 
 class Found(NamedTuple):
-    """What was found of a table."""
+    """The results for a table of the paper, as far as its study has run."""
 
     part: Part
     study: Record | None  # None if it has not begun
     values: dict[str, pd.DataFrame]  # by metric: a row for each seed, a column for each row, in the paper's units
     judged: list[tuple[Comparison, Judged]]
-    ranks: dict[tuple[str, str], RankCorrelation]  # by metric, and what they are of
-    images: int  # that were tested
+    ranks: dict[tuple[str, str], RankCorrelation]  # by metric, and by the rows that are ranked
+    images: int  # number of test images
 
     def verdicts(self) -> list[str]:
         """The verdicts on its comparisons, none before it is begun. Orders of rows are about the same figures again."""
@@ -65,7 +65,7 @@ class Found(NamedTuple):
 
 
 def find(part: Part, store: Store) -> Found:
-    """Read what a table's study has found by now, and judge it."""
+    """Read the results of a table's study so far, and compare them with the paper's."""
     study = study_named(part.study, store)
     results = None if study is None else read_results(study, store)
     own = {} if results is None else own_protocols(part, store)
@@ -271,12 +271,12 @@ def _latex(found: Found) -> str:
 
 
 def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, str, list[str], list[str], list[Section]]:
-    """What `page` and `markdown_page` need."""
+    """The arguments of `page` and `markdown_page`."""
     config = found[0].part.plan.cells[0].config
     counts = tally([verdict for each in found for verdict in each.verdicts()])
     total = sum(counts.values())
     finding = [
-        f"Of {total} statements of the paper, {counts['agrees']} agree with what was found here, {counts['differs']} "
+        f"Of {total} statements of the paper, {counts['agrees']} agree with the results here, {counts['differs']} "
         f"differ, {counts[CANT_TELL]} are undecided, and {counts['not comparable']} are not comparable."
     ]
     if quick:
@@ -288,7 +288,7 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
         finding.append(f"Not started yet: {', '.join(waiting)}.")
     images = config.data.dataset
     for study in [each.study for each in found if each.study is not None][:1]:  # all have the same images
-        finding.append(test_use(study.store, digest_of(study.tags["data_digest"])))
+        finding.append(describe_uses(study.store, digest_of(study.tags["data_digest"])))
         images, _ = images_of(study)
     here = _described(images, config)
     begun = [each for each in found if each.study is not None]

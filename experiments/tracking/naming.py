@@ -56,9 +56,9 @@ def all_called(name: str, runs: Sequence[T], folder: Path, what: str = "run") ->
 def no_runs(folder: Path) -> UserError:
     """What to say where a folder has no runs: why that may be, and what to do."""
     return UserError(
-        f"there is no run in {folder}: train one with `simclr pretrain --preset shapes`. Each command keeps its runs "
-        f"in the folder simclr-runs where it is started: to use those of another place, start it there, or set "
-        f"SIMCLR_HOME to that folder"
+        f"there is no run in {folder}: train one with `simclr pretrain --preset shapes`. Runs are kept in simclr-runs "
+        f"in the current folder: to use those of another folder, change to that folder, or set SIMCLR_HOME to its "
+        f"simclr-runs"
     )
 
 

@@ -122,8 +122,8 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
     row = {"metric": "linear_top1", "trained": 0.963, "low": 0.944, "high": 0.976}
     figures = pd.DataFrame([row | {"untrained": 0.5, "pixels": nan, "chance": 0.125}])
     assert of_run(figures, 600, "for 10 epochs on shapes", "") == [
-        "A linear classifier on its features classifies 96.3 % of 600 test images correctly (94.4 to 97.6). The "
-        "encoder was trained for 10 epochs on shapes.",
+        "A linear classifier on the encoder's features classifies 96.3 % of 600 test images correctly (94.4 to 97.6). "
+        "The encoder was trained for 10 epochs on shapes.",
         "For comparison: an untrained network gives 50.0 % and chance 12.5 %.",
     ]
     assert of_run(figures.assign(untrained=0.95), None, "x", "")[1].endswith(
@@ -131,10 +131,10 @@ def test_the_finding_of_a_run_has_its_baselines() -> None:
     )
     on_validation = figures.assign(metric="val/linear_top1")
     assert of_run(on_validation, 600, "x", "")[0].startswith(
-        "A linear classifier on its features classifies 96.3 % of 600 validation images correctly"
+        "A linear classifier on the encoder's features classifies 96.3 % of 600 validation images correctly"
     )
     assert of_run(figures.assign(metric="val/knn_top1"), None, "x", "")[0].startswith(
-        "By kNN accuracy on validation, it classifies 96.3 % of the validation images correctly"
+        "The encoder's kNN accuracy is 96.3 % on the validation images (94.4 to 97.6)."
     )
     assert of_run(figures.iloc[:0], None, "for 2 epochs on shapes", "simclr eval a") == [
         "Trained for 2 epochs on shapes, and not evaluated yet.",
@@ -147,8 +147,8 @@ def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
     other = row | {"metric": "folder-46436ce1/knn_k9_top1", "trained": 0.5, "elsewhere": "birds"}
     own = row | {"metric": "contrastive_h_top1", "trained": 0.4, "low": 0.35, "chance": 1 / 15, "elsewhere": None}
     assert of_run(pd.DataFrame([other]), 10, "for 4 epochs on photos", "")[0] == (
-        "By kNN (k = 9) accuracy, it classifies 50.0 % of 10 test images of birds correctly. The encoder was trained "
-        "for 4 epochs on photos."
+        "The encoder's kNN (k = 9) accuracy is 50.0 % on 10 test images of birds. The encoder was trained for 4 epochs "
+        "on photos."
     )
     first, rest = of_run(pd.DataFrame([other, own]), 10, "for 4 epochs on photos", "")
     assert first == (
@@ -157,7 +157,8 @@ def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
     )
     assert rest == (
         "For comparison: untrained 15.0 % and chance 6.7 %. The encoder is clearly better at this than the untrained "
-        "network, so it has learned from its images: simclr neighbours and simclr explore show what it finds alike."
+        "network, so it has learned from its images: simclr neighbours and simclr explore show which images it finds "
+        "similar."
     )
 
 
@@ -210,7 +211,7 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
         "Trained again with three seeds that took no part in the choice, trial 2 is 2.0 points above your config on "
         "validation.",
     ]
-    unconfirmed = "This is not confirmed with fresh seeds, and the best trial is best partly by luck."
+    unconfirmed = "This is not confirmed with fresh seeds, and part of it is luck."
     assert of_search(trials, nan, None) == [
         f"The best of 3 trials, trial 2, reaches 60.0 % on validation. {unconfirmed}"
     ]
@@ -226,7 +227,7 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     assert of_search(later, nan, selection.assign(**{"in the search": [0.5, 0.6]})) == [
         f"The best of 4 trials, trial 3, reaches 70.0 % on validation. {unconfirmed}"
     ]
-    assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end, of 1."]
+    assert of_search(trials[1:2], 0.5, None) == ["No trial ran to the end (1 trial)."]
 
 
 @pytest.mark.parametrize(
@@ -238,11 +239,11 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
             0.02,
             0.01,
             0.03,
-            "So the gain holds with fresh seeds, but it is smaller than in the search (+5.0), where luck had a part.",
+            "So the gain holds with fresh seeds, but it is smaller than in the search (+5.0), where part of it was",
         ),
         (3, 0.01, 0.02, 0.01, 0.03, "So the gain holds with fresh seeds."),
         (3, nan, 0.02, 0.01, 0.03, "So the gain holds with fresh seeds."),
-        (3, 0.05, 0.02, -0.01, 0.05, "That can be chance: the gain is not confirmed."),
+        (3, 0.05, 0.02, -0.01, 0.05, "That may be chance: the gain is not confirmed."),
         (3, 0.05, -0.02, -0.03, -0.01, "So your config is better, and the gain in the search was luck."),
         (1, 0.004, 0.0225, nan, nan, "Fewer than three fresh seeds can't tell this from chance: search again with"),
     ],

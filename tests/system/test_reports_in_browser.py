@@ -110,7 +110,7 @@ def test_the_page_of_a_study_of_30_runs(browser: Browser, study: Record, tmp_pat
 def test_the_page_of_a_run(browser: Browser, study: Record, tmp_path: Path) -> None:
     (run,) = [run for run in study.store.records(parent=study.id, cell=HOSTILE, seed="1") if run.finished]
     report_run(run, study.store, out=tmp_path)
-    assert "A linear classifier on its features classifies" in (tmp_path / "report.html").read_text()
+    assert "A linear classifier on the encoder&#39;s features classifies" in (tmp_path / "report.html").read_text()
     check(browser, tmp_path / "report.html")
 
 

@@ -290,7 +290,7 @@ def test_a_home_that_cannot_be_written_is_listed_and_evaluated_from(
     done = run("eval", "tiny-s0", "--knn")
     assert done.exit_code == 0, done.output
     assert "knn_top1" in done.stdout
-    assert f"these results were not recorded, because {home} can't be written" in " ".join(done.stderr.split())
+    assert f"these results were not recorded, because {home} is not writable" in " ".join(done.stderr.split())
     weights = Store(home).find("tiny-s0").artifact("model.safetensors")
     assert run("eval", weights, "--knn").stdout.startswith("the file on digits")
     assert times() == before

@@ -345,7 +345,7 @@ def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
     by_folder = run("eval", "onto-s0", "--knn", "--set", "data.unlabelled=false")
     assert_one_line(by_folder, 2, "started from divided-s0, which was trained on labels")
     told = _flat(run("delete", "first-s0", "--yes").stderr)
-    assert "Runs that started from these weights: more-s3, more-s0, reader-s0. They stay" in told
+    assert "Runs that started from these weights: more-s3, more-s0, reader-s0. They are kept" in told
     done = run("eval", "more-s0", *labelled)
     assert done.exit_code == 0, done.output
     assert note in done.stderr

@@ -156,7 +156,7 @@ def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: py
     assert f"no run in {tmp_path}: train one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
     assert json.loads(invoke("runs", "--json").stdout) == []
     assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
-    assert_one_line(invoke("compare", "a", "b"), 2, "keeps its runs in the folder simclr-runs where it is started")
+    assert_one_line(invoke("compare", "a", "b"), 2, "Runs are kept in simclr-runs in the current folder")
     assert not list(tmp_path.iterdir())  # commands that only read leave nothing behind
 
 

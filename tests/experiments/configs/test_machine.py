@@ -27,7 +27,7 @@ FAST: dict[str, Any] = {
     "thread_limits": [],
     "unused_gpu": False,
     "disk": {"free": 2**36, "total": 2**38},
-    "store": {"writable": True},
+    "store": {"writable": True, "folder": "simclr-runs"},
 }
 SLOW = {
     "float32": ({"fast_bf16": False}, "bfloat16"),
@@ -38,7 +38,7 @@ SLOW = {
     "busy": ({"load": 13.0}, "a load of 13.0 on 8 cores"),
     "memory": ({"memory": {"total": 2**35, "free": 2**30}}, "Little memory is free (1.0 GiB)"),
     "disk": ({"disk": {"free": 2**29, "total": 2**38}}, "Little disk space is free (0.5 GiB)"),
-    "read-only": ({"store": {"writable": False}}, "nothing can be trained"),
+    "read-only": ({"store": {"writable": False, "folder": "simclr-runs"}}, "nothing can be trained"),
 }
 
 
@@ -54,7 +54,7 @@ def test_on_a_gpu_with_enough_of_everything_nothing_is_slow() -> None:
 
 def test_what_is_so_by_choice_is_not_blamed_on_the_machine() -> None:
     (only,) = slow(FAST | {"precision": "fp32", "threads": 4, "unused_gpu": True}, "cpu")
-    assert only == "Training runs on the CPU, though there is a GPU: leave out --device."
+    assert only == "Training runs on the CPU although there is a GPU: leave out --device."
 
 
 @pytest.mark.parametrize("case", SLOW)

@@ -17,7 +17,7 @@ from PIL import Image
 from experiments.runs import baselines, encoders, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
 from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, matched, references
-from experiments.runs.looks import test_use as use_of
+from experiments.runs.use_of_test_set import describe_uses
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.config import Config
@@ -93,7 +93,7 @@ def test_figures_on_validation_stand_beside_those_on_test_and_ignore_the_test_im
 
     on_test, before = knn(), trained.find("t0.2-s0")
     digest = before.tags["data_digest"]
-    used = use_of(trained, digest)
+    used = describe_uses(trained, digest)
     on_val = report_of(trained, "t0.2-s0", ["knn", "linear"], ["on=val"]).table
     record = trained.find("t0.2-s0")
     assert record.metrics["eval/knn_top1"] == before.metrics["eval/knn_top1"] == pytest.approx(on_test["trained"][0])
@@ -102,16 +102,16 @@ def test_figures_on_validation_stand_beside_those_on_test_and_ignore_the_test_im
         assert record.protocols[f"val/{metric}"] != record.protocols.get(metric)
     assert len(evaluate.predictions(record, "val/linear_top1")[1]) == 144  # of validation; there are 359 of test
     assert record.metrics["eval/val/linear_top1"] > 0.3
-    assert use_of(trained, digest) == used  # validation doesn't count, and what is measured again counts once
+    assert describe_uses(trained, digest) == used  # validation doesn't count, and what is measured again counts once
     knn("knn.temperature=0.2")  # replaces a figure, but the test set was used twice
-    assert use_of(trained, digest) != used
+    assert describe_uses(trained, digest) != used
     small = ["transformations.images=60", "transformations.epochs=1"]
-    used = use_of(trained, digest)
+    used = describe_uses(trained, digest)
     report_of(trained, "t0.2-s0", ["transformations"], [*small, "on=val"])
     assert "val/transformation_turn" in trained.find("t0.2-s0").protocols
-    assert use_of(trained, digest) == used
+    assert describe_uses(trained, digest) == used
     report_of(trained, "t0.2-s0", ["transformations"], small)  # needs no labels, but test images
-    assert use_of(trained, digest) != used
+    assert describe_uses(trained, digest) != used
     build = encoders.build_model
 
     def scramble(config: Config, data: Dataset, device: torch.device) -> Network:

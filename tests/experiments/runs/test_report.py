@@ -22,7 +22,7 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     assert "66.02 (" in text
     assert notes == [f"report: {run.artifact('report.html')}"]
     page = (tmp_path / "report.html").read_text()
-    assert "A linear classifier on its features classifies 66.0 % of the test images correctly" in page
+    assert "A linear classifier on the encoder&#39;s features classifies 66.0 % of the test images correctly" in page
     assert "an untrained network gives" in page
     assert f"/runs/{run.id}?workflowType" in page
     assert "<svg" in (tmp_path / "train-loss.svg").read_text()

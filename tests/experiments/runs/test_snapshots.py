@@ -11,10 +11,10 @@ import pytest
 from experiments.runs import snapshots as module
 from experiments.runs.encoders import encoder_of, load_subject
 from experiments.runs.evaluate import FIGURES_FILE, evaluate_encoder
-from experiments.runs.looks import LOOK
 from experiments.runs.prepare import prepare
 from experiments.runs.snapshots import check_space, evaluate_snapshots
 from experiments.runs.train import train
+from experiments.runs.use_of_test_set import TEST_TAG
 from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.data.dataset import Dataset
@@ -59,12 +59,12 @@ def test_each_snapshot_is_evaluated_like_the_encoder_at_the_end(kept: Store, hom
     found = encoder_of(record)
     subject = load_subject(found, data, protocol, prepare(keeping(), home).device)
     table = evaluate_snapshots(record, subject, kept, ["knn", "spectrum"])
-    looks = {key for key in kept.find("keeping-s0").tags if key.startswith(LOOK)}
-    assert len(looks) == 3  # at the test images, one for each snapshot; spectrum needs none
+    tags = {key for key in kept.find("keeping-s0").tags if key.startswith(TEST_TAG)}
+    assert len(tags) == 3  # at the test images, one for each snapshot; spectrum needs none
     figures = table[table["metric"] == "knn_k5_top1"].set_index("epoch")
     assert list(figures.index) == [0, 2, 4, 5]
     report = evaluate_encoder(found, subject, kept, ["knn"]).table.set_index("metric").loc["knn_k5_top1"]
-    assert {key for key in kept.find("keeping-s0").tags if key.startswith(LOOK)} == looks  # the last one was the same
+    assert {key for key in kept.find("keeping-s0").tags if key.startswith(TEST_TAG)} == tags  # the last was the same
     assert figures.loc[5, "value"] == report["trained"]
     assert figures.loc[0, "value"] == report["untrained"]
     assert (figures.loc[5, "low"], figures.loc[5, "protocol"]) == (report["low"], report["protocol"])

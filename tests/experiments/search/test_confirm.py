@@ -185,7 +185,7 @@ def test_notes_explain_selection_and_the_ranking_of_a_proxy(store: Store) -> Non
         }
     )
     with open_search("full", BRIEF, SPACE, store) as search:
-        assert "only fresh seeds are free of this luck" in selection_notes(search, table)[0]
+        assert "Fresh seeds are free of this luck" in selection_notes(search, table)[0]
     with open_search("proxy", BRIEF, SPACE, store, proxy=["data.limit=256"]) as search:
         assert selection_notes(search, table)[1] == "rank correlation (Spearman) between both over 3 trials: 0.50"
         assert "needs --top 3" in selection_notes(search, table[:2])[1]

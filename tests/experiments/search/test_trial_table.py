@@ -111,8 +111,8 @@ def test_outcome_counts_trials_and_names_the_best(study: optuna.Study) -> None:
         "trial 3 failed: training diverged",
         "start: 45.0% on validation (your config)",
         "best: trial 2 with 80.0% on validation",
-        "trial 0 is as near to your config as the search space allows: model.width, optim.lr were drawn, because it "
-        "doesn't contain your values",
+        "trial 0 is as close to your config as the search space allows: model.width, optim.lr were drawn at random, "
+        "because the space doesn't contain your values",
         MEASURED_BY,
         "choosing and planning took 2.0% of the trials' time",
     ]

@@ -109,8 +109,8 @@ def test_the_trial_of_the_config_says_which_of_its_settings_were_drawn(store: St
         assert trial.user_attrs["drawn"] == ["train.batch_size"]
         trials._ask(search, said)
     note = (
-        "  trial 0 is as near to your config as the search space allows: train.batch_size was drawn, because it "
-        "doesn't contain your value"
+        "  trial 0 is as close to your config as the search space allows: train.batch_size was drawn at random, "
+        "because the space doesn't contain your value"
     )
     assert said.texts[1:] == [note, said.texts[2]]
     with open_search("s", BRIEF, space, store) as search:  # both trials were stopped

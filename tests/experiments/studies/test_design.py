@@ -32,16 +32,16 @@ def test_the_cell_that_varies_most_among_the_first_seeds_decides() -> None:
 @pytest.mark.parametrize(
     ("half", "wanted", "text"),
     [
-        (0.5, 12, "They do: the widest reaches 0.5."),
-        (0.7, 30, "They don't, because --max-seeds allowed 20: the widest reaches 0.7."),
-        (0.7, 12, "They don't, because runs are missing: the widest reaches 0.7."),
+        (0.5, 12, "The widest interval reaches 0.5, as asked for."),
+        (0.7, 30, "The widest interval reaches 0.7, because --max-seeds allowed 20."),
+        (0.7, 12, "The widest interval reaches 0.7, because runs are missing."),
         (nan, 3, "There are no intervals yet."),
     ],
 )
 def test_the_note_says_whether_the_intervals_are_as_narrow_as_asked(half: float, wanted: int, text: str) -> None:
     table = pd.DataFrame({"difference_low": [nan, 1 - half, 2.0], "difference_high": [nan, 1 + half, 2.0 + half]})
     note = DESIGN.note(table, "linear_top1", wanted)
-    assert f"it takes {wanted} for" in note
+    assert f"{wanted} are needed for" in note
     assert text in note
 
 

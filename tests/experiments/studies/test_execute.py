@@ -148,8 +148,8 @@ def test_seeds_follow_until_the_intervals_are_narrow_enough_and_the_page_says_so
     cells = [(name, seed) for seed in range(wanted) for name in (BASELINE, "lr=0.01")]
     assert trained == [*cells[:8], ("killed", 4), *cells[8:]]
     text = " ".join(outcome.report.split())
-    assert "By the spread of the first 3, it takes 5 for the 95 % intervals" in text
-    assert "They do: the widest reaches 0.77." in text
+    assert "By the spread of the first 3, 5 are needed for the 95 % intervals" in text
+    assert "The widest interval reaches 0.77, as asked for." in text
     page = outcome.study.artifact("report.html").read_text()
     assert "seeds added for intervals of ±0.8 points (Stein&#39;s rule)" in page
 
@@ -222,7 +222,10 @@ def test_each_cell_is_trained_with_the_rate_that_is_best_for_it_on_validation(
     rates = next(record for record in store.records(kind="study") if record.name == "tuned-rates")
     assert StudyDocument.read(rates).on == "val"
     text = outcome.study.artifact("linear_top1.md").read_text()
-    assert "were tuned in the same way for all cells, the baseline too: each has the best of 2 on validation" in text
+    assert (
+        "were tuned in the same way for all cells, including the baseline: each cell uses the best of 2 on validation"
+        in text
+    )
     assert f"baseline 0.003 of 0.003, 0.01; {other.name} 0.02 of 0.006, 0.02." in text
     assert f"The lowest or highest rate that was tried is the best for baseline, {other.name}, so" in text
     document = StudyDocument.read(outcome.study)

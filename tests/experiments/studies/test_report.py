@@ -50,7 +50,7 @@ def test_a_study_whose_store_cannot_be_written_is_reported(
     monkeypatch.setattr(local, "can_write", lambda *places: False)
     text, notes = report(previous, Store(store.folder), out=tmp_path / "out")
     assert "72.14" in text
-    assert notes[-2] == f"not kept: {store.folder} can't be written"
+    assert notes[-2] == f"not kept: {store.folder} is not writable"
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(UserError, match=r"has no file 'report\.html'"):
         previous.artifact("report.html")

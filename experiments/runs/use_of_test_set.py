@@ -7,35 +7,33 @@ from analysis.tables import is_classification
 from experiments.tracking.store import Record, Store
 from simclr.data.dataset import digest_of
 
-LOOK = "test/"  # the tag of an evaluation on test is this and its protocol, and its value the digest of the images
+TEST_TAG = "test/"  # an evaluation on test has a tag of this and its protocol, whose value is the digest of the images
 
 
-def test_use(store: Store, digest: str) -> str:
-    """A sentence that counts the evaluations of recorded runs on the test set of the images with this digest.
-
-    See `uses` for what counts.
-    """
-    evaluations, runs = uses(store, digest)
+def describe_uses(store: Store, digest: str) -> str:
+    """A sentence that says how often the test set of the images with this digest was used. See `count_uses`."""
+    evaluations, runs = count_uses(store, digest)
     if not evaluations:
         return "The test set of this data has not been used yet."
     return f"The test set of this data has been used for {count(evaluations, 'evaluation')} of {count(runs, 'run')}."
 
 
-def uses(store: Store, digest: str) -> tuple[int, int]:
+def count_uses(store: Store, digest: str) -> tuple[int, int]:
     """How many evaluations of recorded runs used the test set of these images, and of how many runs.
 
     An evaluation counts once for each run and protocol, and one of snapshots for each of them. Evaluations on
     validation images, and those that use no test images, don't count. Deleted runs count until `mlflow gc`.
     """
-    looks = {(run.id, protocol) for run in store.records_with_deleted() for protocol in _looks(run, digest)}
-    return len(looks), len({run for run, _ in looks})
+    uses = {(run.id, protocol) for run in store.records_with_deleted() for protocol in _protocols(run, digest)}
+    return len(uses), len({run for run, _ in uses})
 
 
-def _looks(run: Record, digest: str) -> set[str]:
-    """The protocols of the evaluations of a run on a test set. Those of earlier versions follow from its figures."""
+def _protocols(run: Record, digest: str) -> set[str]:
+    """The protocols under which a run was evaluated on a test set. In earlier versions they follow from its figures."""
     if "copied_from" in run.tags:  # the original counts
         return set()
-    tagged = {key.removeprefix(LOOK) for key, value in run.tags.items() if key.startswith(LOOK) and value == digest}
+    tags = run.tags.items()
+    tagged = {key.removeprefix(TEST_TAG) for key, value in tags if key.startswith(TEST_TAG) and value == digest}
     if digest_of(run.tags.get("data_digest", "")) != digest:
         return tagged
     return tagged | {protocol for metric, protocol in run.protocols.items() if _is_on_own_test_set(metric)}
