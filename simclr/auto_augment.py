@@ -34,7 +34,7 @@ class AutoAugment(Augmentation):
     """One of a policy's pairs of operations on 8-bit pixels, in place of colour jitter (paper, Table 1)."""
 
     draws = 5
-    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"  # data set with whose labels it was found
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"  # data set on which the policy was searched
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         transform, pairs = steps(self.policy, images.shape[-1])

@@ -63,24 +63,24 @@ class TrainConfig(Section):
     """Settings of the training loop."""
 
     epochs: Epochs = 100  # number of passes over the images
-    batch_size: BatchSize = 256  # number of images in a batch, each of which has two views or more
+    batch_size: BatchSize = 256  # number of images in a batch, each with two or more views
     # Number of images whose activations are in memory at once (auto: as many as fit).
     micro_batch: Group | Literal["auto"] = "auto"
-    # Largest number of images that share the statistics of batch norm. The default is what one GPU usually holds of a
-    # large batch; in the paper, the whole batch on all devices shares them. If it doesn't divide the batch, the largest
-    # number below it that does is used.
+    # Largest number of images that share the statistics of batch norm. The default is the share of a large batch that
+    # one GPU usually holds; in the paper, the whole batch on all devices shares them. If it doesn't divide the batch,
+    # the largest number below it that does is used.
     norm_batch: Group = 256
-    # One forward pass over all views, or one for each view, which changes the statistics of batch norm.
+    # fused: one forward pass over all views. split: one for each view, which changes the statistics of batch norm.
     views: Literal["fused", "split"] = "fused"
     # auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32. fp32 is never TF32.
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     # Number of epochs between kNN accuracies on validation images (0: never).
     knn_every: int = Field(5, ge=0, le=MOST_EPOCHS)
-    # Evaluate a moving average of the weights, which keeps this share of itself (such as 0.99) at each step. Running
-    # statistics of batch norm are averaged as well.
+    # Evaluate an exponential moving average of the weights, which keeps this share (such as 0.99) at each step. The
+    # running statistics of batch norm are averaged as well.
     ema: float | None = later(None, ge=0, lt=1)
-    # Compile the network with torch.compile: fewer kernels on a GPU, after up to a minute at the start. It trains the
-    # same up to rounding, and needs a C++ compiler (on a GPU Triton too).
+    # Compile the network with torch.compile, which takes up to a minute at the start, and then runs fewer kernels on a
+    # GPU. Results are the same up to rounding. It needs a C++ compiler, and Triton on a GPU.
     compile: bool = later(False)
     checkpoint_minutes: float = Field(5.0, gt=0, le=MOST_MINUTES)  # minutes between two checkpoints
     # Number of epochs between snapshots for `eval --snapshots` (0: none).
@@ -120,11 +120,11 @@ RESULT_VERSION = 3
 class Config(MethodSections):
     """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
 
-    name: Name = "simclr"  # first part of the run's name, to which the seed is added
+    name: Name = "simclr"  # name of the run, to which -s and the seed are appended
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # method that trains the encoder
     seed: Seed = 0  # seed of the initial weights, the order of the images and the augmentations
     # Weights that the encoder starts from: a run, or a file of torchvision, timm or another program, as for `simclr
-    # import` (default: random ones). The suite adds the digest of its tensors after an @, and checks it.
+    # import` (default: random ones). The suite appends @ and the digest of their tensors, and checks it.
     init: Annotated[str, Field(min_length=1)] | None = later(None)
     device: str = "auto"  # device to compute on: cpu, cuda, cuda:1, mps or auto (the accelerator if there is one)
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all of it)

@@ -27,14 +27,14 @@ class OptimConfig(Section):
     weight_decay: float = Field(1e-6, ge=0, le=LARGEST)  # weight decay, which is decoupled with adamw and muon
     decay_bias_and_norm: bool = False  # whether weight decay and lars also apply to biases and norms
     momentum: float = Field(0.9, ge=0, lt=1)  # momentum of lars, sgd and muon (0.95 is usual for muon)
-    trust: Rate = 1e-3  # only for lars: the rate relative to the norm of the weights
+    trust: Rate = 1e-3  # only for lars: trust coefficient, the step relative to the weights' norm
     # Only for lars: divide by |g + decay w| (SimCLR's code) instead of |g| + decay |w| (the LARS paper).
     decay_in_norm: bool = False
     betas: Pair[Beta] = (0.9, 0.999)  # betas of adamw, and of muon for biases and norms
     schedule: Annotated[str, one_of("schedule", lambda: SCHEDULES)] = "cosine"  # how the rate changes after the warm-up
     warmup_epochs: float = Field(10.0, ge=0, le=MOST_EPOCHS)  # epochs in which the rate rises from zero
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # only for plateau: factor on the rate
-    # Only for plateau: epochs without a lower loss before the rate falls.
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # only for plateau: factor by which the rate falls
+    # Only for plateau: number of epochs without a lower loss after which the rate falls.
     plateau_patience: int = Field(10, ge=0, le=MOST_EPOCHS)
 
     def effective_settings(self) -> dict[str, Any]:

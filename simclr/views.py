@@ -33,9 +33,9 @@ MOST_VIEWS = 64
 
 
 class LocalConfig(Section):
-    """Smaller crops of each image beside its views: multi-crop (SwAV, arXiv 2006.09882), with its scale."""
+    """Smaller crops of each image in addition to its views: multi-crop, with the scale of SwAV (arXiv 2006.09882)."""
 
-    count: int = Field(4, ge=1, le=MOST_VIEWS)  # number for each image
+    count: int = Field(4, ge=1, le=MOST_VIEWS)  # number of crops of each image
     size: int = Field(16, ge=4, le=1024)  # side of a crop in pixels
     scale: FractionRange = (0.05, 0.14)  # area as a fraction of the image
 

@@ -139,8 +139,8 @@ def open_archive(path: Path, scratch: Path, notes: list[str]) -> Files:
                 return _open_tar(path, unpack(packed, str(path), scratch, _most(path)), notes)
     if not tarfile.is_tarfile(path):
         raise UserError(
-            f"{path} is neither a zip nor a tar archive, whatever its name says, or it is damaged: unpack it with the "
-            f"program that made it and give the folder, or fetch it again"
+            f"{path} is neither a zip nor a tar archive, despite its name, or it is damaged: unpack it with the "
+            f"program that made it and give the folder, or download it again"
         )
     return _open_tar(path, path.open("rb"), notes)
 
@@ -154,11 +154,13 @@ def _open_zip(path: Path, notes: list[str]) -> Files:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise UserError(f"{path} is cut off or damaged, or a part of an archive: fetch all of it again") from None
+        raise UserError(
+            f"{path} is incomplete, damaged, or one part of a split archive: download all of it again"
+        ) from None
     files = [member for member in archive.infolist() if not member.is_dir()]
     members = {_plain(member.filename): member for member in files}
     if repeated := len(files) - len(members):
-        notes.append(f"{repeated:,} files of {path.name} have the name of another one: the last of each name is used")
+        notes.append(f"{repeated:,} files of {path.name} have the same name as another: the last one is used")
     for member in members.values():
         if member.flag_bits & 1:
             raise UserError(f"{path} is encrypted: unpack it with its password, and give the folder")
@@ -170,8 +172,8 @@ def _open_zip(path: Path, notes: list[str]) -> Files:
         _check_size(path, member.filename, member.file_size)
     if (total := sum(member.file_size for member in members.values())) > _most(path):
         raise UserError(
-            f"{path} has {path.stat().st_size:,} bytes and claims to unpack to {total:,}, as a zip bomb does: if it is "
-            f"none, unpack it, and give the folder"
+            f"{path} has {path.stat().st_size:,} bytes and claims to unpack to {total:,}, like a zip bomb: if you "
+            f"trust it, unpack it and give the folder"
         )
     archive.close()
 
@@ -201,13 +203,13 @@ def _open_tar(path: Path, file: IO[bytes], notes: list[str]) -> Files:
     file.seek(end)
     rest = file.read(1 << 20)
     if not rest or rest.strip(b"\0"):  # a block of zeros marks the end
-        what = "is damaged, or several archives in one" if rest else "is cut off"
+        what = "is damaged, or several archives in one file" if rest else "is incomplete"
         raise UserError(
-            f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Make or fetch it again"
+            f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Create or download it again"
         )
     if special:
         notes.append(
-            f"left out {len(special):,} members of {path.name} that are links or not files, such as "
+            f"left out {len(special):,} members of {path.name} that are not regular files, such as "
             f"{printable(special[0])}"
         )
     lock = Lock()

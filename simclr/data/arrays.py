@@ -179,9 +179,9 @@ def _images(path: Path, name: str, stored: Stored) -> Array:
     shape, dtype = stored.shape, stored.dtype
     what = f"array '{name}' of {path} ({stored})"
     if dtype.kind == "b":
-        raise UserError(f"{what} has true and false as values: save it as numbers, e.g. numpy.uint8(255 * array)")
+        raise UserError(f"{what} has the values true and false: save it as numbers, e.g. numpy.uint8(255 * array)")
     if dtype.kind not in "uif":
-        raise UserError(f"{what} has no numbers as values: save it with .astype(numpy.uint8)")
+        raise UserError(f"{what} doesn't contain real numbers: save it with .astype(numpy.uint8)")
     if len(shape) == 3 and shape[-1] in (1, 3, 4):
         raise UserError(f"{what} is a single picture: expected N x H x W x C, or N x H x W")
     if len(shape) == 3:
@@ -189,7 +189,9 @@ def _images(path: Path, name: str, stored: Stored) -> Array:
     elif len(shape) == 4 and (shape[1] in CHANNELS) != (shape[-1] in CHANNELS):
         images = stored.read() if shape[1] in CHANNELS else stored.read().transpose(0, 3, 1, 2)
     else:
-        raise UserError(f"{what} has no shape of images: expected N x H x W, or 1 or 3 channels either first or last")
+        raise UserError(
+            f"{what} doesn't have the shape of images: expected N x H x W, or 1 or 3 channels either first or last"
+        )
     return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
 
 
@@ -211,6 +213,6 @@ def _labels(path: Path, name: str | None, stored: dict[str, Stored], count: int)
     labels = labels.reshape(count)
     if labels.dtype.kind == "f":
         if not (labels == np.round(labels)).all():
-            raise UserError(f"{what} has fractions, which name no class")
+            raise UserError(f"{what} has fractions, which can't be classes: save whole numbers, or add --unlabelled")
         labels = labels.astype(np.int64)
     return np.asarray(labels)

@@ -86,10 +86,10 @@ class DataConfig(Section):
     dataset: Annotated[str, one_of("data set", lambda: DATASETS)] = "shapes"
     dir: Folder | None = None  # folder of the images or of the downloaded archive (default: in the home folder)
     side: int | None = Field(None, ge=8, le=1024)  # side of the stored images in pixels (default: the data set's own)
-    # Share of the training images that is held out for validation, and for testing, if there is no such split.
+    # Share of the training images to hold out for validation, and again for testing, where there is no such split.
     val_fraction: float = Field(0.1, ge=0, lt=1)
-    # Number of training images to use (default: all). Validation images, which kNN and the linear classifier use too,
-    # stay as they are.
+    # Number of training images to use (default: all). It doesn't limit validation images, which kNN and the linear
+    # classifier use too.
     limit: int | None = Field(None, ge=2, le=MOST_IMAGES)
     split_seed: Seed = 0  # seed of the validation split and the limit (ablate --resplit adds each run's seed)
     # Mean and deviation that normalise the channels: those of the training images, 0.5 and 0.5, ImageNet's, or none.
@@ -98,17 +98,18 @@ class DataConfig(Section):
     image_column: str | None = later(None)  # column or array with images or their file names (default: recognised)
     label_column: str | None = later(None)  # column or array with the classes (default: recognised)
     split_column: str | None = later(None)  # column with train, val or test (default: recognised)
-    unlabelled: bool = later(False)  # whether subfolders of your own images are not classes
-    # Images of one patient, burst or video stay in one part: a column of `labels`, or a regular expression for names.
+    unlabelled: bool = later(False)  # don't take the subfolders of your own images for classes
+    # Keep the images of one patient, burst or video in one part. They have the same value in this column of `labels`,
+    # or the same match of this regular expression in their names.
     group: Annotated[str | None, AfterValidator(_check_pattern)] = later(None)
-    test_from: Literal["val"] | None = later(None)  # the split to test on if there is no test
-    # What to do with files that can't be read as images: error, skip (up to a quarter), or the share to skip at most.
+    test_from: Literal["val"] | None = later(None)  # split to test on if there is no split `test`
+    # What to do with files that can't be read as images: error, skip (up to a quarter), or the largest share to skip.
     on_bad_image: Annotated[Literal["error", "skip"] | float, BeforeValidator(_check_bad_image)] = "error"
-    # The colour behind transparent images.
+    # Colour to lay transparent images over.
     background: Annotated[str, AfterValidator(_check_colour)] = later("white")
     # Values that become 0 and 255 in images of more than 8 bits. auto: percentiles 0.1 and 99.9 of the training images.
     range: Annotated[Literal["auto"] | Pair[float], BeforeValidator(_check_range)] = later("auto")
-    check: Literal["error", "report"] = later("error")  # what to do if images look badly decoded
+    check: Literal["error", "report"] = later("error")  # what to do if the images look wrongly decoded
 
 
 @dataclass(frozen=True)
@@ -300,8 +301,8 @@ def _choose_splits(store: ImageStore, config: DataConfig, observer: Observer) ->
     if config.test_from is None:
         if only_val and len(store.classes) > 1 and config.val_fraction:
             observer.note(
-                "there are no test images, so some of train are held out for testing. To test on val, and hold "
-                "validation images out of train, use --set data.test_from=val"
+                "there are no test images, so some of the training images are held out for testing. To test on val, "
+                "and hold validation images out of train instead, use --set data.test_from=val"
             )
         return splits
     if not only_val:

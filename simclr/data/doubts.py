@@ -17,21 +17,21 @@ SIMILAR = 0.8  # similarity of two names, from 0 to 1, one of which may be a mis
 
 
 def doubtful_names(images: Iterable[str]) -> list[str]:
-    """A warning about images that have one name but for the suffix, or an empty list."""
+    """A warning about images whose names differ only in the suffix, or an empty list."""
     pairs = [(name.rpartition(".")[0], name) for name in images if suffix_of(name) in IMAGE_SUFFIXES]
     last = dict(pairs)
     if not (count := len(pairs) - len(last)):
         return []
     one, other = next((name, last[stem]) for stem, name in pairs if last[stem] != name)
     return [
-        f"warning: {count:,} image{'s have' if count > 1 else ' has'} the name of another one but for the suffix, such "
-        f"as {printable(one)} and {printable(other)}: if they are one picture, or a picture and its mask, remove one "
-        f"of them"
+        f"warning: {count:,} image{'s have' if count > 1 else ' has'} the same name as another, except for the suffix, "
+        f"such as {printable(one)} and {printable(other)}: if they show the same picture, or a picture and its mask, "
+        f"remove one of them"
     ]
 
 
 def doubtful_classes(inner: Mapping[str, Collection[str]]) -> list[str]:
-    """A warning if all classes have the same folders, as splits with other names have, or an empty list.
+    """A warning if all classes have the same subfolders, which suggests that they are splits, or an empty list.
 
     `inner` are the folders in that of each class.
     """
@@ -41,13 +41,13 @@ def doubtful_classes(inner: Mapping[str, Collection[str]]) -> list[str]:
     names = sorted(inner), same
     outer, shown = (printable(", ".join(some[:5]) + ", ..." * (len(some) > 5)) for some in names)
     return [
-        f"warning: {outer} are taken as classes, although each has folders {shown}: if they are splits, call them "
-        "train, val and test; if the inner folders are the classes, move them out"
+        f"warning: {outer} are taken for classes, although each of them has the folders {shown}: if they are splits, "
+        "call them train, val and test; if the inner folders are the classes, move them out"
     ]
 
 
 def doubtful_labels(counts: Mapping[str, int]) -> list[str]:
-    """Warnings about classes that may be one, and about classes of few images, which may be misspelled. Often empty.
+    """Warnings about classes that may be the same, and about those of few images, which may be misspelled.
 
     `counts` has the number of images of each class.
     """

@@ -94,12 +94,15 @@ def _open(path: Path, name: str, config: str) -> dict[str, Any]:
 
 
 def _check_features(path: Path, first: Any, data: Any, split: str, image: str, label: str | None) -> None:
-    """Raise UserError if a split lacks images, or numbers its classes in another way than the first one does."""
+    """Raise UserError if a split lacks images, or has other class names than the first split."""
     if image not in data.column_names:
         raise UserError(f"the split '{split}' of {path} has no column '{image}', which has the images of the others")
     names = getattr(first.features.get(label), "names", None)
     if label in data.column_names and getattr(data.features[label], "names", None) != names:
-        raise UserError(f"the split '{split}' of {path} has other names of classes in '{label}': save it with the same")
+        raise UserError(
+            f"the split '{split}' of {path} has other class names in column '{label}' than the first split: save all "
+            f"splits with the same class names"
+        )
 
 
 def _labels(data: Any, label: str) -> Sequence[object]:

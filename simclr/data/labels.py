@@ -50,7 +50,8 @@ def contents_of(
     if len(filled) == 1:
         filled = {"train": next(iter(filled.values()))}
     if "train" not in filled:
-        raise UserError(f"there are no images to train on, only {' and '.join(filled) or 'none at all'}: add some")
+        others = f", only {' and '.join(filled)} images" if filled else ""
+        raise UserError(f"there are no images to train on{others}: add some")
     known = {split: None if unlabelled else labels for split, (_, labels) in filled.items()}
     texts = {
         split: np.full(_count(filled[split][0]), "") if labels is None else np.array([as_text(each) for each in labels])
@@ -92,7 +93,7 @@ def number(texts: Mapping[str, Array], names: Sequence[str] = ()) -> tuple[tuple
     for split, own in values.items():
         if strange := set(own).difference(classes):
             raise UserError(
-                f"label {min(strange)} of the {split} images has no name: the file names {len(classes)} classes"
+                f"label {min(strange)} of the {split} images has no name: the file has names for {len(classes)} classes"
             )
         if split in ("val", "test") and (extra := sorted(set(own).difference(values["train"]))):
             listed = ", ".join(f"'{names[int(label)] if names else label}'" for label in extra[:5])

@@ -39,14 +39,14 @@ class Evaluation(Section):
 
     section_name: ClassVar[str]  # the table of its settings in the protocol
     needs_labels: ClassVar[bool] = True
-    uses_test: ClassVar[bool] = True  # whether its figures are of the images to judge on, which count as used
+    uses_test: ClassVar[bool] = True  # whether it measures on the part `test`, whose use is counted
     takes_crops: ClassVar[bool] = False  # whether it reads features only, which may be averages over crops
-    scales_features: ClassVar[bool] = False  # whether it uses features as the protocol's `features` scales them
+    scales_features: ClassVar[bool] = False  # whether the protocol's setting `features` applies to it
     whole_network: ClassVar[bool] = False  # whether it gives figures of h and of z, whatever the protocol's layer
     reads: ClassVar[tuple[str, ...]] = ()  # other tables of the protocol that its figures depend on
     fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
-    starts: ClassVar[tuple[str, ...]] = ()  # how names of its metrics start, if not with its section's name
-    config: ClassVar[tuple[str, ...]] = ()  # how settings of the encoder's training start that its figures depend on
+    starts: ClassVar[tuple[str, ...]] = ()  # prefixes of its metrics' names, if not its section's name
+    config: ClassVar[tuple[str, ...]] = ()  # prefixes of the training settings that its figures depend on
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 
     def run(self, subject: Subject) -> Outcome:
@@ -61,7 +61,7 @@ class Evaluation(Section):
         return ""
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
-        """The values of guessing, by how names of metrics end, and the number of images that they are measured on.
+        """The accuracies of guessing, by the ends of metrics' names, and the number of images they are measured on.
 
         The best guess is the most common classes of the test set. Balanced accuracy is the same for every guess.
         """

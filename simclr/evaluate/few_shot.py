@@ -41,8 +41,8 @@ def nearest_mean(shots: Tensor, queries: Tensor) -> Tensor:
 class FewShot(Evaluation):
     """Each test image gets the class whose few training images have the nearest mean direction.
 
-    Nothing is chosen on validation, because that would need more labels. Accuracies are means over draws of the images,
-    and their intervals are those of the means. The standard deviation says how much single draws differ.
+    Nothing is chosen on validation, because that would need more labels. Accuracies are means over random draws of the
+    training images, and their intervals are those of the means. The standard deviation says how much draws differ.
     """
 
     section_name = "few_shot"
@@ -50,7 +50,7 @@ class FewShot(Evaluation):
     takes_crops = True
     scales_features = True
 
-    shots: Values[Count] = (1, 5, 10)  # numbers of labelled images of each class, with one accuracy for each
+    shots: Values[Count] = (1, 5, 10)  # numbers of labelled images per class; each gives an accuracy
     draws: int = Field(100, ge=3, le=100_000)  # number of draws of the images
     seed: Seed = 0  # seed of the draws
 

@@ -34,7 +34,7 @@ class Sgd(Evaluation):
 
     lr: Values[Rate] = (0.1,)  # rate for a batch of 256, scaled linearly; of several, the best on validation is used
     epochs: Epochs = 90  # number of passes over the labelled images (paper, B.6)
-    min_steps: Count = 1  # smallest number of steps: with few images, epochs are added
+    min_steps: Count = 1  # smallest number of steps: with few images, there are more epochs
     batch_size: BatchSize = 256  # number of images in a batch
     crop: FractionRange = (0.08, 1.0)  # area of the random crop as a fraction of the image
     # Classifier: linear, or mlp, which is features -> features -> classes with a ReLU.
@@ -78,9 +78,9 @@ class Finetune(Sgd):
     epochs: Epochs = 30  # number of epochs with more than 1 % of the labels (paper, B.5)
     few_epochs: Epochs = 60  # number of epochs with up to 1 % of the labels (paper, B.5)
     min_steps: Count = 200
-    # Number of seeds, each with its own labels, classifier, order and crops.
+    # Number of seeds, each with its own choice of labels, initial classifier, order of images and crops.
     seeds: int = Field(3, ge=1, le=MOST_VALUES)
-    # Shares of the labels, with one accuracy for each; --finetune sets them.
+    # Shares of the labels, each of which gives an accuracy; --finetune sets them.
     fractions: Values[Fraction] = (0.01, 0.1, 1.0)
 
     def chooses(self) -> str:
@@ -220,15 +220,16 @@ def class_scores(classifier: Classifier, subject: Subject, rows: Array) -> Tenso
 
 
 def best_rate(
-    subject: Subject, rows: Array, judged: Array, settings: Sgd, seed: int, *, frozen: bool
+    subject: Subject, rows: Array, held: Array, settings: Sgd, seed: int, *, frozen: bool
 ) -> tuple[float, Classifier]:
-    """The learning rate whose classifier, trained on `rows`, is best on the images in `judged`; and that classifier. If
-    rates are equally good, it is the first.
+    """The learning rate whose classifier, trained on `rows`, is best on the images in `held`, and that classifier.
+
+    If rates are equally good, it is the first.
     """
-    truth, best, chosen = torch.from_numpy(subject.data.labels[judged]).to(subject.device), -1.0, None
+    truth, best, chosen = torch.from_numpy(subject.data.labels[held]).to(subject.device), -1.0, None
     for lr in settings.lr:
         classifier = fit(subject, rows, settings, lr, seed, frozen=frozen)
-        score = accuracy(class_scores(classifier, subject, judged), truth)
+        score = accuracy(class_scores(classifier, subject, held), truth)
         if score > best:  # also for scores that are not finite, whose accuracy is low
             best, chosen = score, (lr, classifier)
     assert chosen is not None

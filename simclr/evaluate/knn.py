@@ -84,10 +84,10 @@ def accuracy_name(k: int) -> str:
 
 
 class Knn(Evaluation):
-    """The k nearest by cosine similarity vote, each with weight exp(similarity / temperature).
+    """The k nearest neighbours by cosine similarity vote, each with weight exp(similarity / temperature).
 
-    The bank holds the training and the validation images. If it is smaller than k, all of it votes, and the metric is
-    named after the number of its images.
+    The neighbours come from the training and the validation images. If these are fewer than k, all of them vote, and
+    the metric is named after their number.
     """
 
     section_name = "knn"
@@ -96,8 +96,8 @@ class Knn(Evaluation):
     in_metric_names = frozenset({"k"})
     scales_features = True
 
-    k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote, with one accuracy for each
-    # A vote has the weight exp(similarity / temperature). Similarities differ by 2 at most, which bounds it below.
+    k: Values[Count] = (DEFAULT_K,)  # numbers of neighbours that vote; each gives an accuracy
+    # The lower it is, the more the nearest neighbours count: a vote has the weight exp(similarity / temperature).
     temperature: float = Field(0.1, ge=0.001, le=1000)
 
     def metric_names(self, data: Dataset) -> dict[int, str]:

@@ -64,7 +64,7 @@ def entropy_rank(values: Tensor) -> float:
 
 
 def own_rows(subject: Subject) -> Array:
-    """Validation images, or those pre-trained on if there is no validation set."""
+    """Validation images, or the pre-training images if there is no validation set."""
     parts = subject.data.parts
     return parts["val"] if len(parts["val"]) else parts["pretrain"]
 
@@ -82,18 +82,18 @@ def chosen_rows(subject: Subject, most: int, seed: int) -> Array:
 
 
 def pretrained_on(data: Dataset) -> dict[str, str]:
-    """What an identity has to say of the images pre-trained on: their hash, if `chosen_rows` chooses among them."""
+    """What a protocol's identity says of the pre-training images: their hash, if `chosen_rows` chooses among them."""
     return {} if len(data.parts["val"]) else {"pretrain": hash_rows(data.parts["pretrain"])}
 
 
 class LabelFree(Evaluation):
     """Contrastive top-1 and top-5 accuracy, alignment, uniformity and effective rank, of h and of z if there is a head.
 
-    For SimCLR also contrastive accuracy and entropy with the similarity of its loss (paper, Table 5).
+    For SimCLR, also contrastive accuracy and entropy with the similarity of its loss (paper, Table 5).
 
-    They compare two views as in pre-training, of validation images, or of the images pre-trained on if there is no
-    validation set. The batch size is that of pre-training, because contrastive accuracy depends on the 2N - 1
-    candidates.
+    They compare two views of each image, augmented as in pre-training. The images are validation images, or the
+    pre-training images if there is no validation set. The batch size is that of pre-training, because contrastive
+    accuracy depends on the number of candidates, 2N - 1.
     """
 
     section_name = "views"
@@ -103,7 +103,7 @@ class LabelFree(Evaluation):
     starts = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_")
     config = ("augment", "train.batch_size")
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to use
     seed: Seed = 0  # seed of the choice of images and of their views
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
@@ -112,7 +112,7 @@ class LabelFree(Evaluation):
         return {f"top{k}": min(1.0, k / (2 * batch - 1)) for k in (1, 5)}, len(rows)
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
-        """The encoder's own views and batch size, and the images pre-trained on, which may be the ones compared."""
+        """The encoder's own views and batch size, and the pre-training images, which may be the ones compared."""
         pretrain = hash_rows(data.parts["pretrain"])
         return {"batch": config.train.batch_size, "views": config.result()["views"][:2], "pretrain": pretrain}
 

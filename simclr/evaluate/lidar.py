@@ -34,7 +34,7 @@ def lidar(means: Tensor, within: Tensor, delta: float) -> float:
 class Lidar(Evaluation):
     """LiDAR of h, and of z if there is a head. The views are those of pre-training.
 
-    The images are validation images, or those pre-trained on if there is no validation set.
+    The images are validation images, or the pre-training images if there is no validation set.
     """
 
     section_name = "lidar"
@@ -43,13 +43,13 @@ class Lidar(Evaluation):
     uses_test = False
     whole_network = True
 
-    images: int = Field(1000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
-    views: int = Field(50, ge=2, le=10_000)  # number for each image
-    delta: float = Field(1e-4, gt=0, le=1)  # number that is added to the variance of views in each direction
+    images: int = Field(1000, ge=2, le=MOST_IMAGES)  # largest number of images to use
+    views: int = Field(50, ge=2, le=10_000)  # number of views of each image
+    delta: float = Field(1e-4, gt=0, le=1)  # added to the variance of the views in each direction, for stability
     seed: Seed = 0  # seed of the choice of images and of their views
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
-        """The encoder's own two kinds of views, and the images pre-trained on, where they are used."""
+        """The encoder's own two kinds of views, and the pre-training images, where they are used."""
         return {"views": config.result()["views"][:2]} | pretrained_on(data)
 
     @torch.no_grad()

@@ -34,9 +34,9 @@ class Linear(Evaluation):
     scales_features = True
 
     standardise: bool = True  # whether each feature is scaled to mean 0 and deviation 1 over the training images
-    l2_max: Penalty = 1e5  # largest penalty that is tried
-    l2_min: Penalty = 1e-6  # smallest penalty that is tried
-    # Number of penalties that are tried; the best on validation is used.
+    l2_max: Penalty = 1e5  # largest penalty to try
+    l2_min: Penalty = 1e-6  # smallest penalty to try
+    # Number of penalties to try; the best on validation is used.
     l2_values: int = Field(45, ge=1, le=MOST_VALUES)
 
     @model_validator(mode="after")

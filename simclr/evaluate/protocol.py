@@ -53,7 +53,7 @@ def make_protocol(settings: list[str], **changes: object) -> Protocol:
         raise readable(error, Protocol) from None
 
 
-# What the parts of a data set are, by what is judged on: see `evaluated_on`.
+# Where the parts of a data set come from, by the images that it is evaluated on: see `evaluated_on`.
 ROLES = {
     "test": {"train": "train", "val": "val", "test": "test"},
     "val": {"train": "train", "val": "held out of train", "test": "val"},

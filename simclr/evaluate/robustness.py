@@ -38,11 +38,11 @@ def clean_classifier(subject: Subject, name: str) -> Classifier:
 
 
 class Robustness(Evaluation):
-    """The classifier is fitted on clean images, and tested on test images that are corrupted in five strengths.
+    """The classifier is fitted on clean images, and tested on test images that are corrupted at five strengths.
 
     The metrics are means: robustness_knn_top1 over all corruptions and strengths, robustness_knn_blur_top1 over the
-    strengths of one, robustness_knn_strength3_top1 over the corruptions at one strength. robustness_knn_clean_top1 is
-    the accuracy on the same images without corruption.
+    strengths of one corruption, robustness_knn_strength3_top1 over the corruptions at one strength.
+    robustness_knn_clean_top1 is the accuracy on the same images without corruption.
     """
 
     section_name = "robustness"

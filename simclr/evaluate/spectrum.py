@@ -49,8 +49,8 @@ def spectral_decay(x: Tensor, ranks: tuple[int, int]) -> float:
 class Spectrum(Evaluation):
     """Effective rank and decay of the spectrum of h, and of z if there is a head, on whole images without augmentation.
 
-    They are validation images, or the images pre-trained on if there is no validation set. The metrics don't depend on
-    the views of pre-training, so encoders that were trained with different views can be compared.
+    The images are validation images, or the pre-training images if there is no validation set. The metrics don't depend
+    on the views of pre-training, so encoders that were trained with different views can be compared.
     """
 
     section_name = "spectrum"
@@ -58,12 +58,12 @@ class Spectrum(Evaluation):
     uses_test = False
     whole_network = True
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images that are used
-    ranks: Ranks = (6, 100)  # the first and the last of the eigenvalues that the decay is fitted to
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to use
+    ranks: Ranks = (6, 100)  # first and last rank of the eigenvalues that the decay is fitted to
     seed: Seed = 0  # seed of the choice of images
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
-        """The images pre-trained on, where they are used."""
+        """The pre-training images, where they are used."""
         return pretrained_on(data)
 
     def run(self, subject: Subject) -> Outcome:

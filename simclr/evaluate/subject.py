@@ -37,14 +37,14 @@ class Crops(Section):
     Tables never mix results under such a protocol with those of whole images.
     """
 
-    count: int = Field(10, ge=1, le=MOST_VALUES)  # number for each image
+    count: int = Field(10, ge=1, le=MOST_VALUES)  # number of crops of each image
     scale: FractionRange = (0.2, 1.0)  # area as a fraction of the image
 
 
 class BaseProtocol(Section):
     """The part of a protocol that doesn't depend on which evaluations exist. `Protocol` adds a table for each."""
 
-    version: Literal[3] = 3  # version of the protocol, which is raised when the meaning of a metric changes
+    version: Literal[3] = 3  # version of the protocol, increased when the meaning of a metric changes
     layer: str = "h"  # layer to evaluate: h, z, or head.N, the output of module N of the head
     # Images that accuracies are measured on. With val, classifiers are fitted on the training images alone.
     on: Literal["test", "val"] = "test"

@@ -33,19 +33,18 @@ BATCH = 256
 
 
 class Transformations(Evaluation):
-    """The share of images whose transformation a classifier with one hidden layer predicts from frozen features.
+    """How often a classifier with one hidden layer predicts from frozen features which transformation an image had.
 
-    The tasks are: grey or not, rotated by 0 to 3 quarter turns, noisy or not, and filtered by Sobel or not. The
-    classifier learns from images that were pre-trained on, and is tested on test images, or on validation images if
-    there are none.
+    The tasks are: grey or not, rotated by 0 to 3 quarter turns, noisy or not, and Sobel-filtered or not. The
+    classifier is trained on pre-training images, and tested on test images, or on validation images if there are none.
     """
 
     section_name = "transformations"
     needs_labels = False  # but it tests on the test images
 
-    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to learn from, and to test on
+    images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to train on, and of images to test on
     hidden: Count = 512  # width of the hidden layer
-    epochs: Epochs = 20  # number of passes over the images to learn from
+    epochs: Epochs = 20  # number of passes over the training images
     lr: Rate = 1e-3  # learning rate of Adam
     seed: Seed = 0  # seed of the choice of images, of their transformations, and of the classifier
 

@@ -21,7 +21,7 @@ class BarlowConfig(Section):
     """Settings of Barlow Twins."""
 
     # Weight of the correlations between features: lambda in the Barlow Twins paper, which has 0.005 for 8,192 features
-    # (default: what gives all of them the same weight as there, relative to the agreement of the views).
+    # (default: scaled to the width of z, so that the two terms of the loss are balanced as in that paper).
     redundancy: float | None = Field(None, ge=0, le=1e3)
 
 

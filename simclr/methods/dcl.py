@@ -16,7 +16,7 @@ from simclr.settings import Section
 class DCLConfig(Section):
     """Settings of the decoupled contrastive loss."""
 
-    temperature: float = Field(0.5, ge=0.01, le=1000)  # the smaller it is, the more the hardest negatives count
+    temperature: float = Field(0.5, ge=0.01, le=1000)  # the lower it is, the more the hardest negatives count
 
 
 class DCL(Method):

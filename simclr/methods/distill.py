@@ -18,11 +18,11 @@ from simclr.settings import Section
 class DistillConfig(Section):
     """Settings of distillation."""
 
-    # A run whose fine-tuned network `simclr eval --finetune 0.1 --keep` kept, or the file of that network. The digest
-    # of its tensors after an @, which the suite adds, is checked.
+    # A run with a fine-tuned network, kept by `simclr eval --finetune 0.1 --keep`, or the file of such a network. The
+    # suite appends @ and the digest of its tensors, and checks it.
     teacher: str | None = Field(None, min_length=1)
     temperature: float = Field(1.0, ge=0.01, le=1000)  # temperature of the softmax of both networks
-    # Weight of the teacher. The rest is the cross-entropy of the images that have labels (Eq. 3 in the paper).
+    # Weight of the teacher. The rest weights the cross-entropy on the images that have labels (Eq. 3 in the paper).
     weight: float = Field(1.0, ge=0, le=1)
 
     def effective_settings(self) -> dict[str, Any]:
@@ -54,13 +54,13 @@ class Distill(Method):
         self.teacher, self.classes = teacher.requires_grad_(False), tuple(classes)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module, but the teacher is always evaluated."""
+        """As for any module, but the teacher always stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def own_state(self) -> dict[str, Any]:
-        """As for any method, without the teacher, which its file has and which never changes."""
+        """As for any method, without the teacher, which never changes and has a file of its own."""
         return {name: value for name, value in super().own_state().items() if not name.startswith("teacher.")}
 
     def load_own_state(self, state: dict[str, Any]) -> None:

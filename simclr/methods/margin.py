@@ -17,7 +17,7 @@ class MarginConfig(Section):
     """Settings of the margin triplet loss."""
 
     margin: float = Field(0.5, gt=0, le=2)  # margin between cosine similarities, which differ by 2 at most
-    semi_hard: bool = False  # use only the most similar negative that is less similar than the positive, instead of all
+    semi_hard: bool = False  # use one negative instead of all: the most similar that is less similar than the positive
 
 
 class Margin(Method):

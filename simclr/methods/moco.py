@@ -19,7 +19,7 @@ class MoCoConfig(Section):
     """Settings of MoCo."""
 
     temperature: float = Field(0.2, ge=0.01, le=1000)  # temperature of the softmax (0.2 in MoCo v2, arXiv 2003.04297)
-    # Share of itself that the key encoder keeps at each step (0.999 in the MoCo paper, for longer runs).
+    # Momentum of the key encoder: the share of its weights kept at each step (0.999 in the MoCo paper's longer runs).
     momentum: float = Field(0.99, ge=0, lt=1)
     # Number of keys in the queue (65,536 in the MoCo paper, for ImageNet).
     queue: int = Field(4096, ge=1, le=LARGEST_BATCH)

@@ -18,8 +18,8 @@ from simclr.settings import Section
 class NTLogisticConfig(Section):
     """Settings of the NT-Logistic loss."""
 
-    temperature: float = Field(0.5, ge=0.01, le=1000)  # the smaller it is, the more the hardest negatives count
-    semi_hard: bool = False  # use only the most similar negative that is less similar than the positive, instead of all
+    temperature: float = Field(0.5, ge=0.01, le=1000)  # the lower it is, the more the hardest negatives count
+    semi_hard: bool = False  # use one negative instead of all: the most similar that is less similar than the positive
 
 
 class NTLogistic(Method):

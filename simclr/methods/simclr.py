@@ -13,9 +13,9 @@ from simclr.settings import Section
 class LossConfig(Section):
     """Settings of the NT-Xent loss."""
 
-    temperature: float = Field(0.5, ge=0.01, le=1000)  # the smaller it is, the more the hardest negatives count
+    temperature: float = Field(0.5, ge=0.01, le=1000)  # the lower it is, the more the hardest negatives count
     normalize: bool = True  # compare embeddings by cosine similarity, or by the plain dot product (paper, Table 5)
-    # Keep each row's similarity to itself in the denominator: a known mistake, to reproduce it.
+    # Keep each row's similarity to itself in the denominator, to reproduce a known mistake in published code.
     include_self: bool = False
 
 

@@ -19,7 +19,7 @@ class VICRegConfig(Section):
     """Settings of VICReg: the weights of its three terms, which are 25, 25 and 1 in its paper."""
 
     invariance: float = Field(25.0, ge=0, le=1e6)  # weight of the distance between the views
-    variance: float = Field(25.0, ge=0, le=1e6)  # weight of how far deviations are below 1
+    variance: float = Field(25.0, ge=0, le=1e6)  # weight of the hinge on standard deviations below 1
     covariance: float = Field(1.0, ge=0, le=1e6)  # weight of squared covariances
 
 

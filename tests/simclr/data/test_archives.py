@@ -97,7 +97,7 @@ def test_hard_links_are_read_and_other_special_members_left_out(home, tmp_path):
             info.type, info.linkname = kind, "cat/7.png"
             tar.addfile(info)
     data, notes = open_and_listen(home, dir=tmp_path / "a.tar", side=8)
-    assert "left out 2 members of a.tar that are links or not files, such as dog/1.png" in notes
+    assert "left out 2 members of a.tar that are not regular files, such as dog/1.png" in notes
     assert values(data) == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert data.classes == ("cat", "dog")
 
@@ -152,7 +152,7 @@ def test_damaged_archives_are_errors(name, home, tmp_path):
             continue  # a zip archive is read from its end
         message = error_message(home, dir=write(tmp_path / name, damaged))
         assert str(tmp_path / name) in message or "can't read" in message
-        assert "fetch" in message or "read" in message
+        assert "download" in message or "read" in message
 
 
 def test_a_damaged_member_is_an_image_that_cannot_be_read(home, tmp_path):
@@ -170,7 +170,7 @@ def test_files_of_one_name_in_an_archive_are_counted(home, tmp_path):
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("a/0.png", plain(50))
     data, notes = open_and_listen(home, dir=write(tmp_path / "a.zip", file.getvalue()), side=8)
-    assert "1 files of a.zip have the name of another one: the last of each name is used" in notes
+    assert "1 files of a.zip have the same name as another: the last one is used" in notes
     assert values(data) == [*range(1, 12), 50]
 
 
@@ -178,7 +178,7 @@ def test_files_of_one_name_in_an_archive_are_counted(home, tmp_path):
 @pytest.mark.parametrize("start", [b"Rar!\x1a\7\1\0", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18"])
 def test_other_archives_are_not_read_whatever_their_name(name, start, home, tmp_path):
     message = error_message(home, dir=write(tmp_path / name, start + bytes(3000)))
-    assert "is neither a zip nor a tar archive, whatever its name says" in message
+    assert "is neither a zip nor a tar archive, despite its name" in message
 
 
 def test_unknown_compression_is_refused(home, tmp_path):

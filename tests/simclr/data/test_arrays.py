@@ -116,10 +116,10 @@ def test_arrays_with_other_names_are_chosen_by_the_user(splits, home, tmp_path):
 
 UNCLEAR = {
     "truth": (np.ones((4, 8, 8), bool), "numpy.uint8(255 * array)"),
-    "text": (np.full((4, 8, 8), "a"), "has no numbers as values"),
+    "text": (np.full((4, 8, 8), "a"), "doesn't contain real numbers"),
     "a picture": (np.zeros((8, 8, 3), np.uint8), "is a single picture"),
-    "channels twice": (np.zeros((4, 3, 8, 3), np.uint8), "has no shape of images"),
-    "five axes": (np.zeros((4, 3, 8, 8, 2), np.uint8), "has no shape of images"),
+    "channels twice": (np.zeros((4, 3, 8, 3), np.uint8), "doesn't have the shape of images"),
+    "five axes": (np.zeros((4, 3, 8, 8, 2), np.uint8), "doesn't have the shape of images"),
 }
 
 

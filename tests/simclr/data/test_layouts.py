@@ -134,12 +134,12 @@ LAYOUTS = {
     "splits in a language that is not known": (
         "obuka/cat*4 obuka/dog*4 ispit/cat*1 ispit/dog*1",
         {},
-        "warning: ispit, obuka are taken as classes, although each has folders cat, dog: if they are splits, call th",
+        "warning: ispit, obuka are taken for classes, although each of them has the folders cat, dog: if they are",
     ),
     "masks with other suffixes beside the images": (
         f"{TWO} dog/0.jpg=cat/0.png",
         {},
-        "warning: 1 image has the name of another one but for the suffix, such as dog/0.jpg and dog/0.png",
+        "warning: 1 image has the same name as another, except for the suffix, such as dog/0.jpg and dog/0.png",
     ),
     "lists of splits": (
         "images/cat*4 images/dog*4 meta/train.txt meta/test.txt",
