@@ -345,7 +345,8 @@ def compare(
     """Compare evaluated runs, or the cells of a study.
 
     For runs, shows the settings that differ, the accuracies with their intervals, and McNemar's test for each pair. For
-    a study, shows the table of its cells. With --format csv, all results are plain numbers, without McNemar's test.
+    a study, shows the table of its cells. With --format csv, all results are plain numbers, and McNemar's test of runs
+    is left out.
 
     Example: simclr compare shapes-s0 shapes-s1 --format markdown
     """

@@ -18,7 +18,7 @@ class BYOLConfig(Section):
     """Settings of BYOL."""
 
     hidden_dim: Width = 1024  # width of the predictor's hidden layer (4,096 in the BYOL paper, for ResNet-50)
-    # Momentum of the target network: the share of its weights kept at each step (rises from 0.996 to 1 in the paper).
+    # Momentum of the target network: the share of its weights kept at each step (0.996 rising to 1 in the BYOL paper).
     momentum: float = Field(0.99, ge=0, lt=1)
 
 

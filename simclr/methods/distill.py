@@ -22,7 +22,7 @@ class DistillConfig(Section):
     # suite appends @ and the digest of its tensors, and checks it.
     teacher: str | None = Field(None, min_length=1)
     temperature: float = Field(1.0, ge=0.01, le=1000)  # temperature of the softmax of both networks
-    # Weight of the teacher. The rest weights the cross-entropy on the images that have labels (Eq. 3 in the paper).
+    # Weight of the teacher. The rest weights the cross-entropy on the images that have labels (SimCLR v2 paper, Eq. 3).
     weight: float = Field(1.0, ge=0, le=1)
 
     def effective_settings(self) -> dict[str, Any]:

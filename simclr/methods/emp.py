@@ -12,10 +12,10 @@ from simclr.settings import Section
 
 
 class EMPConfig(Section):
-    """Settings of EMP-SSL. Its patches are the views (`augment.views`, 20 to 200 in the paper)."""
+    """Settings of EMP-SSL. Its patches are the views (`augment.views`, 20 to 200 in its paper)."""
 
-    invariance: float = Field(200.0, ge=0, le=1e6)  # weight of the similarity to the mean patch (200 in the paper)
-    distortion: float = Field(0.2, ge=1e-6, le=1e6)  # squared epsilon of the coding rate (0.2 in the paper)
+    invariance: float = Field(200.0, ge=0, le=1e6)  # weight of the similarity to the mean patch (200 in the EMP paper)
+    distortion: float = Field(0.2, ge=1e-6, le=1e6)  # squared epsilon of the coding rate (0.2 in the EMP paper)
 
 
 class EMP(Method):

@@ -16,7 +16,7 @@ from simclr.settings import Section
 
 
 class IMixConfig(Section):
-    """Settings of i-Mix. The share of the first image is uniform from a half to 1 (alpha = 1 in the paper)."""
+    """Settings of i-Mix. The share of the first image is uniform from a half to 1 (alpha = 1 in its paper)."""
 
     temperature: float = Field(0.2, ge=0.01, le=1000)  # temperature of the softmax (0.2 in the i-Mix paper)
     # How two images are mixed: mixup averages their pixels, cutmix replaces a box.
