@@ -39,8 +39,8 @@ class Comparison(NamedTuple):
     says: str | None = None  # a sentence, unless it is a row minus another
 
 
-class Judged(NamedTuple):
-    """What was found of a comparison."""
+class Tested(NamedTuple):
+    """A comparison's result in our runs, and the verdict on it."""
 
     found: Mean
     p: float  # corrected
@@ -48,8 +48,8 @@ class Judged(NamedTuple):
     why: str
 
 
-def judge(values: Mapping[str, pd.DataFrame], comparisons: Sequence[Comparison]) -> list[Judged]:
-    """Judge the comparisons of one table by the rule in RULE.
+def apply_rule(values: Mapping[str, pd.DataFrame], comparisons: Sequence[Comparison]) -> list[Tested]:
+    """The result and the verdict of each comparison of one table, by the rule in RULE.
 
     `values` has a table for each metric, with a row for each seed and a column for each row of the published table, in
     the units of the paper. Comparisons with a caveat take no part in the correction.
@@ -67,7 +67,7 @@ def judge(values: Mapping[str, pd.DataFrame], comparisons: Sequence[Comparison])
     corrected = holm([*open_p, *other_p])
     p_values = np.fmin(corrected[: len(found)], corrected[len(found) :])  # of both tests, the mean's side has this one
     return [
-        Judged(mean, float(p), *_verdict(each, mean, float(p)))
+        Tested(mean, float(p), *_verdict(each, mean, float(p)))
         for each, mean, p in zip(comparisons, found, p_values, strict=True)
     ]
 

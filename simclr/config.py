@@ -118,7 +118,7 @@ RESULT_VERSION = 3
 
 
 class Config(MethodSections):
-    """Everything that decides a run. Each of METHODS has a table too, of which only that of `method` is used."""
+    """All settings of a run. Each of METHODS has a table of its own, of which only that of `method` is used."""
 
     name: Name = "simclr"  # name of the run, to which -s and the seed are appended
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # method that trains the encoder

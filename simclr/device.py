@@ -18,7 +18,7 @@ from simclr.errors import BadSettings, UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 MMAP_THRESHOLD = 2**25  # bytes, the largest value that glibc chooses by itself
-BUSY = 1.5  # processes that want to run, for each core: more than which one run does not explain
+BUSY = 1.5  # load per core above which other programs must be running too, because one run doesn't cause it
 
 
 def resolve(name: str) -> torch.device:

@@ -23,10 +23,10 @@ from simclr.errors import Deserted, RunFailed, UserError
 
 T = TypeVar("T")
 
-# How long a process waits for the others: the first one may have to decode a large data set meanwhile. Who started
-# them notices at once if one ends.
+# How long a process waits for the others: the first one may have to decode a large data set meanwhile. If a process
+# ends, the program that started them notices at once.
 PATIENCE = timedelta(days=2)
-LOOK = 0.1  # seconds after which a process that waits for the first one looks for it anew
+RETRY_SECONDS = 0.1  # how often a process that waits for the first one checks whether it is there
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ def joined() -> Iterator[None]:
 
 
 def _of_this_round(store: Any, number: int, size: int) -> Any:
-    """The part of torchrun's store that is for the processes which it started together with this one.
+    """The part of torchrun's store for the processes that it started together with this one.
 
-    torchrun keeps one store when it starts all processes again, in which the addresses of ended processes remain. Its
-    own number of restarts can't tell them apart, because it differs between machines. So the first process begins a
-    round and admits the others. A process that mistakes an earlier round for this one is not admitted, and looks again.
+    When torchrun starts all processes again, it keeps its store, with the addresses of processes that have ended. Its
+    count of restarts can't tell them apart, because it differs between machines. So the first process begins a new
+    round and admits the others. A process that joins an earlier round by mistake is not admitted, and tries again.
     """
     if number == 0:
         name = f"round {store.add('rounds', 1)}"
@@ -118,7 +118,7 @@ def _of_this_round(store: Any, number: int, size: int) -> Any:
         store.set(f"{name} has {number}", own)
         if store.check([f"{name} admits {own}"]):  # to wait for it instead would print a warning after each timeout
             return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
-        time.sleep(LOOK)
+        time.sleep(RETRY_SECONDS)
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def share(total: int) -> slice:
 
 
 def deal(items: Sequence[T]) -> Iterator[T]:
-    """Those of the items that belong to this process, if they are dealt like cards."""
+    """The items of this process: every n-th one of n processes, from its own number on."""
     return islice(items, _world.rank, None, _world.count)
 
 
@@ -170,7 +170,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def map_rows(function: Callable[[Any], Tensor], rows: Any) -> Tensor:
-    """A function of rows (an array of their numbers), which has one result for each. Each process computes a part."""
+    """The results of a function that maps row numbers to one result per row. Each process computes a part."""
     if _world.count == 1:
         return function(rows)
     padded = np.resize(rows, -(-len(rows) // _world.count) * _world.count)  # repeats rows until all parts have one size

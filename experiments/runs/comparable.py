@@ -94,11 +94,11 @@ def _data(record: Record, setting: str) -> str:
 def _trained_otherwise(metric: str, one: Record, other: Record) -> list[str]:
     """The settings of their training that differ between two runs, of those that a metric depends on."""
     name = evaluation_of(metric)
-    reads = EVALUATIONS[name].config if name is not None else ()
+    depends_on = EVALUATIONS[name].training_settings if name is not None else ()
     return [
         f"{key} is {value} and {other.params[key]}"
         for key, value in one.params.items()
-        if key.startswith(reads) and value != other.params.get(key, value)
+        if key.startswith(depends_on) and value != other.params.get(key, value)
     ]
 
 

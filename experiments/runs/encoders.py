@@ -308,7 +308,7 @@ def _check_starts(found: FoundEncoder, data: Dataset, settings: DataConfig, stor
 
 
 def _may_share(run: Record | None, data: Dataset, settings: DataConfig, store: Store) -> bool:
-    """Whether a run may have been trained on images to judge it on. None: weights that are of no run here."""
+    """Whether a run may have been trained on the images to evaluate on. None: weights that are of no run here."""
     if run is None:
         return True
     try:
@@ -325,16 +325,16 @@ def _is_trained_on(found: FoundEncoder, data: Dataset, settings: DataConfig) -> 
 
 
 def _share_images(data: Dataset, found: FoundEncoder, store: Store) -> bool:
-    """Whether the encoder was trained on some images to judge it on, as far as its own images are still there."""
+    """Whether the encoder was trained on some of the images to evaluate on, as far as its own are still there."""
     if found.config.data.dir is None or not is_there(found.config.data.dir):
         return False
     try:
         own = open_dataset(found.config.data, store.folder)
     except UserError:  # they can't be read any more
         return False
-    judged = np.concatenate([data.parts["val"], data.parts["test"]])
+    evaluated = np.concatenate([data.parts["val"], data.parts["test"]])
     trained_on = fingerprints(own.images, own.parts["pretrain"]) if own.side == data.side else set()
-    return not trained_on.isdisjoint(fingerprints(data.images, judged))
+    return not trained_on.isdisjoint(fingerprints(data.images, evaluated))
 
 
 def _equal_without_labels(found: FoundEncoder, data: Dataset, settings: DataConfig, store: Store) -> bool:

@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     config: Config
     settings: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     layer: str = "h"
-    on: str = "test"  # the images that it is judged on, or val
+    on: str = "test"  # the images to evaluate on: test, or val
     resplit: bool = False  # whether each seed has its own division of the images
     paper: float | None = None  # the paper's accuracy in percent
     difference: float | None = None  # that the paper leads to expect, in points

@@ -18,7 +18,7 @@ UNSET = "not set"
 
 
 def differences(study: Record, plan: StudyPlan) -> list[str]:
-    """What differs between a recorded study ("there") and a plan ("here"), as far as the record says it."""
+    """What differs between a recorded study and a plan for this command, as far as the record says it."""
     found = list(_settings(study, plan.cells[0].config))
     if study.find_artifact(PLAN_FILE) is not None:
         found += _cells(StudyDocument.read(study), plan)
@@ -32,7 +32,7 @@ def _settings(study: Record, baseline: Config) -> Iterator[str]:
     for name in own | recorded:
         there, here = (str(table.get(name, UNSET)) for table in (recorded, own))
         if there != here and _matters(name, there, baseline):
-            yield f"{name} is {there} there and {here} here"
+            yield f"{name} was {there} and is {here} now"
 
 
 def _matters(setting: str, text: str, baseline: Config) -> bool:
@@ -47,16 +47,16 @@ def _matters(setting: str, text: str, baseline: Config) -> bool:
 def _cells(document: StudyDocument, plan: StudyPlan) -> Iterator[str]:
     """The cells that only one has, or that differ, and what is asked of all cells."""
     there, here = {cell.cell: cell for cell in document.cells}, {cell.name: cell for cell in plan.asked or plan.cells}
-    for one, other, place in ((there, here, "there"), (here, there, "here")):
+    for one, other, place in ((there, here, "in the study"), (here, there, "in this command")):
         if names := [f"'{name}'" for name in one if name not in other]:
             yield f"cells only {place}: {first_few(names)}"
     for name in (name for name in here if name in there):
         if _asked(there[name]) != _asked(here[name]):
             yield f"cell '{name}' has other settings"
     if (resplit := any(cell.by_seed for cell in document.cells)) != plan.cells[0].resplit:
-        yield f"--resplit is only {'there' if resplit else 'here'}"
+        yield "--resplit was given and now is not" if resplit else "--resplit was not given and now is"
     if document.equal != plan.equal:
-        yield f"--equal is {document.equal or 'not given'} there and {plan.equal or 'not given'} here"
+        yield f"--equal was {document.equal or 'not given'} and is {plan.equal or 'not given'} now"
 
 
 def _asked(cell: Any) -> str:

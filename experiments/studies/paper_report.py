@@ -19,9 +19,9 @@ from analysis.verdicts import (
     RULE,
     VERDICTS,
     Comparison,
-    Judged,
     RankCorrelation,
-    judge,
+    Tested,
+    apply_rule,
     rank_correlation,
     tally,
 )
@@ -55,13 +55,13 @@ class Found(NamedTuple):
     part: Part
     study: Record | None  # None if it has not begun
     values: dict[str, pd.DataFrame]  # by metric: a row for each seed, a column for each row, in the paper's units
-    judged: list[tuple[Comparison, Judged]]
+    tested: list[tuple[Comparison, Tested]]
     ranks: dict[tuple[str, str], RankCorrelation]  # by metric, and by the rows that are ranked
     images: int  # number of test images
 
     def verdicts(self) -> list[str]:
         """The verdicts on its comparisons, none before it is begun. Orders of rows are about the same figures again."""
-        return [] if self.study is None else [judged.verdict for _, judged in self.judged]
+        return [] if self.study is None else [tested.verdict for _, tested in self.tested]
 
 
 def find(part: Part, store: Store) -> Found:
@@ -73,8 +73,8 @@ def find(part: Part, store: Store) -> Found:
     wanted = list(_comparisons(part))
     correct = {} if results is None else results.correct
     images = max((len(right) for by_job in correct.values() for right in by_job.values()), default=0)
-    judged = list(zip(wanted, judge(values, wanted), strict=True))
-    return Found(part, study, values, judged, {} if part.caveat else _ranks(part, values), images)
+    tested = list(zip(wanted, apply_rule(values, wanted), strict=True))
+    return Found(part, study, values, tested, {} if part.caveat else _ranks(part, values), images)
 
 
 def _ranks(part: Part, values: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], RankCorrelation]:
@@ -149,7 +149,7 @@ def numbers(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def _lines(found: Found) -> Iterator[dict[str, Any]]:
-    by_row = {(next(iter(each.weights)), each.metric): (each, judged) for each, judged in found.judged if not each.says}
+    by_row = {(next(iter(each.weights)), each.metric): (each, tested) for each, tested in found.tested if not each.says}
     title = found.part.table.title
     for row in found.part.rows:
         for metric, values in found.values.items():
@@ -161,24 +161,24 @@ def _lines(found: Found) -> Iterator[dict[str, Any]]:
             if (pair := by_row.get((row.name, metric))) is not None:
                 line |= {"against": list(pair[0].weights)[1]} | _comparison(*pair)
             yield line
-    for each, judged in found.judged:
+    for each, tested in found.tested:
         if each.says:
-            yield {"table": title, "row": each.says, "metric": each.metric} | _comparison(each, judged)
+            yield {"table": title, "row": each.says, "metric": each.metric} | _comparison(each, tested)
     for (metric, says), rank in found.ranks.items():
         tau = {"here": rank.tau.mean, "low": rank.tau.low, "high": rank.tau.high, "n": rank.tau.n}
         yield {"table": title, "row": says, "metric": metric} | tau | {"p": rank.p, "verdict": rank.verdict}
 
 
-def _comparison(each: Comparison, judged: Judged) -> dict[str, Any]:
+def _comparison(each: Comparison, tested: Tested) -> dict[str, Any]:
     return {
         "paper_difference": None if each.expected is None else round(each.expected, 2),
-        "difference": judged.found.mean,
-        "difference_low": judged.found.low,
-        "difference_high": judged.found.high,
-        "seeds": judged.found.n,
-        "p": judged.p,
-        "verdict": judged.verdict,
-        "why": judged.why,
+        "difference": tested.found.mean,
+        "difference_low": tested.found.low,
+        "difference_high": tested.found.high,
+        "seeds": tested.found.n,
+        "p": tested.p,
+        "verdict": tested.verdict,
+        "why": tested.why,
     }
 
 
@@ -220,7 +220,7 @@ def rows_table(found: Found) -> pd.DataFrame:
             columns[f"{heading}: paper"] = [None if figure is None else f"{figure:.1f}" for figure in paper]
         means = [mean_interval(found.values[metric][row.name].dropna()) for row in found.part.rows]
         columns[f"{heading}: here"] = [with_interval(*mean[:3], _style(metric)) for mean in means]
-    pairs = {next(iter(each.weights)): (each, judged) for each, judged in found.judged if not each.says}
+    pairs = {next(iter(each.weights)): (each, tested) for each, tested in found.tested if not each.says}
     if pairs:
         shown = [_shown(*pairs[row.name]) if row.name in pairs else ("", "", "") for row in found.part.rows]
         for position, heading in enumerate(("difference: paper", "difference: here", "verdict")):
@@ -230,7 +230,7 @@ def rows_table(found: Found) -> pd.DataFrame:
 
 def claims_table(found: Found) -> pd.DataFrame:
     """What else the paper says of a table, and the order of its rows."""
-    lines = [(each.says, *_shown(each, judged)) for each, judged in found.judged if each.says]
+    lines = [(each.says, *_shown(each, tested)) for each, tested in found.tested if each.says]
     for (metric, says), rank in found.ranks.items():
         heading = found.part.table.columns[metric].removesuffix(" (%)")
         lines.append(
@@ -244,7 +244,7 @@ def claims_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["The paper says", "paper", "here", "verdict"], dtype=object)
 
 
-def _shown(each: Comparison, judged: Judged) -> tuple[str, str, str]:
+def _shown(each: Comparison, tested: Tested) -> tuple[str, str, str]:
     """The paper's difference, that found here, and the verdict, as texts for the page."""
     if each.expected is not None:
         paper = signed(each.expected, ".1f")
@@ -252,8 +252,8 @@ def _shown(each: Comparison, judged: Judged) -> tuple[str, str, str]:
         paper = next(name for name, side in SIDES.items() if side == each.side)
     rows = list(each.weights)
     paper += f"\nagainst {rows[1]}" if not each.says else ""
-    here = with_interval(*judged.found[:3], _style(each.metric), signed) or ""
-    return paper, here, f"{judged.verdict}\n{judged.why}"
+    here = with_interval(*tested.found[:3], _style(each.metric), signed) or ""
+    return paper, here, f"{tested.verdict}\n{tested.why}"
 
 
 def _style(metric: str) -> str:

@@ -48,7 +48,7 @@ class StudyDocument(BaseModel):
 
     x: str | None
     log: bool
-    on: str = "test"  # the images that it is judged on, or val
+    on: str = "test"  # the images to evaluate on: test, or val
     lines: dict[str, dict[str, float]]
     equal: str | None = None  # what all cells cost alike: time or flops
     command: str  # that runs the study
@@ -62,7 +62,7 @@ class StudyDocument(BaseModel):
         return list(self.cells[0].protocols)
 
     def with_seeds_of(self, earlier: StudyDocument) -> Self:
-        """The same document with the divisions of seeds that an earlier one has, if both judge on the same images."""
+        """The same document with the splits by seed of an earlier one, if both are evaluated on the same images."""
         if self.on != earlier.on:
             return self
         before = {cell.cell: cell.by_seed for cell in earlier.cells}
@@ -90,8 +90,8 @@ class Results(NamedTuple):
 
     def seeds(self) -> list[int]:
         """The seeds that have figures."""
-        judged = self.table[self.document.metrics()].notna().any(axis=1)
-        return sorted(set(self.table["seed"][judged].tolist()))
+        known = self.table[self.document.metrics()].notna().any(axis=1)
+        return sorted(set(self.table["seed"][known].tolist()))
 
     def label(self, cell: str) -> str:
         """The name of a cell for readers."""

@@ -168,7 +168,7 @@ def find_study(name: str, plan: StudyPlan, data: Dataset, store: Store) -> Recor
         )
     if images != data.identity:
         raise UserError(
-            f"the images changed since study '{name}' started (their digest is {short_identity(data.identity)}, "
+            f"the images have changed since study '{name}' started (their digest is {short_identity(data.identity)}, "
             f"and was {short_identity(images)}): restore them, or choose another --name"
         )
     if theirs == "auto":  # an earlier version began it: its runs say what that stood for
@@ -259,10 +259,10 @@ def protocols_of(cell: Cell, data: Dataset, device: torch.device) -> dict[str, s
 
     The metric of kNN is named after k if there are few images.
     """
-    protocol, judged = cell.protocol(), evaluated_on(data, cell.on)
-    (knn,) = protocol.knn.metric_names(judged).values()
+    protocol, images = cell.protocol(), evaluated_on(data, cell.on)
+    (knn,) = protocol.knn.metric_names(images).values()
     return {
-        prefix("h", on=cell.on) + metric: identity(name, protocol, cell.config, judged, device)
+        prefix("h", on=cell.on) + metric: identity(name, protocol, cell.config, images, device)
         for name, metric in zip(STUDY_EVALUATIONS, ("linear_top1", knn), strict=True)
     }
 

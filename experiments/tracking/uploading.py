@@ -56,7 +56,7 @@ def open_server(folder: Path, url: str) -> Store:
         )
     theirs = answer.text.strip()
     if answer.status_code != 200 or not theirs[:1].isdigit() or len(theirs) > 50:
-        raise UserError(f"{url} does not answer as an MLflow server does (status {answer.status_code}): {check}")
+        raise UserError(f"{url} does not answer like an MLflow server (status {answer.status_code}): {check}")
     if theirs.split(".")[0] != VERSION.split(".")[0]:
         raise UserError(f"{url} runs MLflow {theirs}, and this is MLflow {VERSION}: install the same major version")
     return Store(folder, server=url)

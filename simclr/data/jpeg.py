@@ -1,4 +1,4 @@
-"""Decode ordinary JPEG files to PIL's pixels without PIL's reading of their headers, half of the time of small ones."""
+"""Decode ordinary JPEG files as PIL does, but without its parsing of headers, which is half the time of small files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_PIXELS = 1 << 26  # PIL checks larger pictures
 def decode_ordinary(data: bytes, least: int) -> Image.Image | None:
     """The picture in a JPEG file, grey or RGB, decoded at the smallest scale at which both sides have `least` pixels.
 
-    That is what opening it with PIL, `draft` and loading it give. None for files that need more than that: progressive
-    ones, those with EXIF or XMP data, CMYK, very large and damaged ones, and files of another kind.
+    The result is the same as that of PIL's `open`, `draft` and `load`. None for files that need more than that:
+    progressive ones, those with EXIF or XMP data, CMYK, very large and damaged ones, and files of another kind.
     """
     if not data.startswith(START) or (frame := _frame(data)) is None:
         return None

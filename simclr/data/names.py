@@ -18,8 +18,8 @@ class Names:
     def find(self, text: str) -> tuple[str, ...]:
         """The file of this name, with or without its suffix; the first two if several files have it.
 
-        Folders may be missing at the start, or be more than those of the file. Capitals and the form of accents may
-        differ, if one file only has this name then.
+        The text may lack leading folders of the file's name, or have additional ones. Case and the Unicode form of
+        accents may differ, if only one file matches then.
         """
         own, *shorter = _ends(text.replace("\\", "/"))
         if found := self._ends.get(own, self._ends.get(_plain(own))):

@@ -70,8 +70,8 @@ def fingerprint(*parts: object) -> str:
 def fingerprint_folder(root: Path, names: Sequence[str], home: Path) -> str:
     """What `fingerprint_files` returns for the files of a folder. For many files, it is remembered in the home folder.
 
-    It is remembered while the names of the files, the dates of their folders, and the sizes and dates of LOOKED_AT
-    files stay. That any other file was overwritten in place shows in none of these: see `recheck`.
+    That result is reused as long as the names of the files, the dates of their folders, and the sizes and dates of a
+    sample of LOOKED_AT files stay the same. Any other file that is overwritten in place goes unnoticed: see `recheck`.
     """
     sample = fingerprint_files(root, names[:: max(1, len(names) // LOOKED_AT)])
     if len(names) < 2 * LOOKED_AT:

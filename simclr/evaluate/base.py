@@ -45,8 +45,8 @@ class Evaluation(Section):
     whole_network: ClassVar[bool] = False  # whether it gives figures of h and of z, whatever the protocol's layer
     reads: ClassVar[tuple[str, ...]] = ()  # other tables of the protocol that its figures depend on
     fixed: ClassVar[Mapping[str, str]] = {}  # what records say besides the settings
-    starts: ClassVar[tuple[str, ...]] = ()  # prefixes of its metrics' names, if not its section's name
-    config: ClassVar[tuple[str, ...]] = ()  # prefixes of the training settings that its figures depend on
+    prefixes: ClassVar[tuple[str, ...]] = ()  # prefixes of its metrics' names, if not its section's name
+    training_settings: ClassVar[tuple[str, ...]] = ()  # prefixes of the settings of training that it depends on
     in_metric_names: ClassVar[frozenset[str]] = frozenset()  # settings with one metric for each value, named after it
 
     def run(self, subject: Subject) -> Outcome:

@@ -42,7 +42,7 @@ def get_evaluation(protocol: BaseProtocol, name: str) -> Evaluation:
 def evaluation_of(metric: str) -> str | None:
     """The name of the evaluation that a metric is of, as the names of metrics say; None of a newer version's."""
     base = metric.rpartition("/")[2]
-    named = [name for name, row in EVALUATIONS.items() if base.startswith(row.starts or row.section_name)]
+    named = [name for name, row in EVALUATIONS.items() if base.startswith(row.prefixes or row.section_name)]
     return max(named, key=len, default=None)  # linear-sgd, and not linear
 
 

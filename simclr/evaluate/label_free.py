@@ -100,8 +100,8 @@ class LabelFree(Evaluation):
     needs_labels = False
     uses_test = False
     whole_network = True
-    starts = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_")
-    config = ("augment", "train.batch_size")
+    prefixes = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_")
+    training_settings = ("augment", "train.batch_size")
 
     images: int = Field(5000, ge=2, le=MOST_IMAGES)  # largest number of images to use
     seed: Seed = 0  # seed of the choice of images and of their views

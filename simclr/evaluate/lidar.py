@@ -38,7 +38,7 @@ class Lidar(Evaluation):
     """
 
     section_name = "lidar"
-    config = ("augment",)
+    training_settings = ("augment",)
     needs_labels = False
     uses_test = False
     whole_network = True

@@ -28,12 +28,12 @@ class Method(nn.Module):
     section: ClassVar[type[Section]]  # the class of these settings
     loss_label: ClassVar[str]  # what figures call the loss
     figures: ClassVar[tuple[str, ...]] = ()  # what `loss` reports in addition to the loss, logged as train/NAME
-    reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which every report then says
+    reads_labels: ClassVar[bool] = False  # whether it trains on the images' classes, which reports then state
 
-    head_batch_norm: ClassVar[HeadNorm] = False  # the batch norm in the head with which it is published
+    head_batch_norm: ClassVar[HeadNorm] = False  # batch norm in the head of the published method
     takes_local: ClassVar[bool] = True  # whether local crops are embedded and compared like views
     takes_teacher: ClassVar[bool] = False  # whether it learns from the fine-tuned network that its `teacher` names
-    mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group, whatever the network
+    mixes: ClassVar[bool] = False  # whether an image's embeddings depend on others of its group even without batch norm
 
     network: Network
     ema: Network | None  # the average of the network over the steps, if `train.ema` asks for it
@@ -45,7 +45,7 @@ class Method(nn.Module):
         self.ema = None
 
     def set_teacher(self, teacher: nn.Module, classes: Sequence[str]) -> None:
-        """Give it the network (images -> N x classes) that it learns from, if it `takes_teacher`."""
+        """Set the network (images -> N x classes) that the method learns from, if it `takes_teacher`."""
         raise NotImplementedError
 
     def embed(self, views: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Method(nn.Module):
         return self.on_views(lambda images: network(images, resize=False)[1], views)
 
     def on_views(self, function: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-        """A function of all views (V x n x ...). Batch norm sees Vn images if they are fused, otherwise n at a time."""
+        """Apply a function to all views (V x n x ...). Batch norm sees Vn images if views are fused, otherwise n."""
         if self.fused:
             return function(views.flatten(0, 1)).unflatten(0, (len(views), -1))  # type: ignore[no-any-return]
         return torch.stack([function(view) for view in views])
@@ -79,7 +79,7 @@ class Method(nn.Module):
     def check_labels(self, labels: Tensor, classes: Sequence[str]) -> None:  # noqa: ARG002 (for subclasses)
         """Raise UserError if the method can't train on images with these labels: numbers of classes, -1 where unknown.
 
-        `classes` are their names, empty for images that are made up.
+        `classes` are their names, empty for synthetic images.
         """
         if self.reads_labels and (unknown := int((labels < 0).sum())):
             raise UserError(
@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     @classmethod
     def remark(cls, model: ModelConfig) -> str:
-        """A sentence on what the published method has and this network lacks, with the setting to add, or empty."""
+        """A sentence about a part of the published method that this network lacks, with the setting to add it."""
         own, other = cls.head_batch_norm, model.effective_settings().get("head_batch_norm", cls.head_batch_norm)
         if not own or own == other or (own == "hidden" and model.head == "linear"):
             return ""

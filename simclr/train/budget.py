@@ -1,7 +1,7 @@
 """Plan how a run fits into an accelerator's memory: the largest micro-batch that does, or what to change if none does.
 
-What a training step's tensors need is predicted (`simclr.train.memory`). What only an accelerator can show (its
-context, the workspaces of its convolutions, fragmentation) is a reserve with a name.
+The memory of a training step's tensors is predicted (`simclr.train.memory`). For what can only be measured on an
+accelerator (its context, the workspaces of its convolutions, fragmentation), there are named reserves.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
         if wrong := int((~numbers.isfinite()).sum()):
             raise UserError(
                 f"{path} can't be used: {wrong} of the {tensor.numel()} numbers in {name} are not finite (nan or "
-                f"infinity), so its network computes nothing. Use weights from before its training diverged"
+                f"infinity). Use weights from before the training diverged"
             )
 
 

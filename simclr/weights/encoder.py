@@ -19,7 +19,7 @@ from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, load_weights
 from simclr.weights.features import Batches
 
-LOWEST, HIGHEST = -0.5, 1.5  # of images in [0, 1], some of which an augmentation of the user's own may leave
+LOWEST, HIGHEST = -0.5, 1.5  # accepted values of images in [0, 1]: a user's augmentation may exceed that range
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import scipy
 
 from analysis.summary import CANT_TELL
-from analysis.verdicts import Comparison, judge, rank_correlation, tally
+from analysis.verdicts import Comparison, apply_rule, rank_correlation, tally
 
 COLUMNS = ["a", "b", "c", "d", "e"]
 
@@ -29,7 +29,7 @@ def test_verdicts_need_the_sign_and_a_corrected_p() -> None:
     a = 50 + draw.normal(0, 0.3, 5)
     values = pd.DataFrame({"a": a, "b": a - 4, "c": a + 4, "d": a, "e": a + 0.1}) + draw.normal(0, 0.2, (5, 5))
     wanted = [compare("b", -1.0), compare("c", -1.0), compare("d", -1.0), compare("e", 0.0)]
-    found = judge({"m": values}, [*wanted, compare("b", 1.0, caveat="another loss")])
+    found = apply_rule({"m": values}, [*wanted, compare("b", 1.0, caveat="another loss")])
     assert [each.verdict for each in found] == ["agrees", "differs", CANT_TELL, "agrees", "not comparable"]
     assert found[-1].why == "another loss"
     raw = [scipy.stats.ttest_rel(values[row], values["a"]).pvalue for row in "bcd"]
@@ -43,14 +43,14 @@ def test_verdicts_need_the_sign_and_a_corrected_p() -> None:
 def test_weights_make_differences_of_differences() -> None:
     values = table([1, 5, 2, 9], [1, 5, 3, 9], [2, 6, 2, 9.5])
     weights = {"d": 1.0, "c": -1.0, "b": -1.0, "a": 1.0}
-    (found,) = judge({"m": values}, [Comparison(weights, "m", None, 1.0, says="it grows")])
+    (found,) = apply_rule({"m": values}, [Comparison(weights, "m", None, 1.0, says="it grows")])
     assert found.found.mean == pytest.approx(np.mean([9 - 2 - 4, 9 - 3 - 4, 9.5 - 2 - 4]))
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 def test_fewer_than_three_seeds_tell_nothing(seeds: int) -> None:
     values = table(*([50.0, 10.0, 20.0, 30.0, 40.0] for _ in range(3)))[:seeds]
-    (found,) = judge({"m": values}, [compare("b", -1.0)])
+    (found,) = apply_rule({"m": values}, [compare("b", -1.0)])
     assert found.verdict == CANT_TELL
     assert f"{seeds} seed" in found.why
     if seeds:
@@ -61,7 +61,7 @@ def test_fewer_than_three_seeds_tell_nothing(seeds: int) -> None:
 
 def test_seeds_that_lack_a_row_are_left_out() -> None:
     values = table([50, 40], [51, 41.5], [52, 41.8], [53, np.nan])
-    (found,) = judge({"m": values}, [compare("b", -1.0)])
+    (found,) = apply_rule({"m": values}, [compare("b", -1.0)])
     assert found.found.n == 3
     assert found.found.mean == pytest.approx(-9.9)
 
@@ -69,7 +69,7 @@ def test_seeds_that_lack_a_row_are_left_out() -> None:
 def test_what_is_neither_the_same_nor_different_cannot_be_told() -> None:
     spread, apart = table([50, 50], [50, 53], [50, 48], [50, 51]), table([50, 53], [50, 53.1], [50, 52.9], [50, 53])
     for values, verdict in ((spread, CANT_TELL), (apart, "differs")):
-        (found,) = judge({"m": values}, [compare("b", 0.0)])
+        (found,) = apply_rule({"m": values}, [compare("b", 0.0)])
         assert found.verdict == verdict
 
 
@@ -78,10 +78,10 @@ def test_that_rows_are_not_the_same_needs_a_corrected_p() -> None:
     raw = 2 * scipy.stats.ttest_1samp(gaps, 1.0, alternative="greater").pvalue  # 1 is the margin
     assert 0.0125 < raw < 0.025
     values = pd.DataFrame({"a": 50.0, "b": 50 + gaps, "c": 50 - gaps})
-    found = judge({"m": values}, [compare("b", 0.0), compare("c", 0.0)])
+    found = apply_rule({"m": values}, [compare("b", 0.0), compare("c", 0.0)])
     assert [each.verdict for each in found] == [CANT_TELL, CANT_TELL]
     assert found[0].p == pytest.approx(4 * raw)  # two rows, two tests of each
-    (alone,) = judge({"m": values}, [compare("b", 0.0)])
+    (alone,) = apply_rule({"m": values}, [compare("b", 0.0)])
     assert alone.verdict == "differs"
 
 
@@ -92,7 +92,7 @@ def test_the_error_of_a_table_is_at_most_5_percent(seeds: int) -> None:
     wanted = [compare(row, 1.0) for row in "bcde"]
     for _ in range(tables):
         values = pd.DataFrame(draw.normal(50, [0.2, 0.5, 1, 2, 4], (seeds, 5)), columns=COLUMNS)
-        wrong += any(each.verdict != CANT_TELL for each in judge({"m": values}, wanted))
+        wrong += any(each.verdict != CANT_TELL for each in apply_rule({"m": values}, wanted))
     assert wrong <= scipy.stats.binom.ppf(0.999, tables, 0.05)
 
 

@@ -92,7 +92,7 @@ def test_the_tables_are_consistent() -> None:
             assert sum(claim.weights.values()) == 0
         assert set(table.compared) <= set(table.columns)
         assert all(set(order) <= set(names) for order in table.orders or ())
-        assert sum(1 for _ in find(part, _Empty()).judged) > 0  # type: ignore[arg-type]
+        assert sum(1 for _ in find(part, _Empty()).tested) > 0  # type: ignore[arg-type]
 
 
 class _Empty:
@@ -211,6 +211,6 @@ def test_what_the_paper_says_becomes_a_sign() -> None:
     table = Table(title="T", about="", passage="", rows=rows, claims=claims, columns=columns)
     (part,) = [paper._part("t", "s", table, tiny(), 3)]
     found = find(part, _Empty())  # type: ignore[arg-type]
-    assert [(each.expected, each.side) for each, _ in found.judged] == [(-2.0, -1.0), (2.0, 1.0), (None, SIDES["same"])]
-    assert {judged.verdict for _, judged in found.judged} <= set(VERDICTS)
+    assert [(each.expected, each.side) for each, _ in found.tested] == [(-2.0, -1.0), (2.0, 1.0), (None, SIDES["same"])]
+    assert {tested.verdict for _, tested in found.tested} <= set(VERDICTS)
     assert set(numbers([found])["verdict"].dropna()) == {CANT_TELL}

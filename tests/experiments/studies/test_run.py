@@ -285,13 +285,15 @@ def test_a_name_belongs_to_one_plan(store: Store, plan: StudyPlan) -> None:
     check_study_name("one", plan, store)
     assert open_study("one", plan, store, "").run_id == study.run_id
     others = {
-        "cells only there: 'no color_jitter'; cells only here: 'no flip'": plan_study(tiny(**QUICK), drop=["flip"]),
-        "data.limit is not set there and 1000 here": plan_study(
+        "cells only in the study: 'no color_jitter'; cells only in this command: 'no flip'": plan_study(
+            tiny(**QUICK), drop=["flip"]
+        ),
+        "data.limit was not set and is 1000 now": plan_study(
             tiny(name="typo", device="cpu", data={"limit": 1000}, train={"epochs": 1, "knn_every": 3}),
             drop=["color_jitter"],
         ),
-        "--resplit is only here": plan_study(tiny(**QUICK), drop=["color_jitter"], resplit=True),
-        "--equal is not given there and flops here": plan._replace(equal="flops"),
+        "--resplit was not given and now is": plan_study(tiny(**QUICK), drop=["color_jitter"], resplit=True),
+        "--equal was not given and is flops now": plan._replace(equal="flops"),
         "cell 'no color_jitter' has other settings": plan._replace(
             cells=[plan.cells[0], plan.cells[1]._replace(layer="z")]
         ),
@@ -328,7 +330,7 @@ def test_a_study_is_only_continued_in_its_precision(store: Store, monkeypatch: p
 
 def test_images_that_changed_since_a_study_started_are_named(store: Store, plan: StudyPlan) -> None:
     open_study("one", plan, store, "")
-    with pytest.raises(UserError, match=r"the images changed since study 'one' started \(their digest is 0123abcd"):
+    with pytest.raises(UserError, match=r"the images have changed since study 'one' started \(their digest is 0123"):
         find_study("one", plan, SimpleNamespace(identity="0123abcdef"), store)  # type: ignore[arg-type]
 
 

@@ -190,8 +190,8 @@ def test_another_server_is_an_error_of_one_line(tmp_path: Path, web: ThreadingHT
     url = f"http://127.0.0.1:{web.server_port}"
     for answer, message in {
         (401, "who are you?"): r"refuses to answer \(status 401\): set MLFLOW_TRACKING_USERNAME",
-        (404, "no such page"): r"does not answer as an MLflow server does \(status 404\)",
-        (200, "<html>"): r"does not answer as an MLflow server does \(status 200\)",
+        (404, "no such page"): r"does not answer like an MLflow server \(status 404\)",
+        (200, "<html>"): r"does not answer like an MLflow server \(status 200\)",
         (200, "2.9.1"): f"runs MLflow 2.9.1, and this is MLflow {uploading.VERSION}: install the same major version",
     }.items():
         web.answer = answer  # type: ignore[attr-defined]
