@@ -166,8 +166,8 @@ def _test_use(study: Record, document: StudyDocument) -> str:
     if document.on == "test":
         return describe_uses(study.store, digest)
     evaluations, runs = count_uses(study.store, digest)
-    others = f", but {count(evaluations, 'other evaluation')} of {count(runs, 'run')} used them" * (evaluations > 0)
-    return f"This study has not used the test images{others}."
+    others = f" {count(evaluations, 'other evaluation')} of {count(runs, 'run')} used them." * (evaluations > 0)
+    return f"This study has not used the test images.{others}"
 
 
 def _seeds(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -13,8 +13,8 @@ from experiments.runs.load import STRETCHES, Load, Pace
 
 @pytest.fixture(autouse=True)
 def first_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No earlier run of this process has told anything."""
-    monkeypatch.setattr(Pace, "told", False)
+    """No earlier run of this process has warned."""
+    monkeypatch.setattr(Pace, "warned", False)
 
 
 def test_the_load_is_measured_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_busy_machine_is_told_when_training_has_begun(monkeypatch: pytest.Monk
     )
     next_run = Pace(torch.device("cpu"))
     assert not any(next_run.notice(20.0) for _ in range(30))
-    monkeypatch.setattr(Pace, "told", False)
+    monkeypatch.setattr(Pace, "warned", False)
     gpu = Pace(torch.device("cuda"))
     assert not any(gpu.notice(20.0) for _ in range(30))
 
