@@ -356,7 +356,7 @@ function outliers() {
   const scores = visible().map(i => [neighbours(i).reduce((sum, _, n) => sum + similarity(i, n), 0) / perImage, i]);
   scores.sort((a, b) => a[0] - b[0]);
   const groups = scores.slice(0, Math.min(RANKED, Math.ceil(ODD * scores.length))).map(([value, i]) => ({images: [i], note: value.toFixed(3)}));
-  list("Outliers", `Of ${images(scores.length)}, the ${groups.length} that are least like any other, with the mean similarity to their ${perImage} nearest.`, groups);
+  list("Outliers", `Of ${images(scores.length)}, the ${groups.length} that are least similar to any other, with the mean similarity to their ${perImage} nearest.`, groups);
 }
 
 function save() { // pairs as a table, and others as names, one in each line

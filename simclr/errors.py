@@ -21,7 +21,7 @@ class BadSettings(RunFailed):
 
 
 class Deserted(RunFailed):
-    """The end of a process of several because another one ended, which says why if it can. Nothing is printed."""
+    """Ends this process of a run because another one has ended, which prints the reason. This one prints nothing."""
 
     exit_code = 3
 

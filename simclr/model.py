@@ -331,7 +331,7 @@ def statistics_in_order(model: nn.Module) -> Iterator[None]:
 
 
 def check_finite(x: Tensor) -> Tensor:
-    """The features (N x D) as they are. Raises BadSettings if some are not finite: no figure would mean anything."""
+    """Return the features (N x D) unchanged. Raises BadSettings if some are not finite, so that no metric uses them."""
     if wrong := int((~x.isfinite()).any(1).sum()):
         raise BadSettings(
             f"the features of {wrong} of {len(x)} images are not finite (nan or infinity): the network diverged, or "
@@ -341,15 +341,15 @@ def check_finite(x: Tensor) -> Tensor:
 
 
 def check_spread(images: Tensor, x: Tensor) -> None:
-    """Raise BadSettings if images that differ (N x ...) have features (N x D) that all point in the same direction.
+    """Raise BadSettings if different images (N x ...) have features (N x D) that all point in the same direction.
 
     Neighbours, clusters and classes can't be told apart then, and a map of the features can't be drawn.
     """
     directions = F.normalize(x.float(), dim=1)
     if bool((directions - directions[:1]).abs().max() <= SAME) and bool((images != images[:1]).any()):
         raise BadSettings(
-            f"the encoder has collapsed: {len(x)} images that differ have the same features. Train it longer, with "
-            f"another optim.lr or loss.temperature, or use another encoder"
+            f"the encoder has collapsed: {len(x)} different images have the same features. Train it for longer or "
+            f"with another optim.lr or loss.temperature, or use another encoder"
         )
 
 

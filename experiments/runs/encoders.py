@@ -234,7 +234,7 @@ def _check_seen(
             raise UserError(
                 "this encoder was trained on these labelled images with data.val_fraction = "
                 f"{found.config.data.val_fraction:g}, so with {settings.val_fraction:g} it may have seen some of the "
-                "test images: leave data.val_fraction out"
+                "test images: leave out data.val_fraction"
             )
         return
     if transfer is None and not data.classes:

@@ -70,7 +70,7 @@ def claim_name(
     if not claim.acquired() and not claim.is_held_elsewhere:
         observer.say(
             f"a process on another machine has claimed the {kind} '{name}': waiting for up to {LEASE_SECONDS:.0f} s to "
-            f"see whether it still runs"
+            f"see whether it is still running"
         )
         while not claim.is_held_elsewhere and not claim.acquired(wait=True):
             if observer.stop():

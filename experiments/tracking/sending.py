@@ -216,7 +216,7 @@ class Sender:
         then = "When the store works again, run the command again"
         if unsent:
             then = (
-                f"{unsent} {'entries were' if unsent > 1 else 'entry was'} not sent, and kept in {self.folder}. When "
+                f"{unsent} {'entries were' if unsent > 1 else 'entry was'} not sent, but kept in {self.folder}. When "
                 f"the store works again, any command, such as `simclr runs`, sends them"
             )
         waiting = f" for {waited:.0f} s" if waited else ""
@@ -295,8 +295,8 @@ class Sender:
         with self._changed:
             if not self._trouble:
                 logging.getLogger(__name__).warning(
-                    "the tracking store %s does not respond: %s. Work continues, and what it records is kept in %s. "
-                    "Whatever needs the store, such as the end of the run, waits for it for up to %.0f s",
+                    "the tracking store %s does not respond: %s. Work continues, and its results are kept in %s. "
+                    "Steps that need the store, such as the end of a run, wait for it for up to %.0f s",
                     self.uri,
                     reason,
                     self.folder,

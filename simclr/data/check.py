@@ -89,15 +89,16 @@ def find_fault(found: Measured, check: bool) -> str | None:
         colour = " and of one colour" if found.one_colour else ""
         return (
             f"all {found.images:,} images are equal{colour} once they are decoded, so there is nothing to learn: look "
-            f"at the files. data.background and data.range say how transparent images, and images of more than 8 bits, "
-            f"are decoded"
+            f"at the files. data.background and data.range determine how transparent images and images of more than "
+            f"8 bits are decoded"
         )
     few = found.one_colour + found.few_levels > MOST * found.images and found.highest - found.lowest < LEAST_SPAN
     plain = found.one_colour > MOST * found.images
     if check and found.images >= FEWEST and (few or plain or found.distinct < LEAST_DISTINCT * found.images):
         return (
             f"the images look as if they were decoded wrongly: {describe(found)}; values from {found.lowest} to "
-            f"{found.highest}. Draw some with `simclr views` and --set data.check=report, which accepts them. "
-            f"data.background and data.range say how transparent images, and images of more than 8 bits, are decoded"
+            f"{found.highest}. To look at some, run `simclr views` with --set data.check=report, which accepts them. "
+            f"data.background and data.range determine how transparent images and images of more than 8 bits are "
+            f"decoded"
         )
     return None

@@ -119,7 +119,7 @@ def understand(names: Sequence[str], where: str, *, unlabelled: bool = False) ->
     found = {split: {} if split in flat else _classes(root, where, notes) for split, root in roots.items()}
     for part in [part for part in ("val", "test") if found["train"] and part in found and not found[part]]:
         left_out = printable(roots.pop(part).path)
-        notes.append(f"left out {left_out}: its images have no label, since they are in no class folder")
+        notes.append(f"left out {left_out}: its images have no label, because they are not in a class folder")
     classes = tuple(sorted(found["train"]))
     if classes:
         notes += doubtful_classes({name: own.folders.keys() for name, own in roots["train"].folders.items()})

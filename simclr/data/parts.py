@@ -170,7 +170,7 @@ def describe_unlearned(labels: Array, classes: Sequence[str], parts: Mapping[str
     what = f"{len(lost):,} classes have" if len(lost) > 1 else "a class has"
     return [
         f"{what} validation or test images but no training images, such as '{printable(classes[lost[0]])}', so no "
-        f"classifier can know {'them' if len(lost) > 1 else 'it'}: add images, or raise data.limit if it is set"
+        f"classifier can learn {'them' if len(lost) > 1 else 'it'}: add images, or raise data.limit if it is set"
     ]
 
 

@@ -165,7 +165,9 @@ def tables_beside(names: Sequence[str], folder: Path) -> list[str]:
     found.sort(key=lambda name: name.count("/"))
     shown = f"{', '.join(map(printable, found[:5]))}{', ...' * (len(found) > 5)}"
     best = next((name for name in found if split_in(name) == "train"), found[0])
-    return [f"labels are not taken from {shown}: to use a table, add such as --labels {printable(str(folder / best))}"]
+    return [
+        f"labels are not taken from {shown}: to use a table, add for example --labels {printable(str(folder / best))}"
+    ]
 
 
 def reason_against(labels: Path, images: Sequence[str], any_label: bool) -> str | None:

@@ -95,13 +95,14 @@ def _check_choices(protocol: BaseProtocol, name: str) -> None:
     kind = EVALUATIONS[name]
     if not kind.uses_test and protocol.on != "test":
         raise UserError(
-            f"--{name} never uses the test images, so it has no --on: evaluate it in a command of its own, without --on"
+            f"--{name} never uses the test images, so --on has no effect on it: run it in a command of its own, "
+            f"without --on"
         )
     if protocol.crops and not kind.takes_crops:
         able = " or ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.takes_crops)
-        raise UserError(f"--{name} can't average over crops: use {able}, or leave the settings of crops out")
+        raise UserError(f"--{name} can't average over crops: use {able}, or leave out the settings of crops")
     if kind.whole_network and protocol.layer != "h":
-        raise UserError(f"--{name} always evaluates h and z: leave --layer {protocol.layer} out")
+        raise UserError(f"--{name} always evaluates h and z: leave out --layer {protocol.layer}")
     if not kind.scales_features and protocol.features != "raw":
         using = ", ".join(f"--{each}" for each, row in EVALUATIONS.items() if row.scales_features)
         raise UserError(f"features = {protocol.features} has no effect on --{name}, only on {using}: leave it out")

@@ -72,7 +72,7 @@ def layer_names(model: Network) -> list[str]:
 
 
 def batch_of(model: Network, pixels: int = PIXELS_PER_BATCH) -> int:
-    """How many of a network's images have this many pixels in all, at least one."""
+    """The number of a network's images that have this many pixels in total, at least one."""
     return max(1, pixels // model.side**2)
 
 

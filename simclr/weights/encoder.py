@@ -91,7 +91,7 @@ def _check_images(images: Tensor) -> None:
         if not isfinite(low + high):
             remedy = "some are not finite"
         elif low < LOWEST:
-            remedy = "pass them without normalising, which the encoder does"
+            remedy = "don't normalise them, because the encoder does that"
         else:
             remedy = "divide by 255" if high <= 255 else "divide by the largest value that a pixel can have"
         raise UserError(f"the images lie between {low:g} and {high:g}, expected floats in [0, 1]: {remedy}")

@@ -235,7 +235,7 @@ def test_a_run_whose_server_dies_is_completed_when_the_server_is_back(tmp_path: 
     assert "Traceback" not in errors
     lines = [line for line in errors.splitlines() if not line.startswith("epoch")]
     assert f"the tracking store {server.uri} does not respond" in lines[0]
-    assert "entries were not sent, and kept in" in lines[-1]
+    assert "entries were not sent, but kept in" in lines[-1]
     assert unsent(tmp_path / "home")
 
     began = time.perf_counter()

@@ -106,7 +106,7 @@ def test_labels_come_from_a_table_in_every_command(run: Run, forms: Path, images
         done = run(*command)
         assert done.exit_code == 0, done.output
     refused = run("eval", "table-s1", *KNN, *table, "--set", "data.val_fraction=0.3")  # it chose others to hold out
-    assert_one_line(refused, 2, "leave data.val_fraction out")
+    assert_one_line(refused, 2, "leave out data.val_fraction")
     assert "labels from column 'label'" in run("ablate", *own, "--seeds", 1, "--drop", "flip", "--dry-run").output
 
 

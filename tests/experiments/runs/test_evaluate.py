@@ -122,7 +122,7 @@ def test_figures_on_validation_stand_beside_those_on_test_and_ignore_the_test_im
     assert knn("on=val").equals(on_val[:1])
     assert not knn().equals(on_test)
     with pytest.raises(
-        UserError, match="--no-labels never uses the test images, so it has no --on: evaluate it in a command of"
+        UserError, match="--no-labels never uses the test images, so --on has no effect on it: run it in a command of"
     ):
         report_of(trained, "t0.2-s0", ["no-labels"], ["on=val"])
 

@@ -106,7 +106,7 @@ def test_unlabelled_images_have_a_split_of_their_own():
 def test_test_images_without_class_folders_are_left_out():
     layout = understand(names("train/cat/1.jpg train/dog/2.jpg test/{3,4}.jpg"), "here")
     assert list(layout.splits) == ["train"]
-    assert "left out test/: its images have no label, since they are in no class folder" in layout.notes
+    assert "left out test/: its images have no label, because they are not in a class folder" in layout.notes
 
 
 def test_unlabelled_means_splits_and_no_classes():

@@ -176,7 +176,7 @@ def test_tables_beside_splits_are_named(home, tmp_path):
     table(tmp_path / "photos" / "sample.csv", "id,label", [("016", "x")])
     data, notes = open_and_listen(home, dir=tmp_path / "photos", side=8)
     assert data.classes == ()
-    assert f"labels are not taken from sample.csv, train.csv: to use a table, add such as --labels {path}" in notes
+    assert f"labels are not taken from sample.csv, train.csv: to use a table, add for example --labels {path}" in notes
     assert open_data(home, dir=tmp_path / "photos", labels=path, side=8).classes == ("bright", "dark")
 
 

@@ -72,7 +72,7 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
         with pytest.raises(UserError, match=f"--{name} can't average over crops: use --knn or --linear"):
             check(subject_of(digits, ["crops.count=2"]), ["knn", name])
     for name in ("no-labels", "spectrum", "lidar"):
-        with pytest.raises(UserError, match=f"--{name} always evaluates h and z: leave --layer z out"):
+        with pytest.raises(UserError, match=f"--{name} always evaluates h and z: leave out --layer z"):
             check(subject_of(digits, layer="z"), [name])
     check(subject_of(digits, ["features=whitened"]), ["knn", "linear", "few-shot", "retrieval", "robustness"])
     for name in ("linear-sgd", "finetune", "no-labels", "spectrum", "lidar"):

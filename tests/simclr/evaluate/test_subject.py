@@ -65,7 +65,7 @@ def test_a_collapsed_encoder_is_noticed(kind: str, digits: Dataset) -> None:
         for parameter in subject.model.encoder.parameters():
             parameter.data.zero_()
         norm.bias.data.fill_(1.0 if kind == "a constant" else 0.0)
-    with pytest.raises(BadSettings, match=r"collapsed: \d+ images that differ have the same features"):
+    with pytest.raises(BadSettings, match=r"collapsed: \d+ different images have the same features"):
         check_collapse(subject)
 
 

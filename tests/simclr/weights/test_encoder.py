@@ -106,7 +106,7 @@ WRONG = {
     ),
     "16 bits": (torch.full((1, 3, 4, 4), 4095.0), "divide by the largest value that a pixel can have$"),
     "mask": (torch.ones(1, 3, 4, 4, dtype=torch.bool), r"convert them with \.float\(\)$"),
-    "normalised": (torch.full((1, 3, 4, 4), -2.0), "pass them without normalising, which the encoder does$"),
+    "normalised": (torch.full((1, 3, 4, 4), -2.0), "don't normalise them, because the encoder does that$"),
     "not finite": (torch.full((1, 3, 4, 4), torch.nan), "some are not finite$"),
     "int64": (torch.zeros(2, 3, 16, 16, dtype=torch.int64), r"are torch\.int64, expected uint8, .*: divide by the"),
     "NHWC": (torch.zeros(2, 16, 16, 3), r"shape \(2, 16, 16, 3\), .* with images\.permute\(0, 3, 1, 2\)$"),
