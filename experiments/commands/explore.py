@@ -98,7 +98,7 @@ def explore(  # over 60 lines, because of its signature
             changes=settings,
             on_bad_image=on_bad_image,
             transfer=folder,
-            seen=True,
+            only_shown=True,
             device=device,
             observer=terminal,
         )

@@ -274,7 +274,7 @@ def neighbours(  # over 60 lines, because of its signature
                 changes=settings,
                 on_bad_image=on_bad_image,
                 transfer=among,
-                seen=True,
+                only_shown=True,
                 device=device,
                 observer=terminal,
             )

@@ -44,7 +44,7 @@ class Terminal(Observer):
         self.latest: dict[str, float] = {}  # the newest value of each metric of the run that trains
         self._tasks: dict[str, TaskID] = {}
         self.step, self.steps = 0, 0  # steps done and total steps of the run that trains; 0 in total before it begins
-        self.whole = Whole()
+        self.group = GroupProgress()
         self._elsewhere: set[str] = set()  # the names of runs that train elsewhere, with their places
         self._stopping = False
         self._alone = alone
@@ -100,31 +100,31 @@ class Terminal(Observer):
         self._move_bar(what, done, total, what)
 
     def overall(self, what: str, done: int, total: int, best: str, seconds: float = inf) -> None:
-        if what != self.whole.what:
-            self.whole = Whole(what)
+        if what != self.group.what:
+            self.group = GroupProgress(what)
         self.step, self.steps = 0, 0
-        self.whole.done, self.whole.total, self.whole.best, self.whole.end = done, total, best, monotonic() + seconds
+        self.group.done, self.group.total, self.group.best, self.group.end = done, total, best, monotonic() + seconds
         if self.bars is None:
-            self.say(self.whole.status())
-        self._move_bar(what, done, total, self.whole.status())
+            self.say(self.group.status())
+        self._move_bar(what, done, total, self.group.status())
 
     def began(self, run_id: str, steps: int) -> None:  # noqa: ARG002 (an override)
         self.latest, self.step, self.steps, self._asks = {}, 0, steps, True
-        self.whole.begun += 1
+        self.group.begun += 1
         if self.bars is not None and "training" in self._tasks:  # of a run that was pruned or that failed
             self.bars.remove_task(self._tasks.pop("training"))
 
     def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
         training = {f"{run.name} on {run.host}": run for run in runs if run.host}
         for name in training.keys() - self._elsewhere:
-            self.whole.begun += 1
+            self.group.begun += 1
             if self.bars is None:
                 self.say(f"{name}: training")
         for name in self._elsewhere - training.keys():
             self._move_bar(name, 1, 1, "")
         self._elsewhere = set(training)
         share = sum(run.step / run.steps for run in training.values())
-        self._move_bar(self.whole.what, self.whole.done, self.whole.total, self.whole.status(share, len(training)))
+        self._move_bar(self.group.what, self.group.done, self.group.total, self.group.status(share, len(training)))
         for name, run in training.items():
             self._move_bar(name, run.step, run.steps, f"{name}: {describe_metrics(run.metrics)}")
 
@@ -133,8 +133,8 @@ class Terminal(Observer):
             return
         self.step = step
         self.latest.update(metrics)
-        if self.whole.total:
-            self._move_bar(self.whole.what, self.whole.done, self.whole.total, self.whole.status(step / self.steps))
+        if self.group.total:
+            self._move_bar(self.group.what, self.group.done, self.group.total, self.group.status(step / self.steps))
         self._move_bar("training", step, self.steps, self.status())
 
     def status(self) -> str:
@@ -155,7 +155,7 @@ class Terminal(Observer):
                 self.bars.stop()  # otherwise it draws nothing, ten times a second
 
 
-class Whole:
+class GroupProgress:
     """How far a study or a search is."""
 
     def __init__(self, what: str = "") -> None:

@@ -132,7 +132,7 @@ def open_subject(
     changes: Sequence[str] = (),
     transfer: str | None = None,
     unlabelled: bool = False,
-    seen: bool = False,
+    only_shown: bool = False,
     device: str | None = None,
     observer: Observer = SILENT,
 ) -> Subject:
@@ -141,14 +141,14 @@ def open_subject(
     `data_dir` and `labels` are where the images and the table of their labels are now, and `on_bad_image` is what to do
     with files that can't be read ("error", "skip", or the share that may be skipped). `changes` are settings of the
     images of `transfer`, such as data.label_column=species; those of LABELLING may also change the run's own images.
-    With `unlabelled`, the folders of `transfer` are not classes. If nothing is measured on the images, which `seen`
-    says, folders need not be classes, and are not if the encoder was trained without labels.
+    With `unlabelled`, the folders of `transfer` are not classes. With `only_shown`, nothing is measured on the images:
+    their folders need not be classes, and are not if the encoder was trained without labels.
 
     Raises UserError if the table gives no labels, or if accuracies would be measured on images that the encoder may
     have seen: its own, if they have labels and have changed, or those of `transfer`, if it was trained on them.
     """
     _check_changes(changes, transfer, labels)
-    settings = _transferred(found.config.data, transfer, seen=seen)
+    settings = _transferred(found.config.data, transfer, only_shown=only_shown)
     if data_dir is not None and transfer is not None and settings.dataset == "folder":
         raise UserError(f"{transfer} already says which folder to use: leave out --data-dir")
     if data_dir is not None and settings.dataset in BUILT_IN:
@@ -172,29 +172,29 @@ def open_subject(
         )
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for images other than the run's own, which keep their labels: leave it out")
-    data = _open_images(settings, store, observer, transfer=transfer, seen=seen)
+    data = _open_images(settings, store, observer, transfer=transfer, only_shown=only_shown)
     groups_only = found.config.data.labels is not None and data.identity == found.digest  # so was the run's own table
     if labels is not None and not (data.classes or settings.unlabelled or groups_only):
         raise UserError(
             f"{labels} gives no image of {data.title} a label: name the column of the labels with --set "
             f"data.label_column=NAME, or add one called label"
         )
-    _check_seen(found, data, settings, store, transfer=transfer, seen=seen, observer=observer)
+    _check_seen(found, data, settings, store, transfer=transfer, only_shown=only_shown, observer=observer)
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
 
 
 def _open_images(
-    settings: DataConfig, store: Store, observer: Observer, *, transfer: str | None, seen: bool
+    settings: DataConfig, store: Store, observer: Observer, *, transfer: str | None, only_shown: bool
 ) -> Dataset:
-    """The images of a config. Those of `transfer` have no classes if their folders can't all be, and are only `seen`.
+    """The images of a config. If those of `transfer` are `only_shown`, they have no classes unless all folders can be.
 
-    Raises UserError for images of more than 8 bits without a range of values, which an encoder of such images has: the
-    range that would be found in them says nothing about how the encoder saw its own images.
+    Raises UserError for images of more than 8 bits if the encoder was not trained on such images and so has no range
+    of values for them: a range that is measured on them says nothing about how the encoder saw its own images.
     """
     try:
         data = open_dataset(settings, store.folder, observer)
     except ClassesUnclear:
-        if transfer is None or not seen:
+        if transfer is None or not only_shown:
             raise
         observer.note(f"{own_name(settings)} is read without classes, because its folders can't all be classes")
         data = open_dataset(settings.model_copy(update={"unlabelled": True}), store.folder, observer)
@@ -223,11 +223,12 @@ def _check_seen(
     store: Store,
     *,
     transfer: str | None,
-    seen: bool,
+    only_shown: bool,
     observer: Observer,
 ) -> None:
-    """Raise UserError if accuracies would be measured on images that the encoder may have been trained on. If it was
-    trained on them without their labels, only a note says so. With `seen`, nothing is measured.
+    """Raise UserError if accuracies would be measured on images that the encoder may have been trained on.
+
+    If it was trained on them without their labels, there is only a note. With `only_shown`, nothing is measured.
     """
     if transfer is None and found.digest in (data.identity, UNKNOWN_DATA):
         if data.classes and found.digest and settings.val_fraction != found.config.data.val_fraction:
@@ -245,7 +246,7 @@ def _check_seen(
             "for the current ones"
         )
         return
-    if transfer is not None and seen:
+    if transfer is not None and only_shown:
         return
     trained, reads_labels = found.config.data, METHODS[found.config.method].reads_labels
     shared = bool(data.classes) and (trained.unlabelled or reads_labels) and _share_images(data, found, store)
@@ -253,7 +254,7 @@ def _check_seen(
         return
     label_free = bool(data.classes) and not reads_labels and found.digest != UNKNOWN_DATA
     if label_free and (shared or _equal_without_labels(found, data, settings, store)):
-        if seen:
+        if only_shown:
             return
         _check_starts(found, data, settings, store)
         observer.note(
@@ -360,11 +361,10 @@ def _other_data(data: Dataset, trained_on: str) -> UserError:
     )
 
 
-def _transferred(own: DataConfig, transfer: str | None, *, seen: bool) -> DataConfig:
+def _transferred(own: DataConfig, transfer: str | None, *, only_shown: bool) -> DataConfig:
     """The data section of the images to evaluate on, which are decoded as those that the encoder was trained on.
 
-    Folders are classes, except those of images that nothing is measured on (`seen`), if the encoder's own folders are
-    not.
+    Folders are classes, unless the images are `only_shown` and the encoder's own folders are not classes.
     """
     if transfer is None:
         return own
@@ -373,7 +373,7 @@ def _transferred(own: DataConfig, transfer: str | None, *, seen: bool) -> DataCo
     elif transfer.startswith("hf:"):
         other = DataConfig(dataset="folder", dir=Path(transfer))
     elif os.path.exists(transfer) or "{" in transfer:  # noqa: PTH110 (as in find_encoder)
-        folder, unlabelled = Path(transfer).resolve(), own.unlabelled and seen
+        folder, unlabelled = Path(transfer).resolve(), own.unlabelled and only_shown
         if (own.dataset, own.dir) == ("folder", folder):  # with its table of labels and all other settings
             return own.model_copy(update={"unlabelled": unlabelled})
         other = DataConfig(dataset="folder", dir=folder, unlabelled=unlabelled)

@@ -1,6 +1,6 @@
 """Talk to the tracking store in a background thread. What was recorded and not sent yet is also in files.
 
-Everything that a command asks of the store stands in one line, so that it reads what it wrote before. A write returns
+All requests of a command to the store wait in one queue, so that it reads what it wrote before. A write returns
 at once: its entry is in a journal, and a later command sends what this one could not.
 """
 
@@ -65,7 +65,7 @@ class Sender:
         self.client, self.uri, self.folder, self.keep = client, uri, folder, keep
         self.refused: dict[str, str] = {}  # by run: why the store will never accept an entry
         self._changed = threading.Condition()  # guards all that follows
-        self._line: deque[Request] = deque()
+        self._queue: deque[Request] = deque()
         self._journal: Journal | None = None  # that is written to
         self._thread: threading.Thread | None = None
         self._waiting = 0  # calls that somebody waits for
@@ -212,7 +212,7 @@ class Sender:
         self._check(run_id)
 
     def _describe_trouble(self, waited: float) -> str:
-        unsent = sum(request.journal is not None for request in self._line)
+        unsent = sum(request.journal is not None for request in self._queue)
         then = "When the store works again, run the command again"
         if unsent:
             then = (
@@ -225,7 +225,7 @@ class Sender:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _enqueue(self, request: Request) -> None:
-        self._line.append(request)
+        self._queue.append(request)
         if request.journal is not None:
             request.journal.users += 1
         self._stopping = False
@@ -236,22 +236,22 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            self._work_off()
+            self._send_all()
         except BaseException as error:  # such as a journal that can't be removed
             with self._changed:
                 self._thread = None
-                for request in [each for each in self._line if each.journal is None]:
+                for request in [each for each in self._queue if each.journal is None]:
                     request.answer.set_exception(error)
-                    self._line.remove(request)
+                    self._queue.remove(request)
                 self._changed.notify_all()
 
-    def _work_off(self) -> None:
-        """Send the requests in the line, until there are none or somebody has given up waiting."""
+    def _send_all(self) -> None:
+        """Send the queued requests until there are none or somebody has given up waiting."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping, COLLECT_SECONDS)
         while True:
             with self._changed:
-                if self._stopping or not self._line:
+                if self._stopping or not self._queue:
                     self._thread = None
                     return
                 together = self._together()
@@ -282,9 +282,9 @@ class Sender:
         """The first request, with those right behind it that can be stored in one go: metrics of the same run."""
         together: list[Request] = []
         points = 0
-        for request in self._line:
+        for request in self._queue:
             points += len(request.entry.get("metrics", []))
-            same = "metrics" in request.entry and request.entry["run"] == self._line[0].entry.get("run")
+            same = "metrics" in request.entry and request.entry["run"] == self._queue[0].entry.get("run")
             if together and (not same or "metrics" not in together[0].entry or points > MOST_POINTS):
                 break
             together.append(request)
@@ -307,9 +307,9 @@ class Sender:
             self._changed.wait_for(lambda: self._stopping, RETRY_SECONDS)
 
     def _drop(self, request: Request) -> None:
-        """Take a request out of the line, unless that has happened before."""
-        if request in self._line:
-            self._line.remove(request)
+        """Take a request out of the queue, unless that has happened before."""
+        if request in self._queue:
+            self._queue.remove(request)
             if request.journal is not None:
                 self._leave(request.journal)
 

@@ -15,7 +15,7 @@ from simclr.errors import RunFailed, UserError
 from simclr.progress import Elsewhere, Observer, knn_metric
 from simclr.train.loop import Interrupted
 
-LOOK_SECONDS = 2.0  # how often the record is asked how far along the runs are
+POLL_SECONDS = 2.0  # how often the record is asked about the progress of the runs
 RETRIES = 3  # how often a job is started again because its machine or process died
 
 
@@ -43,12 +43,12 @@ class Engine(AbstractContextManager["Engine"], Protocol):
         """End a task that waits or that has not begun to train. It may be Lost then."""
 
 
-class Flight(NamedTuple):
+class ActiveTask(NamedTuple):
     """A task that was started and has not ended."""
 
     job: Job
     task: Task
-    losses: int  # how often the job was lost before
+    times_lost: int  # how often the job was lost before
 
 
 class Remote:
@@ -59,61 +59,61 @@ class Remote:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.driver = uuid.uuid4().hex
-        self._flying: dict[str, Flight] = {}  # by the token of the task
-        self._relayed: dict[str, int] = {}  # by run: the last step whose accuracy the watch was told
+        self._active: dict[str, ActiveTask] = {}  # by the token of the task
+        self._relayed: dict[str, int] = {}  # by run: the last step whose accuracy was passed on to the job's watch
 
     def run(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
-        """See Pool. After an error, of a job's reader too, the runs that still train are stopped with a checkpoint."""
+        """See Pool. After an error, also of the caller, the runs that still train are stopped with a checkpoint."""
         try:
             yield from self._do(jobs, store, observer)
-        except KeyboardInterrupt:  # they have stopped, or the user doesn't want to wait
+        except KeyboardInterrupt:  # the tasks have stopped, or the user doesn't want to wait
             raise
-        except BaseException:  # an error of whoever reads this arrives as GeneratorExit
-            self._land(store, observer)
+        except BaseException:  # an error of the caller that reads this arrives as GeneratorExit
+            self._stop_all(store, observer)
             raise
 
     def _do(self, jobs: Iterable[Job], store: Store, observer: Observer) -> Iterator[Ended]:
         waiting, held, origin = iter(jobs), list[Job](), Origin.of(store, self.driver)
         while True:
-            while len(self._flying) < self.engine.slots and not observer.stop():
+            while len(self._active) < self.engine.slots and not observer.stop():
                 if (job := self._next(waiting, held)) is None:
                     break
                 self._start(job, origin, 0)
-            if not self._flying:
+            if not self._active:
                 if observer.stop():
                     raise KeyboardInterrupt
                 return
-            # All have landed before the first is read, whose reader may raise an error.
-            ended = [(self._flying.pop(token), outcome) for token, outcome in self.engine.ended(LOOK_SECONDS)]
-            for flight, outcome in ended:
+            # Remove all that have ended before yielding the first, because its reader may raise an error.
+            ended = [(self._active.pop(token), outcome) for token, outcome in self.engine.ended(POLL_SECONDS)]
+            for active, outcome in ended:
                 if isinstance(outcome, Lost):
-                    self._end_lost(store, flight.task.token)
-                    if not observer.stop() and (failed := self._again(flight, outcome, origin, observer)) is not None:
+                    self._end_lost(store, active.task.token)
+                    if not observer.stop() and (failed := self._again(active, outcome, origin, observer)) is not None:
                         yield failed
                     continue
                 for text in outcome.said:
-                    observer.say(f"{flight.job.name}, on {outcome.host}: {text}")
+                    observer.say(f"{active.job.name}, on {outcome.host}: {text}")
                 if outcome.stopped is None:
-                    yield Ended(flight.job, outcome.answer, outcome.error)
+                    yield Ended(active.job, outcome.answer, outcome.error)
                 elif not observer.stop():
-                    yield Ended(flight.job, error=Interrupted(outcome.stopped))
-            self._look(store, observer)
+                    yield Ended(active.job, error=Interrupted(outcome.stopped))
+            self._report(store, observer)
 
-    def _land(self, store: Store, observer: Observer) -> None:
-        """Ask all that fly to stop, and wait for them."""
-        if self._flying:
-            observer.say(f"stopping the other runs on the cluster ({len(self._flying)}): saving checkpoints")
+    def _stop_all(self, store: Store, observer: Observer) -> None:
+        """Ask all active tasks to stop, and wait for them."""
+        if self._active:
+            observer.say(f"stopping the other runs on the cluster ({len(self._active)}): saving checkpoints")
         with suppress(UserError, RunFailed):  # the cluster is gone
-            while self._flying:
-                self._look(store, observer, stop=True)
-                for token, outcome in self.engine.ended(LOOK_SECONDS):
-                    del self._flying[token]
+            while self._active:
+                self._report(store, observer, stop=True)
+                for token, outcome in self.engine.ended(POLL_SECONDS):
+                    del self._active[token]
                     if isinstance(outcome, Lost):
                         self._end_lost(store, token)
 
     def _next(self, waiting: Iterator[Job], held: list[Job]) -> Job | None:
-        """The next job whose run no other job is about. Those of `held` come first; others are added to it."""
-        busy = {flight.job.key for flight in self._flying.values()}
+        """The next job whose run no active job has. Those of `held` come first; jobs that must wait are added to it."""
+        busy = {active.job.key for active in self._active.values()}
         for job in held:
             if job.key not in busy:
                 held.remove(job)
@@ -124,42 +124,42 @@ class Remote:
             held.append(job)
         return None
 
-    def _start(self, job: Job, origin: Origin, losses: int) -> None:
+    def _start(self, job: Job, origin: Origin, times_lost: int) -> None:
         task = Task(origin, uuid.uuid4().hex, job.name, job.call, job.arguments)
-        self._flying[task.token] = Flight(job, task, losses)
+        self._active[task.token] = ActiveTask(job, task, times_lost)
         self.engine.start(task)
 
-    def _again(self, flight: Flight, lost: Lost, origin: Origin, observer: Observer) -> Ended | None:
+    def _again(self, active: ActiveTask, lost: Lost, origin: Origin, observer: Observer) -> Ended | None:
         """Start a lost job again, or return it as failed."""
-        if flight.losses == RETRIES:
-            return Ended(flight.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
+        if active.times_lost == RETRIES:
+            return Ended(active.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
         where = "from its last checkpoint if the next machine can read it"
-        observer.say(f"{flight.job.name}: {lost.reason}, so it is started again, {where}")
-        self._start(flight.job, origin, flight.losses + 1)
+        observer.say(f"{active.job.name}: {lost.reason}, so it is started again, {where}")
+        self._start(active.job, origin, active.times_lost + 1)
         return None
 
     def _end_lost(self, store: Store, token: str) -> None:
         with suppress(RunFailed):  # without the record it stays RUNNING until its config is claimed again
             end_lost(store, self.driver, token)
 
-    def _look(self, store: Store, observer: Observer, *, stop: bool = False) -> None:
-        """Tell the watch of each job, and the observer, how far its run is, and pass on the wish to stop.
+    def _report(self, store: Store, observer: Observer, *, stop: bool = False) -> None:
+        """Tell the watch of each job, and the observer, how far its run is, and pass on requests to stop.
 
-        `stop` asks all to stop. If the record doesn't respond, runs go on, and the next look tries again.
+        `stop` asks all to stop. If the record doesn't respond, runs go on, and the next call tries again.
         """
         shown = []
         try:
             found: dict[str, Running] = {run.token: run for run in running(store, self.driver)}
-            for token, flight in self._flying.items():
-                run, name = found.get(token), flight.job.name
+            for token, active in self._active.items():
+                run, name = found.get(token), active.job.name
                 if run is None:
                     shown.append(Elsewhere(name))
                     if stop or observer.stop():
                         self.engine.cancel(token)
                     continue
                 shown.append(Elsewhere(name, run.host, run.step, run.steps, run.metrics))
-                self._relay(store, run, flight.job.watch)
-                if stop or flight.job.watch.stop():
+                self._relay(store, run, active.job.watch)
+                if stop or active.job.watch.stop():
                     ask_to_stop(store, run)
         except RunFailed:
             return

@@ -98,7 +98,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.2)  # so that it sees short runs
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.2)  # so that it sees short runs
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     settings = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}

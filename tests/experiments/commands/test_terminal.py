@@ -192,4 +192,4 @@ def test_runs_elsewhere_are_shown_with_their_places_and_the_time_left(
         ["b, seed 0 on n2: training", "a, seed 0 on n1: training"],
     )
     clock[0] = 100.0  # two halves in 100 s, and three runs are left
-    assert shown.whole.status(1.0, 2) == "0 of 4 runs, 2 training, about 5 min left"
+    assert shown.group.status(1.0, 2) == "0 of 4 runs, 2 training, about 5 min left"

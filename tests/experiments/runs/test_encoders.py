@@ -127,20 +127,22 @@ def test_images_of_more_bits_than_the_encoders_own_need_a_range(trained: Store, 
             Image.fromarray(np.linspace(i, brightest, 256).reshape(16, 16).astype(np.uint16)).save(
                 folder / name / f"{i}.png"
             )
-    for seen in (True, False):
+    for only_shown in (True, False):
         with pytest.raises(UserError, match="deep has images of more than 8 bits, but the encoder was trained on"):
-            open_subject(found, trained, make_protocol([]), transfer=str(folder), seen=seen)
+            open_subject(found, trained, make_protocol([]), transfer=str(folder), only_shown=only_shown)
     subject = open_subject(
-        found, trained, make_protocol([]), transfer=str(folder), changes=["data.range=[0, 4095]"], seen=True
+        found, trained, make_protocol([]), transfer=str(folder), changes=["data.range=[0, 4095]"], only_shown=True
     )
     assert subject.data.range == (0, 4095)
     own = found.config.model_copy(update={"data": found.config.data.model_copy(update={"range": (0, 8190)})})
-    subject = open_subject(found._replace(config=own), trained, make_protocol([]), transfer=str(folder), seen=True)
+    subject = open_subject(
+        found._replace(config=own), trained, make_protocol([]), transfer=str(folder), only_shown=True
+    )
     assert subject.data.images.max() == 128  # its own range, not that of the folder
     moved = {"dataset": "folder", "dir": tmp_path / "images"}
     own = found.config.model_copy(update={"data": found.config.data.model_copy(update=moved)})
     with pytest.raises(UserError, match=r"trained on images of 8 bits: convert them to 8 bits$"):
-        open_subject(found._replace(config=own), trained, make_protocol([]), data_dir=folder, seen=True)
+        open_subject(found._replace(config=own), trained, make_protocol([]), data_dir=folder, only_shown=True)
 
 
 def test_transfer_to_the_training_data_is_refused(trained: Store) -> None:

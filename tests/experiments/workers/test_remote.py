@@ -96,7 +96,7 @@ class Watch(Observer):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(signals, "BEAT_SECONDS", 0.02)
 
 
