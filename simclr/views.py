@@ -18,7 +18,7 @@ from simclr.settings import Section
 if TYPE_CHECKING:
 
     class ViewConfig(Section):
-        """The settings of a view, as far as they are read by name."""
+        """The settings of a view that are read by name."""
 
         crop: Crop = Crop()
 else:

@@ -241,7 +241,7 @@ def _figures(record: Record) -> pd.DataFrame:
         table = table.assign(**{name: nan for name in LATER if name not in table})[REPORT_COLUMNS]
         return table.astype(dict.fromkeys(("trained", *REFERENCES), float))  # Python's float keeps every digit
     except (ValueError, KeyError):  # what pandas raises for a damaged file is among these
-        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again to write it anew") from None
+        raise UserError(f"{path} is damaged: run `simclr eval {record.handle}` again to replace it") from None
 
 
 def _supersede(tracker: Tracker, subject: Subject) -> list[str]:

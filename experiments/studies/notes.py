@@ -20,19 +20,19 @@ from simclr.data.dataset import digest_of
 
 IMAGES = {"test": "test images", "val": "validation images"}  # that a study is evaluated on
 RESPLIT = (
-    "Each seed splits the images anew, in the same way for all cells. The splits share most of their training images, "
-    "so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
+    "Each seed has its own split of the images, the same for all cells. The splits share most of their training "
+    "images, so the intervals are somewhat too narrow (Nadeau and Bengio, 2003)."
 )
 SIGN_FLIP = (
-    "p (sign flip) is the share of all ways to flip the signs of the differences that give a mean at least as far from "
-    "0. It assumes no distribution."
+    "p (sign flip) is the share of all ways to flip the signs of the differences whose mean is at least as far from 0. "
+    "It assumes no distribution."
 )
 PAPER = (
     "Expected is the paper's difference from its own baseline in points, or its direction (ImageNet, ResNet-50). The "
     "verdict is about the direction."
 )
-SINGLE = "Each interval is of one comparison by itself, and p (Holm) is corrected for all of them."
-POOLED = "p (Dunnett) uses the spread of all cells together (pooled), where they vary alike."
+SINGLE = "Each interval is for a single comparison, while p (Holm) is corrected for all of them."
+POOLED = "p (Dunnett) pools the spread of all cells. It is shown if their spreads are similar."
 
 
 def about(study: Record, results: Results) -> list[str]:
@@ -69,7 +69,7 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
     )
     same = (
         "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
-        f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests, corrected likewise. If "
+        f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests, also corrected. If "
         "neither p is below 0.05, the study can't tell."
     )
     tested = bool(table["p_holm"].notna().any())

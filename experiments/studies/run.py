@@ -92,7 +92,7 @@ def evaluation_seconds(cell: Cell, prepared: Prepared, observer: Observer) -> fl
 def _check_resplit(divisions: Sequence[Dataset]) -> None:
     """Raise UserError if --resplit does nothing, given the images as the first two seeds divide them."""
     if len(divisions) < 2:
-        raise UserError("--resplit divides the images anew for each seed: use two or more --seeds, or leave it out")
+        raise UserError("--resplit draws a new split for each seed: use two or more --seeds, or leave it out")
     first, second = (data.parts for data in divisions)
     if all(np.array_equal(first[part], second[part]) for part in first):
         raise UserError(

@@ -36,5 +36,5 @@ def images_changed(record: Record, data: Dataset) -> UserError:
     digests = f"digest {short_identity(data.identity)}, was {short_identity(record.tags['data_digest'])}"
     return UserError(
         f"{record.name} ({record.short_id}) is unfinished, but its images have changed "
-        f"({'; '.join([*then_and_now(record, data), digests])}): restore them, or leave out --resume to start anew"
+        f"({'; '.join([*then_and_now(record, data), digests])}): restore them, or leave out --resume to start over"
     )

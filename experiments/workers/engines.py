@@ -25,7 +25,9 @@ def check_cluster(
     if cluster is None and gpus_per_run is not None:
         raise UserError("--gpus-per-run says how many GPUs a run of --cluster takes: add --cluster, or leave it out")
     if cluster is not None and threads == "auto":
-        raise UserError("--threads auto would time a run beside others of --cluster: give a number, or leave it out")
+        raise UserError(
+            "--threads auto can't time a run while others of --cluster are running: give a number, or leave it out"
+        )
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class Dataset:
     range: Range | None = None  # the values of images of more than 8 bits that became 0 and 255
     origin: str = ""  # where the classes come from, if the user's files say it
     division: str = ""  # hash of the parts. Empty where they follow from the config, the images and their labels
-    source: Source | None = None  # None for images that were not read, but made up
+    source: Source | None = None  # None for synthetic images
     skipped: tuple[str, ...] = ()  # files of the source that have no row, each with the reason in brackets
     units: Array | None = None  # a number for each row, if some stay in one part: copies, and images of a group
     place: str = ""  # the name of the folder or file of the user's own images
@@ -157,7 +157,7 @@ class Dataset:
 
         Images of arrays are given as PNG files of the decoded pixels, named after their split and row.
         """
-        assert self.source is not None, "made-up images have no files"
+        assert self.source is not None, "synthetic images have no files"
         parts: list[Files] = []
         waiting, start = deque(self.skipped), 0
         for split, own in self.source.read().splits.items():

@@ -98,7 +98,7 @@ def number(texts: Mapping[str, Array], names: Sequence[str] = ()) -> tuple[tuple
         if split in ("val", "test") and (extra := sorted(set(own).difference(values["train"]))):
             listed = ", ".join(f"'{names[int(label)] if names else label}'" for label in extra[:5])
             raise UserError(
-                f"the labels {listed} are in {split}, but not in train: give a class one name in all splits, or add "
+                f"the labels {listed} are in {split}, but not in train: use the same names in all splits, or add "
                 f"--unlabelled (data.unlabelled = true) to train without labels"
             )
     index = pd.Index(classes)
@@ -111,7 +111,7 @@ def _count(images: Files | Array) -> int:
 
 
 def as_text(label: object) -> str:
-    """A label as text. None and not-a-number, by which files say that there is none, become an empty text."""
+    """A label as text. None and NaN, by which files mark a missing label, become an empty text."""
     if label is None or label != label:
         return ""
     return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)

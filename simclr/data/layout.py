@@ -374,6 +374,6 @@ def _unknown_classes(
     if one & other:
         text += " (some names look the same, but are written with other Unicode characters)"
     return ClassesUnclear(
-        f"{text}. Give the folders of a class one name in all splits, or add --unlabelled (--set data.unlabelled=true) "
-        f"to train without labels"
+        f"{text}. Give the folders of a class the same name in all splits, or add --unlabelled (--set "
+        f"data.unlabelled=true) to train without labels"
     )

@@ -6,7 +6,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".ti
 IMAGE_SUFFIXES |= {".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".avif", ".tga", ".pnm", ".pbm"}
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
-# Files that people have but that hold no images in a form that can be read, and that their first bytes don't tell.
+# Common formats from which no images can be read, and which can't be recognised by the first bytes of a file.
 SAVE_ARRAYS = "save its images and labels with numpy.savez(FILE, images=..., labels=...)"
 OTHERS = {
     **dict.fromkeys((".rar", ".7z", ".gz", ".zip.001"), "is an archive of a kind that can't be read: unpack it first"),

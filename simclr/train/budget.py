@@ -93,7 +93,7 @@ class MemoryPlan(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images that a run has, as far as its memory depends on them."""
+    """The facts about a run's images on which its memory depends."""
 
     number: int
     labelled: bool = True  # without labels, a run computes no kNN accuracies

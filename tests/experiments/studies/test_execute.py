@@ -245,7 +245,7 @@ def test_each_seed_divides_the_images_and_its_cells_share_that(
     execute("divided", plan, store, [0, 1], "simclr ablate --resplit").check()
     outcome = execute("divided", plan, store, [1], "simclr ablate --resplit")
     text = " ".join(outcome.report.split())
-    assert "Each seed splits the images anew" in text
+    assert "Each seed has its own split of the images" in text
     assert "This study has not used the test images." in text  # they come with a test set, which all seeds share
     results = read_results(outcome.study, store)
     assert results.table["val/linear_top1"].tolist() == [0.75] * 4
