@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 def later(default: Any, **bounds: Any) -> Any:
-    """A setting that came later. Records leave it out at its default, so that keys and names of runs stay."""
+    """A setting that was added later. Records leave out its default, so earlier runs keep their keys and names."""
     return Field(default, exclude_if=lambda value: value == default, **bounds)
 
 

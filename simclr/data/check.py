@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from simclr.data.workers import in_chunks
 
-LEVELS = 16  # an image with no more different values (of 256, over all channels) is counted, as 12 bits cut to 4 have
-FEWEST = 100  # images from which on a data set can be refused: in smaller ones, a few plain images don't mean a fault
+LEVELS = 16  # images with at most so many of 256 values, over all channels, are counted: 12-bit data cut to 4 bits does
+FEWEST = 100  # data sets of fewer images are not refused: in these, a few plain images don't mean a fault
 MOST = 0.5  # share of images of one colour, or with few levels, above which a data set is refused
 LEAST_DISTINCT = 0.1  # share of different images below which it is refused
 LEAST_SPAN = 128  # images with few levels that span so many of the 256 values are drawings and not refused

@@ -66,7 +66,7 @@ class Decoding(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The pixels of an image file, uint8 3 x side x side, and what is particular about it."""
+    """The pixels of an image file, uint8 3 x side x side, and what to report about the file."""
 
     pixels: Array
     more_pages: bool  # whether the file has more pages or frames than that
@@ -77,7 +77,7 @@ class Outcome(NamedTuple):
     """What happened to files that were decoded, by row."""
 
     failed: dict[int, str]  # why a file can't be read
-    wide: dict[int, str]  # the kind of values of files whose values don't fit 8 bits; without a range, they failed
+    wide: dict[int, str]  # the kind of values of files whose values don't fit 8 bits; such files fail without a range
     more_pages: list[int]
 
 

@@ -191,7 +191,7 @@ def _shared(numbers: Array, parts: Mapping[str, Array]) -> list[tuple[str, str]]
 
 
 def told_by_labels(splits: Mapping[str, Array], labels: Array) -> bool:
-    """Whether the order of the labels tells where each split begins: all splits are sorted by class, as in folders."""
+    """Whether the order of the labels shows where each split begins: all splits are sorted by class, as in folders."""
     unknown = labels == UNLABELLED
     ends = (labels[1:] < labels[:-1]) | (unknown[1:] != unknown[:-1])
     begins = sorted(int(rows[0]) for rows in splits.values() if len(rows))

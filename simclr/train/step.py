@@ -33,7 +33,7 @@ from simclr.views import batch_views
 from simclr.weights.start import load_start
 
 COMPILER = "inductor"  # what torch.compile compiles with
-# Variants of a network that are compiled. One run needs up to 4, and --threads auto 4 for each number that it tries.
+# Most variants of a network to compile. A run needs up to 4, and --threads auto 4 for each number of threads it tries.
 MOST_VARIANTS = 64
 
 
@@ -280,7 +280,7 @@ def accumulate_within_memory(training: Training, views: Views, labels: Tensor) -
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:
-    """A copy of each tensor, by one operation for all of a dtype, because a step starts with this."""
+    """A copy of each tensor. All of one dtype are copied in a single operation, because each step starts with this."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor.flatten())

@@ -91,8 +91,8 @@ WRITERS: dict[str, Callable[[Path, Batches, str], None]] = {
 def write_features(path: Path, batches: Batches, encoder: str) -> None:
     """Write features to a file whose suffix is one of WRITERS. The file gets its name once it is complete on disk.
 
-    `encoder` is the fingerprint of the encoder, which tells those who read the file which one it was. Raises UserError
-    for any other suffix, and RunFailed if the file can't be written.
+    `encoder` is the fingerprint of the encoder, by which readers of the file recognise it. Raises UserError for any
+    other suffix, and RunFailed if the file can't be written.
     """
     if path.suffix not in WRITERS:
         raise UserError(f"can't write '{path.name}': expected a name ending in {' or '.join(WRITERS)}")

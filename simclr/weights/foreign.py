@@ -155,7 +155,7 @@ def find_encoders(states: Mapping[str, Mapping[str, Tensor]], anchors: Sequence[
     """All places under which the state dicts of a file have `anchors`, which are tensors of torchvision's encoder."""
     found: dict[tuple[str, str], Place] = {}
     for place, state in states.items():
-        for children in ({}, GENERATED, UNPOOLED, NUMBERED):  # the lower the first number of a layer, the more it tells
+        for children in ({}, GENERATED, UNPOOLED, NUMBERED):  # a lower number of the first layer is more specific
             numbers = {name: number for number, name in children.items()}
             start, *others = dict.fromkeys(_renamed(anchor, numbers) for anchor in anchors)
             if children and start == anchors[0]:
