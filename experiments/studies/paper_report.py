@@ -276,8 +276,9 @@ def _page(found: Sequence[Found], command: str, *, quick: bool) -> tuple[str, st
     counts = tally([verdict for each in found for verdict in each.verdicts()])
     total = sum(counts.values())
     finding = [
-        f"Of {total} statements of the paper, {counts['agrees']} agree with the results here, {counts['differs']} "
-        f"differ, {counts[CANT_TELL]} are undecided, and {counts['not comparable']} are not comparable."
+        f"Of {total} statements in the paper, these results agree with {counts['agrees']} and differ from "
+        f"{counts['differs']}. For {counts[CANT_TELL]} they can't tell, and {counts['not comparable']} are not "
+        "comparable."
     ]
     if quick:
         finding.append(
