@@ -80,6 +80,15 @@ OF_ANY_SIZE = (
     "in training, and normalises them itself"
 )
 
+PREPARE = """\
+import numpy, torch
+from PIL import Image, ImageOps
+with Image.open("photo.jpg") as image:
+    image.draft("RGB", ({twice}, {twice}))  # decodes a large JPEG file at a smaller size
+    image = ImageOps.exif_transpose(image).convert("RGB")
+image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
+images = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255"""  # what `pixels` does to such an image
+
 LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and the suffix
 
 EXPORTS: dict[str, Export] = {
@@ -214,6 +223,14 @@ def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str
 - `images`: {row.images.format(side=encoder.side)}
 - `features`: N x {encoder.features}
 - The features differ from the original's by {parity.difference:.1e} of the largest one (at most {parity.tolerance:g}).
+
+This code prepares an image of 8 bits without transparency as in training:
+
+```python
+{PREPARE.format(side=encoder.side, twice=2 * encoder.side)}
+```
+
+This code computes the features:
 
 ```python
 {lines}

@@ -101,8 +101,8 @@ def test_an_encoder_that_computes_nothing_is_not_imported(
 
 def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
     page = ROOT / "docs/guides/import-and-export.md"
-    code, label, folders = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert all(len(each.splitlines()) <= 15 for each in (code, label, folders))
+    code, load, label, folders = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert all(len(each.splitlines()) <= 15 for each in (code, load, label, folders))
     assert run("export", "tiny-s0", "--out", "shapes-s0.safetensors").exit_code == 0
     for name in ("one", "two"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.jpg")
@@ -113,6 +113,9 @@ def test_the_python_code_in_the_docs_runs(run: Run, tmp_path: Path) -> None:
         (tmp_path / "photos" / folder).mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / folder / f"{number}.png")
+    assert run("embed", "tiny-s0", tmp_path / "photos").exit_code == 0
+    exec(load, scope := {})
+    assert scope["features"].shape[0] == len(scope["table"]["file"]) == 6
     assert run("embed", "tiny-s0", tmp_path / "photos", "--out", "features.csv").exit_code == 0
     assert pd.read_csv("features.csv")["file"].tolist()[:2] == ["a/0.png", "a/1.png"]  # as in a table of labels
     Path("labels.csv").write_text("file,label\na/0.png,red\nb/0.png,blue\nb/gone.png,blue\n")

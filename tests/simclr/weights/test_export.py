@@ -1,10 +1,13 @@
 """Every exported file gives the encoder's features when it is loaded by the lines on its card."""
 
+import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from simclr import load_encoder
 from simclr.errors import RunFailed
@@ -47,7 +50,25 @@ def exported(small, standard, tmp_path_factory):
 
 
 def card_lines(file):
-    return file.with_suffix(".md").read_text(encoding="utf-8").split("```")[1].removeprefix("python\n")
+    return card_code(file)[1]
+
+
+def card_code(file):
+    """The code that prepares an image, and the code that computes features."""
+    return re.findall(r"```python\n(.*?)```", file.with_suffix(".md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("size", "exif"), [((300, 200), 6), ((32, 32), 1), ((20, 50), 3)])
+def test_the_card_says_how_an_image_is_prepared(size, exif, exported, tmp_path, monkeypatch):
+    parity = exported("safetensors")[1]
+    orientation = Image.Exif()
+    orientation[274] = exif
+    colours = np.random.default_rng(0).integers(0, 256, (*reversed(size), 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "photo.jpg", exif=orientation)
+    monkeypatch.chdir(tmp_path)
+    exec(card_code(parity.file)[0], scope := {})
+    with Image.open("photo.jpg") as image:
+        assert torch.equal(scope["images"][0], load_encoder(parity.file).transform(image))
 
 
 @pytest.mark.parametrize("format", EXPORTS)
