@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.findings import compared, count, metric_words
 from analysis.latex import escape, latex_table
+from analysis.statistics import FEWEST
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import format_p, is_accuracy, metric_label, signed, with_interval
 
@@ -93,10 +94,15 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
             rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric. Bold: "
             rf"lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
         )
+        interval = (
+            r", with its 95\,\% confidence interval (Student's $t$, not corrected for the number of comparisons)"
+            if summary["difference_low"].notna().any()
+            else rf". There are no intervals and no $p$ with fewer than {FEWEST} seeds"
+        )
         caption = (
             rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
             rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference from the baseline in points, "
-            rf"paired by seed, with its 95\,\% interval by Student's t, of this comparison by itself."
+            rf"paired by seed{interval}."
         ) + test * bool(comparisons)
         own = f"{label}-{metric}"
         tables.append(latex_table(rf"p{{{COLUMN}\linewidth}}rrr" if broad else "lrrr", lines, caption, own, comment))

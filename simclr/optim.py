@@ -242,15 +242,16 @@ def _fused(groups: Any) -> bool | None:
 class OptimizerRow(NamedTuple):
     """How to build an optimizer, and which of the settings that only some use it does."""
 
+    title: str  # its name in texts
     build: Callable[[Any, OptimConfig], Optimizer]
     uses: frozenset[str]
 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
-    "lars": OptimizerRow(_lars, frozenset({"momentum", "trust", "decay_in_norm"})),
-    "sgd": OptimizerRow(_sgd, frozenset({"momentum"})),
-    "muon": OptimizerRow(_muon, frozenset({"momentum", "betas"})),
-    "adamw": OptimizerRow(_adamw, frozenset({"betas"})),
+    "lars": OptimizerRow("LARS", _lars, frozenset({"momentum", "trust", "decay_in_norm"})),
+    "sgd": OptimizerRow("SGD", _sgd, frozenset({"momentum"})),
+    "muon": OptimizerRow("Muon", _muon, frozenset({"momentum", "betas"})),
+    "adamw": OptimizerRow("AdamW", _adamw, frozenset({"betas"})),
 }
 
 

@@ -202,6 +202,7 @@ def ablate(  # over 60 lines, because of its signature
     Example: simclr ablate --preset shapes --drop color_jitter --drop grayscale
     """
     from experiments.configs.resolve import changed, resolve
+    from experiments.runs.remarks import remarks
     from experiments.studies.cell import baseline_label
     from experiments.studies.equal import at_equal_cost
     from experiments.studies.execute import execute, rates_plan, rates_seed
@@ -266,6 +267,7 @@ def ablate(  # over 60 lines, because of its signature
         "on": plan.cells[0].on,
         "seconds": total,
         "crossed": bool(vary and (drop or alone or axis)),
+        "remarks": remarks(baseline),
         "confounded": len(vary) > 1 and not any(_is_alone(cell, baseline) for cell in plan.cells),
         "baseline": baseline_label([(cell.name, cell.settings) for cell in plan.cells], baseline.flat(), plan.x),
         "cells": [_planned(each) for each in cells],
@@ -356,9 +358,9 @@ def _describe_plan(planned: dict[str, Any]) -> str:
     )
     if planned["rates"]:
         summary += f". First, {len(planned['rates'])} runs with another seed choose learning rates on validation images"
-    why = [paragraph(CROSSED)] * planned["crossed"] + [paragraph(CONFOUNDED)] * planned["confounded"]
+    why = [CROSSED] * planned["crossed"] + [CONFOUNDED] * planned["confounded"] + planned["remarks"]
     shown = _describe_power(planned["power"], len(seeds), most)
-    return "\n".join([paragraph(summary), *why, text_table(header, rows), "", shown])
+    return "\n".join([paragraph(summary), *map(paragraph, why), text_table(header, rows), "", shown])
 
 
 def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:

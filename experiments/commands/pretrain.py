@@ -236,15 +236,15 @@ class TrainingTerminal(Terminal):
     """
 
     def __init__(self, config: Config, *, alone: bool = True, ends: float = inf) -> None:
+        from experiments.runs.remarks import remarks
         from simclr.methods import METHODS
 
         super().__init__(alone=alone)
         self.config, self.ends = config, ends
         self.seconds: list[float] = []  # for each step of every stretch so far
         self.chance = _chance(config).get("train/loss")
-        method = METHODS[config.method]
-        self.labels = ", trained on labels" if method.reads_labels else ""
-        self.remark = method.remark(config.model)
+        self.labels = ", trained on labels" if METHODS[config.method].reads_labels else ""
+        self.remarks = remarks(config)
 
     def began(self, run_id: str, steps: int) -> None:
         super().began(run_id, steps)
@@ -252,8 +252,8 @@ class TrainingTerminal(Terminal):
         facts = f"{steps} step{'s' * (steps != 1)}{self.labels}"
         facts += f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
         self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
-        if self.remark:
-            self.say(self.remark)
+        for remark in self.remarks:
+            self.say(remark)
 
     def reused(self, run_id: str, name: str) -> None:
         unused = f" (so the name {self.config.run_name()} is not used)" if name != self.config.run_name() else ""
@@ -323,8 +323,8 @@ def _describe_choice(config: Config) -> str:
 
 def _estimated(found: Estimate) -> dict[str, Any]:
     """The data of a dry run."""
+    from experiments.runs.remarks import remarks
     from simclr import processes
-    from simclr.methods import METHODS
 
     prepared = found.prepared
     return {
@@ -343,7 +343,7 @@ def _estimated(found: Estimate) -> dict[str, Any]:
         "seconds_per_step_in_fp32": found.seconds_in_fp32,
         "snapshots": prepared.config.train.snapshots(),
         "snapshot_bytes": found.snapshot_bytes,
-        "remark": METHODS[prepared.config.method].remark(prepared.config.model),
+        "remarks": remarks(prepared.config),
     }
 
 
@@ -370,7 +370,6 @@ def _describe_estimate(found: dict[str, Any], config: Config) -> str:
         rows["precision"] = f"bf16 is currently no faster than fp32 on this CPU ({bf16:.3f} and {fp32:.3f} s per step)"
     if found["snapshots"]:
         rows["snapshots"] = f"{found['snapshots']}, {format_bytes(found['snapshot_bytes'])} on the disk"
-    if found["remark"]:
-        rows["remark"] = found["remark"]
     settings = LIST.sub(lambda match: f"[{' '.join(match[1].split()).rstrip(',')}]", to_toml(config))
-    return "\n".join([settings, *(f"{name:11} {value}" for name, value in rows.items())])
+    lines = [*rows.items(), *(("remark", text) for text in found["remarks"])]
+    return "\n".join([settings, *(f"{name:11} {value}" for name, value in lines)])

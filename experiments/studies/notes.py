@@ -17,6 +17,7 @@ from experiments.studies.results import Results, StudyDocument
 from experiments.tracking.images import images_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import digest_of
+from simclr.optim import OPTIMIZERS
 
 IMAGES = {"test": "test images", "val": "validation images"}  # that a study is evaluated on
 RESPLIT = (
@@ -44,7 +45,8 @@ def about(study: Record, results: Results) -> list[str]:
     return [
         f"{name}, {training}{images}",
         f"{own['model.backbone'].replace('resnet', 'ResNet-')} of width {float(own['model.width']):g}",
-        f"{count(int(own['train.epochs']), 'epoch')} of {own['optim.name']} with batches of {own['train.batch_size']}",
+        f"{count(int(own['train.epochs']), 'epoch')} with {OPTIMIZERS[own['optim.name']].title}, batches of "
+        f"{own['train.batch_size']}",
         f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}",
     ]
 

@@ -210,11 +210,12 @@ def _figures(table: pd.DataFrame, metric: str, results: Results, folder: Path) -
     """The figures of a metric that the plan has data for."""
     document = results.document
     label = f"{metric_label(metric)} (%)"
+    intervals = ", with 95 % intervals" * bool(table["difference_low"].notna().any())
     figures = [
         figure(
             folder,
             f"differences-{file_name(metric)}",
-            f"Differences to the {results.baseline} in {metric_label(metric)}, with 95 % intervals",
+            f"Differences from the {results.baseline} in {metric_label(metric)}{intervals}",
             lambda path: plots.differences(table, path, f"difference in {metric_label(metric)} (points)"),
         )
     ]
@@ -227,7 +228,7 @@ def _figures(table: pd.DataFrame, metric: str, results: Results, folder: Path) -
             figure(
                 folder,
                 f"against-{file_name(metric)}",
-                f"{metric_label(metric)} against {x}, with 95 % intervals. The dotted line is the baseline",
+                f"{metric_label(metric)} against {x}{intervals}. The dotted line is the baseline",
                 lambda path: plots.against(table, lines, path, x, label, document.log),
             )
         )

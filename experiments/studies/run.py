@@ -54,7 +54,8 @@ def forecast(plan: StudyPlan, store: Store, seeds: Sequence[int], observer: Obse
     check_labels(baseline.config, evaluated_on(data, baseline.on), "ablate")
     if baseline.resplit:
         _check_resplit([open_dataset(baseline.of_seed(seed).data, store.folder, observer) for seed in seeds[:2]])
-    observer.say(f"timing {len(plan.cells)} cells" if len(plan.cells) > 1 else "timing the baseline")
+    names = [cell.name for cell in plan.cells]
+    observer.say(f"timing {len(names)} cells: {first_few(names)}" if len(names) > 1 else "timing the baseline")
     found: list[Forecast] = []
     broken: dict[str, list[str]] = defaultdict(list)  # the names of the cells that have each error
     for count, cell in enumerate(plan.cells, 1):

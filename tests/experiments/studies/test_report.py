@@ -64,7 +64,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "72.14" in text
     assert "-6.13" in text
     assert (
-        "digits, 359 test images. Baseline: ResNet-18 of width 0.125, 1 epoch of sgd with batches of 256. Seed 0.\n"
+        "digits, 359 test images. Baseline: ResNet-18 of width 0.125, 1 epoch with SGD, batches of 256. Seed 0.\n"
         "- Digest of the data: 1e0fa654." in text
     )
     assert "accuracies are measured: 3-07d9ea, 3-69f7a1." in text
@@ -130,10 +130,10 @@ def test_the_latex_format_is_a_table_for_each_metric_with_nothing_in_bold_that_i
     assert re.fullmatch(r"% Digest of the data: [0-9a-f]{8}\.", lines[1])
     assert (lines[2], lines[-1]) == (r"\begin{table}", r"\end{table}")
     linear, knn = (line for line in lines if line.startswith(r"\caption{Data: digits, 359 test images. Baseline: "))
-    baseline = "Baseline: ResNet-18 of width 0.125, 1 epoch of sgd with batches of 256. Seed 0. "
+    baseline = "Baseline: ResNet-18 of width 0.125, 1 epoch with SGD, batches of 256. Seed 0. "
     assert f"{baseline}Linear accuracy in percent: " in linear
     assert "kNN accuracy in percent" in knn
-    assert linear.endswith("by Student's t, of this comparison by itself.}")  # one seed has no p
+    assert linear.endswith("paired by seed. There are no intervals and no $p$ with fewer than 3 seeds.}")
     assert r"\label{tab:old-linear-top1}" in lines
     baseline, _ = (line for line in lines if line.startswith("Baseline"))
     assert baseline == r"Baseline (lr = 0.1) & $72.1$ & -- & -- \\"
