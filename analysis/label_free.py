@@ -36,7 +36,9 @@ def explain(
 
 def of_images(used: tuple[int, int] | None) -> str:
     """Of which images a share is, given how many were used and of how many, if it is known: only whole batches are."""
-    return "of the images" + ("" if used is None or used[0] == used[1] else f" ({used[0]:,} of {used[1]:,} were used)")
+    if used is None or used[0] == used[1]:
+        return "of the images"
+    return f"of the images ({used[0]:,} of {used[1]:,} were used, in whole batches)"
 
 
 def among(chance: float) -> str:

@@ -84,7 +84,7 @@ def _cautions(load: float, cores: int, steps: int) -> list[str]:
         f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
         f"into the time than were chosen: once it is idle, run the command again (with --again after a finished run)"
     )
-    few = f"so few steps fit into the time ({steps}) that the encoder learns little: allow more --hours"
+    few = f"only {steps} steps fit into the time, in which the encoder learns little: allow more --hours"
     return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
 
 

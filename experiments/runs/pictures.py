@@ -33,6 +33,9 @@ def keep(files: Mapping[str, Path], found: FoundEncoder, store: Store) -> None:
         tracker.flush()
 
 
+PARTS = {"pretrain": "training", "train": "labelled training", "val": "validation", "test": "test"}  # in captions
+
+
 def draw_tsne(
     subject: Subject, out: Path, *, name: str, part: str, images: int, perplexity: float, seed: int, thumbnails: bool
 ) -> tuple[str, list[Path]]:
@@ -59,9 +62,8 @@ def draw_tsne(
     except ValueError as error:
         raise UserError(str(error)) from None
     labelled = len(data.classes) > 1 and bool((labels != UNLABELLED).all())
-    note = (
-        f"{len(rows)} {part} images of {data.title}, {layer} ({x.shape[1]}-d); t-SNE, perplexity {perplexity:g}, {how}"
-    )
+    shown = f"{len(rows)} {PARTS[part]} images of {data.title}, {layer} ({x.shape[1]}-d)"
+    note = f"{shown}; t-SNE, perplexity {perplexity:g}, {how}"
     if labelled:
         share = neighbour_agreement(points, x, labels)
         note += (

@@ -215,6 +215,6 @@ def _pictures(names: Iterable[str], read: Callable[[str], bytes], decoding: Deco
         except Exception as error:  # PIL raises many kinds
             bad[name] = f"{name} ({reason(error)})"
     if bad:
-        remedy = "Restore them, or write only their names with --out FILE.csv"
+        remedy = "If they have moved, run simclr embed again. Or write only their names with --out FILE.csv"
         raise bad_images(list(bad.values()), len(found) + len(bad), remedy)
     return found

@@ -49,9 +49,11 @@ class Steps(NamedTuple):
 def count_steps(config: Config, data: Dataset) -> Steps:
     """The steps of a run. An epoch leaves out the images that don't fill a batch, different ones each time.
 
-    Raises UserError if a batch is larger than the data, and for more than MOST_STEPS.
+    Raises UserError if a batch is larger than the data, for fewer than two images, and for more than MOST_STEPS.
     """
     images, batch = len(data.parts["pretrain"]), config.train.batch_size
+    if images < 2:
+        raise UserError(f"{images} image{'s' * (images != 1)} to pre-train on: expected at least 2. Add images")
     if batch > images:
         raise UserError(
             f"train.batch_size = {batch} is larger than the {images} images to pre-train on: lower it, or add images"

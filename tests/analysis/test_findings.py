@@ -199,7 +199,9 @@ def test_figures_without_labels_have_a_verdict(trained: float, low: float, untra
     assert "among the views of 250 images (chance 0.2 %, untrained " in text
     assert explain([row | {"metric": "knn_top1"}], {"h": 512}) == []
     some = explain([row], {"h": 512}, (128, 200))[0]
-    assert some.startswith(f"For {trained:.1f} % of the images (128 of 200 were used), the encoder finds")
+    assert some.startswith(
+        f"For {trained:.1f} % of the images (128 of 200 were used, in whole batches), the encoder finds"
+    )
     assert explain([row], {"h": 512}, (200, 200))[0].startswith(f"For {trained:.1f} % of the images, the encoder finds")
 
 

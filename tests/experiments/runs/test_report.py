@@ -77,7 +77,8 @@ def test_the_page_of_images_without_labels_says_nothing_of_a_test_set_or_of_accu
     tracker.finish("FINISHED")
     report(tracker.record(), store, out=tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "For 90.0 % of the images (32 of 40 were used), the encoder finds the other view of the same image" in page
+    images = "the images (32 of 40 were used, in whole batches)"
+    assert f"For 90.0 % of {images}, the encoder finds the other view of the same image" in page
     assert "among the views of 8 images" in page
     assert "clearly better at this than the untrained network" in page
     for wrong in ("test set", "Pixels (kNN)", "`"):
