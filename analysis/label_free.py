@@ -95,4 +95,4 @@ def _how_much(row: Mapping[str, Any], name: str, other: float) -> str:
     if not row["low"] > other:
         return "not clearly"
     far = trained * (100 - other) >= FAR * other * (100 - trained)
-    return CLEARLY if far or name != UNTRAINED else "hardly"
+    return CLEARLY if far or name != UNTRAINED else "only slightly"

@@ -186,7 +186,7 @@ def test_an_encoder_that_started_from_weights_is_compared_with_them() -> None:
 @pytest.mark.parametrize(
     ("trained", "low", "untrained", "word"),
     [
-        (7.5, 6.4, 5.3, "hardly"),
+        (7.5, 6.4, 5.3, "only slightly"),
         (12.0, 10.0, 5.3, "clearly"),
         (12.0, 5.0, 5.3, "not clearly"),
         (95.0, 94.0, 60.0, "clearly"),
