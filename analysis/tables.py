@@ -195,13 +195,13 @@ def markdown_rows(frame: pd.DataFrame) -> str:
 
 
 def csv(frame: pd.DataFrame, _notes: Sequence[str] = ()) -> str:
-    """CSV that other programs can load: it has no notes, numbers keep all their digits, missing values are empty."""
-    return str(_without_formulas(frame).to_csv(index=False)).rstrip("\n")
+    """CSV that other programs can load: it has no notes, numbers have up to ten digits, missing values are empty."""
+    return str(_without_formulas(frame).to_csv(index=False, float_format="%.10g")).rstrip("\n")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write the same to a file."""
-    _without_formulas(frame).to_csv(path, index=False)
+    path.write_text(csv(frame) + "\n", encoding="utf-8", newline="")
 
 
 def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
