@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -103,6 +103,23 @@ def find_axis(name: str) -> Axis:
     if name not in known:
         raise unknown("axis", name, known)
     return known[name]
+
+
+def axis_over(setting: str, values: Sequence[Any]) -> Axis:
+    """An axis over some values of one setting, with what the paper reports on it according to the axes of the suite."""
+    for axis in axes().values():
+        known = [cell for cell in axis.cells if list(flatten(cell.set)) == [setting] and cell.layer == "h"]
+        if axis.source and known and not any(cell.preset for cell in known):
+            break
+    else:
+        axis, known = Axis(), []
+    cells = [
+        next((cell for cell in known if flatten(cell.set)[setting] == value), AxisCell(set={setting: value}))
+        for value in values
+    ]
+    return axis.model_copy(
+        update={"cells": tuple(cell.model_copy(update={"name": None}) for cell in cells), "rates": ()}
+    )
 
 
 def _axis(name: str, table: Any, path: Path) -> Axis:

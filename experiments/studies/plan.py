@@ -21,7 +21,7 @@ from experiments.configs.resolve import (
     short_name,
     short_setting,
 )
-from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, find_axis
+from experiments.studies.axes import MOST_CELLS, Axis, AxisCell, axes, axis_over, find_axis
 from experiments.studies.cell import BASELINE, Cell, is_number
 from experiments.studies.design import Design
 from experiments.studies.expect import with_expectations
@@ -123,6 +123,10 @@ def plan_study(
         if not cells and len(vary) == 1:
             x = vary[0].partition("=")[0].strip()
             log = _spans_decade([value for cell in varied for value in cell.settings.values()])
+            if all(list(cell.settings) == [x] for cell in varied):
+                own = get_value(baseline.model_dump(mode="json"), x)
+                chosen = axis_over(x, [own, *(cell.settings[x] for cell in varied)])
+                varied = axis_cells(baseline, chosen)
         cells = _crossed(baseline, cells, varied) if cells else varied
     plan = _with_baseline(baseline, cells, chosen.model_copy(update={"x": x}))
     lowest = min((cell.x for cell in plan if is_number(cell.x)), default=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -257,6 +258,20 @@ def test_any_setting_can_be_varied_and_crossed() -> None:
     both = plan_study(baseline(), drop=["flip"], vary=["train.views=fused,split"])
     expected = [BASELINE, "views=split", "no flip, views=fused", "no flip, views=split"]
     assert [cell.name for cell in both.cells] == expected
+
+
+def test_values_of_one_setting_are_compared_with_the_paper_as_those_of_its_axis() -> None:
+    def expected(**how: Any) -> dict[str, Any]:
+        cells = plan_study(baseline(), **how).cells[1:]
+        return {cell.name: (cell.difference, cell.direction, cell.source, cell.caveat, cell.against) for cell in cells}
+
+    axis = expected(axis="temperature")
+    varied = expected(vary=["loss.temperature=0.1,0.5,0.7"])
+    assert varied.pop("temperature=0.7") == (None, None, "Table 5", None, None)  # the paper did not try it
+    assert varied == {name: axis[name] for name in varied}
+    assert expected(vary=["model.head=none"]) == {"head=none": (-10.0, None, "Fig. 8", None, None)}
+    crossed = expected(vary=["model.head=none", "model.out_dim=32"])
+    assert {difference for difference, *_ in crossed.values()} == {None}
 
 
 def test_dropped_augmentations_and_varied_values_form_a_whole_table() -> None:
