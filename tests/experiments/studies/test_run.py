@@ -499,22 +499,22 @@ def test_the_forecast_times_only_what_must_be_trained(
 
 def test_cells_that_cannot_run_are_named_before_anything_starts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "estimate", lambda prepared: SimpleNamespace(seconds=1.0))
-    told: list[tuple[int, int]] = []
+    timed: list[tuple[int, int]] = []
 
     class Watch(Observer):
         def say(self, text: str) -> None:
-            assert text == "timing 3 cells"
-            assert told == []
+            assert text == "timing 3 cells: baseline, batch_size=5000, batch_size=6000"
+            assert timed == []
 
         def progress(self, what: str, done: int, total: int) -> None:
             if what == "timing":
-                told.append((done, total))
+                timed.append((done, total))
 
     plan = plan_study(tiny(**QUICK), vary=["train.batch_size=5000,6000"])
     message = r"2 of 3 cells can't run: 'batch_size=5000': train.batch_size = 5000.*'batch_size=6000': train.batch_size"
     with pytest.raises(UserError, match=message):
         forecast(plan, store, [0], Watch())
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert timed == [(1, 3), (2, 3), (3, 3)]
     assert store.records() == []
 
 
