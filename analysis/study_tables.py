@@ -94,11 +94,11 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
             rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric. Bold: "
             rf"lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
         )
-        interval = (
-            r", with its 95\,\% confidence interval (Student's $t$, not corrected for the number of comparisons)"
-            if summary["difference_low"].notna().any()
-            else rf". There are no intervals and no $p$ with fewer than {FEWEST} seeds"
-        )
+        interval = ""
+        if summary["difference_low"].notna().any():
+            interval = r", with its 95\,\% confidence interval (Student's $t$, not corrected for multiple comparisons)"
+        elif summary["pairs"].max() < FEWEST:
+            interval = rf". There are no intervals and no $p$ with fewer than {FEWEST} seeds"
         caption = (
             rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
             rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference from the baseline in points, "

@@ -195,8 +195,8 @@ def markdown_rows(frame: pd.DataFrame) -> str:
 
 
 def csv(frame: pd.DataFrame, _notes: Sequence[str] = ()) -> str:
-    """CSV that other programs can load: it has no notes, numbers have up to ten digits, missing values are empty."""
-    return str(_without_formulas(frame).to_csv(index=False, float_format="%.10g")).rstrip("\n")
+    """CSV that other programs can load: it has no notes, numbers have up to twelve digits, missing values are empty."""
+    return str(_without_formulas(frame).to_csv(index=False, float_format="%.12g")).rstrip("\n")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 # How long a process waits for the others: the first one may have to decode a large data set meanwhile. If a process
 # ends, the program that started them notices at once.
 PATIENCE = timedelta(days=2)
-RETRY_SECONDS = 0.1  # how often a process that waits for the first one checks whether it is there
+RETRY_SECONDS = 0.1  # how often a process checks whether the first one is ready
 
 
 @dataclass(frozen=True)

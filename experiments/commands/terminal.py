@@ -156,7 +156,7 @@ class Terminal(Observer):
 
 
 class GroupProgress:
-    """How far a study or a search is."""
+    """The progress of a study or a search."""
 
     def __init__(self, what: str = "") -> None:
         self.what = what  # it consists of: run or trial

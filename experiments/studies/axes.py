@@ -106,7 +106,7 @@ def find_axis(name: str) -> Axis:
 
 
 def axis_over(setting: str, values: Sequence[Any]) -> Axis:
-    """An axis over some values of one setting, with what the paper reports on it according to the axes of the suite."""
+    """An axis over some values of one setting, with what the paper reports on them according to axes.toml."""
     for axis in axes().values():
         known = [cell for cell in axis.cells if list(flatten(cell.set)) == [setting] and cell.layer == "h"]
         if axis.source and known and not any(cell.preset for cell in known):
@@ -117,9 +117,8 @@ def axis_over(setting: str, values: Sequence[Any]) -> Axis:
         next((cell for cell in known if flatten(cell.set)[setting] == value), AxisCell(set={setting: value}))
         for value in values
     ]
-    return axis.model_copy(
-        update={"cells": tuple(cell.model_copy(update={"name": None}) for cell in cells), "rates": ()}
-    )
+    unnamed = tuple(cell.model_copy(update={"name": None}) for cell in cells)
+    return axis.model_copy(update={"cells": unnamed, "rates": (), "log": False})
 
 
 def _axis(name: str, table: Any, path: Path) -> Axis:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simclr.data.workers import in_chunks
 
-LEVELS = 16  # images with at most so many of 256 values, over all channels, are counted: 12-bit data cut to 4 bits does
+LEVELS = 16  # an image with at most this many values (of 256, over all channels) is counted: 12 bits cut to 4 have 16
 FEWEST = 100  # data sets of fewer images are not refused: in these, a few plain images don't mean a fault
 MOST = 0.5  # share of images of one colour, or with few levels, above which a data set is refused
 LEAST_DISTINCT = 0.1  # share of different images below which it is refused

@@ -80,7 +80,7 @@ class Evaluation(Section):
 
 
 def share(right: Tensor) -> float:
-    """The share of the elements (bool) that are true, or nan if there are none. Float32 makes 0.50019997 of 0.5002."""
+    """The share of the elements (bool) that are true, or nan if there are none. In float32, 0.5002 is 0.50019997."""
     return right.cpu().double().mean().item()  # as not every device has float64
 
 

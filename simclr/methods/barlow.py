@@ -14,7 +14,7 @@ from simclr.methods.base import Method, single, spread
 from simclr.model import Network
 from simclr.settings import Section
 
-PUBLISHED = 0.005 * 8192  # lambda times the number of features (there, Section 2.2)
+PUBLISHED = 0.005 * 8192  # lambda times the number of features (Barlow Twins paper, Section 2.2)
 
 
 class BarlowConfig(Section):

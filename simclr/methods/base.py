@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     @classmethod
     def remark(cls, model: ModelConfig) -> str:
-        """A sentence about a part of the published method that this network lacks, with the setting to add it."""
+        """A sentence about what this network lacks of the published method, with the setting to add, or empty."""
         own, other = cls.head_batch_norm, model.effective_settings().get("head_batch_norm", cls.head_batch_norm)
         if not own or own == other or (own == "hidden" and model.head == "linear"):
             return ""

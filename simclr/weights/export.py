@@ -86,8 +86,10 @@ from PIL import Image, ImageOps
 with Image.open("photo.jpg") as image:
     image.draft("RGB", ({twice}, {twice}))  # decodes a large JPEG file at a smaller size
     image = ImageOps.exif_transpose(image).convert("RGB")
-image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
+image = ImageOps.fit(image, ({stored}, {stored}), Image.Resampling.BICUBIC)
 images = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255"""  # what `pixels` does to such an image
+RESIZE = """
+images = torch.nn.functional.interpolate(images, ({side}, {side}), mode="bilinear", antialias=True)"""  # like Network
 
 LONGEST_BASE_NAME = 200  # bytes; file systems allow 255, with the format and the suffix
 
@@ -215,6 +217,10 @@ def _base_name(name: str) -> str:
 def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str], parity: Parity) -> str:
     """The card of a file, with the config that trained it."""
     model, lines = encoder.config.model, _fill_in(row.lines, parity.file.name, encoder)
+    stored = encoder.decoding.side
+    prepare = PREPARE.format(stored=stored, twice=2 * stored)
+    if stored != encoder.side:
+        prepare += RESIZE.format(side=encoder.side)
     listed = "".join(f"- {key}: {value.translate(MARKDOWN)}\n" for key, value in facts.items())
     return f"""\
 # {encoder.config.name.translate(MARKDOWN)}: a {model.backbone} encoder
@@ -227,7 +233,7 @@ def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str
 This code prepares an image of 8 bits without transparency as in training:
 
 ```python
-{PREPARE.format(side=encoder.side, twice=2 * encoder.side)}
+{prepare}
 ```
 
 This code computes the features:

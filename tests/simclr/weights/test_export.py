@@ -59,16 +59,24 @@ def card_code(file):
 
 
 @pytest.mark.parametrize(("size", "exif"), [((300, 200), 6), ((32, 32), 1), ((20, 50), 3)])
-def test_the_card_says_how_an_image_is_prepared(size, exif, exported, tmp_path, monkeypatch):
-    parity = exported("safetensors")[1]
+@pytest.mark.parametrize("kind", ["small", "standard"])  # the latter has views that are larger than stored images
+def test_the_card_says_how_an_image_is_prepared(kind, size, exif, tmp_path, monkeypatch, request):
+    config, model = request.getfixturevalue(kind)
+    parity = export_encoder(model.state_dict(), config, tmp_path / "export", "safetensors", FACTS)
     orientation = Image.Exif()
     orientation[274] = exif
     colours = np.random.default_rng(0).integers(0, 256, (*reversed(size), 3), np.uint8)
     Image.fromarray(colours).save(tmp_path / "photo.jpg", exif=orientation)
     monkeypatch.chdir(tmp_path)
     exec(card_code(parity.file)[0], scope := {})
+    encoder = load_encoder(parity.file)
+    assert scope["images"].shape == (1, 3, encoder.side, encoder.side)
     with Image.open("photo.jpg") as image:
-        assert torch.equal(scope["images"][0], load_encoder(parity.file).transform(image))
+        transformed = encoder.transform(image)[None]
+    if kind == "small":
+        assert torch.equal(scope["images"], transformed)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(scope["images"]), encoder(transformed))
 
 
 @pytest.mark.parametrize("format", EXPORTS)
