@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from pathlib import Path
 from typing import NamedTuple
 
 KNN = re.compile(r"val/knn_(?:k(\d+)_)?top1")  # the accuracy that training is monitored with, named after a smaller k
@@ -64,8 +65,12 @@ class Observer:
     def say(self, text: str) -> None:
         """A message for the user, one or more lines."""
 
-    def note(self, text: str) -> None:
-        """Something that the user should know about the images. The same text is shown once, however often it comes."""
+    def note(self, text: str, folder: Path | None = None) -> None:
+        """Something that the user should know about the images. A command shows the same text once.
+
+        If the folder of the decoded images is given, later commands that use them don't show it again, except for
+        warnings.
+        """
 
     def stop(self) -> bool:
         """Whether the work should stop as soon as its state is saved."""
@@ -102,8 +107,8 @@ class Forwarding(Observer):
     def say(self, text: str) -> None:
         self.observer.say(text)
 
-    def note(self, text: str) -> None:
-        self.observer.note(text)
+    def note(self, text: str, folder: Path | None = None) -> None:
+        self.observer.note(text, folder)
 
     def stop(self) -> bool:
         return self.observer.stop()

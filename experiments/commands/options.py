@@ -206,8 +206,8 @@ Recheck = Annotated[
     typer.Option(
         "--recheck",
         callback=_recheck,
-        help="Check the size and date of every image file. Without it, a file that was overwritten in place may go "
-        "unnoticed in a folder of 2,000 images or more.",
+        help="Check the size and date of every image file, and show all notes on the images again. Without it, a file "
+        "that was overwritten in place may go unnoticed in a folder of 2,000 images or more.",
     ),
 ]
 Seed = Annotated[

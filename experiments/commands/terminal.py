@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LONG = 3600  # seconds of work above which a command asks before it starts
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WARNING = "warning: "  # which every command repeats
 
 
 class Terminal(Observer):
@@ -87,14 +89,18 @@ class Terminal(Observer):
         else:  # above the bars, which echo would write into
             self.bars.console.out(text, highlight=False)
 
-    def note(self, text: str) -> None:
-        if text not in self.noted:
-            self.noted[text] = None
+    def note(self, text: str, folder: Path | None = None) -> None:
+        from simclr.data.source import is_news
+
+        if text in self.noted:
+            return
+        self.noted[text] = None
+        if folder is None or text.startswith(WARNING) or is_news(text, folder):
             self.say(text)
 
     def warnings(self) -> list[str]:
         """The warnings among the notes, without that word."""
-        return [text.removeprefix("warning: ") for text in self.noted if text.startswith("warning: ")]
+        return [text.removeprefix(WARNING) for text in self.noted if text.startswith(WARNING)]
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._move_bar(what, done, total, what)

@@ -250,7 +250,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     skip_bad = most_skipped(config.on_bad_image) > 0
     store = open_store(config.dataset, source, decoding_of(config), home / "cache", observer, skip_bad=skip_bad)
     for sentence in (*source.notes, *store.notes):
-        observer.note(sentence)
+        observer.note(sentence, store.folder)
     _check_skipped(store.skipped, len(store.labels), config, observer)
     if config.range != "auto" and store.range is None:
         observer.note("warning: data.range changes nothing, because no image has more than 8 bits")

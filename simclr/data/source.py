@@ -90,13 +90,23 @@ def fingerprint_folder(root: Path, names: Sequence[str], home: Path) -> str:
     return found
 
 
+def is_news(text: str, folder: Path) -> bool:
+    """Whether a note on the images that are decoded in a folder of the cache is new, and remember it."""
+    path = _remembered(folder.parent.parent) / fingerprint(folder.name, text)
+    if path.exists():
+        return False
+    with suppress(RunFailed), written_whole(path) as scratch:
+        scratch.touch()
+    return True
+
+
 def recheck(home: Path) -> None:
-    """Forget what `fingerprint_folder` remembers, so that it looks at every file again."""
+    """Forget what `fingerprint_folder` and `is_news` remember, so that files are checked and notes shown again."""
     try:
         for path in _remembered(home).glob("[0-9a-f]*"):
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"can't forget the dates of files: {error}; check the permissions of that folder") from None
+        raise UserError(f"can't forget what is known of your files: {error}; check the permissions of that folder") from None
 
 
 def _remembered(home: Path) -> Path:

@@ -6,11 +6,13 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from experiments.commands import terminal as terminal_module
 from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, resumable
+from simclr.data.source import recheck
 from simclr.progress import Elsewhere
 from simclr.train.loop import Interrupted
 
@@ -125,6 +127,26 @@ def test_without_a_terminal_there_are_no_bars(capsys: pytest.CaptureFixture[str]
         terminal.say("a message")
     assert terminal.bars is None
     assert capsys.readouterr() == ("", "a message\n")
+
+
+def test_later_commands_show_new_notes_on_the_images_and_all_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`Terminal` stands for a command."""
+
+    def shown(*texts: str, folder: str = "folder-1") -> str:
+        terminal = Terminal()
+        for text in (*texts, *texts):
+            terminal.note(text, tmp_path / "cache" / folder)
+        terminal.note("5 images")
+        return capsys.readouterr().err
+
+    assert shown("ignored 1 file") == "ignored 1 file\n5 images\n"
+    assert shown("ignored 1 file", "warning: few") == "warning: few\n5 images\n"
+    assert shown("ignored 2 files", "warning: few") == "ignored 2 files\nwarning: few\n5 images\n"
+    assert shown("ignored 1 file", folder="folder-2") == "ignored 1 file\n5 images\n"
+    recheck(tmp_path)
+    assert shown("ignored 1 file") == "ignored 1 file\n5 images\n"
 
 
 @posix

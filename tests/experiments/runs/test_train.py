@@ -43,7 +43,7 @@ class Watch(Observer):
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, folder: Path | None = None) -> None:
         self.said.append(text)
 
     def stop(self) -> bool:

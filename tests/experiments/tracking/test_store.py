@@ -161,7 +161,7 @@ def test_which_of_several_runs_with_a_name_is_used_is_said(store: Store) -> None
     said: list[str] = []
 
     class Listening(Observer):
-        def note(self, text: str) -> None:
+        def note(self, text: str, folder: Path | None = None) -> None:
             said.append(text)
 
     finished_run(store, "photos-s0", "k1")

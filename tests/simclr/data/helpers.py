@@ -26,7 +26,7 @@ class Notes(Observer):
     def __init__(self):
         self.texts = []
 
-    def note(self, text):
+    def note(self, text, folder=None):
         self.texts.append(text)
 
 

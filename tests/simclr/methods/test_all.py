@@ -82,6 +82,25 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(trained[1][name], whole, rtol=1e-7, atol=1e-10, msg=name)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(
+    ("method", "augment"), [*((method, {}) for method in METHODS), ("simclr", FOUR), ("vicreg", MULTI_CROP)]
+)
+def test_the_gpu_computes_what_the_cpu_does(method: str, augment: Mapping[str, Any], few: Dataset) -> None:
+    """In float64, so that only the views, which are made in float32, are rounded differently."""
+    reports, weights = [], []
+    for device in (CPU, torch.device("cuda")):
+        training = start_training(config_of(method, augment=augment, batch_size=32, norm_batch=8), few, device)
+        training.method.double()
+        images, labels = torch.from_numpy(few.images).to(device), torch.from_numpy(few.labels).to(device)
+        batches = islice(batch_rows(training.config, few), 3)
+        reports.append(torch.stack([train_step(training, images[rows], labels[rows]).cpu() for rows in batches]))
+        weights.append(torch.cat([weight.flatten().cpu() for weight in training.method.parameters()]))
+    torch.testing.assert_close(reports[1], reports[0], rtol=1e-3, atol=1e-5)
+    assert (weights[1] - weights[0]).norm() < 1e-3 * weights[0].norm()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_resumes_to_the_same_bits(method: str, few: Dataset, tmp_path: Path) -> None:
     watch = Watch()
