@@ -314,7 +314,8 @@ def learning_rate(config: OptimConfig, batch_size: int, step: int, total: int, s
 class Plateau:
     """A factor on the learning rate, multiplied by `factor` if the loss has not improved for `patience` epochs.
 
-    The rule is that of torch's ReduceLROnPlateau, with its default relative threshold of 1e-4.
+    A loss is an improvement if it is lower than the best one by more than 1e-4 of its magnitude. For positive losses,
+    torch's ReduceLROnPlateau does the same by default. For negative losses, its threshold lies above the best loss.
     """
 
     def __init__(self, config: OptimConfig) -> None:
@@ -323,7 +324,7 @@ class Plateau:
 
     def update(self, loss: float) -> None:
         """Take the mean loss of an epoch into account."""
-        if loss < self.best * (1 - 1e-4):
+        if loss < self.best * (1 - math.copysign(1e-4, self.best)):
             self.best, self.bad_epochs = loss, 0
             return
         self.bad_epochs += 1

@@ -498,6 +498,16 @@ def test_plateau_equals_the_scheduler_of_torch(factor, patience, seed):
     assert len(set(scales)) > 2  # the rate fell more than once
 
 
+def test_plateau_lowers_the_rate_where_a_negative_loss_stops_falling():
+    """As with simsiam, whose loss is a negative cosine."""
+    ours = optim.Plateau(OptimConfig(schedule="plateau", plateau_factor=0.5, plateau_patience=2))
+    scales = []
+    for loss in [0.1, -0.5, -0.6, -0.6, -0.60003, -0.59, -0.7, -0.7, -0.6, -0.7]:  # -0.60003 is no improvement
+        ours.update(loss)
+        scales.append(ours.scale)
+    assert scales == [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
 def test_plateau_continues_exactly_from_its_state():
     config = OptimConfig(schedule="plateau", plateau_factor=0.5, plateau_patience=2)
     losses = [3.0, 2.0, 2.1, 2.2, 2.3, 1.9, 2.0, 2.0, 2.0, 2.0]
