@@ -7,7 +7,6 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from simclr.data.check import find_fault
 from simclr.data.doubts import doubtful_labels
 from simclr.data.formats import as_files
-from simclr.data.images import Array, Decoding, Files, files_at, join_files, listed_files, too_many_skipped
+from simclr.data.images import Array, BadFile, Decoding, Files, files_at, join_files, listed_files, too_many_skipped
 from simclr.data.layout import FOLDER_NAMES
 from simclr.data.parts import (
     describe_copies,
@@ -34,7 +33,7 @@ from simclr.data.parts import (
     joined,
     told_by_labels,
 )
-from simclr.data.source import UNLABELLED, Source, fingerprint
+from simclr.data.source import UNLABELLED, Source, fingerprint, without
 from simclr.data.sources import DATASETS
 from simclr.data.store import ImageStore, open_store
 from simclr.data.wide import Range
@@ -128,7 +127,7 @@ class Dataset:
     origin: str = ""  # where the classes come from, if the user's files say it
     division: str = ""  # hash of the parts. Empty where they follow from the config, the images and their labels
     source: Source | None = None  # None for synthetic images
-    skipped: tuple[str, ...] = ()  # files of the source that have no row, each with the reason in brackets
+    skipped: tuple[BadFile, ...] = ()  # files of the source that have no row
     units: Array | None = None  # a number for each row, if some stay in one part: copies, and images of a group
     place: str = ""  # the name of the folder or file of the user's own images
 
@@ -159,14 +158,11 @@ class Dataset:
         """
         assert self.source is not None, "synthetic images have no files"
         parts: list[Files] = []
-        waiting, start = deque(self.skipped), 0
-        for split, own in self.source.read().splits.items():
-            if isinstance(own.images, Files):
-                part = _without(own.images, waiting)
-            else:
-                part = as_files(split, self.images[start : start + len(own.labels)])
-            parts.append(part)
-            start += len(part.names)
+        start = 0
+        for split, own in without(self.source.read(), self.skipped).splits.items():
+            end = start + len(own.labels)
+            parts.append(own.images if isinstance(own.images, Files) else as_files(split, self.images[start:end]))
+            start = end
         joined, folder = join_files(parts), self.source.folder
         return files_at([Path(folder, name) for name in joined.names]) if folder else joined
 
@@ -174,17 +170,6 @@ class Dataset:
     def has_labels(self) -> bool:
         """Whether accuracy can be measured on validation: two classes or more, with training and validation images."""
         return len(self.classes) > 1 and len(self.parts["train"]) > 0 and len(self.parts["val"]) > 0
-
-
-def _without(files: Files, skipped: deque[str]) -> Files:
-    """The files that were not skipped. Those that were, which are in the same order, leave the queue."""
-    kept = []
-    for name in files.names:
-        if skipped and skipped[0].startswith(f"{name} ("):
-            skipped.popleft()
-        else:
-            kept.append(name)
-    return files._replace(names=kept)
 
 
 def digest_of(identity: str) -> str:
@@ -284,7 +269,7 @@ def open_dataset(config: DataConfig, home: Path, observer: Observer = SILENT) ->
     )
 
 
-def _check_skipped(skipped: Sequence[str], images: int, config: DataConfig, observer: Observer) -> None:
+def _check_skipped(skipped: Sequence[BadFile], images: int, config: DataConfig, observer: Observer) -> None:
     """Report the files that were skipped. Raises UserError if they are more than the share that may be."""
     if not skipped:
         return
@@ -357,7 +342,7 @@ def _divide(
 def _groups(pattern: str, source: Source, store: ImageStore) -> Array:
     """The number of each image's group. It is kept with the images, since finding it may mean unpacking an archive."""
     return store.numbers(
-        f"groups-{fingerprint(pattern)}.npy", lambda: group_numbers(source.read(), pattern, store.skipped)
+        f"groups-{fingerprint(pattern)}.npy", lambda: group_numbers(without(source.read(), store.skipped), pattern)
     )
 
 

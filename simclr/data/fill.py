@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr.data.images import SAMPLED, Array, Decoding, Files, Outcome, crop_square, decode_files, measure_range
+from simclr.data.images import (
+    SAMPLED,
+    Array,
+    BadFile,
+    Decoding,
+    Files,
+    Outcome,
+    crop_square,
+    decode_files,
+    measure_range,
+)
 from simclr.data.source import Contents, Split
 from simclr.data.wide import find_range, kind_of_array, sample_array, scale
 from simclr.errors import UserError
@@ -15,10 +25,10 @@ from simclr.progress import Observer
 
 
 class Filled(NamedTuple):
-    """How images were decoded, why the images of some rows can't be read, and sentences about what was done."""
+    """How images were decoded, the rows whose images can't be read, and sentences about what was done."""
 
     decoding: Decoding
-    bad: dict[int, str]
+    bad: dict[int, BadFile]
     notes: list[str]
 
 
@@ -49,7 +59,7 @@ def fill(contents: Contents, images: Array, decoding: Decoding, observer: Observ
     bad, start = {}, 0
     for name, split in contents.splits.items():
         for row, reason in outcomes[name].failed.items():
-            bad[start + row] = f"{_files(split).names[row]} ({reason})"
+            bad[start + row] = BadFile(_files(split).names[row], reason)
         start += len(split.labels)
     if pages := sum(len(outcome.more_pages) for outcome in outcomes.values()):
         notes.append(f"{pages:,} of {len(images):,} files have several pages or frames: only the first is used")

@@ -37,6 +37,16 @@ class Files(NamedTuple):
     forkable: bool = False  # whether forked processes may call it: it opens its files anew
 
 
+class BadFile(NamedTuple):
+    """A file that can't be read as an image, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
 def files_at(paths: Sequence[Path]) -> Files:
     """Image files on the disk, named by their paths."""
     return Files([str(path) for path in paths], read_file, forkable=True)
@@ -248,19 +258,19 @@ def measure_range(files: Files, observer: Observer) -> Range:
     return find_range(samples)
 
 
-def bad_images(bad: Sequence[str], total: int, remedy: str = "Remove them, or add --on-bad-image skip") -> UserError:
+def bad_images(bad: Sequence[object], total: int, remedy: str = "Remove them, or add --on-bad-image skip") -> UserError:
     """Return the error that names the first files of `bad`."""
     return UserError(f"{listed_files(bad, total)}. {remedy}")
 
 
-def too_many_skipped(skipped: Sequence[str], total: int, share: float) -> UserError:
+def too_many_skipped(skipped: Sequence[object], total: int, share: float) -> UserError:
     """Return the error for more skipped files than this share of all files."""
     needed = math.ceil(100 * len(skipped) / total) / 100
     remedy = f"Look at the files, or allow more with --on-bad-image {needed:g}"
     return bad_images(skipped, total, f"That is more than {share:.0%} of them. {remedy}")
 
 
-def listed_files(bad: Sequence[str], total: int) -> str:
+def listed_files(bad: Sequence[object], total: int) -> str:
     """How many files can't be read as images, and the first of them with the reasons."""
-    shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
+    shown = "; ".join(map(str, bad[:5])) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
     return f"{len(bad)} of {total} files can't be read as images: {shown}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -112,26 +111,22 @@ def joined(first: Array, second: Array) -> Array:
     return units
 
 
-def group_numbers(contents: Contents, pattern: str, skipped: Sequence[str]) -> Array:
+def group_numbers(contents: Contents, pattern: str) -> Array:
     """A number for each row's group: the value in a column of a table, if `pattern` is the name of one.
 
-    Else a regular expression finds it in the name of the file (its first group, or all of it). `skipped` are the files
-    that have no row, each with the reason in brackets, in the order of the rows. Raises UserError if a name doesn't
-    match, or a row has no value.
+    Else a regular expression finds it in the name of the file (its first group, or all of it). Raises UserError if a
+    name doesn't match, or a row has no value.
     """
     found: list[str] = []
     unmatched: list[str] = []
     blank: list[str] = []
-    waiting = deque(skipped)
     for split in contents.splits.values():
         column = (split.columns or {}).get(pattern)
         if column is None and not isinstance(split.images, Files):
             raise UserError("data.group needs images in files, whose names say the group: leave it out")
         names = split.images.names if isinstance(split.images, Files) else [""] * len(split.labels)
         for row, name in enumerate(names):
-            if waiting and waiting[0].startswith(f"{name} ("):
-                waiting.popleft()
-            elif column is not None:
+            if column is not None:
                 (found if column[row] else blank).append(column[row] or name or f"row {row + 1}")
             elif (match := re.search(pattern, name)) is None:
                 unmatched.append(name)

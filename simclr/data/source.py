@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from simclr.data.images import Array, Files
+from simclr.data.images import Array, BadFile, Files
 from simclr.errors import RunFailed, UserError
 from simclr.files import written_whole
 
@@ -36,6 +37,24 @@ class Contents(NamedTuple):
     classes: tuple[str, ...]
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()  # sentences: what was understood that only the files themselves say
+
+
+def without(contents: Contents, skipped: Sequence[BadFile]) -> Contents:
+    """The contents without the files that were skipped, which are in the order of the rows."""
+    waiting, splits = deque(file.name for file in skipped), dict[str, Split]()
+    for name, split in contents.splits.items():
+        splits[name] = split
+        if isinstance(split.images, Files):
+            rows = []
+            for row, file in enumerate(split.images.names):
+                if waiting and waiting[0] == file:
+                    waiting.popleft()
+                else:
+                    rows.append(row)
+            files = split.images._replace(names=[split.images.names[row] for row in rows])
+            columns = {column: [values[row] for row in rows] for column, values in (split.columns or {}).items()}
+            splits[name] = Split(files, split.labels[rows], columns)
+    return contents._replace(splits=splits)
 
 
 class Source(NamedTuple):
@@ -106,7 +125,9 @@ def recheck(home: Path) -> None:
         for path in _remembered(home).glob("[0-9a-f]*"):
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"can't forget what is known of your files: {error}; check the permissions of that folder") from None
+        raise UserError(
+            f"can't forget what is known of your files: {error}; check the permissions of that folder"
+        ) from None
 
 
 def _remembered(home: Path) -> Path:

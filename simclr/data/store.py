@@ -19,7 +19,7 @@ from PIL import Image
 
 from simclr.data.check import Measured, describe, measure
 from simclr.data.fill import fill
-from simclr.data.images import Array, Decoding, bad_images
+from simclr.data.images import Array, BadFile, Decoding, bad_images
 from simclr.data.source import UNLABELLED, Contents, Source, fingerprint
 from simclr.data.wide import Range
 from simclr.errors import RunFailed, UserError
@@ -44,7 +44,7 @@ class ImageStore:
     digest: str  # hash of images and labels
     range: Range | None  # the values of images of more than 8 bits that became 0 and 255
     measured: Measured
-    skipped: tuple[str, ...]  # files that can't be read as images, each with the reason in brackets
+    skipped: tuple[BadFile, ...]  # files that can't be read as images and have no row, in the order of the rows
     notes: tuple[str, ...]  # sentences: what was understood and done when the images were decoded
 
     def channel_statistics(self, rows: Array, observer: Observer) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -133,7 +133,10 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         labels = np.load(folder / "labels.npy")
         mapped = np.load(folder / "images.npy", mmap_mode="c")
         images = mapped[: len(labels)]  # skipped files leave rows at the end
-        classes, digest, bad, files = tuple(meta["classes"]), str(meta["digest"]), list(meta["bad"]), int(meta["files"])
+        classes, digest, files = tuple(meta["classes"]), str(meta["digest"]), int(meta["files"])
+        if any(isinstance(file, str) for file in meta["bad"]):
+            raise ValueError("an earlier version wrote the names of files that can't be read")
+        bad = tuple(BadFile(*file) for file in meta["bad"])
         limits, measured = meta["range"], Measured(**meta["measured"])
         notes = tuple(map(str, meta.get("notes", ())))  # stores of earlier versions have none
         limits = None if limits is None else (float(limits[0]), float(limits[1]))
@@ -155,7 +158,7 @@ def _load(folder: Path, side: int, skip_bad: bool) -> ImageStore:
         raise _Damaged(" ".join(str(error).split()) or type(error).__name__) from None
     if bad and not skip_bad:
         raise bad_images(bad, files)
-    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured, tuple(bad), notes)
+    return ImageStore(folder, images, labels, classes, splits, digest, limits, measured, bad, notes)
 
 
 def compute_channel_statistics(images: Array, rows: Array) -> tuple[list[float], list[float]]:

@@ -181,13 +181,12 @@ def contents(*names, **columns):
 
 def test_groups_are_found_in_names():
     names = ("cat/p1_a.png", "cat/p2_a.png", "dog/p1_b.png")
-    assert group_numbers(contents(*names), r"(p\d+)_", []).tolist() == [0, 1, 0]
-    assert group_numbers(contents(*names), r"p\d+", []).tolist() == [0, 1, 0]
-    assert group_numbers(contents(*names), r"^[^/]+", []).tolist() == [0, 0, 1]
-    assert group_numbers(contents(*names), r"p\d+", ["cat/p2_a.png (not an image)"]).tolist() == [0, 0]
-    assert group_numbers(contents(*names, patient=["x", "y", "y"]), "patient", []).tolist() == [0, 1, 1]
+    assert group_numbers(contents(*names), r"(p\d+)_").tolist() == [0, 1, 0]
+    assert group_numbers(contents(*names), r"p\d+").tolist() == [0, 1, 0]
+    assert group_numbers(contents(*names), r"^[^/]+").tolist() == [0, 0, 1]
+    assert group_numbers(contents(*names, patient=["x", "y", "y"]), "patient").tolist() == [0, 1, 1]
     with pytest.raises(UserError, match=r"finds no group in 1 of 3 names, such as 'dog/p1_b.png'"):
-        group_numbers(contents(*names), "a.png", [])
+        group_numbers(contents(*names), "a.png")
 
 
 def test_groups_of_a_folder_stay_in_one_part(home, tmp_path):

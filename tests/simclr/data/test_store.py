@@ -1,10 +1,12 @@
 """Images are decoded and measured once, exactly, and by one process. A store that exists is complete."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,6 +250,33 @@ def test_skipping_bad_images_gives_the_digest_of_a_folder_without_them(home, tmp
     digest = open_data(home, dir=tmp_path / "photos", side=8).digest
     write(tmp_path / "photos" / "cat" / "bad.png", b"x")
     assert open_data(home, dir=tmp_path / "photos", side=8, on_bad_image="skip").digest == digest
+
+
+def test_skipped_files_are_told_from_others_whose_names_begin_alike(home, tmp_path):
+    """A second download of photo.jpg is photo.jpg (1).jpg."""
+    labels = write_class_folder(tmp_path / "photos", each=9)
+    write(tmp_path / "photos" / "cat" / "000.png (1).png", b"damaged")
+    data = open_data(home, dir=tmp_path / "photos", side=8, group=r"(\d)\.", on_bad_image="skip", val_fraction=0.2)
+    names = [str(Path(name).relative_to(tmp_path / "photos")) for name in data.files().names]
+    read = [
+        (f"{data.classes[label]}/{int(image[0, 0, 0]) % 9:03d}.png")
+        for image, label in zip(data.images, data.labels, strict=True)
+    ]
+    assert names == read
+    assert len(names) == len(labels)
+    assert [int(image[0, 0, 0]) % 9 for image in data.images] == data.units.tolist()
+
+
+def test_store_of_an_earlier_version_is_made_again(home, tmp_path):
+    """It had bad files as texts, in which a name can't be told from the reason."""
+    write_class_folder(tmp_path / "photos", each=4)
+    write(tmp_path / "photos" / "cat" / "bad.png", b"x")
+    settings = {"dir": tmp_path / "photos", "side": 8, "on_bad_image": "skip"}
+    first = open_data(home, **settings)
+    (name,) = store_folders(home)
+    path = home / "cache" / name / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bad": ["cat/bad.png (not an image)"]}))
+    assert open_data(home, **settings).skipped == first.skipped
 
 
 def test_store_made_with_skip_is_an_error_without_it(home, tmp_path):
