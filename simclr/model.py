@@ -130,8 +130,9 @@ def whiten(stem: nn.Conv2d, images: Iterable[Tensor]) -> None:
     """
     covariance, count = torch.zeros((), dtype=torch.float64), 0
     for block in images:
-        patches = F.unfold(block.contiguous(), stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1)
-        covariance, count = covariance + (patches.double().T @ patches.double()).cpu(), count + len(patches)
+        pixels = block.cpu().contiguous()  # not every device has float64
+        patches = F.unfold(pixels, stem.kernel_size, stride=stem.stride).transpose(1, 2).flatten(0, 1).double()
+        covariance, count = covariance + patches.T @ patches, count + len(patches)
     variances, vectors = torch.linalg.eigh(covariance / count)
     filters = (vectors / (variances + WHITENING_EPS).sqrt()).T
     filters *= filters.gather(1, filters.abs().argmax(1, keepdim=True)).sign()  # eigh leaves the sign open

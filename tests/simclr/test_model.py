@@ -5,6 +5,8 @@ import torch
 import torchvision
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import StochasticDepth
 from torchvision.transforms.v2.functional import normalize
 
@@ -187,6 +189,22 @@ def test_a_whitening_stem_has_outputs_without_correlation_and_with_unit_variance
     torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
     assert covariance.diagonal().max() < 1
     assert covariance.diagonal().min() > 0.95  # WHITENING_EPS lowers the smallest variances
+
+
+def test_a_whitening_stem_needs_float64_only_on_the_cpu():
+    """MPS doesn't have it. Fake tensors stand for those of an accelerator."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made = [each for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
+            assert not any(each.dtype == torch.float64 and each.device.type == "cuda" for each in made)
+            return out
+
+    with FakeTensorMode():
+        stem = nn.Conv2d(3, 54, 3, 2, 1, bias=False, device="cuda")
+        with Watch():
+            whiten(stem, torch.rand(8, 3, 16, 16, device="cuda").split(4))
 
 
 def test_images_are_normalised_before_the_encoder():
