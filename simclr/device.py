@@ -135,14 +135,22 @@ def place(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+MORE_MEMORY = "free some memory, or use a machine that has more"
+
+
 @contextmanager
-def memory_errors(remedy: str) -> Iterator[None]:
-    """A context in which running out of memory, on any device, raises BadSettings with a remedy."""
+def memory_errors(remedy: str, on_cpu: str | None = None) -> Iterator[None]:
+    """A context in which running out of memory, on any device, raises BadSettings with a remedy.
+
+    `on_cpu` is the remedy if the CPU's memory ran out, where that differs.
+    """
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        if on_cpu is not None and "CPUAllocator" in str(error):
+            remedy = on_cpu
         raise BadSettings(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 
 

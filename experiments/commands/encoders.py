@@ -81,8 +81,8 @@ def embed(  # over 60 lines, because of its signature
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
     most = most_skipped(on_bad_image or found.config.data.on_bad_image)
     skipped: list[str] | None = [] if most else None
-    remedy = f"lower --batch-size (now {batch_size}), or use --device cpu"
-    with Terminal() as terminal, devices.memory_errors(remedy):
+    remedy = f"lower --batch-size (now {batch_size})"
+    with Terminal() as terminal, devices.memory_errors(f"{remedy}, or use --device cpu", remedy):
         files, notes = list_images(absolute(folder) or folder, home(), terminal, **options)
         for note in notes:
             terminal.note(note)

@@ -81,7 +81,7 @@ def evaluate_encoder(
     check(subject, names)
     rows: list[dict[str, Any]] = []
     outcomes: dict[str, Outcome] = {}
-    with devices.memory_errors("evaluate with --device cpu"):
+    with devices.memory_errors("evaluate with --device cpu", devices.MORE_MEMORY):
         check_collapse(subject)
         raw = pixel_accuracy(subject, store) if any(EVALUATIONS[name].needs_labels for name in names) else nan
         for name, outcome, figures in figures_of(subject, names, store, raw, stock):

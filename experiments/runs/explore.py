@@ -79,7 +79,7 @@ def explore(
     if len(rows) < max(4, clusters):
         raise UserError(f"{data.title} has {len(rows)} images: expected {max(4, clusters)} or more, for a map")
     files = data.files()
-    with devices.memory_errors("use --device cpu, or fewer --images"):
+    with devices.memory_errors("use --device cpu, or fewer --images", "use fewer --images"):
         layout = _lay_out(subject, rows, clusters, seed)
     own = transfer is None or data.identity == found.digest
     columns = [

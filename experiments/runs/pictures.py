@@ -53,7 +53,7 @@ def draw_tsne(
         full = " or ".join(name for name in data.parts if len(data.parts[name]))
         raise UserError(f"{data.title} has no labelled {part} images: add --part {full}")
     rows = np.sort(rows[permutation(len(rows), seed, "tsne").numpy()[:images]])
-    with devices.memory_errors("use --device cpu"):
+    with devices.memory_errors("use --device cpu", devices.MORE_MEMORY):
         check_collapse(subject)
         x = features(subject.model, data.images, rows, torch.float32, layer).cpu().numpy()
     labels = data.labels[rows]

@@ -69,7 +69,7 @@ def bank_of(subject: Subject, part: str | None = None) -> Bank:
     everything = data.files()
     files = everything._replace(names=[everything.names[row] for row in rows.tolist()])
     on_disk = data.source is not None and bool(data.source.folder)
-    with devices.memory_errors("use --device cpu"):
+    with devices.memory_errors("use --device cpu", devices.MORE_MEMORY):
         check_collapse(subject)
         x = features(subject.model, data.images, rows, torch.float32, layer)
     return Bank(
@@ -114,7 +114,7 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
     read.
     """
     images = read_queries(queries, bank.decoding, bank.root)
-    with devices.memory_errors("use --device cpu"):
+    with devices.memory_errors("use --device cpu", devices.MORE_MEMORY):
         x = features(bank.model, images, np.arange(len(images)), torch.float32, bank.layer)
         near = nearest(bank.features, x, count + 1)
     found = []

@@ -71,7 +71,7 @@ def evaluate_snapshots(
     rows: list[dict[str, Any]] = []
     loads: dict[int, Callable[[], Subject]] = {epoch: partial(_load, path, subject) for epoch, path in found.items()}
     loads[last := config.train.epochs] = lambda: subject
-    with devices.memory_errors("evaluate with --device cpu"):
+    with devices.memory_errors("evaluate with --device cpu", devices.MORE_MEMORY):
         for done, (epoch, load) in enumerate(loads.items(), 1):
             if store.writable:  # before, so that an evaluation that was stopped counts
                 tags = use_tags(subject, names, "" if epoch == last else f"/{epoch}")

@@ -83,7 +83,8 @@ def validation_accuracy(record: Record, data: Dataset, device: torch.device, obs
     if VALIDATION in record.metrics:
         return round(record.metrics[VALIDATION], ACCURACY_DIGITS)  # earlier versions logged all digits
     subject = load_subject(encoder_of(record), data, Protocol(), device, observer)
-    with devices.memory_errors("trials are evaluated on the device that trains them: use --device cpu"):
+    remedy = "trials are evaluated on the device that trains them: use --device cpu"
+    with devices.memory_errors(remedy, devices.MORE_MEMORY):
         accuracy = round(PROBE.validation_accuracy(subject), ACCURACY_DIGITS)
     tracker = Tracker(record.store, record.id)
     tracker.log({VALIDATION: accuracy})

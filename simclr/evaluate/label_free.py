@@ -14,10 +14,10 @@ from torch import Tensor
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import whole_float32
+from simclr.device import whole_float32, within_memory
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
-from simclr.evaluate.subject import Subject, hash_rows, layer_names
+from simclr.evaluate.subject import Subject, batch_of, hash_rows, layer_names
 from simclr.methods.ntxent import contrast, contrastive_accuracy, contrastive_entropy, similarities
 from simclr.methods.simclr import LossConfig
 from simclr.model import check_finite
@@ -125,24 +125,17 @@ class LabelFree(Evaluation):
     @torch.no_grad()
     def run(self, subject: Subject) -> Outcome:
         """Compute the figures."""
-        data, pipelines, model = subject.data, subject.config.pipelines()[:2], subject.model
         rows, batch = self._rows(subject)
-        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {
-            layer: [] for layer in layer_names(model) if layer in ("h", "z")
-        }
-        training = model.training
-        model.eval()
-        for step, start in enumerate(range(0, len(rows), batch)):
-            images = torch.from_numpy(data.images[rows[start : start + batch]]).to(subject.device)
-            with whole_float32():
-                both = [model(view) for view in batch_views(images, pipelines, self.seed, step)(slice(None))]
-            for layer, first, second in zip(pairs, *both, strict=False):  # without a head, z is h
-                pairs[layer].append((first, second))
-        model.train(training)
+        training = subject.model.training
+        subject.model.eval()
+        size = min(batch, batch_of(subject.model))
+        outputs = within_memory(lambda size: self._outputs(subject, rows, batch, size), size)
+        subject.model.train(training)
         metrics: dict[str, float] = {}
-        for layer, batches in pairs.items():
-            top = torch.stack([contrast(torch.stack(pair), temperature=1.0)[1] for pair in batches]).mean(0).tolist()
-            first, second = (check_finite(torch.cat(view)) for view in zip(*batches, strict=True))
+        for layer, views in outputs.items():
+            first, second = check_finite(views)
+            batches = views.split(batch, dim=1)
+            top = torch.stack([contrast(pair, temperature=1.0)[1] for pair in batches]).mean(0).tolist()
             metrics |= {
                 f"contrastive_{layer}_top1": top[0],
                 f"contrastive_{layer}_top5": top[1],
@@ -151,11 +144,23 @@ class LabelFree(Evaluation):
                 f"effective_rank_{layer}": effective_rank(first),
             }
         if isinstance(loss := subject.config.method_settings(), LossConfig):
-            batches = pairs.get("z", pairs["h"])
-            matrices = [similarities(torch.stack(pair), normalize=loss.normalize) for pair in batches]
-            entropies = [contrastive_entropy(matrix, loss.temperature) for matrix in matrices]
-            metrics |= {
-                "contrastive_own_top1": float(np.mean([contrastive_accuracy(matrix)[0].item() for matrix in matrices])),
-                "softmax_entropy": float(np.mean(entropies)),
-            }
+            tops, entropies = [], []
+            for pair in outputs.get("z", outputs["h"]).split(batch, dim=1):
+                matrix = similarities(pair, normalize=loss.normalize)
+                tops.append(contrastive_accuracy(matrix)[0].item())
+                entropies.append(contrastive_entropy(matrix, loss.temperature))
+            metrics |= {"contrastive_own_top1": float(np.mean(tops)), "softmax_entropy": float(np.mean(entropies))}
         return Outcome(metrics, used=(len(rows), len(own_rows(subject))))
+
+    def _outputs(self, subject: Subject, rows: Array, batch: int, size: int) -> dict[str, Tensor]:
+        """h, and z if there is a head, of two views of the images in `rows` (2 x N x D), `size` images at a time."""
+        model, pieces = subject.model, []
+        for step, start in enumerate(range(0, len(rows), batch)):
+            images = torch.from_numpy(subject.data.images[rows[start : start + batch]]).to(subject.device)
+            views = batch_views(images, subject.config.pipelines()[:2], self.seed, step)
+            for first in range(0, batch, size):
+                with whole_float32():
+                    pieces.append([model(view) for view in views(slice(first, first + size))])
+        layers = [layer for layer in layer_names(model) if layer in ("h", "z")]  # without a head, z is h
+        both = [[torch.cat(parts) for parts in zip(*view, strict=True)] for view in zip(*pieces, strict=True)]
+        return {layer: torch.stack(views) for layer, *views in zip(layers, *both, strict=False)}

@@ -14,11 +14,9 @@ from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import fit_linear, logits, preprocessing
-from simclr.evaluate.subject import Subject, features
+from simclr.evaluate.subject import PIXELS_PER_BATCH, Subject, features
 from simclr.randomness import permutation, uniforms
 from simclr.settings import Count, Seed
-
-BLOCK = 1024  # images that are corrupted at once
 
 Classifier = Callable[[Tensor], Tensor]  # features (N x D, as the subject scales them) to classes (N)
 
@@ -89,12 +87,13 @@ class Robustness(Evaluation):
         """Accuracy on the images in `rows` after one corruption in one strength, or without if it is called clean."""
         data, right = subject.data, 0
         u = uniforms((len(rows), 2), self.seed, "corruption", name, strength)
-        for start in range(0, len(rows), BLOCK):
-            some = rows[start : start + BLOCK]
+        block = max(1, PIXELS_PER_BATCH // data.side**2)  # images that are corrupted at once
+        for start in range(0, len(rows), block):
+            some = rows[start : start + block]
             images = data.images[some]
             if name != "clean":
                 given = torch.from_numpy(images).to(subject.device)
-                images = corrupted(given, name, strength, u[start : start + BLOCK]).cpu().numpy()
+                images = corrupted(given, name, strength, u[start : start + block]).cpu().numpy()
             x = features(subject.model, images, np.arange(len(some)), torch.float32, subject.protocol.layer)
             truth = torch.from_numpy(data.labels[some]).to(subject.device)
             right += int((classify(subject.scale(x)) == truth).sum())

@@ -56,6 +56,13 @@ def test_out_of_memory_errors_of_every_device_are_recognised(error: RuntimeError
         raise RuntimeError("shapes differ")
 
 
+def test_the_cpu_is_no_remedy_where_its_own_memory_ran_out() -> None:
+    cpu, cuda = "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", "CUDA out of memory"
+    for text, remedy in ((cpu, "free some"), (cuda, "use the cpu")):
+        with pytest.raises(BadSettings, match=remedy), devices.memory_errors("use the cpu", "free some"):
+            raise RuntimeError(text)
+
+
 def test_devices_that_cannot_be_used_are_rejected() -> None:
     for name in ("meta", "cuda:99", "toaster", "hpu", ""):
         with pytest.raises(

@@ -88,6 +88,25 @@ def test_contrastive_accuracy_is_measured_in_batches_of_pre_training(digits: Dat
     assert LabelFree().run(small).metrics[top1] > LabelFree().run(large).metrics[top1]
 
 
+def test_metrics_do_not_depend_on_how_many_images_go_forward_at_once(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, sizes = subject_of(digits, train={"batch_size": 50}), list[int]()
+    expected = LabelFree(images=100).run(subject).metrics
+    encode = subject.model.encode
+
+    def with_little_memory(images: torch.Tensor, *, resize: bool) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images, resize=resize)
+
+    monkeypatch.setattr(label_free, "batch_of", lambda model: 32)
+    monkeypatch.setattr(subject.model, "encode", with_little_memory)
+    assert LabelFree(images=100).run(subject).metrics == pytest.approx(expected, rel=1e-4)
+    assert set(sizes) == {32, 16, 8, 2}  # each batch of 50 in six pieces of 8 and one of 2
+
+
 def test_only_whole_batches_of_the_images_are_used(digits: Dataset) -> None:
     images = len(digits.parts["val"])
     assert LabelFree().run(subject_of(digits, train={"batch_size": images - 1})).used == (images - 1, images)

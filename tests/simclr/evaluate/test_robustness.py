@@ -33,7 +33,7 @@ def test_the_clean_accuracy_is_that_of_the_classifier(classifier: str, scaled: s
 def test_means_are_over_the_corruptions_and_their_strengths(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(few, layer="pixels")
     metrics = Robustness().run(subject).metrics
-    monkeypatch.setattr(robustness, "BLOCK", 7)
+    monkeypatch.setattr(robustness, "PIXELS_PER_BATCH", 7 * few.side**2)
     assert Robustness().run(subject).metrics == metrics  # noise belongs to images, not to blocks
     classify = robustness.clean_classifier(subject, "knn")
     rows = few.parts["test"][robustness.permutation(60, 0, "robustness").numpy()]
