@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simclr.config import Config
 from simclr.data.dataset import Dataset
-from simclr.evaluate.subject import Subject
+from simclr.evaluate.subject import BaseProtocol, Subject
 from simclr.settings import Section
 
 UNEQUAL = 2  # times as many test images of the most common class as of the rarest, above which accuracy misleads
@@ -56,8 +56,8 @@ class Evaluation(Section):
     def check(self, subject: Subject) -> None:
         """Raise UserError if the data or the network can't give these figures."""
 
-    def chooses(self) -> str:
-        """What it chooses on the validation images, which it then needs. Empty if it chooses nothing."""
+    def chooses(self, protocol: BaseProtocol) -> str:  # noqa: ARG002
+        """What it chooses under a protocol on the validation images, which it then needs. Empty if it is nothing."""
         return ""
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:

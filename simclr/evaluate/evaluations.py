@@ -83,7 +83,7 @@ def check(subject: Subject, names: list[str]) -> None:
                 has = "has none"
             raise UserError(f"--{name} needs labels, but {data.title} {has}. Use --no-labels, or {remedy}")
         get_evaluation(subject.protocol, name).check(subject)
-        if (choice := get_evaluation(subject.protocol, name).chooses()) and not sizes["val"]:
+        if (choice := get_evaluation(subject.protocol, name).chooses(subject.protocol)) and not sizes["val"]:
             raise UserError(
                 f"--{name} chooses {choice} on validation images, but there are none: {images}. Use --knn, or train "
                 f"with data.val_fraction above 0"

@@ -20,7 +20,7 @@ from simclr.data.images import Array
 from simclr.device import autocast, place, resolve_precision, send, whole_float32
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
-from simclr.evaluate.subject import Subject, features, represent, whole_images
+from simclr.evaluate.subject import BaseProtocol, Subject, features, represent, whole_images
 from simclr.model import Network
 from simclr.randomness import permutation, subseed
 from simclr.settings import MOST_VALUES, BatchSize, Count, Epochs, Rate, Values
@@ -40,8 +40,9 @@ class Sgd(Evaluation):
     # Classifier: linear, or mlp, which is features -> features -> classes with a ReLU.
     head: Literal["linear", "mlp"] = "linear"
 
-    def chooses(self) -> str:
-        return "its learning rate"
+    def chooses(self, protocol: BaseProtocol) -> str:  # noqa: ARG002
+        fixed = f"which --set {self.section_name}.lr=[{self.lr[0]:g}] fixes"
+        return f"its learning rate ({fixed})" if len(self.lr) > 1 else ""
 
     def depends_on(self, config: Config, data: Dataset, device: torch.device) -> dict[str, Any]:  # noqa: ARG002
         """The autocast dtype, and that float32 is not TF32 where earlier versions used that."""
@@ -83,7 +84,7 @@ class Finetune(Sgd):
     # Shares of the labels, each of which gives an accuracy; --finetune sets them.
     fractions: Values[Fraction] = (0.01, 0.1, 1.0)
 
-    def chooses(self) -> str:
+    def chooses(self, protocol: BaseProtocol) -> str:  # noqa: ARG002
         return ""  # nothing for which it needs validation images
 
     def run(self, subject: Subject) -> Outcome:
@@ -224,8 +225,10 @@ def best_rate(
 ) -> tuple[float, Classifier]:
     """The learning rate whose classifier, trained on `rows`, is best on the images in `held`, and that classifier.
 
-    If rates are equally good, it is the first.
+    If rates are equally good, it is the first. A single rate needs no such images.
     """
+    if len(settings.lr) == 1:
+        return settings.lr[0], fit(subject, rows, settings, settings.lr[0], seed, frozen=frozen)
     truth, best, chosen = torch.from_numpy(subject.data.labels[held]).to(subject.device), -1.0, None
     for lr in settings.lr:
         classifier = fit(subject, rows, settings, lr, seed, frozen=frozen)

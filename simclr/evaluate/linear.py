@@ -12,7 +12,7 @@ from torch import Tensor
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.scaling import Transform, standardising, unchanged
-from simclr.evaluate.subject import Subject
+from simclr.evaluate.subject import BaseProtocol, Subject
 from simclr.progress import SILENT, Observer
 from simclr.settings import MOST_VALUES
 
@@ -58,9 +58,9 @@ class Linear(Evaluation):
                 "leave it out, or choose evaluations without that classifier, such as --knn"
             )
 
-    def chooses(self) -> str:
+    def chooses(self, protocol: BaseProtocol) -> str:  # noqa: ARG002
         fixed = "which --set linear.l2_values=1 --set linear.l2_max=1 fixes"
-        return f"its L2 penalty ({fixed})" if self.l2_values > 1 else ""
+        return f"the L2 penalty ({fixed}) of the linear classifier" if self.l2_values > 1 else ""
 
     def run(self, subject: Subject) -> Outcome:
         """Test accuracy, and the L2 value that was chosen."""

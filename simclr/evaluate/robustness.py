@@ -14,7 +14,7 @@ from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import fit_linear, logits, preprocessing
-from simclr.evaluate.subject import PIXELS_PER_BATCH, Subject, features
+from simclr.evaluate.subject import PIXELS_PER_BATCH, BaseProtocol, Subject, features
 from simclr.randomness import permutation, uniforms
 from simclr.settings import Count, Seed
 
@@ -57,8 +57,8 @@ class Robustness(Evaluation):
         if self.classifier == "linear":
             subject.protocol.linear.check(subject)  # type: ignore[attr-defined]
 
-    def chooses(self) -> str:
-        return "the L2 penalty of the linear classifier" if self.classifier == "linear" else ""
+    def chooses(self, protocol: BaseProtocol) -> str:
+        return protocol.linear.chooses(protocol) if self.classifier == "linear" else ""  # type: ignore[attr-defined]
 
     def chance(self, subject: Subject) -> tuple[dict[str, float], int]:
         odds, total = super().chance(subject)

@@ -91,11 +91,13 @@ def test_what_can_not_be_measured_is_named(digits: Dataset) -> None:
 def test_without_validation_images_nothing_can_be_chosen_on_them(digits: Dataset) -> None:
     parts = digits.parts | {"train": np.concatenate([digits.parts["train"], digits.parts["val"]])}
     whole = replace(digits, parts=parts | {"val": digits.parts["val"][:0]})
-    for name in ("linear", "linear-sgd"):
+    several = ["linear_sgd.lr=[0.1,0.2]", "robustness.classifier=linear"]
+    for name in ("linear", "linear-sgd", "robustness"):
         with pytest.raises(UserError, match=f"--{name} chooses .* on validation images, but .*Use --knn"):
-            check(subject_of(whole), ["knn", name])
-    fixed = ["linear.l2_values=1", "linear.l2_max=1"]
-    check(subject_of(whole, fixed), ["knn", "linear"])
+            check(subject_of(whole, several), ["knn", name])
+    fixed = ["linear.l2_values=1", "linear.l2_max=1", "robustness.classifier=linear", "linear_sgd.epochs=1"]
+    check(subject_of(whole, fixed), ["knn", "linear", "linear-sgd", "robustness"])
+    assert evaluate(subject_of(whole, fixed), "linear-sgd").metrics["linear_sgd_lr"] == 0.1
     for name in ("knn", "linear"):  # both use train and validation images together, so nothing changes
         assert evaluate(subject_of(whole, fixed), name).metrics == pytest.approx(
             evaluate(subject_of(digits, fixed), name).metrics, abs=0.01
