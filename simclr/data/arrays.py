@@ -196,7 +196,7 @@ def _images(path: Path, name: str, stored: Stored) -> Array:
 
 
 def _labels(path: Path, name: str | None, stored: dict[str, Stored], count: int) -> Array | None:
-    """The labels of an array: N, N x 1, or N x K with a single one in each row."""
+    """The labels of an array: N, N x 1, or N x K with a single one in each row. NaN, where one is missing, is None."""
     if name is None:
         return None
     what = f"array '{name}' of {path} ({stored[name]})"
@@ -212,7 +212,11 @@ def _labels(path: Path, name: str | None, stored: dict[str, Stored], count: int)
         return np.asarray(labels.argmax(1))
     labels = labels.reshape(count)
     if labels.dtype.kind == "f":
-        if not (labels == np.round(labels)).all():
-            raise UserError(f"{what} has fractions, which can't be classes: save whole numbers, or add --unlabelled")
-        labels = labels.astype(np.int64)
+        known = labels[~np.isnan(labels)]
+        if not (np.isfinite(known) & (known == np.round(known))).all():
+            raise UserError(
+                f"{what} has fractions or infinite values, which can't be classes: save whole numbers, or add "
+                f"--unlabelled"
+            )
+        labels = np.where(np.isnan(labels), None, np.nan_to_num(labels).astype(np.int64))  # type: ignore[call-overload]
     return np.asarray(labels)

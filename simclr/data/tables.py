@@ -208,7 +208,7 @@ def read_table(path: Path) -> pd.DataFrame:
             lines = (file.readline(100_000) for _ in range(100))
             skipped, header = next((n, line) for n, line in enumerate(lines) if line.strip() and line[:4] != "sep=")
         separator = max(SEPARATORS, key=header.count) if path.suffix.lower() != ".tsv" else "\t"
-        names = next(csv.reader([header], delimiter=separator))
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
         if twice := {name for name in names if name and names.count(name) > 1}:
             raise UserError(f"{path} has two columns called '{min(twice)}': rename one of them")
         with warnings.catch_warnings():
@@ -237,7 +237,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except ValueError as error:  # pandas' errors on empty files and ragged rows
         reason = " ".join(str(error).split())
         raise UserError(f"can't read {path} as a table: {reason}. Expected a header and a row per image") from None
-    table.columns = table.columns.str.strip()
+    table.columns = [name.strip() or f"Unnamed: {n}" for n, name in enumerate(table.columns)]  # as pandas calls them
     if not len(table):
         raise UserError(f"{path} has no rows below its header")
     return pd.DataFrame({column: table[column].str.strip() for column in table.columns})

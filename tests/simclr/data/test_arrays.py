@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclr.data.source import UNLABELLED
 from tests.simclr.data.helpers import error_message, noise, open_data
 
 NAMES = {
@@ -135,12 +136,22 @@ def test_unclear_arrays_are_errors(name, home, tmp_path):
         (np.zeros(5, int), "doesn't have a label for each of the 6 images"),
         (np.ones((6, 3), int), "gives an image several labels or none"),
         (np.linspace(0, 1, 6), "has fractions"),
+        (np.array([0, 1, np.inf, 0, 1, 1]), "infinite values"),
         (np.array(["a"] * 6, dtype=object), "could run code when they are read"),
     ],
 )
 def test_labels_that_are_no_classes_are_errors(labels, expected, home, tmp_path):
     path = save(tmp_path / "data.npz", {"images": np.zeros((6, 8, 8), np.uint8), "labels": labels})
     assert expected in error_message(home, dir=path)
+
+
+def test_nan_marks_a_missing_label(rng, home, tmp_path):
+    labels = np.arange(40) % 2.0
+    labels[[3, 20]] = np.nan
+    path = save(tmp_path / "data.npz", {"images": noise(rng, 40, 8, 8), "labels": labels})
+    data = open_data(home, dir=path, side=8)
+    assert data.classes == ("0", "1")
+    assert np.array_equal(data.labels, np.nan_to_num(labels, nan=UNLABELLED))
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("float64", 255), ("uint16", 4095), ("int32", 255)])

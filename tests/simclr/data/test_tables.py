@@ -4,6 +4,7 @@ import unicodedata
 
 import pytest
 
+from simclr.data.tables import read_table
 from tests.simclr.data.helpers import (
     error_message,
     make_zip,
@@ -364,10 +365,17 @@ def test_an_unclear_column_is_an_error_whose_remedy_works(name, photos, home, tm
     assert len(open_data(home, dir=photos, labels=path, side=8, **options).images) == 21
 
 
+def test_columns_without_names_are_no_columns_of_one_name(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,label, ,  \n000,a,x,y\n")
+    assert read_table(path).iloc[0].tolist() == ["000", "a", "x", "y"]
+
+
 WRONG = {
     "no header": (b"000.png,bright\n001.png,dark\n", "has no header"),
     "empty": (b"", "is empty: expected a header"),
     "two columns of a name": (b"id,label,label\n000,a,b\n", "two columns called 'label'"),
+    "two columns of a name after spaces": (b"id,label,label \n000,a,b\n", "two columns called 'label'"),
     "spaces for separators": (b"000.png bright\n001.png dark\n", "the first line of the table names its columns"),
     "no rows": (b"id,label\n", "has no rows"),
     "binary": (b"id,\xff\xfe\n", "is not text in UTF-8"),
