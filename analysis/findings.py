@@ -100,7 +100,10 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
         why = "Fewer than three seeds can't tell this from chance"
         why += "." if unfinished else ": repeat the study with --seeds 3 or more."
         if largest["pairs"] >= FEWEST:
-            why = "The difference is the same in all seeds, so there is no spread to test it against."
+            why = (
+                "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of "
+                "the seeds that measure the spread have results."
+            )
         return [
             f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "

@@ -22,7 +22,7 @@ from experiments.commands.options import (
     Transfer,
     Unlabelled,
 )
-from experiments.commands.output import Json, show
+from experiments.commands.output import Json, chosen_format, show
 from experiments.commands.terminal import Terminal, find_encoder_or_newest, open_store
 from simclr.errors import UserError
 
@@ -355,11 +355,12 @@ def compare(
 
     store = open_store()
     studies = store.studies_among(runs)
-    if len(studies) > 1 and (as_json or form not in ("terminal", "markdown")):
+    form = chosen_format(form, as_json)
+    if len(studies) > 1 and form not in ("terminal", "markdown"):
         raise UserError("--json and the formats csv and latex show only one study: name one")
     if studies:
         for study in studies:
-            text, notes = tables(study, store, "json" if as_json else form)
+            text, notes = tables(study, store, form)
             if len(studies) > 1:
                 typer.echo(f"Study {study.name}: {what_of(study, store)}\n")
             typer.echo(text)

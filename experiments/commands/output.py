@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from analysis.text import to_json
-from simclr.errors import printable
+from simclr.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -18,6 +18,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 def show(result: T, text: Callable[[T], str], *, as_json: bool) -> None:
     """Print a result on stdout: as the text that `text` makes of it, or as JSON."""
     typer.echo(to_json(result) if as_json else text(result))
+
+
+def chosen_format(form: str, as_json: bool) -> str:
+    """The format of a table by --format and --json. Raises UserError if they contradict each other."""
+    if as_json and form != "terminal":
+        raise UserError(f"--json and --format {form} are two formats: leave out one of them")
+    return "json" if as_json else form
 
 
 def describe_files(result: Mapping[str, Any]) -> str:

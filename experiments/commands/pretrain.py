@@ -250,7 +250,7 @@ class TrainingTerminal(Terminal):
         super().began(run_id, steps)
         self.seconds = []
         facts = f"{steps} step{'s' * (steps != 1)}{self.labels}"
-        facts += f"; a loss of {self.chance:.2f} is chance" if self.chance is not None else ""
+        facts += f"; guessing gives a loss of {self.chance:.2f}" if self.chance is not None else ""
         self.say(f"run {self.config.run_name()} ({run_id[:8]}): {facts}")
         for remark in self.remarks:
             self.say(remark)

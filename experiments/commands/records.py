@@ -30,6 +30,7 @@ def ui(
 
     Example: simclr ui --port 5001
     """
+    from experiments.runs.pages import PORT
     from experiments.tracking.pages import is_served, serve, shared_server
     from experiments.tracking.store import Store, home
 
@@ -50,6 +51,8 @@ def ui(
         ) from None
     with listening:
         _show(store, server, no_browser)
+        if port != PORT:
+            typer.echo(f"links in reports lead to port {PORT}, not here")
         typer.echo("Ctrl-C stops the server")
         serve(store, listening)
 

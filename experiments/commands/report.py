@@ -10,7 +10,7 @@ import typer
 from experiments.commands import complete
 from experiments.commands.checks import of_known_run
 from experiments.commands.options import Format
-from experiments.commands.output import Json
+from experiments.commands.output import Json, chosen_format
 from experiments.commands.terminal import open_store
 from simclr.errors import UserError
 
@@ -52,7 +52,7 @@ def report(
     from experiments.runs.pages import PAGE
     from experiments.runs.report import report as report_run
 
-    form = "json" if as_json else form
+    form = chosen_format(form, as_json)
     store = open_store()
     record = store.find_reported(name)
     if record.kind == "study":

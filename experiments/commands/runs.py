@@ -73,7 +73,7 @@ def runs(
         records = _of_study(study, records)
     rows = [_row(record) for record in records if kind in (None, record.kind)]
     rows.sort(key=lambda row: _rank(row[sort], sort))
-    none = f"no run of the kind {kind}" if records else str(no_runs(folder))
+    none = f"no run of the kind {kind}{f' in {study}' if study else ''}" if records else str(no_runs(folder))
     show(rows[:limit], _text if rows else lambda _: none, as_json=as_json)
 
 

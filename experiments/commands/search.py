@@ -34,6 +34,7 @@ from experiments.commands.options import (
 )
 from experiments.commands.output import Json, show
 from experiments.commands.terminal import Terminal, command_line, confirm_long, describe_duration, resumable
+from simclr.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.search.confirm import SearchOutcome
@@ -182,13 +183,25 @@ def search(  # over 60 lines, because of its signature
     check_cluster(cluster, gpus_per_run, full.threads, cluster_options)
     changed(full, {"seed": full.seed + seeds})  # the largest fresh seed must be valid, too
     check_choices(objectives, pruner)
+    if not seeds and (top is not None or on is not None):
+        given = "--on" if top is None else "--top"
+        raise UserError(f"{given} is for runs with fresh seeds, and --seeds 0 trains none: leave one of them out")
     name, top, store = name or f"search-{full.name}", top or (3 if proxy else 1), Store(home())
-    parameters, runs = load_space(space), seeds * (1 + top)
+    parameters = load_space(space)
     with Terminal() as terminal:
         if not dry_run:
             check_unclaimed(store, "search", name, observer=terminal)
         cost = forecast(
-            name, full, parameters, store, trials=trials, runs=runs, hours=hours, proxy=proxy, observer=terminal
+            name,
+            full,
+            parameters,
+            store,
+            trials=trials,
+            top=top,
+            seeds=seeds,
+            hours=hours,
+            proxy=proxy,
+            observer=terminal,
         )
     planned = {"name": name, **cost._asdict()}
     if dry_run:

@@ -27,7 +27,7 @@ from simclr.train.loop import count_steps
 from simclr.weights.checkpoint import checkpoints
 
 TRAINING_SHARE = 0.9  # share of the time for training steps. The rest: kNN, checkpoints, variation of the speed
-MEASURING_SHARE = 0.1  # share of the time for measuring the speed. Choices that it doesn't suffice for are skipped
+MEASURING_SHARE = 0.1  # share of the time for measuring the speed. Choices that can't be measured within it are skipped
 MEASURED_IMAGES = 32  # in a measured step on a CPU, where the time per image hardly depends on the batch
 MEASURING = "measuring the speed"
 FEW_STEPS = 100  # below which hardly anything is learned

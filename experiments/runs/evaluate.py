@@ -151,7 +151,7 @@ def _rows(
         row |= {other: figures.get(metric, nan) for other, figures in others.items()}  # some have no head, so no z
         if metric in outcome.samples:
             mean = mean_interval(outcome.samples[metric])
-            row["low"], row["high"] = max(0.0, mean.low), min(1.0, mean.high)
+            row["low"], row["high"] = np.clip([mean.low, mean.high], 0, 1).tolist()  # which keeps nan
         elif is_accuracy(metric):
             row["low"], row["high"] = accuracy_interval(value * count, count)
             if not isnan(row.get("stock", nan)):
@@ -340,8 +340,8 @@ def _log(
         tracker.tag({MATCHED: f"{counts[0]}/{counts[1]}"})
     place = {f"{PLACE}{_elsewhere(subject.data)}": subject.data.title} if transfer else {}
     tracker.tag({"protocol": protocol.version, **use_tags(subject, outcomes), **place})
-    protocols = dict(zip(table["metric"], table["protocol"], strict=True))
-    tracker.tag_protocols(protocols)  # last: a metric whose protocol is tagged is complete
+    protocols = table["protocol"].where(table["trained"].notna(), SUPERSEDED)  # one without a value doesn't count
+    tracker.tag_protocols(dict(zip(table["metric"], protocols, strict=True)))  # last: a tagged metric is complete
     if found.run_id is None:
         tracker.finish("FINISHED")
     tracker.flush()

@@ -44,8 +44,8 @@ class Expected:
         if config.train.precision == "auto":
             if not devices.can_compute(self.precision, devices.resolve(config.device)):
                 raise Unfit(
-                    f"{node} is slow in {self.precision}, which auto stands for on the machine where the command was "
-                    "started: add --set train.precision=fp32, or leave out this machine"
+                    f"auto means {self.precision} on the machine where the command was started, but {node} is slow in "
+                    "it: add --set train.precision=fp32, or leave out this machine"
                 )
             config = config.in_precision(self.precision)
         try:

@@ -16,7 +16,7 @@ from simclr.errors import UserError
 from simclr.files import written_whole
 
 PAGE = "report.html"
-LOCAL = "http://127.0.0.1:5000"  # where `simclr ui` shows a local store
+PORT = 5000  # on which `simclr ui` shows a local store by default, and to which reports link
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def figure(folder: Path, name: str, caption: str, draw: Callable[[Path], object]
 
 def link(record: Record, text: str) -> Link:
     """A link to the page of a run in MLflow, which `simclr ui` shows unless a server does."""
-    return Link(text, address(shared_server() or LOCAL, record.store.experiment, record.id))
+    return Link(text, address(shared_server() or f"http://127.0.0.1:{PORT}", record.store.experiment, record.id))
 
 
 def text_of(record: Record, name: str) -> str:

@@ -29,9 +29,9 @@ from analysis.tables import (
 from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
-from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, PORT, figure, files_of, link, report_folder, text_of, where
 from experiments.runs.use_of_test_set import describe_uses
-from experiments.runs.view_grid import STRIP
+from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.tracking.images import images_of
 from experiments.tracking.naming import ended, state
 from experiments.tracking.store import Record, Store
@@ -49,8 +49,8 @@ COLUMNS = {
     "chance": "Chance",
 }
 HOW = """Accuracies are on the test images unless marked "on validation", in percent. They stand next to those of \
-the same network without training (and, if its encoder started from weights, with these), of k nearest neighbours on \
-the raw pixels, and of chance."""
+the same network before training (with random weights and, if it started from other weights, with those), of k nearest \
+neighbours on the raw pixels, and of chance."""
 
 
 def report(run: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
@@ -194,13 +194,12 @@ def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, findi
         drawn.append(_confusion(predicted, folder))
     sections += [section._replace(heading="" if index else "Figures") for index, section in enumerate(drawn)]
     if (path := run.find_artifact(STRIP)) is not None:
-        text = "Six images, and below each the views that training makes of it in the first step."
-        sections += [Section("Example views", "text", text), Section("", "images", [("", path.read_bytes())])]
+        sections += [Section("Example views", "text", STRIP_SHOWS), Section("", "images", [("", path.read_bytes())])]
     if predicted is not None and not plain:
         sections.append(Section("Confusions of classes", "text", TOO_FEW.format(images=len(predicted.truth))))
     elif predicted is not None and len(confused := _most_confused(predicted)):
         sections.append(Section("Most often confused", "table", confused))
-    pages = pd.DataFrame({"Page, while simclr ui is running": [link(run, run.name)], "Id": [run.id]})
+    pages = pd.DataFrame({f"Page, while simclr ui is running on port {PORT}": [link(run, run.name)], "Id": [run.id]})
     sections.append(Section("This run", "table", pages))
     return page(
         "Run", run.name, list(filter(None, sentences)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]

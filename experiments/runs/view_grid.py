@@ -17,6 +17,7 @@ from simclr.files import written_whole
 from simclr.views import Pipeline, apply, draw
 
 STRIP = "example-views.webp"  # the file of a run with its view strip
+STRIP_SHOWS = "Six images, and below each the views that training makes of it in the first step."
 
 
 def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from analysis.findings import count
 from analysis.statistics import paired_difference
 from analysis.tables import write_csv
+from analysis.text import percent
 from experiments.configs.resolve import changed
 from experiments.runs.pages import where
 from experiments.search.report import BEST, IMAGES, SELECTION, START, finding, report, settings_text
@@ -73,7 +74,7 @@ def confirm(
     path = record.artifact(BEST)
     found = SearchOutcome(
         summary(search),
-        {"trial": order[0].number, "accuracy": 100 * order[0].values[0], "settings": order[0].user_attrs[SETTINGS]},
+        {"trial": order[0].number, "accuracy": percent(order[0].values[0]), "settings": order[0].user_attrs[SETTINGS]},
         where(record, search.store),
         next=[f"simclr pretrain --config {shlex.quote(str(path))} --seed {fresh_seed}"],
     )

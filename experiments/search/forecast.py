@@ -14,6 +14,7 @@ from experiments.search.space import Parameter, check_space, used
 from experiments.search.trial_jobs import PROBE
 from experiments.search.trials import prepare_labelled, with_proxy
 from experiments.studies.cell import BASELINE, Cell
+from experiments.studies.results import StudyDocument
 from experiments.studies.run import evaluation_seconds
 from experiments.tracking.store import Store
 from simclr.build import build_model
@@ -45,20 +46,23 @@ def forecast(
     store: Store,
     *,
     trials: int,
-    runs: int,
+    top: int,
+    seeds: int,
     hours: float | None,
     proxy: Sequence[str] = (),
     observer: Observer = SILENT,
 ) -> SearchForecast:
-    """Predict the time of a search.
+    """Predict the time of a search whose `top` trials and start are trained again with `seeds` fresh seeds.
 
     Raises UserError if its config can't run, if its images have no labels, or if a value of its space is invalid.
     """
     cheap, done = with_proxy(full, proxy), trials_ended(name, store)
     check_space(parameters := used(parameters, cheap), cheap)
     left = max(0, trials - done)
-    if not left and confirmation_of(name, store) is not None:
-        runs = 0
+    runs = (1 + top) * seeds
+    if not left and (confirmation := confirmation_of(name, store)) is not None:
+        confirmed = StudyDocument.read(confirmation)
+        runs -= min(1 + top, len(confirmed.cells)) * min(seeds, len(confirmed.seeds))
     varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
     if not left and not runs:
         return SearchForecast(varied, trials, done, 0.0, 0, 0.0, 0.0)

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.findings import of_search
 from analysis.page import Section, page
 from analysis.tables import FORMATS, MISSING, format_value, signed, with_interval, write_csv
-from analysis.text import to_json
+from analysis.text import percent, to_json
 from analysis.trials import pictures
 from experiments.configs.resolve import short_name
 from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
@@ -66,7 +66,7 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
         text = _page(search, trials, drawn, start, outcome(study, start))
         (folder / PAGE).write_text(text, encoding="utf-8")
     last = [where(search, store)]
-    numbers = trials.assign(accuracy=100 * pd.to_numeric(trials["accuracy"]))
+    numbers = trials.assign(accuracy=pd.to_numeric(trials["accuracy"]).map(percent))
     if form == "json":
         return to_json({"rows": numbers, "files": files_of(search)}), []
     rows = numbers if form == "csv" else _best(trials, start, search.store).map(str)
@@ -87,13 +87,13 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
         Section("All trials", "table", trials.drop(columns=["run"], errors="ignore"), folded=True),
         Section("How the trials ended", "text", "\n".join(ended), folded=True),
     ]
-    counts = trials["state"].value_counts()
-    facts = [search.params["data.dataset"], *(f"{count} {state}" for state, count in counts.items())]
+    facts = [search.params["data.dataset"], ended[0]]
     return page("Search", search.name, finding(search, trials), facts, sections)
 
 
 def finding(search: Record, trials: pd.DataFrame) -> list[str]:
-    """What a search found, in sentences. `trials` is its table of trials."""
+    """What a search found, in sentences. `trials` is its table of trials, some of which may not have ended."""
+    trials = trials[trials["state"].isin(["complete", "pruned"])]
     start = float(search.tags.get(START, nan))  # earlier versions recorded neither this nor the number of images
     return of_search(trials, start, _selection(search), _images(search))
 

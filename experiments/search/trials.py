@@ -160,7 +160,9 @@ def open_search(
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)
                 kept = {name: trial.user_attrs[name] for name in (DRAWN,) if name in trial.user_attrs}
-                study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number, **kept})
+                study.enqueue_trial(
+                    trial.params, user_attrs={RESUMES: trial.user_attrs.get(RESUMES, trial.number), **kept}
+                )
             expected = Expected.of(baseline.config, baseline.data.identity, baseline.data)
             yield Search(name, study, tracker, baseline, whole, parameters, objectives, expected)
 

@@ -13,7 +13,7 @@ from experiments.runs.compare import reads_labels
 from experiments.runs.evaluate import references
 from experiments.runs.use_of_test_set import count_uses, describe_uses
 from experiments.studies.plan import COSTS, RATE
-from experiments.studies.results import Results, StudyDocument
+from experiments.studies.results import NOT_EVALUATED, Results, StudyDocument
 from experiments.tracking.images import images_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import digest_of
@@ -121,8 +121,8 @@ def caveats(study: Record, results: Results, summaries: Mapping[str, pd.DataFram
         found.append(f"Evaluated on images of another size than the baseline: {listed(others)}.")
     if supervised := sorted({cell for (cell, _), record in results.runs.items() if reads_labels(record)}):
         found.append(f"Trained on labels: {listed(supervised)}.")
-    finished = results.table[results.table["status"] == "FINISHED"]
-    if missing := int(finished[document.metrics()].isna().sum().sum()):
+    trained = results.table[results.table["status"].isin(["FINISHED", NOT_EVALUATED])]
+    if missing := int(trained[document.metrics()].isna().sum().sum()):
         found.append(
             f"Results left out because they were not measured under the study's protocol: {missing}. Run the study's "
             "command again to measure them."

@@ -118,10 +118,15 @@ def plan_paper(config: Config, name: str, *, quick: bool = False) -> list[Part]:
     return parts
 
 
-def choose(parts: Sequence[Part], keys: Sequence[str]) -> list[Part]:
-    """The tables with these names in paper.toml, or all if there are no names. Raises UserError for an unknown name."""
+def choose(parts: Sequence[Part], keys: Sequence[str], *, quick: bool = False) -> list[Part]:
+    """The tables with these names in paper.toml, or all if there are no names.
+
+    Raises UserError for an unknown name, and for one that a `quick` paper leaves out.
+    """
     known = [part.key for part in parts]
     for key in keys:
+        if key not in known and quick and key in tables():
+            raise UserError(f"--quick makes only {' and '.join(known)}: leave out --quick to make {key}")
         if key not in known:
             raise unknown("table", key, known)
     return [part for part in parts if part.key in keys or not keys]

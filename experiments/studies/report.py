@@ -19,8 +19,8 @@ from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label, loss_caveat
-from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
-from experiments.runs.view_grid import STRIP
+from experiments.runs.pages import PAGE, PORT, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
 from experiments.studies.results import CellDocument, Results, read_results
@@ -34,8 +34,7 @@ SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"]
 WIDE = ["expected", "verdict", "seconds"]  # columns that are left out on a narrow one too
 WIDTH = 110  # characters from which on a terminal is not narrow
-RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running."
-VIEWS = "Six images, and below each the views that training makes of it in the first step."
+RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running on port {}."
 
 
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
@@ -299,9 +298,9 @@ def _page(
     if choices := chosen(results.document):
         sections.append(Section("What was chosen for each cell", "text", "\n\n".join(choices)))
     if views := _views(results):
-        sections += [Section("Example views", "text", VIEWS), Section("", "images", views)]
+        sections += [Section("Example views", "text", STRIP_SHOWS), Section("", "images", views)]
     sections += [
-        Section("Runs", "text", RUNS.format(metric_label(metric))),
+        Section("Runs", "text", RUNS.format(metric_label(metric), PORT)),
         Section("", "table", _run_table(results, metric)),
     ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]

@@ -16,7 +16,8 @@ from experiments.studies.design import Design
 from experiments.tracking.store import Record, Store
 
 PLAN_FILE = "plan.json"
-UNENDED = ("RUNNING", "KILLED", "SCHEDULED")  # states of a run that the study is still to finish
+NOT_EVALUATED = "NOT EVALUATED"  # trained, but without a result under the study's protocols
+UNENDED = ("RUNNING", "KILLED", "SCHEDULED", NOT_EVALUATED)  # states of a run that the study is still to finish
 Job = tuple[str, int]  # the name of a cell, and a seed
 
 
@@ -137,7 +138,7 @@ def read_results(study: Record, store: Store) -> Results:
             continue
         if run.kind == "pretrain":
             runs[job] = run
-        status = "NOT JUDGED" if child.finished and not metrics else child.status
+        status = NOT_EVALUATED if child.finished and not metrics else child.status
         rows[job] = {"cell": job[0], "seed": job[1], "status": status, "error": child.tags.get("error")}
         rows[job] |= _speed(run) | {metric: metrics.get(metric, np.nan) for metric in document.metrics()}
     settings = [(cell.cell, cell.settings) for cell in document.cells]

@@ -50,7 +50,7 @@ class Slurm:
         self.slots = int(jobs)
         if gpus_per_run is not None:
             if not gpus_per_run.is_integer():
-                raise UserError(f"--gpus-per-run {gpus_per_run:g}: Slurm gives out whole GPUs: expected 0 or 1")
+                raise UserError(f"--gpus-per-run {gpus_per_run:g}: Slurm allocates whole GPUs: expected 0 or 1")
             parameters["gpus-per-node"] = int(gpus_per_run)
         try:
             import submitit
@@ -86,11 +86,11 @@ class Slurm:
         """See Engine.ended. Raises UserError if sbatch refuses the jobs."""
         self._submit()
         until = time.monotonic() + seconds
-        while not (found := [*self._answered(), *self._lost()]) and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-        for token, _ in found:
+        while not (found := dict(self._lost()) | dict(self._answered())) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)  # a task whose answer comes late can be in both
+        for token in found:
             del self._jobs[token]
-        return found
+        return list(found.items())
 
     def cancel(self, token: str) -> None:
         """See Engine.cancel."""

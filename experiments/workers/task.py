@@ -80,7 +80,7 @@ class Origin:
         try:
             return _opened(home() if Path(named).is_absolute() else self.home)
         except UserError as error:
-            raise Unfit(f"{here} {error}") from error
+            raise Unfit(f"{here}: {error}") from error
 
 
 _opened = cache(Store)  # as a process may do several tasks

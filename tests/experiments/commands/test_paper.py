@@ -57,6 +57,8 @@ def test_tables_with_more_seeds_come_first_and_a_failure_comes_last(run: Run, ra
     assert "report: mine/report.html" in done.stdout
     result = json.loads(run("paper", *WIDE, "--quick", "--yes", "--json").stdout)
     assert {Path(file).name for file in result["files"]} == set(FILES)
+    (quick,) = {Path(file).parent.name for file in result["files"]}
+    assert quick.endswith("-quick")  # it doesn't replace the page of the whole paper
 
 
 def test_only_the_chosen_tables_are_made_and_the_page_shows_all(run: Run, ran: list[str]) -> None:
@@ -69,7 +71,7 @@ def test_only_the_chosen_tables_are_made_and_the_page_shows_all(run: Run, ran: l
     assert_one_line(
         run("paper", *WIDE, "--table", "fig6"), 2, "unknown table 'fig6': did you mean 'fig9'? choose from fig5, fig7"
     )
-    assert_one_line(run("paper", *WIDE, "--quick", "--table", "fig5"), 2, "unknown table 'fig5'")
+    assert_one_line(run("paper", *WIDE, "--quick", "--table", "fig5"), 2, "--quick makes only table1 and table4: leave")
 
 
 def test_a_cluster_trains_all_tables(run: Run, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

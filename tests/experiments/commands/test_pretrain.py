@@ -28,7 +28,7 @@ def test_pretrain_shows_progress_and_records_a_run(training: tuple[Store, Result
     record = store.find("tiny-s0")
     began, *epochs = done.stderr.splitlines()
     end, hint = done.stdout.splitlines()
-    assert began == f"run tiny-s0 ({record.short_id}): 10 steps; a loss of 6.24 is chance"
+    assert began == f"run tiny-s0 ({record.short_id}): 10 steps; guessing gives a loss of 6.24"
     assert epochs[-1].startswith("epoch 2.0/2 loss ")
     knn = f"val kNN {record.metrics['val/knn_top1']:.1%} contrastive top-1 "
     assert end.startswith(f"done: tiny-s0: loss {record.metrics['train/loss']:.2f} {knn}")

@@ -82,6 +82,7 @@ def test_the_runs_are_opened_in_model_training(
     assert done.stdout.splitlines() == [
         f"all runs: {runs}?workflowType=machine_learning",
         f"study abc: {runs}/{study.run_id}?workflowType=machine_learning",
+        "links in reports lead to port 5000, not here",
         "Ctrl-C stops the server",
     ]
     assert opened.get(timeout=60) == f"{runs}?workflowType=machine_learning"

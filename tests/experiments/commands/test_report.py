@@ -48,6 +48,9 @@ def test_mistakes_are_one_line(run: Run, trained: Store) -> None:
     message = "no run, study or search has the name 'another-stud' or an id that starts with it: did you mean 'another-"
     assert_one_line(run("report", "another-stud"), 2, message)
     assert_one_line(run("report", "another-study", "--format", "html"), 2, "unknown format 'html'")
+    for command in ("report", "compare"):
+        refused = run(command, "another-study", "--format", "latex", "--json")
+        assert_one_line(refused, 2, "--json and --format latex are two formats: leave out one of them")
     refused = run("report", "another-study", "--out", "out/rep.html")
     assert_one_line(refused, 2, "--out is the folder to write the page to: leave out the name rep.html")
     assert not Path("out").exists()

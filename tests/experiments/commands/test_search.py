@@ -45,7 +45,9 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def forecast(name: str, *arguments: object, **options: Any) -> SearchForecast:
         calls["forecast"] = options
-        return SearchForecast(["optim.lr"], options["trials"], 2, 60.0, options["runs"], 300.0, 5400.0)
+        return SearchForecast(
+            ["optim.lr"], options["trials"], 2, 60.0, (1 + options["top"]) * options["seeds"], 300.0, 5400.0
+        )
 
     monkeypatch.setattr("experiments.search.forecast.forecast", forecast)
     monkeypatch.setattr("experiments.search.trials.open_search", open_search)
@@ -128,6 +130,7 @@ def test_a_long_search_is_confirmed(run: Run, searched: dict[str, Any], monkeypa
     [
         (["--pruner", "medium"], "unknown pruner 'medium': did you mean 'median'"),
         (["--objectives", "speed"], "unknown objectives 'speed'"),
+        (["--seeds", "0", "--on", "test"], "--on is for runs with fresh seeds, and --seeds 0 trains none"),
         (["--space", "nowhere.toml"], "nowhere.toml"),
         (["--max-hours", "nan"], "--max-hours 'nan': expected a number"),
     ],

@@ -23,6 +23,7 @@ from experiments.tracking.writing import start_run
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError
+from simclr.evaluate.base import Outcome
 from simclr.evaluate.protocol import make_protocol
 from simclr.evaluate.subject import random_encoder
 from simclr.model import Network
@@ -44,6 +45,28 @@ def report_of(
     found = encoder_of(store.find(run))
     subject = open_subject(found, store, make_protocol([*QUICK, *settings], layer=layer), **where)
     return evaluate_encoder(found, subject, store, names, where.get("transfer"))
+
+
+def test_a_metric_without_a_value_does_not_count(trained: Store) -> None:
+    measured = report_of(trained, "t0.5-s0", ["spectrum"], []).table.set_index("metric")["trained"]
+    assert measured.notna().all()
+    again = report_of(trained, "t0.5-s0", ["spectrum"], ["spectrum.ranks=[5000,6000]"]).table
+    unknown = again["metric"][again["trained"].isna()].tolist()  # there are no such ranks
+    assert unknown
+    record = trained.find("t0.5-s0")
+    assert not record.protocols.keys() & set(unknown)
+    assert set(again["metric"]) - set(unknown) <= record.protocols.keys()
+    assert not any(np.isnan(record.metrics[f"eval/{name}"]) for name in record.protocols)  # which reports read
+    report_of(trained, "t0.5-s0", ["spectrum"], [])
+    assert set(unknown) <= trained.find("t0.5-s0").protocols.keys()
+
+
+def test_an_interval_that_is_not_known_is_left_out(trained: Store) -> None:
+    """All draws of few labels have the same accuracy, so their spread says nothing."""
+    subject = open_subject(encoder_of(trained.find("t0.2-s0")), trained, make_protocol(QUICK))
+    outcome = Outcome({"few_shot_1_top1": 1.0}, samples={"few_shot_1_top1": [1.0, 1.0, 1.0]})
+    (row,) = evaluate._rows(subject, "few-shot", outcome, {}, nan)
+    assert np.isnan([row["low"], row["high"]]).all()
 
 
 def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: Store) -> None:

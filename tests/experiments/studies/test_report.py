@@ -193,6 +193,11 @@ def test_metrics_that_were_not_measured_are_counted(previous: Record, store: Sto
     Tracker(store, run.id).tag_protocols({"linear_top1": "3-cccccc"})
     text, notes = report(previous, store)
     assert "not measured under the study's protocol: 1. Run the study's command again" in " ".join(notes[2].split())
+    assert not text.startswith("Unfinished")
+    Tracker(store, run.id).tag_protocols({"knn_top1": "3-cccccc"})  # so that the run has no result at all
+    text, notes = report(previous, store)
+    assert "not measured under the study's protocol: 2." in " ".join(" ".join(notes).split())
+    assert text.startswith("Unfinished: 2 of 3 runs are done.")
     assert "72.14" not in text
 
 

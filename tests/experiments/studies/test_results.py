@@ -103,11 +103,11 @@ def test_a_metric_counts_only_under_the_protocol_of_the_study(study: Record, sto
     assert results.correct["linear_top1"] == {}
 
 
-def test_a_finished_run_without_metrics_is_not_judged(study: Record, store: Store) -> None:
+def test_a_finished_run_without_metrics_is_not_evaluated(study: Record, store: Store) -> None:
     add_run(study, BASELINE, {})
     add_run(study, BASELINE, {"knn_top1": 0.5}, seed="7")
     results = read_results(study, store)
-    assert results.table["status"].tolist() == ["NOT JUDGED", "FINISHED"]
+    assert results.table["status"].tolist() == ["NOT EVALUATED", "FINISHED"]
     assert results.seeds() == [7]  # what a report names
 
 

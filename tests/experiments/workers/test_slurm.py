@@ -119,6 +119,14 @@ def test_a_job_that_left_the_queue_without_an_answer_is_lost(told: Path) -> None
     assert "#SBATCH --time=60" in Path("script").read_text().splitlines()
 
 
+def test_a_job_that_left_the_queue_before_its_answer_is_read_ends_once(told: Path) -> None:
+    with Slurm() as engine:
+        start(engine, Told("a"))
+        engine.cancel("a")  # which submits it
+        run(engine, "7")
+        assert [token for token, _ in engine.ended(0)] == ["a"]
+
+
 def test_a_job_goes_on_after_its_time_limit(told: Path) -> None:
     Path("queue").write_text("7")
     with Slurm() as engine:
@@ -182,7 +190,7 @@ def test_options_that_would_break_jobs_are_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("gpus", "options", "message"),
     [
-        (0.5, [], r"^--gpus-per-run 0\.5: Slurm gives out whole GPUs"),
+        (0.5, [], r"^--gpus-per-run 0\.5: Slurm allocates whole GPUs"),
         (None, ["jobs=0"], r"^--cluster-option 'jobs=0': expected a number of jobs, 1 or more$"),
         (None, ["jobs"], r"^--cluster-option 'jobs=True': expected a number of jobs, 1 or more$"),
     ],
