@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
+import torch
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from simclr import device as devices
@@ -20,7 +21,7 @@ from simclr.augment import AUGMENTATIONS
 from simclr.data.dataset import DataConfig, stored_side
 from simclr.errors import UserError
 from simclr.methods import METHODS
-from simclr.model import ModelConfig
+from simclr.model import ModelConfig, Network, batch_norms
 from simclr.optim import OptimConfig, peak_rate
 from simclr.settings import (
     LARGEST_BATCH,
@@ -154,11 +155,12 @@ class Config(MethodSections):
     @model_validator(mode="after")
     def _check_batches(self) -> Config:
         train, group = self.train, self.train.norm_images()
-        if 4 * group < min(train.batch_size, train.norm_batch):
+        if 4 * group < min(train.batch_size, train.norm_batch) and self._has_batch_norm():
             whole = max(1, round(train.batch_size / train.norm_batch)) * train.norm_batch
             raise ValueError(
                 f"train.batch_size = {train.batch_size} can only be divided into equal groups of {group} images (up to "
-                f"train.norm_batch = {train.norm_batch}), which are too few for batch norm: try {whole}"
+                f"train.norm_batch = {train.norm_batch}), which are too few for batch norm: try "
+                f"train.batch_size={whole}"
             )
         if train.micro_batch != "auto" and train.micro_batch not in (sizes := train.micro_batches()):
             raise ValueError(
@@ -167,6 +169,12 @@ class Config(MethodSections):
                 f"lower train.norm_batch"
             )
         return self
+
+    def _has_batch_norm(self) -> bool:
+        """Whether the network or the method has batch norm. Both are built without memory for their weights."""
+        with torch.device("meta"):
+            network = Network(self.model, self.view_size() or stored_side(self.data), self.seed, (0.5,) * 3, (0.5,) * 3)
+            return bool(batch_norms(METHODS[self.method](self.method_settings(), network, fused=True)))
 
     def method_settings(self) -> Section:
         """The settings of the method that is trained."""

@@ -481,11 +481,18 @@ def test_batch_norm_groups_are_the_largest_divisor_up_to_norm_batch():
     assert configured({"train.batch_size": 64, "train.norm_batch": 30}).train.norm_images() == 16
 
 
+def test_networks_without_batch_norm_take_any_batch():
+    vit = {"model.backbone": "vit_mini_4", "model.stem": "imagenet", "train.batch_size": 514}
+    assert configured(vit).train.batch_size == 514
+    for changes in ({"method": "byol"}, {"model.head_batch_norm": True}):  # in the predictor, and in the head
+        assert "too few for batch norm" in error_message(vit | changes)
+
+
 @pytest.mark.parametrize(("batch", "group", "better"), [(514, 2, 512), (257, 1, 256)])
 def test_batches_with_too_small_groups_for_batch_norm_are_rejected(batch, group, better):
     message = error_message({"train.batch_size": batch})
     assert f"equal groups of {group} images" in message
-    assert message.endswith(f"too few for batch norm: try {better}")
+    assert message.endswith(f"too few for batch norm: try train.batch_size={better}")
     assert configured({"train.batch_size": better}).train.norm_images() == 256
     assert configured({"train.batch_size": 1000}).train.norm_images() == 250
 
