@@ -221,12 +221,12 @@ def _sgd(groups: Any, config: OptimConfig) -> Optimizer:
 
 
 def _zero_momenta(optimizer: Optimizer) -> None:
-    """Give parameters without a momentum one of zeros, with which the first step is the same.
+    """Give trained parameters without a momentum one of zeros, with which the first step is the same.
 
     Torch's fused SGD makes momenta of uninitialised memory, which a step that float16's scaler skips leaves as it is.
     """
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        if optimizer.state[parameter].get("momentum_buffer") is None:
+        if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

@@ -339,6 +339,21 @@ def test_a_first_step_that_overflows_leaves_no_momentum_to_fused_sgd(monkeypatch
     torch.testing.assert_close(*weights)
 
 
+def test_fused_sgd_keeps_momenta_of_trained_parameters_only(monkeypatch):
+    """A target network of BYOL, for example, is not trained."""
+    monkeypatch.setattr(optim, "_fused", lambda _: True)
+    trained, frozen = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3), requires_grad=False)
+    optimizer = optim.build(nn.ParameterList([trained, frozen]), OptimConfig(name="sgd", lr=0.1))
+    assert set(optimizer.state) == {trained}
+    before = copy.deepcopy(optimizer.state_dict())
+    before["state"][1] = {"momentum_buffer": torch.zeros(4, 3)}  # as earlier versions saved it
+    optimizer.load_state_dict(before)
+    trained.sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(trained.detach(), torch.full((4, 3), 0.9))
+    assert torch.equal(frozen, torch.ones(4, 3))
+
+
 def test_biases_and_norms_with_lars_equal_sgd_at_a_constant_rate():
     """torch multiplies by the rate after the momentum, which is the same while the rate is constant."""
     model = Toy()
