@@ -310,15 +310,17 @@ def _zero_gradients(method: Method, tally: Tally) -> None:
 def flops(config: Config, micro_batch: int) -> int:
     """Floating-point operations of training on one image, without the loss and the optimizer (see `count_flops`).
 
-    They are those of all views forward, twice that backward (each matrix product has two in backward), and once more
-    forward if a process takes its share of the batch in micro-batches.
+    They are those of a forward and a backward pass of all views. If a process takes its share of the batch in
+    micro-batches, there is another forward pass.
     """
     fake, method = _fake_method(config)
     with fake, FlopCounterMode(display=False) as counter:
-        for count, side in config.view_sides():
-            method.embed(torch.empty(count, 2, 3, side, side))  # two images, because batch norm needs more than one
-    passes = 4 if micro_batch < config.train.batch_size // processes.count() else 3
-    return int(counter.get_total_flops()) // 2 * passes
+        sides = config.view_sides()
+        z = [method.embed(torch.empty(views, 2, 3, side, side)) for views, side in sides]  # batch norm needs two images
+        forward = counter.get_total_flops()
+        torch.cat(z).sum().backward()
+    again = forward if micro_batch < config.train.batch_size // processes.count() else 0
+    return int(counter.get_total_flops() + again) // 2
 
 
 def format_bytes(size: float) -> str:

@@ -7,9 +7,10 @@ import torch
 
 from benchmarks.memory import CONFIGS, make_config, measure_peak, training_without_data
 from simclr import processes
-from simclr.data.dataset import stored_side
+from simclr.data.dataset import Dataset, stored_side
 from simclr.device import has_fast_bf16, release_memory
 from simclr.train import budget, memory
+from simclr.train.cost import count_flops
 from simclr.train.memory import PARTS, flops, format_bytes, predict
 from tests.helpers import tiny
 from tests.simclr.train.helpers import assert_predicted
@@ -117,20 +118,29 @@ def test_precision_and_views_of_the_config_are_predicted() -> None:
 
 
 def test_work_is_counted_as_by_hand() -> None:
-    """Multiplications and additions of all convolutions and linear layers: forward, twice backward, for two views."""
+    """Multiplications and additions of all convolutions and linear layers, for two views: forward, and twice backward,
+    but once in the first layer, whose input needs no gradient."""
     config = tiny(data={"side": 32}, train={"batch_size": 64}, model=SMALL)
-    model, counted = training_without_data(config, CPU).model.eval(), 0
+    model, counted = training_without_data(config, CPU).model.eval(), list[int]()
 
     def count(layer: torch.nn.Module, _: object, out: torch.Tensor) -> None:
-        nonlocal counted
-        counted += 2 * out.numel() * layer.weight[0].numel()  # type: ignore[union-attr,index]
+        counted.append(2 * out.numel() * layer.weight[0].numel())  # type: ignore[union-attr,index]
 
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             layer.register_forward_hook(count)
     model(torch.zeros(2, 3, 32, 32))
-    assert flops(config, 64) == 3 * counted
-    assert flops(config, 32) == 4 * counted
+    assert flops(config, 64) == 3 * sum(counted) - counted[0]
+    assert flops(config, 32) == 4 * sum(counted) - counted[0]
+
+
+@pytest.mark.parametrize(("method", "settings"), [("byol", {}), ("moco", {"queue": 1})])
+def test_work_of_networks_that_are_not_trained_is_counted_as_in_a_real_step(
+    method: str, settings: dict[str, int], digits: Dataset
+) -> None:
+    """They go forward, but not backward."""
+    config = tiny(method=method, augment={"crop": {"p": 0}}, train={"batch_size": 8}, **{method: settings})
+    assert 8 * flops(config, 8) == pytest.approx(count_flops(config, digits, CPU), rel=0.001)
 
 
 def test_work_of_a_vision_transformer_is_counted() -> None:
