@@ -264,7 +264,8 @@ def split(rows: slice, size: int | None) -> list[slice]:
 def accumulate_within_memory(training: Training, views: Views, labels: Tensor) -> Tensor:
     """`accumulate`. If it runs out of memory, it starts over with the next smaller micro-batch: same gradient."""
     while (smaller := smaller_micro_batch(training)) is not None:
-        buffers = list(training.method.buffers())
+        # What a forward pass changes. Others, such as the queue of MoCo, may be large.
+        buffers = [buffer for norm in batch_norms(training.method) for buffer in norm.buffers()]
         copied = copies(buffers)
         try:
             return accumulate(training, views, labels)

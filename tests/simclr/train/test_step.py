@@ -14,9 +14,11 @@ from simclr.build import build_model
 from simclr.data.dataset import Dataset
 from simclr.errors import UnusableCheckpoint, UserError
 from simclr.methods.simclr import SimCLR
+from simclr.train.loop import load_batches
 from simclr.train.step import (
     Training,
     accumulate,
+    accumulate_within_memory,
     build_method,
     copies,
     make_training,
@@ -166,6 +168,26 @@ def test_out_of_memory_lowers_the_micro_batch_with_the_same_result(
     limited = three_steps(exact(digits, **settings), digits)
     assert limited.micro_batch == 4
     assert equal(limited, whole)
+
+
+def test_only_what_a_forward_pass_changes_is_copied_before_it(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of MoCo may have a million rows, for whose copy no memory is planned."""
+    copied: list[Tensor] = []
+
+    def noted(buffers: list[Tensor]) -> list[Tensor]:
+        copied.extend(buffers)
+        return copies(buffers)
+
+    monkeypatch.setattr("simclr.train.step.copies", noted)
+    training = start_training(tiny(model=SMALL, method="moco", train={"batch_size": 16, "norm_batch": 4}), digits, CPU)
+    before = {name: buffer.clone() for name, buffer in training.method.named_buffers()}
+    images, labels = next(load_batches(training.config, digits, CPU, images_on_device=False))
+    accumulate_within_memory(training, make_views(training.config, images, 0), labels)
+    changed = {name for name, buffer in training.method.named_buffers() if not torch.equal(buffer, before[name])}
+    kept = {name for name, buffer in training.method.named_buffers() if any(buffer is each for each in copied)}
+    assert changed
+    assert changed <= kept
+    assert "queue" not in kept
 
 
 def test_all_buffers_are_copied_in_one_operation_for_each_dtype(digits: Dataset) -> None:
