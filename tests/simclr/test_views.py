@@ -4,6 +4,8 @@ import pytest
 import torch
 from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from simclr import augment
 from simclr.augment import AUGMENTATIONS, Augmentation
@@ -208,6 +210,33 @@ def test_views_stay_on_the_device_of_the_images(monkeypatch, share):
     assert out.device.type == "cuda"
     assert out.shape == images.shape
     assert out.dtype == torch.float32
+
+
+class Waiting(TorchDispatchMode):
+    """Notes the operations for which a GPU waits: copies to it that block, and selections by an index on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor) and each.ndim]
+        onto = isinstance(out, torch.Tensor) and out.device.type == "cuda"
+        if onto and any(each.device.type == "cpu" for each in inputs) and not (kwargs or {}).get("non_blocking"):
+            self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "auto_augment"])  # which is torchvision's
+def test_no_view_waits_for_the_gpu(name, monkeypatch):
+    """Uses fake tensors, which have no data to select images by, so all are selected."""
+    operation = augmentation(name, 1.0)
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda mask: torch.arange(len(mask)).unsqueeze(1))
+    with FakeTensorMode(), Waiting() as waiting:
+        u = torch.rand(8, operation.draws)
+        operation(torch.zeros(8, 3, 16, 16, device="cuda"), u)
+    assert not waiting.found
 
 
 @pytest.mark.gpu

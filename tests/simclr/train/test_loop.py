@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from simclr import optim
+from simclr.augment import AUGMENTATIONS
 from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import Dataset, open_dataset
@@ -213,12 +214,16 @@ def test_an_error_in_the_thread_that_collects_batches_ends_the_loop() -> None:
         next(made)
 
 
+OWN_VIEWS = {name: {"p": 0.5} for name in AUGMENTATIONS if name != "auto_augment"}  # whose operations are torchvision's
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("images_on_device", [True, False])
-def test_no_step_waits_for_the_gpu(images_on_device: bool, few: Dataset) -> None:
+@pytest.mark.parametrize("augment", [{}, OWN_VIEWS], ids=["default", "all"])
+def test_no_step_waits_for_the_gpu(augment: dict[str, object], images_on_device: bool, few: Dataset) -> None:
     device = torch.device("cuda")
-    training = start_training(short(train={"precision": "fp32"}), few, device)
+    training = start_training(short(augment=augment, train={"precision": "fp32"}), few, device)
     batches = load_batches(training.config, few, device, images_on_device)
     train_step(training, *next(batches))  # which creates the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
