@@ -24,7 +24,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "report": ("report:report", "Make the page of a run, a study or a search."),
     "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
     "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
-    "compare": ("evaluate:compare", "Compare evaluated runs, or the cells of a study."),
+    "compare": ("compare:compare", "Compare evaluated runs, or the cells of a study."),
     "measures": ("measures:measures", "Show which label-free metrics rank your encoders best."),
     "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
     "explore": ("explore:explore", "Write a page to explore images in the browser."),
@@ -40,7 +40,7 @@ COMMANDS = {  # name: (module of experiments.commands and function, what it does
     "delete": ("delete:delete", "Delete runs with their files."),
     "upload": ("upload:upload", "Copy all runs to an MLflow server, and verify them."),
     "doctor": ("doctor:doctor", "Show what this machine can do, and what slows it down."),
-    "ui": ("records:ui", "Show the runs in the browser, with MLflow."),
+    "ui": ("ui:ui", "Show the runs in the browser, with MLflow."),
 }
 
 

@@ -41,7 +41,7 @@ from simclr.settings import read_toml
 if TYPE_CHECKING:
     from experiments.studies.cell import Cell
     from experiments.studies.design import Design
-    from experiments.studies.run import Forecast
+    from experiments.studies.forecast import Forecast
     from simclr.config import Config
 
 AXES = read_toml(Path(str(files("experiments") / "axes.toml")))
@@ -206,14 +206,10 @@ def ablate(  # over 60 lines, because of its signature
     from experiments.studies.cell import baseline_label
     from experiments.studies.equal import at_equal_cost
     from experiments.studies.execute import execute, rates_plan, rates_seed
+    from experiments.studies.forecast import forecast
+    from experiments.studies.opening import check_study_name, part_to_evaluate_on, with_recorded_choices
     from experiments.studies.plan import plan_study
     from experiments.studies.power import outlook
-    from experiments.studies.run import (
-        check_study_name,
-        forecast,
-        part_to_evaluate_on,
-        with_recorded_choices,
-    )
     from experiments.tracking.claims import check_unclaimed
     from experiments.tracking.store import Store, home
     from experiments.workers.engines import check_cluster, open_pool

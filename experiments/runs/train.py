@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from analysis import plots
-from experiments.runs.load import Load, Pace
+from experiments.runs.machine_load import Load, Pace
 from experiments.runs.prepare import Prepared
 from experiments.runs.snapshots import check_space
 from experiments.runs.threads import choose_threads

@@ -24,10 +24,10 @@ from experiments.search.trial_table import ended, ranked, trial_table
 from experiments.search.trials import DRAWN, SETTINGS, Search
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.execute import StudyOutcome, execute
+from experiments.studies.opening import part_to_evaluate_on, study_named
 from experiments.studies.plan import StudyPlan
 from experiments.studies.report import finding as study_finding
 from experiments.studies.results import read_results
-from experiments.studies.run import part_to_evaluate_on, study_named
 from experiments.tracking.deleting import CONFIRMS
 from experiments.tracking.writing import Tracker
 from experiments.workers.pool import HERE, Pool

@@ -14,8 +14,8 @@ from experiments.search.space import Parameter, check_space, used
 from experiments.search.trial_jobs import PROBE
 from experiments.search.trials import prepare_labelled, with_proxy
 from experiments.studies.cell import BASELINE, Cell
+from experiments.studies.forecast import evaluation_seconds
 from experiments.studies.results import StudyDocument
-from experiments.studies.run import evaluation_seconds
 from experiments.tracking.store import Store
 from simclr.build import build_model
 from simclr.config import Config

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from analysis.findings import count
 from experiments.configs.resolve import changed
 from experiments.studies.cell import Cell
+from experiments.studies.opening import open_study, with_recorded_choices
 from experiments.studies.plan import RATE, StudyPlan
 from experiments.studies.report import report
 from experiments.studies.results import read_results
-from experiments.studies.run import open_study, run_study, with_recorded_choices
+from experiments.studies.run import run_study
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker

@@ -16,9 +16,10 @@ from experiments.runs.prepare import Prepared, check_labels, prepare
 from experiments.studies.axes import Axis, AxisCell
 from experiments.studies.cell import Cell
 from experiments.studies.execute import execute
+from experiments.studies.forecast import forecast, with_seed
+from experiments.studies.opening import check_study_name, study_named
 from experiments.studies.plan import StudyPlan, axis_cells, plan_study
 from experiments.studies.results import Job, read_results
-from experiments.studies.run import check_study_name, forecast, study_named, with_seed
 from experiments.tracking.store import Store
 from experiments.workers.pool import HERE, Pool
 from simclr.config import Config

@@ -28,9 +28,9 @@ from analysis.verdicts import (
 from experiments.runs.evaluate import prefix
 from experiments.runs.pages import PAGE
 from experiments.runs.use_of_test_set import describe_uses
+from experiments.studies.opening import study_named
 from experiments.studies.paper import Part, own_protocols
 from experiments.studies.results import Job, Results, read_results
-from experiments.studies.run import study_named
 from experiments.tracking.images import images_of
 from experiments.tracking.store import Record, Store
 from simclr.config import Config, to_toml

@@ -7,8 +7,8 @@ from typing import Any
 from analysis.power import POWER, Spread, detectable, measured_spread, pairs_for_width, pairs_needed
 from analysis.summary import SIGNIFICANT
 from experiments.studies.cell import Cell
+from experiments.studies.opening import protocols_of
 from experiments.studies.plan import StudyPlan
-from experiments.studies.run import protocols_of
 from experiments.tracking.store import Store
 from simclr.data.dataset import open_dataset
 from simclr.device import resolve

@@ -252,7 +252,7 @@ class Begins(UserError):  # noqa: N818 (it describes what happened)
 WORK = [
     "experiments.configs.time_budget.choose_config",
     "experiments.runs.prepare.prepare",
-    "experiments.studies.run.check_study_name",
+    "experiments.studies.opening.check_study_name",
     "experiments.studies.paper.predict",
     "experiments.search.forecast.prepare_labelled",
     "experiments.runs.encoders.open_subject",
@@ -260,7 +260,7 @@ WORK = [
     "experiments.commands.terminal.find_encoder",
     "experiments.runs.exchange.export_run",
     "experiments.runs.exchange.import_run",
-    "experiments.commands.records._show",
+    "experiments.commands.ui._show",
     "simclr.data.dataset.open_dataset",
     "simclr.build.check_images",
 ]

@@ -18,9 +18,9 @@ from experiments.search.space import Parameter
 from experiments.search.trial_table import ranked
 from experiments.search.trials import Search, open_search, run_trials
 from experiments.studies.execute import execute
+from experiments.studies.opening import open_study
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.results import read_results
-from experiments.studies.run import open_study
 from experiments.tracking.store import Store
 from experiments.workers import remote
 from experiments.workers.engines import open_pool

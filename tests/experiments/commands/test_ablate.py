@@ -12,8 +12,8 @@ import pytest
 from analysis.power import Spread
 from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome
+from experiments.studies.forecast import Forecast
 from experiments.studies.plan import StudyPlan
-from experiments.studies.run import Forecast
 from experiments.tracking.claims import claim_name
 from experiments.tracking.store import Store
 from experiments.workers.pool import HERE, Pool
@@ -58,7 +58,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         )
         return StudyOutcome(store.find("tiny-s0"), f"the tables in {form}", [])
 
-    monkeypatch.setattr("experiments.studies.run.forecast", forecast)
+    monkeypatch.setattr("experiments.studies.forecast.forecast", forecast)
     monkeypatch.setattr("experiments.studies.execute.execute", execute)
     return executed
 
@@ -89,7 +89,7 @@ def test_runs_are_called_after_their_study(run: Run, study: list[dict[str, Any]]
 def test_a_study_that_runs_already_is_refused_before_its_cells_are_timed(
     run: Run, trained: Store, study: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.studies.run.forecast", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("experiments.studies.forecast.forecast", lambda *_: pytest.fail("timed"))
     with claim_name(trained, "study", "mine"):
         done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--name", "mine")
     assert_one_line(

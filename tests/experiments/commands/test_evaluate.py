@@ -1,4 +1,4 @@
-"""experiments/commands/evaluate.py."""
+"""experiments/commands/evaluate.py and compare.py."""
 
 from __future__ import annotations
 

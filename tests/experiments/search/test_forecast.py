@@ -29,7 +29,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training steps take a tenth of a second, and evaluations nothing."""
     monkeypatch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: 0.1)
     monkeypatch.setattr("experiments.search.forecast.perf_counter", lambda: 0.0)
-    monkeypatch.setattr("experiments.studies.run.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("experiments.studies.forecast.perf_counter", lambda: 0.0)
 
 
 @pytest.mark.usefixtures("steady")

@@ -10,8 +10,8 @@ from experiments.runs.prepare import Prepared
 from experiments.studies import equal
 from experiments.studies.equal import at_equal_cost
 from experiments.studies.notes import chosen
+from experiments.studies.opening import check_study_name, document_of, open_study, with_recorded_choices
 from experiments.studies.plan import plan_study
-from experiments.studies.run import check_study_name, document_of, open_study, with_recorded_choices
 from experiments.tracking.store import Store
 from simclr.config import Config
 from simclr.data.dataset import Dataset

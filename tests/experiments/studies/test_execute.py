@@ -16,9 +16,9 @@ from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.design import Design
 from experiments.studies.execute import StudyOutcome, execute
 from experiments.studies.notes import chosen
+from experiments.studies.opening import check_study_name, protocols_of, with_recorded_choices
 from experiments.studies.plan import plan_study
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name, with_recorded_choices
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
 from simclr.errors import BadSettings, RunFailed, UserError
@@ -195,7 +195,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
             tracker.artifact(file, lambda path: path.touch())
         labels = prepared.data.labels[prepared.data.parts["val"]]
         right = np.where(np.arange(len(labels)) < accuracy * len(labels), labels, -1)
-        for metric, protocol in runner.protocols_of(cell, prepared.data, prepared.device).items():
+        for metric, protocol in protocols_of(cell, prepared.data, prepared.device).items():
             name = f"{metric.replace('/', '-')}-predictions.npz"
             tracker.artifact(name, lambda path: np.savez(path, predicted=right, labels=labels))
             tracker.log({f"eval/{metric}": accuracy})

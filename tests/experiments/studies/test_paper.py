@@ -16,10 +16,10 @@ from experiments.runs import train
 from experiments.runs.prepare import prepare
 from experiments.studies import paper
 from experiments.studies.axes import axes
+from experiments.studies.forecast import Forecast, _seeds_done
 from experiments.studies.paper import Claim, Part, Row, Table, plan_paper, predict, run_part, tables
 from experiments.studies.paper_report import SIDES, find, numbers, overview, report
 from experiments.studies.plan import StudyPlan
-from experiments.studies.run import Forecast, _seeds_done
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker
 from simclr.config import Config

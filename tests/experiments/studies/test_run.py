@@ -19,11 +19,13 @@ from experiments.runs import expected, train
 from experiments.runs.prepare import Prepared
 from experiments.studies import run as runner
 from experiments.studies.cell import BASELINE
+from experiments.studies.forecast import forecast
+from experiments.studies.opening import check_study_name, find_study, open_study, part_to_evaluate_on
 from experiments.studies.plan import StudyPlan, plan_study
 from experiments.studies.power import _spread
 from experiments.studies.report import report
 from experiments.studies.results import StudyDocument, read_results
-from experiments.studies.run import check_study_name, find_study, forecast, open_study, part_to_evaluate_on, run_study
+from experiments.studies.run import run_study
 from experiments.tracking.claims import claim_file
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker, start_run
@@ -471,7 +473,7 @@ def test_a_study_resumes_after_a_kill_at_the_worst_moments(store: Store, monkeyp
         assert table[["knn_top1", "linear_top1"]].notna().all(axis=None)
         assert len(table) == len(plan.cells)
 
-    run_until_killed("killed", runner.StudyDocument, "write")  # before plan.json is written
+    run_until_killed("killed", StudyDocument, "write")  # before plan.json is written
     run_until_killed("killed", Tracker, "tag_protocols")  # while evaluations are recorded
     run_until_killed("killed", train, "checkpoints")  # after training, before the checkpoints are removed
     finish("killed")
@@ -493,12 +495,12 @@ def test_the_forecast_knows_which_seeds_are_done(study: Tracker, plan: StudyPlan
 def test_the_forecast_times_only_what_must_be_trained(
     study: Tracker, plan: StudyPlan, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "estimate", kill)
+    monkeypatch.setattr("experiments.studies.forecast.estimate", kill)
     assert [(each.seconds, each.evaluation) for each in forecast(plan, shared_store, [0])] == [(0.0, 0.0)] * 2
 
 
 def test_cells_that_cannot_run_are_named_before_anything_starts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "estimate", lambda prepared: SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr("experiments.studies.forecast.estimate", lambda prepared: SimpleNamespace(seconds=1.0))
     timed: list[tuple[int, int]] = []
 
     class Watch(Observer):
@@ -520,7 +522,7 @@ def test_cells_that_cannot_run_are_named_before_anything_starts(store: Store, mo
 
 def test_a_cell_that_does_not_fit_into_memory_cannot_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "predict", lambda config, size: {"weights": int(config.model.width * 2**30)})
-    monkeypatch.setattr(runner, "estimate", lambda prepared: SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr("experiments.studies.forecast.estimate", lambda prepared: SimpleNamespace(seconds=1.0))
     plan = plan_study(tiny(**QUICK, memory="2GiB"), vary=["model.width=0.125,2.0"])
     with pytest.raises(UserError, match=r"^1 of 2 cells can't run: 'width=2\.0': .* needs "):
         forecast(plan, store, [0])

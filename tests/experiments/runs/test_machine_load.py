@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/load.py."""
+"""Tests of experiments/runs/machine_load.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.runs import load as module
-from experiments.runs.load import STRETCHES, Load, Pace
+from experiments.runs import machine_load as module
+from experiments.runs.machine_load import STRETCHES, Load, Pace
 
 
 @pytest.fixture(autouse=True)

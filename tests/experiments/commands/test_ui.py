@@ -1,4 +1,4 @@
-"""experiments/commands/records.py. tests/system/test_ui.py starts the server."""
+"""experiments/commands/ui.py. tests/system/test_ui.py starts the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from queue import Queue
 
 import pytest
 
-from experiments.commands import records
+from experiments.commands import ui
 from experiments.tracking import pages
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -61,8 +61,8 @@ def test_a_server_that_shows_these_runs_already_is_named(store: Store, monkeypat
 def opened(monkeypatch: pytest.MonkeyPatch) -> Queue[str]:
     """The addresses that are opened in the browser."""
     addresses: Queue[str] = Queue()
-    monkeypatch.setattr(records.webbrowser, "open", addresses.put)
-    monkeypatch.setattr(records.sys, "platform", "linux")
+    monkeypatch.setattr(ui.webbrowser, "open", addresses.put)
+    monkeypatch.setattr(ui.sys, "platform", "linux")
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     return addresses
