@@ -305,10 +305,14 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def statistics_in_order(model: nn.Module) -> Iterator[None]:
-    """A context after which running statistics are those of one process, which would have seen all groups in order.
+    """A context that makes the running statistics of batch norm independent of the number of processes.
 
-    Each group moves a statistic r to k r + (1 - k) s, with its own s and k = 1 - momentum. After n groups it is
-    k^n r plus a sum that does not depend on r, so the sums of the processes are added with the right powers of k.
+    Inside it, each process updates them with its own share of a batch. At the end, all processes get the statistics
+    that a single process would have after all groups of the batch, in order.
+
+    A group with the statistic s changes the running statistic r to k r + (1 - k) s, where k = 1 - momentum. After n
+    groups, r has become k^n r plus a sum over the groups that does not depend on r. So the sums of all processes are
+    added, each multiplied by k for every group that comes after it.
     """
     used = batch_norms(model) if processes.count() > 1 else []
     norms = [norm for norm in used if norm.training and norm.track_running_stats]

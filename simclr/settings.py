@@ -311,8 +311,8 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
     "string_type": "a text",
     "model_type": "a section with keys of its own",
     "dict_type": "a table of settings",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length} value{s}",
+    "too_long": "a list of at most {max_length} value{s}",
     "tuple_type": "a list",
     "list_type": "a list",
     "greater_than_equal": "at least {ge:.10g}",
@@ -327,8 +327,9 @@ NUMBERS = re.compile(r"[-+\d][-+\d., e]*")  # of a list whose brackets are missi
 
 def expected(error: Mapping[str, Any]) -> str:
     """What a value should have been, from one of the errors that pydantic lists."""
-    words = EXPECTED.get(error["type"])
-    return words.format(**error.get("ctx", {})) if words else error["msg"].removeprefix("Input should be ")
+    words, facts = EXPECTED.get(error["type"]), error.get("ctx", {})
+    plural = "" if 1 in (facts.get("min_length"), facts.get("max_length")) else "s"
+    return words.format(**facts, s=plural) if words else error["msg"].removeprefix("Input should be ")
 
 
 def _list_for(path: str, value: Any, model: type[BaseModel]) -> str:

@@ -255,8 +255,8 @@ class _Logging(Forwarding):
 def memory_remedy(config: Config) -> str:
     """What to change when a run is out of memory."""
     return (
-        f"lower train.micro_batch (now {config.train.micro_batch}), and for that train.norm_batch "
-        f"(now {config.train.norm_images()}), or model.width"
+        f"lower train.micro_batch (now {config.train.micro_batch}), which also requires a lower train.norm_batch "
+        f"(now {config.train.norm_images()}), or lower model.width"
     )
 
 

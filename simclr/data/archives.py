@@ -203,7 +203,7 @@ def _open_tar(path: Path, file: IO[bytes], notes: list[str]) -> Files:
     file.seek(end)
     rest = file.read(1 << 20)
     if not rest or rest.strip(b"\0"):  # a block of zeros marks the end
-        what = "is damaged, or several archives in one file" if rest else "is incomplete"
+        what = "is damaged, or consists of several archives joined together" if rest else "is incomplete"
         raise UserError(
             f"{path} has no end mark where its files end, after {end:,} bytes: it {what}. Create or download it again"
         )

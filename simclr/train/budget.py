@@ -69,7 +69,7 @@ def memory_budget(memory: str | None, device: torch.device) -> MemoryBudget:
 class Peak(NamedTuple):
     """When a run needs most memory, and the predicted bytes of each part then."""
 
-    when: str
+    when: str  # STEP or KNN
     parts: dict[str, int]
 
     @property
@@ -84,7 +84,7 @@ class MemoryPlan(NamedTuple):
     micro_batch: int
     images_on_device: bool  # whether the stored images are kept there
     parts: dict[str, int]  # predicted bytes at the peak
-    when: str = STEP  # what the peak is that of
+    when: str = STEP  # when the peak occurs: STEP or KNN
 
     @property
     def peak(self) -> int:

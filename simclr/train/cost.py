@@ -38,9 +38,9 @@ def timed_steps(
     steps: int = 3,
     seconds: float = math.inf,
 ) -> float:
-    """Seconds of a training step: the median of `steps`, after one to warm up.
+    """The median number of seconds that a training step takes, over `steps` steps after one that is not counted.
 
-    Takes fewer steps, but one at least, if more than `seconds` are over by then.
+    Once more than `seconds` have passed, no further step begins, but at least one is counted.
     """
     timed = step_timer(config, data, device, images_on_device=images_on_device)
     times = [timed(), timed()]

@@ -308,10 +308,10 @@ def _zero_gradients(method: Method, tally: Tally) -> None:
 
 
 def flops(config: Config, micro_batch: int) -> int:
-    """Floating-point operations of training on one image, without the loss and the optimizer (see `count_flops`).
+    """The number of floating-point operations that training on one image takes, without the loss and the optimizer.
 
-    They are those of a forward and a backward pass of all views. If a process takes its share of the batch in
-    micro-batches, there is another forward pass.
+    All views of the image go forward and backward once. If a process divides its share of the batch into micro-batches,
+    they go forward twice. `count_flops` counts the operations of a real step instead.
     """
     fake, method = _fake_method(config)
     with fake, FlopCounterMode(display=False) as counter:

@@ -105,6 +105,16 @@ def test_an_example_of_a_list_is_one_that_the_setting_takes(value, example):
         assert str(_mistake(mistakes[0], Lists, "setting")).endswith(f": expected a list, such as {example}")
 
 
+def test_a_list_of_the_wrong_length_is_told_how_many_values_it_may_have():
+    class Pairs(Lists):
+        sizes: Annotated[list[int], Field(min_length=2)]
+
+    for values, expected in (({"counts": []}, "1 value"), ({"sizes": [1]}, "2 values")):
+        with pytest.raises(ValidationError) as caught:
+            Pairs.model_validate({"needed": 1, "sizes": [1, 2]} | values)
+        assert str(readable(caught.value, Pairs)).endswith(f": expected a list of at least {expected}")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

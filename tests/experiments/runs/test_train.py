@@ -270,7 +270,7 @@ def test_out_of_memory_is_an_error_of_one_line(
         raise OUT_OF_MEMORY[kind]
 
     monkeypatch.setattr(loop, place, fail)
-    expected = r"out of memory: lower train.micro_batch \(now auto\), and for that train.norm_batch \(now 256\)"
+    expected = r"lower train.micro_batch \(now auto\), which also requires a lower train.norm_batch \(now 256\)"
     with pytest.raises(RunFailed, match=expected):
         train(prepare(tiny(train={"knn_every": 1, "epochs": 1}), home), store)
     assert [record.status for record in store.records()] == ["FAILED"]
