@@ -189,7 +189,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 @contextmanager
-def whole_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """A context in which float32 keeps its 24 bits on CUDA too. By default, cuDNN convolves with TF32's 11.
 
     It must last until the backward pass has ended, which reads the switches too.

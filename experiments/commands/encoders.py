@@ -68,7 +68,7 @@ def embed(  # over 60 lines, because of its signature
     from simclr.config import make
     from simclr.data.dataset import most_skipped
     from simclr.data.formats import OPTIONS, list_images
-    from simclr.evaluate.subject import fingerprint
+    from simclr.evaluate.subject import model_fingerprint
     from simclr.settings import merge, nested, parse_setting
     from simclr.weights.encoder import Encoder, embed_files
     from simclr.weights.features import write_features
@@ -90,7 +90,7 @@ def embed(  # over 60 lines, because of its signature
         if out.suffix == ".csv" and folder.is_dir():  # so that it can be joined with other tables about the folder
             root = absolute(folder) or folder
             features = (([os.path.relpath(name, root) for name in names], x) for names, x in features)
-        write_features(out, features, fingerprint(encoder.model))
+        write_features(out, features, model_fingerprint(encoder.model))
     for file in skipped or []:
         typer.echo(f"skipped: {printable(file)}", err=True)
     count = len(files.names) - len(skipped or [])
@@ -241,7 +241,7 @@ def import_(  # over 60 lines, because of its signature
 
 
 def _describe_import(run: dict[str, Any]) -> str:
-    from simclr.weights.foreign import first_names
+    from simclr.errors import first_few
 
     model = run["model"]
     lines = [
@@ -251,5 +251,5 @@ def _describe_import(run: dict[str, Any]) -> str:
     ]
     for what in ("left_out", "missing", "unmatched"):
         if keys := run[what]:
-            lines.append(f"{what.replace('_', ' ')}: {printable(first_names(keys))}")
+            lines.append(f"{what.replace('_', ' ')}: {printable(first_few(keys))}")
     return "\n".join([*lines, f"next: {run['next'][0]}"])

@@ -16,7 +16,7 @@ from simclr.evaluate.knn import Knn
 from simclr.evaluate.protocol import identity
 from simclr.evaluate.subject import Subject, random_encoder
 from simclr.files import written_whole
-from simclr.weights.start import Start, digest_of
+from simclr.weights.start import Start, weights_digest
 
 PIXELS = "pixels"  # the "layer" that is the normalised image itself
 MOST_PIXELS = 2**30  # numbers in all images: 4 GiB in float32, which kNN copies once
@@ -32,7 +32,7 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
     pixels = protocol.layer == PIXELS
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
-    reads += [digest_of(start.weights)] if start else []
+    reads += [weights_digest(start.weights)] if start else []
     evaluation = get_evaluation(protocol, name)
     settings = [evaluation.model_dump()]
     protocol_id = identity(name, protocol, config, subject.data, subject.device)

@@ -24,7 +24,7 @@ from simclr.data.source import UNLABELLED
 from simclr.data.unreadable import reason
 from simclr.errors import UserError, printable, similar_path
 from simclr.evaluate.knn import nearest
-from simclr.evaluate.subject import Subject, check_collapse, features, fingerprint
+from simclr.evaluate.subject import Subject, check_collapse, features, model_fingerprint
 from simclr.files import written_whole
 from simclr.model import Network
 from simclr.progress import SILENT
@@ -88,7 +88,7 @@ def bank_in(path: Path, found: FoundEncoder, device: str | None) -> Bank:
     """The images whose features are in a Parquet file of `simclr embed`. Raises UserError if another encoder's are."""
     read = read_features(path)
     encoder = Encoder(found.config, found.weights).to(devices.resolve(device or found.config.device))
-    if read.encoder != fingerprint(encoder.model):
+    if read.encoder != model_fingerprint(encoder.model):
         whose = "of another encoder" if read.encoder else "without a note of their encoder"
         encoder_name = shlex.quote(found.run_id[:8] if found.run_id else str(found.path))
         raise UserError(

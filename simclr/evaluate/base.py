@@ -79,7 +79,7 @@ class Evaluation(Section):
         return {}
 
 
-def share(right: Tensor) -> float:
+def share_of_true(right: Tensor) -> float:
     """The share of the elements (bool) that are true, or nan if there are none. In float32, 0.5002 is 0.50019997."""
     return right.cpu().double().mean().item()  # as not every device has float64
 
@@ -87,7 +87,7 @@ def share(right: Tensor) -> float:
 def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
     """Fraction of rows of `scores` (N x classes) whose label is among their k highest scores."""
     highest = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return share((highest == y.unsqueeze(1)).any(1))
+    return share_of_true((highest == y.unsqueeze(1)).any(1))
 
 
 def are_unequal(y: Tensor) -> bool:
@@ -99,7 +99,7 @@ def are_unequal(y: Tensor) -> bool:
 def balanced_accuracy(predicted: Tensor, y: Tensor) -> float:
     """The mean over the classes of the share of their images that are predicted right. Both are N classes."""
     right = predicted == y
-    return fmean(share(right[y == label]) for label in y.unique())
+    return fmean(share_of_true(right[y == label]) for label in y.unique())
 
 
 def balanced(predicted: Tensor, y: Tensor, name: str) -> dict[str, float]:

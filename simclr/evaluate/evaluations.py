@@ -14,7 +14,7 @@ from simclr.evaluate.linear import Linear
 from simclr.evaluate.retrieval import Retrieval
 from simclr.evaluate.robustness import Robustness
 from simclr.evaluate.spectrum import Spectrum
-from simclr.evaluate.subject import BaseProtocol, Subject, fingerprint, layer_names
+from simclr.evaluate.subject import BaseProtocol, Subject, layer_names, model_fingerprint
 from simclr.evaluate.transformations import Transformations
 from simclr.progress import Observer
 
@@ -110,8 +110,8 @@ def _check_choices(protocol: BaseProtocol, name: str) -> None:
 
 def evaluate(subject: Subject, name: str) -> Outcome:
     """Run one of EVALUATIONS. Raises RunFailed if it changed a weight or a buffer of the encoder."""
-    before = fingerprint(subject.model)
+    before = model_fingerprint(subject.model)
     outcome = get_evaluation(subject.protocol, name).run(subject)
-    if fingerprint(subject.model) != before:
+    if model_fingerprint(subject.model) != before:
         raise RunFailed(f"evaluation '{name}' changed the frozen encoder, so its results are invalid: report this bug")
     return outcome

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simclr.data.images import Array
 from simclr.errors import UserError
-from simclr.evaluate.base import Evaluation, Outcome, share
+from simclr.evaluate.base import Evaluation, Outcome, share_of_true
 from simclr.evaluate.subject import Subject
 from simclr.randomness import permutation
 from simclr.settings import Count, Seed, Values
@@ -75,7 +75,7 @@ class FewShot(Evaluation):
             rows = torch.from_numpy(draw_shots(labels, max(self.shots), self.seed, draw)).to(train.device)
             for shots, accuracies in found.items():
                 predicted = names[nearest_mean(train[rows[:, :shots]], test)]
-                accuracies.append(share(predicted == test_y))
+                accuracies.append(share_of_true(predicted == test_y))
             subject.observer.progress("draws of a few images", draw + 1, self.draws)
         samples = {f"few_shot_{shots}_top1": values for shots, values in found.items()}
         metrics: dict[str, float] = {}

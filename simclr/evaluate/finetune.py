@@ -17,7 +17,7 @@ from simclr.augmentation import Fraction, FractionRange
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import autocast, place, resolve_precision, send, whole_float32
+from simclr.device import autocast, full_float32, place, resolve_precision, send
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
 from simclr.evaluate.subject import BaseProtocol, Subject, features, represent, whole_images
@@ -174,7 +174,7 @@ def held_out(labels: Array, rows: Array) -> Array:
     return np.concatenate([rows[:0], *chosen])
 
 
-@whole_float32()
+@full_float32()
 def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, frozen: bool) -> Classifier:
     """Train a classifier on the labelled images in `rows`. The subject's own network stays as it is."""
     data, device = subject.data, subject.device
@@ -216,7 +216,7 @@ def fit(subject: Subject, rows: Array, settings: Sgd, lr: float, seed: int, *, f
 def class_scores(classifier: Classifier, subject: Subject, rows: Array) -> Tensor:
     """Scores (N x classes) for the whole images in `rows`, in float32."""
     images = whole_images(subject.data.images, rows, subject.model)
-    with whole_float32():
+    with full_float32():
         return torch.cat([classifier(batch) for batch in images])
 
 

@@ -14,7 +14,7 @@ from simclr import processes
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import within_memory
-from simclr.evaluate.base import Evaluation, Outcome, balanced, share
+from simclr.evaluate.base import Evaluation, Outcome, balanced, share_of_true
 from simclr.evaluate.subject import Subject, features
 from simclr.model import Network
 from simclr.settings import Count, Values
@@ -113,7 +113,7 @@ class Knn(Evaluation):
         predicted = knn_predict(bank, bank_y, test, len(subject.data.classes), names, self.temperature)
         metrics: dict[str, float] = {}
         for k, name in names.items():
-            metrics[name] = share(predicted[k] == test_y)
+            metrics[name] = share_of_true(predicted[k] == test_y)
             metrics |= balanced(predicted[k], test_y, name.removesuffix("_top1"))
         return Outcome(metrics, {name: predicted[k] for k, name in names.items()})
 
@@ -140,4 +140,4 @@ def knn_accuracy(model: Network, data: Dataset, dtype: torch.dtype) -> dict[str,
         return torch.cat([knn_predict(bank, labels, x, len(data.classes), [k], temperature)[k] for x in queries])
 
     predicted = processes.map_rows(predict, data.parts["val"])
-    return {f"val/{accuracy_name(k)}": share(predicted == truth)}
+    return {f"val/{accuracy_name(k)}": share_of_true(predicted == truth)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import whole_float32, within_memory
+from simclr.device import full_float32, within_memory
 from simclr.errors import UserError
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.subject import Subject, batch_of, hash_rows, layer_names
@@ -159,7 +159,7 @@ class LabelFree(Evaluation):
             images = torch.from_numpy(subject.data.images[rows[start : start + batch]]).to(subject.device)
             views = batch_views(images, subject.config.pipelines()[:2], self.seed, step)
             for first in range(0, batch, size):
-                with whole_float32():
+                with full_float32():
                     pieces.append([model(view) for view in views(slice(first, first + size))])
         layers = [layer for layer in layer_names(model) if layer in ("h", "z")]  # without a head, z is h
         both = [[torch.cat(parts) for parts in zip(*view, strict=True)] for view in zip(*pieces, strict=True)]

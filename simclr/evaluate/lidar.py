@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simclr.config import Config
 from simclr.data.dataset import Dataset
-from simclr.device import whole_float32
+from simclr.device import full_float32
 from simclr.evaluate.base import Evaluation, Outcome
 from simclr.evaluate.label_free import chosen_rows, entropy_rank, pretrained_on
 from simclr.evaluate.subject import PIXELS_PER_BATCH, Subject, layer_names
@@ -69,7 +69,7 @@ class Lidar(Evaluation):
                 apply(images, ops, {name: u[part] for name, u in drawn.items()})
                 for ops, drawn in zip(pipelines, draws, strict=True)
             ]
-            with whole_float32():
+            with full_float32():
                 outputs = model(torch.cat(views))
             for layer, x in zip(means, outputs, strict=False):  # without a head, z is h
                 x = check_finite(x).cpu().double().unflatten(0, (self.views, -1))

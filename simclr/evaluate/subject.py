@@ -19,7 +19,7 @@ from simclr.build import build_model
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import autocast, resolve_precision, whole_float32, within_memory
+from simclr.device import autocast, full_float32, resolve_precision, within_memory
 from simclr.evaluate.scaling import SCALINGS, Transform
 from simclr.model import Network, batch_norms, check_finite, check_spread
 from simclr.progress import SILENT, Observer
@@ -103,7 +103,7 @@ def features(
     def in_batches(size: int) -> Tensor:
         out, done = torch.empty(0, 0), 0
         for batch in whole_images(images, rows, model, size):
-            with autocast(device, dtype), whole_float32():
+            with autocast(device, dtype), full_float32():
                 x = represent(model, change(batch, slice(done, done + len(batch))), layer)
             if not done:
                 out = torch.empty(len(rows), x.shape[1], device=keep or device)
@@ -205,7 +205,7 @@ def hash_rows(*rows: Array) -> str:
     return hashlib.blake2b(b"".join(r.tobytes() for r in rows), digest_size=8).hexdigest()
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def model_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all weights and buffers."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in model.state_dict().items():

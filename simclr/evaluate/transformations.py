@@ -13,9 +13,9 @@ from simclr.augment import Grayscale, Noise, Sobel
 from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.data.images import Array
-from simclr.device import whole_float32
+from simclr.device import full_float32
 from simclr.errors import UserError
-from simclr.evaluate.base import Evaluation, Outcome, share
+from simclr.evaluate.base import Evaluation, Outcome, share_of_true
 from simclr.evaluate.scaling import standardising
 from simclr.evaluate.subject import Subject, hash_rows, represent, whole_images
 from simclr.model import check_finite
@@ -79,7 +79,7 @@ class Transformations(Evaluation):
             )
             scaled = standardising(x)
             right = self._fit(scaled(x), y, len(TASKS[task]))(scaled(queries)).argmax(1) == truth
-            metrics[f"transformation_{task}"] = share(right)
+            metrics[f"transformation_{task}"] = share_of_true(right)
             subject.observer.progress("transformations", done, len(TASKS))
         return Outcome(metrics)
 
@@ -94,14 +94,14 @@ class Transformations(Evaluation):
         model.eval()
         for batch in whole_images(subject.data.images, rows, model):
             here = slice(start, start + len(batch))
-            with whole_float32():
+            with full_float32():
                 images = transformed(task, batch, classes[here], drawn[here, :2], noise)
                 found.append(represent(model, images, subject.protocol.layer))
             start += len(batch)
         model.train(training)
         return check_finite(torch.cat(found)), classes.to(subject.device)
 
-    @whole_float32()
+    @full_float32()
     def _fit(self, x: Tensor, y: Tensor, classes: int) -> nn.Module:
         """A classifier of features (N x D), given their classes (N)."""
         with torch.random.fork_rng(devices=[]):

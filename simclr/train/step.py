@@ -16,11 +16,11 @@ from simclr.config import Config, divisors, to_toml
 from simclr.data.dataset import Dataset
 from simclr.device import (
     autocast,
+    full_float32,
     is_out_of_memory,
     keep_freed_memory,
     release_memory,
     resolve_precision,
-    whole_float32,
 )
 from simclr.errors import BadSettings, UnusableCheckpoint, UserError
 from simclr.methods import METHODS
@@ -148,7 +148,7 @@ def build_method(config: Config, network: Network) -> Method:
     return method.to(network.mean.device)
 
 
-@whole_float32()
+@full_float32()
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     """One step on a batch: the images of this process's share (uint8 n x 3 x S x S), and the labels of all (int64 N).
 

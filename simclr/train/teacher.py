@@ -16,7 +16,7 @@ from simclr.evaluate.finetune import Classifier
 from simclr.model import Network
 from simclr.settings import parse_toml
 from simclr.weights.checkpoint import check_tensors, fill
-from simclr.weights.start import digest_of, split_digest
+from simclr.weights.start import split_digest, weights_digest
 
 FILE = "fine-tuned.safetensors"  # of a run
 HOW = "keep one with `simclr eval RUN --finetune 0.1 --keep`"
@@ -37,7 +37,7 @@ def load_teacher(teacher: str | None) -> tuple[Classifier, list[str], str]:
         raise UserError(f"method 'distill' needs a fine-tuned network: set distill.teacher to its run ({HOW})")
     path, digest = split_digest(teacher)
     facts, tensors = _read(path)
-    if digest not in (None, (found := digest_of(tensors))):
+    if digest not in (None, (found := weights_digest(tensors))):
         raise UserError(
             f"the network in {path}, which distill.teacher names, has changed: its digest is {found}, and was {digest}"
         )

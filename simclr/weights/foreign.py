@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from simclr.config import make
-from simclr.errors import UserError, unknown
+from simclr.errors import UserError, first_few, unknown
 from simclr.model import RESNETS, STEMS, ModelConfig, backbones, build_encoder
 from simclr.weights.checkpoint import check_archive, check_tensors
 
@@ -185,7 +185,7 @@ def _choose(states: Mapping[str, Mapping[str, Tensor]], layout: str, backbone: s
     anchors = _anchors(backbone)
     everywhere = find_encoders(states, anchors)
     if not everywhere:
-        names = first_names([place + key for place, state in states.items() for key in state])
+        names = first_few([place + key for place, state in states.items() for key in state])
         raise UserError(
             f"there is no {backbone or 'ResNet'} ('{anchors[0]}' and '{anchors[-1]}') among the entries {names}: "
             f"{_remedy(states, backbone)}"
@@ -220,11 +220,6 @@ def _renamed(key: str, parts: Mapping[str, str]) -> str:
     """A name with its first part replaced, and with torchvision's name of a block's shortcut."""
     part, dot, rest = key.partition(".")
     return parts.get(part, part) + dot + rest.replace("shortcut.", "downsample.")
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first five of some names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Imported(NamedTuple):
@@ -386,9 +381,9 @@ def _remedy(states: Mapping[str, Mapping[str, Tensor]], backbone: str | None) ->
 def _mismatch(path: Path, match: Match, remedy: str) -> UserError:
     problems = []
     if match.missing:
-        problems.append(f"{len(match.missing)} of its tensors are missing ({first_names(match.missing)})")
+        problems.append(f"{len(match.missing)} of its tensors are missing ({first_few(match.missing)})")
     if match.unmatched:
-        names = first_names(match.unmatched)
+        names = first_few(match.unmatched)
         problems.append(f"{len(match.unmatched)} tensors belong neither to it nor to a known head ({names})")
     return UserError(
         f"{path} does not match {match.model['backbone']}: {' and '.join(problems)}; {remedy}. Add --partial to import "

@@ -70,7 +70,7 @@ def split_digest(text: str) -> tuple[Path, str | None]:
     return (Path(match[1]), match[2]) if match else (Path(text), None)
 
 
-def digest_of(weights: dict[str, Tensor]) -> str:
+def weights_digest(weights: dict[str, Tensor]) -> str:
     """Sixteen hexadecimal digits of all numbers, with their names and shapes."""
     digest = blake2b(digest_size=8)
     for name, tensor in sorted(weights.items()):
@@ -83,7 +83,7 @@ def resolved(config: Config, path: Path) -> Config:
     """The config with the file to start from and its digest. Raises UserError as `start_of` does."""
     start = start_of(config.model_copy(update={"init": str(path)}))
     assert start is not None
-    return config.model_copy(update={"init": f"{path}@{digest_of(start.weights)}"})
+    return config.model_copy(update={"init": f"{path}@{weights_digest(start.weights)}"})
 
 
 def start_of(config: Config) -> Start | None:
@@ -111,7 +111,7 @@ def start_of(config: Config) -> Start | None:
             f"init names the encoder {start.name}, whose network differs from that of the config ({', '.join(ours)}): "
             f"to train it, use {' '.join(f'--set {setting}' for setting in theirs)} instead"
         )
-    if digest not in (None, (found := digest_of(start.weights))):
+    if digest not in (None, (found := weights_digest(start.weights))):
         raise UserError(
             f"the weights in {path}, which init names, have changed: their digest is {found}, and was {digest}. "
             f"Restore the file, or name it as init = '{path}' to start from its current weights"

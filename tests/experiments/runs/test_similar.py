@@ -22,7 +22,7 @@ from simclr.data.dataset import Dataset, open_dataset
 from simclr.data.formats import list_images
 from simclr.errors import BadSettings, UserError
 from simclr.evaluate.protocol import make_protocol
-from simclr.evaluate.subject import Subject, features, fingerprint
+from simclr.evaluate.subject import Subject, features, model_fingerprint
 from simclr.progress import SILENT
 from simclr.weights.encoder import Encoder, embed_files
 from simclr.weights.features import write_features
@@ -130,7 +130,7 @@ def test_features_of_a_file_give_the_same_answer_as_the_folder(
     found = encoder_of(subject)
     encoder = Encoder(found.config, found.weights)
     files, _ = list_images(photos, tmp_path, SILENT)
-    write_features(tmp_path / "f.parquet", embed_files(encoder, files, skipped=[]), fingerprint(encoder.model))
+    write_features(tmp_path / "f.parquet", embed_files(encoder, files, skipped=[]), model_fingerprint(encoder.model))
     query = [photos / "b/05.png"]
     ((_, expected),) = search(bank, query, 4)
     ((_, similar),) = search(bank_in(tmp_path / "f.parquet", found, "cpu"), query, 4)

@@ -13,7 +13,7 @@ from simclr.errors import RunFailed, UserError
 from simclr.evaluate.base import Outcome
 from simclr.evaluate.evaluations import EVALUATIONS, check, evaluate
 from simclr.evaluate.knn import Knn
-from simclr.evaluate.subject import Subject, fingerprint, random_encoder
+from simclr.evaluate.subject import Subject, model_fingerprint, random_encoder
 from tests.helpers import subject_of
 
 QUICK = [
@@ -27,9 +27,9 @@ QUICK = [
 def test_evaluations_leave_the_encoder_as_it_was(name: str, digits: Dataset) -> None:
     subject = subject_of(digits, QUICK)
     subject.model.train()
-    before = fingerprint(subject.model)
+    before = model_fingerprint(subject.model)
     outcome = evaluate(subject, name)
-    assert fingerprint(subject.model) == before
+    assert model_fingerprint(subject.model) == before
     assert subject.model.training
     assert outcome.metrics
     assert all(0 <= v <= 1 for k, v in outcome.metrics.items() if k.endswith(("_top1", "_top5")))

@@ -26,7 +26,7 @@ from simclr.evaluate.finetune import (
     new_classifier,
 )
 from simclr.evaluate.linear import Linear
-from simclr.evaluate.subject import fingerprint
+from simclr.evaluate.subject import model_fingerprint
 from tests.helpers import subject_of, tiny
 
 
@@ -50,15 +50,15 @@ def test_a_smaller_fraction_is_part_of_a_larger_one(digits: Dataset) -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_training_changes_the_copy_and_never_the_subject(frozen: bool, few: Dataset) -> None:
     subject = subject_of(few)
-    before = fingerprint(subject.model)
+    before = model_fingerprint(subject.model)
     settings = Sgd(lr=(0.1,), epochs=1, batch_size=128)
     classifier, again, other = (
         fit(subject, few.parts["train"], settings, 0.1, seed, frozen=frozen) for seed in (0, 0, 1)
     )
-    assert fingerprint(subject.model) == before
-    assert (fingerprint(classifier.model) == before) == frozen
-    assert fingerprint(classifier) == fingerprint(again)
-    assert fingerprint(classifier) != fingerprint(other)
+    assert model_fingerprint(subject.model) == before
+    assert (model_fingerprint(classifier.model) == before) == frozen
+    assert model_fingerprint(classifier) == model_fingerprint(again)
+    assert model_fingerprint(classifier) != model_fingerprint(other)
 
 
 def test_linear_sgd_learns_about_as_much_as_logistic_regression(few: Dataset) -> None:

@@ -13,7 +13,7 @@ from simclr.build import build_model
 from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings
 from simclr.evaluate import subject as module
-from simclr.evaluate.subject import check_collapse, features, fingerprint, layer_names, random_encoder, represent
+from simclr.evaluate.subject import check_collapse, features, layer_names, model_fingerprint, random_encoder, represent
 from simclr.randomness import uniforms
 from tests.helpers import subject_of, tiny
 
@@ -133,7 +133,7 @@ def test_random_encoder_ignores_a_last_batch_of_one_image(digits: Dataset, monke
 @pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.running_mean", "mean", "head.2.bias"])
 def test_fingerprint_changes_with_one_number_of_a_weight_or_a_buffer(name: str, digits: Dataset) -> None:
     model, same = build_model(tiny(), digits, CPU), build_model(tiny(), digits, CPU)
-    assert fingerprint(model) == fingerprint(same)
+    assert model_fingerprint(model) == model_fingerprint(same)
     tensor = model.state_dict()[name]
     tensor[(0,) * tensor.dim()] += 1e-3
-    assert fingerprint(model) != fingerprint(same)
+    assert model_fingerprint(model) != model_fingerprint(same)
