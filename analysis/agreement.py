@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike
 
-FEWEST = 5  # pairs of values that an interval is made of; the variance below is infinite for four
+FEWEST_PAIRS = 5  # pairs of values that an interval is made of; the variance below is infinite for four
 
 
 class Agreement(NamedTuple):
@@ -25,11 +25,11 @@ def kendall(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Agreeme
     """Kendall's tau-b, with the interval of Fieller, Hartley and Pearson (1957, doi 10.1093/biomet/44.3-4.470).
 
     Atanh(tau) is about normal with variance 0.437 / (n - 4). At tau = 1, where the interval would be a point, half a
-    pair is counted as out of order. All is nan for fewer than FEWEST values, or if all of one kind are equal.
+    pair is counted as out of order. All is nan for fewer than FEWEST_PAIRS values, or if all of one kind are equal.
     """
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     n = len(x)
-    if n < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if n < FEWEST_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Agreement(math.nan, math.nan, math.nan, n)
     tau = float(scipy.stats.kendalltau(x, y).statistic)
     most = 1 - 2 / (n * (n - 1))

@@ -12,7 +12,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.statistics import FEWEST
+from analysis.statistics import FEWEST_SEEDS
 
 UNEQUAL = 0.2  # p of Bartlett's test below which cells are taken to vary unequally; high, because few seeds show little
 NODES = 80  # of each quadrature, which is then exact to five digits
@@ -36,13 +36,13 @@ def pooled_differences(values: ArrayLike, first: int | None = None) -> Pooled:
 
     The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. If the
     spread of the `first` seeds decided how many follow, only these estimate it. All is nan if the differences are the
-    same in all of these. Raises ValueError for fewer than two cells or FEWEST seeds.
+    same in all of these. Raises ValueError for fewer than two cells or FEWEST_SEEDS seeds.
     """
     x = np.asarray(values, np.float64)
     measured = x[:, :first]
     cells, seeds = measured.shape
-    if cells < 2 or seeds < FEWEST:
-        raise ValueError(f"got {cells} cells and {seeds} seeds: expected at least 2 and {FEWEST}")
+    if cells < 2 or seeds < FEWEST_SEEDS:
+        raise ValueError(f"got {cells} cells and {seeds} seeds: expected at least 2 and {FEWEST_SEEDS}")
     residuals = measured - measured.mean(1, keepdims=True) - measured.mean(0) + measured.mean()
     freedom = (cells - 1) * (seeds - 1)
     if np.ptp(residuals) < 1e-12:
@@ -78,10 +78,10 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     """The p value of a mean difference of 0 if each difference is as likely as its negative: the sign-flip test.
 
     It assumes no distribution, but with S seeds it can't be below 2 / 2^S. It is exact for up to 13 seeds, and drawn at
-    random for more. nan below FEWEST differences.
+    random for more. nan below FEWEST_SEEDS differences.
     """
     x = np.asarray(differences, np.float64)
-    if x.size < FEWEST:
+    if x.size < FEWEST_SEEDS:
         return float("nan")
     test = scipy.stats.permutation_test((x,), np.mean, permutation_type="samples", vectorized=True, rng=0)
     return float(test.pvalue)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.label_free import MATCHES, START, UNTRAINED, among, of_images, verdict
-from analysis.statistics import FEWEST, accuracy_interval
+from analysis.statistics import FEWEST_SEEDS, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
 
@@ -99,7 +99,7 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     if isnan(largest["difference_low"]):
         why = "Fewer than three seeds can't tell this from chance"
         why += "." if unfinished else ": repeat the study with --seeds 3 or more."
-        if largest["pairs"] >= FEWEST:
+        if largest["pairs"] >= FEWEST_SEEDS:
             why = (
                 "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of "
                 "the seeds that measure the spread have results."
@@ -329,7 +329,7 @@ def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
         f"Trained again with {_seeds(n)} that took no part in the choice, {chosen['cell']} is {abs(mean):.1f} points "
         f"{'above' if mean >= 0 else 'below'} your config on validation{interval}."
     )
-    if n < FEWEST:
+    if n < FEWEST_SEEDS:
         return (
             f"{outcome} Fewer than three fresh seeds can't tell this from chance: search again with --seeds 3 or more."
         )

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from analysis.statistics import FEWEST
+from analysis.statistics import FEWEST_SEEDS
 
 POWER = 0.8  # the usual probability of finding a difference that exists (Cohen 1988)
 
@@ -28,8 +28,8 @@ def power(effect: float, pairs: int, level: float) -> float:
 
 
 def detectable(pairs: int, level: float) -> float:
-    """The smallest effect that a test finds with the probability POWER; nan below FEWEST pairs."""
-    if pairs < FEWEST:
+    """The smallest effect that a test finds with the probability POWER; nan below FEWEST_SEEDS pairs."""
+    if pairs < FEWEST_SEEDS:
         return math.nan
     most = 10.0
     while power(most, pairs, level) < POWER:
@@ -39,7 +39,7 @@ def detectable(pairs: int, level: float) -> float:
 
 def pairs_needed(effect: float, level: float, most: int) -> int | None:
     """The number of pairs from which on a test finds an effect with the probability POWER; None if over `most`."""
-    return next((pairs for pairs in range(FEWEST, most + 1) if power(effect, pairs, level) >= POWER), None)
+    return next((pairs for pairs in range(FEWEST_SEEDS, most + 1) if power(effect, pairs, level) >= POWER), None)
 
 
 def pairs_for_width(deviation: float, first: int, half: float, level: float = 0.95) -> int:
@@ -76,6 +76,6 @@ def measured_spread(values: ArrayLike, cells: Sequence[str], seeds: Sequence[str
     for design in (np.hstack(blocks), blocks[0]):
         solution, _, rank, _ = np.linalg.lstsq(design, x)
         freedom, rest = x.size - int(rank), float(((x - design @ solution) ** 2).sum())
-        if freedom >= FEWEST - 1 and rest > 1e-12:
+        if freedom >= FEWEST_SEEDS - 1 and rest > 1e-12:
             return Spread(math.sqrt(2 * rest / freedom), freedom)
     return None

@@ -10,7 +10,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
-FEWEST = 3  # values, one per seed, that an interval is made of. That of two is 13 times as wide as their distance
+FEWEST_SEEDS = 3  # values, one per seed, that an interval is made of. That of two is 13 times as wide as their distance
 
 
 def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
@@ -93,8 +93,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95, first: int | None = No
     """The mean of some values, one per seed, with Student's t interval and test.
 
     If the spread of the `first` values decided how many follow, only these estimate it, and both stay exact (Stein
-    1945, doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST values measure the spread, or none
-    of them differ.
+    1945, doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST_SEEDS values measure the spread,
+    or none of them differ.
     """
     mean, error, freedom = _student(values, first)
     half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)
@@ -136,7 +136,7 @@ def _student(values: ArrayLike, first: int | None) -> tuple[float, float, int]:
     x = np.asarray(values, np.float64)
     measured = x[:first]
     mean = float(x.mean()) if x.size else math.nan
-    if measured.size < FEWEST or np.ptp(measured) < 1e-12:
+    if measured.size < FEWEST_SEEDS or np.ptp(measured) < 1e-12:
         return mean, math.nan, 0
     return mean, float(measured.std(ddof=1)) / math.sqrt(x.size), measured.size - 1
 

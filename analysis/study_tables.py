@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.findings import compared, count, metric_words
 from analysis.latex import escape, latex_table
-from analysis.statistics import FEWEST
+from analysis.statistics import FEWEST_SEEDS
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import format_p, is_accuracy, metric_label, signed, with_interval
 
@@ -97,10 +97,10 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
         interval = ""
         if summary["difference_low"].notna().any():
             interval = r", with its 95\,\% confidence interval (Student's $t$, not corrected for multiple comparisons)"
-        elif summary["pairs"].max() < FEWEST:
-            interval = rf". There are no intervals and no $p$ with fewer than {FEWEST} seeds"
+        elif summary["pairs"].max() < FEWEST_SEEDS:
+            interval = rf". There are no intervals and no $p$ with fewer than {FEWEST_SEEDS} seeds"
         caption = (
-            rf"{escape(data)} {escape(what[0].upper() + what[1:] if what[0] != 'k' else what)}: mean and standard "
+            rf"{escape(data)} {escape(_capitalised(what))}: mean and standard "
             rf"deviation over {count(summary['n'].max(), 'seed')}. $\Delta$: difference from the baseline in points, "
             rf"paired by seed{interval}."
         ) + test * bool(comparisons)
@@ -121,7 +121,12 @@ def _readable(cell: str) -> str:
 
 def _title(metric: str) -> str:
     label = metric_label(metric) + (" (%)" if is_accuracy(metric) else "")
-    return label[0].upper() + label[1:] if not label.startswith("k") else label
+    return _capitalised(label)
+
+
+def _capitalised(text: str) -> str:
+    """A text with a capital first letter, except for kNN."""
+    return text if text.startswith("kNN") else text[0].upper() + text[1:]
 
 
 def _style(metric: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.blocks import UNEQUAL, pooled_differences, sign_flip_p
-from analysis.statistics import FEWEST, equivalence_p, holm, mcnemar, mean_interval, paired_difference
+from analysis.statistics import FEWEST_SEEDS, equivalence_p, holm, mcnemar, mean_interval, paired_difference
 from analysis.tables import format_p, is_accuracy, metric_label
 
 SIDES = {"lower": -1.0, "higher": 1.0}
@@ -118,8 +118,8 @@ def _pooled(
     whole = values.dropna(axis=1, how="all").dropna()
     first = stage(whole)
     cells, seeds = whole.shape[1], len(whole) if first is None else first
-    if seeds < FEWEST or cells < 3 or baseline not in whole:
-        return unknown, f"Not pooled: that takes {FEWEST} seeds of a baseline and two or more cells."
+    if seeds < FEWEST_SEEDS or cells < 3 or baseline not in whole:
+        return unknown, f"Not pooled: that takes {FEWEST_SEEDS} seeds of a baseline and two or more cells."
     found = pooled_differences(whole.to_numpy().T, first)
     if np.isnan(found.p_equal):
         return unknown, "Not pooled: each difference is the same in all seeds."

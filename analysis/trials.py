@@ -52,7 +52,7 @@ CAPTIONS = {
     "contour": "Accuracy over each two of the most important parameters. Dots are trials.",
     "pareto-front": "Accuracy against training time. No trial is better than those on the line in both.",
 }
-FEWEST = 10  # completed trials from which on figures say which parameters are important
+FEWEST_TRIALS = 10  # completed trials from which on figures say which parameters are important
 SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or a panel for each pair
 # Its ends would disappear, one on white and the other in dark mode.
 COLOR_MAP = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.95, 256)))
@@ -80,17 +80,17 @@ def pictures(
 ) -> dict[str, Picture]:
     """The figures that the completed trials allow, by name.
 
-    There are none for fewer than two completed trials, those that are about the most important parameters need FEWEST,
-    a contour needs two parameters, and a Pareto front two objectives. `start` is the first objective of the config that
-    the search started from (nan: unknown), `images` the number of images that accuracies are about, and `varied` the
-    number of settings that the trials vary.
+    There are none for fewer than two completed trials, those that are about the most important parameters need
+    FEWEST_TRIALS, a contour needs two parameters, and a Pareto front two objectives. `start` is the first objective of
+    the config that the search started from (nan: unknown), `images` the number of images that accuracies are about, and
+    `varied` the number of settings that the trials vary.
     """
     completed = trials.dropna(subset=list(objectives)).sort_values("trial")
     if len(completed) < 2:
         return {}
     completed = completed.astype({"trial": int} | dict.fromkeys(objectives, float))
     completed = completed.assign(**{name: completed[name] * SCALES.get(name, 1.0) for name in objectives})
-    first, enough = objectives[0], len(completed) >= FEWEST
+    first, enough = objectives[0], len(completed) >= FEWEST_TRIALS
     dimensions = [_dimension(completed, row) for _, row in parameters.head(SHOWN_PARAMETERS).iterrows()]
     drawn: dict[str, Callable[[Path], None]] = {
         "history": partial(history, completed, first, start * SCALES.get(first, 1.0))

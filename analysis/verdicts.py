@@ -12,7 +12,7 @@ import pandas as pd
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.statistics import FEWEST, Mean, apart_p, equivalence_p, holm, mean_interval
+from analysis.statistics import FEWEST_SEEDS, Mean, apart_p, equivalence_p, holm, mean_interval
 from analysis.summary import CANT_TELL, MARGIN, SIGNIFICANT
 
 MOST_ORDERS = 5040  # of the rows, 7! of them, that a rank correlation is compared with
@@ -24,7 +24,7 @@ RULE = (
     f"seeds, after Holm's correction for the comparisons of its table. Rows that should be the same agree if two "
     f"one-sided tests show that they differ by less than {MARGIN:g} point, and differ if a t test shows that it is "
     f"more. Both tests count as comparisons. Sizes are not compared, because the paper's are those of a ResNet-50 on "
-    f"ImageNet. With fewer than {FEWEST} seeds, the verdict is always {CANT_TELL}."
+    f"ImageNet. With fewer than {FEWEST_SEEDS} seeds, the verdict is always {CANT_TELL}."
 )
 
 
@@ -82,8 +82,8 @@ def _verdict(each: Comparison, found: Mean, p: float) -> tuple[str, str]:
     """The verdict on a comparison, and why."""
     if each.caveat:
         return "not comparable", each.caveat
-    if found.n < FEWEST:
-        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'}, and {FEWEST} are needed"
+    if found.n < FEWEST_SEEDS:
+        return CANT_TELL, f"{found.n} {'seed' if found.n == 1 else 'seeds'}, and {FEWEST_SEEDS} are needed"
     if np.isnan(found.p):
         return CANT_TELL, "the same in all seeds, so there is no spread to test it against"
     if each.side == 0:
@@ -122,7 +122,7 @@ def rank_correlation(values: pd.DataFrame, published: Mapping[str, float]) -> Ra
     signs = np.mean([_signs(row) for row in ours], axis=0)
     scores = [float((_signs(theirs[order]) * signs).sum()) for order in _orders(len(theirs))]
     p = float(np.mean(np.abs(scores) >= abs(scores[0]) - 1e-9))
-    clear = len(known) >= FEWEST and p < SIGNIFICANT
+    clear = len(known) >= FEWEST_SEEDS and p < SIGNIFICANT
     return RankCorrelation(tau, p, ("agrees" if tau.mean > 0 else "differs") if clear else CANT_TELL)
 
 

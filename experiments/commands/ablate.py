@@ -289,15 +289,15 @@ def ablate(  # over 60 lines, because of its signature
 
 def _design(seeds: range, until: float | None, max_seeds: int | None, margin: float) -> Design:
     """The design of the study from its options. Raises UserError if they don't fit together."""
-    from analysis.statistics import FEWEST
+    from analysis.statistics import FEWEST_SEEDS
     from experiments.studies.design import Design
 
     if until is None:
         if max_seeds is not None:
             raise UserError("--max-seeds limits --until: add --until 1 (in points), or set the number with --seeds")
         return Design(margin=margin)
-    if len(seeds) < FEWEST:
-        raise UserError(f"--until needs the spread of {FEWEST} seeds or more: use --seeds {FEWEST}")
+    if len(seeds) < FEWEST_SEEDS:
+        raise UserError(f"--until needs the spread of {FEWEST_SEEDS} seeds or more: use --seeds {FEWEST_SEEDS}")
     most = max(MOST_SEEDS, len(seeds)) if max_seeds is None else max_seeds
     if most < len(seeds):
         raise UserError(f"--max-seeds {most} is less than --seeds {len(seeds)}, which are trained first: raise it")

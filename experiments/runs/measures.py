@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from analysis.agreement import FEWEST, kendall
+from analysis.agreement import FEWEST_PAIRS, kendall
 from analysis.findings import count
 from analysis.tables import is_on_validation, metric_label
 from experiments.tracking.store import ENCODERS, GROUPS, Record, Store
@@ -51,8 +51,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     if not enough:
         most = max(row["n"] for row in rows)
         raise UserError(
-            f"ranking needs at least {FEWEST} encoders with {metric_label(accuracy)} and a label-free metric under the "
-            f"same protocols, not all equal, but there are at most {most}: evaluate more of them"
+            f"ranking needs at least {FEWEST_PAIRS} encoders with {metric_label(accuracy)} and a label-free metric under "
+            f"the same protocols, not all equal, but there are at most {most}: evaluate more of them"
         )
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
 
@@ -89,6 +89,6 @@ def _notes(rows: Sequence[dict[str, Any]], enough: Sequence[dict[str, Any]]) -> 
         span = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
         notes.append(
             f"Left out: {count(len(sizes), 'group')} of encoders ({span} in each) that share a protocol, because fewer "
-            f"than {FEWEST} can't be ranked, or because all of their values are equal."
+            f"than {FEWEST_PAIRS} can't be ranked, or because all of their values are equal."
         )
     return notes

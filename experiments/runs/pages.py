@@ -49,7 +49,7 @@ def where(record: Record, store: Store) -> str:
     return f"report: {record.artifact(PAGE)}" if store.writable else f"not kept: {store.folder} is not writable"
 
 
-def files_of(record: Record) -> list[Path]:
+def report_files(record: Record) -> list[Path]:
     """The page of a report, if it is kept."""
     return [record.artifact(PAGE)] if record.find_artifact(PAGE) is not None else []
 

@@ -29,7 +29,7 @@ from analysis.tables import (
 from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
-from experiments.runs.pages import PAGE, PORT, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, PORT, figure, link, report_files, report_folder, text_of, where
 from experiments.runs.use_of_test_set import describe_uses
 from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.tracking.images import images_of
@@ -70,7 +70,7 @@ def report(run: Record, store: Store, form: str = "terminal", out: Path | None =
     scaled = ["trained", *REFERENCES]
     numbers = figures.assign(**{key: figures[key].where(~shares, figures[key].map(percent)) for key in scaled})
     if form == "json":
-        return to_json({"rows": numbers, "notes": notes, "files": files_of(run)}), []
+        return to_json({"rows": numbers, "notes": notes, "files": report_files(run)}), []
     if form == "csv":
         return FORMATS[form](numbers, []), last
     if figures.empty:

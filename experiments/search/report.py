@@ -14,7 +14,7 @@ from analysis.tables import FORMATS, MISSING, format_value, signed, with_interva
 from analysis.text import percent, to_json
 from analysis.trials import pictures
 from experiments.configs.resolve import short_name
-from experiments.runs.pages import PAGE, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, figure, link, report_files, report_folder, text_of, where
 from experiments.search.saved import saved_study
 from experiments.search.space import in_short
 from experiments.search.trial_table import outcome, parameter_table, trial_table
@@ -68,7 +68,7 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     last = [where(search, store)]
     numbers = trials.assign(accuracy=pd.to_numeric(trials["accuracy"]).map(percent))
     if form == "json":
-        return to_json({"rows": numbers, "files": files_of(search)}), []
+        return to_json({"rows": numbers, "files": report_files(search)}), []
     rows = numbers if form == "csv" else _best(trials, start, search.store).map(str)
     return FORMATS[form](rows, []), last
 

@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from analysis.power import pairs_for_width
-from analysis.statistics import FEWEST
+from analysis.statistics import FEWEST_SEEDS
 from analysis.summary import MARGIN
 from analysis.tables import metric_label
 from simclr.errors import UserError
@@ -31,7 +31,7 @@ class Design(BaseModel, frozen=True):
         values = 100 * done.pivot(index="seed", columns="cell", values=metric)
         control = values.get(baseline, pd.Series(dtype=float))
         differences = [(values[cell] - control).dropna() for cell in values if cell != baseline]
-        measured = [each for each in differences if len(each) >= FEWEST]
+        measured = [each for each in differences if len(each) >= FEWEST_SEEDS]
         half = self.until or 0.0
         return max([len(self.first), *(pairs_for_width(float(each.std()), len(each), half) for each in measured)])
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.findings import count
 from analysis.page import Section, markdown_page, page
-from analysis.statistics import FEWEST, mean_interval
+from analysis.statistics import FEWEST_SEEDS, mean_interval
 from analysis.summary import CANT_TELL
 from analysis.summary import SIDES as DIRECTIONS
 from analysis.tables import as_shown, csv, in_percent, latex, signed, with_interval
@@ -46,7 +46,7 @@ RANKS = (
     "the share of all orders of the rows that agree or disagree as much. This is a further test of each column, not "
     "part of the correction."
 )
-INTERVALS = f"Intervals are 95 % Student's t intervals over seeds, from {FEWEST} seeds on."
+INTERVALS = f"Intervals are 95 % Student's t intervals over seeds, from {FEWEST_SEEDS} seeds on."
 
 
 class Found(NamedTuple):

@@ -19,7 +19,7 @@ from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label, loss_caveat
-from experiments.runs.pages import PAGE, PORT, figure, files_of, link, report_folder, text_of, where
+from experiments.runs.pages import PAGE, PORT, figure, link, report_files, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
@@ -62,7 +62,7 @@ def tables(study: Record, store: Store, form: str = "terminal") -> tuple[str, li
     results = read_results(study, store)
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
-    page = [where(study, store)] if files_of(study) else []
+    page = [where(study, store)] if report_files(study) else []
     return _printed(study, results, summaries, form, notes, doubts, page)
 
 
@@ -185,7 +185,7 @@ def _printed(
             "finding": finding,
             "rows": numbers,
             "notes": [*notes, *doubts],
-            "files": files_of(study),
+            "files": report_files(study),
             "next": following,
         }
         return to_json(found), []

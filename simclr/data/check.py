@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simclr.data.workers import in_chunks
 
 LEVELS = 16  # an image with at most this many values (of 256, over all channels) is counted: 12 bits cut to 4 have 16
-FEWEST = 100  # data sets of fewer images are not refused: in these, a few plain images don't mean a fault
+FEWEST_IMAGES = 100  # data sets of fewer images are not refused: in these, a few plain images don't mean a fault
 MOST = 0.5  # share of images of one colour, or with few levels, above which a data set is refused
 LEAST_DISTINCT = 0.1  # share of different images below which it is refused
 LEAST_SPAN = 128  # images with few levels that span so many of the 256 values are drawings and not refused
@@ -94,7 +94,7 @@ def find_fault(found: Measured, check: bool) -> str | None:
         )
     few = found.one_colour + found.few_levels > MOST * found.images and found.highest - found.lowest < LEAST_SPAN
     plain = found.one_colour > MOST * found.images
-    if check and found.images >= FEWEST and (few or plain or found.distinct < LEAST_DISTINCT * found.images):
+    if check and found.images >= FEWEST_IMAGES and (few or plain or found.distinct < LEAST_DISTINCT * found.images):
         return (
             f"the images look as if they were decoded wrongly: {describe(found)}; values from {found.lowest} to "
             f"{found.highest}. To look at some, run `simclr views` with --set data.check=report, which accepts them. "

@@ -53,7 +53,7 @@ TENSORS_ONLY = SimpleNamespace(  # a pickle module for torch.load
 )
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "network", "net", "encoder", "backbone")
-FEWEST = 10  # tensors of the smallest encoder, AlexNet's
+FEWEST_TENSORS = 10  # tensors of the smallest encoder, AlexNet's
 WRAPPERS = ("module", "_orig_mod")  # DataParallel and torch.compile add these to names
 
 
@@ -371,7 +371,7 @@ def _has_network(states: Mapping[str, Mapping[str, Tensor]], backbone: str) -> b
 
 def _remedy(states: Mapping[str, Mapping[str, Tensor]], backbone: str | None) -> str:
     """What to do if a file doesn't have the network that was named, or a ResNet: one that it does have is tried."""
-    if max(map(len, states.values())) >= FEWEST:
+    if max(map(len, states.values())) >= FEWEST_TENSORS:
         for known in (RESNETS, [name for name in backbones() if name not in RESNETS]):  # these take seconds to build
             if found := [name for name in known if name != backbone and _has_network(states, name)]:
                 return f"it is a {' or '.join(found)}, so add --backbone {found[0]}"

@@ -40,7 +40,7 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(autouse=True)
 def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "FEWEST", 2)
+    monkeypatch.setattr(search, "FEWEST_TRIALS", 2)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_pictures_depend_on_objectives_parameters_and_completed_trials() -> None
 
 @pytest.mark.parametrize(("fewest", "expected"), [(5, EVERY), (6, {"history", "parallel-coordinates"})])
 def test_few_trials_say_nothing_of_importance(fewest: int, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "FEWEST", fewest)
+    monkeypatch.setattr(search, "FEWEST_TRIALS", fewest)
     assert set(pictures(table(), PARAMETERS, ["accuracy"])) == expected
 
 

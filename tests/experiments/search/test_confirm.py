@@ -117,7 +117,7 @@ def test_the_trials_their_pictures_and_the_best_config_are_kept(
     store: Store, trained: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.search.report.pictures", pictures)
-    monkeypatch.setattr("analysis.trials.FEWEST", 4)
+    monkeypatch.setattr("analysis.trials.FEWEST_TRIALS", 4)
     with_condition = [*SPACE, Parameter(setting="optim.weight_decay", low=0.0, high=1e-3, when={"optim.name": "adamw"})]
     with open_search("s", BRIEF, with_condition, store, objectives="accuracy,time") as search:
         run_trials(search, 4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simclr.data.check import FEWEST, Measured, describe, find_fault, measure
+from simclr.data.check import FEWEST_IMAGES, Measured, describe, find_fault, measure
 from tests.simclr.data.helpers import encode, error_message, noise, open_data, write
 
 GOOD = Measured(images=1000, distinct=1000, repeated=0, one_colour=0, few_levels=0, lowest=0, highest=255)
@@ -48,7 +48,7 @@ FINE = {
     "line art": {"few_levels": 1000},
     "some black frames": {"one_colour": 400},
     "a test set copied from train": {"distinct": 500, "repeated": 1000},
-    "few images": {"images": FEWEST - 1, "distinct": FEWEST - 1, "one_colour": FEWEST - 1},
+    "few images": {"images": FEWEST_IMAGES - 1, "distinct": FEWEST_IMAGES - 1, "one_colour": FEWEST_IMAGES - 1},
 }
 
 
@@ -70,7 +70,7 @@ def test_built_in_data_is_not_refused(dataset, side, home):
 
 
 def test_line_art_is_not_refused(home, tmp_path, rng):
-    for i in range(FEWEST):
+    for i in range(FEWEST_IMAGES):
         write(tmp_path / "art" / f"{i}.png", encode(noise(rng, 16, 16) > 200))
     assert set(np.unique(open_data(home, dir=tmp_path / "art", side=16).images)) == {0, 255}
 
@@ -83,8 +83,8 @@ def test_black_images_are_a_sentence_each_time_they_are_opened(home, tmp_path):
 
 
 def test_report_accepts_what_is_refused_without_decoding_again(home, tmp_path, rng, monkeypatch):
-    for i in range(FEWEST):
+    for i in range(FEWEST_IMAGES):
         write(tmp_path / "dark" / f"{i}.png", encode(noise(rng, 16, 16) // 16))
     assert "with at most 16 of 256 values" in error_message(home, dir=tmp_path / "dark", side=16)
     monkeypatch.setattr("simclr.data.images.decode", None)
-    assert len(open_data(home, dir=tmp_path / "dark", side=16, check="report").images) == FEWEST
+    assert len(open_data(home, dir=tmp_path / "dark", side=16, check="report").images) == FEWEST_IMAGES
