@@ -51,8 +51,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     if not enough:
         most = max(row["n"] for row in rows)
         raise UserError(
-            f"ranking needs at least {FEWEST_PAIRS} encoders with {metric_label(accuracy)} and a label-free metric under "
-            f"the same protocols, not all equal, but there are at most {most}: evaluate more of them"
+            f"ranking needs at least {FEWEST_PAIRS} encoders with {metric_label(accuracy)} and a label-free metric "
+            f"under the same protocols, not all equal, but there are at most {most}: evaluate more of them"
         )
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
 
