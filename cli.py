@@ -17,31 +17,42 @@ from typer.core import TyperCommand, TyperGroup
 from simclr.errors import Deserted, RunFailed, UserError, printable, unknown
 
 UNREAD = 141  # how a shell reports a program that SIGPIPE ended
-COMMANDS = {  # name: (module of experiments.commands and function, what it does)
-    "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
-    "ablate": ("ablate:ablate", "Run an ablation study and report it."),
-    "paper": ("paper:paper", "Reproduce tables of the SimCLR paper with your images."),
-    "report": ("report:report", "Make the page of a run, a study or a search."),
-    "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
-    "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
-    "compare": ("compare:compare", "Compare evaluated runs, or the cells of a study."),
-    "measures": ("measures:measures", "Show which label-free metrics rank your encoders best."),
-    "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
-    "explore": ("explore:explore", "Write a page to explore images in the browser."),
-    "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),
-    "embed": ("encoders:embed", "Write the features of images to a file."),
-    "import": ("encoders:import_", "Import an encoder that another program trained."),
-    "export": ("encoders:export", "Export an encoder for other programs."),
-    "search": ("search:search", "Search for better settings that fit into memory."),
-    "budget": ("budget:budget", "Predict how much memory a config needs, and what fits."),
-    "presets": ("presets:presets", "List the presets, or show one in full."),
-    "views": ("pictures:views", "Draw the augmented views that training uses."),
-    "runs": ("runs:runs", "List all runs, newest first."),
-    "delete": ("delete:delete", "Delete runs with their files."),
-    "upload": ("upload:upload", "Copy all runs to an MLflow server, and verify them."),
-    "doctor": ("doctor:doctor", "Show what this machine can do, and what slows it down."),
-    "ui": ("ui:ui", "Show the runs in the browser, with MLflow."),
+SECTIONS = {  # of the list of commands. name: (module of experiments.commands and function, what it does)
+    "Train": {
+        "pretrain": ("pretrain:pretrain", "Train an encoder on images."),
+        "ablate": ("ablate:ablate", "Run an ablation study and report it."),
+        "search": ("search:search", "Search for better settings that fit into memory."),
+        "paper": ("paper:paper", "Reproduce tables of the SimCLR paper with your images."),
+    },
+    "Evaluate": {
+        "eval": ("evaluate:evaluate", "Evaluate an encoder next to its baselines."),
+        "compare": ("compare:compare", "Compare evaluated runs, or the cells of a study."),
+        "report": ("report:report", "Make the page of a run, a study or a search."),
+        "plot": ("pictures:plot", "Draw the training curves of runs in one figure."),
+        "measures": ("measures:measures", "Show which label-free metrics rank your encoders best."),
+    },
+    "Explore images": {
+        "explore": ("explore:explore", "Write a page to explore images in the browser."),
+        "neighbours": ("pictures:neighbours", "Find the images that are most similar to an image."),
+        "tsne": ("pictures:tsne", "Draw a t-SNE map of an encoder's features."),
+        "embed": ("encoders:embed", "Write the features of images to a file."),
+    },
+    "Prepare": {
+        "doctor": ("doctor:doctor", "Show what this machine can do, and what slows it down."),
+        "presets": ("presets:presets", "List the presets, or show one in full."),
+        "views": ("pictures:views", "Draw the augmented views that training uses."),
+        "budget": ("budget:budget", "Predict how much memory a config needs, and what fits."),
+    },
+    "Runs and encoders": {
+        "ui": ("ui:ui", "Show the runs in the browser, with MLflow."),
+        "runs": ("runs:runs", "List all runs, newest first."),
+        "delete": ("delete:delete", "Delete runs with their files."),
+        "upload": ("upload:upload", "Copy all runs to an MLflow server, and verify them."),
+        "export": ("encoders:export", "Export an encoder for other programs."),
+        "import": ("encoders:import_", "Import an encoder that another program trained."),
+    },
 }
+COMMANDS = {name: row for section in SECTIONS.values() for name, row in section.items()}
 
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -81,6 +92,12 @@ class Commands(TyperGroup):
 
             extra["obj"] = join_words(os.environ)
         return super().main(*args, **extra)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (an override)
+        width = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in commands.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         given = list(args)
