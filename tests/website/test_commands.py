@@ -134,7 +134,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         leave_out_figures(patch)
         # How long work takes is not what these tests are about.
         patch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: 0.01)
-        for name in ("studies.run", "search.forecast"):
+        for name in ("studies.forecast", "search.forecast"):
             patch.setattr(f"experiments.{name}.evaluation_seconds", lambda *_: 1.0)
         yield
 
