@@ -201,6 +201,7 @@ def search(  # over 60 lines, because of its signature
             seeds=seeds,
             hours=hours,
             proxy=proxy,
+            objectives=objectives,
             observer=terminal,
         )
     planned = {"name": name, **cost._asdict()}

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from experiments.runs.estimate import estimate
 from experiments.runs.prepare import Prepared
-from experiments.search.saved import confirmation_of, trials_ended
-from experiments.search.space import Parameter, check_space, used
+from experiments.search.identity import check_same, prepare_search
+from experiments.search.saved import confirmation_of, saved_identity, trials_ended
+from experiments.search.space import Parameter
 from experiments.search.trial_jobs import PROBE
-from experiments.search.trials import prepare_labelled, with_proxy
 from experiments.studies.cell import BASELINE, Cell
 from experiments.studies.forecast import evaluation_seconds
 from experiments.studies.results import StudyDocument
@@ -50,30 +50,32 @@ def forecast(
     seeds: int,
     hours: float | None,
     proxy: Sequence[str] = (),
+    objectives: str = "accuracy",
     observer: Observer = SILENT,
 ) -> SearchForecast:
     """Predict the time of a search whose `top` trials and start are trained again with `seeds` fresh seeds.
 
-    Raises UserError if its config can't run, if its images have no labels, or if a value of its space is invalid.
+    Raises UserError, before anything is timed, if another search has this name, if its config can't run, if its images
+    have no labels, or if a value of its space is invalid.
     """
-    cheap, done = with_proxy(full, proxy), trials_ended(name, store)
-    check_space(parameters := used(parameters, cheap), cheap)
+    recorded, done = saved_identity(name, store), trials_ended(name, store)
+    asked = prepare_search(full, parameters, store, proxy=proxy, objectives=objectives, observer=observer)
+    check_same(name, recorded, asked, store)
+    whole, prepared = asked.whole, asked.baseline
     left = max(0, trials - done)
     runs = (1 + top) * seeds
     if not left and (confirmation := confirmation_of(name, store)) is not None:
         confirmed = StudyDocument.read(confirmation)
         runs -= min(1 + top, len(confirmed.cells)) * min(seeds, len(confirmed.seeds))
-    varied = list(dict.fromkeys(parameter.setting for parameter in parameters))
+    varied = list(dict.fromkeys(parameter.setting for parameter in asked.fitted))
     if not left and not runs:
         return SearchForecast(varied, trials, done, 0.0, 0, 0.0, 0.0)
     observer.say("timing your config")
-    prepared = prepare_labelled(cheap, store, observer)
     training = estimate(prepared).seconds
     trial = training + _probe_seconds(prepared, observer)
     run = 0.0
     if runs:
-        whole = prepared if cheap == full else prepare_labelled(full, store, observer)
-        training = training if cheap == full else estimate(whole).seconds
+        training = training if whole is prepared else estimate(whole).seconds
         run = training + evaluation_seconds(Cell(BASELINE, full, on="val"), whole, observer)
     start = 0.0 if done else trial  # it is trained before the first trial, and the hours begin after it
     seconds = start + min(left * trial, inf if hours is None else 3600 * hours + trial)

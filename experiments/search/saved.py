@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -15,6 +16,7 @@ from experiments.tracking.store import Record, Store
 from simclr.errors import UserError
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # how trials end that count; one that was interrupted is FAIL
+IDENTITY = "identity"  # attribute of a study: what its name stands for. Keep it, so that searches can be resumed
 STATE = "search.db"  # Optuna's record of all searches, next to the tracking store
 
 
@@ -48,6 +50,12 @@ def trials_ended(name: str, store: Store) -> int:
     """How many trials of the search with this name have ended in this home."""
     study = _find(name, store)
     return 0 if study is None else len(study.get_trials(deepcopy=False, states=ENDED))
+
+
+def saved_identity(name: str, store: Store) -> dict[str, Any] | None:
+    """What the name of a search stands for in this home, if there is such a search."""
+    study = _find(name, store)
+    return None if study is None else study.user_attrs.get(IDENTITY)
 
 
 def confirmation_of(name: str, store: Store) -> Record | None:

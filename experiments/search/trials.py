@@ -6,7 +6,6 @@ A trial that would need too much memory is rejected before it starts.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,50 +13,41 @@ from math import inf
 from typing import Any, NamedTuple
 
 import optuna
-import torch
 from filelock import FileLock
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from experiments.configs.resolve import changed
 from experiments.runs.expected import Expected
-from experiments.runs.prepare import Prepared, check_labels, prepare
-from experiments.search.saved import ENDED, STATE, optuna_errors
+from experiments.runs.prepare import Prepared
+from experiments.search.identity import Asked, check_same, prepare_search
+from experiments.search.saved import ENDED, IDENTITY, STATE, optuna_errors
 from experiments.search.space import (
     Parameter,
-    check_space,
     drawn_settings,
-    fitting,
     in_short,
     start_trial,
     starting_point,
     suggest_settings,
-    used,
 )
 from experiments.search.trial_jobs import Measured, train_trial
 from experiments.studies.cell import BASELINE
-from experiments.studies.plan import STUDY_EVALUATIONS
 from experiments.tracking import local
 from experiments.tracking.claims import Busy, claim_file, claim_name
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, copy_run, start_run
 from experiments.workers.pool import HERE, Ended, Job, Pool
-from simclr.build import build_model, check_images
+from simclr.build import check_images
 from simclr.config import Config
 from simclr.errors import BadSettings, UserError, unknown
-from simclr.evaluate.evaluations import check
-from simclr.evaluate.protocol import Protocol
-from simclr.evaluate.subject import Subject
 from simclr.progress import SILENT, Forwarding, Observer, knn_metric
 from simclr.randomness import subseed
-from simclr.settings import parse_setting
 from simclr.train import budget, memory
 from simclr.train.loop import Interrupted, count_steps
 
 STARTUP = 10  # trials before TPE replaces random sampling, and before the median can prune a trial
 
 # Names in Optuna's database. They are a file format: keep them, so that searches begun by earlier versions resume.
-IDENTITY = "identity"  # of a study: what its name stands for
 MEMORY = "memory"  # constraint: MiB over the limit
 SETTINGS = "settings"  # the settings that a trial changes
 REJECTED = "turned away"  # why a trial did not start
@@ -107,11 +97,6 @@ def check_choices(objectives: str, pruner: str) -> None:
         raise unknown("pruner", pruner, PRUNERS)
 
 
-def with_proxy(full: Config, proxy: Sequence[str]) -> Config:
-    """The config of a search's trials, which have the `proxy` settings (section.key=value)."""
-    return changed(full, dict(map(parse_setting, proxy)))
-
-
 @contextmanager
 def open_search(
     name: str,
@@ -133,24 +118,16 @@ def open_search(
     choices.
     """
     check_choices(objectives, pruner)
-    cheap = with_proxy(full, proxy)
-    check_space(parameters := used(parameters, cheap, observer), cheap)
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
-    whole = prepare_labelled(full, store, observer)
-    baseline = whole if cheap == full else prepare_labelled(cheap, store, observer)
-    fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), observer)
+    asked = prepare_search(
+        full, parameters, store, proxy=proxy, objectives=objectives, observer=observer, told=observer
+    )
+    whole, baseline = asked.whole, asked.baseline
     budget.plan_memory(full, budget.Images(len(whole.data.images)), budget.memory_budget(full.memory, whole.device))
-    # Earlier versions also tried batches that are larger than the data set. Their searches go on in the same space.
-    spaces = {json.dumps([each.model_dump(mode="json") for each in space]): space for space in (fitted, parameters)}
-    configs = [{each.config.key(): each.data.identity for each in (whole, baseline)}]
-    # They wrote "auto" into the keys. What it stood for must be what it stands for here.
-    if all(run.is_of(baseline.config) for run in store.records(kind="pretrain", search=name, trial=BASELINE)):
-        configs += [{each.config.key(each.config.train.precision): each.data.identity for each in (whole, baseline)}]
-    identities = [{"configs": keys, "space": space, "objectives": objectives} for space in spaces for keys in configs]
     with claim_name(store, "search", name, observer), optuna_errors(store.folder / STATE):
-        study = _open_study(name, store, objectives, pruner, identities, full.seed, parallel)
-        parameters = spaces[study.user_attrs[IDENTITY]["space"]]
-        if not study.trials and (start := starting_point(parameters, cheap)):
+        study = _open_study(name, store, asked, pruner, parallel)
+        parameters = asked.spaces()[study.user_attrs[IDENTITY]["space"]]
+        if not study.trials and (start := starting_point(parameters, baseline.config)):
             study.enqueue_trial(start, user_attrs={DRAWN: []})
         runs = store.records(kind="search", search=name)
         tracker = (
@@ -167,47 +144,23 @@ def open_search(
             yield Search(name, study, tracker, baseline, whole, parameters, objectives, expected)
 
 
-def prepare_labelled(config: Config, store: Store, observer: Observer) -> Prepared:
-    """A config that is ready to train. Raises UserError also if its images have no labels to evaluate with."""
-    prepared = prepare(config, store.folder, observer)
-    check_labels(config, prepared.data, "search")
-    model = build_model(config, prepared.data, torch.device("cpu"))
-    check(Subject(model, config, prepared.data, Protocol()), STUDY_EVALUATIONS)
-    return prepared
-
-
-def _open_study(
-    name: str,
-    store: Store,
-    objectives: str,
-    pruner: str,
-    identities: Sequence[Mapping[str, object]],
-    seed: int,
-    parallel: bool,
-) -> optuna.Study:
-    """Optuna's study with this name, new or loaded. It then has the configs of the first of `identities`.
-
-    Raises UserError if it had none of them.
-    """
+def _open_study(name: str, store: Store, asked: Asked, pruner: str, parallel: bool) -> optuna.Study:
+    """Optuna's study with this name, new or loaded. Raises UserError if it is of another search than the one asked."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with FileLock(claim_file(store, STATE)):  # two processes that create the database at once disturb each other
         study = optuna.create_study(
             storage=local.address(store.folder / STATE),
             study_name=name,
-            directions=OBJECTIVES[objectives],
+            directions=OBJECTIVES[asked.objectives],
             pruner=PRUNERS[pruner](),
             load_if_exists=True,
         )
     # A sampler restarts its random numbers in each process. With the same seed each time it would repeat itself.
-    seed = subseed(seed, "search", len(study.trials)) % 2**32
+    seed = subseed(asked.whole.config.seed, "search", len(study.trials)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=parallel)
-    identity = study.user_attrs.get(IDENTITY, identities[0])
-    if identity not in identities:
-        raise UserError(
-            f"search '{name}' already exists with a different config, precision, space or objective, or with different "
-            f"images: choose another --name"
-        )
-    study.set_user_attr(IDENTITY, {**identity, "configs": identities[0]["configs"]})
+    own, recorded = asked.identities(name, store)[0], study.user_attrs.get(IDENTITY)
+    check_same(name, recorded, asked, store)
+    study.set_user_attr(IDENTITY, {**(recorded or own), "configs": own["configs"]})
     return study
 
 

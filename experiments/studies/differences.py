@@ -1,4 +1,4 @@
-"""What differs between a study as it was recorded and a plan that is to continue it."""
+"""What differs between a study or a search as it was recorded and a command that is to continue it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ UNSET = "not set"
 
 def differences(study: Record, plan: StudyPlan) -> list[str]:
     """What differs between a recorded study and a plan for this command, as far as the record says it."""
-    found = list(_settings(study, plan.cells[0].config))
+    found = list(setting_differences(study, plan.cells[0].config))
     if study.find_artifact(PLAN_FILE) is not None:
         found += _cells(StudyDocument.read(study), plan)
     return found
 
 
-def _settings(study: Record, baseline: Config) -> Iterator[str]:
-    """The settings of the baseline that differ and on which results depend."""
+def setting_differences(study: Record, baseline: Config) -> Iterator[str]:
+    """The settings that differ between the baseline of a recorded study or search and a config, and that matter."""
     defaults = flatten(Config().model_dump(mode="json"))  # which records may leave out
     recorded, own = ({**defaults, **table} for table in (study.params, baseline.flat()))
     for name in own | recorded:

@@ -254,7 +254,7 @@ WORK = [
     "experiments.runs.prepare.prepare",
     "experiments.studies.opening.check_study_name",
     "experiments.studies.paper.predict",
-    "experiments.search.forecast.prepare_labelled",
+    "experiments.search.identity.prepare_labelled",
     "experiments.runs.encoders.open_subject",
     "experiments.runs.encoders.find_encoder",
     "experiments.commands.terminal.find_encoder",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import optuna
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 from experiments.runs.prepare import prepare
 from experiments.search import trial_jobs, trials
+from experiments.search.forecast import forecast
 from experiments.search.saved import STATE
 from experiments.search.space import Parameter
 from experiments.search.trial_jobs import VALIDATION
@@ -165,22 +168,62 @@ def test_one_process_at_a_time_has_a_search_open(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "space", "options"),
+    ("config", "space", "options", "cause"),
     [
-        (BRIEF, SPACE[:1], {}),
-        (tiny(data={"limit": 500}, train={"epochs": 1, "knn_every": 1}), SPACE, {}),
-        (tiny(train={"epochs": 2}), SPACE, {}),
-        (BRIEF, SPACE, {"proxy": ["data.limit=500"]}),
+        (BRIEF, SPACE[:1], {}, "the space is another one: parameters only in the search: train.batch_size"),
+        (
+            BRIEF,
+            [
+                Parameter(setting="optim.lr", low=1e-3, high=1e-2),
+                *SPACE[1:],
+                Parameter(setting="optim.momentum", choices=(0.5,)),
+            ],
+            {},
+            "the space is another one: only in this command: optim.momentum; with other values: optim.lr",
+        ),
+        (BRIEF, SPACE[::-1], {}, "the space is another one: in another order"),
+        (BRIEF.model_copy(update={"seed": 3}), SPACE, {}, "the config differs: seed was 0 and is 3 now"),
+        (tiny(train={"epochs": 2}), SPACE, {}, "the config differs: train.epochs was 1 and is 2 now"),
+        (BRIEF, SPACE, {"proxy": ["data.limit=500"]}, "--proxy was not given and now is"),
+        (BRIEF, SPACE, {"objectives": "accuracy,time"}, "--objectives was accuracy and is accuracy,time now"),
     ],
-    ids=["space", "images", "config", "proxy"],
+    ids=["smaller space", "other space", "order", "seed", "epochs", "proxy", "objectives"],
 )
 def test_a_name_belongs_to_one_search(
-    store: Store, config: Config, space: list[Parameter], options: dict[str, list[str]]
+    store: Store,
+    config: Config,
+    space: list[Parameter],
+    options: dict[str, Any],
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A command that asks for another one is refused with the cause, by the plan as well, before anything is timed."""
     with open_search("s", BRIEF, SPACE, store):
         pass
-    other = open_search("s", config, space, store, proxy=options.get("proxy", ()))
-    with pytest.raises(UserError, match="search 's' already exists with a different config, precision, space"), other:
+    expected = rf"search 's' already exists, .* \({re.escape(cause)}\): .* choose another --name"
+    other = open_search("s", config, space, store, **options)
+    with pytest.raises(UserError, match=expected), other:
+        pass
+    monkeypatch.setattr("experiments.search.forecast.estimate", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(UserError, match=expected):
+        forecast("s", config, space, store, trials=3, top=1, seeds=0, hours=None, **options)
+
+
+def test_a_search_is_not_continued_with_other_images_or_another_proxy(store: Store) -> None:
+    with open_search("s", BRIEF, SPACE, store, proxy=["data.limit=500"]) as search:
+        pass
+    for proxy, cause in (
+        (["data.limit=400"], "--proxy has other settings now"),
+        ([], "--proxy was given and now is not"),
+    ):
+        other = open_search("s", BRIEF, SPACE, store, proxy=proxy)
+        with pytest.raises(UserError, match=cause), other:
+            pass
+    identity = search.study.user_attrs["identity"]
+    images = dict.fromkeys(identity["configs"], "0123456789abcdef")
+    search.study.set_user_attr("identity", identity | {"configs": images})
+    again = open_search("s", BRIEF, SPACE, store, proxy=["data.limit=500"])
+    with pytest.raises(UserError, match="the images differ: their digest was 01234567 and is"), again:
         pass
 
 
@@ -433,7 +476,7 @@ def test_a_search_that_tried_batches_larger_than_the_data_set_goes_on_in_its_spa
 ) -> None:
     config = tiny(data={"limit": 200}, train={"epochs": 1, "batch_size": 128})
     with monkeypatch.context() as earlier:
-        earlier.setattr(trials, "fitting", lambda parameters, images, observer: parameters)
+        earlier.setattr("experiments.search.identity.fitting", lambda parameters, images, observer: parameters)
         with open_search("s", config, SPACE, store):
             pass
     with open_search("s", config, SPACE, store) as search:
@@ -452,14 +495,14 @@ def test_a_search_is_only_continued_in_its_precision(store: Store, monkeypatch: 
     config = BRIEF.in_precision("auto")
     run = start(fast=False)
     assert start(fast=False) == run
-    with pytest.raises(UserError, match="search 's' already exists with a different config, precision, space or"):
+    with pytest.raises(UserError, match="the search trains in fp32, and this command in bf16"):
         start(fast=True)
     study = optuna.load_study(storage=f"sqlite:///{(store.folder / STATE).as_posix()}", study_name="s")
     identity, data = study.user_attrs["identity"], prepare(config, store.folder).data
     study.set_user_attr("identity", identity | {"configs": {config.key("auto"): data.digest}})  # of an earlier version
     own = {"config_key": config.key("auto"), "precision": "float32", "search": "s", "trial": "baseline"}
     start_run(store, "baseline", "pretrain", {}, own | {"data_digest": data.digest}, parent=run)
-    with pytest.raises(UserError, match="different config, precision"):
+    with pytest.raises(UserError, match="the search trains in another precision, and this command in"):
         start(fast=True)
     assert start(fast=False) == run
     assert study.user_attrs["identity"] == identity  # from now on it names its precision
