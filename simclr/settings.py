@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
+import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic.fields import FieldInfo
 
 from simclr.errors import UserError, printable, unknown
 
@@ -19,14 +21,29 @@ from simclr.errors import UserError, printable, unknown
 class Section(BaseModel):
     """A frozen table of settings.
 
-    Unknown keys, infinite numbers and values of another type are errors, but a whole number is also a real one.
+    Unknown keys, infinite numbers and values of another type are errors, but a whole number is also a real one. Where
+    the default is none and a text would not do, "none" stands for it, because TOML has no such value.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        unset = [key for key, value in values.items() if value == "none" and takes_none(cls.model_fields.get(key))]
+        return values | dict.fromkeys(unset)
+
     def effective_settings(self) -> dict[str, Any]:
         """The settings that can change the result, as plain values. Sections that do the same return the same."""
         return self.model_dump(mode="json")
+
+
+def takes_none(field: FieldInfo | None) -> bool:
+    """Whether "none" stands for the default of a setting, which can't be a text then."""
+    kinds = {get_args(kind)[0] if get_args(kind) else kind for kind in get_args(field and field.annotation)}
+    return field is not None and field.default is None and not kinds & {str, Path}
 
 
 def later(default: Any, **bounds: Any) -> Any:
@@ -295,6 +312,8 @@ def _mistake(first: Mapping[str, Any], model: type[BaseModel], kind: str) -> Use
         wanted = f"a list, such as {_list_for(path, first['input'], model)}"
     if first["type"] == "model_type" and (inner := [name for name in names if name.startswith(f"{path}.")]):
         wanted += f": set one of them, such as {inner[0]}"
+    if takes_none(_field(model, path)):
+        wanted += " or none"
     return UserError(f"{path + ' = ' if path else ''}{shown(first['input'])}: expected {wanted}")
 
 
@@ -320,6 +339,19 @@ EXPECTED = {  # by pydantic's name of a mistake, where its own words would not h
     "less_than_equal": "at most {le:.10g}",
     "less_than": "less than {lt:.10g}",
 }
+
+
+def _field(model: type[BaseModel], path: str) -> FieldInfo | None:
+    """The field of a dotted name, if the model has one."""
+    name, _, rest = path.partition(".")
+    field = model.model_fields.get(name)
+    return _field(_section_of(field) or BaseModel, rest) if field is not None and rest else field
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    kinds = field.annotation, *get_args(field.annotation)  # `Section | None` has its section among its arguments
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 NUMBERS = re.compile(r"[-+\d][-+\d., e]*")  # of a list whose brackets are missing
@@ -357,7 +389,6 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     """The dotted name of every setting of `model` that `--set` and a TOML file can use."""
     names: list[str] = []
     for name, field in model.model_fields.items():
-        kinds = field.annotation, *get_args(field.annotation)  # `Section | None` has its section among its arguments
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        section = _section_of(field)
         names += setting_names(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return names

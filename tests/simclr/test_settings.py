@@ -310,3 +310,24 @@ def test_values_of_another_type_are_rejected(values):
     text = str(readable(caught.value, Types))
     assert text.startswith(next(iter(values)))
     assert len(text) < 250
+
+
+class Optional(Section):
+    limit: int | None = None
+    size: Annotated[int, Field(ge=4)] | None = None
+    column: str | None = None
+    count: int = 3
+
+
+def test_none_stands_for_a_default_that_toml_can_not_write():
+    found = Optional(limit="none", size="none", column="none")
+    assert (found.limit, found.size, found.column) == (None, None, "none")  # a column may be called so
+    for values, message in {
+        "limit": 'limit = "all": expected an integer or none',
+        "size": "size = 2: expected at least 4 or none",
+        "count": 'count = "none": expected an integer',
+    }.items():
+        given = {"limit": "all", "size": 2, "count": "none"}[values]
+        with pytest.raises(ValidationError) as caught:
+            Optional(**{values: given})
+        assert str(readable(caught.value, Optional)) == message
