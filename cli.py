@@ -46,6 +46,7 @@ SECTIONS = {  # of the list of commands. name: (module of experiments.commands a
     "Runs and encoders": {
         "ui": ("ui:ui", "Show the runs in the browser, with MLflow."),
         "runs": ("runs:runs", "List all runs, newest first."),
+        "rename": ("rename:rename", "Give a run another name."),
         "delete": ("delete:delete", "Delete runs with their files."),
         "upload": ("upload:upload", "Copy all runs to an MLflow server, and verify them."),
         "export": ("encoders:export", "Export an encoder for other programs."),

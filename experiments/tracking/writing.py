@@ -65,6 +65,10 @@ class Tracker:
         }
         self.store.sender.put(self.run_id, dataset=described | {"profile": profile})
 
+    def rename(self, name: str) -> None:
+        """Give the run another name."""
+        self.store.client.update_run(self.run_id, name=name)
+
     def tag_protocols(self, identities: Mapping[str, str]) -> None:
         """Record under which protocol each evaluated metric was measured."""
         self.tag({f"{PROTOCOL}{metric}": identity for metric, identity in identities.items()})
