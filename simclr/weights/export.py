@@ -98,9 +98,11 @@ EXPORTS: dict[str, Export] = {
         ".safetensors",
         lambda encoder, digest: weights_bytes(encoder.model, {"config": to_toml(encoder.config), "digest": digest}),
         """\
+import torch
 from simclr import load_encoder
 encoder = load_encoder({file!r})
-features = encoder(images)""",
+with torch.no_grad():
+    features = encoder(images)""",
         SAME_KERNELS,
         OF_ANY_SIZE,
     ),
@@ -112,7 +114,8 @@ import torch, torchvision
 encoder = torchvision.models.get_model("{backbone}"{image_size}).eval()
 encoder.{classifier} = {kept_layers}
 encoder.load_state_dict(torch.load({file!r}))
-features = encoder({normalized})""",
+with torch.no_grad():
+    features = encoder({normalized})""",
         OTHER_KERNELS,
         BY_LINES,
         supports=_is_standard,
@@ -125,7 +128,8 @@ import torch, torchvision
 resnet = torchvision.models.get_model("{backbone}")
 encoder = torch.nn.Sequential(*list(resnet.children())[:-1]).eval()
 encoder.load_state_dict(torch.load({file!r}))
-features = encoder({normalized}).flatten(1)""",
+with torch.no_grad():
+    features = encoder({normalized}).flatten(1)""",
         OTHER_KERNELS,
         BY_LINES,
         supports=_is_standard_resnet,
@@ -136,7 +140,8 @@ features = encoder({normalized}).flatten(1)""",
         """\
 import timm, torch
 encoder = timm.create_model("{backbone}", num_classes=0, checkpoint_path={file!r}).eval()
-features = encoder({normalized})""",
+with torch.no_grad():
+    features = encoder({normalized})""",
         OTHER_KERNELS,
         BY_LINES,
         requires=("timm",),
@@ -159,7 +164,8 @@ features = encoder.run(None, {{"images": images.numpy()}})[0]""",
         """\
 import torch
 encoder = torch.export.load({file!r}).module()
-features = encoder(images)""",
+with torch.no_grad():
+    features = encoder(images)""",
         SAME_KERNELS,
         BY_ENCODER,
     ),
