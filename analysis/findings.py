@@ -97,18 +97,18 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
     size += _points(metric)
     if isnan(largest["difference_low"]):
-        why = "Fewer than three seeds can't tell this from chance"
-        why += "." if unfinished else ": repeat the study with --seeds 3 or more."
-        if largest["pairs"] >= FEWEST_SEEDS:
-            why = (
-                "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of "
-                "the seeds that measure the spread have results."
-            )
+        few = ", which can't tell this from chance" * (largest["pairs"] < FEWEST_SEEDS)
+        why = (
+            "Repeat the study with --seeds 3 or more."
+            if few
+            else "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of "
+            "the seeds that measure the spread have results."
+        )
         return [
             f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
-            f"{_seeds(largest['pairs'])}.",
-            why,
+            f"{_seeds(largest['pairs'])}{few}.",
+            *([] if few and unfinished else [why]),
         ]
     return [
         f"No cell differs clearly from the baseline in {metric_words(metric)} ({_value(baseline, metric)}), over "

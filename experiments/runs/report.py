@@ -90,12 +90,8 @@ def _how(figures: pd.DataFrame) -> str:
 
 def _caption(run: Record, figures: pd.DataFrame) -> str:
     """What a table of a run's figures is about."""
-    name, counts = images_of(run)
-    training = f"{counts['pretrain']:,} images of " if "pretrain" in counts else ""
-    how = f"trained elsewhere and evaluated on {name}"
-    if run.kind == "pretrain":
-        how = f"trained for {count(int(run.params['train.epochs']), 'epoch')} on {training}{name}"
-    return f"Results of {run.name}, {how}. {_how(figures)}"
+    elsewhere = f" and evaluated on {images_of(run)[0]}" * (run.kind != "pretrain")
+    return f"Results of {run.name}, trained {_trained(run)}{elsewhere}. {_how(figures)}"
 
 
 def _about(run: Record) -> list[str]:
@@ -157,7 +153,9 @@ def _trained(run: Record) -> str:
     """How a run was trained. Those that were not trained here have settings that don't say it."""
     if run.kind != "pretrain":
         return "elsewhere"
-    return f"for {count(int(run.params['train.epochs']), 'epoch')} on {images_of(run)[0]}"
+    name, counts = images_of(run)
+    number = f"{counts['pretrain']:,} images of " if "pretrain" in counts else ""  # which data.limit may have chosen
+    return f"for {count(int(run.params['train.epochs']), 'epoch')} on {number}{name}"
 
 
 def _finding(run: Record, figures: pd.DataFrame, predicted: Predicted | None) -> list[str]:

@@ -82,6 +82,8 @@ class Ray:
         try:
             outcome: Outcome = self.ray.get(handle)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, errors.TaskCancelledError):  # it had begun when it was cancelled
+                return Lost("it was cancelled")
             return Outcome("", error=error.cause if isinstance(error.cause, Exception) else RunFailed(str(error)))
         except (errors.TaskCancelledError, errors.WorkerCrashedError):
             return Lost("its process is gone")

@@ -88,7 +88,10 @@ def test_a_study_without_a_clear_difference_says_so() -> None:
     )
     once = ["lr=0.1", 1, 90.0, nan, nan, nan, 1, -6.3, nan, nan, nan, None, None, ""]
     first, second = of_study(table(BASELINE, once), "linear_top1")
-    assert first == "With lr = 0.1, linear accuracy is 6.3 points below the baseline's 96.3 %, over one seed."
+    assert first == (
+        "With lr = 0.1, linear accuracy is 6.3 points below the baseline's 96.3 %, over one seed, which can't tell "
+        "this from chance."
+    )
     assert "--seeds 3" in second
     failed = ["lr=0.1", 0, nan, nan, nan, nan, 0, nan, nan, nan, nan, None, None, ""]
     assert of_study(table(BASELINE, failed), "linear_top1") == [
