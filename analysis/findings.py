@@ -12,6 +12,7 @@ from analysis.label_free import MATCHES, START, UNTRAINED, among, of_images, ver
 from analysis.statistics import FEWEST_SEEDS, accuracy_interval
 from analysis.summary import SAME, SIGNIFICANT
 from analysis.tables import is_accuracy, is_classification, is_on_validation, metric_label, signed
+from analysis.text import percent
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ROUNDED = 1e-4  # by which the accuracies of trials in a table differ at most from those that were measured
@@ -261,13 +262,13 @@ def of_run(
 
 def _of_matches(row: pd.Series[Any], trained: str, used: tuple[int, int] | None) -> list[str]:
     """The finding of a run whose images have no labels: for how many it finds the other view of the same image."""
-    percent = {key: 100 * row.get(key, nan) for key in ("trained", "low", "untrained", "start", "chance")}
+    shares = {key: 100 * row.get(key, nan) for key in ("trained", "low", "untrained", "start", "chance")}
     names = {"untrained": "untrained", "start": "before training", "chance": "chance"}
-    known = [f"{name} {percent[key]:.1f} %" for key, name in names.items() if not isnan(percent[key])]
+    known = [f"{name} {shares[key]:.1f} %" for key, name in names.items() if not isnan(shares[key])]
     return [
-        f"For {percent['trained']:.1f} % {of_images(used)}, the encoder finds the other view of the same image"
-        f"{among(percent['chance'])}. It was trained {trained}.",
-        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(percent)]).strip(),
+        f"For {shares['trained']:.1f} % {of_images(used)}, the encoder finds the other view of the same image"
+        f"{among(shares['chance'])}. It was trained {trained}.",
+        " ".join([*[f"For comparison: {_and(known)}."] * bool(known), verdict(shares)]).strip(),
     ]
 
 
@@ -290,21 +291,20 @@ def of_search(
     if completed.empty:
         return [f"No trial ran to the end ({count(len(trials), 'trial')})."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
-    gain = round(100 * (best["accuracy"] - start), 1)
-    change = ", the same as your config"
-    if isnan(start):
-        change = ""
-    elif gain:
-        own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
-        change = f", {abs(gain):.1f} points {'above' if gain > 0 else 'below'} your config ({own})"
+    size = f"{abs(gain := percent(best['accuracy'] - start)):.1f} points"
+    own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
+    opening, change = "The", "" if isnan(start) else f", {size} above your config ({own})"
+    if gain <= 0:
+        opening = f"No trial beat your config ({own}). The"
+        change = f", {size} below your config" if gain else ", the same as your config"
     ends = f" ({interval(best['accuracy'])})" * (images is not None)
     sentences = [
-        f"The best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches {100 * best['accuracy']:.1f} % on "
-        f"validation{ends}{change}."
+        f"{opening} best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches "
+        f"{100 * best['accuracy']:.1f} % on validation{ends}{change}."
     ]
     if selection is not None and _is_about(selection, best["accuracy"]):
         sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
-    else:
+    elif not gain <= 0:
         sentences[0] += " This is not confirmed with fresh seeds, and part of it is luck."
     return sentences
 
@@ -321,8 +321,8 @@ def _is_about(selection: pd.DataFrame, best: float) -> bool:
 
 def _confirmed(baseline: pd.Series[Any], chosen: pd.Series[Any]) -> str:
     """Whether the gain of the best trial held with fresh seeds. Earlier versions recorded no interval of it."""
-    mean = 100 * chosen.get("gain", chosen["fresh seeds"] - baseline["fresh seeds"])
-    low, high, searched = (100 * chosen.get(name, nan) for name in ("gain_low", "gain_high", "gain in the search"))
+    mean = percent(chosen.get("gain", chosen["fresh seeds"] - baseline["fresh seeds"]))
+    low, high, searched = (percent(chosen.get(name, nan)) for name in ("gain_low", "gain_high", "gain in the search"))
     n = int(chosen["n"])
     interval = "" if isnan(low) else f" ({signed(low, '.1f')} to {signed(high, '.1f')})"
     outcome = (

@@ -276,7 +276,8 @@ def _text(found: SearchOutcome) -> str:
     if found.study is not None and found.selection is not None:
         parts.append(FORMATS["terminal"](shown(found.selection), found.notes))
         last.append(f"report of the fresh seeds: simclr report {shlex.quote(found.study.study.name)}")
-    return "\n\n".join([*parts, "\n".join([*last, *(f"next: {command}" for command in found.next)])])
+    last += [f"next: {command}" for command in found.next]
+    return "\n\n".join([*parts, "\n".join([*last, *filter(None, [found.remark])])])
 
 
 def _data(found: SearchOutcome) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class SearchOutcome(NamedTuple):
     study: StudyOutcome | None = None  # of the best trials with fresh seeds
     selection: pd.DataFrame | None = None  # see `selection_table`
     notes: Sequence[str] = ()  # how to read it
-    next: Sequence[str] = ()  # commands that train the best config
+    next: Sequence[str] = ()  # commands that train the best config, unless no trial beat the start
+    remark: str = ""  # on these commands
 
 
 def confirm(
@@ -70,13 +71,14 @@ def confirm(
     if not (order := ranked(search.study)):
         counted = "; ".join(ended(search.study))
         raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({counted})")
+    beaten = not order[0].values[0] <= start
     record, fresh_seed = search.tracker.record(), search.full.config.seed + seeds + 1
-    path = record.artifact(BEST)
     found = SearchOutcome(
         summary(search),
         {"trial": order[0].number, "accuracy": percent(order[0].values[0]), "settings": order[0].user_attrs[SETTINGS]},
         where(record, search.store),
-        next=[f"simclr pretrain --config {shlex.quote(str(path))} --seed {fresh_seed}"],
+        next=[f"simclr pretrain --config {shlex.quote(str(record.artifact(BEST)))} --seed {fresh_seed}"] * beaten,
+        remark=_limited(search.full.config.data.limit) * beaten,
     )
     if not seeds:
         return found
@@ -106,7 +108,14 @@ def confirm(
     report(search.tracker.record(), search.store)  # which now says how much of the gain holds
     found = found._replace(summary=summary(search) + on_test, selection=table, notes=selection_notes(search, table))
     lost = table["gain"].iloc[1] < 0  # so the best config of the search is not the one to train
-    return found._replace(next=()) if lost else found
+    return found._replace(next=(), remark="") if lost else found
+
+
+def _limited(images: int | None) -> str:
+    """What to know about the best config if it has few of the images, or an empty text."""
+    if images is None:
+        return ""
+    return f"{BEST} keeps data.limit = {images}. To train on all images, add --set data.limit=none."
 
 
 @contextmanager
@@ -190,8 +199,8 @@ def selection_notes(search: Search, table: pd.DataFrame) -> list[str]:
     """How to read `selection_table` and, after a search with a proxy, how well the proxy ranks the trials."""
     return [
         *_luck(search, table),
-        "accuracies on validation are those of the search, whose classifier uses the L2 penalty that is best on these "
-        "images; the report of the fresh seeds chooses it on training images, so its accuracies differ",
+        "Accuracies on validation are those of the search, whose classifier uses the L2 penalty that is best on these "
+        "images. The report of the fresh seeds chooses it on training images, so its accuracies differ.",
     ]
 
 
@@ -199,12 +208,15 @@ def _luck(search: Search, table: pd.DataFrame) -> list[str]:
     chosen = table[table["cell"] != BASELINE]
     if search.baseline.config.key() == search.full.config.key():
         return [
-            "trials were chosen for their accuracy in the search, which is partly luck. Fresh seeds are free of this "
-            "luck, except that the validation images are the same"
+            "Trials were chosen for their accuracy in the search, which is partly luck. Fresh seeds are free of this "
+            "luck, except that the validation images are the same."
         ]
     searched, fresh = (chosen[column].to_numpy() for column in ("in the search", "fresh seeds"))
-    ranks = f"{spearmanr(searched, fresh).statistic:.2f}" if len(chosen) > 2 else "needs --top 3"
+    ranks = "The rank correlation between the two needs --top 3 or more."
+    if len(chosen) > 2:
+        rank = spearmanr(searched, fresh).statistic
+        ranks = f"The rank correlation (Spearman) between the two over {len(chosen)} trials is {rank:.2f}."
     return [
-        "in the search: with the proxy's settings; fresh seeds: at full size",
-        f"rank correlation (Spearman) between both over {len(chosen)} trials: {ranks}",
+        "Trials were trained with the proxy's settings in the search, and at full size with fresh seeds.",
+        ranks,
     ]

@@ -117,14 +117,14 @@ def _selection(search: Record) -> pd.DataFrame | None:
 
 def shown(selection: pd.DataFrame) -> pd.DataFrame:
     """The best trials with fresh seeds as people read them. Earlier versions recorded fewer columns."""
-    percent = {
-        title: [f"{100 * value:.1f}" for value in selection[name]]
+    accuracies = {
+        title: [f"{percent(value):.1f}" for value in selection[name]]
         for name, title in CHOSEN.items()
         if name in selection and selection[name].notna().any()
     }
-    table = pd.DataFrame({"cell": selection["cell"].replace(BASELINE, "start (your config)"), **percent})
+    table = pd.DataFrame({"cell": selection["cell"].replace(BASELINE, "start (your config)"), **accuracies})
     if "gain" in selection:
-        gains = 100 * selection[["gain", "gain_low", "gain_high"]]
+        gains = selection[["gain", "gain_low", "gain_high"]].map(percent)
         table["gain on validation (points)"] = [
             with_interval(mean, low, high, ".1f", signed) for mean, low, high in gains.to_numpy()
         ]

@@ -18,8 +18,8 @@ from experiments.search.trial_jobs import ACCURACY_DIGITS, PROBE
 from experiments.search.trials import COST, DRAWN, ERROR, MEMORY, REJECTED, RUN, SECONDS, SETTINGS, WALL
 
 MEASURED_BY = (
-    f"accuracies are those of a linear classifier, with the best of {PROBE.l2_values} L2 penalties on the same "
-    "validation images. `simclr eval --on val` chooses the penalty on training images, so its accuracies differ"
+    f"Accuracies are those of a linear classifier, with the best of {PROBE.l2_values} L2 penalties on the same "
+    "validation images. `simclr eval --on val` chooses the penalty on training images, so its accuracies differ."
 )
 
 

@@ -220,7 +220,11 @@ def test_the_finding_of_a_search_says_what_is_left_with_fresh_seeds() -> None:
     assert of_search(trials, nan, None) == [
         f"The best of 3 trials, trial 2, reaches 60.0 % on validation. {unconfirmed}"
     ]
-    assert of_search(trials, 0.6, None)[0].endswith(f"on validation, the same as your config. {unconfirmed}")
+    assert of_search(trials, 0.6, None) == [
+        "No trial beat your config (60.0 %). The best of 3 trials, trial 2, reaches 60.0 % on validation, the same as "
+        "your config."
+    ]
+    assert of_search(trials, 0.605, None)[0].endswith("on validation, 0.5 points below your config.")
     failed = selection.assign(**{"fresh seeds": [0.5, None]})
     assert of_search(trials, 0.5, failed, 20) == [  # Clopper and Pearson's intervals of 12 and 10 of 20
         "The best of 3 trials, trial 2, reaches 60.0 % on validation (36.1 to 80.9), 10.0 points above your config "
