@@ -6,10 +6,12 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.workers.ray import Ray
+from experiments.workers.task import Lost
 from simclr.errors import UserError
 
 
@@ -64,3 +66,15 @@ def test_a_signal_still_asks_runs_to_stop(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     with Ray():
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_task_that_is_cancelled_while_it_runs_is_lost() -> None:
+    """Ray then raises an error of the task, which has the cancellation as its cause."""
+    ray = pytest.importorskip("ray")
+
+    def get(handle: object) -> None:
+        raise ray.exceptions.RayTaskError("run", "Traceback ...", ray.exceptions.TaskCancelledError())
+
+    engine = Ray()
+    engine.ray = SimpleNamespace(exceptions=ray.exceptions, get=get)
+    assert engine._outcome("handle") == Lost("it was cancelled")
