@@ -65,7 +65,7 @@ def test_one_process_serves_the_pages_until_ui_is_stopped(stop: str, tmp_path: P
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health") as page:
             assert page.read() == b"OK"
         assert children_of(server.process.pid) == []
-        assert len(server.printed.splitlines()) == 2
+        assert len(server.printed.splitlines()) == 3
         server.process.send_signal(getattr(signal, stop))
         rest, _ = server.process.communicate()  # returns when every process that shares its output has ended
     assert (server.process.returncode, rest) == (0, "")

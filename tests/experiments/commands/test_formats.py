@@ -107,7 +107,7 @@ def test_labels_come_from_a_table_in_every_command(run: Run, forms: Path, images
         assert done.exit_code == 0, done.output
     refused = run("eval", "table-s1", *KNN, *table, "--set", "data.val_fraction=0.3")  # it chose others to hold out
     assert_one_line(refused, 2, "leave out data.val_fraction")
-    assert "labels from column 'label'" in run("ablate", *own, "--seeds", 1, "--drop", "flip", "--dry-run").output
+    assert "2 classes from labels.csv: a, b" in run("ablate", *own, "--seeds", 1, "--drop", "flip", "--dry-run").output
 
 
 def test_unclear_columns_are_chosen_with_a_setting_in_every_command(run: Run, forms: Path, images: Path) -> None:

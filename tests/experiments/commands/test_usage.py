@@ -20,7 +20,7 @@ MEANT = {
 NOT_HERE = {
     "ablate --temperature 0.1": "unlike pretrain: use --set loss.temperature=VALUE, or --vary loss.temperature=VALUE,",
     "search --lr 0.1": "unlike pretrain: use --set optim.lr=VALUE",
-    "eval --dry-run": "unlike pretrain, ablate, paper, search, upload: see simclr eval --help",
+    "eval --dry-run": "unlike pretrain, ablate, search, paper, upload: see simclr eval --help",
     "eval --preset shapes": "give the name of a run, as in simclr eval shapes-s0",
     "ablate --hours 1": "unlike pretrain: see simclr ablate --help",
 }
