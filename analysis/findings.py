@@ -291,7 +291,8 @@ def of_search(
     if completed.empty:
         return [f"No trial ran to the end ({count(len(trials), 'trial')})."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
-    size = f"{abs(gain := percent(best['accuracy'] - start)):.1f} points"
+    gain = percent(best["accuracy"] - start)
+    size = f"{abs(gain):.1f} points" if abs(gain) >= 0.05 else "less than 0.1 points"
     own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
     opening, change = "The", "" if isnan(start) else f", {size} above your config ({own})"
     if gain <= 0:

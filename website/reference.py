@@ -32,7 +32,7 @@ SETTINGS = """# Settings
 Every setting of a run and of an evaluation, with its default and the values that it accepts. `--set section.key=value`
 changes one, and a file for `--config` holds several as TOML. [Runs and
 settings](../guides/runs-and-settings.md#settings) explains how they combine. A default of *none* is explained next to
-the setting. The value `none` restores it.
+the setting. The value `none` restores it, except for texts, such as the name of a column.
 
 """
 FAR = 1e6  # bounds from here on lie far above anything in use, and are left out

@@ -8,7 +8,7 @@ import typer
 
 from experiments.commands import complete
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import can_ask, describe_size, open_store
+from experiments.commands.terminal import can_ask, describe_size, open_writable
 from simclr.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def delete(
 
     for name in runs:
         local.check_known(name, KINDS, "run, study or search")
-    store = open_store()
-    if not store.writable:
-        raise UserError(f"{store.folder} is not writable, so no run can be deleted: make it writable first")
+    store = open_writable("deleted")
     found = find_deletable(runs, store)
     result: dict[str, Any] = {
         "runs": [{"id": each.id, "name": each.name, "kind": each.kind, "bytes": bytes_of(each)} for each in found]

@@ -130,7 +130,7 @@ def paper(  # over 60 lines, because of its signature
     name = name or f"paper-{base.name}" + "-quick" * quick  # whose page has fewer tables and seeds
     page = check_out((out or Path(name)) / "report.html")
     store, parts = Store(home()), plan_paper(base, name, quick=quick)
-    chosen = choose(parts, only, quick=quick)
+    chosen = choose(parts, only)
     changed(base, {"seed": max(part.seeds[-1] for part in parts)})  # the largest seed must be valid, too
     with Terminal() as terminal:
         costs = predict(chosen, store, terminal)

@@ -10,7 +10,7 @@ from experiments.commands import complete
 from experiments.commands.checks import of_known_run
 from experiments.commands.options import check_new_name
 from experiments.commands.output import Json, show
-from experiments.commands.terminal import open_store
+from experiments.commands.terminal import open_writable
 from simclr.errors import UserError
 
 
@@ -28,16 +28,14 @@ def rename(
 ) -> None:
     """Give a run another name.
 
-    Its id, its config and its files stay the same. The runs of a study or a search, and these themselves, keep their
-    names, because they refer to one another by them.
+    Its id, its config and its files stay the same. Studies, searches and their runs can't be renamed, because they refer
+    to one another by name.
 
     Example: simclr rename shapes-s0 first-try
     """
     from experiments.tracking.writing import Tracker
 
-    store = open_store()
-    if not store.writable:
-        raise UserError(f"{store.folder} is not writable, so no run can be renamed: make it writable first")
+    store = open_writable("renamed")
     record = store.find(run)
     if record.parent is not None:
         raise UserError(

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from simclr.errors import printable
+from simclr.errors import UserError, printable
 from simclr.progress import Elsewhere, Observer, knn_label, knn_metric
 
 if TYPE_CHECKING:
@@ -90,13 +90,15 @@ class Terminal(Observer):
             self.bars.console.out(text, highlight=False)
 
     def note(self, text: str, folder: Path | None = None) -> None:
-        from simclr.data.source import is_news
-
         if text in self.noted:
             return
         self.noted[text] = None
-        if folder is None or text.startswith(WARNING) or is_news(text, folder):
-            self.say(text)
+        if folder is not None and not text.startswith(WARNING):
+            from simclr.data.source import is_news
+
+            if not is_news(text, folder):
+                return
+        self.say(text)
 
     def warnings(self) -> list[str]:
         """The warnings among the notes, without that word."""
@@ -261,6 +263,17 @@ def open_store() -> Store:
     from experiments.tracking.store import Store, home
 
     return Store(home(), observer=Terminal())
+
+
+def open_writable(change: str) -> Store:
+    """The same, for a command whose runs are to be "deleted", "renamed" or the like.
+
+    Raises UserError if it can't be written to.
+    """
+    store = open_store()
+    if not store.writable:
+        raise UserError(f"{store.folder} is not writable, so no run can be {change}: make it writable first")
+    return store
 
 
 def find_encoder_or_newest(name: str | None, store: Store) -> FoundEncoder:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def ui(
     port: Annotated[
         int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on. Only this machine can connect to it.")
-    ] = 5000,
+    ] = 5000,  # PORT in experiments/runs/pages.py
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
     """Show the runs in the browser, with MLflow.

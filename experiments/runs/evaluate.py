@@ -40,7 +40,6 @@ from simclr.weights.checkpoint import save_weights
 from simclr.weights.start import Start, start_of
 
 FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPORT_COLUMNS
-GUESSED = "no better than chance"
 # The interval and the baselines of a figure. `start` is the network before training, if it started from weights.
 REFERENCES = ("low", "high", "untrained", "start", "stock", "pixels", "chance")
 LATER = ("start", "stock")  # those that tables of earlier versions lack, and that most runs don't have
@@ -173,22 +172,26 @@ def _warnings(table: pd.DataFrame, images: int) -> list[str]:
     `images` is the number of test images. If there are few, more of them are the remedy.
     """
     accuracies = table[table["chance"].notna()]
-    guessed = accuracies["low"] <= accuracies["chance"]
-    found = {GUESSED: guessed} | {
-        "no clear gain over the untrained network": accuracies["low"] <= accuracies["untrained"],
-        "no clear gain over the weights that it started from": accuracies["low"] <= accuracies["start"],
-        "worse than kNN on the raw pixels": accuracies["trained"] < accuracies["pixels"],
+    guessed = accuracies["low"] <= accuracies["chance"]  # comparing these with anything else says nothing new
+    longer = "train for longer, or on more images"
+    found = {
+        "no better than chance": (guessed, f"{longer}, or check that the images show what the labels mean"),
+        "no clear gain over the untrained network": (~guessed & (accuracies["low"] <= accuracies["untrained"]), longer),
+        "no clear gain over the weights that it started from": (
+            ~guessed & (accuracies["low"] <= accuracies["start"]),
+            longer,
+        ),
+        "worse than kNN on the raw pixels": (~guessed & (accuracies["trained"] < accuracies["pixels"]), longer),
     }
     warnings = []
-    for what, rows in found.items():
-        metrics = accuracies["metric"][rows & ((what == GUESSED) | ~guessed)].tolist()  # the rest says nothing new
+    for what, (rows, remedy) in found.items():
+        metrics = accuracies["metric"][rows].tolist()
         few = images < FEW  # which contrastive accuracies don't depend on
         wide = [metric for metric in metrics if few and "contrastive" not in metric]
         if wide:
             warnings.append(f"{what} in {', '.join(wide)}, but {images} test images are too few to tell: label more")
         if others := [metric for metric in metrics if metric not in wide]:
-            doubt = ", if the images show what the labels mean" * (what == GUESSED)
-            warnings.append(f"{what} in {', '.join(others)}: train for longer, or on more images{doubt}")
+            warnings.append(f"{what} in {', '.join(others)}: {remedy}")
     return warnings
 
 

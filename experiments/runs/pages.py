@@ -66,6 +66,11 @@ def link(record: Record, text: str) -> Link:
     return Link(text, address(shared_server() or f"http://127.0.0.1:{PORT}", record.store.experiment, record.id))
 
 
+def linked_server() -> str:
+    """What must be running for links to work, in words."""
+    return shared_server() or f"simclr ui (port {PORT})"
+
+
 def text_of(record: Record, name: str) -> str:
     """The text of a file of a run."""
     return record.artifact(name).read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ from analysis.tables import (
 from analysis.text import percent, to_json
 from experiments.runs.compare import chance_level, curve, curve_label
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
-from experiments.runs.pages import PAGE, PORT, figure, link, report_files, report_folder, text_of, where
+from experiments.runs.pages import PAGE, figure, link, linked_server, report_files, report_folder, text_of, where
 from experiments.runs.use_of_test_set import describe_uses
 from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.tracking.images import images_of
@@ -197,7 +197,7 @@ def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, findi
         sections.append(Section("Confusions of classes", "text", TOO_FEW.format(images=len(predicted.truth))))
     elif predicted is not None and len(confused := _most_confused(predicted)):
         sections.append(Section("Most often confused", "table", confused))
-    pages = pd.DataFrame({f"Page, while simclr ui is running on port {PORT}": [link(run, run.name)], "Id": [run.id]})
+    pages = pd.DataFrame({f"Page, while {linked_server()} is running": [link(run, run.name)], "Id": [run.id]})
     sections.append(Section("This run", "table", pages))
     return page(
         "Run", run.name, list(filter(None, sentences)), list(filter(None, facts)), [*sections, *_appendix(run, figures)]

@@ -71,7 +71,7 @@ def confirm(
     if not (order := ranked(search.study)):
         counted = "; ".join(ended(search.study))
         raise RunFailed(f"no trial ran to the end: allow more --memory, --trials or --max-hours ({counted})")
-    beaten = not order[0].values[0] <= start
+    beaten = order[0].values[0] > start
     record, fresh_seed = search.tracker.record(), search.full.config.seed + seeds + 1
     found = SearchOutcome(
         summary(search),

@@ -73,17 +73,17 @@ def prepare_search(
     proxy: Sequence[str] = (),
     objectives: str = "accuracy",
     observer: Observer = SILENT,
-    told: Observer = SILENT,
+    space_observer: Observer = SILENT,
 ) -> Asked:
-    """What a command asks for, ready to train. What of the space is left out is said to `told`.
+    """What a command asks for, ready to train. `space_observer` is told what of the space is left out.
 
     Raises UserError if a config can't run, if its images have no labels, or if a value of the space is invalid.
     """
     cheap = with_proxy(full, proxy)
-    check_space(parameters := used(parameters, cheap, told), cheap)
+    check_space(parameters := used(parameters, cheap, space_observer), cheap)
     whole = prepare_labelled(full, store, observer)
     baseline = whole if cheap == full else prepare_labelled(cheap, store, observer)
-    fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), told)
+    fitted = fitting(parameters, len(baseline.data.parts["pretrain"]), space_observer)
     return Asked(whole, baseline, parameters, fitted, objectives)
 
 

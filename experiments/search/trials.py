@@ -120,7 +120,7 @@ def open_search(
     check_choices(objectives, pruner)
     local.check_path(store.folder / STATE, "SIMCLR_HOME")
     asked = prepare_search(
-        full, parameters, store, proxy=proxy, objectives=objectives, observer=observer, told=observer
+        full, parameters, store, proxy=proxy, objectives=objectives, observer=observer, space_observer=observer
     )
     whole, baseline = asked.whole, asked.baseline
     budget.plan_memory(full, budget.Images(len(whole.data.images)), budget.memory_budget(full.memory, whole.device))

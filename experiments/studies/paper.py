@@ -119,17 +119,17 @@ def plan_paper(config: Config, name: str, *, quick: bool = False) -> list[Part]:
     return parts
 
 
-def choose(parts: Sequence[Part], keys: Sequence[str], *, quick: bool = False) -> list[Part]:
+def choose(parts: Sequence[Part], keys: Sequence[str]) -> list[Part]:
     """The tables with these names in paper.toml, or all if there are no names.
 
-    Raises UserError for an unknown name, and for one that a `quick` paper leaves out.
+    Raises UserError for an unknown name, and for one that --quick leaves out.
     """
     known = [part.key for part in parts]
     for key in keys:
-        if key not in known and quick and key in tables():
-            raise UserError(f"--quick makes only {' and '.join(known)}: leave out --quick to make {key}")
-        if key not in known:
+        if key not in tables():
             raise unknown("table", key, known)
+        if key not in known:
+            raise UserError(f"--quick makes only {' and '.join(known)}: leave out --quick to make {key}")
     return [part for part in parts if part.key in keys or not keys]
 
 

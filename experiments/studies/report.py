@@ -19,7 +19,7 @@ from analysis.summary import shown, summary
 from analysis.tables import FORMATS, is_accuracy, metric_label
 from analysis.text import columns, paragraph, to_json
 from experiments.runs.compare import chance_level, curve, curve_label, loss_caveat
-from experiments.runs.pages import PAGE, PORT, figure, link, report_files, report_folder, text_of, where
+from experiments.runs.pages import PAGE, figure, link, linked_server, report_files, report_folder, text_of, where
 from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
@@ -34,7 +34,7 @@ SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 DETAILS = ["p", "p (same)", "p (sign flip)", "p (Dunnett)", "p (McNemar, by seed)", "source", "images/s"]
 WIDE = ["expected", "verdict", "seconds"]  # columns that are left out on a narrow one too
 WIDTH = 110  # characters from which on a terminal is not narrow
-RUNS = "For each run its {} in percent, with a link to its page, which works while simclr ui is running on port {}."
+RUNS = "For each run its {} in percent, with a link to its page, which works while {} is running."
 
 
 def report(study: Record, store: Store, form: str = "terminal", out: Path | None = None) -> tuple[str, list[str]]:
@@ -300,7 +300,7 @@ def _page(
     if views := _views(results):
         sections += [Section("Example views", "text", STRIP_SHOWS), Section("", "images", views)]
     sections += [
-        Section("Runs", "text", RUNS.format(metric_label(metric), PORT)),
+        Section("Runs", "text", RUNS.format(metric_label(metric), linked_server())),
         Section("", "table", _run_table(results, metric)),
     ]
     failed = results.table[results.table["status"] != "FINISHED"][["cell", "seed", "status", "error"]]

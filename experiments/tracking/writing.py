@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Tracker:
 
     def rename(self, name: str) -> None:
         """Give the run another name."""
-        self.store.client.update_run(self.run_id, name=name)
+        self.store.sender.call(partial(self.store.client.update_run, self.run_id, name=name))
 
     def tag_protocols(self, identities: Mapping[str, str]) -> None:
         """Record under which protocol each evaluated metric was measured."""

@@ -23,4 +23,4 @@ def test_a_run_has_another_name(store: Store, monkeypatch: pytest.MonkeyPatch) -
     assert_one_line(invoke("rename", "first", "two"), 2, "there is already a run called two: choose another name")
     assert_one_line(invoke("rename", "cell", "mine"), 2, "cell belongs to a study or a search")
     assert_one_line(invoke("rename", "study", "mine"), 2, "no run")
-    assert_one_line(invoke("rename", "first", ""), 2, "")
+    assert_one_line(invoke("rename", "first", ""), 2, "expected a name that is not empty")

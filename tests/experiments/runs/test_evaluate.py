@@ -275,8 +275,8 @@ def test_an_encoder_above_the_untrained_one_gives_none() -> None:
         "no clear gain over the untrained network in knn_top1, but 10 test images are too few to tell: label more"
     ]
     assert evaluate._warnings(table.assign(low=0.09, pixels=0.7), 100) == [
-        "no better than chance in knn_top1: train for longer, or on more images, if the images show what the labels "
-        "mean"
+        "no better than chance in knn_top1: train for longer, or on more images, or check that the images show what "
+        "the labels mean"
     ]
     matches = table.assign(low=0.5, metric="contrastive_h_top1")
     assert evaluate._warnings(matches, 0)[0].endswith("train for longer, or on more images")
