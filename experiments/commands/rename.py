@@ -28,8 +28,8 @@ def rename(
 ) -> None:
     """Give a run another name.
 
-    Its id, its config and its files stay the same. Studies, searches and their runs can't be renamed, because they refer
-    to one another by name.
+    Its id, its config and its files stay the same. Studies, searches and their runs can't be renamed, because they
+    refer to one another by name.
 
     Example: simclr rename shapes-s0 first-try
     """
