@@ -42,7 +42,7 @@ def summary(  # over 60 lines, because a row is filled column by column
     (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
     (paired t test); p_holm (corrected for all comparisons); p_same (of a difference of the margin or more, corrected
     likewise); p_sign_flip (if the number of seeds was fixed, and is at least six); p_dunnett (see `_pooled`); mcnemar
-    (p by seed); seconds and images_per_second (means); finding (what p_holm and p_same say); expected (points or a
+    ({seed: p}); seconds and images_per_second (means); finding (what p_holm and p_same say); expected (points or a
     side, if that is the difference to the baseline), source and verdict, which is that of p_holm and p_same on what was
     expected. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, `attrs["comparisons"]` how
     many p_holm is corrected for, and `attrs["others"]` how many of these are not with the baseline. Raises ValueError
@@ -71,11 +71,11 @@ def summary(  # over 60 lines, because a row is filled column by column
     for cell, difference, p_holm, p_same in zip(cells, differences, corrected, same, strict=False):
         name, own = cell["cell"], values[[cell["cell"]]].dropna()
         mean = mean_interval(own[name], first=stage(own))
-        tests = [
-            mcnemar(correct[name, seed], correct[baseline, seed]).p
+        tests = {
+            seed: mcnemar(correct[name, seed], correct[baseline, seed]).p
             for seed in pairs[name].index
             if {(name, seed), (baseline, seed)} <= correct.keys()
-        ]
+        }
         row = {"cell": name, "n": mean.n, "mean": mean.mean, "std": values[name].std()}
         row |= {"low": mean.low, "high": mean.high}
         row |= {"pairs": difference.n, "difference": difference.mean}
@@ -85,7 +85,7 @@ def summary(  # over 60 lines, because a row is filled column by column
         tells = not first and 2.0 ** (1 - difference.n) < SIGNIFICANT
         signs = sign_flip_p(pairs[name][name] - pairs[name][baseline]) if tells else np.nan
         row |= {"p_sign_flip": signs, "p_dunnett": pooled[name]}
-        row |= {"mcnemar": ", ".join(map(format_p, tests)) or None, **speed.loc[name]}
+        row |= {"mcnemar": tests or None, **speed.loc[name]}
         row |= {"finding": _finding(difference.mean, p_holm, p_same, margin)}
         row |= {"expected": None, "source": cell["source"]}
         expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
@@ -198,7 +198,9 @@ def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
             "finding": summary["finding"],
             "expected": texts("expected", f"+{digits}"),
             "verdict": summary["verdict"],
-            "p (McNemar, by seed)": summary["mcnemar"],
+            "p (McNemar, by seed)": [
+                ", ".join(map(format_p, tests.values())) if tests else None for tests in summary["mcnemar"]
+            ],
             "source": summary["source"],
             "seconds": texts("seconds", ".0f"),
             "images/s": texts("images_per_second", ".0f"),

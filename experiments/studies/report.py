@@ -23,7 +23,7 @@ from experiments.runs.pages import PAGE, figure, link, linked_server, report_fil
 from experiments.runs.view_grid import STRIP, STRIP_SHOWS
 from experiments.studies.notes import about, baseline_run, caveats, chosen, how_to_read
 from experiments.studies.overview import file_name, show_results
-from experiments.studies.results import CellDocument, Results, read_results
+from experiments.studies.results import CellDocument, Results, read_results, settings_by_cell
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
@@ -47,7 +47,7 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
     results = read_results(study, store)
     summaries = _summaries(study, results)
     doubts, notes = caveats(study, results, summaries), how_to_read(study, results, summaries)
-    named, numbers = _named(summaries, results), _numbers(summaries, results)
+    named, numbers = _named(summaries, results), _numbers(study, summaries, results)
     with report_folder(study, store, out) as folder:
         for metric in summaries:
             _write_tables(study.name, numbers[metric], named[metric], metric, [*notes, *doubts], folder)
@@ -102,15 +102,18 @@ def _named(summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str,
     return {metric: table.assign(cell=table["cell"].map(results.label)) for metric, table in summaries.items()}
 
 
-def _numbers(summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str, pd.DataFrame]:
-    """The same summaries for other programs: with the name of the metric, and a column for the figure of each seed."""
+def _numbers(study: Record, summaries: Mapping[str, pd.DataFrame], results: Results) -> dict[str, pd.DataFrame]:
+    """The same summaries for other programs: with the metric's name, settings that vary, and columns for each seed."""
     found = {}
+    settings = pd.DataFrame(settings_by_cell(results.document, study.params), dtype=object)
     for metric, table in summaries.items():
         seeds = results.table.pivot(index="cell", columns="seed", values=metric).dropna(axis=1, how="all")
         seeds = (100 * seeds if is_accuracy(metric) else seeds).reindex(table["cell"])
         own = {f"seed_{seed}": seeds[seed].to_numpy() for seed in seeds}
+        own |= {f"mcnemar_seed_{seed}": [(tests or {}).get(seed) for tests in table["mcnemar"]] for seed in seeds}
         none = {name: table[name].replace("", None) for name in ("finding", "verdict")}  # of the baseline
-        found[metric] = table.assign(metric=metric, **none, **own)
+        rows = table.assign(metric=metric, **none, **own).drop(columns="mcnemar")
+        found[metric] = pd.concat([rows[["cell", "metric"]], settings, rows.drop(columns=["cell", "metric"])], axis=1)
     return found
 
 
@@ -174,7 +177,7 @@ def _printed(
     unfinished, named = _unfinished(results), _named(summaries, results)
     finding = of_study(named[metric], metric, unfinished=bool(unfinished))
     following = [f"simclr report {shlex.quote(study.name)} --format latex", "simclr ui"]
-    numbers = pd.concat(list(_numbers(summaries, results).values()))
+    numbers = pd.concat(list(_numbers(study, summaries, results).values()))
     if form == "json":
         found = {
             "study": study.name,

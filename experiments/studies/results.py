@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -144,6 +146,27 @@ def read_results(study: Record, store: Store) -> Results:
     settings = [(cell.cell, cell.settings) for cell in document.cells]
     label = baseline_label(settings, study.params, document.x)
     return Results(document, pd.DataFrame(rows.values()), correct, runs, label)
+
+
+def settings_by_cell(document: StudyDocument, own: Mapping[str, str]) -> dict[str, list[Any]]:
+    """The value of every setting that varies in a study, for each of its cells; and of `layer`, if that varies.
+
+    `own` are the parameters of the study's record, which are the baseline's.
+    """
+    cells = [{**cell.settings, **cell.chosen, "layer": cell.layer} for cell in document.cells]
+    names = dict.fromkeys(name for cell in cells for name in cell)
+    values = {name: [cell.get(name, _value(own.get(name, "None"))) for cell in cells] for name in names}
+    if len(set(values["layer"])) == 1:
+        del values["layer"]
+    return values
+
+
+def _value(text: str) -> Any:
+    """The value of a setting in a record, which holds it as Python prints it."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a word
 
 
 def _measured(run: Record, cell: CellDocument, seed: int) -> dict[str, str]:

@@ -248,10 +248,11 @@ def test_mcnemar_uses_the_seeds_with_predictions_of_both() -> None:
     figures = {"base": [0.8, 0.8, NAN], "a": [0.6, 0.7, 0.6]}
     correct = {(name, seed): draw.random(300) < 0.7 for name in figures for seed in (0, 1, 2)}
     result = summary(records(figures), cells(figures), "knn_top1", correct)
-    p = [f"{mcnemar(correct['a', seed], correct['base', seed]).p:.2g}" for seed in (0, 1)]
-    assert result["mcnemar"].tolist()[1] == ", ".join(p)
+    p = {seed: mcnemar(correct["a", seed], correct["base", seed]).p for seed in (0, 1)}
+    assert result["mcnemar"].tolist() == [None, p]
+    assert shown(result, "knn_top1")["p (McNemar, by seed)"].iloc[1] == f"{p[0]:.2g}, {p[1]:.2g}"
     del correct["base", 0]
-    assert summary(records(figures), cells(figures), "knn_top1", correct)["mcnemar"].tolist()[1] == p[1]
+    assert summary(records(figures), cells(figures), "knn_top1", correct)["mcnemar"].tolist()[1] == {1: p[1]}
 
 
 def test_shown_has_percent_and_signed_points_in_every_format() -> None:

@@ -40,12 +40,12 @@ Restart = Callable[[], None]
 class Machines(Observer):
     """Kills the only machine that trains as soon as a run does, and then starts two others.
 
-    After each third run or trial it calls the next of `restarts`.
+    Whenever `every` more runs or trials are done it calls the next of `restarts`.
     """
 
-    def __init__(self, cluster: Any, seconds: float, restarts: Sequence[Restart] = ()) -> None:
+    def __init__(self, cluster: Any, seconds: float, restarts: Sequence[Restart], every: int) -> None:
         self.cluster, self.first = cluster, cluster.add_node(**NODE)
-        self.restarts = list(restarts)
+        self.restarts, self.every = list(restarts), every
         self.said: list[str] = []
         self.end = time.monotonic() + seconds
 
@@ -56,7 +56,7 @@ class Machines(Observer):
         self.said.append(text)
 
     def overall(self, what: str, done: int, total: int, best: str, seconds: float = 0) -> None:
-        if done and done % 3 == 0 and self.restarts:
+        if done and done % self.every == 0 and self.restarts:
             self.restarts.pop(0)()
 
     def elsewhere(self, runs: Sequence[Elsewhere]) -> None:
@@ -131,6 +131,12 @@ def record(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         server.close()
 
 
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store whose runs are trained in one process, for all tests, which need the same ones."""
+    return Store(tmp_path_factory.mktemp("serial"))
+
+
 def figures(store: Store, plan: StudyPlan, name: str) -> list[list[Any]]:
     table = read_results(open_study(name, plan, store, "").record(), store).table
     return (
@@ -143,15 +149,23 @@ def accuracies(search: Search) -> dict[float, float]:
     return {trial.params["optim.lr"]: trial.values[0] for trial in ranked(search.study)}
 
 
-@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("record", ["file", "server"], indirect=True)
 @pytest.mark.parametrize(
-    ("record", "epochs", "vary", "seeds", "trials", "seconds"),
+    ("epochs", "vary", "seeds", "trials", "every", "seconds"),
     [
-        pytest.param("file", 12, ["loss.temperature=0.5"], 1, 3, SECONDS, id="short"),
-        pytest.param("file", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="12 runs and 20 trials"),
-        pytest.param("server", 50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3600, id="with a team's server"),
+        pytest.param(12, ["loss.temperature=0.5"], 1, 3, 1, SECONDS, id="short"),
+        pytest.param(
+            50,
+            ["loss.temperature=0.05,0.1,0.2,0.3,1"],
+            2,
+            20,
+            3,
+            3600,
+            id="12 runs and 20 trials",
+            marks=pytest.mark.long,
+        ),
     ],
-    indirect=["record"],
 )
 def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     record: tuple[Store, list[Restart]],
@@ -159,14 +173,15 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     vary: list[str],
     seeds: int,
     trials: int,
+    every: int,
     seconds: float,
     cluster: Any,
-    tmp_path: Path,
+    serial: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny(train={"epochs": epochs, "knn_every": 0})
     (store, restarts), plan, numbers = record, plan_study(config, vary=vary), range(seeds)
-    machines = Machines(cluster, seconds, restarts)
+    machines = Machines(cluster, seconds, restarts, every)
     with open_pool("ray") as pool:
         assert execute("s", plan, store, numbers, "", machines, pool=pool).failures == []
         assert machines.first is None  # it was killed
@@ -183,10 +198,9 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
         f"{trials} trials took {measured.seconds:.0f} s, and both machines {wall:.0f} s: {wall / measured.seconds:.3f}"
     )
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    serial = Store(tmp_path / "serial")
     assert execute("s", plan, serial, numbers, "").failures == []
     assert figures(store, plan, "s") == figures(serial, plan, "s")
-    with open_search("t", config, SPACE, serial) as again:
+    with open_search(store.server or "t", config, SPACE, serial) as again:
         for trial in search.study.trials[len(again.study.trials) :]:
             again.study.enqueue_trial(trial.params)
         run_trials(again, trials)

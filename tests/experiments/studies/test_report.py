@@ -118,6 +118,9 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
     ]
     assert rows["mean"].dtype == rows["difference"].dtype == float
     assert rows["seed_0"].equals(rows["mean"])  # the only seed
+    assert rows["optim.lr"].tolist() == [0.1, 1e30, 0.01] * 2
+    assert rows["mcnemar_seed_0"].dtype == float
+    assert rows["mcnemar_seed_0"].notna().tolist() == [False, False, True] * 2
     assert notes[-2].startswith("report: ")
 
 
@@ -185,6 +188,7 @@ def test_a_study_that_still_runs_says_so_first_and_is_not_advised_to_run(previou
     first = found["rows"][0]
     assert (first["cell"], first["finding"], first["verdict"]) == (BASELINE, None, None)
     assert first["seed_0"] == pytest.approx(72.14, abs=0.01)
+    assert first["optim.lr"] == 0.1
 
 
 @pytest.mark.usefixtures("no_figures")
