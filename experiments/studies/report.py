@@ -109,7 +109,7 @@ def _numbers(study: Record, summaries: Mapping[str, pd.DataFrame], results: Resu
     for metric, table in summaries.items():
         seeds = results.table.pivot(index="cell", columns="seed", values=metric).dropna(axis=1, how="all")
         seeds = (100 * seeds if is_accuracy(metric) else seeds).reindex(table["cell"])
-        own = {f"seed_{seed}": seeds[seed].to_numpy() for seed in seeds}
+        own = {f"seed_{seed}": seeds[seed].tolist() for seed in seeds}
         own |= {f"mcnemar_seed_{seed}": [(tests or {}).get(seed) for tests in table["mcnemar"]] for seed in seeds}
         none = {name: table[name].replace("", None) for name in ("finding", "verdict")}  # of the baseline
         rows = table.assign(metric=metric, **none, **own).drop(columns="mcnemar")
