@@ -82,14 +82,16 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
     for metric, summary in summaries.items():
         names = [_readable(cell) for cell in summary["cell"]]
         broad = max(map(len, names)) > NARROW
+        comparisons, others = (summary.attrs[key] for key in ("comparisons", "others"))
+        columns = 3 if comparisons else 2  # without a single p, there is no column for it
+        header = ["Setting", r"mean $\pm$ std", r"\multicolumn{1}{c}{$\Delta$}", r"\multicolumn{1}{c}{$p$}"]
         rows = zip(names, _cells(summary, metric), strict=True)
-        lines = [r"Setting & mean $\pm$ std & \multicolumn{1}{c}{$\Delta$} & \multicolumn{1}{c}{$p$} \\", r"\midrule"]
+        lines = [" & ".join(header[: 1 + columns]) + r" \\", r"\midrule"]
         lines += [
-            " & ".join([rf"\raggedright {escape(name)}" if broad else escape(name), *texts]) + r" \\"
+            " & ".join([rf"\raggedright {escape(name)}" if broad else escape(name), *texts[:columns]]) + r" \\"
             for name, texts in rows
         ]
         what = f"{metric_words(metric)}{' in percent' if is_accuracy(metric) else ''}"
-        comparisons, others = (summary.attrs[key] for key in ("comparisons", "others"))
         test = (
             rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric. Bold: "
             rf"lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
@@ -105,7 +107,9 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
             rf"paired by seed{interval}."
         ) + test * bool(comparisons)
         own = f"{label}-{metric}"
-        tables.append(latex_table(rf"p{{{COLUMN}\linewidth}}rrr" if broad else "lrrr", lines, caption, own, comment))
+        tables.append(
+            latex_table((rf"p{{{COLUMN}\linewidth}}" if broad else "l") + "r" * columns, lines, caption, own, comment)
+        )
     return "\n\n".join(tables)
 
 

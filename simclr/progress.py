@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 KNN = re.compile(r"val/knn_(?:k(\d+)_)?top1")  # the accuracy that training is monitored with, named after a smaller k
+TRIAL_METRIC = "val/linear_top1"  # the accuracy that a search maximizes, logged to the run of each trial
 
 
 def knn_metric(names: Iterable[str]) -> str | None:

@@ -58,9 +58,7 @@ def delete(
     if not yes:
         typer.echo(f"to be deleted:\n{_table(result)}", err=True)
         if not can_ask():
-            raise UserError(
-                "standard input is not a terminal, so nobody can confirm this: add --yes to delete these runs"
-            )
+            raise UserError("standard input is not a terminal, so you can't be asked: add --yes to delete these runs")
         typer.confirm("Delete them permanently?", abort=True, err=True)
     delete_runs(found, store, _forget_trials)
     show(result, _text, as_json=as_json)

@@ -14,7 +14,7 @@ import typer
 from experiments.commands import complete
 from experiments.commands.output import Json, show
 from simclr.errors import UserError, nearest, unknown
-from simclr.progress import knn_metric
+from simclr.progress import TRIAL_METRIC, knn_metric
 
 if TYPE_CHECKING:
     from experiments.tracking.store import Record
@@ -56,7 +56,7 @@ def runs(
     study or a search is a run too. Its cells or trials are its encoders, listed as pretrain; the kinds cell and trial
     are copies of reused runs, or failed attempts. The loss is the training loss. kNN and linear are accuracies on the
     test images (`simclr eval`). If a run has none, its accuracies on the validation images are shown, marked with *:
-    from a study, or from kNN during training (val_knn).
+    from a study or a search, or from kNN during training (val_knn).
 
     Example: simclr runs --kind pretrain --sort linear --limit 10
     """
@@ -101,6 +101,8 @@ def _row(record: Record) -> dict[str, Any]:
         row[key] = percent(record.metrics.get(f"eval/{metric}", nan))
         row[f"{key}_on"] = None if metric is None else "val" if metric.startswith("val/") else "test"
         row[f"{key}_protocol"] = record.protocols.get(str(metric))
+    if row["linear_on"] is None and TRIAL_METRIC in record.metrics:
+        row |= {"linear": percent(record.metrics[TRIAL_METRIC]), "linear_on": "val", "linear_protocol": TRIAL_METRIC}
     return row
 
 

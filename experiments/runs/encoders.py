@@ -17,6 +17,7 @@ from experiments.tracking.images import then_and_now
 from experiments.tracking.naming import may_be_file
 from experiments.tracking.starts import where_now
 from experiments.tracking.store import Record, Store
+from experiments.tracking.writing import Tracker
 from simclr import device as devices
 from simclr.build import build_model
 from simclr.config import Config, make
@@ -38,6 +39,7 @@ from simclr.weights.checkpoint import fill, load_weights
 # the last one says how many of its images are for testing.
 LABELLING = ("data.unlabelled", "data.image_column", "data.label_column", "data.split_column", "data.val_fraction")
 DIVISION = ("val_fraction", "split_seed", "test_from")  # settings of images that the identity of some leaves out
+MOVED_TO = "images_moved_to"  # tag of a run: where --data-dir has found its own images since its training
 UNKNOWN_DATA = ""  # the digest of an imported encoder's training data, which nobody knows
 
 
@@ -103,12 +105,16 @@ def weights_of(record: Record) -> Path:
 def encoder_of(record: Record) -> FoundEncoder:
     """The encoder of a finished run. Raises WeightsMissing if its weights are gone.
 
-    Weights that it started from (`init`) and that moved with the home are named by where they are now.
+    Weights that it started from (`init`) and that moved with the home, and images that were found elsewhere since, are
+    named by where they are now.
     """
     path = weights_of(record)
     config, weights, digest = load_weights(path)
     if config.init is not None:
         config = config.model_copy(update={"init": where_now(config.init, record.store.folder)})
+    if MOVED_TO in record.tags and config.data.dir is not None and not is_there(config.data.dir):
+        moved = config.data.model_copy(update={"dir": Path(record.tags[MOVED_TO])})
+        config = config.model_copy(update={"data": moved})
     return FoundEncoder(config, weights, digest, path, record.id)
 
 
@@ -166,10 +172,7 @@ def open_subject(
     given |= dict(map(parse_setting, changes))
     settings = make(reduce(merge, (nested(name, value) for name, value in given.items()), table)).data
     if transfer is None and settings.dataset == "folder" and settings.dir is not None and not is_there(settings.dir):
-        raise UserError(
-            f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW, or link that "
-            f"path to the new folder"
-        )
+        raise UserError(f"the images of this run were in {settings.dir}: if you moved them, add --data-dir NEW once")
     if transfer is None and settings.unlabelled and not found.config.data.unlabelled:
         raise UserError("--unlabelled is for images other than the run's own, which keep their labels: leave it out")
     data = _open_images(settings, store, observer, transfer=transfer, only_shown=only_shown)
@@ -180,7 +183,16 @@ def open_subject(
             f"data.label_column=NAME, or add one called label"
         )
     _check_seen(found, data, settings, store, transfer=transfer, only_shown=only_shown, observer=observer)
+    if data_dir is not None and transfer is None and data.identity == found.digest:
+        _remember(found, data_dir, store, observer)
     return load_subject(found, data, protocol, devices.resolve(device or found.config.device), observer)
+
+
+def _remember(found: FoundEncoder, place: Path, store: Store, observer: Observer) -> None:
+    """Record where the images of a run are now, so that no other command has to be told."""
+    if found.run_id is not None and store.writable and place != found.config.data.dir:
+        Tracker(store, found.run_id).tag({MOVED_TO: place})
+        observer.note(f"from now on, the images of {found.name()} are read from {place}")
 
 
 def _open_images(

@@ -37,7 +37,7 @@ from simclr.evaluate.protocol import describe, identity
 from simclr.evaluate.subject import Subject, check_collapse
 from simclr.train.teacher import FILE, facts_of
 from simclr.weights.checkpoint import save_weights
-from simclr.weights.start import Start, start_of
+from simclr.weights.start import Start, split_digest, start_of
 
 FIGURES_FILE = "evaluations.csv"  # of a run: all its figures, as rows with REPORT_COLUMNS
 # The interval and the baselines of a figure. `start` is the network before training, if it started from weights.
@@ -129,10 +129,13 @@ def matched(record: Record) -> tuple[int, int] | None:
 
 def _start(subject: Subject) -> Start | None:
     """The weights that the encoder's training started from, if it did and they are still where they were."""
+    init = subject.config.init
     try:
+        if init is not None and not (path := split_digest(init)[0]).is_file():
+            raise UserError(f"the training started from {path}, which is gone")
         return start_of(subject.config)
     except UserError as error:
-        subject.observer.say(f"the column `start` is left out, because {error}")
+        subject.observer.say(f'the column "start" is left out, because {error}')
         return None
 
 

@@ -19,9 +19,8 @@ from simclr.config import Config
 from simclr.data.dataset import Dataset
 from simclr.evaluate.linear import Linear
 from simclr.evaluate.protocol import Protocol
-from simclr.progress import SILENT, Observer
+from simclr.progress import SILENT, TRIAL_METRIC, Observer
 
-VALIDATION = "val/linear_top1"  # the metric that a search maximizes, logged to the run of each trial
 ACCURACY_DIGITS = 6  # the others are noise of 32-bit numbers, which can change how a figure is rounded
 PROBE = Linear(l2_values=9)  # the paper has 45 L2 values; a comparison of encoders doesn't need all of them
 
@@ -80,13 +79,13 @@ def training_seconds(record: Record, batch_size: int) -> float:
 
 def validation_accuracy(record: Record, data: Dataset, device: torch.device, observer: Observer = SILENT) -> float:
     """Accuracy on validation of a linear classifier on the encoder, at the best L2 value. It is logged to the run."""
-    if VALIDATION in record.metrics:
-        return round(record.metrics[VALIDATION], ACCURACY_DIGITS)  # earlier versions logged all digits
+    if TRIAL_METRIC in record.metrics:
+        return round(record.metrics[TRIAL_METRIC], ACCURACY_DIGITS)  # earlier versions logged all digits
     subject = load_subject(encoder_of(record), data, Protocol(), device, observer)
     remedy = "trials are evaluated on the device that trains them: use --device cpu"
     with devices.memory_errors(remedy, devices.MORE_MEMORY):
         accuracy = round(PROBE.validation_accuracy(subject), ACCURACY_DIGITS)
     tracker = Tracker(record.store, record.id)
-    tracker.log({VALIDATION: accuracy})
+    tracker.log({TRIAL_METRIC: accuracy})
     tracker.flush()
     return accuracy

@@ -176,7 +176,7 @@ def _printed(
     metric = next(iter(summaries))
     unfinished, named = _unfinished(results), _named(summaries, results)
     finding = of_study(named[metric], metric, unfinished=bool(unfinished))
-    following = [f"simclr report {shlex.quote(study.name)} --format latex", "simclr ui"]
+    following = [*[f"simclr report {shlex.quote(study.name)} --format latex"] * (form != "latex"), "simclr ui"]
     numbers = pd.concat(list(_numbers(study, summaries, results).values()))
     if form == "json":
         found = {

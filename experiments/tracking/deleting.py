@@ -132,7 +132,10 @@ def _check_free(found: dict[str, Record], records: Sequence[Record]) -> None:
             continue
         own = f"the {holder.kind} {holder.name} ({holder.short_id})"
         if record.id in found:
-            raise UserError(f"run {record.name} ({record.short_id}) belongs to {own}: delete that instead")
+            raise UserError(
+                f"run {record.name} ({record.short_id}) belongs to {own}, and can only be deleted with it: "
+                f"simclr delete {holder.short_id}"
+            )
         if (used := found.get(record.tags.get("copied_from", ""))) is not None:
             raise UserError(f"run {used.name} ({used.short_id}) is also used by {own}: delete that first, or both")
 

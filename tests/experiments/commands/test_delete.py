@@ -31,7 +31,7 @@ def names_in(store: Store) -> set[str]:
 
 
 def test_a_run_is_deleted_after_a_confirmation(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_one_line(invoke("delete", "one"), 2, "is not a terminal, so nobody can confirm this: add --yes to")
+    assert_one_line(invoke("delete", "one"), 2, "is not a terminal, so you can't be asked: add --yes to")
     monkeypatch.setattr("experiments.commands.delete.can_ask", lambda: True)
     refused = invoke("delete", "one", input="n\n")
     assert refused.exit_code == 1

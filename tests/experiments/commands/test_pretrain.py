@@ -350,7 +350,7 @@ def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
     assert done.exit_code == 0, done.output
     assert note in done.stderr
     assert done.stderr.count("No such file") == 0
-    assert "the column `start` is left out, because there is no file " in _flat(done.stderr)
+    assert 'the column "start" is left out, because the training started from ' in _flat(done.stderr)
     assert " start " not in done.stdout
     run("delete", "reader-s0", "--yes")
     assert_one_line(run("eval", "last-s0", *labelled), 2, "started from reader-s0, which was trained on labels")

@@ -84,6 +84,21 @@ def test_what_was_measured_on_validation_only_is_shown_and_says_so(
     assert re.search(r"\njudged +\w{8} +pretrain .* 50\.0%\*² +60\.0%\n", shown)
 
 
+def test_a_trial_has_the_accuracy_by_which_its_search_ranks_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_HOME", str(store.folder))
+    trial = start_run(store, "searched", "pretrain", {})
+    trial.log({"val/linear_top1": 0.7})
+    judged = start_run(store, "judged", "pretrain", {})
+    judged.log({"val/linear_top1": 0.7, "eval/val/linear_top1": 0.8})
+    judged.tag_protocols({"val/linear_top1": "3-eeeeee"})
+    for tracker in (trial, judged):
+        tracker.finish("FINISHED")
+    shown = invoke("runs", "--sort", "name").stdout
+    assert re.search(r"\njudged .* 80\.0%\*¹\nsearched .* 70\.0%\*²\n", shown)
+    _, row = json.loads(invoke("runs", "--sort", "name", "--json").stdout)
+    assert (row["linear"], row["linear_on"], row["linear_protocol"]) == (70.0, "val", "val/linear_top1")
+
+
 def test_a_long_name_need_not_be_typed(recorded: Store) -> None:
     """Its row has the id, however many lines the name takes."""
     (study,) = recorded.records(kind="study")

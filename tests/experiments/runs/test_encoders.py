@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments.runs.encoders import WeightsMissing, find_encoder, open_subject
 from experiments.runs.exchange import export_run
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker, start_run
+from simclr.build import build_model
 from simclr.config import Config, to_toml
-from simclr.data.dataset import Dataset
+from simclr.data.dataset import Dataset, open_dataset
 from simclr.errors import UserError
 from simclr.evaluate.protocol import make_protocol
 from simclr.weights.checkpoint import save_weights
@@ -103,6 +105,29 @@ def test_images_that_are_gone_have_a_remedy(trained: Store, tmp_path: Path) -> N
     moved = found._replace(config=found.config.model_copy(update={"data": data}))
     with pytest.raises(UserError, match=r"were in .*gone: if you moved them, add --data-dir NEW"):
         open_subject(moved, trained, make_protocol([]))
+
+
+def test_images_that_have_moved_are_named_only_once(store: Store, tmp_path: Path) -> None:
+    before, now, draw = tmp_path / "before", tmp_path / "now", np.random.default_rng(0)
+    for number in range(20):
+        (before / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(before / "ab"[number % 2] / f"{number}.png")
+    config = tiny(data={"dataset": "folder", "dir": str(before), "side": 16})
+    data = open_dataset(config.data, store.folder)
+    model = build_model(config, data, torch.device("cpu"))
+    tracker = start_run(store, "photos", "pretrain", {})
+    facts = {"config": to_toml(config), "digest": data.identity}
+    tracker.artifact("model.safetensors", lambda path: save_weights(path, model, facts))
+    tracker.finish("FINISHED")
+    before.rename(now)
+    with pytest.raises(UserError, match="add --data-dir NEW"):
+        open_subject(find_encoder("photos", store), store, make_protocol([]))
+    first = open_subject(find_encoder("photos", store), store, make_protocol([]), data_dir=now)
+    second = open_subject(find_encoder("photos", store), store, make_protocol([]))
+    assert first.data.identity == second.data.identity == data.identity
+    now.rename(before)  # back to where they were, which is then in use again
+    assert find_encoder("photos", store).config.data.dir == before
 
 
 def test_images_of_which_others_are_held_out_are_refused(trained: Store, digits: Dataset) -> None:

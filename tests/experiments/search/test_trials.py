@@ -23,7 +23,6 @@ from experiments.search import trial_jobs, trials
 from experiments.search.forecast import forecast
 from experiments.search.saved import STATE
 from experiments.search.space import Parameter
-from experiments.search.trial_jobs import VALIDATION
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import PRUNERS, open_search, reference_accuracy, run_trials
 from experiments.tracking.claims import claim_file
@@ -33,7 +32,7 @@ from simclr import device as devices
 from simclr.config import Config
 from simclr.errors import BadSettings, RunFailed, UserError
 from simclr.evaluate.subject import Subject
-from simclr.progress import Observer
+from simclr.progress import TRIAL_METRIC, Observer
 from simclr.train import budget, memory
 from simclr.train.loop import Interrupted, count_steps
 from tests.helpers import tiny
@@ -73,7 +72,7 @@ def test_a_search_resumes_and_trains_nothing_twice(store: Store, trained: list[C
     assert len(rates) == 4  # the sampler does not repeat itself after a restart
     best = ranked(resumed.study)[0]
     record = store.get(best.user_attrs["run"])
-    assert record.metrics[VALIDATION] == best.values[0]
+    assert record.metrics[TRIAL_METRIC] == best.values[0]
     assert (record.parent, record.tags["search"]) == (search.tracker.run_id, "s")
     assert float(record.params["optim.lr"]) == best.params["optim.lr"]
 
