@@ -60,6 +60,7 @@ def budget(  # over 60 lines, because of its signature
     from simclr import device as devices
     from simclr.build import check_images
     from simclr.processes import pretended
+    from simclr.device import shares_memory
     from simclr.train.budget import SPEED, Images, check_share, memory_budget, peak_table, plan_memory
     from simclr.train.memory import flops
 
@@ -79,7 +80,8 @@ def budget(  # over 60 lines, because of its signature
     check_images(chosen)
     with pretended(processes):
         check_share(chosen)
-        limit = memory_budget(chosen.memory, devices.resolve(chosen.device))
+        target = devices.resolve(chosen.device)
+        limit = memory_budget(chosen.memory, target)
         plan = plan_memory(chosen, Images(images), limit)
         sizes, peaks = peak_table(chosen, Images(images), limit, plan.micro_batch)
         work, epochs = flops(chosen, plan.micro_batch), chosen.train.epochs
@@ -95,6 +97,7 @@ def budget(  # over 60 lines, because of its signature
         "reserved": limit.reserved,
         "fragmentation": limit.total - sum(limit.reserved.values()) - limit.usable,
         "usable": limit.usable,
+        "assumed_card": None if chosen.memory or not shares_memory(target) else "RTX 4060",
         "flop_per_image": work,
         "images": images,
         "images_on_device": plan.images_on_device,
@@ -139,6 +142,8 @@ def _text(result: dict[str, Any]) -> str:
             f"{SPEED / 1e12:g} TFLOP/s (a guess for an RTX 4060)"
             + (f" in each of {count} processes, without the time for communication" if count > 1 else "")
         )
+    if card := result["assumed_card"]:
+        lines.append(f"There is no GPU here, so an {card} is assumed: --memory plans for another card.")
     return "\n".join([*lines, "", _peaks(result)])
 
 

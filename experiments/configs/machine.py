@@ -66,6 +66,7 @@ def describe_machine(config: Config, store: Store) -> dict[str, Any]:
 def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
     """What slows runs down on a machine with these facts, and what to do about it. `kind` is the type of its device."""
     found = []
+    busy = facts["load"] is not None and facts["load"] > devices.BUSY * facts["cores"]
     if kind == "cpu":
         if facts["unused_gpu"]:
             found.append("Training runs on the CPU although there is a GPU: leave out --device.")
@@ -80,12 +81,12 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
             found.append(
                 "This CPU can't multiply bfloat16 numbers, so training takes about twice as long as on one that can."
             )
-        if facts["threads"] < facts["cores"] and (limits := " and ".join(facts["thread_limits"])):
+        if not busy and facts["threads"] < facts["cores"] and (limits := " and ".join(facts["thread_limits"])):
             found.append(
                 f"torch uses {facts['threads']} of {facts['cores']} CPU cores: unset {limits}, unless "
                 f"other programs need them."
             )
-    if facts["load"] is not None and facts["load"] > devices.BUSY * facts["cores"]:
+    if busy:
         found.append(
             f"Other programs keep the CPU busy (a load of {facts['load']:.1f} on {facts['cores']} cores): close "
             f"them, or train with --threads 1, because threads wait for each other on a busy machine."

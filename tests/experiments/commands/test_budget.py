@@ -36,6 +36,12 @@ def test_images_that_are_not_given_are_not_counted() -> None:
     assert found["peaks"][str(found["batch_size"])][str(found["micro_batch"])] > 0
 
 
+def test_a_card_that_is_assumed_is_named() -> None:
+    assumed = "so an RTX 4060 is assumed"
+    assert assumed in invoke("budget", *SMALL, "--device", "cpu").stdout
+    assert assumed not in invoke("budget", *SMALL, "--device", "cpu", "--memory", "4GiB").stdout
+
+
 def test_what_does_not_fit_or_cannot_be_built_is_one_line_with_a_remedy() -> None:
     assert_one_line(invoke("budget", *SMALL, "--memory", "1264MiB"), 2, "needs ")
     alexnet = ["--preset", "shapes", "--backbone", "alexnet", "--set", "model.stem=imagenet", "--set", "model.width=1"]

@@ -35,7 +35,7 @@ SLOW = {
         {"threads": 1, "thread_limits": ["OMP_NUM_THREADS"]},
         "torch uses 1 of 8 CPU cores: unset OMP_NUM_THREADS",
     ),
-    "busy": ({"load": 13.0}, "a load of 13.0 on 8 cores"),
+    "busy": ({"load": 13.0, "threads": 1, "thread_limits": ["OMP_NUM_THREADS"]}, "a load of 13.0 on 8 cores"),
     "memory": ({"memory": {"total": 2**35, "free": 2**30}}, "Little memory is free (1.0 GiB)"),
     "disk": ({"disk": {"free": 2**29, "total": 2**38}}, "Little disk space is free (0.5 GiB)"),
     "read-only": ({"store": {"writable": False, "folder": "simclr-runs"}}, "nothing can be trained"),
