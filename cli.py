@@ -113,7 +113,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:  # parsing is resilient when a shell completes a word
-            raise unknown("command", args[0], COMMANDS)
+            raise unknown("command", args[0], COMMANDS, "`simclr --help` lists all commands")
         launched = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
         if launched and args[0] != "pretrain":  # each process would do all of the work, into the same store
             raise UserError(

@@ -64,10 +64,13 @@ def first_few(texts: Sequence[str], separator: str = ", ") -> str:
 LONGEST = 100  # characters of a name that a message repeats
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`. The message suggests a close one, or lists them."""
+def unknown(kind: str, name: object, choices: Iterable[str], listing: str = "") -> UserError:
+    """The error for a name that is not among `choices`. The message suggests a close one, or lists them.
+
+    If they are many and none is close, it says `listing`, which names what lists them all, or else the nearest ones.
+    """
     given = str(name) if len(str(name)) <= LONGEST else f"{str(name)[:LONGEST]}..."
-    return UserError(f"unknown {kind} '{given}': {suggest(given, choices)}")
+    return UserError(f"unknown {kind} '{given}': {suggest(given, choices, listing)}")
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5) -> list[str]:
@@ -85,8 +88,8 @@ def similar_path(path: Path) -> str | None:
     return next((str(each) for each in near if each.exists()), None)
 
 
-def suggest(given: str, choices: Iterable[str]) -> str:
-    """A question that suggests the choice that is close to a name, or a list of the choices, or both."""
+def suggest(given: str, choices: Iterable[str], listing: str = "") -> str:
+    """A question that suggests the choice that is close to a name, or a list of the choices (see `unknown`), or both."""
     ordered = list(choices)
     names = sorted(ordered)
     # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.
@@ -97,5 +100,6 @@ def suggest(given: str, choices: Iterable[str]) -> str:
     if len(names) <= LISTED:
         hints.append(f"choose from {', '.join(names)}")
     elif not near:
-        hints.append(f"of {len(names)} choices, the nearest are {', '.join(nearest(given, names, NEAREST))}")
+        near = nearest(given, names, NEAREST)
+        hints.append(listing or f"of {len(names)} choices, the nearest are {', '.join(near)}")
     return " ".join(hints)

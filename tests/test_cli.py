@@ -28,7 +28,7 @@ HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib")
 
 def test_help_imports_no_heavy_library() -> None:
     """Nor does `simclr presets`, nor the message for a mistyped command. All are shown in one process, to save time."""
-    calls = [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS), ["presets"], ["pretran"]]
+    calls = [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS), ["presets"], ["pretran"], ["frobnicate"]]
     code = f"""
 import sys, cli
 for arguments in {calls}:
@@ -40,7 +40,8 @@ for arguments in {calls}:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     lines = done.stderr.splitlines()
-    assert lines.pop(-2) == "error: unknown command 'pretran': did you mean 'pretrain'?"
+    assert lines.pop(-4) == "error: unknown command 'pretran': did you mean 'pretrain'?"
+    assert lines.pop(-2) == "error: unknown command 'frobnicate': `simclr --help` lists all commands"
     assert lines == [f"[] {arguments}" for arguments in calls]
 
 

@@ -86,6 +86,7 @@ def train(
             own |= tag_of(prepared.data)
             if (start := start_of(config)) is not None:
                 own["start"] = printable(start.name)
+                observer.say(f"training starts from the weights of {own['start']}")
             name = config.run_name()
             if parent is None:  # names in a study differ
                 _point_out_namesake(name, store, observer)

@@ -334,6 +334,7 @@ def test_labels_that_come_later_are_refused_only_if_a_start_may_have_read_them(
     config = Store(tmp_path / "moved").find("more-s0").artifact("config.toml")
     onward = run("pretrain", "--config", config, "--seed", 3)
     assert onward.exit_code == 0, onward.output
+    assert "training starts from the weights of " in onward.stderr
     done = run("eval", "last-s0", *labelled)
     assert_one_line(done, 2, "started from reader-s0, which was trained on labels")
     assert "--transfer FOLDER" in done.stderr
