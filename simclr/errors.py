@@ -89,7 +89,7 @@ def similar_path(path: Path) -> str | None:
 
 
 def suggest(given: str, choices: Iterable[str], listing: str = "") -> str:
-    """A question that suggests the choice that is close to a name, or a list of the choices (see `unknown`), or both."""
+    """A question that suggests the choice that is close to a name, or a list of choices (see `unknown`), or both."""
     ordered = list(choices)
     names = sorted(ordered)
     # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.

@@ -28,7 +28,14 @@ HEAVY = ("torch", "mlflow", "optuna", "pandas", "sklearn", "matplotlib")
 
 def test_help_imports_no_heavy_library() -> None:
     """Nor does `simclr presets`, nor the message for a mistyped command. All are shown in one process, to save time."""
-    calls = [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS), ["presets"], ["pretran"], ["frobnicate"]]
+    calls = [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in cli.COMMANDS),
+        ["presets"],
+        ["pretran"],
+        ["frobnicate"],
+    ]
     code = f"""
 import sys, cli
 for arguments in {calls}:

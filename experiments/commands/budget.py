@@ -59,8 +59,8 @@ def budget(  # over 60 lines, because of its signature
     from experiments.configs.resolve import resolve
     from simclr import device as devices
     from simclr.build import check_images
-    from simclr.processes import pretended
     from simclr.device import shares_memory
+    from simclr.processes import pretended
     from simclr.train.budget import SPEED, Images, check_share, memory_budget, peak_table, plan_memory
     from simclr.train.memory import flops
 

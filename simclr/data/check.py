@@ -72,14 +72,13 @@ def _hash(data: bytes | memoryview) -> int:
 def describe(found: Measured) -> str:
     """What was counted, in one line. Empty if nothing was."""
     spare = found.images - found.distinct
-    parts = {
-        "of one colour": found.one_colour,
-        f"with at most {LEVELS} of 256 values": found.few_levels,
-        f"identical to another one ({spare:,} spare cop{'y' if spare == 1 else 'ies'}; `simclr explore` shows them)": (
-            found.repeated
-        ),
-    }
-    counted = [f"{count:,} {what}" for what, count in parts.items() if count]
+    copies = f"{spare:,} spare cop{'y' if spare == 1 else 'ies'}; `simclr explore` shows them"
+    counts = (
+        (found.one_colour, ("is", "are"), "of one colour"),
+        (found.few_levels, ("has", "have"), f"at most {LEVELS} of 256 values"),
+        (found.repeated, ("is", "are"), f"identical to another one ({copies})"),
+    )
+    counted = [f"{count:,} {verbs[count != 1]} {what}" for count, verbs, what in counts if count]
     return f"of {found.images:,} images, {', '.join(counted)}" if counted else ""
 
 

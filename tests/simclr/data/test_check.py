@@ -29,8 +29,8 @@ def test_values_outside_the_sampled_pixels_count(rng):
 def test_what_was_counted_is_one_line_or_nothing():
     assert describe(GOOD) == ""
     assert describe(GOOD._replace(images=2000, distinct=1300, one_colour=3, repeated=1200)) == (
-        "of 2,000 images, 3 of one colour, 1,200 identical to another one (700 spare copies; `simclr explore` shows "
-        "them)"
+        "of 2,000 images, 3 are of one colour, 1,200 are identical to another one (700 spare copies; `simclr explore` "
+        "shows them)"
     )
 
 
@@ -85,6 +85,6 @@ def test_black_images_are_a_sentence_each_time_they_are_opened(home, tmp_path):
 def test_report_accepts_what_is_refused_without_decoding_again(home, tmp_path, rng, monkeypatch):
     for i in range(FEWEST_IMAGES):
         write(tmp_path / "dark" / f"{i}.png", encode(noise(rng, 16, 16) // 16))
-    assert "with at most 16 of 256 values" in error_message(home, dir=tmp_path / "dark", side=16)
+    assert "have at most 16 of 256 values" in error_message(home, dir=tmp_path / "dark", side=16)
     monkeypatch.setattr("simclr.data.images.decode", None)
     assert len(open_data(home, dir=tmp_path / "dark", side=16, check="report").images) == FEWEST_IMAGES

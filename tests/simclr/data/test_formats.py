@@ -112,7 +112,8 @@ def test_what_was_understood_is_said_each_time(name, home, tmp_path, monkeypatch
     }[name]
     assert any(understood in note for note in second)
     assert any(
-        "of 12 images, 12 of one colour, 12 identical to another one (6 spare copies; " in note for note in second
+        "of 12 images, 12 are of one colour, 12 are identical to another one (6 spare copies; " in note
+        for note in second
     )
 
 

@@ -329,7 +329,7 @@ def test_what_was_understood_is_said_in_one_line(home, tmp_path):
     texts = notes(home, dir=tmp_path / "photos")
     assert texts[1:] == ["80 images, 2 classes from folder names: 2024, 2025; 64 train, 8 validation, 8 test"]
     texts = notes(home, dir=tmp_path / "photos", unlabelled=True)
-    assert texts == ["of 80 images, 80 of one colour", "80 images, without labels"]
+    assert texts == ["of 80 images, 80 are of one colour", "80 images, without labels"]
 
 
 @pytest.mark.parametrize(("kind", "has_effect"), [(np.uint8, False), (np.uint16, True)])
