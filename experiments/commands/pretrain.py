@@ -38,7 +38,7 @@ from experiments.commands.options import (
 )
 from experiments.commands.output import Json, show
 from experiments.commands.several import Follower, Processes, starts_processes
-from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled
+from experiments.commands.terminal import Terminal, describe_duration, describe_metrics, offer_unlabelled, resuming
 from simclr.errors import UserError
 from simclr.progress import knn_metric
 
@@ -204,7 +204,7 @@ def _pretrain(
         with TrainingTerminal(asked, alone=alone, ends=ends) as terminal:
             record = train(prepared, store, resume=resumes, again=again, tags=tags, observer=terminal)
     except Interrupted as stopped:
-        raise KeyboardInterrupt(f"{stopped}: to resume, run the same command with --resume") from None
+        raise KeyboardInterrupt(f"{stopped}: resume it with `{resuming()}`") from None
     weights_of(record)  # those of a run that was trained before may be gone
     trained, chance = _trained(record, has_test_labels(prepared.data)), _chance(prepared.config)
     show(trained, lambda run: _describe_run(run, record.metrics, chance), as_json=as_json)

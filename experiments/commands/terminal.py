@@ -247,6 +247,12 @@ def command_line() -> str:
     return shlex.join(["simclr", *sys.argv[1:]])
 
 
+def resuming() -> str:
+    """The command line that resumes the run of this process."""
+    options = [option for option in sys.argv[1:] if option not in ("--again", "--resume")]
+    return shlex.join(["simclr", *options, "--resume"])
+
+
 def confirm_long(seconds: float, *, yes: bool) -> None:
     """Ask before work of more than LONG seconds starts, unless the user said `yes` or nobody is there to answer."""
     if seconds > LONG and not yes and can_ask():

@@ -31,7 +31,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_exit_code_130(number: signal.
     printed = output.read_text()
     assert process.exitcode == 130, printed
     assert "\nstopping: saving a checkpoint (press Ctrl-C again to stop at once)\nstopped after step " in printed
-    assert printed.endswith(": to resume, run the same command with --resume\n")
+    assert printed.endswith(": resume it with `simclr pretrain --config long.toml --resume`\n")
     (record,) = Store(home).records()
     assert record.status == "KILLED"
     assert len(checkpoints(record.folder)) > 0

@@ -111,10 +111,12 @@ def test_a_stopped_run_says_how_to_resume_it(run: Run, trained: Store, monkeypat
     command = ["pretrain", "--config", "tiny.toml", "--name", "stopped", "--seed", 1]
     with monkeypatch.context() as patch:
         patch.setattr(TrainingTerminal, "stop", lambda self: bool(self.latest))
+        patch.setattr("sys.argv", ["cli.py", *map(str, command), "--again"])
         done = run(*command)
     assert done.exit_code == 130
-    assert done.stderr.splitlines()[-1].startswith("stopped after step ")
-    assert done.stderr.endswith(": to resume, run the same command with --resume\n")
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("stopped after step ")
+    assert last.endswith(f": resume it with `simclr {' '.join(map(str, command))} --resume`")
     (record,) = [record for record in trained.records() if record.name == "stopped-s1"]
     assert record.status == "KILLED"
     assert_one_line(run(*command), 2, f"run {record.short_id} of this config did not finish: add --resume")
