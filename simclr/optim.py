@@ -23,7 +23,7 @@ class OptimConfig(Section):
     name: Annotated[str, one_of("optimizer", lambda: OPTIMIZERS)] = "lars"  # optimizer (lars in the paper)
     lr: Rate = 0.3  # learning rate before it is scaled with the batch size
     # Factor on the rate for a batch of N: linear N / 256, sqrt the square root of N over 16, none 1 (paper, B.1).
-    lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: SCALINGS)] = "linear"
+    lr_scaling: Annotated[str, one_of("learning-rate scaling", lambda: LR_SCALINGS)] = "linear"
     weight_decay: float = Field(1e-6, ge=0, le=LARGEST)  # weight decay, which is decoupled with adamw and muon
     decay_bias_and_norm: bool = False  # whether weight decay and lars also apply to biases and norms
     momentum: float = Field(0.9, ge=0, lt=1)  # momentum of lars, sgd and muon (0.95 is usual for muon)
@@ -284,7 +284,7 @@ def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]
 
 
 # From the batch size to the factor on `lr` (paper, Appendix B.1).
-SCALINGS: dict[str, Callable[[int], float]] = {
+LR_SCALINGS: dict[str, Callable[[int], float]] = {
     "none": lambda batch: 1.0,
     "linear": lambda batch: batch / 256,
     "sqrt": lambda batch: math.sqrt(batch) / 16,
@@ -300,7 +300,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def peak_rate(config: OptimConfig, batch_size: int) -> float:
     """The learning rate after the warm-up: `lr` scaled with the batch size."""
-    return config.lr * SCALINGS[config.lr_scaling](batch_size)
+    return config.lr * LR_SCALINGS[config.lr_scaling](batch_size)
 
 
 def learning_rate(config: OptimConfig, batch_size: int, step: int, total: int, steps_per_epoch: int) -> float:

@@ -44,7 +44,7 @@ PERPLEXITY = 30  # of the map, and less where there are fewer than 90 images
 SPLITS = {"pretrain": "no label", "train": "train", "val": "validation", "test": "test"}  # parts by rising priority
 
 
-class Layout(NamedTuple):
+class Placement(NamedTuple):
     """Where N images are on the map, and what is near: rows that share a cluster and a place follow each other."""
 
     rows: Array  # N, in the data set
@@ -80,29 +80,29 @@ def explore(
         raise UserError(f"{data.title} has {len(rows)} images: expected {max(4, clusters)} or more, for a map")
     files = data.files()
     with devices.memory_errors("use --device cpu, or fewer --images", "use fewer --images"):
-        layout = _lay_out(subject, rows, clusters, seed)
+        placed = _lay_out(subject, rows, clusters, seed)
     own = transfer is None or data.identity == found.digest
     columns = [
-        *_columns(data, layout, own=own and found.digest in (data.identity, UNKNOWN_DATA)),
-        *(_recorded(found, subject, store, layout.rows) if own else ()),
-        Column("cluster", [str(number + 1) for number in range(clusters)], layout.clusters, f"k-means, k = {clusters}"),
+        *_columns(data, placed, own=own and found.digest in (data.identity, UNKNOWN_DATA)),
+        *(_recorded(found, subject, store, placed.rows) if own else ()),
+        Column("cluster", [str(number + 1) for number in range(clusters)], placed.clusters, f"k-means, k = {clusters}"),
     ]
     if not data.classes:
         columns.insert(0, columns.pop())  # what the page shows first
     run = found.config.run_name()
     images_of = f"{len(rows):,} of the {total:,} images of {data.title}"
     features_of = f"the features {subject.protocol.layer} that the encoder of {run} computes for them"
-    notes = [f"{images_of}, and {features_of}.", *_notes(layout, columns)]
-    shown = files._replace(names=[files.names[row] for row in layout.rows.tolist()])
-    pictures = _thumbnails(subject, shown, layout.rows)
+    notes = [f"{images_of}, and {features_of}.", *_notes(placed, columns)]
+    shown = files._replace(names=[files.names[row] for row in placed.rows.tolist()])
+    pictures = _thumbnails(subject, shown, placed.rows)
     page = explorer_page(
         f"{data.title}, seen by {run}",
         list(map(printable, notes)),
         list(map(printable, shown.names)),
         columns,
-        layout.points,
-        layout.near,
-        layout.similarities,
+        placed.points,
+        placed.near,
+        placed.similarities,
         pictures,
         _sizes(subject, shown),
     )
@@ -111,21 +111,23 @@ def explore(
     if table is not None:
         names = [printable(below(data.source.folder if data.source else "", name)) for name in shown.names]
         with written_whole(table) as scratch:
-            write_csv(_table(np.array(names), columns, layout, pictures), scratch)
+            write_csv(_table(np.array(names), columns, placed, pictures), scratch)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
 
 
-def _notes(layout: Layout, columns: list[Column]) -> Iterator[str]:
+def _notes(placed: Placement, columns: list[Column]) -> Iterator[str]:
     """How to read the page."""
     yield (
-        f"The map is a {layout.method}. Images that lie close together are similar, but the sizes of groups and the "
+        f"The map is a {placed.method}. Images that lie close together are similar, but the sizes of groups and the "
         f"distances between them mean little. The lists of nearest images, duplicates and outliers come from the "
         f"cosine similarity of the features, and not from the map."
     )
     yield from (f"{column.name}: {column.about}." for column in columns if column.about)
 
 
-def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictures: NDArray[np.uint8]) -> pd.DataFrame:
+def _table(
+    names: NDArray[np.str_], columns: list[Column], placed: Placement, pictures: NDArray[np.uint8]
+) -> pd.DataFrame:
     """What each image is, in the order of the data set, and how similar (in [-1, 1]) the nearest ones on the page are.
 
     A high similarity to the nearest one and a low difference to its pixels are those of a possible copy, and a low mean
@@ -136,15 +138,15 @@ def _table(names: NDArray[np.str_], columns: list[Column], layout: Layout, pictu
         for column in columns
     }
     nearest_ones = {
-        "nearest": names[layout.near[:, 0]],
-        "similarity": layout.similarities[:, 0].astype(float).round(6),
-        "pixel difference": pixel_differences(pictures, layout.near[:, 0]),
-        "mean similarity": layout.similarities.mean(1, dtype=float).round(6),
+        "nearest": names[placed.near[:, 0]],
+        "similarity": placed.similarities[:, 0].astype(float).round(6),
+        "pixel difference": pixel_differences(pictures, placed.near[:, 0]),
+        "mean similarity": placed.similarities.mean(1, dtype=float).round(6),
     }
-    return pd.DataFrame({"file": names} | values | nearest_ones).iloc[layout.rows.argsort()]
+    return pd.DataFrame({"file": names} | values | nearest_ones).iloc[placed.rows.argsort()]
 
 
-def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:
+def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Placement:
     check_collapse(subject)
     x = _features(subject, rows)
     directions = normalize(x.cpu().numpy())
@@ -158,7 +160,7 @@ def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Layout:
     order = np.lexsort((points[:, 0], cluster))
     x = x[torch.from_numpy(order).to(x.device)]
     similarities, near = _others(*nearest(x, x, min(NEIGHBOURS, len(rows) - 1) + 1))
-    return Layout(rows[order], points[order], f"t-SNE map ({method})", cluster[order], similarities, near)
+    return Placement(rows[order], points[order], f"t-SNE map ({method})", cluster[order], similarities, near)
 
 
 def _features(subject: Subject, rows: Array) -> Tensor:
@@ -178,23 +180,23 @@ def _others(similarities: Tensor, index: Tensor) -> tuple[NDArray[np.float32], N
     return tuple(part[keep].reshape(len(index), -1).cpu().numpy() for part in (similarities, index))  # type: ignore[return-value]
 
 
-def _columns(data: Dataset, layout: Layout, *, own: bool) -> Iterator[Column]:
+def _columns(data: Dataset, placed: Placement, *, own: bool) -> Iterator[Column]:
     """Classes, the splits of the encoder's own images, and what the nearest images say about the class."""
-    labels, count = data.labels[layout.rows], layout.near.shape[1]
+    labels, count = data.labels[placed.rows], placed.near.shape[1]
     if data.classes:
         yield Column("class", data.classes, labels)
     if not data.classes or data.origin not in ("", FOLDER_NAMES):  # otherwise folders are the classes
         names = data.files().names
-        yield from _folders([names[row] for row in layout.rows.tolist()])
+        yield from _folders([names[row] for row in placed.rows.tolist()])
     if own and any(len(data.parts[part]) for part in ("train", "val", "test")):
         splits = np.full(len(data.labels), -1)
         for code, part in enumerate(SPLITS):
             splits[data.parts[part]] = code
-        yield Column("split", list(SPLITS.values()), splits[layout.rows])
+        yield Column("split", list(SPLITS.values()), splits[placed.rows])
     if len(data.classes) > 1:
         about = f"the class that kNN predicts from the {count} nearest of the other images shown here"
         yield from _errors(
-            f"{count} nearest", data, labels, _vote(data, labels[layout.near], layout.similarities), about
+            f"{count} nearest", data, labels, _vote(data, labels[placed.near], placed.similarities), about
         )
 
 

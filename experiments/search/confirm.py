@@ -17,7 +17,7 @@ from analysis.tables import write_csv
 from analysis.text import percent
 from experiments.configs.resolve import changed
 from experiments.runs.pages import where
-from experiments.search.report import BEST, IMAGES, SELECTION, START, finding, report, settings_text
+from experiments.search.report import BEST, IMAGES, SELECTION, START_ACCURACY, finding, report, settings_text
 from experiments.search.space import start_trial
 from experiments.search.trial_jobs import validation_accuracy
 from experiments.search.trial_table import ended, ranked, trial_table
@@ -135,7 +135,7 @@ def record_trials(search: Search, start: float) -> None:
         config = changed(search.full.config, best[0].user_attrs[SETTINGS])
         config = config.model_copy(update={"name": f"{search.name}-best"})
         tracker.artifact(BEST, lambda path: path.write_text(to_toml(config), encoding="utf-8"))
-    tracker.tag({START: start, IMAGES: len(search.baseline.data.parts["val"])})
+    tracker.tag({START_ACCURACY: start, IMAGES: len(search.baseline.data.parts["val"])})
     report(tracker.record(), search.store)
 
 

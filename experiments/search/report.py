@@ -22,7 +22,7 @@ from experiments.studies.cell import BASELINE
 from experiments.tracking.store import Record, Store
 
 IMAGES = "validation_images"  # tag of a search: how many images its accuracies are about
-START = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
+START_ACCURACY = "start"  # tag of a search: the accuracy on validation of the config that it started from, in [0, 1]
 BEST = "best.toml"  # the best config
 SELECTION = "selection.csv"  # the best trials with fresh seeds
 CHOSEN = {  # its columns of accuracies, and how they are called in what people read
@@ -53,7 +53,7 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     trials = whole[[name for name in map(str, whole) if " (" not in name]]
     with report_folder(search, store, out) as folder:
         write_csv(trials, folder / "trials.csv")
-        start = float(search.tags.get(START, nan))  # earlier versions did not record it
+        start = float(search.tags.get(START_ACCURACY, nan))  # earlier versions did not record it
         found = pictures(
             whole,
             parameter_table(study),
@@ -94,7 +94,9 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
 def finding(search: Record, trials: pd.DataFrame) -> list[str]:
     """What a search found, in sentences. `trials` is its table of trials, some of which may not have ended."""
     trials = trials[trials["state"].isin(["complete", "pruned"])]
-    start = float(search.tags.get(START, nan))  # earlier versions recorded neither this nor the number of images
+    start = float(
+        search.tags.get(START_ACCURACY, nan)
+    )  # earlier versions recorded neither this nor the number of images
     return of_search(trials, start, _selection(search), _images(search))
 
 

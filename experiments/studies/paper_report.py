@@ -12,8 +12,7 @@ import pandas as pd
 from analysis.findings import count
 from analysis.page import Section, markdown_page, page
 from analysis.statistics import FEWEST_SEEDS, mean_interval
-from analysis.summary import CANT_TELL
-from analysis.summary import SIDES as DIRECTIONS
+from analysis.summary import CANT_TELL, SIDES
 from analysis.tables import as_shown, csv, in_percent, latex, signed, with_interval
 from analysis.verdicts import (
     RULE,
@@ -38,7 +37,7 @@ from simclr.data.dataset import digest_of
 from simclr.files import written_whole
 
 FILES = (PAGE, "paper.md", "paper.csv", "paper.tex")
-SIDES = DIRECTIONS | {"same": 0.0}
+STATED_SIDES = SIDES | {"same": 0.0}
 PAIRS = "pairs-linear_top1.svg"  # the figure that a study's report has of pairs of augmentations
 RANKS = (
     "The order of the rows is compared, where a table has four or more, by Kendall's tau with the paper's figures in "
@@ -134,7 +133,7 @@ def _comparisons(part: Part) -> Iterator[Comparison]:
 
 
 def _side(expected: float | None, direction: str | None) -> float:
-    return SIDES[direction] if expected is None else float(np.sign(expected))  # type: ignore[index]
+    return STATED_SIDES[direction] if expected is None else float(np.sign(expected))  # type: ignore[index]
 
 
 # --- one table of all numbers -----------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ def _shown(each: Comparison, tested: Tested) -> tuple[str, str, str]:
     if each.expected is not None:
         paper = signed(each.expected, ".1f")
     else:
-        paper = next(name for name, side in SIDES.items() if side == each.side)
+        paper = next(name for name, side in STATED_SIDES.items() if side == each.side)
     rows = list(each.weights)
     paper += f"\nagainst {rows[1]}" if not each.says else ""
     here = with_interval(*tested.found[:3], _style(each.metric), signed) or ""

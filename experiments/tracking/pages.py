@@ -26,7 +26,7 @@ GRACE_SECONDS = 2  # for answers that are on their way when the server stops
 COLUMNS = ("attributes.`Dataset`", "metrics.`eval/knn_top1`", "metrics.`eval/linear_top1`", "metrics.`train/loss`")
 # MLflow keeps these in the browser. Without the first, its pages change to those about chatbots on the way to a run.
 # The last are the columns of the list of runs, which shows no metrics by default; it keeps what the user has changed.
-START = """<script>
+START_SCRIPT = """<script>
 localStorage.setItem("mlflow.workflowType_v1", '"{training}"');
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 const list = 'MLflowLocalStorage-1.1-ExperimentPage-["{experiment}"]-ReactComponentState';
@@ -76,7 +76,7 @@ def serve(store: Store, listening: socket) -> None:
     os.environ[BACKEND_STORE_URI_ENV_VAR] = store.uri
     os.environ[ARTIFACT_ROOT_ENV_VAR] = (store.folder / "artifacts").as_uri()
     front = Path(str(flask_app.static_folder)) / "index.html"
-    start = START.format(
+    start = START_SCRIPT.format(
         training=TRAINING,
         experiment=store.experiment,
         columns=json.dumps({"selectedColumns": COLUMNS}),

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from simclr.data.jpeg import START, decode_ordinary
+from simclr.data.jpeg import JPEG_START, decode_ordinary
 from simclr.data.unreadable import describe, misread, reason
 from simclr.data.wide import Array as Array
 from simclr.data.wide import Range, WideImage, find_range, kind_of_values, sample_values, to_eight_bits
@@ -96,7 +96,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         if data[4:8] == b"ftyp":
             _register_heic()
-        if data.startswith(START):  # Image.open would refuse the large ones, which are decoded at a reduced size
+        if data.startswith(JPEG_START):  # Image.open would refuse the large ones, which are decoded at a reduced size
             image = JpegImageFile(BytesIO(data))
             image.decodermaxblock = len(data)  # libjpeg is faster if it has all at once
             return image

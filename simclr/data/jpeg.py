@@ -6,7 +6,7 @@ import struct
 
 from PIL import Image
 
-START = b"\xff\xd8\xff"  # of every JPEG file
+JPEG_START = b"\xff\xd8\xff"  # of every JPEG file
 SEGMENT = struct.Struct(">HH")  # how a segment begins: its marker and its length
 FRAME = struct.Struct(">BHHB")  # how the segment FRAME_MARKER goes on: bits, height, width, number of colours
 FRAME_MARKER, SCAN_MARKER = 0xFFC0, 0xFFDA  # of pictures that are not progressive; and where their data begins
@@ -23,7 +23,7 @@ def decode_ordinary(data: bytes, least: int) -> Image.Image | None:
     The result is the same as that of PIL's `open`, `draft` and `load`. None for files that need more than that:
     progressive ones, those with EXIF or XMP data, CMYK, very large and damaged ones, and files of another kind.
     """
-    if not data.startswith(START) or (frame := _frame(data)) is None:
+    if not data.startswith(JPEG_START) or (frame := _frame(data)) is None:
         return None
     mode, width, height = frame
     scale = next(scale for scale in SCALES if scale <= min(width // least, height // least) or scale == 1)

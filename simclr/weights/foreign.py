@@ -135,7 +135,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 # What torchvision calls the heads of its networks. They are not imported.
-HEADS = LAYOUTS["torchvision"].heads
+CLASSIFIERS = LAYOUTS["torchvision"].heads
 
 
 class Place(NamedTuple):
@@ -212,7 +212,7 @@ def detect_layout(state: Mapping[str, Tensor], place: Place) -> Layout:
     rows = [row for row in LAYOUTS.values() if place[1:] == (row.prefix, row.children)]
     if not rows:
         alike = next(row for row in LAYOUTS.values() if row.children == place.children)  # which stem it stands for
-        return alike._replace(prefix=place.prefix, heads=tuple(place.prefix + head for head in HEADS))
+        return alike._replace(prefix=place.prefix, heads=tuple(place.prefix + head for head in CLASSIFIERS))
     return max(rows, key=lambda row: sum(key.startswith(row.heads) for key in state))
 
 

@@ -20,7 +20,7 @@ from simclr.errors import UserError
 from simclr.methods import METHODS
 from simclr.methods.base import Method
 from simclr.model import HEADS, STEMS
-from simclr.optim import OPTIMIZERS, SCALINGS, SCHEDULES
+from simclr.optim import LR_SCALINGS, OPTIMIZERS, SCHEDULES
 from simclr.settings import Section, merge, nested, setting_names
 
 
@@ -150,7 +150,7 @@ def test_the_nearest_choice_is_suggested_for_an_unknown_one(name, value, nearest
         ("model.head", HEADS),
         ("optim.name", OPTIMIZERS),
         ("optim.schedule", SCHEDULES),
-        ("optim.lr_scaling", SCALINGS),
+        ("optim.lr_scaling", LR_SCALINGS),
     ],
 )
 def test_every_name_in_a_table_can_be_chosen_and_has_its_own_key(name, table):

@@ -18,7 +18,7 @@ from experiments.studies import paper
 from experiments.studies.axes import axes
 from experiments.studies.forecast import Forecast, _seeds_done
 from experiments.studies.paper import Claim, Part, Row, Table, plan_paper, predict, run_part, tables
-from experiments.studies.paper_report import SIDES, find, numbers, overview, report
+from experiments.studies.paper_report import find, numbers, overview, report
 from experiments.studies.plan import StudyPlan
 from experiments.tracking.store import Store
 from experiments.tracking.writing import Tracker
@@ -211,6 +211,10 @@ def test_what_the_paper_says_becomes_a_sign() -> None:
     table = Table(title="T", about="", passage="", rows=rows, claims=claims, columns=columns)
     (part,) = [paper._part("t", "s", table, tiny(), 3)]
     found = find(part, _Empty())  # type: ignore[arg-type]
-    assert [(each.expected, each.side) for each, _ in found.tested] == [(-2.0, -1.0), (2.0, 1.0), (None, SIDES["same"])]
+    assert [(each.expected, each.side) for each, _ in found.tested] == [
+        (-2.0, -1.0),
+        (2.0, 1.0),
+        (None, 0.0),
+    ]
     assert {tested.verdict for _, tested in found.tested} <= set(VERDICTS)
     assert set(numbers([found])["verdict"].dropna()) == {CANT_TELL}
