@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from simclr.methods.average import follow, frozen_copy
 from simclr.methods.base import Method, single, spread
-from simclr.methods.predictor import follow, frozen_copy, predicted_cosine, predictor
+from simclr.methods.predictor import predicted_cosine, predictor
 from simclr.model import Network, Width
 from simclr.settings import Section
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from simclr.methods.average import follow, frozen_copy
 from simclr.methods.base import Method, single
-from simclr.methods.predictor import follow, frozen_copy, other_views
+from simclr.methods.predictor import other_views
 from simclr.model import Network
 from simclr.settings import LARGEST_BATCH, Section
 

@@ -24,8 +24,8 @@ from simclr.device import (
 )
 from simclr.errors import BadSettings, UnusableCheckpoint, UserError
 from simclr.methods import METHODS
+from simclr.methods.average import follow, frozen_copy
 from simclr.methods.base import Method
-from simclr.methods.predictor import follow, frozen_copy
 from simclr.model import Network, batch_norms, mixes_images, statistics_in_order, statistics_kept
 from simclr.randomness import initial_weights, subseed
 from simclr.train.teacher import load_teacher
