@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from experiments.workers.pool import HERE, Pool
 from experiments.workers.ray import Ray
-from experiments.workers.remote import Engine, Remote
+from experiments.workers.remote import Remote
 from experiments.workers.slurm import Slurm
 from simclr.errors import UserError
 
 # Each is made with the GPUs and the cores that a run takes, and some with the options of the cluster's own programs.
-ENGINES: dict[str, Callable[..., Engine]] = {"ray": Ray, "slurm": Slurm}
+ENGINES: dict[str, type[Ray | Slurm]] = {"ray": Ray, "slurm": Slurm}
 WITH_OPTIONS = ("slurm",)
 
 
 def check_cluster(
     cluster: str | None, gpus_per_run: float | None, threads: int | str | None, options: Sequence[str] = ()
 ) -> None:
-    """Raise UserError for options that don't fit together, before anything is timed. `threads` are those of a run."""
+    """Raise UserError for options that don't fit together, or for a cluster that isn't there, before anything is timed.
+
+    `threads` are those of a run.
+    """
     if options and cluster not in WITH_OPTIONS:
         raise UserError(f"--cluster-option is for --cluster {' and '.join(WITH_OPTIONS)}: leave it out")
     if cluster is None and gpus_per_run is not None:
@@ -28,6 +31,8 @@ def check_cluster(
         raise UserError(
             "--threads auto can't time a run while others of --cluster are running: give a number, or leave it out"
         )
+    if cluster is not None:
+        ENGINES[cluster].check()
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from simclr.errors import RunFailed, UserError
 
 CONNECT_SECONDS = 10.0  # how long a cluster may take to answer
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # the frame with which both sides of HTTP/2, which Ray speaks, begin
-# Ray's own names. It would try for a quarter of an hour to reach a cluster that is gone.
-IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10"}
+# Ray's own names. It would try for a quarter of an hour to reach a cluster that is gone, and print its own messages.
+IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "10", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 OBJECT_BYTES = 100 * 2**20  # memory for what Ray passes between processes, which is little: tasks and their outcomes
 
 
@@ -31,6 +31,11 @@ class Ray:
         """
         self.gpus_per_run, self.cores = gpus_per_run, cores
         self._tokens: dict[Any, str] = {}  # by Ray's handle of the task
+
+    @staticmethod
+    def check() -> None:
+        """Raise UserError if Ray is not installed, or if no cluster answers at RAY_ADDRESS."""
+        _find()
 
     def __enter__(self) -> Self:
         handler = signal.getsignal(signal.SIGTERM)
@@ -105,9 +110,9 @@ def _call(task: Task) -> Outcome:
     return task()
 
 
-def _connect() -> Any:
-    """Ray, connected to a cluster. Raises UserError if that can't be."""
-    address = os.environ.get("RAY_ADDRESS")
+def _find() -> tuple[Any, str | None]:
+    """Ray, and the address of its cluster, if it isn't to be one on this machine. Raises UserError as `Ray.check`."""
+    address = os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to its makers
     if address:
         os.environ.update(IMPATIENT | os.environ)  # before Ray is imported
@@ -115,6 +120,21 @@ def _connect() -> Any:
         import ray
     except ImportError:
         raise UserError("--cluster ray needs Ray: pip install 'simclr-suite[cluster]'") from None
+    if address not in (None, "auto") and not _answers(address):
+        raise _no_answer(address)
+    return ray, address
+
+
+def _no_answer(address: str) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at RAY_ADDRESS = {address}: start one with `ray start --head`, or unset RAY_ADDRESS "
+        f"to use this machine alone"
+    )
+
+
+def _connect() -> Any:
+    """Ray, connected to a cluster. Raises UserError if that can't be."""
+    ray, address = _find()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         local: dict[str, Any] = {
@@ -125,16 +145,10 @@ def _connect() -> Any:
         }
         ray.init("local", **local, **quiet)
         return ray
-    none = (
-        f"no Ray cluster answers at RAY_ADDRESS = {address}: start one with `ray start --head`, or unset RAY_ADDRESS "
-        f"to use this machine alone"
-    )
-    if address != "auto" and not _answers(address):
-        raise UserError(none)
     try:
         ray.init(address, **quiet)
     except ConnectionError:
-        raise UserError(none) from None
+        raise _no_answer(address) from None
     except RuntimeError as error:
         text, own = " ".join(str(error).split()), f"Ray {ray.__version__} and Python {platform.python_version()}"
         if "version mismatch" not in text.lower():

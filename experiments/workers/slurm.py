@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +39,7 @@ class Slurm:
         """`options` are those of sbatch, such as time=4:00:00, and jobs=N: how many wait or run at the same time.
         `cores` are those that each run takes, unless an option says so.
 
-        Raises UserError if this machine can't submit jobs, or for options that can't be passed on.
+        Raises UserError for options that can't be passed on, and as `check` does.
         """
         parameters: dict[str, Any] = {"jobs": JOBS, "time": MINUTES}
         if cores > 1:
@@ -52,15 +53,9 @@ class Slurm:
             if not gpus_per_run.is_integer():
                 raise UserError(f"--gpus-per-run {gpus_per_run:g}: Slurm allocates whole GPUs: expected 0 or 1")
             parameters["gpus-per-node"] = int(gpus_per_run)
-        try:
-            import submitit
-        except ImportError:
-            raise UserError("--cluster slurm needs submitit: pip install 'simclr-suite[cluster]'") from None
-        if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
-            raise UserError(
-                f"--cluster slurm: there is no program {missing[0]} here: run the command where jobs are submitted, "
-                f"such as on a login node"
-            )
+        self.check()
+        import submitit
+
         (home() / "slurm").mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=home() / "slurm"))
         self._executor = submitit.SlurmExecutor(self.folder, max_num_timeout=REQUEUES)
@@ -70,6 +65,17 @@ class Slurm:
         self._left: dict[str, float] = {}  # by token: when the job was first seen to have left the queue
         self._cancelled: set[str] = set()
         self._asked = 0.0  # when Slurm was asked for its queue
+
+    @staticmethod
+    def check() -> None:
+        """Raise UserError if this machine can't submit jobs."""
+        if find_spec("submitit") is None:
+            raise UserError("--cluster slurm needs submitit: pip install 'simclr-suite[cluster]'")
+        if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
+            raise UserError(
+                f"--cluster slurm: there is no program {missing[0]} here: run the command where jobs are submitted, "
+                f"such as on a login node"
+            )
 
     def __enter__(self) -> Self:
         return self
