@@ -259,11 +259,11 @@ def test_neighbours_have_similarities_classes_and_file_names(figures: list[Figur
     plots.neighbours(queries, Path("unused"))
     cells = figures[0].axes
     assert [cell.get_xlabel() for cell in cells] == [
-        "query",
+        "query\nq",
         "0.900\ncat\n1.png",
         "0.800\n2.png",
         "0.700\ndog\n3.png",
-        "query",
+        "query\nr",
         "1.000\nx\n5.png",
         "",
         "",
@@ -271,6 +271,22 @@ def test_neighbours_have_similarities_classes_and_file_names(figures: list[Figur
     shown = [cell.images[0].get_array() if cell.images else None for cell in cells]
     assert all(np.array_equal(shown[i], IMAGES[i]) for i in range(6))
     assert shown[6:] == [None, None]
+
+
+def test_neighbours_fill_the_figure_and_nothing_is_cut_off(figures: list[Figure]) -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    matches = [Match("a-long-name-of-a-file.jpeg", picture, 0.9, "an automobile") for picture in (IMAGES[1], wide)]
+    plots.neighbours([Query("q.png", IMAGES[0], matches)], Path("unused"))
+    figure = figures[0]
+    figure.draw_without_rendering()
+    tops = [cell.images[0].get_window_extent().y1 for cell in figure.axes]
+    assert max(tops) - min(tops) < 1
+    assert figure.bbox.y1 - 10 < tops[0] < figure.bbox.y1
+    for cell in figure.axes:
+        box = cell.get_tightbbox()
+        assert box is not None
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize(
