@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -20,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.memory import profile_peak
-from simclr.files import written_whole
 from simclr.methods import ntxent
 
 WIDTH = 128
@@ -107,45 +104,25 @@ def measure(form: str, size: int) -> tuple[float, int, float] | str | None:
     return results.get() if not results.empty() else None
 
 
-def main(out: Path | None) -> None:
+def main() -> None:
     print(f"CPU, {torch.get_num_threads()} threads, width {WIDTH}, float32, median of {ROUNDS}, one process per case")
     print(f"| 2N | {' | '.join(FORMS)} |")
     print("| ---: |" + " ---: |" * len(FORMS))
-    found: dict[str, dict[int, tuple[float, int]]] = {form: {} for form in FORMS}
+    failed: set[str] = set()
     for size in SIZES:
         cells, values = [], []
         for form in FORMS:
-            previous = [n for n in SIZES if n < size]
-            if previous and previous[-1] not in found[form]:
-                cells.append("-")
-                continue
-            measured = measure(form, size)
+            measured = None if form in failed else measure(form, size)
             if measured is None or isinstance(measured, str):
+                failed.add(form)  # larger sizes would fail too
                 cells.append(measured or "-")
                 continue
             seconds, peak, value = measured
-            found[form][size] = seconds, peak
             values.append(value)
             cells.append(f"{seconds * 1e3:.0f} ms, {peak / 2**20:.0f} MiB")
         assert max(values) - min(values) < 1e-4, values
         print(f"| {size} | {' | '.join(cells)} |", flush=True)
-    if out is not None:
-        draw_figure(found, out)
-
-
-def draw_figure(found: dict[str, dict[int, tuple[float, int]]], out: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, which, unit, label in ((axes[0], 0, 1e-3, "time (ms)"), (axes[1], 1, 2**20, "peak memory (MiB)")):
-        for (form, points), marker in zip(found.items(), "os^Dv", strict=True):
-            axis.plot(list(points), [point[which] / unit for point in points.values()], marker=marker, label=form)
-        axis.set(xscale="log", yscale="log", xlabel="embeddings, 2N", ylabel=label)
-    axes[0].legend(fontsize=8)
-    with written_whole(out) as scratch:
-        figure.savefig(scratch, dpi=150)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main()
