@@ -35,6 +35,7 @@ from analysis.style import (
     add_legend,
     color,
     escape_dollars,
+    in_lines,
     label_ends,
     label_ticks,
     line_style,
@@ -89,8 +90,10 @@ def curves(
     levels = {label: scale * chance for label, chance in chances.items() if not math.isnan(chance)}
     groups = list(points.groupby("label", sort=False))
     counts = [group["run"].nunique() for _, group in groups]
-    figure, axes = new_figure(WIDTH, max(3.3, 0.9 + LABEL_HEIGHT / 72 * (len(groups) + len(set(levels.values())))))
     names, settings = values_alone(without_common_parts([str(label) for label, _ in groups]))
+    names = list(map(in_lines, names))
+    lines = max((name.count("\n") + 1 for name in names), default=1) * (len(groups) + len(set(levels.values())))
+    figure, axes = new_figure(WIDTH, max(3.3, 0.9 + LABEL_HEIGHT / 72 * lines))
     ends = []
     for index, ((_, group), name, n) in enumerate(zip(groups, names, counts, strict=True)):
         line = group.groupby(x)["value"].agg(["mean", "min", "max"])
@@ -100,7 +103,7 @@ def curves(
         axes.fill_between(line.index, line["min"], line["max"], color=color(index), alpha=0.2, linewidth=0)
         if len(groups) > 1:
             count = f" (n = {n})" if len(set(counts)) > 1 else ""
-            ends.append((line.index[-1], line["mean"].iloc[-1], shorten(name, 30) + count, look))
+            ends.append((line.index[-1], line["mean"].iloc[-1], name + count, look))
     axes.set(xlabel={"images": "images seen"}.get(x, x), ylabel=escape_dollars(ylabel))
     axes.margins(x=0.02, y=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=points[x].max() >= 2))

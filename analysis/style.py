@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,11 @@ def shorten(name: str, longest: int = 20) -> str:
         kept = longest - 1
         name = f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
     return escape_dollars(name)
+
+
+def in_lines(name: str) -> str:
+    """A name as a label at the end of a line: in lines of up to 26 characters, and cut only if it needs three."""
+    return textwrap.fill(shorten(name, 50), 26)
 
 
 def without_common_parts(names: Sequence[str]) -> list[str]:

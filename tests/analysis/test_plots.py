@@ -317,3 +317,9 @@ def test_labels_of_curves_leave_out_settings_that_all_have_and_name_them_once(fi
     plots.curves({name: [frame([1, 2])] for name in names}, Path("unused"), "loss")
     assert labels_of(figures[0]) == ["baseline", "0.05, 0", "0.05, 0.3", "0.125, 0", "0.125, 0.3"]
     assert figures[0].axes[0].get_title(loc="left") == "labels are loss.temperature, grayscale.p"
+
+
+def test_a_long_label_of_a_curve_is_in_two_lines_instead_of_cut_off(figures: list[Figure]) -> None:
+    names = ["colour-s0", "no-color_jitter,grayscale-s0@colour"]
+    plots.curves({name: [frame([1, 2])] for name in names}, Path("unused"), "loss")
+    assert labels_of(figures[0]) == ["colour-s0", "no-color_jitter,grayscale-\ns0@colour"]
