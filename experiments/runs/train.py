@@ -254,10 +254,10 @@ class _Logging(Forwarding):
 
 
 def memory_remedy(config: Config) -> str:
-    """What to change when a run is out of memory."""
+    """What to change when a run is out of memory. Its checkpoints are only of use without a change of its settings."""
     return (
-        f"lower train.micro_batch (now {config.train.micro_batch}), which also requires a lower train.norm_batch "
-        f"(now {config.train.norm_images()}), or lower model.width"
+        f"use fewer images for batch norm at a time (train.norm_batch is {config.train.norm_images()}) or a lower "
+        "model.width, which both start a new run with other results; or close other programs, and add --resume"
     )
 
 

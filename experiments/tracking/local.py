@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from simclr.errors import UserError, printable
 
 EXPERIMENT = "simclr"
 LONGEST_PATH = 500  # bytes: SQLite refuses longer names of databases, with 12 more for its journal
+REMOTE = re.compile(r"nfs|cifs|smb|afp|fuse\.sshfs|fuse\.glusterfs|ceph|lustre|beegfs|gpfs")  # network file systems
 BESIDE = ("-journal", "-wal", "-shm")  # files that SQLite keeps next to a database
 
 
@@ -78,7 +80,7 @@ def database_of(folder: Path) -> Path | None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return check_path(folder / "mlflow.db", "SIMCLR_HOME")
+        return _check_disk(check_path(folder / "mlflow.db", "SIMCLR_HOME"), "SIMCLR_HOME")
     if not uri.startswith("sqlite"):
         return None
     try:
@@ -92,7 +94,27 @@ def database_of(folder: Path) -> Path | None:
     path = Path(url.database).absolute()
     if not path.parent.is_dir():
         raise UserError(f"MLFLOW_TRACKING_URI is {uri}, and there is no folder {path.parent}: create it")
-    return check_path(path, "MLFLOW_TRACKING_URI")
+    return _check_disk(check_path(path, "MLFLOW_TRACKING_URI"), "MLFLOW_TRACKING_URI")
+
+
+def _check_disk(path: Path, variable: str) -> Path:
+    """Raises UserError if the record would be on a network file system, whose locks SQLite can't rely on.
+
+    Its write-ahead log needs memory that all processes share (https://sqlite.org/wal.html).
+    """
+    import psutil
+
+    place = next((parent for parent in path.parents if parent.exists()), path).resolve()
+    with suppress(OSError):  # the mounts can't be read here
+        mounts = [each for each in psutil.disk_partitions(all=True) if place.is_relative_to(each.mountpoint)]
+        mount = max(reversed(mounts), key=lambda each: len(each.mountpoint), default=None)  # the last one hides others
+        if mount is not None and REMOTE.match(mount.fstype):
+            raise UserError(
+                f"the record {path} is on a network file system ({mount.fstype}, mounted at {mount.mountpoint}), where "
+                f"SQLite can damage it: set {variable} to a local disk, or start an MLflow server and set "
+                f"MLFLOW_TRACKING_URI to its address"
+            )
+    return path
 
 
 def check_path(path: Path, variable: str) -> Path:

@@ -133,7 +133,9 @@ class Remote:
         """Start a lost job again, or return it as failed."""
         if active.times_lost == RETRIES:
             return Ended(active.job, error=RunFailed(f"{lost.reason}, for the {RETRIES + 1}th time"))
-        where = "from its last checkpoint if the next machine can read it"
+        where = "from its last checkpoint"
+        if not origin.shares_checkpoints:
+            where += " if it is on the same machine, and otherwise from the beginning"
         observer.say(f"{active.job.name}: {lost.reason}, so it is started again, {where}")
         self._start(active.job, origin, active.times_lost + 1)
         return None

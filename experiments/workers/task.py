@@ -62,6 +62,11 @@ class Origin:
             variables["SIMCLR_CHECKPOINTS"] = str(Path(folder).absolute())
         return cls(driver, platform.node(), store.folder, store.database, variables)
 
+    @property
+    def shares_checkpoints(self) -> bool:
+        """Whether every task can read the checkpoints of all others."""
+        return self.database is not None or "SIMCLR_CHECKPOINTS" in self.variables
+
     def store(self) -> Store:
         """The record, opened in a process of a task. Images, checkpoints and so on are in the home of its machine.
 

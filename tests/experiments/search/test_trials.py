@@ -18,16 +18,18 @@ from filelock import FileLock
 from optuna.trial import Trial, TrialState
 from PIL import Image
 
-from experiments.runs.prepare import prepare
+from experiments.runs.prepare import Prepared, prepare
 from experiments.search import trial_jobs, trials
 from experiments.search.forecast import forecast
 from experiments.search.saved import STATE
 from experiments.search.space import Parameter
 from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import PRUNERS, open_search, reference_accuracy, run_trials
+from experiments.tracking import signals
 from experiments.tracking.claims import claim_file
-from experiments.tracking.store import Store
+from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
+from experiments.workers import remote
 from simclr import device as devices
 from simclr.config import Config
 from simclr.errors import BadSettings, RunFailed, UserError
@@ -35,6 +37,7 @@ from simclr.evaluate.subject import Subject
 from simclr.progress import TRIAL_METRIC, Observer
 from simclr.train import budget, memory
 from simclr.train.loop import Interrupted, count_steps
+from tests.experiments.workers.helpers import Threads
 from tests.helpers import tiny
 
 SPACE = [
@@ -302,6 +305,41 @@ def test_a_pruned_trial_stops_and_its_run_is_killed(
     assert sorted(record.status for record in store.records(kind="pretrain")) == ["FINISHED", "KILLED"]
     assert search.study.trials[1].intermediate_values == {1: 0.5}  # the last epoch is not reported
     assert said.texts[-1] == "  pruned at kNN 50.00%"
+
+
+def test_a_trial_on_a_cluster_is_pruned_by_what_its_run_records(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trial 0 ends by itself, and trial 1 only when it is asked to stop."""
+
+    def train(prepared: Prepared, store: Store, *, observer: Observer, tags: Any, **_: object) -> Record:
+        config, steps = prepared.config, prepared.steps
+        tracker = start_run(store, config.run_name(), "pretrain", config.flat(), tags)
+        with tracker.finishing(Interrupted):
+            observer.began(tracker.run_id, steps.total)
+            while config.optim.lr != tiny().optim.lr and not observer.stop():
+                tracker.log({"val/knn_top1": 0.5}, steps.per_epoch)
+                observer.metrics({"train/loss": 1.0}, steps.per_epoch)
+                tracker.flush()
+            if observer.stop():
+                raise Interrupted(steps.per_epoch)
+            tracker.log({"train/loss": 1.0, "perf/images_per_second": 100.0, TRIAL_METRIC: 0.5}, steps.total)
+        return tracker.record()
+
+    monkeypatch.setattr(trial_jobs, "train_or_resume", train)
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(Trial, "should_prune", lambda trial: trial.number == 1)
+    config = tiny(train={"epochs": 2, "knn_every": 1})
+    with open_search("s", config, SPACE, store, parallel=True) as search, Threads() as engine:
+        run_trials(search, 2, pool=remote.Remote(engine))
+    assert [trial.state for trial in search.study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert search.study.trials[1].intermediate_values == {1: 0.5}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_trials_in_parallel_count_as_bad_until_they_end(parallel: bool, store: Store) -> None:
+    with open_search("s", BRIEF, SPACE, store, parallel=parallel) as search:
+        assert isinstance(search.study.sampler, optuna.samplers.TPESampler)
+        assert search.study.sampler._constant_liar is parallel
 
 
 @pytest.mark.parametrize("name", ["median", "hyperband"])

@@ -7,7 +7,9 @@ import shutil
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -30,6 +32,26 @@ def keep(store: Store, run_id: str, text: str) -> None:
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of each file, to see whether anything changed."""
     return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+# --- where it may be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "lustre"])
+def test_a_record_on_a_network_file_system_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [("/", "ext4"), (str(tmp_path), kind), (str(tmp_path / "scratch"), "xfs")]
+    found = [SimpleNamespace(mountpoint=place, fstype=each) for place, each in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: found)
+    (tmp_path / "scratch").mkdir()
+    for variable, uri in (("SIMCLR_HOME", ""), ("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UserError, match=rf"network file system \({kind}, .* set {variable} to a local disk"):
+            Store(tmp_path / "home")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert not (tmp_path / "home").exists()
+    assert Store(tmp_path / "scratch" / "home").records() == []  # a local disk that is mounted below
 
 
 # --- creation ---------------------------------------------------------------------------------------------------------

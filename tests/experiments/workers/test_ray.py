@@ -68,6 +68,19 @@ def test_a_signal_still_asks_runs_to_stop(monkeypatch: pytest.MonkeyPatch) -> No
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("share", "cores", "slots"), [(None, 1, 3), (1, 1, 3), (0.5, 1, 6), (0.25, 2, 6)])
+def test_runs_share_gpus_as_far_as_there_are_cores(
+    share: float | None, cores: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    machines = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0}]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": each} for each in machines])
+    with Ray(share, cores) as engine:
+        assert engine.slots == slots
+
+
 def test_a_task_that_is_cancelled_while_it_runs_is_lost() -> None:
     """Ray then raises an error of the task, which has the cancellation as its cause."""
     ray = pytest.importorskip("ray")

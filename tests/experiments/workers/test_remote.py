@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -212,8 +213,15 @@ def test_a_lost_job_is_started_again_and_its_run_does_not_look_alive(store: Stor
         ended = list(Remote(engine).run([*jobs("a"), Job("mortal", "m", die, (1,), SILENT)], store, watch))
     assert sorted(each.result() for each in ended) == ["a", "alive"]
     assert [task.name for task in engine.started].count("mortal") == 2
-    assert "mortal: the machine is gone, so it is started again, from its last checkpoint" in "\n".join(watch.said)
+    assert "mortal: the machine is gone, so it is started again, from its last checkpoint" in watch.said
     assert [record.status for record in store.records()] == ["RUNNING", "KILLED"]  # the job of this test ends no run
+
+
+def test_checkpoints_can_be_read_everywhere_if_the_record_or_their_folder_is_shared(store: Store) -> None:
+    here = Origin.of(store, "driver")
+    assert here.shares_checkpoints
+    assert not replace(here, database=None).shares_checkpoints
+    assert replace(here, database=None, variables={"SIMCLR_CHECKPOINTS": "/shared"}).shares_checkpoints
 
 
 def test_a_job_that_is_lost_again_and_again_has_failed(store: Store) -> None:
