@@ -4,9 +4,8 @@
 const SMALLEST = 44, LARGEST = 104, REACH = 16; // CSS pixels: of pictures on the map, and how far a pointer may be off
 const RANKED = 600, AT_ONCE = 60; // most entries of a ranking, and how many the list shows at a time
 const ODD = .05; // share of the images that are listed as outliers
-const ALIKE = .999, LEVELS = 3; // copies have features of this similarity, and pixels that differ less, of 255
 const $ = id => document.getElementById(id);
-const data = JSON.parse($("data").textContent), {names, sizes, perImage, side, across, palette} = data, count = names.length;
+const data = JSON.parse($("data").textContent), {names, sizes, perImage, side, across, palette, alike: ALIKE, levels: LEVELS} = data, count = names.length;
 const [xs, ys, near, distances] = [data.x, data.y, data.neighbours, data.distances].map(numbers);
 const columns = data.columns.map(column => ({...column, codes: numbers(column.codes)}));
 const root = names.reduce((folder, name) => { // the folder that all are in

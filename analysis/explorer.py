@@ -17,6 +17,7 @@ from analysis.templates import jpeg, render
 ACROSS = 16  # pictures side by side on a sheet of ACROSS x ACROSS
 PIXELS = 10_000 * 64**2  # of all pictures together, which make a page of some 25 MB
 STRETCH = 1.6  # how many times as much the shorter side of the map may be stretched as the other
+ALIKE, LEVELS = 0.99, 3  # copies have features of this similarity, and pixels that differ less, of 255
 PALETTE = (*COLORS[:-1], "#8F5BD6", "#8B5A2B", "#7D8500", "#5B6C7D")  # without black, which dark mode hides
 
 Size = tuple[int, int, int]  # of an image file: width and height in pixels, and bytes
@@ -75,6 +76,8 @@ def explorer_page(
         "side": thumbnails.shape[1],
         "across": ACROSS,
         "palette": PALETTE,
+        "alike": ALIKE,
+        "levels": LEVELS,
     }
     return render("explorer.html.jinja", title=title, notes=notes, data=data, sheets=_sheets(thumbnails))
 
@@ -101,10 +104,10 @@ def _sheets(thumbnails: NDArray[np.uint8]) -> list[str]:
     return sheets
 
 
-def pixel_differences(thumbnails: NDArray[np.uint8], others: NDArray[np.integer]) -> NDArray[np.float64]:
-    """How much each picture (N x S x S x 3) differs from another one (N rows): the mean over 8 x 8 pixels, 0 to 255.
+def small_pictures(thumbnails: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """What copies are told by: the pictures (N x S x S x 3), shrunk to N x 8 x 8 x 3.
 
-    The page computes the same in Chromium, which shrinks pictures by bilinear sampling of single points.
+    The page does the same in Chromium, which shrinks pictures by bilinear sampling of single points.
     """
     side, tiny = thumbnails.shape[1], []
     step = (side - 2) / 8  # without the outermost pixels
@@ -115,6 +118,10 @@ def pixel_differences(thumbnails: NDArray[np.uint8], others: NDArray[np.integer]
                 to_sheet = (step, 0, left, 0, step, top)
                 small = sheet.transform((8, 8), Image.Transform.AFFINE, to_sheet, Image.Resampling.BILINEAR)
                 tiny.append(np.asarray(small, np.int16))
-    pixels = np.stack(tiny[: len(thumbnails)])
-    differences: NDArray[np.float64] = np.abs(pixels - pixels[others]).mean((1, 2, 3))
+    return np.stack(tiny[: len(thumbnails)])
+
+
+def pixel_differences(small: NDArray[np.int16], rows: Any, others: Any) -> NDArray[np.float64]:
+    """The mean differences (0 to 255) between `small_pictures` in some rows and those in as many others."""
+    differences: NDArray[np.float64] = np.abs(small[rows] - small[others]).mean((1, 2, 3))
     return differences.round(4)

@@ -42,8 +42,9 @@ def of_images(used: tuple[int, int] | None) -> str:
 
 
 def among(chance: float) -> str:
-    """Among the views of how many images the other view is found, given the chance of guessing it in percent."""
-    return "" if isnan(chance) else f" among the views of {(100 / chance + 1) / 2:,.0f} images"  # two views of each
+    """Among how many views the other one of an image is found, given the chance of guessing it in percent."""
+    others = 100 / chance
+    return "" if isnan(chance) else f" among {others:,.0f} views of {(others + 1) / 2:,.0f} images"
 
 
 def compared(figures: Mapping[str, tuple[float, float, float]]) -> str:

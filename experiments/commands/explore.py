@@ -46,6 +46,14 @@ def explore(  # over 60 lines, because of its signature
             show_default=False,
         ),
     ] = None,
+    copies: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_check_table,
+            help="CSV file to write as well, with the pairs of images that are copies of each other.",
+            show_default=False,
+        ),
+    ] = None,
     images: Annotated[
         int, typer.Option(metavar="N", min=4, max=50_000, help="Largest number of images to show.")
     ] = 10_000,
@@ -76,7 +84,8 @@ def explore(  # over 60 lines, because of its signature
     The page shows a map of the images, the nearest images of each, possible duplicates and outliers. It colours them by
     class, folder, split, error or cluster, finds file names, and saves those of the images that you select. The page is
     a single file that needs no server. With --table, a CSV file lists the images for other programs: the class, cluster
-    and errors of each, the nearest image, and the similarities that reveal copies and outliers.
+    and errors of each, the nearest image, and the similarities that reveal copies and outliers. With --copies, another
+    one lists the pairs of copies.
 
     Example: simclr explore shapes-s0 photos --out photos.html
     """
@@ -104,7 +113,16 @@ def explore(  # over 60 lines, because of its signature
         )
         check(subject, [])
         shown = write_explorer(
-            found, subject, store, out, table=table, transfer=folder, images=images, clusters=clusters, seed=seed
+            found,
+            subject,
+            store,
+            out,
+            table=table,
+            copies=copies,
+            transfer=folder,
+            images=images,
+            clusters=clusters,
+            seed=seed,
         )
     note = f"{shown}, {describe_size(out.stat().st_size)}: open it in a browser"
-    show({"files": [out, *filter(None, [table])], "note": note}, describe_files, as_json=as_json)
+    show({"files": [out, *filter(None, [table, copies])], "note": note}, describe_files, as_json=as_json)

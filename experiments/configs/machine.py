@@ -88,8 +88,8 @@ def slow(facts: Mapping[str, Any], kind: str) -> list[str]:
             )
     if busy:
         found.append(
-            f"Other programs keep the CPU busy (a load of {facts['load']:.1f} on {facts['cores']} cores): close "
-            f"them, or train with --threads 1, because threads wait for each other on a busy machine."
+            f"Other programs keep the CPU busy (a load of {facts['load']:.1f} on {facts['cores']} cores): close them"
+            + (", or train with --threads 1, because threads wait for each other." if facts["threads"] > 1 else ".")
         )
     free, disk = facts["memory"]["free"], facts["disk"]["free"]
     if free is not None and free < LITTLE_MEMORY:

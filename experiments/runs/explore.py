@@ -16,7 +16,16 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from analysis.explorer import Column, Size, explorer_page, pixel_differences, thumbnail_side
+from analysis.explorer import (
+    ALIKE,
+    LEVELS,
+    Column,
+    Size,
+    explorer_page,
+    pixel_differences,
+    small_pictures,
+    thumbnail_side,
+)
 from analysis.matches import below
 from analysis.tables import is_classification, metric_label, write_csv
 from analysis.tsne import large_map
@@ -62,6 +71,7 @@ def explore(
     out: Path,
     *,
     table: Path | None = None,
+    copies: Path | None = None,
     transfer: str | None,
     images: int,
     clusters: int | None,
@@ -69,7 +79,8 @@ def explore(
 ) -> str:
     """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
 
-    `table` gets what the page knows of each image, for other programs. `transfer` names images other than the
+    `table` gets what the page knows of each image, for other programs, and `copies` the pairs of copies. `transfer`
+    names images other than the
     encoder's own, and `clusters` is by default the number of classes. Raises UserError for fewer than four images or
     fewer than `clusters`, and if all features are the same.
     """
@@ -108,10 +119,15 @@ def explore(
     )
     with written_whole(out) as scratch:
         scratch.write_text(page, "utf-8")
-    if table is not None:
-        names = [printable(below(data.source.folder if data.source else "", name)) for name in shown.names]
-        with written_whole(table) as scratch:
-            write_csv(_table(np.array(names), columns, placed, pictures), scratch)
+    if table is not None or copies is not None:
+        names = np.array([printable(below(data.source.folder if data.source else "", name)) for name in shown.names])
+        small = small_pictures(pictures)
+        if table is not None:
+            with written_whole(table) as scratch:
+                write_csv(_table(names, columns, placed, small), scratch)
+        if copies is not None:
+            with written_whole(copies) as scratch:
+                write_csv(_copies(names, placed, small), scratch)
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
 
 
@@ -125,9 +141,7 @@ def _notes(placed: Placement, columns: list[Column]) -> Iterator[str]:
     yield from (f"{column.name}: {column.about}." for column in columns if column.about)
 
 
-def _table(
-    names: NDArray[np.str_], columns: list[Column], placed: Placement, pictures: NDArray[np.uint8]
-) -> pd.DataFrame:
+def _table(names: NDArray[np.str_], columns: list[Column], placed: Placement, small: NDArray[np.int16]) -> pd.DataFrame:
     """What each image is, in the order of the data set, and how similar (in [-1, 1]) the nearest ones on the page are.
 
     A high similarity to the nearest one and a low difference to its pixels are those of a possible copy, and a low mean
@@ -140,10 +154,25 @@ def _table(
     nearest_ones = {
         "nearest": names[placed.near[:, 0]],
         "similarity": placed.similarities[:, 0].astype(float).round(6),
-        "pixel difference": pixel_differences(pictures, placed.near[:, 0]),
+        "pixel difference": pixel_differences(small, slice(None), placed.near[:, 0]),
         "mean similarity": placed.similarities.mean(1, dtype=float).round(6),
     }
     return pd.DataFrame({"file": names} | values | nearest_ones).iloc[placed.rows.argsort()]
+
+
+def _copies(names: NDArray[np.str_], placed: Placement, small: NDArray[np.int16]) -> pd.DataFrame:
+    """The pairs of images that the page calls copies, each once, in the order of the data set."""
+    order = placed.rows.argsort()
+    names, small, number = names[order], small[order], order.argsort()
+    here, there = number.repeat(placed.near.shape[1]), number[placed.near.ravel()]
+    similarity = placed.similarities.ravel().astype(float).round(6)
+    pairs = pd.DataFrame({"a": np.minimum(here, there), "b": np.maximum(here, there), "similarity": similarity})
+    pairs = pairs[pairs["similarity"] >= ALIKE].drop_duplicates(["a", "b"]).sort_values(["a", "b"])
+    pairs["pixel difference"] = pixel_differences(small, pairs["a"], pairs["b"])
+    pairs = pairs[pairs["pixel difference"] < LEVELS]
+    return pairs.assign(file=names[pairs["a"]], copy=names[pairs["b"]])[
+        ["file", "copy", "similarity", "pixel difference"]
+    ]
 
 
 def _lay_out(subject: Subject, rows: Array, clusters: int, seed: int) -> Placement:

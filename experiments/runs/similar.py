@@ -127,7 +127,7 @@ def search(bank: Bank, queries: Sequence[Path], count: int) -> list[Found]:
             Similar(bank.files.names[row], min(1.0, value), bank.classes[row] or None)  # float32 rounds 1 up
             for row, value in others[:count]
         ]
-        found.append(Found(str(query.absolute()), similar))
+        found.append(Found(os.path.abspath(query), similar))  # noqa: PTH100 (absolute() would keep ..)
     return found
 
 

@@ -57,8 +57,11 @@ def no_runs(folder: Path) -> UserError:
     """What to say where a folder has no runs: why that may be, and what to do."""
     if os.environ.get("SIMCLR_HOME") and not folder.exists():
         return UserError(f"SIMCLR_HOME names the folder {folder}, which doesn't exist: correct it, or unset it")
+    none = f"there is no run in {folder}"
+    if os.environ.get("SIMCLR_HOME"):
+        return UserError(f"{none}, which SIMCLR_HOME names: train one with `simclr pretrain`, or name another folder")
     return UserError(
-        f"there is no run in {folder}: train one with `simclr pretrain --preset shapes`. Runs are kept in simclr-runs "
+        f"{none}: train one with `simclr pretrain --preset shapes`. Runs are kept in simclr-runs "
         f"in the current folder: to use those of another folder, change to that folder, or set SIMCLR_HOME to its "
         f"simclr-runs"
     )

@@ -27,7 +27,7 @@ _ARCHIVE = "an archive: unpack it, or give it as the data set by itself"
 _DRAWING = "a drawing of Windows (WMF or EMF): save it as PNG first"
 _MICROSCOPE = "a microscope's file of several images (CZI or LIF): save its planes as PNG or TIFF first"
 _VOLUME = "a volume (NIfTI, NRRD or MetaImage): save its slices as PNG or TIFF first"
-_TEXT = "a text, perhaps an error message that was saved instead of the image: download it again"
+_TEXT = "a text file: if you downloaded it, it may hold an error message instead of the image"
 _ARRAY = "a NumPy array: save its images as PNG or TIFF first"
 
 KINDS = [

@@ -122,7 +122,7 @@ def embed_files(
     BadSettings if features are not finite, or if images that differ have the same features.
     """
     if not files.names:
-        raise UserError("there are no images to embed: give at least one image file")
+        raise UserError("there are no images to embed: expected a folder with image files, or image files")
     device, first = encoder.model.mean.device, None
     for start in range(0, len(files.names), batch):
         names = files.names[start : start + batch]

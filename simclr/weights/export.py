@@ -68,6 +68,7 @@ class Export(NamedTuple):
     tolerance: float  # of the features, relative to the largest
     images: str  # that the lines take, with a placeholder for their side
     requires: tuple[str, ...] = ()  # optional libraries
+    needs_torch: bool = True
     supports: Callable[[ModelConfig], bool] = lambda model: True
 
 
@@ -81,13 +82,15 @@ OF_ANY_SIZE = (
 )
 
 PREPARE = """\
-import numpy, torch
+import numpy{torch}
 from PIL import Image, ImageOps
 with Image.open("photo.jpg") as image:
     image.draft("RGB", ({twice}, {twice}))  # decodes a large JPEG file at a smaller size
     image = ImageOps.exif_transpose(image).convert("RGB")
 image = ImageOps.fit(image, ({stored}, {stored}), Image.Resampling.BICUBIC)
-images = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255"""  # what `pixels` does to such an image
+images = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None] / 255"""  # what `pixels` does to such an image
+AS_TENSOR = """
+images = torch.from_numpy(images)"""
 RESIZE = """
 images = torch.nn.functional.interpolate(images, ({side}, {side}), mode="bilinear", antialias=True)"""  # like Network
 
@@ -151,12 +154,13 @@ with torch.no_grad():
         ".onnx",
         lambda encoder, digest: _onnx(encoder),
         """\
-import onnxruntime
+import numpy, onnxruntime
 encoder = onnxruntime.InferenceSession({file!r}, providers=["CPUExecutionProvider"])
-features = encoder.run(None, {{"images": images.numpy()}})[0]""",
+features = encoder.run(None, {{"images": numpy.asarray(images)}})[0]""",
         OTHER_KERNELS,
         BY_ENCODER,
         requires=("onnx", "onnxscript", "onnxruntime"),
+        needs_torch=False,
     ),
     "pt2": Export(
         ".pt2",
@@ -223,9 +227,10 @@ def _base_name(name: str) -> str:
 def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str], parity: Parity) -> str:
     """The card of a file, with the config that trained it."""
     model, lines = encoder.config.model, _fill_in(row.lines, parity.file.name, encoder)
-    stored = encoder.decoding.side
-    prepare = PREPARE.format(stored=stored, twice=2 * stored)
-    if stored != encoder.side:
+    stored, resize = encoder.decoding.side, encoder.decoding.side != encoder.side
+    torch_too = row.needs_torch or resize
+    prepare = PREPARE.format(stored=stored, twice=2 * stored, torch=", torch" * torch_too) + AS_TENSOR * torch_too
+    if resize:
         prepare += RESIZE.format(side=encoder.side)
     listed = "".join(f"- {key}: {value.translate(MARKDOWN)}\n" for key, value in facts.items())
     return f"""\

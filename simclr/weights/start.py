@@ -139,6 +139,6 @@ def cached_weights(name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"the weights of {name} are not in {folder}, and nothing is downloaded without asking: download "
-        f"{kinds.DEFAULT.url} into that folder, or name a file"
+        f"the weights of {name} are not in {folder}, and this program doesn't download any: save "
+        f"{kinds.DEFAULT.url} in that folder, or name a file"
     )

@@ -155,7 +155,7 @@ def test_the_finding_of_a_run_is_about_its_own_images_first() -> None:
     )
     first, rest = of_run(pd.DataFrame([other, own]), 10, "for 4 epochs on photos", "")
     assert first == (
-        "For 40.0 % of the images, the encoder finds the other view of the same image among the views of 8 images. It "
+        "For 40.0 % of the images, the encoder finds the other view of the same image among 15 views of 8 images. It "
         "was trained for 4 epochs on photos."
     )
     assert rest == (
@@ -199,7 +199,7 @@ def test_figures_without_labels_have_a_verdict(trained: float, low: float, untra
     row = {"metric": "contrastive_h_top1", "trained": trained, "low": low, "untrained": untrained, "chance": 0.2}
     text = explain([row], {"h": 512})[0]
     assert f"The encoder is {word} better at this than the untrained network" in text
-    assert "among the views of 250 images (chance 0.2 %, untrained " in text
+    assert "among 500 views of 250 images (chance 0.2 %, untrained " in text
     assert explain([row | {"metric": "knn_top1"}], {"h": 512}) == []
     some = explain([row], {"h": 512}, (128, 200))[0]
     assert some.startswith(

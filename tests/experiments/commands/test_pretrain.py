@@ -164,7 +164,7 @@ def test_images_without_labels_can_be_trained_on_and_evaluated(run: Run, images:
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("using unlabelled-s0 (")
     assert "; images: 40 without labels), layer h Compare " in done.stdout.replace("\n", " ")
-    found = "finds the other view of the same image among the views of 8 images (chance 6.7 %, untrained"
+    found = "finds the other view of the same image among 15 views of 8 images (chance 6.7 %, untrained"
     assert found in done.stdout.replace("\n", " ")
     assert "An effective rank is at most 64 for h and " in done.stdout.replace("\n", " ")
     assert "alignment_h" in done.stdout

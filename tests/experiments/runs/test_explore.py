@@ -154,8 +154,9 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     config = tiny(data={"dataset": "folder", "dir": str(photos), "side": 16})
     data = open_dataset(config.data, home)
     subject = Subject(build_model(config, data, torch.device("cpu")), config, data, make_protocol([], layer="h"))
-    table_file = tmp_path / "e.csv"
-    assert write(subject, store, tmp_path / "e.html", table=table_file, transfer=str(photos)) == "23 images"
+    table_file, copies_file = tmp_path / "e.csv", tmp_path / "copies.csv"
+    options = {"table": table_file, "copies": copies_file, "transfer": str(photos)}
+    assert write(subject, store, tmp_path / "e.html", **options) == "23 images"
     assert list(page.columns) == ["cluster"]  # no image is in a split or in a folder of its own
     assert sorted(page.names) == sorted(printable(str(path)) for path in photos.iterdir())
     assert page.thumbnails.shape == (23, 96, 96, 3)
@@ -173,6 +174,7 @@ def test_images_without_classes_have_clusters_and_pictures_of_the_files(
     assert set(table.index) == {printable(path.name) for path in photos.iterdir()}  # below the folder
     assert table.loc["03.png", ["nearest", "pixel difference"]].tolist() == ["copy.png", 0]
     assert table.loc["00.png", "pixel difference"] > 30
+    assert pd.read_csv(copies_file).values.tolist() == [["03.png", "copy.png", pytest.approx(1), 0]]
     other = subject.__class__(**(vars(subject) | {"data": data.__class__(**(vars(data) | {"digest": "other"}))}))
     explore(found_of(subject), other, store, tmp_path / "e.html", transfer="x", images=99, clusters=2, seed=0)
     assert list(page.columns) == ["cluster"]

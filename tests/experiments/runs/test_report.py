@@ -79,7 +79,7 @@ def test_the_page_of_images_without_labels_says_nothing_of_a_test_set_or_of_accu
     page = (tmp_path / "report.html").read_text()
     images = "the images (32 of 40 were used, in whole batches)"
     assert f"For 90.0 % of {images}, the encoder finds the other view of the same image" in page
-    assert "among the views of 8 images" in page
+    assert "among 15 views of 8 images" in page
     assert "clearly better at this than the untrained network" in page
     for wrong in ("test set", "Pixels (kNN)", "`"):
         assert wrong not in page.partition("How to read the table")[0].partition("<body>")[2]
