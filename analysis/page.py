@@ -15,6 +15,7 @@ from analysis.templates import address, render
 
 LITERAL = str.maketrans({key: text for key, text in MARKDOWN.items() if key not in "\n|"} | {"_": "\\_"})
 STARTS = re.compile(r"^(\s*\d*)([#+.)-])", re.MULTILINE)  # what makes a line a heading or part of a list
+CODE = re.compile(r"`([^`\n]+)`")
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 WEBP = "image/webp"
 
@@ -45,24 +46,28 @@ def page(kind: str, title: str, finding: Sequence[str], facts: Sequence[str], se
     contents are text (paragraphs with blank lines between them), table (a data frame, in which None and nan are shown
     as —, texts may be a `Link`, and lines after the first are small), figure (the path of a PNG or SVG file, and a
     caption), images (a list of a caption and the bytes of a WebP file) and code (a string). The page needs no other
-    file, and shows every text literally. Raises ValueError for an unknown kind or an unsupported figure format.
+    file, and shows every text literally; what is between backticks, in sentences and paragraphs, is shown as code.
+    Raises ValueError for an unknown kind or an unsupported figure format.
     """
     groups = _groups(sections)
-    return render("page.html.jinja", kind=kind, title=title, finding=finding, facts=facts, groups=groups)
+    return render(
+        "page.html.jinja", kind=kind, title=title, finding=finding, facts=facts, groups=groups, parts_of=CODE.split
+    )
 
 
 def markdown_page(
     kind: str, title: str, finding: Sequence[str], facts: Sequence[str], sections: Sequence[Section]
 ) -> str:
     """The same page as Markdown, with nothing folded away. Keep its figures beside it, as it has only their names."""
-    parts = [f"# {_literal(f'{kind} {title}')}", *map(_literal, finding)]
-    parts += ["\n".join(f"- {_literal(fact)}" for fact in facts)] * bool(facts)
+    parts = [f"# {literal(f'{kind} {title}')}", *map(literal, finding)]
+    parts += ["\n".join(f"- {literal(fact)}" for fact in facts)] * bool(facts)
     for heading, sort, content, _ in sections:
-        parts += [f"## {_literal(heading)}"] * bool(heading) + MARKDOWN_KINDS[sort](content)
+        parts += [f"## {literal(heading)}"] * bool(heading) + MARKDOWN_KINDS[sort](content)
     return "\n\n".join(parts) + "\n"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """The text as Markdown that shows it literally."""
     return STARTS.sub(r"\1\\\2", text.translate(LITERAL))
 
 
@@ -113,9 +118,9 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "code": str,
 }
 MARKDOWN_KINDS: dict[str, Callable[[Any], list[str]]] = {
-    "text": lambda content: [_literal(content)],
+    "text": lambda content: [literal(content)],
     "table": lambda content: [markdown_rows(content)],
-    "figure": lambda content: [f"![{_literal(content[1])}]({content[0].name})"],
-    "images": lambda content: [f"![{_literal(each['caption'])}]({each['source']})" for each in _images(content)],
+    "figure": lambda content: [f"![{literal(content[1])}]({content[0].name})"],
+    "images": lambda content: [f"![{literal(each['caption'])}]({each['source']})" for each in _images(content)],
     "code": lambda content: [indent(content, "    ")],
 }

@@ -124,13 +124,13 @@ def _differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     missing = object()
     found = []
     for setting in dict.fromkeys(setting for config in configs for setting in config):
-        values = [config.get(setting, missing) for config in configs if not _is_unused(setting, config)]
+        values = [config.get(setting, missing) for config in configs if not is_unused(setting, config)]
         if any(value != values[0] for value in values):
             found.append(setting)
     return found
 
 
-def _is_unused(setting: str, config: Mapping[str, Any]) -> bool:
+def is_unused(setting: str, config: Mapping[str, Any]) -> bool:
     """Whether a setting is of an augmentation whose probability is 0."""
     probability = f"{setting.rpartition('.')[0]}.p"
     return setting != probability and str(config.get(probability)) in ("0", "0.0")

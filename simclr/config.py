@@ -17,7 +17,6 @@ import torch
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from simclr import device as devices
-from simclr.augment import AUGMENTATIONS
 from simclr.data.dataset import DataConfig, stored_side
 from simclr.errors import UserError
 from simclr.methods import METHODS
@@ -272,16 +271,11 @@ class Config(MethodSections):
     def flat(self) -> dict[str, Any]:
         """The settings by dotted name, for records and tables, without methods that are not used.
 
-        Of an augmentation that is not used there is only its probability, 0, so that comparisons show what was dropped.
+        Augmentations that are not used have all of their settings, so that MLflow's comparison of runs has no blanks.
         `method` is left out if it is simclr, as in the records from when that was the only method.
         """
         other = self.unused_sections() | ({"method"} if self.method == "simclr" else set())
-        data = self.model_dump(mode="json", exclude=other)
-        for view in ("augment", "augment2"):
-            if data[view] is not None:
-                unused = {name: {"p": 0.0} for name in AUGMENTATIONS if not data[view][name]["p"]}
-                data[view] |= unused
-        return flatten(data)
+        return flatten(self.model_dump(mode="json", exclude=other))
 
 
 def to_toml(config: Config) -> str:

@@ -20,6 +20,7 @@ from optuna.trial import Trial, TrialState
 from experiments.configs.resolve import changed
 from experiments.runs.expected import Expected
 from experiments.runs.prepare import Prepared
+from experiments.runs.train import record_images
 from experiments.search.identity import Asked, check_same, prepare_search
 from experiments.search.saved import ENDED, IDENTITY, STATE, optuna_errors
 from experiments.search.space import (
@@ -133,6 +134,7 @@ def open_search(
         tracker = (
             Tracker(store, runs[0].id) if runs else start_run(store, name, "search", full.flat(), {"search": name})
         )
+        record_images(tracker, full, whole.data)
         with tracker.finishing(Interrupted):
             for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was stopped
                 study.tell(trial.number, state=TrialState.FAIL)

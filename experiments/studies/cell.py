@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from analysis.tables import is_unused
 from experiments.configs.resolve import changed, short_setting
 from simclr.config import Config
 from simclr.evaluate.protocol import Protocol
@@ -73,7 +74,8 @@ def baseline_label(cells: Iterable[tuple[str, Mapping[str, Any]]], own: Mapping[
         for path, value in settings.items()
         if path == x or short_setting(path, value) in name
     )
-    values = [short_setting(path, own[path]) for path in varied if own.get(path) not in (None, "None")]
+    used = [path for path in varied if own.get(path) not in (None, "None") and not is_unused(path, own)]
+    values = [short_setting(path, own[path]) for path in used]
     return f"{BASELINE} ({', '.join(values)})" if values else BASELINE
 
 

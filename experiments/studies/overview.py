@@ -1,4 +1,4 @@
-"""What MLflow's page of a study shows: its table as the description, and the mean of each cell as a metric."""
+"""What MLflow's page of a study shows: its finding and table as a description, and each cell's mean as a metric."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import isnan
 
 import pandas as pd
 
+from analysis.page import literal
 from analysis.summary import shown
 from analysis.tables import is_accuracy, markdown
 from experiments.tracking.writing import LONGEST_TAG, Tracker
@@ -22,21 +23,24 @@ def file_name(metric: str) -> str:
     return metric.replace("/", "-")
 
 
-def show_results(study: Tracker, summaries: Mapping[str, pd.DataFrame]) -> None:
-    """Show the summaries of a study (by metric, as `analysis.summary.summary` makes them) on its page in MLflow."""
+def show_results(study: Tracker, summaries: Mapping[str, pd.DataFrame], finding: str) -> None:
+    """Show a study on its page in MLflow: its `finding`, and its summaries.
+
+    The summaries are by metric, as `analysis.summary.summary` makes them.
+    """
     metric, table = next(iter(summaries.items()))
-    study.describe(_description(shown(table, metric).iloc[:, :COLUMNS], f"{file_name(metric)}.md"))
+    study.describe(_description(finding, shown(table, metric).iloc[:, :COLUMNS], f"{file_name(metric)}.md"))
     scale = 100 if is_accuracy(metric) else 1
     names = metric_names(list(table["cell"]), metric)
     means = dict(zip(names, table["mean"] / scale, strict=True))
     study.log({name: mean for name, mean in means.items() if not isnan(mean)})
 
 
-def _description(rows: pd.DataFrame, file: str) -> str:
-    """The rows as a Markdown table, or as many of them as a description can hold."""
+def _description(finding: str, rows: pd.DataFrame, file: str) -> str:
+    """The finding and the rows as a Markdown table, or as many of them as a description can hold."""
     for count in range(len(rows), 0, -1):
         rest = [f"{len(rows) - count} more rows are in the file {file}."] if count < len(rows) else []
-        if len(text := markdown(rows[:count], rest)) <= LONGEST_TAG:
+        if len(text := f"{literal(finding)}\n\n{markdown(rows[:count], rest)}") <= LONGEST_TAG:
             break
     return text
 

@@ -53,7 +53,8 @@ def report(study: Record, store: Store, form: str = "terminal", out: Path | None
             _write_tables(study.name, numbers[metric], named[metric], metric, [*notes, *doubts], folder)
         (folder / PAGE).write_text(_page(study, results, named, notes, doubts, folder), encoding="utf-8")
     if store.writable:
-        show_results(Tracker(store, study.id), summaries)
+        found = [*filter(None, [_unfinished(results)]), *_found(named, results)]
+        show_results(Tracker(store, study.id), summaries, " ".join(found))
     return _printed(study, results, summaries, form, notes, doubts, [where(study, store)])
 
 
@@ -123,6 +124,12 @@ def _unfinished(results: Results) -> str:
     return f"Unfinished: {ended} of {count(runs, 'run')} {'is' if ended == 1 else 'are'} done." if ended < runs else ""
 
 
+def _found(named: Mapping[str, pd.DataFrame], results: Results) -> list[str]:
+    """What a study found in its first metric, in the sentences that start its report."""
+    metric, table = next(iter(named.items()))
+    return of_study(table, metric, unfinished=bool(_unfinished(results)))
+
+
 def _expectation(cell: CellDocument, metric: str, baseline: str) -> dict[str, Any]:
     """A cell as `summary` needs it. The paper's numbers are of linear classifiers; for kNN only the direction holds."""
     paper, direction = cell.paper, cell.direction
@@ -173,9 +180,8 @@ def _printed(
     page: Sequence[str],
 ) -> tuple[str, list[str]]:
     """The tables in a format, and the lines to be shown beside them: none for JSON, which holds all notes."""
-    metric = next(iter(summaries))
     unfinished, named = _unfinished(results), _named(summaries, results)
-    finding = of_study(named[metric], metric, unfinished=bool(unfinished))
+    finding = _found(named, results)
     following = [*[f"simclr report {shlex.quote(study.name)} --format latex"] * (form != "latex"), "simclr ui"]
     numbers = pd.concat(list(_numbers(study, summaries, results).values()))
     if form == "json":
@@ -315,8 +321,7 @@ def _page(
             heading = f"Runs, by {metric_label(name)}"
             sections.append(Section(heading, "table", _run_table(results, name), folded=True))
             sections += _figures(each, name, results, folder)
-    unfinished = _unfinished(results)
-    finding = [*filter(None, [unfinished]), *of_study(table, metric, unfinished=bool(unfinished)), *doubts]
+    finding = [*filter(None, [_unfinished(results)]), *_found(summaries, results), *doubts]
     return page("Study", study.name, finding, facts, [*sections, *_appendix(study, results, notes)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from experiments.tracking.sending import datasets_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import Dataset, short_identity
 from simclr.errors import UserError
@@ -19,9 +20,9 @@ def tag_of(data: Dataset) -> dict[str, str]:
 def images_of(record: Record) -> tuple[str, dict[str, int]]:
     """The name of a record's images, and how many are in each of their parts. Some records only say the name."""
     run, known = record.store.sender.call(record.store.client.get_run, record.id), record.params.get("data.dataset")
-    for given in run.inputs.dataset_inputs if run.inputs is not None else []:
-        name = given.dataset.name if known in (None, "folder") else known  # of known data sets it may be a folder's
-        return name, json.loads(given.dataset.profile or "{}")
+    for given in datasets_of(run)[:1]:
+        name = given["name"] if known in (None, "folder") else known  # of known data sets it may be a folder's
+        return name, json.loads(given["profile"] or "{}")
     return known or "unknown images", {}
 
 

@@ -23,7 +23,9 @@ from experiments.tracking.store import Store
 TRAINING = "machine_learning"  # how MLflow calls its pages about training; otherwise it shows those about chatbots
 ANSWER_SECONDS = 2  # in which a server on this machine says what it serves
 GRACE_SECONDS = 2  # for answers that are on their way when the server stops
-COLUMNS = ("attributes.`Dataset`", "metrics.`eval/knn_top1`", "metrics.`eval/linear_top1`", "metrics.`train/loss`")
+# The kNN accuracy that training logs, and those of linear classifiers in studies and on test images.
+METRICS = ("val/knn_top1", "eval/val/linear_top1", "eval/linear_top1")
+COLUMNS = ("attributes.`Dataset`", *(f"metrics.`{name}`" for name in METRICS))
 # MLflow keeps these in the browser. Without the first, its pages change to those about chatbots on the way to a run.
 # The last are the columns of the list of runs, which shows no metrics by default; it keeps what the user has changed.
 START_SCRIPT = """<script>

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import Timeout
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -35,6 +35,7 @@ RETRY_SECONDS = 2.0  # between two attempts
 PATIENCE_SECONDS = 120.0  # how long a command waits for a store that doesn't respond
 MOST_POINTS = 200  # in one request: a slow server then needs about a second
 
+DATASET = ("name", "digest", "source_type", "source", "schema", "profile")  # what MLflow keeps of a run's images
 BEGAN = "mlflow.simclr.began"  # the tag of when a run last began, in ns. MLflow's pages hide such tags
 
 T = TypeVar("T")
@@ -374,6 +375,12 @@ def _joined(requests: list[Request]) -> dict[str, Any]:
     """One entry with the metrics of several."""
     points = [point for request in requests for point in request.entry["metrics"]]
     return {"run": requests[0].entry["run"], "metrics": points}
+
+
+def datasets_of(run: Run) -> list[dict[str, str]]:
+    """The arguments of MLflow's Dataset for each of the images that a run is about."""
+    given = run.inputs.dataset_inputs if run.inputs is not None else []
+    return [{key: getattr(each.dataset, key) for key in DATASET} for each in given]
 
 
 def now() -> int:

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from analysis.tables import is_unused
 from experiments.tracking import local
 from experiments.tracking.faults import Refused, first_line, remedy
 from experiments.tracking.local import EXPERIMENT
@@ -45,7 +46,6 @@ ENCODERS = ("pretrain", "import")  # the kinds of runs that hold an encoder
 GROUPS = ("study", "search")  # the kinds that hold runs
 REPORTED = (*GROUPS, *ENCODERS, "eval")  # the kinds that have a report
 TRANSFER_SECONDS = 600  # how long a request that carries a file may take
-
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by this tag
 HOME = "mlflow.simclr.home"  # the tag with the owner (see local.py) of the home that trains or last trained a run
 PROTOCOL = "protocol/eval/"  # the tag of an evaluation's protocol is this and the metric's name
@@ -80,7 +80,7 @@ class Record:
     status: str  # RUNNING, FINISHED, FAILED or KILLED
     started: datetime  # local time
     parent: str | None  # the id of the study or search that it belongs to
-    params: Mapping[str, str]
+    params: Mapping[str, str]  # without those of augmentations that are not used, except for their probability
     tags: Mapping[str, str]
     metrics: Mapping[str, float]  # the latest value of each
     protocols: Mapping[str, str]  # identity of the protocol of each evaluated metric that counts
@@ -240,7 +240,7 @@ class Store:
             status=run.info.status,
             started=datetime.fromtimestamp(run.info.start_time / 1000),
             parent=tags.get(PARENT),
-            params=run.data.params,
+            params={key: value for key, value in run.data.params.items() if not is_unused(key, run.data.params)},
             tags={key: value for key, value in tags.items() if not key.startswith(("mlflow.", PROTOCOL))},
             metrics=run.data.metrics,
             protocols={metric: tag for metric, tag in protocols.items() if tag != SUPERSEDED},

@@ -21,7 +21,7 @@ from mlflow.version import VERSION
 
 from experiments.tracking import local
 from experiments.tracking.faults import first_line
-from experiments.tracking.sending import MOST_POINTS
+from experiments.tracking.sending import MOST_POINTS, datasets_of
 from experiments.tracking.store import GROUPS, PARENT, Store, patiently
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer
@@ -30,7 +30,6 @@ SOURCE = "mlflow.simclr.source"  # the tag of a copy with the id of its original
 COPIED = "mlflow.simclr.copied"  # the tag with the digest of the original, set when all of it has arrived
 REFERENCES = (PARENT, "copied_from")  # tags that hold the id of another run
 MOST_VALUES = 100  # params or tags in one request
-DATASET = ("name", "digest", "source_type", "source", "schema", "profile")
 
 T = TypeVar("T")
 
@@ -112,8 +111,6 @@ class Content:
         """All but points and files, as plain values. `ids` are those that other runs have in the copy."""
         info, data = self.run.info, self.run.data
         tags = {key: ids.get(value, value) if key in REFERENCES else value for key, value in data.tags.items()}
-        given = self.run.inputs.dataset_inputs if self.run.inputs is not None else []
-        inputs = [{key: getattr(each.dataset, key) for key in DATASET} for each in given]
         return {
             "name": info.run_name,
             "status": info.status,
@@ -121,7 +118,7 @@ class Content:
             "ended": info.end_time,
             "params": dict(data.params),
             "tags": {key: value for key, value in tags.items() if key not in (SOURCE, COPIED)},
-            "inputs": sorted(inputs, key=json.dumps),
+            "inputs": sorted(datasets_of(self.run), key=json.dumps),
             "metrics": {key: repr(value) for key, value in data.metrics.items()},  # the latest value of each
         }
 

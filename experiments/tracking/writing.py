@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import RunTag
 
 from experiments.tracking import local
-from experiments.tracking.sending import BEGAN, now
+from experiments.tracking.sending import BEGAN, datasets_of, now
 from experiments.tracking.store import HOME, PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 
@@ -183,9 +183,15 @@ def start_run(
 
 
 def copy_run(store: Store, record: Record, kind: str, tags: Mapping[str, str], *, parent: str) -> Record:
-    """A new, finished run with the params, tags and metrics of another one, under a parent. It names its source."""
+    """A new, finished run with the params, tags, images and metrics of another one, under a parent.
+
+    It names its source.
+    """
     own = {**record.tags, "kind": kind, **tags, "copied_from": record.id}
-    tracker = start_run(store, record.name, kind, record.params, own, parent=parent)
+    original = store.sender.call(store.client.get_run, record.id)
+    tracker = start_run(store, record.name, kind, original.data.params, own, parent=parent)
+    for dataset in datasets_of(original):
+        store.sender.put(tracker.run_id, dataset=dataset)
     for metric in record.metrics:
         tracker.log_points([[p.key, p.value, p.timestamp, p.step] for p in store.points(record.id, metric)])
     tracker.tag_protocols(record.protocols)  # last: a metric whose protocol is tagged is complete

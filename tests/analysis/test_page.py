@@ -127,6 +127,13 @@ def test_columns_sort_as_numbers_if_they_hold_numbers() -> None:
     ]
 
 
+def test_text_between_backticks_is_code_and_shown_literally() -> None:
+    text = page("Run", "r", ["Run `a <b>`."], [], [Section("How", "text", "One ` alone.\n\n`<i>` and `x`")])
+    assert "Run <code>a &lt;b&gt;</code>.</p>" in text
+    assert "<p>One ` alone.</p>" in text
+    assert "<p><code>&lt;i&gt;</code> and <code>x</code></p>" in text
+
+
 def test_a_markdown_page_shows_every_text_literally(figures: list[Path]) -> None:
     evil = "# <b>*a*</b> [b](c) `d` | _e_f_"
     frame = pd.DataFrame({evil: [f"{evil}\nsmall", None]})

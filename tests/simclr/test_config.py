@@ -183,10 +183,10 @@ def test_local_crops_are_not_taken_for_views_by_the_key():
     assert configured(views | local).key() != configured(views | {"augment.views": 4}).key()
 
 
-def test_flat_has_only_the_probability_of_absent_augmentations():
-    flat = configured({"augment.blur.p": 0.0, "augment.solarize.p": 0.2}).flat()
-    assert flat["augment.solarize.threshold"] == 0.5
-    assert {name: flat[name] for name in flat if name.startswith("augment.blur")} == {"augment.blur.p": 0.0}
+def test_flat_has_all_settings_of_absent_augmentations():
+    flat = configured({"augment.blur.p": 0.0, "augment.blur.kernel": 0.2}).flat()
+    blur = {name: flat[name] for name in flat if name.startswith("augment.blur")}
+    assert blur == {"augment.blur.p": 0.0, "augment.blur.kernel": 0.2, "augment.blur.sigma": [0.1, 2.0]}
     assert set(flat) <= set(setting_names(Config))
     # Older records should not seem to differ.
     later = {"method", "data.background", "data.range", "data.check", "train.keep_every", "train.compile"}

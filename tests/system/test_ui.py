@@ -93,16 +93,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = start_run(store, config.run_name(), "pretrain", config.flat(), {"cell": cell}, parent=study.run_id)
         run.dataset("photos", "12345678", "/photos", {"train": 90})
         for step in (1, 2, 3):
-            run.log({"train/loss": 1 / step, "system/cpu_utilization_percentage": 50.0}, step)
-        run.log({"eval/knn_top1": 0.7, "eval/linear_top1": 0.75})
+            run.log({"train/loss": 1 / step, "val/knn_top1": 0.7, "system/cpu_utilization_percentage": 50.0}, step)
+        run.log({"eval/val/linear_top1": 0.75})  # as studies do
         run.finish("FINISHED")
-        rows += [{"cell": cell, "seed": seed, "linear_top1": 0.5 + seed / 10} for seed in (0, 1)]
+        rows += [{"cell": cell, "seed": seed, "val/linear_top1": 0.5 + seed / 10} for seed in (0, 1)]
     table = pd.DataFrame(rows).assign(status="FINISHED", seconds=1.0, images_per_second=1.0)
     cells = [
         {"cell": cell, "paper": None, "direction": None, "against": "baseline", "caveat": None, "source": None}
         for cell in ("baseline", "no blur")
     ]
-    show_results(study, {"linear_top1": summary(table, cells, "linear_top1", {})})
+    show_results(study, {"val/linear_top1": summary(table, cells, "val/linear_top1", {})}, "Nothing differs.")
     study.finish("FINISHED")
     return store.folder
 
@@ -132,7 +132,7 @@ def test_the_pages_stay_in_model_training(home: Path, page: Page, tmp_path: Path
         page.goto(runs)
         expect_training(page)
         assert (tmp_path / "opened").read_text().strip() == runs
-        for column in ("eval/knn_top1", "eval/linear_top1", "train/loss"):
+        for column in ("val/knn_top1", "eval/val/linear_top1"):
             expect(page.get_by_role("columnheader").get_by_text(column, exact=True)).to_be_visible()
 
         row = page.locator(".ag-row", has=page.get_by_role("link", name="shapes-no-blur"))
@@ -141,11 +141,15 @@ def test_the_pages_stay_in_model_training(home: Path, page: Page, tmp_path: Path
             row = page.locator(".ag-row", has=page.get_by_role("link", name=name, exact=True))
             row.get_by_role("checkbox").first.check(force=True)
         expect(page.get_by_text("photos (12345678-")).to_have_count(2)
+        expect(page.get_by_role("gridcell", name="0.75", exact=True)).to_have_count(2)  # the accuracies of both
         page.get_by_role("button", name="Compare").click()
         expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
         expect_training(page)
         values = page.locator("tr", has=page.get_by_text("augment.blur.p", exact=True)).get_by_role("cell")
         assert "0.0" in values.all_inner_texts()
+        for row in page.locator("tr", has=page.get_by_text(re.compile(r"^augment\."))).all():
+            name, *values = row.get_by_role("cell").all_inner_texts()
+            assert all(text.strip() for text in values), f"{name} is blank"
 
         page.get_by_role("link", name=re.compile("^[0-9a-f]{32}$")).first.click()  # the id of a run
         expect(page.get_by_role("heading", name=re.compile("shapes"))).to_be_visible()
@@ -154,8 +158,9 @@ def test_the_pages_stay_in_model_training(home: Path, page: Page, tmp_path: Path
             expect(page.get_by_text(metrics)).to_be_visible()
 
         page.goto(study.partition("?")[0])  # as MLflow's own links
+        expect(page.get_by_text("Nothing differs.")).to_be_visible()
         expect(page.get_by_role("cell", name="+0.00")).to_be_visible()
-        expect(page.get_by_text("linear_top1/no blur")).to_be_visible()
+        expect(page.get_by_text("val/linear_top1/no blur")).to_be_visible()
         expect_training(page)
 
         page.goto(f"http://127.0.0.1:{server.port}")

@@ -27,6 +27,7 @@ from experiments.search.trial_table import outcome, ranked
 from experiments.search.trials import PRUNERS, open_search, reference_accuracy, run_trials
 from experiments.tracking import signals
 from experiments.tracking.claims import claim_file
+from experiments.tracking.images import images_of
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import start_run
 from experiments.workers import remote
@@ -385,6 +386,8 @@ def test_a_config_that_was_trained_elsewhere_is_copied_to_the_search(store: Stor
     assert (copy.kind, copy.tags["search"], copy.tags["copied_from"]) == ("trial", "second", original.id)
     assert copy.metrics == original.metrics
     assert len(trained) == 1
+    name, counts = images_of(search.tracker.record())
+    assert (name, counts["pretrain"]) == (BRIEF.data.dataset, len(search.full.data.parts["pretrain"]))
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

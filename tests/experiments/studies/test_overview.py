@@ -37,10 +37,12 @@ def description(study: Tracker) -> str:
     return str(study.store.client.get_run(study.run_id).data.tags[DESCRIPTION])
 
 
-def test_the_page_of_a_study_shows_its_table_and_the_mean_of_each_cell(study: Tracker) -> None:
+def test_the_page_of_a_study_shows_its_finding_its_table_and_the_mean_of_each_cell(study: Tracker) -> None:
     cells = ["baseline", "no crop", "<b>bold</b> | x", "unfinished"]
-    show_results(study, {"linear_top1": summary_of(cells), "knn_top1": summary_of(cells)})
-    lines = description(study).splitlines()
+    found = "Without crop, it is higher. Also higher: '<b>bold</b> | x'."
+    show_results(study, {"linear_top1": summary_of(cells), "knn_top1": summary_of(cells)}, found)
+    finding, _, *lines = description(study).splitlines()
+    assert finding == r"Without crop, it is higher. Also higher: '&lt;b\>bold&lt;/b\> | x'."
     assert lines[0].split("|")[1:4] == [" cell".ljust(len(lines[0].split("|")[1])), *lines[0].split("|")[2:4]]
     assert "linear top-1 (%)" in lines[0]
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["baseline", "no crop"]
@@ -53,10 +55,10 @@ def test_the_page_of_a_study_shows_its_table_and_the_mean_of_each_cell(study: Tr
 
 
 def test_a_description_that_would_be_too_long_says_how_many_rows_are_missing(study: Tracker) -> None:
-    show_results(study, {"linear_top1": summary_of([f"cell {number}" for number in range(200)])})
+    show_results(study, {"linear_top1": summary_of([f"cell {number}" for number in range(200)])}, "It is found.")
     text = description(study)
     assert len(text) <= LONGEST_TAG
-    shown = text.count("\n| cell ")
+    shown = text.count("\n| cell ") - 1  # without the header
     assert f"{200 - shown} more rows are in the file linear_top1.md" in text
 
 

@@ -477,6 +477,7 @@ def test_a_name_that_is_too_long_for_a_cell_is_refused_before_training() -> None
         ([("method=byol", {"method": "byol"})], None, "baseline (method=simclr)"),
         ([("half", {"loss.temperature": 0.1})], "loss.temperature", "baseline (temperature=0.2)"),
         ([("a", {"preset": "a", "loss.temperature": 0.1})], None, "baseline"),
+        ([("sigma=0.2", {"augment.noise.p": 0.5, "augment.noise.sigma": 0.2})], None, "baseline"),  # which has no noise
     ],
 )
 def test_the_baseline_is_named_with_its_values_of_what_is_varied(

@@ -74,12 +74,14 @@ def test_protocols_are_recorded_apart_from_other_tags(store: Store) -> None:
 def test_a_copy_has_a_parent_and_names_its_source(store: Store) -> None:
     source = finished_run(store)
     Tracker(store, source.id).tag_protocols({"knn_top1": "3-abcdef"})
+    Tracker(store, source.id).dataset("photos", "1e0fa654", "/photos", {"pretrain": 90})
     study = start_run(store, "study", "study", {})
     copy = copy_run(store, store.get(source.id), "cell", {"cell": "baseline"}, parent=study.run_id)
     assert (copy.kind, copy.parent, copy.finished) == ("cell", study.run_id, True)
     assert copy.tags["copied_from"] == source.id
     assert (copy.tags["cell"], copy.tags["config_key"]) == ("baseline", "k")
     assert copy.protocols == {"knn_top1": "3-abcdef"}
+    assert images_of(copy) == ("photos", {"pretrain": 90})
     assert copy.history("train/loss").equals(source.history("train/loss"))
     assert [record.id for record in store.records(parent=study.run_id)] == [copy.id]
 
@@ -95,6 +97,17 @@ def test_a_copy_that_was_cut_short_has_no_protocol_without_its_metric(
         copy_run(store, store.get(source.id), "cell", {}, parent=study.run_id)
     (copy,) = store.records(parent=study.run_id)
     assert copy.protocols == {}
+
+
+def test_the_settings_of_an_augmentation_that_is_not_used_are_only_for_mlflows_pages(store: Store) -> None:
+    params = {"augment.blur.p": "0.0", "augment.blur.kernel": "0.1", "augment.crop.p": "1.0"}
+    run = start_run(store, "run", "pretrain", params)
+    run.finish("FINISHED")
+    study = start_run(store, "study", "study", {})
+    copy = copy_run(store, run.record(), "cell", {}, parent=study.run_id)
+    for record in (run.record(), copy):
+        assert store.client.get_run(record.id).data.params == params
+        assert record.params.keys() == params.keys() - {"augment.blur.kernel"}
 
 
 @pytest.mark.parametrize("name", ["bob's", 'say "cheese"', "100 %", "a;b"])
