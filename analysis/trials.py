@@ -58,6 +58,7 @@ SHOWN_PARAMETERS = 4  # the most important ones have a panel or an axis each, or
 COLOR_MAP = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.95, 256)))
 EDGE: dict[str, Any] = {"edgecolor": FAINT, "linewidth": 0.6}
 NARROW = 18  # characters of a name beside or below one of several panels
+WEAKEST = 0.4  # opacity of the line of the worst trial, which can still be seen in dark mode
 ABSENT = -0.3  # where lines pass a parameter that their trial doesn't have, on an axis from 0 to 1
 TICK: dict[str, Any] = {"fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}, "zorder": 3}
 
@@ -293,7 +294,7 @@ def parallel_coordinates(trials: pd.DataFrame, dimensions: Sequence[Dimension], 
     best = int(trials[objective].to_numpy().argmax())
     y = np.arange(len(rows))
     lines = [np.column_stack([positions[index], y]) for index in order if index != best]
-    colors = [to_rgba(COLORS[0], 0.15 + 0.75 * positions[index, 0]) for index in order if index != best]
+    colors = [to_rgba(COLORS[0], WEAKEST + (0.9 - WEAKEST) * positions[index, 0]) for index in order if index != best]
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=1.2))
     axes.plot(positions[best], y, color=COLORS[1], linewidth=2.8)
     for place, row in enumerate(rows):

@@ -87,4 +87,5 @@ def _tables(result: Comparison, form: str) -> str:
     if len(names := [run["name"] for run in result.runs]) == 2:  # which the table needn't repeat in each row
         tests = tests.drop(columns=["run A", "run B"])
         notes = ["A is {}, B is {}.".format(*names), *notes]
-    return "\n".join([FORMATS[form](result.table, []), FORMATS[form](tests, notes)])
+    caption = ["The settings in which the runs differ, and their results."] * (form == "latex")
+    return "\n".join([FORMATS[form](result.table, caption), FORMATS[form](tests, notes)])

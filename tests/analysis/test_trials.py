@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from analysis import trials as search
 from analysis.statistics import accuracy_interval
-from analysis.style import WIDTH
+from analysis.style import COLORS, DARK, WIDTH
 from analysis.trials import pictures
 
 PARAMETERS = pd.DataFrame(
@@ -146,6 +147,10 @@ def test_parallel_lines_pass_a_missing_parameter_on_the_left_and_the_best_is_dra
     axes = draw("parallel-coordinates", figures).axes[0]
     lines = np.array(axes.collections[0].get_segments())
     assert lines.shape == (4, 4, 2)
+    for back, line in (("#ffffff", COLORS[0]), (DARK["#ffffff"], DARK[COLORS[0].lower()])):  # all lines can be seen
+        weakest = min(color[3] for color in axes.collections[0].get_colors())
+        shown = weakest * np.array(to_rgb(line)) + (1 - weakest) * np.array(to_rgb(back))
+        assert np.abs(shown - to_rgb(back)).max() > 0.3
     best = axes.lines[0]
     np.testing.assert_allclose(best.get_xdata(), [1, search.ABSENT, 0, 0])  # trial 4 has no learning rate
     texts = [text.get_text() for text in axes.texts]

@@ -20,6 +20,15 @@ def test_a_suggestion_does_not_mind_capitals() -> None:
         assert suggest(given, ["byol", "moco", "simclr"]).startswith("did you mean 'byol'?")
 
 
+def test_a_word_of_a_name_suggests_the_name_unless_several_have_it() -> None:
+    names = ["blur", "color_jitter", "crop", "cutout"]
+    for given in ("colour", "Color", "jitter"):
+        assert suggest(given, names).startswith("did you mean 'color_jitter'?")
+    assert suggest("croop", names).startswith("did you mean 'crop'?")
+    assert suggest("color", [*names, "color_drop"]).startswith("did you mean 'color_drop'?")  # its whole name is nearer
+    assert suggest("sizes", ["crop.p_size", "train.b_size"]).startswith("choose from")
+
+
 def test_a_long_list_of_facts_is_cut_and_counted() -> None:
     assert first_few(["a", "b"], "; ") == "a; b"
     assert first_few([str(n) for n in range(300)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 290 more"

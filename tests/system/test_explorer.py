@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from sklearn.datasets import load_sample_images
 
 from analysis.explorer import PALETTE, Column, explorer_page
@@ -269,6 +269,10 @@ def test_the_page_fits_and_is_accessible(browser: Browser, address: str, width: 
     for page in opened(browser, address, width, height, color_scheme=scheme):
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(background[4:].split(",")[0]) > 127) == (scheme == "light")
+        page.evaluate("document.querySelector('h1').textContent = 'many photos '.repeat(8)")
+        tools = page.locator("header label, header button").all()
+        middles = {box["y"] + box["height"] / 2 for box in map(Locator.bounding_box, tools) if box is not None}
+        assert width < 1440 or max(middles) - min(middles) < 2  # in one row
         for action in ("#duplicates", "#outliers", "#shown"):
             page.click(action)
         page.locator("#list .image").first.click()
