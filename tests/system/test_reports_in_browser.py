@@ -85,8 +85,9 @@ def check_page(page: Page, path: Path, mode: str, width: int) -> None:
     page.goto(path.as_uri())
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == BACKGROUNDS[mode]
     assert page.evaluate("[...document.images].filter(each => !each.naturalWidth).length") == 0
-    table = page.locator("section .wide").first  # fits without scrolling inside
-    assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, f"the table at {width}"
+    for table in page.locator("section .wide").all():  # fits without scrolling inside
+        label = table.get_attribute("aria-label")
+        assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, f"the table '{label}' at {width}"
     for opened in ("false", "true"):
         page.evaluate(f"document.querySelectorAll('details').forEach(each => each.open = {opened})")
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
