@@ -95,11 +95,15 @@ def comparison(study: str) -> str:
     return f"{server}#/compare-runs?runs={quote(runs)}&experiments={quote(json.dumps([place.split('/')[2]]))}"
 
 
-def picture(browser: Browser, address: str, name: str, ready: str, width: int = 1200, height: int = 800) -> None:
-    """Write what a page shows, once the element `ready` is visible, to docs/figures/NAME.png."""
+def picture(
+    browser: Browser, address: str, name: str, ready: str, *clicks: str, width: int = 1200, height: int = 800
+) -> None:
+    """Write what a page shows to docs/figures/NAME.png, once `ready` is visible and the texts `clicks` are clicked."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(address)
     page.locator(ready).first.wait_for()
+    for text in clicks:
+        page.get_by_text(text, exact=True).first.click()
     page.wait_for_timeout(3000)  # a picture needs no more care: animations have ended, and figures are drawn
     page.screenshot(path=FIGURES / f"{name}.png")
     page.close()
@@ -113,11 +117,12 @@ def main() -> None:
         train()
         draw()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        picture(browser, next(Path("study").absolute().glob("*.html")).as_uri(), "report", "h1", height=1000)
+        picture(browser, next(Path("study").absolute().glob("*.html")).as_uri(), "report", "h1", height=1040)
         picture(browser, Path("explore.html").absolute().as_uri(), "explorer", "#legend", width=1360)
         with mlflow() as address:
             picture(browser, address, "mlflow-study", f"text={STUDY}", width=1400)
-            picture(browser, comparison(address), "mlflow-compare", "text=Run details", width=1800)
+            folded = ("Visualizations", "Parameters")  # so that the metrics are in sight
+            picture(browser, comparison(address), "mlflow-compare", "text=Run details", *folded, width=1680, height=930)
         browser.close()
 
 

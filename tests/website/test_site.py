@@ -44,6 +44,12 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\([\"']?(https?:)?//|@import", style.read_text(encoding="utf-8")), style
 
 
+def test_every_picture_is_shown_by_a_page() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"figures/([\w.-]+)\)", page.read_text(encoding="utf-8"))}
+    assert shown == {path.name for path in (ROOT / "docs/figures").iterdir()}
+
+
 def test_formulas_are_mathml(site: Path) -> None:
     for page in (ROOT / "docs/explanation").glob("*.md"):
         text = page.read_text(encoding="utf-8")
