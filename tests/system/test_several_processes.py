@@ -24,7 +24,6 @@ from tests.simclr.several import environment, free_port
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.long,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals"),
 ]
 COMMAND = [sys.executable, "-m", "cli", "pretrain", "--config", "c.toml"]
@@ -68,6 +67,7 @@ def the_run(folder: Path, home: str) -> Record:
     return record
 
 
+@pytest.mark.long
 def test_a_command_in_two_processes_records_what_one_would(tmp_path: Path) -> None:
     write_config(tmp_path, epochs=2)
     curves = []
@@ -86,7 +86,7 @@ def test_a_command_in_two_processes_records_what_one_would(tmp_path: Path) -> No
     assert the_run(tmp_path, "one").tags["config_key"] == the_run(tmp_path, "two").tags["config_key"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_killed_process_ends_the_run_with_one_message_and_a_checkpoint(victim: int, tmp_path: Path) -> None:
     write_config(tmp_path, epochs=8)
     job = start(tmp_path, "home", *COMMAND, "--processes", "2")
@@ -103,6 +103,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_a_checkpoint(victim:
     assert the_run(tmp_path, "home").finished
 
 
+@pytest.mark.long
 def test_torchrun_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     write_config(tmp_path, epochs=8)
     job = start(tmp_path, "home", *TORCHRUN, "--max-restarts", "1", *COMMAND[1:])
@@ -113,6 +114,7 @@ def test_torchrun_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     assert the_run(tmp_path, "home").finished
 
 
+@pytest.mark.long
 def test_two_launchers_with_a_home_each_train_as_one_process_and_start_again(tmp_path: Path) -> None:
     """They are two machines, as far as they know: each has its own images and record. One process is killed."""
     write_config(tmp_path, epochs=8)
@@ -136,6 +138,7 @@ def test_two_launchers_with_a_home_each_train_as_one_process_and_start_again(tmp
     assert curves[0]["value"].tolist() == pytest.approx(curves[1]["value"].tolist(), rel=1e-3)
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
     write_config(tmp_path, epochs=8)
     job = start(tmp_path, "home", *COMMAND, "--processes", "2")
@@ -155,6 +158,7 @@ DIFFERENT = {  # the options of each process, and what the message says
 }
 
 
+@pytest.mark.long
 def test_processes_that_differ_end_before_there_is_a_run(tmp_path: Path) -> None:
     """They are started by hand, as on two machines."""
     write_config(tmp_path, epochs=2)
