@@ -207,7 +207,7 @@ def importance(parameters: pd.DataFrame, path: Path) -> None:
     axes.set_yticks(y, [shorten(name, 36) for name in parameters["parameter"]])
     axes.tick_params("y", length=0)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.15)
     axes.set(xlabel="importance")
     save(figure, path)
 
