@@ -133,5 +133,5 @@ def test_the_page_of_a_search(browser: Browser, tmp_path: Path) -> None:
     report_search(record, store, out=tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "The best of 8 trials" in text
-    assert "the start" in text
+    assert "your config" in text
     check(browser, tmp_path / "report.html")
