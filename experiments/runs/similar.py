@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import plots
+from analysis import image_grids
 from analysis.matches import Match, Query, below, matches_page
 from analysis.tables import write_csv
 from experiments.runs.encoders import FoundEncoder
@@ -184,7 +184,7 @@ def write_found(found: Sequence[Found], bank: Bank, out: Path, encoder: str) -> 
             title = f"Similar images{f' in {Path(bank.root).name}' if bank.root else ''}, by the encoder of {encoder}"
             scratch.write_text(matches_page(printable(title), shown, bank.root), "utf-8")
         else:
-            plots.neighbours(shown, scratch)
+            image_grids.neighbours(shown, scratch)
 
 
 def below_folder(found: Sequence[Found], root: str) -> list[Found]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import plots
+from analysis import image_grids
 from analysis.strip import save_strip
 from simclr.config import Config
 from simclr.data.dataset import Dataset
@@ -30,7 +30,7 @@ def draw_view_grid(config: Config, data: Dataset, path: Path, images: int = 12) 
     for label, (name, params, view) in alone.items():
         grid[label] = _view(originals, {name: params.model_copy(update={"p": 1.0})}, config, view)
     with written_whole(path) as scratch:
-        plots.image_rows({label: _channels_last(batch) for label, batch in grid.items()}, scratch)
+        image_grids.image_rows({label: _channels_last(batch) for label, batch in grid.items()}, scratch)
 
 
 def draw_view_strip(config: Config, data: Dataset, path: Path, images: int = 6) -> None:

@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from analysis import plots
-from analysis.matches import Match, Query
 from analysis.style import ON_DARK, ON_LIGHT
 
 DRAW = np.random.default_rng(0)
@@ -181,17 +180,14 @@ def test_pair_matrix_shows_numbers_and_row_averages(figures: list[Figure]) -> No
 
 def test_every_figure_is_saved(tmp_path: Path) -> None:
     matrix, summary = np.full((2, 2), np.nan), a_summary()
-    query = Query("a.png", IMAGES[0], [Match("b.png", IMAGES[1], 0.9, "cat"), Match("c.png", IMAGES[2], 0.8, "")])
     plots.curves(HISTORIES, tmp_path / "curves.svg", "y", {"b": 0.1}, 2)
     plots.differences(summary, tmp_path / "differences.svg", "x")
     plots.against(summary, {"": {"up": 1, "failed": 2, "baseline": 0}}, tmp_path / "against.svg", "x", "y")
     plots.pair_matrix(["a", "b"], matrix, tmp_path / "pairs.svg", "top-1")
     plots.confusion_matrix(np.eye(2, dtype=int), ["a", "b"], tmp_path / "confusion.png")
-    plots.image_rows({"color_jitter": IMAGES[:3] / 255, "crop": IMAGES[:2] / 255}, tmp_path / "rows.png")
-    plots.neighbours([query], tmp_path / "neighbours.png")
     maps = [tmp_path / "map.png", tmp_path / "map.svg"]
     plots.scatter(POINTS[:20], np.arange(20) % 3, names(3), maps, IMAGES[:20], "a note", "a $title$")
-    assert len(list(tmp_path.iterdir())) == 9
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 @pytest.mark.parametrize("count", [2, 106])
@@ -251,42 +247,6 @@ def test_confusion_matrix_of_many_classes_has_fewer_ticks_and_no_numbers(figures
     ticks = [text.get_text() for text in axes.get_yticklabels()]
     assert ticks[:2] == ["c0", "c4"]
     assert not axes.texts
-
-
-def test_neighbours_have_similarities_classes_and_file_names(figures: list[Figure]) -> None:
-    first = [Match(f"in/{i}.png", IMAGES[i], 1 - i / 10, label) for i, label in ((1, "cat"), (2, ""), (3, "dog"))]
-    queries = [Query("q", IMAGES[0], first), Query("r", IMAGES[4], [Match("5.png", IMAGES[5], 1, "x")])]
-    plots.neighbours(queries, Path("unused"))
-    cells = figures[0].axes
-    assert [cell.get_xlabel() for cell in cells] == [
-        "query\nq",
-        "0.900\ncat\n1.png",
-        "0.800\n2.png",
-        "0.700\ndog\n3.png",
-        "query\nr",
-        "1.000\nx\n5.png",
-        "",
-        "",
-    ]
-    shown = [cell.images[0].get_array() if cell.images else None for cell in cells]
-    assert all(np.array_equal(shown[i], IMAGES[i]) for i in range(6))
-    assert shown[6:] == [None, None]
-
-
-def test_neighbours_fill_the_figure_and_nothing_is_cut_off(figures: list[Figure]) -> None:
-    wide = np.zeros((10, 30, 3), np.uint8)
-    matches = [Match("a-long-name-of-a-file.jpeg", picture, 0.9, "an automobile") for picture in (IMAGES[1], wide)]
-    plots.neighbours([Query("q.png", IMAGES[0], matches)], Path("unused"))
-    figure = figures[0]
-    figure.draw_without_rendering()
-    tops = [cell.images[0].get_window_extent().y1 for cell in figure.axes]
-    assert max(tops) - min(tops) < 1
-    assert figure.bbox.y1 - 10 < tops[0] < figure.bbox.y1
-    for cell in figure.axes:
-        box = cell.get_tightbbox()
-        assert box is not None
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
-        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize(

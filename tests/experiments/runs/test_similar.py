@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import plots
+from analysis import image_grids
 from analysis.matches import Query
 from experiments.runs.encoders import FoundEncoder
 from experiments.runs.similar import Bank, Found, Similar, bank_in, bank_of, search, write_found
@@ -160,7 +160,7 @@ def test_pictures_show_whole_images_in_their_own_resolution(
     bank: Bank, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Query] = []
-    monkeypatch.setattr(plots, "neighbours", lambda queries, path: (drawn.extend(queries), path.touch()))
+    monkeypatch.setattr(image_grids, "neighbours", lambda queries, path: (drawn.extend(queries), path.touch()))
     write_found(search(bank, [photos / "a/00.png"], 2), bank, tmp_path / "out.png", "a-run")
     (query,) = drawn
     for file, picture in [(query.file, query.picture), *((each.file, each.picture) for each in query.matches)]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import plots
+from analysis import image_grids
 from experiments.runs.view_grid import draw_view_grid
 from simclr.data.dataset import Dataset
 from tests.helpers import tiny
@@ -17,7 +17,7 @@ def test_the_grid_has_a_row_for_each_view_and_each_augmentation(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: dict[str, np.ndarray] = {}
-    monkeypatch.setattr(plots, "image_rows", lambda images, path: (rows.update(images), path.touch()))
+    monkeypatch.setattr(image_grids, "image_rows", lambda images, path: (rows.update(images), path.touch()))
     config = tiny(augment2={"grayscale": {"p": 0.0}, "noise": {"p": 0.5}})
     draw_view_grid(config, digits, tmp_path / "grid.png")
     first, second = config.pipelines()
