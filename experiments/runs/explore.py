@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,9 +80,8 @@ def explore(
     """Write the explorer of at most `images` images of the subject's data set, and return how many it has.
 
     `table` gets what the page knows of each image, for other programs, and `copies` the pairs of copies. `transfer`
-    names images other than the
-    encoder's own, and `clusters` is by default the number of classes. Raises UserError for fewer than four images or
-    fewer than `clusters`, and if all features are the same.
+    names images other than the encoder's own, and `clusters` is by default the number of classes. Raises UserError for
+    fewer than four images or fewer than `clusters`, and if all features are the same.
     """
     data, total = subject.data, len(subject.data.labels)
     rows = np.sort(permutation(total, seed, "explore").numpy()[:images])
@@ -122,13 +121,15 @@ def explore(
     if table is not None or copies is not None:
         names = np.array([printable(below(data.source.folder if data.source else "", name)) for name in shown.names])
         small = small_pictures(pictures)
-        if table is not None:
-            with written_whole(table) as scratch:
-                write_csv(_table(names, columns, placed, small), scratch)
-        if copies is not None:
-            with written_whole(copies) as scratch:
-                write_csv(_copies(names, placed, small), scratch)
+        _write(table, lambda: _table(names, columns, placed, small))
+        _write(copies, lambda: _copies(names, placed, small))
     return f"{len(rows):,} of {total:,} images" if len(rows) < total else f"{total:,} images"
+
+
+def _write(path: Path | None, table: Callable[[], pd.DataFrame]) -> None:
+    if path is not None:
+        with written_whole(path) as scratch:
+            write_csv(table(), scratch)
 
 
 def _notes(placed: Placement, columns: list[Column]) -> Iterator[str]:
