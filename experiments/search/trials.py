@@ -226,13 +226,12 @@ def run_trials(
             try:
                 observer.say(f"{where}{_conclude(search, running[name], each)}")
                 del running[name]
+                ended()
             except Interrupted as stopped:
                 raise Interrupted(stopped.step, f" of {name}, with {ended()} of {count} trials done") from None
             except Busy as error:
                 observer.say(f"{where}{error}: other trials come first")
                 busy.append(each.job)
-    if busy:
-        ended()
 
 
 def _ask(search: Search, observer: Observer) -> tuple[Trial, Prepared | None]:

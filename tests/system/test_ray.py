@@ -162,24 +162,18 @@ def accuracies(search: Search) -> dict[float, float]:
     return {trial.params["optim.lr"]: trial.values[0] for trial in ranked(search.study)}
 
 
+LONG = (50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3, False, 3600)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("record", ["file", "server"], indirect=True)
 @pytest.mark.parametrize(
-    ("epochs", "vary", "seeds", "trials", "every", "twice", "seconds"),
+    ("record", "epochs", "vary", "seeds", "trials", "every", "twice", "seconds"),
     [
-        pytest.param(12, ["loss.temperature=0.5"], 1, 3, 1, True, SECONDS, id="short"),
-        pytest.param(
-            50,
-            ["loss.temperature=0.05,0.1,0.2,0.3,1"],
-            2,
-            20,
-            3,
-            False,  # so that the time of the search is that of its trials and of the cluster
-            3600,
-            id="12 runs and 20 trials",
-            marks=pytest.mark.long,
-        ),
+        pytest.param("server", 12, ["loss.temperature=0.5"], 1, 3, 1, True, SECONDS, id="short"),
+        pytest.param("file", *LONG, marks=pytest.mark.long, id="12 runs and 20 trials"),
+        pytest.param("server", *LONG, marks=pytest.mark.long, id="with a team's server"),
     ],
+    indirect=["record"],
 )
 def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     record: tuple[Store, Callable[[], list[Restart]]],
@@ -194,7 +188,10 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     serial: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The machine dies in the study, and with `twice` those of the search die too."""
+    """The machine dies in the study, and with `twice` those of the search die too.
+
+    Without it, the time of the search is that of its trials and of the cluster.
+    """
     config = tiny(train={"epochs": epochs, "knn_every": 0})
     (store, restarts), plan, numbers = record, plan_study(config, vary=vary), range(seeds)
     machines = Machines(cluster, seconds, every)
@@ -217,7 +214,7 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert execute("s", plan, serial, numbers, "").failures == []
     assert figures(store, plan, "s") == figures(serial, plan, "s")
-    with open_search(store.server or "t", config, SPACE, serial) as again:
+    with open_search("t-server" if restarts() else "t", config, SPACE, serial) as again:
         for trial in search.study.trials[len(again.study.trials) :]:
             again.study.enqueue_trial(trial.params)
         run_trials(again, trials)
