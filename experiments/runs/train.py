@@ -201,7 +201,8 @@ def _train(prepared: Prepared, tracker: Tracker, resume: bool, observer: Observe
 
 def _pretrain(prepared: Prepared, folder: Path, observer: Observer, *, resume: bool) -> Network:
     config, plan = prepared.fitted, prepared.plan
-    with devices.memory_errors(memory_remedy(config)), budget.limit_memory(config.memory, prepared.device):
+    remedy = f"{memory_remedy(config)}, and add --resume"
+    with devices.memory_errors(remedy), budget.limit_memory(config.memory, prepared.device):
         return pretrain(
             config,
             prepared.data,
@@ -254,10 +255,10 @@ class _Logging(Forwarding):
 
 
 def memory_remedy(config: Config) -> str:
-    """What to change when a run is out of memory. Its checkpoints are only of use without a change of its settings."""
+    """What to change when a run is out of memory."""
     return (
         f"use fewer images for batch norm at a time (train.norm_batch is {config.train.norm_images()}) or a lower "
-        "model.width, which both start a new run with other results; or close other programs, and add --resume"
+        "model.width, which both start a new run with other results; or close other programs"
     )
 
 

@@ -81,9 +81,9 @@ def test_a_stock_encoder_is_judged_by_the_same_protocol(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
-    assert_one_line(run("eval", "tiny-s0", "--stock", "resnet18"), 2, f"are not in {cached.parent}, and nothing is")
+    assert_one_line(run("eval", "tiny-s0", "--stock", "resnet18"), 2, f"are not in {cached.parent}, and this program")
     start = run("pretrain", "--config", "tiny.toml", "--init", "resnet18")
-    assert_one_line(start, 2, f"are not in {cached.parent}, and nothing is")
+    assert_one_line(start, 2, f"are not in {cached.parent}, and this program")
     network = WideResNet(*RESNETS["resnet18"], 0.125, "imagenet")
     cached.parent.mkdir(parents=True)
     torch.save(network.state_dict(), cached)

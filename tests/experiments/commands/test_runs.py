@@ -168,7 +168,10 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(options: list[str], message
 
 def test_without_runs_the_first_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCLR_HOME", str(tmp_path))
-    assert f"no run in {tmp_path}: train one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
+    assert f"no run in {tmp_path}, which SIMCLR_HOME names: train one with `simclr pretrain`" in invoke("runs").stdout
+    monkeypatch.delenv("SIMCLR_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert "/simclr-runs: train one with `simclr pretrain --preset shapes`" in invoke("runs").stdout
     assert json.loads(invoke("runs", "--json").stdout) == []
     assert_one_line(invoke("runs", "--study", "a"), 2, "there are no studies or searches yet")
     assert_one_line(invoke("compare", "a", "b"), 2, "Runs are kept in simclr-runs in the current folder")

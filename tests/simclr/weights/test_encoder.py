@@ -268,5 +268,5 @@ def test_features_that_say_nothing_are_refused(number, batch, path, files):
 
 
 def test_no_files_are_an_error(encoder):
-    with pytest.raises(UserError, match="at least one image file"):
+    with pytest.raises(UserError, match="expected a folder with image files"):
         embed(encoder, [])
