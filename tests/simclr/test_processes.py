@@ -23,7 +23,7 @@ GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"
     ("count", "device"),
     [
         (2, "cpu"),
-        (4, "cpu"),
+        pytest.param(4, "cpu", marks=pytest.mark.long),
         pytest.param(2, "cuda", marks=[pytest.mark.gpu, GPUS]),
     ],
 )
