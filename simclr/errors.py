@@ -55,7 +55,7 @@ def _escape(character: str) -> str:
 LISTED = 15  # if there are more choices than this, a message lists only the nearest
 NEAREST = 10  # choices that it lists then
 CLOSE = 0.6  # a name that is at least this similar (from 0 to 1) may have been meant
-ALIKE = 0.8  # a name that is at least this similar is probably meant, also if only a word of it is
+PROBABLE = 0.8  # a name that is at least this similar is probably meant, also if only a word of it is
 
 
 def first_few(texts: Sequence[str], separator: str = ", ") -> str:
@@ -98,7 +98,7 @@ def suggest(given: str, choices: Iterable[str], listing: str = "") -> str:
     # A name without its section means the first setting of that name: loss.temperature, not dcl.temperature.
     ends = [name for name in ordered if name.endswith(f".{given}")]
     lowered = {name.lower(): name for name in names}
-    near = ends[:1] or _most_similar(given, lowered, ALIKE) or _by_word(given, names)
+    near = ends[:1] or _most_similar(given, lowered, PROBABLE) or _by_word(given, names)
     near = near or _most_similar(given, lowered, CLOSE)
     hints = [f"did you mean '{near[0]}'?"] if near else []
     if len(names) <= LISTED:
@@ -118,4 +118,4 @@ def _by_word(given: str, names: Sequence[str]) -> list[str]:
     """The name that has a word like what was given, which no other name has: color_jitter for "colour"."""
     words = [(word, name) for name in names for word in set(re.findall("[a-z0-9]+", name.lower()))]
     counts = Counter(word for word, _ in words)
-    return _most_similar(given, {word: name for word, name in words if counts[word] == 1}, ALIKE)
+    return _most_similar(given, {word: name for word, name in words if counts[word] == 1}, PROBABLE)

@@ -1,7 +1,7 @@
 """Makes the pictures of the docs from real runs: `python -m website.screenshots` writes them to docs/figures/.
 
-It trains on `shapes`: one run, a small study and a small search. This takes about ten minutes on two idle CPU cores.
-They stay in the home folder, so a second time takes two minutes. It needs Chromium, whose path CHROMIUM names.
+It trains on `shapes`: one run, a small study and a small search. They stay in the home folder, so a second time trains
+nothing. It needs Chromium, whose path CHROMIUM names.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ def budget(  # over 60 lines, because of its signature
     from experiments.configs.resolve import resolve
     from simclr import device as devices
     from simclr.build import check_images
-    from simclr.device import shares_memory
     from simclr.processes import pretended
     from simclr.train.budget import SPEED, Images, check_share, memory_budget, peak_table, plan_memory
     from simclr.train.memory import flops
@@ -97,7 +96,7 @@ def budget(  # over 60 lines, because of its signature
         "reserved": limit.reserved,
         "fragmentation": limit.total - sum(limit.reserved.values()) - limit.usable,
         "usable": limit.usable,
-        "assumed_card": None if chosen.memory or not shares_memory(target) else "RTX 4060",
+        "assumed_card": None if chosen.memory or not devices.shares_memory(target) else "RTX 4060",
         "flop_per_image": work,
         "images": images,
         "images_on_device": plan.images_on_device,

@@ -189,8 +189,9 @@ def open_subject(
 
 
 def _remember(found: FoundEncoder, place: Path, store: Store, observer: Observer) -> None:
-    """Record where the images of a run are now, so that no other command has to be told."""
-    if found.run_id is not None and store.writable and place != found.config.data.dir:
+    """Record where the images of a run are now, unless they are also where they were, for the commands to come."""
+    before = found.config.data.dir
+    if found.run_id is not None and store.writable and before is not None and not is_there(before):
         Tracker(store, found.run_id).tag({MOVED_TO: place})
         observer.note(f"from now on, the images of {found.name()} are read from {place}")
 

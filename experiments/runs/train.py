@@ -257,8 +257,8 @@ class _Logging(Forwarding):
 def memory_remedy(config: Config) -> str:
     """What to change when a run is out of memory."""
     return (
-        f"use fewer images for batch norm at a time (train.norm_batch is {config.train.norm_images()}) or a lower "
-        "model.width, which both start a new run with other results; or close other programs"
+        f"lower train.norm_batch (now {config.train.norm_images()}) or model.width, each of which starts a new run "
+        "with other results; or close other programs"
     )
 
 

@@ -53,7 +53,7 @@ def report(search: Record, store: Store, form: str = "terminal", out: Path | Non
     trials = whole[[name for name in map(str, whole) if " (" not in name]]
     with report_folder(search, store, out) as folder:
         write_csv(trials, folder / "trials.csv")
-        start = float(search.tags.get(START_ACCURACY, nan))  # earlier versions did not record it
+        start = _start(search)
         found = pictures(
             whole,
             parameter_table(study),
@@ -94,10 +94,12 @@ def _page(search: Record, trials: pd.DataFrame, drawn: Sequence[Section], start:
 def finding(search: Record, trials: pd.DataFrame) -> list[str]:
     """What a search found, in sentences. `trials` is its table of trials, some of which may not have ended."""
     trials = trials[trials["state"].isin(["complete", "pruned"])]
-    start = float(
-        search.tags.get(START_ACCURACY, nan)
-    )  # earlier versions recorded neither this nor the number of images
-    return of_search(trials, start, _selection(search), _images(search))
+    return of_search(trials, _start(search), _selection(search), _images(search))
+
+
+def _start(search: Record) -> float:
+    """The accuracy of the config that a search started from. Earlier versions did not record it: nan."""
+    return float(search.tags.get(START_ACCURACY, nan))
 
 
 def _images(search: Record) -> int | None:

@@ -104,8 +104,8 @@ def _check_disk(path: Path, variable: str) -> Path:
     """
     import psutil
 
-    place = next((parent for parent in path.parents if parent.exists()), path).resolve()
-    with suppress(OSError):  # the mounts can't be read here
+    with suppress(OSError):  # the mounts can't be read here, or the folder can't
+        place = next(parent for parent in path.parents if parent.exists()).resolve()
         mounts = [each for each in psutil.disk_partitions(all=True) if place.is_relative_to(each.mountpoint)]
         mount = max(reversed(mounts), key=lambda each: len(each.mountpoint), default=None)  # the last one hides others
         if mount is not None and REMOTE.match(mount.fstype):

@@ -68,7 +68,6 @@ class Export(NamedTuple):
     tolerance: float  # of the features, relative to the largest
     images: str  # that the lines take, with a placeholder for their side
     requires: tuple[str, ...] = ()  # optional libraries
-    needs_torch: bool = True
     supports: Callable[[ModelConfig], bool] = lambda model: True
 
 
@@ -160,7 +159,6 @@ features = encoder.run(None, {{"images": numpy.asarray(images)}})[0]""",
         OTHER_KERNELS,
         BY_ENCODER,
         requires=("onnx", "onnxscript", "onnxruntime"),
-        needs_torch=False,
     ),
     "pt2": Export(
         ".pt2",
@@ -228,7 +226,7 @@ def _card(encoder: Encoder, config: Config, row: Export, facts: Mapping[str, str
     """The card of a file, with the config that trained it."""
     model, lines = encoder.config.model, _fill_in(row.lines, parity.file.name, encoder)
     stored, resize = encoder.decoding.side, encoder.decoding.side != encoder.side
-    torch_too = row.needs_torch or resize
+    torch_too = resize or "torch" in row.lines
     prepare = PREPARE.format(stored=stored, twice=2 * stored, torch=", torch" * torch_too) + AS_TENSOR * torch_too
     if resize:
         prepare += RESIZE.format(side=encoder.side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,13 @@ def test_images_that_have_moved_are_named_only_once(store: Store, tmp_path: Path
     first = open_subject(find_encoder("photos", store), store, make_protocol([]), data_dir=now)
     second = open_subject(find_encoder("photos", store), store, make_protocol([]))
     assert first.data.identity == second.data.identity == data.identity
-    now.rename(before)  # back to where they were, which is then in use again
+    shutil.copytree(now, before)  # so that they are also where they were, which is then in use again
     assert find_encoder("photos", store).config.data.dir == before
+    open_subject(
+        find_encoder("photos", store), store, make_protocol([]), data_dir=shutil.copytree(now, tmp_path / "copy")
+    )
+    shutil.rmtree(before)
+    assert find_encoder("photos", store).config.data.dir == now
 
 
 def test_images_of_which_others_are_held_out_are_refused(trained: Store, digits: Dataset) -> None:

@@ -37,7 +37,7 @@ def test_out_of_memory_while_timing_is_an_error_of_one_line(home: Path, monkeypa
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 bytes")
 
     monkeypatch.setattr(cost, "train_step", fail)
-    with pytest.raises(RunFailed, match=r"out of memory: use fewer images for batch norm"):
+    with pytest.raises(RunFailed, match=r"out of memory: lower train\.norm_batch"):
         estimate(prepare(tiny(), home))
 
 

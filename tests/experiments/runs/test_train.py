@@ -270,9 +270,7 @@ def test_out_of_memory_is_an_error_of_one_line(
         raise OUT_OF_MEMORY[kind]
 
     monkeypatch.setattr(loop, place, fail)
-    expected = (
-        r"use fewer images for batch norm at a time \(train.norm_batch is 256\) or a lower model.width, .* --resume"
-    )
+    expected = r"lower train.norm_batch \(now 256\) or model.width, .* close other programs, and add --resume"
     with pytest.raises(RunFailed, match=expected):
         train(prepare(tiny(train={"knn_every": 1, "epochs": 1}), home), store)
     assert [record.status for record in store.records()] == ["FAILED"]
