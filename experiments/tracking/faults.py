@@ -58,6 +58,11 @@ def is_mendable(reason: str) -> bool:
     return any(text in reason for text in MENDABLE)
 
 
+def is_duplicate(error: Exception) -> bool:
+    """Whether a database refused a row because it has one with the same key."""
+    return any(text in str(error) for text in ("UNIQUE constraint", "unique constraint", "Duplicate entry"))
+
+
 def may_pass(error: Exception) -> bool:
     """Whether a call may succeed later: the server does not respond, the database is locked, or the disk is full."""
     if isinstance(error, MlflowException):

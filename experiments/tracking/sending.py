@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from experiments.tracking.faults import Refused, first_line, is_lasting, is_mendable, may_pass, remedy
+from experiments.tracking.faults import Refused, first_line, is_duplicate, is_lasting, is_mendable, may_pass, remedy
 from experiments.tracking.journal import Journal
 from simclr.errors import RunFailed
 
@@ -342,7 +342,7 @@ class Sender:
             case {"params": params}:
                 self.client.log_batch(run_id, params=[Param(*pair) for pair in params.items()])
             case {"dataset": dataset}:  # the arguments of MLflow's Dataset
-                self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset))])
+                log_datasets(self.client, run_id, [dataset])
             case _ if self._is_outdated(entry):
                 return
             case {"tags": tags}:
@@ -381,6 +381,21 @@ def datasets_of(run: Run) -> list[dict[str, str]]:
     """The arguments of MLflow's Dataset for each of the images that a run is about."""
     given = run.inputs.dataset_inputs if run.inputs is not None else []
     return [{key: getattr(each.dataset, key) for key in DATASET} for each in given]
+
+
+def log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
+    """Record the images that a run is about, as `datasets_of` returns them.
+
+    When two processes add the same new images at once, MLflow lets both insert them, and the database refuses the
+    second one. A second attempt finds what the other process has inserted.
+    """
+    inputs = [DatasetInput(Dataset(**each)) for each in datasets]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if not is_duplicate(error):
+            raise
+        client.log_inputs(run_id, inputs)
 
 
 def now() -> int:

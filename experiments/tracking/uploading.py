@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -21,7 +21,7 @@ from mlflow.version import VERSION
 
 from experiments.tracking import local
 from experiments.tracking.faults import first_line
-from experiments.tracking.sending import MOST_POINTS, datasets_of
+from experiments.tracking.sending import MOST_POINTS, datasets_of, log_datasets
 from experiments.tracking.store import GROUPS, PARENT, Store, patiently
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer
@@ -209,7 +209,7 @@ class Upload:
         for params in _parts(list(facts["params"].items()), MOST_VALUES):
             self._call("log_batch", of=content, params=[Param(*pair) for pair in params])
         if facts["inputs"]:
-            self._call("log_inputs", [DatasetInput(Dataset(**each)) for each in facts["inputs"]], of=content)
+            self.target.sender.call(log_datasets, client, self.ids[content.id], facts["inputs"])
         for name in content.files:
             folder = Path(name).parent.as_posix()
             path = str(self.source.artifact(content.id, name))

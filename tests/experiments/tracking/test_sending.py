@@ -18,11 +18,12 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
     UNAUTHENTICATED,
 )
+from mlflow.store.tracking import sqlalchemy_store
 
 from experiments.tracking import sending
 from experiments.tracking.faults import Refused
 from experiments.tracking.journal import Journal
-from experiments.tracking.sending import Sender
+from experiments.tracking.sending import DATASET, Sender, datasets_of, log_datasets
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.errors import RunFailed
@@ -358,3 +359,23 @@ def test_a_run_is_created_once_even_if_the_answer_is_lost(store: Store, monkeypa
     tracker = start_run(store, "bob's", "pretrain", {"lr": 1}, {"config_key": "k"})
     assert [record.id for record in store.records()] == [tracker.run_id]
     assert tracker.record().params == {"lr": "1"}
+
+
+def test_two_processes_may_record_the_same_new_images_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one inserts its row after the first one has looked for it and before the first one inserts it."""
+    images = dict.fromkeys(DATASET, "images") | {"schema": "{}", "profile": "{}"}
+    first, second = (start_run(store, name, "pretrain", {}) for name in ("first", "second"))
+    for tracker in (first, second):
+        tracker.flush()
+    new_id, other = sqlalchemy_store.uuid.uuid4, iter([second.run_id])
+
+    def insert_meanwhile() -> Any:
+        if (run_id := next(other, None)) is not None:
+            log_datasets(store.client, run_id, [images])
+        return new_id()
+
+    monkeypatch.setattr(sqlalchemy_store, "uuid", SimpleNamespace(uuid4=insert_meanwhile))
+    log_datasets(store.client, first.run_id, [images])
+    assert next(other, None) is None
+    for tracker in (first, second):
+        assert datasets_of(store.client.get_run(tracker.run_id)) == [images]
