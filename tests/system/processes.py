@@ -64,6 +64,11 @@ def finish(home: Path, command: str) -> None:
     assert process.exitcode == 0, (home.parent / "output.txt").read_text()
 
 
+def has_begun(home: Path) -> bool:
+    """Whether a run has saved some of its checkpoints."""
+    return any(int(path.stem.removeprefix("step-")) >= 3 for path in home.glob("runs/*/step-*.pt"))
+
+
 def runs_of(home: Path) -> dict[str, Record]:
     """The finished runs by the key of their config. Each was trained once, and nothing looks as if it still ran."""
     records = Store(home).records()

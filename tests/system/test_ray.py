@@ -29,6 +29,7 @@ from experiments.workers.engines import open_pool
 from experiments.workers.pool import Ended, Job, Pool
 from simclr.progress import Elsewhere, Observer
 from tests.helpers import ROOT, tiny
+from tests.system.processes import finish, has_begun, runs_of, start, write_config
 from tests.system.servers import Server, postgres
 
 pytest.importorskip("ray")
@@ -110,7 +111,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     slow_clock = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() / 20})
     monkeypatch.setattr(node, "time", slow_clock)
     monkeypatch.setattr(Cluster, "_wait_for_node", partialmethod(Cluster._wait_for_node, timeout=SECONDS))
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # read once from the variable below
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setattr(remote, "POLL_SECONDS", 0.2)  # so that it sees short runs
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -220,3 +222,26 @@ def test_a_study_and_a_search_on_a_cluster_of_which_a_machine_dies(
         run_trials(again, trials)
     assert accuracies(again) == accuracies(search)
     assert len(accuracies(search)) == trials
+
+
+@pytest.mark.long
+def test_a_study_whose_driver_was_killed_is_run_again(cluster: Any, tmp_path: Path) -> None:
+    """Its tasks die with it, in the middle of their training."""
+    write_config(tmp_path)
+    study = "ablate --config c.toml --drop color_jitter --drop flip --seeds 1 --name study"
+    cluster.add_node(**NODE)
+    home = tmp_path / "home"
+    driver = start(home, f"{study} --cluster ray")
+    end = time.monotonic() + SECONDS
+    while not has_begun(home):
+        assert driver.is_alive() and time.monotonic() < end, (tmp_path / "output.txt").read_text()
+        time.sleep(0.1)
+    driver.kill()
+    driver.join()
+    finish(home, f"{study} --cluster ray")
+    finish(tmp_path / "serial", study)
+    serial = runs_of(tmp_path / "serial")
+    assert serial.keys() == (runs := runs_of(home)).keys()
+    for key, run in serial.items():
+        assert runs[key].metrics["eval/val/linear_top1"] == run.metrics["eval/val/linear_top1"]
+        assert runs[key].history("train/loss").equals(run.history("train/loss"))

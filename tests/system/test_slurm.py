@@ -21,7 +21,7 @@ from experiments.workers.slurm import Slurm, in_queue
 from simclr.config import to_toml
 from simclr.progress import SILENT, Observer
 from tests.helpers import ROOT, tiny
-from tests.system.processes import runs_of
+from tests.system.processes import has_begun, runs_of
 from tests.system.slurm import Unusable, cluster, train_one
 
 pytest.importorskip("submitit")
@@ -45,11 +45,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 yield
         except Unusable as reason:
             pytest.skip(str(reason))
-
-
-def has_begun(home: Path) -> bool:
-    """Whether a run has saved some of its checkpoints."""
-    return any(int(path.stem.removeprefix("step-")) >= 3 for path in home.glob("runs/*/step-*.pt"))
 
 
 class Patient(Observer):
