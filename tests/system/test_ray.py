@@ -234,7 +234,8 @@ def test_a_study_whose_driver_was_killed_is_run_again(cluster: Any, tmp_path: Pa
     driver = start(home, f"{study} --cluster ray")
     end = time.monotonic() + SECONDS
     while not has_begun(home):
-        assert driver.is_alive() and time.monotonic() < end, (tmp_path / "output.txt").read_text()
+        assert driver.is_alive(), (tmp_path / "output.txt").read_text()
+        assert time.monotonic() < end, "no run has begun"
         time.sleep(0.1)
     driver.kill()
     driver.join()
