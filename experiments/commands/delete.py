@@ -32,7 +32,8 @@ def delete(
     Weights, checkpoints, figures and pages are deleted permanently. MLflow only marks the record as deleted, and hides
     it. A study or a search is deleted with all of its runs, and a search with the study that confirms it. Runs that the
     study reused, because they had been trained before, are kept. So are finished runs that started from a deleted run
-    (--init), but `simclr eval` can no longer fill their column "start".
+    (--init), but `simclr eval` can no longer fill their column "start". Decoded images stay in the home folder, under
+    `cache`, which you may delete.
 
     Example: simclr delete shapes-s0
     """

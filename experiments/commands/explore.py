@@ -33,7 +33,8 @@ def explore(  # over 60 lines, because of its signature
     folder: Annotated[
         str | None,
         typer.Argument(
-            help="Images to explore: a folder, any other form that --data-dir accepts, or the name of a data set.",
+            help="Other images to explore: a folder, any other form that --data-dir accepts, or the name of a data "
+            "set.",
             show_default="those of the run",
         ),
     ] = None,

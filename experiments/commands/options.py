@@ -27,10 +27,10 @@ SEARCH_SUFFIXES = (".html", ".csv", *SUFFIXES)  # of files that the result of a 
 OTHER_PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp")  # that a command which writes .png and .svg doesn't write
 FROM_PRESET = "from the preset or --config"
 FROM_RUN = "that of the run"
-DATA_DIR_HELP = (
-    "Your images: a folder, a .zip or .tar archive, Parquet files or NumPy arrays, or hf:NAME for a data set on the "
-    "Hugging Face Hub (docs/guides/your-own-images.md lists all forms). Or the folder with the archive of a data set "
-    "that you downloaded yourself."
+FORMS = (
+    "a folder, a .zip or .tar archive, Parquet files or NumPy arrays, or hf:NAME for a data set on the Hugging Face "
+    "Hub (docs/guides/your-own-images.md lists all forms). Or the folder with the archive of a data set that you "
+    "downloaded yourself."
 )
 ENCODER_HELP = "Name of a run, the first 4 or more characters of its id, or a weights file."
 LABELS_HELP = "Table (.csv or .tsv) with the names of the image files and their labels."
@@ -38,7 +38,7 @@ BAD_IMAGE_HELP = (
     "What to do with files that can't be read as images: error, skip (up to a quarter of the files), or the share that "
     "may be skipped, such as 0.5."
 )
-BAD_IMAGE_CHOICES = complete.of(["error", "skip"])
+BAD_IMAGE: dict[str, Any] = {"callback": bad_image, "autocompletion": complete.of(["error", "skip"])}
 
 
 def _recheck(wanted: bool) -> bool:
@@ -174,7 +174,7 @@ DatasetName = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        callback=absolute, help=f"{DATA_DIR_HELP} Without it, known data sets are downloaded.", show_default=False
+        callback=absolute, help=f"Your images: {FORMS} Without it, known data sets are downloaded.", show_default=False
     ),
 ]
 Labels = Annotated[
@@ -194,11 +194,7 @@ Unlabelled = Annotated[
 BadImage = Annotated[
     str | None,
     typer.Option(
-        "--on-bad-image",
-        callback=bad_image,
-        help=f"{BAD_IMAGE_HELP} Without it, they are an error.",
-        show_default=False,
-        autocompletion=BAD_IMAGE_CHOICES,
+        "--on-bad-image", help=f"{BAD_IMAGE_HELP} Without it, they are an error.", show_default=False, **BAD_IMAGE
     ),
 ]
 Recheck = Annotated[
@@ -344,18 +340,17 @@ ImageSettings = Annotated[
     ),
 ]
 RunDataDir = Annotated[
-    Path | None, typer.Option("--data-dir", callback=absolute, help=DATA_DIR_HELP, show_default=FROM_RUN)
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        callback=absolute,
+        help=f"Where the images of the run are now, or others to use in their place: {FORMS}",
+        show_default=FROM_RUN,
+    ),
 ]
 RunLabels = Annotated[Path | None, typer.Option("--labels", callback=absolute, help=LABELS_HELP, show_default=FROM_RUN)]
 RunBadImage = Annotated[
-    str | None,
-    typer.Option(
-        "--on-bad-image",
-        callback=bad_image,
-        help=BAD_IMAGE_HELP,
-        show_default=FROM_RUN,
-        autocompletion=BAD_IMAGE_CHOICES,
-    ),
+    str | None, typer.Option("--on-bad-image", help=BAD_IMAGE_HELP, show_default=FROM_RUN, **BAD_IMAGE)
 ]
 Layer = Annotated[
     str | None,

@@ -212,7 +212,7 @@ def neighbours(  # over 60 lines, because of its signature
         str | None,
         typer.Option(
             metavar="IMAGES",
-            help="Images to search: a folder, any other form that --data-dir accepts, or a Parquet file from "
+            help="Other images to search: a folder, any other form that --data-dir accepts, or a Parquet file from "
             "`simclr embed`.",
             show_default="those that the run was trained on",
         ),

@@ -79,13 +79,18 @@ def choose_config(
 
 
 def _cautions(load: float, cores: int, steps: int) -> list[str]:
-    """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps."""
-    busy = (
-        f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may fit "
-        f"into the time than were chosen: once it is idle, run the command again (with --again after a finished run)"
-    )
+    """What makes a choice for a time budget a poor one: the machine's load before it was measured, or few steps.
+
+    A busy machine may be the reason for few steps, so that no longer time is needed.
+    """
+    if load > cores:
+        return [
+            f"this machine was busy when its speed was measured (load {load:.1f} on {cores} cores), so more epochs may "
+            f"fit into the time than were chosen: once it is idle, run the command again (with --again after a "
+            f"finished run)"
+        ]
     few = f"only {steps} steps fit into the time, in which the encoder learns little: allow more --hours"
-    return [busy] * (load > cores) + [few] * (steps < FEW_STEPS)
+    return [few] * (steps < FEW_STEPS)
 
 
 def _choose(config: Config, asked: TimeBudget, store: Store, largest: int, start: float, observer: Observer) -> Config:

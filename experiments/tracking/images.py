@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from experiments.tracking.sending import datasets_of
+from experiments.tracking.datasets import datasets_of
 from experiments.tracking.store import Record
 from simclr.data.dataset import Dataset, short_identity
 from simclr.errors import UserError

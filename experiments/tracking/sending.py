@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import Timeout
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from experiments.tracking.faults import Refused, first_line, is_duplicate, is_lasting, is_mendable, may_pass, remedy
+from experiments.tracking.datasets import log_datasets
+from experiments.tracking.faults import Refused, first_line, is_lasting, is_mendable, may_pass, remedy
 from experiments.tracking.journal import Journal
 from simclr.errors import RunFailed
 
@@ -35,7 +36,6 @@ RETRY_SECONDS = 2.0  # between two attempts
 PATIENCE_SECONDS = 120.0  # how long a command waits for a store that doesn't respond
 MOST_POINTS = 200  # in one request: a slow server then needs about a second
 
-DATASET = ("name", "digest", "source_type", "source", "schema", "profile")  # what MLflow keeps of a run's images
 BEGAN = "mlflow.simclr.began"  # the tag of when a run last began, in ns. MLflow's pages hide such tags
 
 T = TypeVar("T")
@@ -375,27 +375,6 @@ def _joined(requests: list[Request]) -> dict[str, Any]:
     """One entry with the metrics of several."""
     points = [point for request in requests for point in request.entry["metrics"]]
     return {"run": requests[0].entry["run"], "metrics": points}
-
-
-def datasets_of(run: Run) -> list[dict[str, str]]:
-    """The arguments of MLflow's Dataset for each of the images that a run is about."""
-    given = run.inputs.dataset_inputs if run.inputs is not None else []
-    return [{key: getattr(each.dataset, key) for key in DATASET} for each in given]
-
-
-def log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
-    """Record the images that a run is about, as `datasets_of` returns them.
-
-    When two processes add the same new images at once, MLflow lets both insert them, and the database refuses the
-    second one. A second attempt finds what the other process has inserted.
-    """
-    inputs = [DatasetInput(Dataset(**each)) for each in datasets]
-    try:
-        client.log_inputs(run_id, inputs)
-    except MlflowException as error:
-        if not is_duplicate(error):
-            raise
-        client.log_inputs(run_id, inputs)
 
 
 def now() -> int:

@@ -20,8 +20,9 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.version import VERSION
 
 from experiments.tracking import local
+from experiments.tracking.datasets import datasets_of, log_datasets
 from experiments.tracking.faults import first_line
-from experiments.tracking.sending import MOST_POINTS, datasets_of, log_datasets
+from experiments.tracking.sending import MOST_POINTS
 from experiments.tracking.store import GROUPS, PARENT, Store, patiently
 from simclr.errors import RunFailed, UserError
 from simclr.progress import SILENT, Observer

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from mlflow.entities import RunTag
 
 from experiments.tracking import local
-from experiments.tracking.sending import BEGAN, datasets_of, now
+from experiments.tracking.datasets import datasets_of
+from experiments.tracking.sending import BEGAN, now
 from experiments.tracking.store import HOME, PARENT, PROTOCOL, Record, Store
 from simclr.errors import RunFailed, UserError
 

@@ -115,8 +115,9 @@ def test_a_batch_larger_than_the_data_set_is_skipped(store: Store) -> None:
 
 
 def test_a_poor_choice_is_said() -> None:
-    busy, few = time_budget._cautions(9.3, 2, 99)
+    (busy,) = time_budget._cautions(9.3, 2, 99)
     assert "(load 9.3 on 2 cores)" in busy
+    (few,) = time_budget._cautions(2.0, 2, 99)
     assert few == "only 99 steps fit into the time, in which the encoder learns little: allow more --hours"
     assert time_budget._cautions(2.0, 2, 100) == []
 

@@ -21,9 +21,10 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.store.tracking import sqlalchemy_store
 
 from experiments.tracking import sending
+from experiments.tracking.datasets import DATASET, datasets_of, log_datasets
 from experiments.tracking.faults import Refused
 from experiments.tracking.journal import Journal
-from experiments.tracking.sending import DATASET, Sender, datasets_of, log_datasets
+from experiments.tracking.sending import Sender
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
 from simclr.errors import RunFailed
