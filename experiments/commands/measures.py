@@ -28,7 +28,8 @@ def measures(
     """Show which label-free metrics rank your encoders best.
 
     Compares the order of your encoders by each metric of --no-labels, --spectrum and --lidar with their order by
-    accuracy. Only encoders that were evaluated under the same protocol, on the same images, are compared.
+    accuracy. Only encoders that were evaluated under the same protocol, on the same images, are compared. Those that
+    differ only in their seed count as one.
 
     Example: simclr measures --accuracy knn_top1
     """
@@ -45,7 +46,9 @@ def _text(ranking: dict[str, Any]) -> str:
     cells = []
     for row in ranking["rows"]:
         interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
-        cells.append([row["measure"], f"{row['tau']:+.2f}", interval, str(row["n"]), row["protocol"]])
+        cells.append(
+            [row["measure"], f"{row['tau']:+.2f}", interval, str(row["n"]), str(row["encoders"]), row["protocol"]]
+        )
     title = f"Agreement with {metric_label(ranking['rows'][0]['accuracy'])}:"
-    header = ["measure", "tau", "95% interval", "encoders", "protocol"]
+    header = ["measure", "tau", "95% interval", "configs", "encoders", "protocol"]
     return "\n".join([title, text_table(header, cells), *map(paragraph, ranking["notes"])])

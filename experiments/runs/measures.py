@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any, NamedTuple
 
 from analysis.agreement import FEWEST_PAIRS, kendall
@@ -14,12 +15,13 @@ from simclr.errors import UserError
 # How the names of figures without labels start: those of --no-labels, --spectrum and --lidar.
 LABEL_FREE = ("contrastive_", "softmax_", "alignment_", "uniformity_", "effective_rank_", "spectrum_", "lidar_")
 KINDS = (*ENCODERS, "eval")  # of runs with figures of an encoder
+REPEATED = ("seed", "data.split_seed", "name")  # settings in which the seeds of one config differ
 
 
 class Ranking(NamedTuple):
     """Agreement of each measure with an accuracy, the best first, and what can't be said."""
 
-    rows: list[dict[str, Any]]  # measure, accuracy, tau, low, high, n, protocol
+    rows: list[dict[str, Any]]  # measure, accuracy, tau, low, high, n, encoders, protocol
     notes: list[str]
 
 
@@ -27,7 +29,8 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
     """Kendall's tau of each measure with the accuracy, over finished encoders: all, or those of runs or studies.
 
     Only encoders with equal protocols of the measure, and of the accuracy, are ordered together, which implies the same
-    images. Raises UserError if a name is unknown, or if nothing can be ordered.
+    images. Those that differ only in their seed count as one, with their means, because an interval that took them for
+    independent would be far too narrow. Raises UserError if a name is unknown, or if nothing can be ordered.
     """
     everything = store.records()
     records = [each for each in everything if each.kind in KINDS and each.finished]
@@ -44,17 +47,28 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
         )
     rows = []
     for (measure, protocol, _), members in groups.items():
-        figures, accuracies = ([each.metrics[f"eval/{name}"] for each in members] for name in (measure, accuracy))
-        found = kendall(figures, accuracies)._asdict()
-        rows.append({"measure": measure, "accuracy": accuracy, **found, "protocol": protocol})
+        found = kendall(*(_means(members, f"eval/{name}") for name in (measure, accuracy)))._asdict()
+        row = {"measure": measure, "accuracy": accuracy, **found, "encoders": len(members), "protocol": protocol}
+        rows.append(row)
     enough = [row for row in rows if row["tau"] == row["tau"]]
     if not enough:
         most = max(row["n"] for row in rows)
         raise UserError(
-            f"ranking needs at least {FEWEST_PAIRS} encoders with {metric_label(accuracy)} and a label-free metric "
-            f"under the same protocols, not all equal, but there are at most {most}: evaluate more of them"
+            f"ranking needs at least {FEWEST_PAIRS} encoders that differ in more than their seed, with "
+            f"{metric_label(accuracy)} and a label-free metric under the same protocols, not all equal, but there are "
+            f"at most {most}: evaluate more of them"
         )
     return Ranking(sorted(enough, key=lambda row: -abs(row["tau"])), _notes(rows, enough))
+
+
+def _means(records: Sequence[Record], metric: str) -> list[float]:
+    """The mean of a metric over the seeds of each config."""
+    values: dict[object, list[float]] = {}
+    for record in records:
+        settings = tuple(sorted((name, value) for name, value in record.params.items() if name not in REPEATED))
+        config = settings if "config_key" in record.tags else record.id  # an imported encoder has none
+        values.setdefault(config, []).append(record.metrics[metric])
+    return [mean(each) for each in values.values()]
 
 
 def _commands(accuracy: str) -> str:
@@ -81,8 +95,8 @@ def _notes(rows: Sequence[dict[str, Any]], enough: Sequence[dict[str, Any]]) -> 
     """How to read the table, and what was left out."""
     notes = [
         "Kendall's tau is 1 if a metric ranks the encoders as the accuracy does, -1 if it ranks them the other way "
-        "round, and about 0 if it says nothing. The 95 % interval treats encoders as independent: those that differ "
-        "only in their seed say less than their number suggests."
+        "round, and about 0 if it says nothing. Encoders that differ only in their seed count as one, with the mean of "
+        "their figures."
     ]
     sizes = [row["n"] for row in rows if row not in enough]
     if sizes:
