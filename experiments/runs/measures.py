@@ -47,7 +47,7 @@ def rank_measures(store: Store, accuracy: str, names: Sequence[str] = ()) -> Ran
         )
     rows = []
     for (measure, protocol, _), members in groups.items():
-        found = kendall(*(_means(members, f"eval/{name}") for name in (measure, accuracy)))._asdict()
+        found = kendall(_means(members, f"eval/{measure}"), _means(members, f"eval/{accuracy}"))._asdict()
         row = {"measure": measure, "accuracy": accuracy, **found, "encoders": len(members), "protocol": protocol}
         rows.append(row)
     enough = [row for row in rows if row["tau"] == row["tau"]]
