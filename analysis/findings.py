@@ -97,19 +97,19 @@ def _nothing_clear(ranked: Sequence[Mapping[Any, Any]], baseline: float, metric:
     largest = ranked[0]
     size, low, high = (signed(largest[f"difference{end}"], ".1f") for end in ("", "_low", "_high"))
     size += _points(metric)
+    if largest["pairs"] < FEWEST_SEEDS:
+        repeat = "" if unfinished else " Repeat the study with --seeds 3 or more."
+        return [
+            f"{_seeds(largest['pairs']).capitalize()} can't tell any difference in {metric_words(metric)} from luck.",
+            f"The largest is {size}, {_lower(largest['cell'])}; the baseline has {_value(baseline, metric)}.{repeat}",
+        ]
     if isnan(largest["difference_low"]):
-        few = ", which can't tell this from chance" * (largest["pairs"] < FEWEST_SEEDS)
-        why = (
-            "Repeat the study with --seeds 3 or more."
-            if few
-            else "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of "
-            "the seeds that measure the spread have results."
-        )
         return [
             f"{describe_cell(largest['cell'])}, {metric_words(metric)} is {size.lstrip('+-')} "
             f"{'below' if largest['difference'] < 0 else 'above'} the baseline's {_value(baseline, metric)}, over "
-            f"{_seeds(largest['pairs'])}{few}.",
-            *([] if few and unfinished else [why]),
+            f"{_seeds(largest['pairs'])}.",
+            "There is nothing to test it against: the difference is the same in all seeds, or fewer than three of the "
+            "seeds that measure the spread have results.",
         ]
     return [
         f"No cell differs clearly from the baseline in {metric_words(metric)} ({_value(baseline, metric)}), over "

@@ -99,8 +99,9 @@ def ablate(  # over 60 lines, because of its signature
         list[str],
         typer.Option(
             metavar="SETTING=VALUE,...",
-            help="Setting to vary, such as loss.temperature=0.1,0.5, with one cell per value. Can be repeated, for one "
-            "cell per combination. All other cells are made with the baseline's value and with each of these.",
+            help="Setting to vary, such as loss.temperature=0.1,0.5, with one cell per value in addition to the "
+            "baseline. Can be repeated, for one cell per combination. Cells of --drop, --only and --axis are repeated "
+            "for each value.",
             show_default=False,
             autocompletion=complete.settings,
         ),

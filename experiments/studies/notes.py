@@ -149,10 +149,11 @@ def _levels(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str
         f"In {metric_words(metric)}, chance is {chance:.1f} %, and the untrained network of the baseline reaches "
         f"{untrained:.1f} %."
     )
-    if table["mean"].iloc[0] <= untrained:
+    if 100 * own[metric].min() <= untrained:
+        some = "" if table["mean"].iloc[0] <= untrained else " with every seed"
         level += (
-            " The trained baseline is no better than that, so differences between cells say little: training for "
-            "longer may help."
+            f" The trained baseline is not better than that{some}, so differences between cells say little: training "
+            f"for longer may help."
         )
     return [level]
 

@@ -182,7 +182,7 @@ def _printed(
     """The tables in a format, and the lines to be shown beside them: none for JSON, which holds all notes."""
     unfinished, named = _unfinished(results), _named(summaries, results)
     finding = _found(named, results)
-    following = [*[f"simclr report {shlex.quote(study.name)} --format latex"] * (form != "latex"), "simclr ui"]
+    following = [*[f"simclr compare {shlex.quote(study.name)} --format latex"] * (form != "latex"), "simclr ui"]
     numbers = pd.concat(list(_numbers(study, summaries, results).values()))
     if form == "json":
         found = {

@@ -214,6 +214,8 @@ WRONG = {
     "evaluation as an argument": (["eval", "knn", "tiny-s0"], "did you mean --knn? See simclr eval --help"),
     "list without brackets": (["eval", "--set", "knn.k=20,200"], 'knn.k = "20,200": expected a list, such as [20,200]'),
     "metric last": (["plot", "tiny-s0", "loss"], "the metric comes first: simclr plot loss tiny-s0"),
+    "no metric": (["plot", "tiny-s0"], "the metric comes first, and then the runs: simclr plot loss tiny-s0"),
+    "only a metric": (["plot", "train/loss"], "the metric comes first, and then the runs: simclr plot train/loss RUN"),
     "no such file": (["eval", "no/such.pt"], "there is no file no/such.pt, and no run has that name"),
     "two folders": (
         ["eval", "tiny-s0", "--transfer", "IMAGES/two", "--data-dir", "IMAGES/one"],

@@ -20,7 +20,7 @@ from experiments.tracking import local
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
-from tests.experiments.studies.helpers import PREVIOUS_RUNS, leave_out_figures, write_previous_study
+from tests.experiments.studies.helpers import PREVIOUS_RUNS, leave_out_figures, like_the_baseline, write_previous_study
 
 NAMED = "baseline (lr=0.1)"  # the baseline of the recorded study, with its own value of what is varied
 
@@ -70,7 +70,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "accuracies are measured: 3-07d9ea, 3-69f7a1." in text
     level = "In linear accuracy, chance is 12.8 %, and the untrained network of the baseline reaches 52.6 %."
     assert level in text  # 0.12813 and 0.52646 in the record
-    assert "no better than that" not in text
+    assert "not better than that" not in text
     assert notes[-2] == f"report: {previous.artifact('report.html')}"
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -82,7 +82,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
 
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Study <b>old</b>" in page
-    assert "With lr = 0.01, linear accuracy is 6.1 points below the baseline" in page
+    assert "The largest is -6.1 points, with lr = 0.01; the baseline has 72.1 %." in page
     assert f"http://127.0.0.1:5000/#/experiments/{store.experiment}/runs/" in page
     assert "--vary optim.lr=1e30,0.01" in page  # the command
     assert "simclr report old" in page
@@ -104,7 +104,16 @@ def test_a_baseline_that_is_no_better_than_untrained_is_told(store: Store) -> No
     runs = copy.deepcopy(PREVIOUS_RUNS)
     runs["baseline"]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]  # it reaches 72.1 %
     told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
-    assert "reaches 73.0 %. The trained baseline is no better than that" in told
+    assert "reaches 73.0 %. The trained baseline is not better than that, so" in told
+
+
+def test_a_baseline_that_is_better_than_untrained_with_some_seeds_only_is_told(store: Store) -> None:
+    runs = copy.deepcopy(PREVIOUS_RUNS)
+    runs["second"] = like_the_baseline(BASELINE, 1, 0.8)
+    for name in ("baseline", "second"):
+        runs[name]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]
+    told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
+    assert "The trained baseline is not better than that with every seed, so" in told
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -157,11 +166,11 @@ def test_a_terminal_gets_few_columns_and_lines(
     assert ("seconds" in text) == (width == 200)
     assert "p (Holm)" not in text  # one seed has none
     finding, use, *_, page, following = notes
-    assert " ".join(finding.split()).startswith("With lr = 0.01, linear accuracy is 6.1 points below the baseline")
+    assert " ".join(finding.split()).startswith("One seed can't tell any difference in linear accuracy from luck.")
     assert use == "The test set of this data has been used for 4 evaluations of 2 runs."
     assert (page, following) == (
         f"report: {previous.artifact('report.html')}",
-        "next: simclr report old --format latex   or   simclr ui",
+        "next: simclr compare old --format latex   or   simclr ui",
     )
     assert "paired by seed" not in "".join([text, *notes])  # that is on the page
     page = previous.artifact("report.html").read_text()
