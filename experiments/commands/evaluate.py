@@ -274,7 +274,7 @@ def _describe(result: dict[str, Any]) -> str:
 
     data = result["data"]
     images = ", ".join(
-        f"{count} {'without labels' if part == 'pretrain' else part}" for part, count in data["images"].items()
+        f"{count:,} {'without labels' if part == 'pretrain' else part}" for part, count in data["images"].items()
     )
     known = [key for key in ("start", "stock") if not all(isnan(row[key]) for row in result["results"])]
     columns = ["untrained", *known, "pixels", "chance"]

@@ -69,7 +69,11 @@ def _download_folder(name: str, folder: Path | None, home: Path) -> Path:
     if folder.is_file():
         archive = DOWNLOADS[name].url.rpartition("/")[2]
         unpack = name == "tiny-imagenet"  # which is also read unpacked, and whose layout --dataset folder refuses
-        remedy = "unpack it, and give its folder" if unpack else "to use its images, add --dataset folder"
+        remedy = (
+            "unpack it, and give its folder"
+            if unpack
+            else f"to train on the images in {folder.name}, add --dataset folder"
+        )
         raise UserError(
             f"{folder} is a file, but for '{name}' --data-dir must be the folder that contains {archive}: {remedy}"
         )

@@ -45,7 +45,7 @@ def test_eval_shows_and_records_accuracies_next_to_their_baselines(run: Run, tra
     record = trained.find("tiny-s0")
     *first, header = done.stdout.partition("\n---")[0].splitlines()
     digest = record.tags["data_digest"][:8]
-    title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1294 train, 144 val, 359 test)"
+    title = f"run tiny-s0 ({record.short_id}) on digits (digest {digest}; images: 1,294 train, 144 val, 359 test)"
     legend = "Compare values only if they have the same protocol: the same images, split, layer and settings."
     legend += " kNN and the linear classifier use the labels of the 1,438 train and val images."
     assert " ".join(first) == f"{title}, layer h {legend} pixels is kNN on the raw pixels."

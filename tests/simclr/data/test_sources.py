@@ -76,7 +76,9 @@ def test_nothing_is_created_for_a_folder_that_cannot_be_meant(home, tmp_path):
     }
     for dataset, (place, message) in product(("cifar10", "tiny-imagenet"), messages.items()):
         assert message in error_message(home, dataset, dir=place)
-    assert "to use its images, add --dataset folder" in error_message(home, "cifar10", dir=archive)
+    assert f"to train on the images in {archive.name}, add --dataset folder" in error_message(
+        home, "cifar10", dir=archive
+    )
     assert "unpack it, and give its folder" in error_message(home, "tiny-imagenet", dir=archive)
     assert list(tmp_path.iterdir()) == [archive]
     assert f"or add --dataset folder to use the images in {tmp_path}" in error_message(
