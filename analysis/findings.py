@@ -15,6 +15,7 @@ from analysis.tables import is_accuracy, is_classification, is_on_validation, me
 from analysis.text import percent
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NO_INTERVAL = ", so it has no interval"  # an accuracy that was chosen because it is the highest
 ROUNDED = 1e-4  # by which the accuracies of trials in a table differ at most from those that were measured
 FEW = 50  # test images below which an accuracy says little, or is in doubt if its interval is not over them
 MOST_NAMED = 6  # cells that one sentence lists
@@ -278,36 +279,35 @@ def of_search(
     """The finding of a search, given its trials (trial, accuracy) and the accuracy in [0, 1] of its start (or nan).
 
     `selection` has the accuracies of the baseline and of the best trials in the search, and with n fresh seeds.
-    `images` is the number of validation images, from which the intervals follow, if it is known.
+    `images` is the number of validation images, from which the interval of the start follows, if it is known. The best
+    trial has none, because that of one accuracy misses the true one too often if it is the highest of several.
     """
-
-    def interval(accuracy: float) -> str:
-        if images is None:
-            return ""
-        low, high = accuracy_interval(round(accuracy * images), images)
-        return f"{100 * low:.1f} to {100 * high:.1f}"
-
     completed = trials.dropna(subset=["accuracy"])
     if completed.empty:
         return [f"No trial ran to the end ({count(len(trials), 'trial')})."]
     best = completed.iloc[completed["accuracy"].astype(float).to_numpy().argmax()]
     gain = percent(best["accuracy"] - start)
     size = f"{abs(gain):.1f} points" if abs(gain) >= 0.05 else "less than 0.1 points"
-    own = ", ".join(filter(None, [f"{100 * start:.1f} %", interval(start)]))
+    own, several = f"{100 * start:.1f} %", len(completed) > 1 and images is not None
+    if images is not None and not isnan(start):
+        low, high = accuracy_interval(round(start * images), images)
+        own += f", {100 * low:.1f} to {100 * high:.1f}"
     opening, change = "The", "" if isnan(start) else f", {size} above your config ({own})"
     if gain <= 0:
         opening = f"No trial beat your config ({own}). The"
         change = f", {size} below your config" if gain else ", the same as your config"
-    ends = f" ({interval(best['accuracy'])})" * (images is not None)
-    sentences = [
+    first = (
         f"{opening} best of {count(len(trials), 'trial')}, trial {best['trial']}, reaches "
-        f"{100 * best['accuracy']:.1f} % on validation{ends}{change}."
-    ]
+        f"{100 * best['accuracy']:.1f} % on validation{change}."
+    )
+    others = []
     if selection is not None and _is_about(selection, best["accuracy"]):
-        sentences.append(_confirmed(selection.iloc[0], selection.iloc[1]))
-    elif not gain <= 0:
-        sentences[0] += " This is not confirmed with fresh seeds, and part of it is luck."
-    return sentences
+        others.append(_confirmed(selection.iloc[0], selection.iloc[1]))
+    if not others and not gain <= 0:
+        first += f" This is not confirmed with fresh seeds, and part of it is luck{NO_INTERVAL * several}."
+    elif several:
+        first += f" As the best of several, it will probably be lower next time{NO_INTERVAL}."
+    return [first, *others]
 
 
 def _is_about(selection: pd.DataFrame, best: float) -> bool:

@@ -365,12 +365,21 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     from analysis.findings import compared, count
     from analysis.text import paragraph, text_table
 
+    chance, effect = f"{power['power']:.0%}".replace("%", " %"), power["effect"]
+    too_few = f"{count(seeds, 'seed')} can't show a difference: at least three are needed."
     if power["deviation"] is None:
-        shows = f"It isn't known yet what {count(seeds, 'seed')} can show, because {power['source']}."
-        return paragraph(f"{shows} Once three seeds have finished, --dry-run can tell.")
-    chance, points = f"{power['power']:.0%}".replace("%", " %"), power["detectable"]
+        one, two = (each["seeds"] or "over 100" for each in power["needed_for_effects"])
+        shows = (
+            f"With a probability of {chance}, {seeds} seeds detect {effect:.1f} standard deviations of paired differences: "
+            f"{0.3 * effect:.1f} points if one is 0.3 points, which isn't known yet."
+        )
+        return paragraph(
+            f"{too_few if isnan(effect) else shows} One standard deviation takes {one} seeds, two take {two} (p corrected "
+            f"for {count(power['comparisons'], 'comparison')})."
+        )
+    points = power["detectable"]
     if isnan(points):
-        shows = f"{count(seeds, 'seed')} can't show a difference: at least three are needed."
+        shows = too_few
     elif points > 100:
         shows = f"{seeds} seeds can't detect even a difference of 100 points with a probability of {chance}."
     else:

@@ -15,6 +15,7 @@ from simclr.device import resolve
 from simclr.train.loop import count_steps
 
 WANTED = (0.5, 1.0, 2.0, 5.0)  # points for which the needed seeds are listed, beside the margin
+EFFECTS = (1.0, 2.0)  # differences, in standard deviations of paired differences, for which they are listed too
 MOST = 100  # seeds that are tried for that
 # The root mean square over the 18 differences in linear accuracy of the page that the source names, which computes it.
 ASSUMED = Spread(0.73, 0)
@@ -28,22 +29,29 @@ def outlook(plan: StudyPlan, store: Store, seeds: int) -> dict[str, Any]:
     """What `seeds` seeds can show, and how many seeds wanted differences need, by the paired t test.
 
     The test's level is the one that the largest difference has to meet after Holm's correction. The data of the plan
-    must be in the store. The spread (deviation) is None where nothing is known about it, and then nothing follows.
+    must be in the store. The spread (deviation) is None where nothing is known about it. Then what can be detected is
+    only known as an effect: a multiple of that spread.
     """
     design, (spread, source) = plan.design, _spread(plan.cells[0], store)
     others = sum(cell.against is not None for cell in plan.cells)
     comparisons = len(plan.cells) - 1 + others
-    if spread is None:
-        return {"deviation": None, "source": source, "comparisons": comparisons, "power": POWER}
     level = SIGNIFICANT / comparisons
-    effect, interval = detectable(seeds, level), list(spread.interval()) if spread.freedom else None
-    found = {
-        "deviation": spread.deviation,
-        "interval": interval,
+    effect = detectable(seeds, level)
+    known = {
         "source": source,
         "comparisons": comparisons,
         "others": others,  # of these, those with another cell than the baseline
         "power": POWER,
+        "effect": effect,
+        "needed_for_effects": [{"effect": each, "seeds": pairs_needed(each, level, MOST)} for each in EFFECTS],
+    }
+    if spread is None:
+        return {"deviation": None, **known}
+    interval = list(spread.interval()) if spread.freedom else None
+    found = {
+        "deviation": spread.deviation,
+        "interval": interval,
+        **known,
         "detectable": spread.deviation * effect,
         "detectable_interval": interval and [end * effect for end in interval],
         "needed": [

@@ -112,8 +112,13 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
     assert [re.split("  +", row) for row in rows] == [
         [name, "1 of 2", "about 35 min", "5 MiB"] for name in ("baseline", "no flip", "only crop")
     ]
-    known = "It isn't known yet what 2 seeds can show, because too few finished runs on these images, with this network"
-    assert " ".join(power.split()).startswith(known)
+    assert " ".join(power.split()).startswith("2 seeds can't show a difference: at least three are needed.")
+    done = run("ablate", "--config", "tiny.toml", "--drop", "flip", "--dry-run")
+    power = done.stdout.partition("\n\n")[2]
+    assert len(power.splitlines()) == 3
+    # G*Power: 5 pairs find 1.682 standard deviations, 10 find one and 5 find two
+    assert "5 seeds detect 1.7 standard deviations of paired differences: 0.5 points if" in " ".join(power.split())
+    assert "One standard deviation takes 10 seeds, two take 5 (p corrected for 1 comparison)." in " ".join(power.split())
     assert study == []
     monkeypatch.setattr("experiments.studies.power.ASSUMED_DATA", "digits")
     monkeypatch.setattr("experiments.studies.power.ASSUMED_STEPS", 1)
