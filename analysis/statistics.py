@@ -11,6 +11,7 @@ import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 FEWEST_SEEDS = 3  # values, one per seed, that an interval is made of. That of two is 13 times as wide as their distance
+FEWEST_ANSWERS = 5  # right and wrong ones, from which the spread of images' shares of right answers is measured
 
 
 def check_same_shape(first: NDArray[Any], second: NDArray[Any]) -> None:
@@ -27,15 +28,14 @@ def accuracy_interval(correct: float, n: float, level: float = 0.95) -> tuple[fl
 
     It contains the accuracy on all images of the kind with a probability of at least `level`, however few are tested,
     so it never is a point: 20 of 20 correct gives 83 % to 100 %. `correct` may be a fraction where several answers are
-    averaged over each image (those of classifiers of several seeds, or of two views). The interval is then a little too
-    wide, as an average varies less than one answer. Raises ValueError if `correct` is not in [0, n] or there are no
-    images.
+    averaged over each image (such as those of two views). The interval is then a little too wide, as an average varies
+    less than one answer. Raises ValueError if `correct` is not in [0, n] or there are no images.
     """
     if not 0 <= correct <= n or not n:
         raise ValueError(f"{correct} of {n} images correct: expected at least one image, and a count from 0 to all")
     tail, wrong = (1 - level) / 2, n - correct
-    low = scipy.stats.beta.ppf(tail, correct, wrong + 1) if correct else 0.0
-    high = scipy.stats.beta.ppf(1 - tail, correct + 1, wrong) if wrong else 1.0
+    low = scipy.special.betaincinv(correct, wrong + 1, tail) if correct else 0.0
+    high = scipy.special.betaincinv(correct + 1, wrong, 1 - tail) if wrong else 1.0
     return float(low), float(high)
 
 
@@ -54,6 +54,20 @@ def balanced_interval(
     variance = (shares * (1 - shares) / counts).sum() / len(counts) ** 2
     if variance > 0:
         effective = min(effective, value * (1 - value) / variance)
+    return accuracy_interval(value * effective, effective, level)
+
+
+def images_interval(shares: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """An interval, in [0, 1], of an accuracy that averages several answers to each of N images.
+
+    `shares` are the N shares of right answers. It is `accuracy_interval` with the number of images whose plain accuracy
+    would be as uncertain (Korn and Graubard 1998): N if there is one answer to each image, and more otherwise. It is
+    also N, which is cautious, if fewer than FEWEST_ANSWERS images' worth of answers are right, or wrong: so few don't
+    show how much images vary.
+    """
+    value, variance, effective = float(shares.mean()), float(shares.var()), float(len(shares))
+    if min(value, 1 - value) * len(shares) >= FEWEST_ANSWERS and variance > 1e-12:
+        effective *= value * (1 - value) / variance
     return accuracy_interval(value * effective, effective, level)
 
 

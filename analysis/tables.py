@@ -26,6 +26,7 @@ MARKDOWN = {"\n": " ", "&": "&amp;", "<": "&lt;"} | {character: f"\\{character}"
 OTHER_SHARES = ("contrastive", "few_shot", "robustness")  # of matched views; over draws of images and corruptions
 INTERVALS = {  # for names of metrics: what they are, and what their intervals are if not those of other accuracies
     r"_balanced$": ("balanced accuracies", "Korn and Graubard's, over the images"),
+    r"\b(finetune|robustness)_.*_top\d$": ("means over seeds or corruptions", "Korn and Graubard's, over the images"),
     r"\bfew_shot_": ("few-shot accuracies", "Student's, over the draws of labelled images"),
     r"_map$": ("mean average precision", "Student's, over the queries"),
 }
@@ -75,11 +76,15 @@ def metric_label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
+def has_other_interval(metric: str) -> bool:
+    """Whether the interval of a metric is one of INTERVALS, and not Clopper and Pearson's."""
+    return any(re.search(pattern, metric) for pattern in INTERVALS)
+
+
 def interval_kinds(metrics: Collection[str]) -> str:
     """A sentence on the intervals of some metrics, which are of several kinds; empty if there are no metrics."""
-    special = {pattern: [name for name in metrics if re.search(pattern, name)] for pattern in INTERVALS}
-    kinds = [INTERVALS[pattern] for pattern, names in special.items() if names]
-    if len(metrics) > sum(map(len, special.values())):
+    kinds = [kind for pattern, kind in INTERVALS.items() if any(re.search(pattern, name) for name in metrics)]
+    if not all(map(has_other_interval, metrics)):
         kinds.insert(0, ("accuracies", "Clopper and Pearson's, over the images"))
     if len(kinds) == 1:
         return f"The 95 % intervals are {kinds[0][1]}."

@@ -370,12 +370,12 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
     if power["deviation"] is None:
         one, two = (each["seeds"] or "over 100" for each in power["needed_for_effects"])
         shows = (
-            f"With a probability of {chance}, {seeds} seeds detect {effect:.1f} standard deviations of paired differences: "
-            f"{0.3 * effect:.1f} points if one is 0.3 points, which isn't known yet."
+            f"With a probability of {chance}, {seeds} seeds detect {effect:.1f} standard deviations of paired "
+            f"differences: {0.3 * effect:.1f} points if one is 0.3 points, which isn't known yet."
         )
         return paragraph(
-            f"{too_few if isnan(effect) else shows} One standard deviation takes {one} seeds, two take {two} (p corrected "
-            f"for {count(power['comparisons'], 'comparison')})."
+            f"{too_few if isnan(effect) else shows} One standard deviation takes {one} seeds, two take {two} (p "
+            f"corrected for {count(power['comparisons'], 'comparison')})."
         )
     points = power["detectable"]
     if isnan(points):

@@ -18,6 +18,7 @@ from analysis.label_free import MATCHES, compared
 from analysis.statistics import accuracy_interval
 from analysis.tables import (
     comparison,
+    has_other_interval,
     in_percent,
     interval_kinds,
     is_choice,
@@ -212,6 +213,7 @@ def _is_bootstrapped(row: dict[str, Any], images: dict[tuple[str, str], int]) ->
     known = (
         (row["metrics"][name], images.get((name, row["protocols"][name])), ends)
         for name, ends in row["intervals"].items()
+        if not has_other_interval(name)
     )
     return any(
         count and not np.allclose(ends, accuracy_interval(value * count, count), atol=1e-4)

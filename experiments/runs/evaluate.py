@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis import plots
 from analysis.findings import FEW
-from analysis.statistics import accuracy_interval, balanced_interval, mean_interval
+from analysis.statistics import accuracy_interval, balanced_interval, images_interval, mean_interval
 from analysis.tables import is_accuracy, is_choice, is_classification, write_csv
 from experiments.runs.baselines import pixel_accuracy, untrained_metrics
 from experiments.runs.encoders import FoundEncoder
@@ -156,7 +156,9 @@ def _rows(
             mean = mean_interval(outcome.samples[metric])
             row["low"], row["high"] = np.clip([mean.low, mean.high], 0, 1).tolist()  # which keeps nan
         elif is_accuracy(metric):
-            row["low"], row["high"] = accuracy_interval(value * count, count)
+            right = outcome.right.get(metric)
+            ends = accuracy_interval(value * count, count) if right is None else images_interval(right.numpy())
+            row["low"], row["high"] = ends
             if not isnan(row.get("stock", nan)):
                 row |= zip(STOCK_ENDS, accuracy_interval(row["stock"] * count, count), strict=True)
         elif metric.endswith("_balanced"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
     predictions: dict[str, Tensor] = {}  # noqa: RUF012  predicted class of each test image, by accuracy
     network: nn.Module | None = None  # the last one that was fine-tuned, of the first seed
     samples: dict[str, list[float]] = {}  # noqa: RUF012  the values that a metric is the mean of, if not images
+    # The share of right answers to each image, by accuracy, if it averages several answers (of seeds, or corruptions).
+    right: dict[str, Tensor] = {}  # noqa: RUF012
     used: tuple[int, int] | None = None  # how many images were used, and of how many, if not all test images
 
 
@@ -84,10 +86,20 @@ def share_of_true(right: Tensor) -> float:
     return right.cpu().double().mean().item()  # as not every device has float64
 
 
-def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
-    """Fraction of rows of `scores` (N x classes) whose label is among their k highest scores."""
+def is_right(scores: Tensor, y: Tensor, k: int = 1) -> Tensor:
+    """Whether the label of each row of `scores` (N x classes) is among its k highest scores."""
     highest = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return share_of_true((highest == y.unsqueeze(1)).any(1))
+    return (highest == y.unsqueeze(1)).any(1)
+
+
+def accuracy(scores: Tensor, y: Tensor, k: int = 1) -> float:
+    """The share of the rows of `scores` that `is_right`."""
+    return share_of_true(is_right(scores, y, k))
+
+
+def share_right(answers: Sequence[Tensor]) -> Tensor:
+    """The share of right answers to each of N images. Each answer is N booleans: right or not."""
+    return torch.stack([*answers]).cpu().double().mean(0)
 
 
 def are_unequal(y: Tensor) -> bool:

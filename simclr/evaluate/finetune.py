@@ -19,7 +19,7 @@ from simclr.data.dataset import Dataset
 from simclr.data.images import Array
 from simclr.device import autocast, full_float32, place, resolve_precision, send
 from simclr.errors import UserError
-from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy
+from simclr.evaluate.base import Evaluation, Outcome, accuracies, accuracy, is_right, share_right
 from simclr.evaluate.subject import BaseProtocol, Subject, features, represent, whole_images
 from simclr.model import Network
 from simclr.randomness import permutation, subseed
@@ -96,13 +96,14 @@ class Finetune(Sgd):
         whole = Outcome({}, {})
         for fraction in self.fractions:
             part = self._run_fraction(subject, fraction)
-            whole = Outcome(whole.metrics | part.metrics, whole.predictions | part.predictions, part.network)
+            metrics, predictions = whole.metrics | part.metrics, whole.predictions | part.predictions
+            whole = Outcome(metrics, predictions, part.network, right=whole.right | part.right)
         return whole
 
     def _run_fraction(self, subject: Subject, fraction: float) -> Outcome:
         name, truth, data = f"finetune_{fraction * 100:g}pct", subject.labels("test"), subject.data
         settings = self.model_copy(update={"epochs": self.few_epochs if fraction <= FEW else self.epochs})
-        results: list[Outcome] = []
+        given: list[Tensor] = []
         lr, first = self.lr[0], None
         for seed in range(self.seeds):
             rows = label_subset(data.labels, data.parts["train"], fraction, seed)
@@ -113,13 +114,15 @@ class Finetune(Sgd):
                 lr, _ = best_rate(subject, np.setdiff1d(rows, held), held, settings, seed, frozen=False)
             classifier = fit(subject, rows, settings, lr, seed, frozen=False)
             first = first or classifier
-            scores = class_scores(classifier, subject, data.parts["test"])
-            results.append(accuracies(scores, truth, name))
+            given.append(class_scores(classifier, subject, data.parts["test"]))
+        results = [accuracies(scores, truth, name) for scores in given]
         metrics = {key: float(np.mean([one.metrics[key] for one in results])) for key in results[0].metrics}
         metrics[f"{name}_lr"] = lr
         if self.seeds > 1:
             metrics[f"{name}_std"] = float(np.std([one.metrics[f"{name}_top1"] for one in results], ddof=1))
-        return Outcome(metrics, results[0].predictions, first)
+        tops = {f"{name}_top{k}": k for k in (1, 5)}
+        right = {top: share_right([is_right(scores, truth, k) for scores in given]) for top, k in tops.items()}
+        return Outcome(metrics, results[0].predictions, first, right=right)
 
 
 class Classifier(nn.Module):

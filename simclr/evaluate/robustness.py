@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simclr.data.images import Array
-from simclr.evaluate.base import Evaluation, Outcome
+from simclr.evaluate.base import Evaluation, Outcome, share_of_true, share_right
 from simclr.evaluate.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from simclr.evaluate.knn import knn_predict
 from simclr.evaluate.linear import fit_linear, logits, preprocessing
@@ -70,22 +70,23 @@ class Robustness(Evaluation):
         rows = rows[permutation(len(rows), self.seed, "robustness").numpy()[: self.images]]
         classify = clean_classifier(subject, self.classifier)
         conditions = [(name, strength) for name in CORRUPTIONS for strength in range(1, STRENGTHS + 1)]
-        found = {("clean", 0): self._accuracy(subject, classify, rows, "clean", 0)}
-        for done, (name, strength) in enumerate(conditions, 1):
-            found[name, strength] = self._accuracy(subject, classify, rows, name, strength)
-            subject.observer.progress("corruptions", done, len(conditions))
         start = f"robustness_{self.classifier}"
-        metrics = {f"{start}_clean_top1": found.pop(("clean", 0)), f"{start}_top1": float(np.mean([*found.values()]))}
+        right = {f"{start}_clean_top1": [self._right(subject, classify, rows, "clean", 0)]}
+        found: dict[tuple[str, int], Tensor] = {}
+        for done, (name, strength) in enumerate(conditions, 1):
+            found[name, strength] = self._right(subject, classify, rows, name, strength)
+            subject.observer.progress("corruptions", done, len(conditions))
+        right[f"{start}_top1"] = [*found.values()]
         for name in CORRUPTIONS:
-            metrics[f"{start}_{name}_top1"] = float(np.mean([value for key, value in found.items() if key[0] == name]))
+            right[f"{start}_{name}_top1"] = [value for key, value in found.items() if key[0] == name]
         for strength in range(1, STRENGTHS + 1):
-            same = [value for key, value in found.items() if key[1] == strength]
-            metrics[f"{start}_strength{strength}_top1"] = float(np.mean(same))
-        return Outcome(metrics)
+            right[f"{start}_strength{strength}_top1"] = [value for key, value in found.items() if key[1] == strength]
+        metrics = {metric: float(np.mean([*map(share_of_true, answers)])) for metric, answers in right.items()}
+        return Outcome(metrics, right={metric: share_right(answers) for metric, answers in right.items()})
 
-    def _accuracy(self, subject: Subject, classify: Classifier, rows: Array, name: str, strength: int) -> float:
-        """Accuracy on the images in `rows` after one corruption in one strength, or without if it is called clean."""
-        data, right = subject.data, 0
+    def _right(self, subject: Subject, classify: Classifier, rows: Array, name: str, strength: int) -> Tensor:
+        """Which images in `rows` are classified right after one corruption in one strength, or clean ones."""
+        data, right = subject.data, []
         u = uniforms((len(rows), 2), self.seed, "corruption", name, strength)
         block = max(1, PIXELS_PER_BATCH // data.side**2)  # images that are corrupted at once
         for start in range(0, len(rows), block):
@@ -96,5 +97,5 @@ class Robustness(Evaluation):
                 images = corrupted(given, name, strength, u[start : start + block]).cpu().numpy()
             x = features(subject.model, images, np.arange(len(some)), torch.float32, subject.protocol.layer)
             truth = torch.from_numpy(data.labels[some]).to(subject.device)
-            right += int((classify(subject.scale(x)) == truth).sum())
-        return right / len(rows)
+            right.append((classify(subject.scale(x)) == truth).cpu())
+        return torch.cat(right)

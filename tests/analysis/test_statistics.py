@@ -13,6 +13,7 @@ from analysis.statistics import (
     balanced_interval,
     equivalence_p,
     holm,
+    images_interval,
     mcnemar,
     mean_interval,
     paired_difference,
@@ -47,6 +48,25 @@ def test_interval_of_a_mean_over_seeds_contains_the_truth_often_enough(seeds: in
         counts, occurrences = np.unique(correct, return_counts=True)
         low, high = np.array([accuracy_interval(count, n) for count in counts]).T
         assert occurrences[(low <= truth) & (truth <= high)].sum() >= 0.95 * len(correct)
+
+
+@pytest.mark.parametrize(("answers", "agreement"), [(3, 2.0), (30, 0.7)])
+def test_interval_of_the_images_own_means_is_not_too_wide(answers: int, agreement: float) -> None:
+    draw, n, truth, studies = np.random.default_rng(0), 300, 0.7, 1000
+    chances = draw.beta(agreement * truth, agreement * (1 - truth), (studies, n))
+    shares = draw.binomial(answers, chances) / answers
+
+    def held(intervals: list[tuple[float, float]]) -> float:
+        return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+    assert 0.93 < held([images_interval(each) for each in shares]) < 0.97
+    assert held([accuracy_interval(each.sum(), n) for each in shares]) > 0.97
+
+
+def test_interval_of_the_images_own_means_is_the_exact_one_for_one_answer_and_never_a_point() -> None:
+    assert images_interval(np.repeat([0.0, 1.0], [7, 13])) == pytest.approx(accuracy_interval(13, 20))
+    for value in (0.0, 1 / 3, 1.0):  # whose images tell nothing about how much they vary
+        assert images_interval(np.full(20, value)) == pytest.approx(accuracy_interval(20 * value, 20))
 
 
 def test_accuracy_interval_lies_around_the_accuracy_and_narrows_with_n() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.label_free import MATCHES
+from analysis.tables import has_other_interval
 from experiments.runs.compare import chance_level, compare, curve_label, loss_caveat, plot_metric
 from experiments.runs.evaluate import predictions
 from experiments.tracking.store import Store
@@ -105,6 +106,9 @@ def test_intervals_are_called_what_they_are_and_settings_are_no_results(store: S
     assert "Clopper and Pearson's, over the images (for accuracies)" in drawn
     assert "Student's, over the draws of labelled images (for few-shot accuracies)" in drawn
     assert "Student's, over the queries (for mean average precision)" in drawn
+    over_images = "The 95 % intervals are Korn and Graubard's, over the images."
+    assert over_images in evaluated("averages", "robustness_knn_top1", "val/robustness_knn_blur_top1")
+    assert has_other_interval("finetune_10pct_top1")  # so it isn't taken for a bootstrap interval
     few = evaluated("few", "few_shot_5_top1", "linear_l2", "lidar_h")
     assert "The 95 % intervals are Student's, over the draws of labelled images." in few
     assert "Clopper" not in few

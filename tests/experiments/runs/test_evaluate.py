@@ -69,6 +69,16 @@ def test_an_interval_that_is_not_known_is_left_out(trained: Store) -> None:
     assert np.isnan([row["low"], row["high"]]).all()
 
 
+def test_the_interval_of_a_mean_over_corruptions_is_that_of_the_images_own_means(trained: Store) -> None:
+    subject = open_subject(encoder_of(trained.find("t0.2-s0")), trained, make_protocol(QUICK))
+    images = len(subject.labels("test"))
+    right = torch.tensor([0.7, 0.8] * images)[:images].double()  # all images are about as hard, so the mean is certain
+    outcome = Outcome({"robustness_knn_top1": right.mean().item()}, right={"robustness_knn_top1": right})
+    (row,) = evaluate._rows(subject, "robustness", outcome, {}, nan)
+    half = 1.96 * 0.05 / images**0.5
+    assert (row["low"], row["high"]) == pytest.approx((0.75 - half, 0.75 + half), abs=half / 3)
+
+
 def test_every_figure_is_logged_with_protocol_baselines_and_interval(trained: Store) -> None:
     report = report_of(trained, "t0.2-s0", ["knn", "linear", "no-labels"], ["knn.k=[1,200]"])
     record = trained.find("t0.2-s0")

@@ -89,6 +89,8 @@ def test_finetune_gives_mean_and_deviation_over_seeds_for_each_fraction(few: Dat
         found.append((predicted == subject.labels("test")).double().numpy())
         if seed == 0:
             assert torch.equal(predictions["finetune_10pct_top1"], predicted)
+    assert outcome.right["finetune_10pct_top1"].numpy() == pytest.approx(np.mean(found, axis=0))
+    assert set(outcome.right) == {f"finetune_{f}_{k}" for f in ("10pct", "100pct") for k in ("top1", "top5")}
     accuracies = np.mean(found, axis=1)
     assert metrics["finetune_10pct_top1"] == pytest.approx(accuracies.mean(), abs=1e-6)
     assert metrics["finetune_10pct_std"] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-6)

@@ -32,17 +32,22 @@ def test_the_clean_accuracy_is_that_of_the_classifier(classifier: str, scaled: s
 
 def test_means_are_over_the_corruptions_and_their_strengths(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(few, layer="pixels")
-    metrics = Robustness().run(subject).metrics
+    outcome = Robustness().run(subject)
+    metrics = outcome.metrics
     monkeypatch.setattr(robustness, "PIXELS_PER_BATCH", 7 * few.side**2)
     assert Robustness().run(subject).metrics == metrics  # noise belongs to images, not to blocks
     classify = robustness.clean_classifier(subject, "knn")
     rows = few.parts["test"][robustness.permutation(60, 0, "robustness").numpy()]
-    one = {}
+    right = {}
     for name, strength in product(CORRUPTIONS, range(1, 6)):
         u = uniforms((60, 2), 0, "corruption", name, strength)
         images = corrupted(torch.from_numpy(few.images[rows]), name, strength, u)
         x = subject.model.normalize(images / 255).flatten(1)
-        one[name, strength] = (classify(x).numpy() == few.labels[rows]).mean()
+        right[name, strength] = classify(x).numpy() == few.labels[rows]
+    one = {condition: each.mean() for condition, each in right.items()}
+    for top, shares in outcome.right.items():
+        assert shares.mean().item() == pytest.approx(metrics[top])
+    assert outcome.right["robustness_knn_top1"].numpy() == pytest.approx(np.mean([*right.values()], axis=0))
     assert metrics["robustness_knn_top1"] == pytest.approx(np.mean([*one.values()]))
     assert metrics["robustness_knn_noise_top1"] == pytest.approx(np.mean([one["noise", s] for s in range(1, 6)]))
     assert metrics["robustness_knn_strength5_top1"] == pytest.approx(np.mean([one[name, 5] for name in CORRUPTIONS]))
