@@ -228,15 +228,8 @@ def import_(  # over 60 lines, because of its signature
             partial=partial,
             observer=terminal,
         )
-    model = imported.model
-    if imported.other_stems:
-        typer.echo(
-            f"warning: the weights fit the stem {model['stem']}, but also {' or '.join(imported.other_stems)}: if the "
-            f"encoder was trained with another stem, import it again with --stem",
-            err=True,
-        )
     entries = {what: getattr(imported, what) for what in ("left_out", "missing", "unmatched")}
-    run = {"run": record.name, "id": record.id, "model": model, "normalize": normalize, **entries}
+    run = {"run": record.name, "id": record.id, "model": imported.model, "normalize": normalize, **entries}
     show(run | {"next": [f"simclr eval {record.handle}"]}, _describe_import, as_json=as_json)
 
 

@@ -14,7 +14,7 @@ from simclr.evaluate.base import are_unequal
 from simclr.evaluate.evaluations import evaluate, get_evaluation
 from simclr.evaluate.knn import Knn
 from simclr.evaluate.protocol import identity
-from simclr.evaluate.subject import Subject, random_encoder
+from simclr.evaluate.subject import Subject, hash_rows, model_fingerprint, random_encoder
 from simclr.files import written_whole
 from simclr.weights.start import Start, weights_digest
 
@@ -32,7 +32,7 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
     pixels = protocol.layer == PIXELS
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
-    reads += [weights_digest(start.weights)] if start else []
+    reads += [weights_digest(start.weights)] if start else [] if pixels else _measured_by(subject)
     evaluation = get_evaluation(protocol, name)
     settings = [evaluation.model_dump()]
     protocol_id = identity(name, protocol, config, subject.data, subject.device)
@@ -57,6 +57,12 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
     with written_whole(path, "Free some space and run the command again") as scratch:
         scratch.write_text(json.dumps(metrics))
     return metrics
+
+
+def _measured_by(subject: Subject) -> list[str]:
+    """Digests of what sets an untrained network besides its config: its batch norms are measured on images."""
+    filters = [subject.model.encoder.conv1] if subject.config.model.stem == "whitening" else []
+    return [hash_rows(subject.data.parts["pretrain"]), *map(model_fingerprint, filters)]  # type: ignore[arg-type]
 
 
 def pixel_accuracy(subject: Subject, store: Store) -> float:

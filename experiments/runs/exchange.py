@@ -21,6 +21,7 @@ from simclr.progress import SILENT, Observer
 from simclr.weights.checkpoint import fill, is_own, save_weights
 from simclr.weights.export import Parity, export_encoder
 from simclr.weights.foreign import Imported, import_encoder
+from simclr.weights.start import warn_of_stems
 
 
 def import_run(
@@ -53,6 +54,7 @@ def import_run(
     metadata = {"config": to_toml(config), "digest": UNKNOWN_DATA}
     tracker.artifact("model.safetensors", lambda file: save_weights(file, model, metadata))
     tracker.finish("FINISHED")
+    warn_of_stems(imported, observer, "import it again with --stem")
     return tracker.record(), imported
 
 

@@ -14,7 +14,7 @@ from simclr.model import RESNETS
 from simclr.settings import merge
 from simclr.weights.checkpoint import is_own
 from simclr.weights.foreign import import_encoder
-from simclr.weights.start import ARCHITECTURE, Start, cached_weights
+from simclr.weights.start import ARCHITECTURE, Start, cached_weights, warn_of_stems, with_options
 
 
 class Stock(NamedTuple):
@@ -41,7 +41,9 @@ def stock_encoder(name: str, subject: Subject) -> Stock:
     try:
         found = import_encoder(path, backbone=backbone)
     except UserError as error:
-        raise UserError(f"--stock: {error}. If `simclr import` can read it with options, evaluate its run") from None
+        raise UserError(f"--stock: {error}. {with_options(path)} evaluate its run") from None
+    remedy = f"import it with `simclr import {path} --stem STEM`, and evaluate its run"
+    warn_of_stems(found, subject.observer, remedy)
     if found.side not in (None, side := subject.model.side):
         raise UserError(f"{path} takes images of {found.side} px, but these are of {side} px: choose another --stock")
     table = merge(subject.config.model_dump(mode="json"), {"data": {"normalize": "imagenet"}})

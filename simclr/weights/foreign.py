@@ -216,6 +216,16 @@ def detect_layout(state: Mapping[str, Tensor], place: Place) -> Layout:
     return max(rows, key=lambda row: sum(key.startswith(row.heads) for key in state))
 
 
+def _row(
+    states: Mapping[str, Mapping[str, Tensor]], place: Place, backbone: str | None, layout: str = "auto"
+) -> Layout:
+    """The layout of the encoder at a place. Other encoders below it, such as its moving average, are not imported."""
+    state = states[place.state]
+    row = LAYOUTS.get(layout) or detect_layout(state, place)
+    found = (other.prefix for other in find_encoders({place.state: state}, _anchors(backbone)))
+    return row._replace(heads=(*row.heads, *(other for other in found if other != place.prefix[: len(other)])))
+
+
 def _renamed(key: str, parts: Mapping[str, str]) -> str:
     """A name with its first part replaced, and with torchvision's name of a block's shortcut."""
     part, dot, rest = key.partition(".")
@@ -277,7 +287,7 @@ def import_encoder(
     states = read_foreign(path)
     place = _choose(states, layout, backbone, prefix)
     state = states[place.state]
-    row = LAYOUTS.get(layout) or detect_layout(state, place)
+    row = _row(states, place, backbone, layout)
     inside = [key for key in state if key.startswith(place.prefix) and not key.startswith(row.heads)]
     check_tensors(path, {key: state[key] for key in inside})
     match = _match(state, place, row, backbone, stem)
@@ -288,7 +298,8 @@ def import_encoder(
             f"{tuple(own[wrong].shape)}: {_remedy(states, backbone)}"
         )
     if (match.missing or match.unmatched) and not partial:
-        raise _mismatch(path, match, _remedy(states, backbone))
+        # Whatever else is in the file of a whole ResNet that was found without its name, it is no other network.
+        raise _mismatch(path, match, _remedy(states, backbone) if match.missing or backbone else "")
     encoder, _ = build_encoder(make({"model": match.model}).model, match.side or 224, 0)
     whole = {
         name: t if t.shape == own[name].shape else t.view(-1, len(own[name])).mean(0)
@@ -360,7 +371,7 @@ def _has_network(states: Mapping[str, Mapping[str, Tensor]], backbone: str) -> b
     for place in find_encoders(states, _anchors(backbone)):
         state = states[place.state]
         try:
-            match = _match(state, place, detect_layout(state, place), backbone, None)
+            match = _match(state, place, _row(states, place, backbone), backbone, None)
         except UserError:
             continue
         fit = all(_fits(name, tensor, match.own[name]) for name, tensor in match.tensors.items())
@@ -385,7 +396,5 @@ def _mismatch(path: Path, match: Match, remedy: str) -> UserError:
     if match.unmatched:
         names = first_few(match.unmatched)
         problems.append(f"{len(match.unmatched)} tensors belong neither to it nor to a known head ({names})")
-    return UserError(
-        f"{path} does not match {match.model['backbone']}: {' and '.join(problems)}; {remedy}. Add --partial to import "
-        f"it anyway"
-    )
+    found = "; ".join(filter(None, [" and ".join(problems), remedy]))
+    return UserError(f"{path} does not match {match.model['backbone']}: {found}. Add --partial to import it anyway")

@@ -18,8 +18,9 @@ from simclr.config import Config
 from simclr.data.dataset import stored_side
 from simclr.errors import UnusableWeights, UserError, unknown
 from simclr.model import RESNETS, backbones
+from simclr.progress import Observer
 from simclr.weights.checkpoint import fill, load_weights
-from simclr.weights.foreign import import_encoder
+from simclr.weights.foreign import Imported, import_encoder
 
 RESOLVED = re.compile(r"(.*)@([0-9a-f]{16})", re.DOTALL)
 ARCHITECTURE = ("backbone", "stem", "width")  # the settings of an encoder
@@ -48,16 +49,27 @@ def read_start(path: Path, backbone: str) -> Start:
         except UserError as error:
             if isinstance(first, UnusableWeights):
                 raise UserError(f"can't start from {path}: {first}") from None
-            raise UserError(
-                f"can't start from {path}: {error}. If `simclr import` can read it with options, start from the run "
-                f"that it makes"
-            ) from None
+            raise UserError(f"can't start from {path}: {error}. {with_options(path)} start from its run") from None
         model = {key: found.model[key] for key in ARCHITECTURE}
         return Start(path.name, model, found.other_stems, found.weights, found.side)
     own = {name.removeprefix("encoder."): t for name, t in weights.items() if name.startswith("encoder.")}
     model = {key: getattr(config.model, key) for key in ARCHITECTURE}
     side = _side(config) if config.model.backbone.startswith("vit_") else None
     return Start(config.run_name(), model, [], own, side)
+
+
+def with_options(path: Path) -> str:
+    """The remedy for a file that can be read only with options, which other commands lack, up to what to do then."""
+    return f"If it takes an option to read it, add the option to `simclr import {path}`, and"
+
+
+def warn_of_stems(found: Imported, observer: Observer, remedy: str) -> None:
+    """Warn if the weights of an encoder don't show which stem it has. `remedy` is what to do if it has another one."""
+    if found.other_stems:
+        observer.note(
+            f"warning: the weights fit the stem {found.model['stem']}, but also {' or '.join(found.other_stems)}: if "
+            f"the encoder was trained with another stem, {remedy}"
+        )
 
 
 def _side(config: Config) -> int:

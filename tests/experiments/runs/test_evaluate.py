@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.runs import baselines, encoders, evaluate
 from experiments.runs.encoders import FoundEncoder, encoder_of, open_subject
 from experiments.runs.evaluate import FIGURES_FILE, REFERENCES, evaluate_encoder, matched, references
+from experiments.runs.stock import stock_encoder
 from experiments.runs.use_of_test_set import describe_uses
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
@@ -25,8 +26,8 @@ from simclr.data.dataset import Dataset
 from simclr.errors import BadSettings, UserError
 from simclr.evaluate.base import Outcome
 from simclr.evaluate.protocol import make_protocol
-from simclr.evaluate.subject import random_encoder
-from simclr.model import Network
+from simclr.evaluate.subject import Subject, random_encoder
+from simclr.model import RESNETS, Network, WideResNet
 from simclr.progress import Observer
 from tests.experiments.studies.helpers import leave_out_pictures
 from tests.helpers import subject_of
@@ -203,6 +204,37 @@ def test_a_damaged_baseline_is_computed_again(damage: str, store: Store, digits:
     assert baselines.untrained_metrics(subject, "knn", store) == expected
     assert len(said) == 1
     assert f"{path} is damaged" in said[0]
+
+
+def test_an_untrained_network_with_other_statistics_or_other_filters_is_another_baseline(
+    store: Store, digits: Dataset
+) -> None:
+    def cached(subject: Subject) -> int:
+        """How many baselines there are, once that of the subject is one of them."""
+        baselines.untrained_metrics(subject, "knn", store)
+        return len(list(store.folder.rglob("cache/baselines/*.json")))
+
+    subject = subject_of(digits)
+    fewer = replace(digits, parts=digits.parts | {"pretrain": digits.parts["pretrain"][:70]})
+    assert [cached(each) for each in (subject, replace(subject, data=fewer), subject)] == [1, 2, 2]
+    whitened = subject_of(digits, model={"stem": "whitening"})
+    assert cached(whitened) == 3
+    filters = whitened.model.encoder.get_submodule("conv1").get_parameter("weight")
+    with torch.no_grad():
+        filters.mul_(2)
+    assert cached(whitened) == 4
+
+
+def test_a_stock_encoder_whose_stem_its_weights_do_not_show_is_a_warning(digits: Dataset, tmp_path: Path) -> None:
+    path, noted = tmp_path / "theirs.pth", list[str]()
+    observer = Observer()
+    observer.note = lambda text, folder=None: noted.append(text)  # type: ignore[method-assign]
+    for stem in ("imagenet", "cifar"):
+        torch.save(WideResNet(*RESNETS["resnet10"], 0.125, stem).state_dict(), path)
+        stock_encoder(str(path), replace(subject_of(digits), observer=observer))
+    (warning,) = noted
+    assert warning.startswith("warning: the weights fit the stem cifar, but also cifar_no_relu or cifar_pad2 or")
+    assert f"`simclr import {path} --stem STEM`" in warning
 
 
 def test_predictions_classes_and_confusion_matrix_agree_with_the_accuracy(

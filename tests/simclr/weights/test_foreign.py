@@ -360,6 +360,23 @@ def test_a_prefix_chooses_one_of_several_encoders(given, tmp_path):
     assert "encoder_q.conv1.weight" in imported.left_out
 
 
+@pytest.mark.parametrize("given", ["''", "'momentum_encoder.'", "'momentum_encoder.teacher.'"])
+def test_each_suggested_prefix_chooses_an_encoder_also_if_others_are_below_it(given, tmp_path, monkeypatch):
+    few_backbones(monkeypatch, "resnet10")
+    networks = {prefix: resnet() for prefix in ("", "momentum_encoder.", "momentum_encoder.teacher.")}
+    path, state = tmp_path / "foreign.pth", {}
+    for number, (prefix, network) in enumerate(networks.items(), 1):
+        network.state_dict()["conv1.weight"].mul_(number)
+        state |= prefixed(network, prefix)
+    torch.save(state, path)
+    assert given in error_of(import_encoder, path).partition("choose one with --prefix ")[2].split(" or ")
+    prefix = given.strip("'")
+    expected = networks[prefix].conv1.weight
+    imported = import_encoder(path, prefix=prefix)
+    assert torch.equal(imported.weights["conv1.weight"], expected)
+    assert len(imported.left_out) == len(state) - len(imported.weights)
+
+
 def test_the_usual_state_dict_comes_before_others(tmp_path):
     network, other = resnet(), resnet()
     expected = features(network)
@@ -511,6 +528,10 @@ def test_only_networks_that_may_be_in_the_file_are_built(tmp_path, monkeypatch):
     message = error_of(lambda: import_encoder(path, backbone="vgg11"))
     assert message.endswith("it is a resnet10, so add --backbone resnet10")
     assert set(built) <= {"vgg11", *RESNETS}
+    built.clear()
+    torch.save(resnet().state_dict() | {"queue": torch.ones(3)}, path)
+    assert error_of(import_encoder, path).endswith("(queue). Add --partial to import it anyway")
+    assert built == ["resnet10"]
 
 
 @pytest.mark.parametrize("kind", ["text", "cut", "missing", "safetensors", "torchscript"])

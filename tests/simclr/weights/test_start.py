@@ -105,3 +105,11 @@ def test_a_vision_transformer_of_another_side_is_refused_with_the_remedy(own: bo
 @pytest.mark.parametrize("text", ["weights.pth@0123456789abcdef", "weights.pth"])
 def test_a_start_that_is_not_there_is_named(text: str, digits: Dataset) -> None:
     assert "there is no file weights.pth, which init names" in error_of(start_training, tiny(init=text), digits, CPU)
+
+
+def test_of_several_encoders_a_training_starts_from_the_one_that_an_import_chooses(tmp_path: Path) -> None:
+    path, encoder = tmp_path / "theirs.pth", build_encoder(tiny().model, 16, 1)[0]
+    torch.save({prefix + name: t for prefix in "ab" for name, t in encoder.state_dict(prefix=".").items()}, path)
+    message = error_of(resolved, tiny(), path)
+    assert "choose one with --prefix 'a.' or 'b.'" in message
+    assert message.endswith(f"add the option to `simclr import {path}`, and start from its run")
