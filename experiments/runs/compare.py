@@ -223,7 +223,7 @@ def _is_bootstrapped(row: dict[str, Any], images: dict[tuple[str, str], int]) ->
 
 def curve_label(metric: str, record: Record) -> str:
     """A metric in words, for the axis of a figure."""
-    if metric == "train/loss" and (method := METHODS.get(_method(record))) is not None:
+    if metric == "train/loss" and (method := METHODS.get(method_of(record))) is not None:
         return method.loss_label
     if metric.startswith("snapshots/"):
         label = metric_label(metric.removeprefix("snapshots/"))
@@ -234,7 +234,7 @@ def curve_label(metric: str, record: Record) -> str:
 def chance_level(metric: str, record: Record) -> float:
     """The value of a metric for a network that has learned nothing; nan if it isn't known."""
     levels = {metric: float(record.tags.get("val_chance", nan))} if knn_metric([metric]) else {}
-    if (method := METHODS.get(_method(record))) is not None:  # a newer version may have recorded one more
+    if (method := METHODS.get(method_of(record))) is not None:  # a newer version may have recorded one more
         names = {f"{method.section_name}.{name}": name for name in method.section.model_fields}
         given = {names[name]: value for name, value in record.params.items() if name in names}
         section = method.section.model_validate(given, strict=False)  # MLflow keeps every value as text
@@ -246,7 +246,7 @@ def loss_caveat(metric: str, records: Sequence[Record]) -> str:
     """A sentence for curves of the loss that differ in what its scale depends on; empty if there is nothing to say."""
     if metric != "train/loss":
         return ""
-    methods = {_method(record) for record in records}
+    methods = {method_of(record) for record in records}
     sections = {METHODS[method].section_name for method in methods if method in METHODS}
     own = {name for record in records for name in record.params if name.partition(".")[0] in sections}
     names = [] if len(methods) > 1 else sorted(name for name in own if not name.endswith(OUTSIDE_THE_LOSS))
@@ -282,11 +282,12 @@ def curve(record: Record, metric: str) -> pd.DataFrame:
 
 def reads_labels(record: Record) -> bool:
     """Whether a run was trained on the labels of its images."""
-    method = METHODS.get(_method(record))
+    method = METHODS.get(method_of(record))
     return method is not None and method.reads_labels
 
 
-def _method(record: Record) -> str:
+def method_of(record: Record) -> str:
+    """The method that trained a run. Records of the first version don't name it."""
     return record.params.get("method", "simclr")
 
 

@@ -27,7 +27,7 @@ from analysis.tables import (
     metric_label,
 )
 from analysis.text import percent, to_json
-from experiments.runs.compare import chance_level, curve, curve_label
+from experiments.runs.compare import chance_level, curve, curve_label, method_of, reads_labels
 from experiments.runs.evaluate import LATER, REFERENCES, labels_of, matched, other_images, predictions, references
 from experiments.runs.pages import PAGE, figure, link, linked_server, report_files, report_folder, text_of, where
 from experiments.runs.use_of_test_set import describe_uses
@@ -91,13 +91,21 @@ def _how(figures: pd.DataFrame) -> str:
 def _caption(run: Record, figures: pd.DataFrame) -> str:
     """What a table of a run's figures is about."""
     elsewhere = f" and evaluated on {images_of(run)[0]}" * (run.kind != "pretrain")
-    return f"Results of {run.name}, trained {_trained(run)}{elsewhere}. {_how(figures)}"
+    by = f" ({', '.join(_method(run))})" * (run.kind == "pretrain")
+    return f"Results of {run.name}{by}, trained {_trained(run)}{elsewhere}. {_how(figures)}"
+
+
+def _method(run: Record) -> list[str]:
+    """The method that trained a run, and whether it read labels, if it was trained here."""
+    facts = [f"method {method_of(run)}", *["trained on labels"] * reads_labels(run)]
+    return facts if run.kind == "pretrain" else []
 
 
 def _about(run: Record) -> list[str]:
-    """A sentence about the labels that accuracies are of, if the run was trained without them."""
+    """Sentences about labels: whether training read them, and which accuracies are of, if it was done without them."""
     labels = labels_of(run)
-    return [f"Accuracies are for the labels in {labels}."] if labels else []
+    trained = [f"The method {method_of(run)} trains on labels."] if reads_labels(run) else []
+    return trained + ([f"Accuracies are for the labels in {labels}."] if labels else [])
 
 
 def _in_one_line(text: str) -> str:
@@ -175,6 +183,7 @@ def _page(run: Record, figures: pd.DataFrame, predicted: Predicted | None, findi
     facts = [
         dataset,
         run.params.get("model.backbone", ""),
+        *_method(run),
         *settings,
         f"started from {run.tags['start']}" if "start" in run.tags else "",
         run.started.strftime("%d %B %Y"),

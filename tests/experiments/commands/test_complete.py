@@ -14,19 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from experiments.commands.complete import NAMES
 from experiments.configs.presets import presets
 from experiments.tracking.store import Store
 from experiments.tracking.writing import start_run
-from simclr.config import Config
-from simclr.evaluate.protocol import Protocol
-from simclr.settings import setting_names
 from tests.helpers import ROOT
-
-
-def test_the_settings_that_can_be_completed_are_all_settings() -> None:
-    assert NAMES["config"] == setting_names(Config), "write the list in experiments/settings.toml anew"
-    assert NAMES["protocol"] == setting_names(Protocol), "write the list in experiments/settings.toml anew"
 
 
 def environment(typed: str, home: Path) -> dict[str, str]:

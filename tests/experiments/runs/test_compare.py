@@ -163,12 +163,13 @@ def test_runs_without_labels_are_compared_by_how_often_they_find_the_other_view(
     assert compare(["a", "other"], store).notes[0] == (
         f"{MATCHES} can't be compared between a and other: train.batch_size is 64 and 128"
     )
-    tracker = start_run(store, "spectrum", "pretrain", {})
+    tracker = start_run(store, "spectrum", "pretrain", {"method": "supcon"})
     tracker.log({"eval/spectrum_rank_h": 9.0})
     tracker.tag_protocols({"spectrum_rank_h": "3-cccccc"})
     tracker.finish("FINISHED")
     told = compare(["a", "spectrum"], store).notes
     assert "To compare these runs without labels, run `simclr eval spectrum --no-labels`." in told
+    assert "Trained on labels: spectrum." in told
 
 
 def test_a_run_that_was_not_evaluated_cannot_be_compared(store: Store) -> None:

@@ -47,10 +47,26 @@ def test_a_run_is_reported_next_to_its_baselines(store: Store, tmp_path: Path) -
     page = (tmp_path / "report.html").read_text()
     assert "Most often confused" not in page
     assert "359 test images are too few to say which classes" in page
-    assert r"\caption{Results of elsewhere-s0, trained for 1 epoch on digits. " in text
+    assert r"\caption{Results of elsewhere-s0 (method simclr), trained for 1 epoch on digits. " in text
     assert r"and of chance. The 95 \% intervals are Clopper and Pearson's, over the images." in text
     assert r"\label{tab:elsewhere-s0}" in text
     assert r"\begin{tabular}{llrrr}" in text
+
+
+def test_a_run_that_was_trained_on_labels_says_so_in_every_form(store: Store, tmp_path: Path) -> None:
+    settings = {"train.epochs": 3, "train.batch_size": 8, "method": "supcon"}
+    tracker = start_run(store, "new-s0", "pretrain", settings, {"seed": "0"})
+    tracker.log({"eval/knn_k9_top1": 0.5})
+    tracker.tag_protocols({"knn_k9_top1": "3-aaaaaa"})
+    tracker.finish("FINISHED")
+    for form in ("terminal", "markdown", "csv"):
+        assert "The method supcon trains on labels." in report(tracker.record(), store, form)[1]
+    assert "The method supcon trains on labels." in json.loads(report(tracker.record(), store, "json")[0])["notes"]
+    text, _ = report(tracker.record(), store, "latex", tmp_path)
+    assert "Results of new-s0 (method supcon, trained on labels), trained for 3 epochs" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "method supcon" in page
+    assert "trained on labels" in page
 
 
 def test_the_figures_of_a_run_are_numbers_in_csv_and_json(store: Store) -> None:

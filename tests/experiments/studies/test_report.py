@@ -20,6 +20,7 @@ from experiments.tracking import local
 from experiments.tracking.store import Record, Store
 from experiments.tracking.writing import Tracker
 from simclr.errors import UserError
+from simclr.methods import METHODS
 from tests.experiments.studies.helpers import PREVIOUS_RUNS, leave_out_figures, like_the_baseline, write_previous_study
 
 NAMED = "baseline (lr=0.1)"  # the baseline of the recorded study, with its own value of what is varied
@@ -249,6 +250,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(previous: Record, store: Store
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"can't write to .*file/out: .*\. Choose another --out"):
         report(previous, store, out=tmp_path / "file" / "out")
+
+
+def test_cells_that_were_trained_on_labels_are_named(
+    previous: Record, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (study,) = store.studies_among(["old"])
+    found = []
+    for reads_labels in (False, True):
+        monkeypatch.setattr(METHODS["simclr"], "reads_labels", reads_labels)
+        text, notes = tables(study, store)
+        found.append("Trained on labels: " in " ".join(" ".join([text, *notes]).split()))
+    assert found == [False, True]
 
 
 def test_the_tables_of_a_study_are_printed_without_writing_anything(previous: Record, store: Store) -> None:
