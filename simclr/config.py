@@ -123,8 +123,8 @@ class Config(MethodSections):
     name: Name = "simclr"  # name of the run, to which -s and the seed are appended
     method: Annotated[str, one_of("method", lambda: METHODS)] = "simclr"  # method that trains the encoder
     seed: Seed = 0  # seed of the initial weights, the order of the images and the augmentations
-    # Weights that the encoder starts from: a run, or a file of torchvision, timm or another program, as for `simclr
-    # import` (default: random ones). The suite appends @ and the digest of their tensors, and checks it.
+    # Weights that the encoder starts from: a run, or a file of torchvision, timm (ResNets) or another program, as
+    # for `simclr import` (default: random ones). The suite appends @ and the digest of their tensors, and checks it.
     init: Annotated[str, Field(min_length=1)] | None = later(None)
     device: str = "auto"  # device to compute on: cpu, cuda, cuda:1, mps or auto (the accelerator if there is one)
     memory: Memory | None = None  # memory of the accelerator to plan for, e.g. "8GiB" (default: all of it)

@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that follow from the code: `python -m website.reference`."""
+"""Writes what follows from the code, the reference and the names of settings: `python -m website.reference`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ import cli
 from experiments.configs.resolve import TimeBudget
 from simclr.config import Config
 from simclr.evaluate.protocol import Protocol
+from simclr.settings import setting_names
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by `make docs` from the code. Change the code, not this page. -->\n\n"
+NAMES = PAGES.parent.parent / "experiments" / "settings.toml"
+ABOUT_NAMES = """# The names of all settings, for a shell's completion, which can't wait for the code that defines them.
+# Written by `make docs` from the code.
+"""
 COMMANDS = """# Commands
 
 Every command with its arguments, options and defaults, as `simclr COMMAND --help` shows them. `simclr --help` lists the
@@ -149,6 +154,15 @@ def settings() -> str:
     return page.rstrip() + "\n"
 
 
+def setting_lists() -> str:
+    """The file of all names of settings, which `experiments/commands/complete.py` reads."""
+    parts = {"config": setting_names(Config), "protocol": setting_names(Protocol)}
+    return ABOUT_NAMES + "".join(
+        "\n".join([f"{part} = [", *(f'    "{name}",' for name in names), "]\n"]) for part, names in parts.items()
+    )
+
+
 if __name__ == "__main__":
+    NAMES.write_text(setting_lists(), encoding="utf-8")
     PAGES.joinpath("commands.md").write_text(commands(), encoding="utf-8")
     PAGES.joinpath("settings.md").write_text(settings(), encoding="utf-8")

@@ -219,8 +219,9 @@ Device = Annotated[
 Init = Annotated[
     str | None,
     typer.Option(
-        help="Weights to start the encoder from: a run, a file of torchvision, timm or another program that `simclr "
-        "import` reads, or the name of a torchvision network, such as resnet18, whose weights are in PyTorch's cache.",
+        help="Weights to start the encoder from: a run, a file of torchvision, timm (ResNets) or another program that "
+        "`simclr import` reads, or the name of a torchvision network, such as resnet18, whose weights are in PyTorch's "
+        "cache.",
         show_default="random weights",
         autocompletion=complete.encoders,
     ),

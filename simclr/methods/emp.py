@@ -25,6 +25,7 @@ class EMP(Method):
     section = EMPConfig
     loss_label = "EMP-SSL loss"
     figures = ("invariance", "coding_rate", "spread")
+    head_batch_norm = "hidden"  # as in its authors' code
     settings: EMPConfig
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (unsupervised)

@@ -43,9 +43,12 @@ CASES = {  # settings of a method, and how many images are in memory at the same
     "simclr, blocks": ("simclr", {}, 16),
     "simclr, dropout": ("simclr", {}, 4),
     "simclr, averaged": ("simclr", {"ema": 0.9}, 4),
+    "moco, more views": ("moco", {}, 4),
+    "vicreg, small crops": ("vicreg", {}, 4),
     **{name: (name, {}, 4) for name in METHODS if name not in ("simclr", "distill")},  # the last one needs a teacher
 }
-FEW = 4  # of them
+AUGMENT = {"moco, more views": {"views": 3}, "vicreg, small crops": {"local": {"count": 2, "size": 8}}}
+FEW = 4  # of the cases
 Tensors = dict[str, Tensor]
 
 
@@ -65,7 +68,8 @@ def environment(count: int, rank: int, port: int) -> dict[str, str]:
 def two_steps(data: Dataset, case: str, device: torch.device) -> Tensors:
     """Weights, running statistics and what the steps report, after two steps in float64."""
     method, train, micro_batch = CASES[case]
-    config = tiny(method=method, model=SMALL, train=TRAIN | train | {"micro_batch": micro_batch})
+    settings = TRAIN | train | {"micro_batch": micro_batch}
+    config = tiny(method=method, model=SMALL, train=settings, augment=AUGMENT.get(case, {}))
     with pytest.MonkeyPatch.context() as patch:
         if case.endswith("blocks"):
             patch.setattr(ntxent, "PLAIN_ROWS", 0)

@@ -22,6 +22,10 @@ def test_the_pages_are_those_that_the_code_gives(name: str, page: str) -> None:
     assert stored == page, "run `make docs`, and commit the pages that it writes"
 
 
+def test_the_names_of_settings_are_those_that_the_code_has() -> None:
+    assert reference.NAMES.read_text(encoding="utf-8") == reference.setting_lists(), "run `make docs`, and commit"
+
+
 def test_every_command_and_option_is_explained() -> None:
     for name, command, _ in reference.help_pages():
         section = COMMANDS.partition(f"\n## `simclr {name}`\n")[2].partition("\n## ")[0]

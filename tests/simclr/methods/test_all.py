@@ -170,8 +170,9 @@ def test_some_methods_refuse_local_crops() -> None:
 
 def test_a_network_without_the_batch_norm_of_a_published_head_is_remarked() -> None:
     remarks = {name: kind.remark(config_of(name).model) for name, kind in METHODS.items()}
-    assert {name for name, text in remarks.items() if text} == {"byol", "simsiam", "barlow", "vicreg"}
+    assert {name for name, text in remarks.items() if text} == {"byol", "simsiam", "barlow", "vicreg", "emp"}
     assert remarks["byol"].endswith("only after the head's hidden layers: add --set model.head_batch_norm=hidden")
+    assert remarks["emp"] == remarks["byol"]
     assert remarks["simsiam"].endswith("after each layer of the head: add --set model.head_batch_norm=true")
     assert METHODS["byol"].remark(tiny(model={"head_batch_norm": True}).model) == remarks["byol"]
     for model in ({"head_batch_norm": "hidden"}, {"head": "none"}, {"head": "linear"}):  # no use in adding it

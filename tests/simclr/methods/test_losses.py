@@ -221,6 +221,10 @@ CASES: dict[str, tuple[str, int, dict[str, Any], Callable[[Tensor, Any], float]]
 }
 
 
+def test_every_method_has_a_case() -> None:
+    assert {name for name, *_ in CASES.values()} == METHODS.keys() - {"simclr"}  # whose are in test_ntxent.py
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("views", [2, 3])
 def test_a_loss_equals_its_definition_in_loops(case: str, views: int) -> None:
@@ -395,6 +399,12 @@ def test_losses_equal_those_of_lightly() -> None:
     emp, z = pytest.importorskip("lightly.loss.emp_ssl_loss"), F.normalize(e.float(), dim=2)
     expected = 3 * emp.invariance_loss(z) - emp.tcr_loss(z, 0.3)
     torch.testing.assert_close(ours("emp", e, invariance=3.0, distortion=0.3).float(), expected)
+    torch.testing.assert_close(ours("byol", e), 4 + 4 * simsiam)  # the mean of two negative cosines
+    torch.testing.assert_close(ours("simclr", torch.stack([z1, z2]), temperature=0.3), losses.NTXentLoss(0.3)(z1, z2))
+    moco = method_of("moco", queue=9, temperature=0.3)
+    queued = losses.NTXentLoss(0.3, memory_bank_size=(9, D))
+    queued.memory_bank.bank = moco.queue
+    torch.testing.assert_close(moco.loss(e, LABELS)[0], (queued(e[0], e[3]) + queued(e[1], e[2])) / 2)
     if hasattr(losses, "SupConLoss"):  # lightly 1.6 has none
         supcon = losses.SupConLoss(temperature=0.4)(torch.stack([z1, z2], 1), LABELS)
         torch.testing.assert_close(ours("supcon", torch.stack([z1, z2]), temperature=0.4), supcon)
