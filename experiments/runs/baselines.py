@@ -61,8 +61,8 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
 
 def _measured_by(subject: Subject) -> list[str]:
     """Digests of what sets an untrained network besides its config: its batch norms are measured on images."""
-    filters = [subject.model.encoder.conv1] if subject.config.model.stem == "whitening" else []
-    return [hash_rows(subject.data.parts["pretrain"]), *map(model_fingerprint, filters)]  # type: ignore[arg-type]
+    filters = [subject.model.encoder.get_submodule("conv1")] if subject.config.model.stem == "whitening" else []
+    return [hash_rows(subject.data.parts["pretrain"]), *map(model_fingerprint, filters)]
 
 
 def pixel_accuracy(subject: Subject, store: Store) -> float:

@@ -47,7 +47,10 @@ CASES = {  # settings of a method, and how many images are in memory at the same
     "vicreg, small crops": ("vicreg", {}, 4),
     **{name: (name, {}, 4) for name in METHODS if name not in ("simclr", "distill")},  # the last one needs a teacher
 }
-AUGMENT = {"moco, more views": {"views": 3}, "vicreg, small crops": {"local": {"count": 2, "size": 8}}}
+AUGMENT: dict[str, dict[str, object]] = {
+    "moco, more views": {"views": 3},
+    "vicreg, small crops": {"local": {"count": 2, "size": 8}},
+}
 FEW = 4  # of the cases
 Tensors = dict[str, Tensor]
 
