@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def _work(home: Path, command: str, output: Path, variables: dict[str, str]) -> 
 
 def start(home: Path, command: str, output: str = "output.txt", **variables: str) -> Any:
     """Start a process that runs a command in a home, with these variables. Its output goes to a file next to that."""
+    return fork(_work, home, command, home.parent / output, variables)
+
+
+def fork(work: Callable[..., None], *arguments: object) -> Any:
+    """Start a process that calls a function. It has imported the suite already, which takes longer than the work."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)  # importing takes longer than the work
-    process = context.Process(target=_work, args=(home, command, home.parent / output, variables))
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=work, args=arguments)
     process.start()
     return process
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from cli import app
 from experiments.configs.resolve import resolve
 from experiments.search.space import load_space
 from experiments.search.trials import open_search, run_trials
 from experiments.tracking.store import Store
 from simclr.progress import Observer
-from tests.helpers import ROOT
+from simclr.weights import checkpoint
+from tests.experiments.studies.helpers import leave_out_pictures, leave_out_timing
+from tests.system.processes import fork
 
 CONFIG = """
 device = "cpu"
@@ -27,23 +30,27 @@ train = {epochs = 4, batch_size = 128, knn_every = 0, precision = "fp32", checkp
 """
 SPACE = "[[parameter]]\nsetting = 'optim.lr'\nlow = 1e-4\nhigh = 1e-2\n"
 
-# The command line, which kills itself after the third checkpoint of the second run: trial 1, as trial 0 is the start.
-KILLED = """
-import os, signal, sys
-from cli import app
-from simclr.weights import checkpoint
+ARGUMENTS = "search --config c.toml --space space.toml --trials 2 --seeds 0 --name s"
 
-save, saved = checkpoint.save, []
 
-def save_and_die(folder, step, state):
-    save(folder, step, state)
-    saved.append(folder)
-    if folder != saved[0] and saved.count(folder) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+def search_and_die(folder: Path) -> None:
+    """Search, and kill this process after the third checkpoint of the second run: trial 1, as trial 0 is the start."""
+    os.environ["SIMCLR_HOME"] = str(folder)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    save, saved = checkpoint.save, list[Path]()
 
-checkpoint.save = save_and_die
-app(sys.argv[1:])
-"""
+    def save_and_die(folder: Path, step: int, state: dict[str, Any]) -> None:
+        save(folder, step, state)
+        saved.append(folder)
+        if folder != saved[0] and saved.count(folder) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        leave_out_pictures(patch)
+        leave_out_timing(patch)
+        app(ARGUMENTS.split())
 
 
 class Metrics(Observer):
@@ -60,16 +67,9 @@ class Metrics(Observer):
 def test_a_killed_search_resumes_its_trial_from_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(CONFIG)
     (tmp_path / "space.toml").write_text(SPACE)
-    arguments = "search --config c.toml --space space.toml --trials 2 --seeds 0 --name s"
-    environment = {"SIMCLR_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments.split()],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = fork(search_and_die, tmp_path)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     store = Store(tmp_path)
     (interrupted,) = store.records(trial="1")
     assert interrupted.status == "KILLED"  # opening the store marks it

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from contextlib import closing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from experiments.tracking.writing import Tracker, copy_run, start_run
 from simclr.errors import UserError
 from simclr.progress import Observer
 from simclr.train.loop import Interrupted
-from tests.helpers import ROOT
+from tests.system.processes import fork
 
 
 def finished_run(store: Store, name: str = "run", key: str = "k") -> Record:
@@ -185,38 +185,24 @@ def test_which_of_several_runs_with_a_name_is_used_is_said(store: Store) -> None
     assert said == [f"2 runs are called photos-s0: using the newest, {newest.short_id}"]
 
 
-OPEN = """
-import sys
-from pathlib import Path
-from experiments.tracking.store import Store
-from experiments.tracking.writing import start_run
-print("ready", flush=True)
-sys.stdin.readline()
-store = Store(Path(sys.argv[1]))
-with start_run(store, "together", "pretrain", {}).finishing(KeyboardInterrupt) as tracker:
-    for step in range(5):
-        tracker.log({"train/loss": 1.0}, step)
-        tracker.flush()
-"""
+def open_together(home: Path, ready: Barrier) -> None:
+    """Open a store and record a run, at the same moment as other processes."""
+    ready.wait()
+    store = Store(home)
+    with start_run(store, "together", "pretrain", {}).finishing(KeyboardInterrupt) as tracker:
+        for step in range(5):
+            tracker.log({"train/loss": 1.0}, step)
+            tracker.flush()
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs fork")
 def test_four_processes_may_create_a_store_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OPEN, str(tmp_path / "fresh")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)
-    ]
+    ready = multiprocessing.get_context("forkserver").Barrier(4, timeout=600)
+    processes = [fork(open_together, tmp_path / "fresh", ready) for _ in range(4)]
     for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, errors
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
     records = Store(tmp_path / "fresh").records()
     assert [record.status for record in records] == ["FINISHED"] * 4
     assert all(len(record.history("train/loss")) == 5 for record in records)
