@@ -26,7 +26,7 @@ from experiments.configs import resolve
 from simclr.evaluate.protocol import make_protocol
 from simclr.settings import merge
 from tests.experiments.commands.helpers import invoke
-from tests.experiments.studies.helpers import leave_out_figures, leave_out_pictures
+from tests.experiments.studies.helpers import leave_out_figures, leave_out_pictures, leave_out_timing
 from tests.helpers import ROOT, TINY
 from tests.website.documented import PAGES, in_blocks, in_text
 
@@ -132,10 +132,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         assert invoke("pretrain", "--preset", "shapes").exit_code == 0
         leave_out_pictures(patch)  # that one run has them
         leave_out_figures(patch)
-        # How long work takes is not what these tests are about.
-        patch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: 0.01)
-        for name in ("studies.forecast", "search.forecast"):
-            patch.setattr(f"experiments.{name}.evaluation_seconds", lambda *_: 1.0)
+        leave_out_timing(patch)
         yield
 
 

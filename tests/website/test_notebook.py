@@ -11,10 +11,14 @@ from tests.helpers import ROOT
 LENGTH = "--epochs 9 --set data.limit=1800"
 SHORT = "--epochs 1 --set data.limit=256 --set model.width=0.125"  # the test is of the commands
 
-# Runs `!simclr ...` in the kernel, which has imported torch already.
+# Runs `!simclr ...` in the kernel, which has imported torch already, without what takes longer than the training.
 IN_THE_KERNEL = """
-import shlex, cli
+import shlex, cli, pytest
 from typer.testing import CliRunner
+from tests.experiments.studies.helpers import leave_out_figures, leave_out_pictures, leave_out_timing
+
+for leave_out in (leave_out_figures, leave_out_pictures, leave_out_timing):
+    leave_out(pytest.MonkeyPatch())
 
 def system(line):
     program, *words = shlex.split(get_ipython().var_expand(line, depth=1))

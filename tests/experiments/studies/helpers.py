@@ -40,6 +40,13 @@ def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(plots, name, draw)
 
 
+def leave_out_timing(patch: pytest.MonkeyPatch) -> None:
+    """Replace the times that a forecast measures by fixed ones."""
+    patch.setattr("experiments.runs.estimate.timed_steps", lambda *_, **__: 0.01)
+    for name in ("studies.forecast", "search.forecast"):
+        patch.setattr(f"experiments.{name}.evaluation_seconds", lambda *_: 1.0)
+
+
 def previous_plan() -> StudyPlan:
     """The plan of the recorded study: a baseline, a cell that diverged, and one whose run was copied from elsewhere."""
     return plan_study(tiny(train={"epochs": 1}, optim=PREVIOUS_SGD), vary=["optim.lr=1e30,0.01"])
