@@ -98,8 +98,6 @@ def summary(  # over 60 lines, because a row is filled column by column
             row["verdict"] += f" (against {others[name]}: {other.mean:+.2f}, expected {size})"
         else:
             row |= {"expected": expected, "verdict": _verdict(difference.mean, p_holm, row["finding"], expected)}
-            if row["verdict"] == CANT_TELL and row["p_dunnett"] < SIGNIFICANT:
-                row["verdict"] += f" (pooled: {_agreement(difference.mean, expected)})"
         rows.append(row)
     table = pd.DataFrame(rows)
     tested = [not np.isnan(each.p) for each in differences]
@@ -160,12 +158,9 @@ def _verdict(difference: float, p: float, finding: str, expected: float | str | 
     """Whether a difference is significantly on the expected side of 0, or on the other; else its finding."""
     if expected is None:
         return ""
-    return _agreement(difference, expected) if p < SIGNIFICANT else finding or CANT_TELL
-
-
-def _agreement(difference: float, expected: float | str | None) -> str:
-    side = SIDES[expected] if isinstance(expected, str) else np.sign(expected or 0.0)
-    return "agrees" if np.sign(difference) == side else "differs"
+    side = SIDES[expected] if isinstance(expected, str) else np.sign(expected)
+    agreement = "agrees" if np.sign(difference) == side else "differs"
+    return agreement if p < SIGNIFICANT else finding or CANT_TELL
 
 
 def shown(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
