@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -21,14 +21,19 @@ NODES = 80  # of each quadrature, which is then exact to five digits
 class Pooled(NamedTuple):
     """What one error for all cells says of each cell's difference to the first cell."""
 
-    p_dunnett: NDArray[np.float64]  # of no difference (C, the first nan), corrected for the number of cells
-    p_equal: float  # Bartlett's test of equal variances
-    excess: float  # of the variance of the paired differences, over the one that the common error leads to expect
+    t: NDArray[np.float64]  # each difference in standard errors (C, the first nan)
+    freedom: int  # of the common error
+    p_equal: Any  # Bartlett's test of equal variances
+    excess: Any  # of the variance of the paired differences, over the one that the common error leads to expect
 
-    def holds(self) -> bool:
+    def holds(self) -> Any:
         """Whether neither check contradicts a common error of all cells. The excess is above 1 if the first cell varies
         more, which invalidates all comparisons at once."""
-        return self.p_equal >= UNEQUAL and self.excess <= 1
+        return (self.p_equal >= UNEQUAL) & (self.excess <= 1)
+
+    def p_dunnett(self) -> NDArray[np.float64]:
+        """The p values of no difference (C, the first nan), corrected for the number of cells."""
+        return dunnett_p(self.t, self.t.shape[-1] - 1, self.freedom)
 
 
 def pooled_differences(values: ArrayLike, first: int | None = None) -> Pooled:
@@ -36,23 +41,26 @@ def pooled_differences(values: ArrayLike, first: int | None = None) -> Pooled:
 
     The error of all cells together has (C - 1)(S - 1) degrees of freedom, where a paired t test has S - 1. If the
     spread of the `first` seeds decided how many follow, only these estimate it. All is nan if the differences are the
-    same in all of these. Raises ValueError for fewer than two cells or FEWEST_SEEDS seeds.
+    same in all of these. Axes before these two are other studies. Raises ValueError for fewer than two cells or
+    FEWEST_SEEDS seeds.
     """
     x = np.asarray(values, np.float64)
-    measured = x[:, :first]
-    cells, seeds = measured.shape
+    measured = x[..., :first]
+    cells, seeds = measured.shape[-2:]
     if cells < 2 or seeds < FEWEST_SEEDS:
         raise ValueError(f"got {cells} cells and {seeds} seeds: expected at least 2 and {FEWEST_SEEDS}")
-    residuals = measured - measured.mean(1, keepdims=True) - measured.mean(0) + measured.mean()
+    residuals = measured - measured.mean(-1, keepdims=True) - measured.mean(-2, keepdims=True)
+    residuals += measured.mean((-2, -1), keepdims=True)
     freedom = (cells - 1) * (seeds - 1)
-    if np.ptp(residuals) < 1e-12:
-        return Pooled(np.full(cells, np.nan), np.nan, np.nan)
-    variance = 2 * (residuals**2).sum() / freedom  # of a difference
-    difference = x.mean(1) - x[0].mean()
-    difference[0] = np.nan
-    p = dunnett_p(difference / np.sqrt(variance / x.shape[1]), cells - 1, freedom)
-    excess = (measured[1:] - measured[0]).var(1, ddof=1).mean() / variance
-    return Pooled(p, float(scipy.stats.bartlett(*residuals).pvalue), float(excess))
+    unknown = np.ptp(residuals, (-2, -1)) < 1e-12
+    variance = np.where(unknown, np.nan, 2 * (residuals**2).sum((-2, -1)) / freedom)  # of a difference
+    difference = x.mean(-1) - x[..., :1, :].mean(-1)
+    difference[..., 0] = np.nan
+    t = difference / np.sqrt(variance / x.shape[-1])[..., None]
+    excess = (measured[..., 1:, :] - measured[..., :1, :]).var(-1, ddof=1).mean(-1) / variance
+    with np.errstate(all="ignore"):  # of what is unknown
+        p_equal = scipy.stats.bartlett(*np.moveaxis(residuals, -2, 0), axis=-1).pvalue
+    return Pooled(t, freedom, np.where(unknown, np.nan, p_equal)[()], excess)
 
 
 def dunnett_p(t: ArrayLike, comparisons: int, freedom: int) -> NDArray[np.float64]:

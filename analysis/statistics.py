@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +93,10 @@ def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_])
 
 
 class Mean(NamedTuple):
-    """A mean over n runs, its confidence interval, and the p value of a true mean of 0."""
+    """A mean over n runs, its confidence interval, and the p value of a true mean of 0.
+
+    Of values with several axes, all but n are arrays.
+    """
 
     mean: float
     low: float
@@ -104,7 +106,7 @@ class Mean(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95, first: int | None = None) -> Mean:
-    """The mean of some values, one per seed, with Student's t interval and test.
+    """The mean of some values, one per seed along the last axis, with Student's t interval and test.
 
     If the spread of the `first` values decided how many follow, only these estimate it, and both stay exact (Stein
     1945, doi 10.1214/aoms/1177731088). Interval and p are nan if fewer than FEWEST_SEEDS values measure the spread,
@@ -113,7 +115,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, first: int | None = No
     mean, error, freedom = _student(values, first)
     half = error * scipy.special.stdtrit(freedom, (1 + level) / 2)
     p = 2 * scipy.special.stdtr(freedom, -abs(mean) / error)
-    return Mean(mean, float(mean - half), float(mean + half), float(p), np.size(values))
+    return Mean(mean, mean - half, mean + half, p, np.shape(values)[-1])
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = 0.95, first: int | None = None) -> Mean:
@@ -126,39 +128,51 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = 0.9
     return mean_interval(one - other, level, first)
 
 
-def equivalence_p(differences: ArrayLike, margin: float, first: int | None = None) -> float:
-    """The p value of a mean difference of `margin` or more in either direction.
+def equivalence_p(differences: ArrayLike, margin: float, first: int | None = None) -> Any:
+    """The p value of a mean difference, along the last axis, of `margin` or more in either direction.
 
     It is the larger one of two one-sided t tests (Schuirmann 1987, doi 10.1007/BF01068419). If it is below 0.05, the
     90 % interval lies within the margin. `first` is as in `mean_interval`, and so is nan.
     """
     mean, error, freedom = _student(differences, first)
-    return float(scipy.special.stdtr(freedom, (abs(mean) - margin) / error))
+    return scipy.special.stdtr(freedom, (abs(mean) - margin) / error)
 
 
-def apart_p(differences: ArrayLike, margin: float) -> float:
-    """The p value of a mean difference of at most `margin` in either direction, by Student's two-sided t test.
+def apart_p(differences: ArrayLike, margin: float) -> Any:
+    """The p value of a mean difference, along the last axis, of at most `margin` in either direction, by Student's
+    two-sided t test.
 
     If it is below 0.05, the 95 % interval lies outside the margin. It is nan where that of `mean_interval` is.
     """
     mean, error, freedom = _student(differences, None)
-    return float(np.minimum(1.0, 2 * scipy.special.stdtr(freedom, (margin - abs(mean)) / error)))
+    return np.minimum(1.0, 2 * scipy.special.stdtr(freedom, (margin - abs(mean)) / error))
 
 
-def _student(values: ArrayLike, first: int | None) -> tuple[float, float, int]:
-    """The mean of some values, its standard error from the `first` of them (nan if unknown), and its freedom."""
+def _student(values: ArrayLike, first: int | None) -> tuple[Any, Any, int]:
+    """The means along the last axis, their standard errors from the `first` values (nan if unknown), and the freedom.
+
+    Each is a number for values with one axis.
+    """
     x = np.asarray(values, np.float64)
-    measured = x[:first]
-    mean = float(x.mean()) if x.size else math.nan
-    if measured.size < FEWEST_SEEDS or np.ptp(measured) < 1e-12:
-        return mean, math.nan, 0
-    return mean, float(measured.std(ddof=1)) / math.sqrt(x.size), measured.size - 1
+    measured = x[..., :first]
+    mean = x.mean(-1) if x.shape[-1] else math.nan
+    if measured.shape[-1] < FEWEST_SEEDS:
+        return mean, mean * math.nan, 0
+    deviation = np.where(np.ptp(measured, -1) < 1e-12, math.nan, measured.std(-1, ddof=1))
+    return mean, deviation / math.sqrt(x.shape[-1]), measured.shape[-1] - 1
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values after Holm's step-down adjustment (1979), in the given order. A nan stays nan and is not counted."""
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts last
-    adjusted = np.full(len(p), np.nan)
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
-    return [float(value) for value in adjusted]
+def holm(*tests: ArrayLike) -> list[NDArray[np.float64]]:
+    """P values after Holm's step-down adjustment (1979) for all of them together, along the last axis.
+
+    Each of the `tests` has a p value for each comparison, in the same order. Several must have hypotheses that can't be
+    true of one comparison at the same time, such as a difference of 0 and one of at least the margin: a comparison then
+    counts only once (Shaffer 1986, doi 10.1080/01621459.1986.10478341). A nan stays nan and is not counted.
+    """
+    p = np.concatenate(tests, -1, dtype=np.float64)
+    order = p.argsort(-1)  # nan sorts last
+    step = order.argsort(-1)
+    last = np.max(np.split(np.where(np.isnan(p), -1, step), len(tests), -1), 0)  # the last step of each comparison
+    left = (last[..., None, :] >= np.arange(p.shape[-1])[:, None]).sum(-1)  # comparisons at each step
+    adjusted = np.maximum.accumulate(np.take_along_axis(p, order, -1) * left, -1).clip(max=1)
+    return np.split(np.take_along_axis(adjusted, step, -1), len(tests), -1)

@@ -93,8 +93,9 @@ def latex_summary(summaries: Mapping[str, pd.DataFrame], data: str, label: str, 
         ]
         what = f"{metric_words(metric)}{' in percent' if is_accuracy(metric) else ''}"
         test = (
-            rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric. Bold: "
-            rf"lower or higher than the baseline, $p < {SIGNIFICANT:g}$."
+            rf" $p$: paired t test, after Holm's correction for {compared(comparisons, others)} in this metric"
+            rf"{', together with tests of equivalence (Shaffer, 1986)' * is_accuracy(metric)}. Bold: lower or higher "
+            rf"than the baseline, $p < {SIGNIFICANT:g}$."
         )
         interval = ""
         if summary["difference_low"].notna().any():

@@ -40,13 +40,13 @@ def summary(  # over 60 lines, because a row is filled column by column
 
     The columns are n, mean, std (standard deviation over seeds), low, high (Student's 95 % interval over seeds); pairs
     (the number of seeds shared with the baseline) and, over those, difference, difference_low, difference_high, p
-    (paired t test); p_holm (corrected for all comparisons); p_same (of a difference of the margin or more, corrected
-    likewise); p_sign_flip (if the number of seeds was fixed, and is at least six); p_dunnett (see `_pooled`); mcnemar
-    ({seed: p}); seconds and images_per_second (means); finding (what p_holm and p_same say); expected (points or a
-    side, if that is the difference to the baseline), source and verdict, which is that of p_holm and p_same on what was
-    expected. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds, `attrs["comparisons"]` how
-    many p_holm is corrected for, and `attrs["others"]` how many of these are not with the baseline. Raises ValueError
-    for an unknown metric, and if a cell and seed occur twice.
+    (paired t test); p_holm and p_same (that p, and the one of a difference of the margin or more, corrected together
+    for all comparisons); p_sign_flip (if the number of seeds was fixed, and is at least six); p_dunnett (see
+    `_pooled`); mcnemar ({seed: p}); seconds and images_per_second (means); finding (what p_holm and p_same say);
+    expected (points or a side, if that is the difference to the baseline), source and verdict, which is that of p_holm
+    and p_same on what was expected. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds,
+    `attrs["comparisons"]` how many p_holm is corrected for, and `attrs["others"]` how many of these are not with the
+    baseline. Raises ValueError for an unknown metric, and if a cell and seed occur twice.
     """
     done, names = _finished(records, metric), [cell["cell"] for cell in cells]
     scale = 100.0 if is_accuracy(metric) else 1.0
@@ -63,8 +63,8 @@ def summary(  # over 60 lines, because a row is filled column by column
 
     differences = [paired_difference(pair[a], pair[b], first=stage(pair)) for pair, a, b in both]
     margin = margin if is_accuracy(metric) else np.nan
-    corrected = holm([each.p for each in differences])
-    same = holm([equivalence_p(pair[a] - pair[b], margin, stage(pair)) for pair, a, b in both])
+    same_p = [equivalence_p(pair[a] - pair[b], margin, stage(pair)) for pair, a, b in both]
+    corrected, same = holm([each.p for each in differences], same_p)
     against = dict(zip(others, list(zip(differences, corrected, same, strict=True))[len(names) :], strict=True))
     pooled, note = _pooled(values, baseline, stage)
     rows: list[dict[str, Any]] = []
@@ -126,8 +126,8 @@ def _pooled(
         if found.p_equal >= UNEQUAL:
             why = f"differences from the baseline have {found.excess:.2g} times the variance that a common error gives"
         return unknown, f"Not pooled: the variances of the cells may differ ({why}), so rely on the paired tests."
-    return pd.Series(found.p_dunnett, index=whole.columns).reindex(values.columns), (
-        f"p (Dunnett) is pooled: it has one error for all cells, with {(cells - 1) * (seeds - 1)} degrees of freedom "
+    return pd.Series(found.p_dunnett(), index=whole.columns).reindex(values.columns), (
+        f"p (Dunnett) is pooled: it has one error for all cells, with {found.freedom} degrees of freedom "
         f"instead of {seeds - 1}, and is corrected for the number of cells. This holds only if all cells have the same "
         f"variance, and few seeds can't show that they don't (Bartlett's test: p = {found.p_equal:.2g})."
     )

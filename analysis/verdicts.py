@@ -64,8 +64,8 @@ def apply_rule(values: Mapping[str, pd.DataFrame], comparisons: Sequence[Compari
         apart_p(sample, MARGIN) if each.side == 0 and not each.caveat else nan
         for each, sample in zip(comparisons, samples, strict=True)
     ]
-    corrected = holm([*open_p, *other_p])
-    p_values = np.fmin(corrected[: len(found)], corrected[len(found) :])  # of both tests, the mean's side has this one
+    (corrected,) = holm([*open_p, *other_p])
+    p_values = np.fmin(*np.split(corrected, 2))  # of both tests, the mean's side has this one
     return [
         Tested(mean, float(p), *_verdict(each, mean, float(p)))
         for each, mean, p in zip(comparisons, found, p_values, strict=True)

@@ -23,8 +23,8 @@ def study(seeds: int, deviations: tuple[float, ...]) -> NDArray[np.float64]:
 def test_two_cells_give_the_paired_t_test(first: int | None) -> None:
     x = study(6, (1, 1))
     found, paired = pooled_differences(x, first), paired_difference(x[1], x[0], first=first)
-    assert found.p_dunnett[1] == pytest.approx(paired.p, abs=1e-5)
-    assert np.isnan(found.p_dunnett[0])
+    assert found.p_dunnett()[1] == pytest.approx(paired.p, abs=1e-5)
+    assert np.isnan(found.p_dunnett()[0])
     assert found.excess == pytest.approx(1)
 
 
@@ -35,7 +35,7 @@ def test_the_error_is_that_of_a_two_way_analysis_of_variance() -> None:
     fit = np.linalg.lstsq(np.array(design), x.reshape(-1))
     error = np.sqrt(2 * fit[1][0] / 8 / 3)
     found = pooled_differences(x)
-    assert found.p_dunnett[1:] == pytest.approx(dunnett_p((fit[0][1:5] - fit[0][0]) / error, 4, 8))
+    assert found.p_dunnett()[1:] == pytest.approx(dunnett_p((fit[0][1:5] - fit[0][0]) / error, 4, 8))
     assert found.excess == pytest.approx(np.mean([np.var(cell - x[0], ddof=1) for cell in x[1:]]) / (3 * error**2))
 
 
@@ -62,7 +62,7 @@ def test_too_few_cells_or_seeds_are_an_error_and_no_spread_is_unknown() -> None:
     for shape in ((1, 5), (3, 2)):
         with pytest.raises(ValueError, match="expected at least 2 and 3"):
             pooled_differences(np.zeros(shape))
-    assert np.isnan(pooled_differences(np.tile(np.arange(4.0), (3, 1))).p_dunnett).all()
+    assert np.isnan(pooled_differences(np.tile(np.arange(4.0), (3, 1))).p_dunnett()).all()
 
 
 @pytest.mark.parametrize("deviations", [(1, 1, 1, 1, 5), (5, 1, 1, 1, 1)])
@@ -72,3 +72,14 @@ def test_with_ten_seeds_the_checks_notice_cells_and_baselines_that_vary_more(dev
     assert (found.excess > 1) == (deviations[0] == 5)
     assert not found.holds()
     assert not found._replace(p_equal=1.0).holds() or deviations[0] == 1
+
+
+def test_several_studies_at_once_give_what_each_gives_by_itself() -> None:
+    x = np.random.default_rng(0).normal(size=(5, 4, 6))
+    x[3] = np.arange(6)
+    found = pooled_differences(x, 4)
+    for study, each in enumerate(x):
+        alone = pooled_differences(each, 4)
+        assert found.t[study] == pytest.approx(alone.t, nan_ok=True)
+        assert (found.p_equal[study], found.excess[study]) == pytest.approx((alone.p_equal, alone.excess), nan_ok=True)
+        assert found.holds()[study] == alone.holds()

@@ -10,6 +10,7 @@ from scipy import stats
 
 from analysis.statistics import (
     accuracy_interval,
+    apart_p,
     balanced_interval,
     equivalence_p,
     holm,
@@ -133,10 +134,29 @@ def test_values_without_spread_have_only_a_mean(values: list[float]) -> None:
 
 
 def test_holm_multiplies_by_the_remaining_tests_and_skips_nan() -> None:
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.04, math.nan, 0.01, 0.03]) == pytest.approx([0.06, math.nan, 0.03, 0.06], nan_ok=True)
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
+    nan = math.nan
+    p = [[0.04, nan, 0.01, 0.03], [0.9, 0.8, nan, 0.02]]
+    expected = [[0.06, nan, 0.03, 0.06], [1, 1, nan, 0.06]]
+    np.testing.assert_allclose(holm(p)[0], expected)  # along the last axis
+    np.testing.assert_allclose(holm(p[0])[0], expected[0])
+    assert holm([])[0].size == 0
+
+
+def test_tests_that_exclude_each_other_count_once_until_both_are_rejected() -> None:
+    """Against Shaffer's procedure: at each step, as many hypotheses as can still be true."""
+    draw = np.random.default_rng(0)
+    p = draw.random((200, 2, 4)) ** 6
+    p[:, 1, 2] = math.nan
+    for study, found in zip(p, np.stack(holm(p[:, 0], p[:, 1]), 1), strict=True):
+        expected, largest = np.full((2, 4), math.nan), 0.0
+        rejected: set[tuple[int, int]] = set()
+        for place in np.argsort(study, axis=None)[:7]:
+            test, cell = divmod(int(place), 4)
+            possible = {each for kind in (0, 1) for each in range(4) if (kind, each) not in rejected | {(1, 2)}}
+            largest = max(largest, len(possible) * study[test, cell])
+            expected[test, cell] = min(largest, 1)
+            rejected.add((test, cell))
+        np.testing.assert_allclose(found, expected)
 
 
 def test_a_balanced_accuracy_has_an_interval_that_holds_it_and_that_rare_classes_widen() -> None:
@@ -175,3 +195,15 @@ def test_equivalence_is_the_larger_of_two_one_sided_t_tests(mean: float) -> None
     _, low, high, _, _ = mean_interval(x, 0.9)
     assert (p < 0.05) == (low > -1 and high < 1)
     assert math.isnan(equivalence_p(x[:2], 1.0))
+
+
+def test_many_samples_at_once_give_what_each_gives_by_itself() -> None:
+    x = np.random.default_rng(0).normal(0.5, 1, (4, 3, 6))
+    x[1, 2] = 0.3
+    *many, n = mean_interval(x, first=4)
+    found = np.stack([*many, equivalence_p(x, 1.0, 4), apart_p(x, 0.1)])
+    for place in np.ndindex(4, 3):
+        *alone, _ = mean_interval(x[place], first=4)
+        alone += [equivalence_p(x[place], 1.0, 4), apart_p(x[place], 0.1)]
+        assert found[:, *place] == pytest.approx(alone, nan_ok=True)
+    assert n == 6

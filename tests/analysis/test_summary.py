@@ -71,7 +71,7 @@ def test_rows_equal_scipys_intervals_and_paired_tests() -> None:
         assert row["std"] == pytest.approx(100 * np.std(x, ddof=1))
     b, a = tests["b"].pvalue, tests["a"].pvalue
     assert b < a
-    assert result["p_holm"].tolist() == pytest.approx([NAN, 2 * b, max(2 * b, a)], nan_ok=True)
+    assert result["p_holm"].tolist() == pytest.approx([NAN, 2 * b, 2 * a], nan_ok=True)  # b may differ by the margin
     baseline = result.loc["base"]
     assert (baseline["n"], baseline["pairs"], baseline["mcnemar"], baseline["verdict"]) == (5, 0, None, "")
     assert baseline[["difference", "difference_low", "p"]].isna().all()
@@ -103,7 +103,7 @@ def test_pooled_columns_are_those_of_the_seeds_that_all_cells_have(seeds: int) -
     figures["b"][-1] = NAN  # so the last seed is left out
     result = table(figures | {"failed": np.full(seeds + 1, NAN)})
     expected = pooled_differences(100 * x)
-    assert result["p_dunnett"].tolist() == pytest.approx([*expected.p_dunnett, NAN], nan_ok=True)
+    assert result["p_dunnett"].tolist() == pytest.approx([*expected.p_dunnett(), NAN], nan_ok=True)
     assert f"{3 * (seeds - 1)} degrees of freedom instead of {seeds - 1}," in result.attrs["pooled"]
 
 
@@ -142,10 +142,8 @@ def test_cells_may_be_compared_with_another_cell_than_the_baseline_or_not_at_all
     assert result.loc["b", "verdict"] == f"agrees (against a: {size:+.2f}, expected -4.70)"
     assert result.loc["a", "verdict"] == "not comparable: the paper has other rates"
     assert result["expected"].isna().all()
-    p = sorted([own.pvalue, result.loc["a", "p"], result.loc["b", "p"]])
-    assert result.loc["b", "p_holm"] in [
-        pytest.approx(factor * each) for factor, each in zip((3, 2, 1), p, strict=True)
-    ]
+    assert own.pvalue < result.loc["b", "p"]
+    assert result.loc["b", "p_holm"] == pytest.approx(3 * result.loc["b", "p"])
 
 
 def test_cells_that_a_margin_holds_are_the_same_and_others_cannot_be_told() -> None:
@@ -161,7 +159,8 @@ def test_cells_that_a_margin_holds_are_the_same_and_others_cannot_be_told() -> N
         )
         for name in ("alike", "noisy", "near")
     ]
-    assert result["p_same"].tolist()[1:] == pytest.approx(holm(one_sided))
+    expected = holm(result["p"].tolist()[1:], one_sided)
+    assert np.ravel(result[["p_holm", "p_same"]].to_numpy()[1:].T) == pytest.approx(np.ravel(expected))
     strict = summary(records(figures), cells(figures), "knn_top1", {}, margin=0.1)
     assert strict["finding"].tolist() == ["", "can't tell", "can't tell", "lower"]
 

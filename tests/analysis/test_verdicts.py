@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
+from numpy.typing import NDArray
 
-from analysis.summary import CANT_TELL
+from analysis.statistics import apart_p, equivalence_p, holm, mean_interval
+from analysis.summary import CANT_TELL, MARGIN, SIGNIFICANT
 from analysis.verdicts import Comparison, apply_rule, rank_correlation, tally
 
 COLUMNS = ["a", "b", "c", "d", "e"]
@@ -36,8 +38,10 @@ def test_verdicts_need_the_sign_and_a_corrected_p() -> None:
     gap = values["e"] - values["a"]
     raw.append(max(scipy.stats.ttest_1samp(gap, b, alternative=s).pvalue for b, s in ((-1, "greater"), (1, "less"))))
     order = np.argsort(raw)
-    holm = np.maximum.accumulate(np.array(raw)[order] * [5, 4, 3, 2]).clip(max=1)
-    assert [found[place].p for place in order] == pytest.approx(holm)  # two tests of e, and the caveat takes no part
+    corrected = np.maximum.accumulate(np.array(raw)[order] * [5, 4, 3, 2]).clip(max=1)
+    assert [found[place].p for place in order] == pytest.approx(
+        corrected
+    )  # two tests of e, and the caveat takes no part
 
 
 def test_weights_make_differences_of_differences() -> None:
@@ -85,15 +89,27 @@ def test_that_rows_are_not_the_same_needs_a_corrected_p() -> None:
     assert alone.verdict == "differs"
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_the_error_of_a_table_is_at_most_5_percent(seeds: int) -> None:
-    """Of tables in which nothing differs, with rows that vary unequally, as many have a verdict."""
-    draw, wrong, tables = np.random.default_rng(seeds), 0, 120
-    wanted = [compare(row, 1.0) for row in "bcde"]
-    for _ in range(tables):
-        values = pd.DataFrame(draw.normal(50, [0.2, 0.5, 1, 2, 4], (seeds, 5)), columns=COLUMNS)
-        wrong += any(each.verdict != CANT_TELL for each in apply_rule({"m": values}, wanted))
-    assert wrong <= scipy.stats.binom.ppf(0.999, tables, 0.05)
+def wrong_verdicts(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which tables (tables x rows x seeds) have a verdict, by the rule: on b, c or d, or on whether e is the same."""
+    gaps = values[:, 1:] - values[:, :1]
+    alike = gaps[:, -1:]
+    tests = mean_interval(gaps[:, :-1]).p, equivalence_p(alike, MARGIN), apart_p(alike, MARGIN)
+    return (holm(np.concatenate(tests, 1))[0] < SIGNIFICANT).any(1)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("spread", [(1, 1, 1, 1, 1), (0.2, 0.5, 1, 2, 4), (3, 1, 1, 1, 1)])
+def test_the_error_of_a_table_is_at_most_5_percent(seeds: int, spread: tuple[float, ...]) -> None:
+    """Of tables in which three rows don't differ from the first and one does by the margin, as many have a verdict."""
+    draw, deviations = np.random.default_rng(seeds), 0.1 * np.array(spread)[:, None]
+    values = 50 + draw.normal(size=(40_000, 5, seeds)) * deviations + draw.normal(size=(40_000, 1, seeds))
+    values[:, -1] += MARGIN
+    wrong = wrong_verdicts(values)
+    wanted = [*(compare(row, 1.0) for row in "bcd"), compare("e", 0.0)]
+    for number in [*range(20), *np.flatnonzero(wrong)[:10]]:  # those of the simulation are those of the product
+        found = apply_rule({"m": pd.DataFrame(values[number].T, columns=COLUMNS)}, wanted)
+        assert wrong[number] == any(each.verdict != CANT_TELL for each in found)
+    assert wrong.mean() <= 0.055
 
 
 def test_rank_correlation_is_kendalls_with_the_p_of_all_orders() -> None:
