@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.findings import compared, count, in_other_metrics, metric_words
+from analysis.statistics import FEWEST_SEEDS
 from analysis.summary import CANT_TELL
 from analysis.tables import metric_label
 from experiments.runs.compare import reads_labels
@@ -33,7 +34,11 @@ PAPER = (
     "verdict is about the direction."
 )
 SINGLE = "Each interval is for a single comparison, while p (Holm) is corrected for all of them."
-POOLED = "p (Dunnett) pools the spread of all cells. It is shown if their spreads are similar."
+ADDED = (
+    "This study had {} seeds before it had {}: if you decided to add seeds after reading its results, they are wrong "
+    "more often than their p values say."
+)
+POOLED = "p (Dunnett) pools the spread of all cells. It is shown if their spreads are similar, and decides no verdict."
 
 
 def about(study: Record, results: Results) -> list[str]:
@@ -71,8 +76,9 @@ def how_to_read(study: Record, results: Results, summaries: Mapping[str, pd.Data
     )
     same = (
         "A cell is called the same as the baseline if p (same) is below 0.05: then a difference of "
-        f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests, also corrected. If "
-        "neither p is below 0.05, the study can't tell."
+        f"{document.design.margin:g} or more points can be ruled out, by two one-sided t tests. It is corrected "
+        "together with p (Holm); both tests of a comparison count once, because a difference can't be both 0 and that "
+        "large (Shaffer, 1986). If neither p is below 0.05, the study can't tell."
     )
     tested = bool(table["p_holm"].notna().any())
     pooled: dict[str, list[str]] = {}
@@ -174,12 +180,13 @@ def _test_use(study: Record, document: StudyDocument) -> str:
 
 
 def _seeds(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str]:
-    """How many seeds the study's rule asked for, unless their number was fixed or its metric is missing."""
-    document = results.document
+    """How many seeds the study's rule asked for, or that seeds were added without a rule."""
+    document, seeds = results.document, len(results.seeds())
     metric = document.metrics()[0]
-    if document.design.until is None or metric not in summaries:
-        return []
-    return [document.design.note(summaries[metric], metric, results.seeds_wanted())]
+    if document.design.until is None:
+        fewer = [number for number in document.earlier if FEWEST_SEEDS <= number < seeds]
+        return [ADDED.format(listed(fewer), seeds)] if fewer else []
+    return [document.design.note(summaries[metric], metric, results.seeds_wanted())] if metric in summaries else []
 
 
 def baseline_run(results: Results) -> Record:

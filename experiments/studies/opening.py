@@ -108,7 +108,7 @@ def open_study(name: str, plan: StudyPlan, store: Store, command: str, seeds: Se
     if (study := find_study(name, plan, data, store)) is not None:
         tracker = Tracker(store, study.id)
         if (earlier := document_of(name, store)) is not None:
-            document = document.with_seeds_of(earlier)
+            document = document.continuing(earlier)
     else:
         tags = {"study": name, "plan": plan.digest(data.identity), "data_digest": data.identity}
         tracker = start_run(store, name, "study", baseline.flat(), tags)

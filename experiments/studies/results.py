@@ -56,6 +56,7 @@ class StudyDocument(BaseModel):
     equal: str | None = None  # what all cells cost alike: time or flops
     command: str  # that runs the study
     seeds: tuple[int, ...] = ()  # that it was last run with; empty in records of earlier versions
+    earlier: tuple[int, ...] = ()  # the numbers of seeds that it was run with before
     cells: list[CellDocument]
     design: Design = Design()
     test_by_seed: bool = False  # whether seeds hold out different test images
@@ -64,13 +65,15 @@ class StudyDocument(BaseModel):
         """The metrics that the study reports."""
         return list(self.cells[0].protocols)
 
-    def with_seeds_of(self, earlier: StudyDocument) -> Self:
-        """The same document with the splits by seed of an earlier one, if both are evaluated on the same images."""
-        if self.on != earlier.on:
-            return self
-        before = {cell.cell: cell.by_seed for cell in earlier.cells}
-        cells = [cell.model_copy(update={"by_seed": before[cell.cell] | cell.by_seed}) for cell in self.cells]
-        return self.model_copy(update={"cells": cells})
+    def continuing(self, before: StudyDocument) -> Self:
+        """The same document with the numbers of seeds of the one before, and with its splits by seed, if both are
+        evaluated on the same images."""
+        found = self.model_copy(update={"earlier": tuple(sorted({*before.earlier, len(before.seeds)}))})
+        if self.on != before.on:
+            return found
+        splits = {cell.cell: cell.by_seed for cell in before.cells}
+        cells = [cell.model_copy(update={"by_seed": splits[cell.cell] | cell.by_seed}) for cell in self.cells]
+        return found.model_copy(update={"cells": cells})
 
     @classmethod
     def read(cls, study: Record) -> Self:

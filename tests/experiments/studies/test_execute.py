@@ -160,6 +160,24 @@ def test_seeds_follow_until_the_intervals_are_narrow_enough_and_the_page_says_so
         execute("added", fixed, store, range(8), COMMAND)
 
 
+def test_a_study_that_is_given_more_seeds_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def run(study: Record, cell: Any, prepared: Any, store: Store, observer: Observer) -> float:
+        seed = prepared.config.seed
+        if (cell.name, seed) not in trained:
+            trained.append((cell.name, seed))
+            found = like_the_baseline(cell.name, seed, 0.6 + 0.05 * seed)
+            write_run(store, found, found["tags"], study.id)
+        return 0.5
+
+    monkeypatch.setattr(runner, "run_cell", run)
+    plan = plan_study(previous_plan().cells[0].config, vary=["optim.lr=0.01,0.1"])
+    texts = [execute("grows", plan, store, range(seeds), COMMAND).report for seeds in (2, 3, 3, 4, 5)]
+    told = [" ".join(text.split()).partition("This study had ")[2].partition(":")[0] for text in texts]
+    assert told == ["", "", "", "3 seeds before it had 4", "3, 4 seeds before it had 5"]
+
+
 @pytest.mark.usefixtures("previous", "ran")
 def test_two_processes_cannot_run_a_study_at_the_same_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     inner: list[str] = []
