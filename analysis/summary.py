@@ -44,7 +44,8 @@ def summary(  # over 60 lines, because a row is filled column by column
     for all comparisons); p_sign_flip (if the number of seeds was fixed, and is at least six); p_dunnett (see
     `_pooled`); mcnemar ({seed: p}); seconds and images_per_second (means); finding (what p_holm and p_same say);
     expected (points or a side, if that is the difference to the baseline), source and verdict, which is that of p_holm
-    and p_same on what was expected. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds,
+    and p_same on what was expected; against, against_difference and against_expected, if that is the difference to
+    another cell. Unknown values are nan or None. `attrs["pooled"]` says whether p_dunnett holds,
     `attrs["comparisons"]` how many p_holm is corrected for, and `attrs["others"]` how many of these are not with the
     baseline. Raises ValueError for an unknown metric, and if a cell and seed occur twice.
     """
@@ -88,11 +89,13 @@ def summary(  # over 60 lines, because a row is filled column by column
         row |= {"mcnemar": tests or None, **speed.loc[name]}
         row |= {"finding": _finding(difference.mean, p_holm, p_same, margin)}
         row |= {"expected": None, "source": cell["source"]}
+        row |= {"against": None, "against_difference": np.nan, "against_expected": None}
         expected = cell["direction"] if cell["paper"] is None else float(cell["paper"])
         if cell["caveat"]:
             row["verdict"] = f"not comparable: {cell['caveat']}"
         elif name in against:
             other, p, p_other = against[name]
+            row |= {"against": others[name], "against_difference": other.mean, "against_expected": expected}
             size = expected if isinstance(expected, str) else f"{expected:+.2f}"
             row["verdict"] = _verdict(other.mean, p, _finding(other.mean, p, p_other, margin), expected)
             row["verdict"] += f" (against {others[name]}: {other.mean:+.2f}, expected {size})"

@@ -113,9 +113,23 @@ def _numbers(study: Record, summaries: Mapping[str, pd.DataFrame], results: Resu
         own = {f"seed_{seed}": seeds[seed].tolist() for seed in seeds}
         own |= {f"mcnemar_seed_{seed}": [(tests or {}).get(seed) for tests in table["mcnemar"]] for seed in seeds}
         none = {name: table[name].replace("", None) for name in ("finding", "verdict")}  # of the baseline
-        rows = table.assign(metric=metric, **none, **own).drop(columns="mcnemar")
+        rows = _compared(table.assign(metric=metric, **none, **own)).drop(columns="mcnemar")
         found[metric] = pd.concat([rows[["cell", "metric"]], settings, rows.drop(columns=["cell", "metric"])], axis=1)
     return found
+
+
+def _compared(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary with what was expected in `expected`, and with which cell in `compared_with`, the baseline included.
+
+    `compared_difference` is the difference to that cell.
+    """
+    other, known = table["against"].notna(), table["expected"].notna()
+    columns = {
+        "expected": table["against_expected"].where(other, table["expected"]),
+        "compared_with": table["against"].where(other, table["cell"].iloc[0]).where(other | known, None),
+        "compared_difference": table["against_difference"].where(other, table["difference"].where(known)),
+    }
+    return table.drop(columns=[name for name in table if str(name).startswith("against")]).assign(**columns)
 
 
 def _unfinished(results: Results) -> str:

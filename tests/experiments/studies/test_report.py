@@ -135,6 +135,22 @@ def test_the_csv_format_has_all_metrics_in_one_table(previous: Record, store: St
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_the_csv_format_says_with_which_cell_the_paper_compares_and_what_it_found(
+    previous: Record, store: Store
+) -> None:
+    change_cells(previous, paper={"lr=0.01": -1.5}, direction={"lr=1e+30": "lower"})
+    rows = pd.read_csv(io.StringIO(report(previous, store, "csv")[0])).head(3).set_index("cell")
+    assert rows["compared_with"].fillna("").tolist() == ["", BASELINE, BASELINE]
+    assert rows["expected"].fillna("").tolist() == ["", "lower", "-1.5"]
+    assert rows.loc["lr=0.01", "compared_difference"] == rows.loc["lr=0.01", "difference"]
+    change_cells(previous, against={BASELINE: "lr=0.01", "lr=0.01": None}, paper={BASELINE: 1.5, "lr=0.01": None})
+    rows = pd.read_csv(io.StringIO(report(previous, store, "csv")[0])).head(3).set_index("cell")
+    assert (rows.loc[BASELINE, "compared_with"], rows.loc[BASELINE, "expected"]) == ("lr=0.01", "1.5")
+    assert rows.loc[BASELINE, "compared_difference"] == pytest.approx(-rows.loc["lr=0.01", "difference"])
+    assert rows.loc["lr=0.01", ["compared_with", "expected"]].isna().all()
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_the_latex_format_is_a_table_for_each_metric_with_nothing_in_bold_that_is_not_shown(
     previous: Record, store: Store
 ) -> None:
