@@ -68,7 +68,8 @@ class StudyDocument(BaseModel):
     def continuing(self, before: StudyDocument) -> Self:
         """The same document with the numbers of seeds of the one before, and with its splits by seed, if both are
         evaluated on the same images."""
-        found = self.model_copy(update={"earlier": tuple(sorted({*before.earlier, len(before.seeds)}))})
+        earlier = {*before.earlier, len(before.seeds)} - {0}  # for a record of an earlier version, it isn't known
+        found = self.model_copy(update={"earlier": tuple(sorted(earlier))})
         if self.on != before.on:
             return found
         splits = {cell.cell: cell.by_seed for cell in before.cells}
