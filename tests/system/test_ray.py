@@ -167,13 +167,13 @@ def accuracies(search: Search) -> dict[float, float]:
 LONG = (50, ["loss.temperature=0.05,0.1,0.2,0.3,1"], 2, 20, 3, False, 3600)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("record", "epochs", "vary", "seeds", "trials", "every", "twice", "seconds"),
     [
         pytest.param("server", 12, ["loss.temperature=0.5"], 1, 3, 1, True, SECONDS, id="short"),
-        pytest.param("file", *LONG, id="12 runs and 20 trials"),
-        pytest.param("server", *LONG, id="with a team's server"),
+        pytest.param("file", *LONG, id="12 runs and 20 trials", marks=pytest.mark.long),
+        pytest.param("server", *LONG, id="with a team's server", marks=pytest.mark.long),
     ],
     indirect=["record"],
 )
