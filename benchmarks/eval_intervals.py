@@ -1,4 +1,4 @@
-"""How often the intervals of `simclr eval` and `simclr search` contain the true value, in simulations that know it.
+"""How often the intervals of `simclr eval`, `measures` and `search` contain the true value, in simulations.
 
 python -m benchmarks.eval_intervals [--studies 1000]
 
@@ -19,6 +19,7 @@ import scipy
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from analysis.agreement import kendall
 from analysis.statistics import (
     accuracy_interval,
     balanced_interval,
@@ -29,6 +30,7 @@ from analysis.statistics import (
 
 ACCURACIES = (0.3, 0.5, 0.7, 0.9, 0.97)
 IMAGES = (20, 100, 2000)
+ENCODERS = (5, 8, 20, 40)
 CORRELATIONS = (0.3, 0.6)  # of two answers to the same image, as images are hard or easy
 CLASSES, TRAINED, WIDTH = 10, 100, 16  # of made-up features: normal around the mean of their class
 Row = tuple[str, str, list[float]]  # an interval, a case, and the shares of its true values
@@ -117,6 +119,13 @@ def of_confirmed(draw: Generator, trials: int, studies: int) -> float:
     return float(np.mean([each.low <= gain <= each.high for each, gain in zip(found, gains, strict=True)]))
 
 
+def of_order(draw: Generator, n: int, correlation: float, studies: int) -> float:
+    """The share for Kendall's tau of n pairs of normal values, whose true one follows from their correlation."""
+    covariance = [[1.0, correlation], [correlation, 1.0]]
+    found = (kendall(*pairs.T) for pairs in draw.multivariate_normal([0, 0], covariance, (studies, n)))
+    return held(2 / math.pi * math.asin(correlation), ((each.low, each.high) for each in found))
+
+
 def measured(studies: int) -> Iterator[Row]:
     draw = np.random.default_rng(0)
     for n in IMAGES:
@@ -139,6 +148,9 @@ def measured(studies: int) -> Iterator[Row]:
     population = precisions(draw, 5000)
     for n in IMAGES:
         yield "mean average precision", f"{n} queries", [of_means(draw, population, n, studies)]
+    for n in ENCODERS:
+        shares = [of_order(draw, n, correlation, studies) for correlation in (0.0, 0.5, 0.8, 0.95)]
+        yield "Kendall's tau of `simclr measures`", f"{n} encoders", shares
     yield "gain of a confirmed search", "3 seeds", [of_confirmed(draw, trials, studies) for trials in (10, 30)]
 
 

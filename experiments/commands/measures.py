@@ -46,9 +46,8 @@ def _text(ranking: dict[str, Any]) -> str:
     cells = []
     for row in ranking["rows"]:
         interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
-        cells.append(
-            [row["measure"], f"{row['tau']:+.2f}", interval, str(row["n"]), str(row["encoders"]), row["protocol"]]
-        )
+        counts = str(row["n"]), str(row["encoders"])
+        cells.append([row["measure"], f"{row['tau']:+.2f}", interval, *counts, row["protocol"]])
     title = f"Agreement with {metric_label(ranking['rows'][0]['accuracy'])}:"
     header = ["measure", "tau", "95% interval", "configs", "encoders", "protocol"]
     return "\n".join([title, text_table(header, cells), *map(paragraph, ranking["notes"])])

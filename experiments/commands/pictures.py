@@ -117,10 +117,8 @@ def plot(
     from experiments.runs.compare import plot_metric
 
     if not runs:
-        run = "RUN" if metric in METRICS or "/" in metric else shlex.quote(metric)
-        raise UserError(
-            f"the metric comes first, and then the runs: simclr plot {metric if run == 'RUN' else 'loss'} {run}"
-        )
+        words = (metric, "RUN") if metric in METRICS or "/" in metric else ("loss", metric)
+        raise UserError(f"the metric comes first, and then the runs: simclr plot {shlex.join(words)}")
     if metric not in METRICS and (given := [run for run in runs if run in METRICS]) and "/" not in metric:
         raise UserError(f"the metric comes first: simclr plot {given[0]} {shlex.quote(metric)}")
     show(plot_metric(metric, runs, open_store(), out, smooth), describe_files, as_json=as_json)

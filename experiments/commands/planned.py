@@ -21,7 +21,7 @@ CONFOUNDED = (
 
 
 def planned_cell(forecast: Forecast) -> dict[str, Any]:
-    """What --json says of a cell that will be trained."""
+    """What --json says about a cell."""
     cell = forecast.cell
     return {
         "cell": cell.name,
@@ -81,7 +81,7 @@ def _describe_power(power: dict[str, Any], seeds: int, most: int) -> str:
         one, two = (each["seeds"] or "over 100" for each in power["needed_for_effects"])
         shows = (
             f"With a probability of {chance}, {seeds} seeds detect {effect:.1f} standard deviations of paired "
-            f"differences: {0.3 * effect:.1f} points if one is 0.3 points, which isn't known yet."
+            f"differences, which aren't known yet: {0.3 * effect:.1f} points if one is 0.3 points."
         )
         return paragraph(
             f"{too_few if isnan(effect) else shows} One standard deviation takes {one} seeds, two take {two} (p "

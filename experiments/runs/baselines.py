@@ -32,7 +32,10 @@ def untrained_metrics(subject: Subject, name: str, store: Store, start: Start | 
     pixels = protocol.layer == PIXELS
     reads = [config.model.model_dump(), config.seed, RESULT_VERSION] if not pixels else []
     reads += [subject.model.mean.flatten().tolist(), subject.model.std.flatten().tolist()]
-    reads += [weights_digest(start.weights)] if start else [] if pixels else _measured_by(subject)
+    if start:
+        reads += [weights_digest(start.weights)]
+    elif not pixels:
+        reads += _measured_by(subject)
     evaluation = get_evaluation(protocol, name)
     settings = [evaluation.model_dump()]
     protocol_id = identity(name, protocol, config, subject.data, subject.device)

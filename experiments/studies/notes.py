@@ -35,8 +35,8 @@ PAPER = (
 )
 SINGLE = "Each interval is for a single comparison, while p (Holm) is corrected for all of them."
 ADDED = (
-    "This study had {} seeds before it had {}: if you decided to add seeds after reading its results, they are wrong "
-    "more often than their p values say."
+    "This study had {} seeds before it had {}: if you decided to add seeds after reading its results, its claims are "
+    "wrong more often than their p values say."
 )
 POOLED = "p (Dunnett) pools the spread of all cells. It is shown if their spreads are similar, and decides no verdict."
 
@@ -156,10 +156,10 @@ def _levels(results: Results, summaries: Mapping[str, pd.DataFrame]) -> list[str
         f"{untrained:.1f} %."
     )
     if 100 * own[metric].min() <= untrained:
-        some = "" if table["mean"].iloc[0] <= untrained else " with every seed"
+        which = "The" if table["mean"].iloc[0] <= untrained else "With some seeds, the"
         level += (
-            f" The trained baseline is not better than that{some}, so differences between cells say little: training "
-            f"for longer may help."
+            f" {which} trained baseline is no better than that, so differences between cells say little: training for "
+            f"longer may help."
         )
     return [level]
 

@@ -120,7 +120,7 @@ class Finetune(Sgd):
         metrics[f"{name}_lr"] = lr
         if self.seeds > 1:
             metrics[f"{name}_std"] = float(np.std([one.metrics[f"{name}_top1"] for one in results], ddof=1))
-        tops = {f"{name}_top{k}": k for k in (1, 5)}
+        tops = {top: k for k in (1, 5) if (top := f"{name}_top{k}") in metrics}
         right = {top: share_right([is_right(scores, truth, k) for scores in given]) for top, k in tops.items()}
         return Outcome(metrics, results[0].predictions, first, right=right)
 

@@ -117,7 +117,7 @@ def test_a_dry_run_shows_cells_seeds_time_and_memory_and_runs_nothing(
     lines = done.stdout.partition("\n\n")[2].strip().splitlines()
     assert len(lines) <= 3
     shown = " ".join(lines)  # G*Power: 5 pairs find 1.682 standard deviations, 10 find one and 5 find two
-    assert "5 seeds detect 1.7 standard deviations of paired differences: 0.5 points if" in shown
+    assert "5 seeds detect 1.7 standard deviations of paired differences, which aren't known yet: 0.5" in shown
     assert "One standard deviation takes 10 seeds, two take 5 (p corrected for 1 comparison)." in shown
     assert study == []
     monkeypatch.setattr("experiments.studies.power.ASSUMED_DATA", "digits")

@@ -71,7 +71,7 @@ def test_a_study_of_the_previous_version_is_reported(previous: Record, store: St
     assert "accuracies are measured: 3-07d9ea, 3-69f7a1." in text
     level = "In linear accuracy, chance is 12.8 %, and the untrained network of the baseline reaches 52.6 %."
     assert level in text  # 0.12813 and 0.52646 in the record
-    assert "not better than that" not in text
+    assert "no better than that" not in text
     assert notes[-2] == f"report: {previous.artifact('report.html')}"
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -105,7 +105,7 @@ def test_a_baseline_that_is_no_better_than_untrained_is_told(store: Store) -> No
     runs = copy.deepcopy(PREVIOUS_RUNS)
     runs["baseline"]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]  # it reaches 72.1 %
     told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
-    assert "reaches 73.0 %. The trained baseline is not better than that, so" in told
+    assert "reaches 73.0 %. The trained baseline is no better than that, so" in told
 
 
 def test_a_baseline_that_is_better_than_untrained_with_some_seeds_only_is_told(store: Store) -> None:
@@ -114,7 +114,7 @@ def test_a_baseline_that_is_better_than_untrained_with_some_seeds_only_is_told(s
     for name in ("baseline", "second"):
         runs[name]["metrics"]["ref/untrained/linear_top1"] = [[0, 0.73]]
     told = " ".join(" ".join(report(write_previous_study(store, runs), store)[1]).split())
-    assert "The trained baseline is not better than that with every seed, so" in told
+    assert "With some seeds, the trained baseline is no better than that, so" in told
 
 
 @pytest.mark.usefixtures("no_figures")
